@@ -1,0 +1,1 @@
+"""Denoising, and what it costs. Imports no bentoml, prometheus or boto3."""

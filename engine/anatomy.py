@@ -1,0 +1,214 @@
+"""A diffusers UNet unrolled into one list of items, so that a full and a partial step are two ways through the same list.
+
+Encoder item k (1-based) makes the k-th skip; decoder items consume the skips in reverse, so decoder item k, counted from
+the output side, consumes what encoder item k made:
+
+    conv_in ─ resnet ─ … ─ downsampler ─ …  n encoder items
+       │        │              │         └─ middle
+    head ──── item 1 ──── … ─ item k ─ …    n decoder items, counted from the output side
+
+A full step runs everything. A partial step with branch s runs encoder items 1…s, takes the tensor that entered decoder
+item s at the last full step, and runs decoder items s…1 (DeepCache, arXiv 2312.00858, figure 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+import torch
+from diffusers.models.attention_processor import Attention
+from diffusers.models.unets import UNet2DConditionModel, UNet2DModel
+from torch import Tensor, nn
+
+from registry.errors import InvalidInput, Unsupported
+
+UNet = UNet2DConditionModel | UNet2DModel
+
+DOWN_BLOCKS = {"DownBlock2D", "CrossAttnDownBlock2D", "AttnDownBlock2D"}
+UP_BLOCKS = {"UpBlock2D", "CrossAttnUpBlock2D", "AttnUpBlock2D"}
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What every item may look at: the time embedding (rows, dim) and the context (rows, tokens, dim) or None."""
+
+    embedding: Tensor
+    context: Tensor | None
+
+
+class EncoderItem(Protocol):
+    """(rows, c, h, w) -> (rows, c', h', w'); the result is also the skip."""
+
+    def __call__(self, hidden: Tensor, given: Conditioning) -> Tensor: ...
+
+
+class DecoderItem(Protocol):
+    """Hidden tensor and its skip, both of the same height and width; `size` is what an upsampler must reach."""
+
+    def __call__(self, hidden: Tensor, skip: Tensor, size: torch.Size | None, given: Conditioning) -> Tensor: ...
+
+
+class Anatomy:
+    """The unrolled UNet. `branches` is the number of items on each side, and so the largest branch."""
+
+    def __init__(self, unet: UNet) -> None:
+        """Raises `Unsupported` naming the block or setting that cannot be unrolled."""
+        _refuse_unknown(unet)
+        self.unet = unet
+        self.encoder: list[EncoderItem] = [_conv_in(unet.conv_in)]
+        for block in unet.down_blocks:
+            self.encoder += _down_items(block)
+        self.decoder: list[DecoderItem] = []  # in running order: the item of branch 1 is the last
+        for block in unet.up_blocks:
+            self.decoder += _up_items(block)
+        self.branches = len(self.encoder)
+        if len(self.decoder) != self.branches:
+            raise Unsupported(f"the UNet has {self.branches} skips but {len(self.decoder)} decoder items", param="unet")
+
+    def conditioning(self, sample: Tensor, timesteps: Tensor, context: Tensor | None) -> Conditioning:
+        """The time embedding of each row. sample (rows, c, h, w), timesteps (rows,), context (rows, tokens, dim)."""
+        unet = self.unet
+        sample = sample.to(unet.dtype)
+        if isinstance(unet, UNet2DConditionModel):
+            embedding = unet.time_embedding(unet.get_time_embed(sample=sample, timestep=timesteps))
+            if unet.time_embed_act is not None:
+                embedding = unet.time_embed_act(embedding)
+        else:
+            embedding = unet.time_embedding(unet.time_proj(timesteps).to(sample.dtype))
+        return Conditioning(embedding, context)
+
+    def full(
+        self, sample: Tensor, timesteps: Tensor, context: Tensor | None, keep: Collection[int] = ()
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """The whole UNet. sample (rows, c, h, w) in any float type, timesteps (rows,), context (rows, tokens, dim).
+
+        Returns the prediction (rows, c, h, w) and, for each branch in `keep`, the deep feature that entered its decoder item.
+        """
+        given = self.conditioning(sample, timesteps, context)
+        hidden, skips = self._encode(sample, self.branches, given)
+        hidden = self._middle(hidden, given)
+        kept: dict[int, Tensor] = {}
+        for branch in range(self.branches, 0, -1):
+            if branch in keep:
+                kept[branch] = hidden
+            hidden = self._decode(hidden, skips, branch, given)
+        return self._head(hidden).to(sample.dtype), kept
+
+    def partial(
+        self, sample: Tensor, timesteps: Tensor, context: Tensor | None, branch: int, feature: Tensor
+    ) -> Tensor:
+        """The outer UNet. `feature` is the deep feature kept for this branch, one per row. Returns (rows, c, h, w)."""
+        self.check_branch(branch)
+        given = self.conditioning(sample, timesteps, context)
+        _, skips = self._encode(sample, branch, given)
+        hidden = feature
+        for item in range(branch, 0, -1):
+            hidden = self._decode(hidden, skips, item, given)
+        return self._head(hidden).to(sample.dtype)
+
+    def check_branch(self, branch: int) -> None:
+        """Raises `InvalidInput` unless 1 ≤ branch ≤ `branches`."""
+        if not 1 <= branch <= self.branches:
+            raise InvalidInput(f"branch: must be between 1 and {self.branches} for this UNet, got {branch}", param="branch")
+
+    def _encode(self, sample: Tensor, items: int, given: Conditioning) -> tuple[Tensor, list[Tensor]]:
+        hidden, skips = sample.to(self.unet.dtype), list[Tensor]()
+        if self.unet.config["center_input_sample"]:
+            hidden = 2 * hidden - 1
+        for item in self.encoder[:items]:
+            hidden = item(hidden, given)
+            skips.append(hidden)
+        return hidden, skips
+
+    def _middle(self, hidden: Tensor, given: Conditioning) -> Tensor:
+        middle = self.unet.mid_block
+        if middle is None:
+            return hidden
+        if getattr(middle, "has_cross_attention", False):
+            return cast(Tensor, middle(hidden, given.embedding, encoder_hidden_states=given.context))
+        return cast(Tensor, middle(hidden, given.embedding))
+
+    def _decode(self, hidden: Tensor, skips: list[Tensor], branch: int, given: Conditioning) -> Tensor:
+        size = skips[branch - 2].shape[-2:] if branch > 1 else None
+        return self.decoder[-branch](hidden, skips[branch - 1], size, given)
+
+    def _head(self, hidden: Tensor) -> Tensor:
+        unet = self.unet
+        if unet.conv_norm_out is not None:
+            hidden = unet.conv_act(unet.conv_norm_out(hidden))
+        return cast(Tensor, unet.conv_out(hidden))
+
+
+def _conv_in(conv: nn.Module) -> EncoderItem:
+    return lambda hidden, given: conv(hidden)
+
+
+def _down_items(block: nn.Module) -> list[EncoderItem]:
+    """One item per resnet (with its attention), one per downsampler."""
+
+    def resnet_item(resnet: nn.Module, attend: Attend) -> EncoderItem:
+        return lambda hidden, given: attend(resnet(hidden, given.embedding), given.context)
+
+    def down_item(downsampler: nn.Module) -> EncoderItem:
+        if getattr(block, "downsample_type", "conv") == "resnet":
+            return lambda hidden, given: downsampler(hidden, given.embedding)
+        return lambda hidden, given: downsampler(hidden)
+
+    items = [resnet_item(resnet, attend) for resnet, attend in _layers(block)]
+    return items + [down_item(downsampler) for downsampler in cast(Any, block.downsamplers) or ()]
+
+
+def _up_items(block: nn.Module) -> list[DecoderItem]:
+    """One item per resnet (with its attention); the block's upsampler belongs to its last one."""
+
+    def item(resnet: nn.Module, attend: Attend, upsample: Callable[..., Tensor] | None) -> DecoderItem:
+        def run(hidden: Tensor, skip: Tensor, size: torch.Size | None, given: Conditioning) -> Tensor:
+            hidden = resnet(torch.cat([hidden, skip], dim=1), given.embedding)
+            hidden = attend(hidden, given.context)
+            return hidden if upsample is None else upsample(hidden, size, given)
+
+        return run
+
+    def upsampling(upsampler: nn.Module) -> Callable[..., Tensor]:
+        if getattr(block, "upsample_type", "conv") == "resnet":
+            return lambda hidden, size, given: upsampler(hidden, given.embedding)
+        return lambda hidden, size, given: upsampler(hidden, size)
+
+    layers = _layers(block)
+    upsamplers = list(cast(Any, block.upsamplers) or ())
+    last = upsampling(upsamplers[0]) if upsamplers else None
+    return [item(*layer, last if layer is layers[-1] else None) for layer in layers]
+
+
+Attend = Callable[[Tensor, Tensor | None], Tensor]
+
+
+def _layers(block: nn.Module) -> list[tuple[nn.Module, Attend]]:
+    """The block's resnets, each with the attention that follows it (or one that does nothing)."""
+
+    def attend(attention: nn.Module | None) -> Attend:
+        if attention is None:
+            return lambda hidden, context: hidden
+        if isinstance(attention, Attention):
+            return lambda hidden, context: attention(hidden)
+        return lambda hidden, context: attention(hidden, encoder_hidden_states=context, return_dict=False)[0]
+
+    resnets = list(cast(nn.ModuleList, block.resnets))
+    attentions = list(cast(Any, getattr(block, "attentions", None)) or [None] * len(resnets))
+    return [(resnet, attend(attention)) for resnet, attention in zip(resnets, attentions, strict=True)]
+
+
+def _refuse_unknown(unet: UNet) -> None:
+    for blocks, known in ((unet.down_blocks, DOWN_BLOCKS), (unet.up_blocks, UP_BLOCKS)):
+        for block in blocks:
+            name = type(block).__name__
+            if name not in known:
+                raise Unsupported(f"block type {name} is not supported; known: {sorted(known)}", param="unet")
+    config = unet.config
+    for field in ("addition_embed_type", "class_embed_type", "num_class_embeds", "encoder_hid_dim_type"):
+        if config.get(field) is not None:
+            raise Unsupported(f"unet config {field} = {config[field]!r} is not supported yet", param=field)
+    if config.get("time_embedding_type") == "fourier":
+        raise Unsupported("unet config time_embedding_type = 'fourier' is not supported", param="time_embedding_type")

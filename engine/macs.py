@@ -1,0 +1,116 @@
+"""Exact MACs of each kind of step, counted on the meta device: no weights, no arithmetic.
+
+Two counts, never mixed. `macs`: every multiply-accumulate, attention products included (torch's FlopCounterMode / 2); what
+we bill and export. `paper_macs`: the literature's convention, only for comparison with published tables: convolutions and
+linears with one extra per output for the bias, group and layer norms 2 per element, nothing functional.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from engine.anatomy import Anatomy, UNet
+from engine.program import Program
+from registry.errors import Unsupported
+
+
+@dataclass(frozen=True)
+class Macs:
+    """MACs of one UNet row under both conventions."""
+
+    macs: int
+    paper_macs: int
+
+
+@dataclass(frozen=True)
+class StepMacs:
+    """One UNet row (no guidance) of each kind of step; `partial` is keyed by branch."""
+
+    parameters: int
+    full: Macs
+    partial: Mapping[int, Macs]
+
+    def of(self, kind: str, branch: int) -> int:
+        """`macs` of one row of one step."""
+        return self.full.macs if kind == "full" else self.partial[branch].macs
+
+    def of_program(self, program: Program, rows: int) -> int:
+        """`macs` of one image; rows is 2 with classifier-free guidance, else 1. UNet only: text and VAE run once."""
+        return rows * sum(self.of(step.kind, step.branch) for step in program.steps)
+
+    def relative(self, program: Program, teacher: Program) -> float:
+        """Cost relative to the teacher's."""
+        return self.of_program(program, 1) / self.of_program(teacher, 1)
+
+
+def meta_unet(config: Mapping[str, Any]) -> UNet:
+    """A UNet without weights from its diffusers configuration. Raises `Unsupported` for another class."""
+    from diffusers import UNet2DConditionModel, UNet2DModel
+
+    classes: dict[str, Any] = {"UNet2DConditionModel": UNet2DConditionModel, "UNet2DModel": UNet2DModel}
+    name = config.get("_class_name", "UNet2DConditionModel")
+    if name not in classes:
+        raise Unsupported(f"unet: {name} is not supported; known: {sorted(classes)}", param="unet")
+    with torch.device("meta"):
+        unet: UNet = classes[name].from_config(dict(config))
+    return unet.eval()
+
+
+def count_steps(config: Mapping[str, Any], latent_shape: tuple[int, int, int], context_shape: tuple[int, int] | None) -> StepMacs:
+    """Count one row. latent_shape (c, h, w); context_shape (tokens, dim), None for an unconditional UNet."""
+    anatomy = Anatomy(meta_unet(config))
+    sample = torch.empty(1, *latent_shape, device="meta")
+    timesteps = torch.zeros(1, device="meta")
+    context = None if context_shape is None else torch.empty(1, *context_shape, device="meta")
+    branches = range(1, anatomy.branches + 1)
+    kept: dict[int, Tensor] = {}
+
+    def full() -> None:
+        kept.update(anatomy.full(sample, timesteps, context, keep=branches)[1])
+
+    def partial(branch: int) -> Callable[[], object]:
+        return lambda: anatomy.partial(sample, timesteps, context, branch, kept[branch])
+
+    whole = _count(anatomy.unet, full)
+    return StepMacs(
+        parameters=sum(p.numel() for p in anatomy.unet.parameters()),
+        full=whole,
+        partial={branch: _count(anatomy.unet, partial(branch)) for branch in branches},
+    )
+
+
+def _count(unet: UNet, run: Callable[[], object]) -> Macs:
+    with torch.no_grad(), _module_macs(unet) as paper, FlopCounterMode(display=False) as flops:
+        run()
+    return Macs(flops.get_total_flops() // 2, sum(paper))
+
+
+@contextmanager
+def _module_macs(unet: nn.Module) -> Iterator[list[int]]:
+    """Collect the literature's count, one number per module call."""
+    counts: list[int] = []
+
+    def hook(module: nn.Module, _: Any, output: Tensor) -> None:
+        size = output.numel()
+        if isinstance(module, nn.Conv2d):
+            taps = module.kernel_size[0] * module.kernel_size[1] * module.in_channels // module.groups
+            counts.append(size * taps + (size if module.bias is not None else 0))
+        elif isinstance(module, nn.Linear):
+            counts.append(size * module.in_features + (module.out_features if module.bias is not None else 0))
+        else:
+            counts.append(2 * size)
+
+    counted = (nn.Conv2d, nn.Linear, nn.GroupNorm, nn.LayerNorm)
+    handles = [m.register_forward_hook(hook) for m in unet.modules() if isinstance(m, counted)]
+    try:
+        yield counts
+    finally:
+        for handle in handles:
+            handle.remove()

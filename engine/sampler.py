@@ -1,0 +1,47 @@
+"""The plain loop: one schedule, one batch. Short on purpose; it is the oracle of `waves.py`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from engine.anatomy import Anatomy
+from engine.program import Program
+
+
+def guided(rows: Tensor, guidance: Tensor) -> Tensor:
+    """Classifier-free guidance, m = m_∅ + g(m_c − m_∅) (arXiv 2207.12598). rows (2n, …): unconditional first; guidance (n,)."""
+    unconditional, conditional = rows.chunk(2)
+    return unconditional + guidance.view(-1, 1, 1, 1) * (conditional - unconditional)
+
+
+@torch.inference_mode()
+def generate(
+    anatomy: Anatomy,
+    program: Program,
+    noise: Tensor,
+    context: Tensor | None,
+    negative: Tensor | None = None,
+    guidance: float = 1.0,
+) -> Tensor:
+    """Denoise noise (n, c, h, w) by one program. context, negative (n, tokens, dim). Returns latents (n, c, h, w).
+
+    With `negative` every UNet call has 2n rows: unconditional first, then conditional.
+    """
+    double = negative is not None
+    rows_context = torch.cat([negative, context]) if negative is not None and context is not None else context
+    scale = torch.full((len(noise),), guidance, dtype=noise.dtype, device=noise.device)
+    latent, before, feature = noise, torch.zeros_like(noise), torch.empty(0)
+    for step in program.steps:
+        rows = torch.cat([latent, latent]) if double else latent
+        timesteps = torch.full((len(rows),), step.timestep, device=rows.device)
+        if step.kind == "full":
+            output, kept = anatomy.full(rows, timesteps, rows_context, keep={step.branch})
+            feature = kept.get(step.branch, feature)
+        else:
+            output = anatomy.partial(rows, timesteps, rows_context, step.branch, feature)
+        output = guided(output, scale) if double else output
+        clean = step.clean_x * latent + step.clean_m * output
+        latent = step.next_x * latent + step.next_0 * clean + step.next_1 * before
+        before = clean
+    return latent
