@@ -1,0 +1,1 @@
+"""Offline search jobs: find schedules, show what they are worth, publish them."""

@@ -1,0 +1,49 @@
+"""What a search job is told: one frozen document, kept beside its results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from registry.errors import InvalidInput
+from registry.schedule import Document, Name
+
+TIERS = {"best": 0.30, "balanced": 0.20, "fast": 0.13, "draft": 0.09}
+
+
+class JobConfig(Document):
+    """The job's settings. `tiers` maps a tier's name to the most it may cost, relative to the teacher."""
+
+    model: str
+    prompts: str
+    features: str
+    teacher_steps: int = Field(default=50, ge=2, le=1000)
+    guidance: float = Field(default=3.0, ge=1, le=30)
+    images: int = Field(default=16, ge=2, le=100_000, description="images a candidate is judged by in the search")
+    heldout: int = Field(default=32, ge=2, le=100_000, description="images of the final figures: other prompts, other noise")
+    generations: int = Field(default=4, ge=0, le=10_000)
+    population: int = Field(default=8, ge=1, le=10_000)
+    max_segments: int = Field(default=16, ge=3, le=200)
+    max_partial: int = Field(default=3, ge=0, le=100, description="partial steps in a segment, at most")
+    seed: int = Field(default=0, ge=0, le=1_000_000)
+    batch: int = Field(default=8, ge=1, le=1024, description="images generated at once: bounds memory")
+    tiers: dict[Name, float] = TIERS
+
+    @model_validator(mode="after")
+    def _tiers(self) -> Self:
+        for name, ceiling in self.tiers.items():
+            if not 0 < ceiling <= 1:
+                raise ValueError(f"tiers.{name}: a ceiling is a fraction of the teacher's cost in (0, 1], got {ceiling}")
+        return self
+
+    def read_prompts(self) -> list[str]:
+        """The prompts, one a line. Raises `InvalidInput` when there are too few to split between search and report."""
+        path = Path(self.prompts)
+        if not path.is_file():
+            raise InvalidInput(f"prompts: {path} is not a file", param="prompts")
+        lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+        if len(lines) < 2:
+            raise InvalidInput(f"prompts: {path} must hold at least 2 prompts, got {len(lines)}", param="prompts")
+        return lines

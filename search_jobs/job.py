@@ -1,0 +1,150 @@
+"""The search job: ask, evaluate, tell, until the generations are done; then its tiers on prompts and noise it never saw."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from random import Random
+from typing import Any, Protocol
+
+from engine.models import Model, load
+from registry.errors import InvalidInput
+from registry.schedule import Schedule
+from search_jobs.baselines import Baseline, all_baselines
+from search_jobs.config import JobConfig
+from search_jobs.features import Clip
+from search_jobs.ledger import Ledger
+from search_jobs.objective import Measure, Objective, Sample
+from search_jobs.optimiser import Evolution, Point
+from search_jobs.results import Choice, results
+from search_jobs.space import Space
+
+
+class Progress(Protocol):
+    """Who wants to see how far the job is. Work is counted in images."""
+
+    def stage(self, name: str, images: int) -> None:
+        """A stage of about `images` images begins."""
+
+    def advance(self, images: int) -> None:
+        """So many more images of the stage are done."""
+
+
+class Job:
+    """One run folder: config.json, ledger.jsonl, the teacher's images, and at the end report.json."""
+
+    def __init__(self, config: JobConfig, folder: Path, progress: Progress, device: str = "cpu", dtype: str = "float32") -> None:
+        """Load the model and claim the folder.
+
+        Raises `InvalidInput` when the folder belongs to a job with another configuration.
+        """
+        self.config, self.folder, self.progress = config, folder, progress
+        self._claim_folder()
+        self.model: Model = load(config.model, device, dtype)
+        self.clip = Clip(config.features)
+        high = min(config.max_segments, config.teacher_steps)
+        self.space = Space(
+            model=self.model.ref,
+            spacing=self.model.levels.spacing,
+            branches=self.model.anatomy.branches,
+            teacher_steps=config.teacher_steps,
+            segments=(min(3, high), high),
+            max_partial=config.max_partial,
+        )
+        self.baselines = list(all_baselines(self.space))
+        self.ledger = Ledger(folder / "ledger.jsonl")
+
+    def run(self) -> dict[str, Any]:
+        """Search, measure, write report.json and return it. Run again on the same folder, it goes on where it stopped."""
+        started = datetime.now(UTC)
+        search, heldout = self._samples()
+        history = self._search(self._objective("search", search))
+        choices = {name: self._choose(history, name, ceiling) for name, ceiling in self.config.tiers.items()}
+        final = self._objective("held-out", heldout)
+        self._measure_choices(final, choices)
+        report = results(self, history, choices, final, started)
+        write_json(self.folder / "report.json", report)
+        return report
+
+    def _search(self, objective: Objective) -> list[Point]:
+        config = self.config
+        initial = [self.space.genome(baseline.schedule) for baseline in self.baselines]
+        evolution = Evolution(self.space, initial, config.population, config.seed)
+        self.progress.stage("search", (len(set(initial)) + config.generations * config.population) * config.images)
+        while evolution.generation <= config.generations:
+            points = []
+            for genome in evolution.ask():
+                measure = self.measure("search", objective, self.space.schedule(genome))
+                points.append(Point(genome, measure.cost, measure.loss))
+            evolution.tell(points)
+        return evolution.history
+
+    def _choose(self, history: list[Point], tier: str, ceiling: float) -> Choice:
+        """The schedule with the smallest loss under the tier's ceiling, and the best baseline under the same ceiling."""
+        affordable = [point for point in history if point.cost <= ceiling]
+        if not affordable:
+            cheapest = min(point.cost for point in history)
+            raise InvalidInput(f"tiers.{tier}: nothing costs at most {ceiling}; the cheapest is {cheapest:.3f}", param="tiers")
+        by_hand = {self.space.genome(baseline.schedule): baseline for baseline in self.baselines}
+        rivals = [point for point in affordable if point.genome in by_hand]
+        return Choice(
+            schedule=self.space.schedule(min(affordable, key=lambda p: p.loss).genome),
+            baseline=by_hand[min(rivals, key=lambda p: p.loss).genome] if rivals else None,
+            ceiling=ceiling,
+        )
+
+    def _measure_choices(self, final: Objective, choices: dict[str, Choice]) -> None:
+        shown = [schedule for choice in choices.values() for schedule in choice.schedules()]
+        distinct = {schedule.digest: schedule for schedule in shown}
+        self.progress.stage("held-out", len(distinct) * self.config.heldout)
+        for schedule in distinct.values():
+            self.measure("held-out", final, schedule)
+
+    def measure(self, stage: str, objective: Objective, schedule: Schedule) -> Measure:
+        """From the ledger if it is there, else generated and written to the ledger."""
+        key = f"{stage}/{schedule.digest}"
+        measure = self.ledger.get(key)
+        if measure is None:
+            measure = objective.evaluate(schedule)
+            self.ledger.add(key, measure)
+        else:
+            self.progress.advance(measure.images)
+        return measure
+
+    def _objective(self, stage: str, sample: Sample) -> Objective:
+        self.progress.stage(f"teacher, {stage}", len(sample.seeds))
+        return Objective(
+            self.model,
+            self.clip,
+            sample,
+            teacher_steps=self.config.teacher_steps,
+            guidance=self.config.guidance,
+            batch=self.config.batch,
+            cache=self.folder / f"teacher-{stage}.pt",
+            progress=self.progress.advance,
+        )
+
+    def _samples(self) -> tuple[Sample, Sample]:
+        """Search and held-out images share neither a prompt nor a seed."""
+        prompts = self.config.read_prompts()
+        Random(self.config.seed).shuffle(prompts)
+        half = len(prompts) // 2
+        return (
+            Sample.draw(prompts[:half], self.config.images, 2 * self.config.seed + 1),
+            Sample.draw(prompts[half:], self.config.heldout, 2 * self.config.seed + 2),
+        )
+
+    def _claim_folder(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / "config.json"
+        if path.is_file() and JobConfig.model_validate_json(path.read_bytes()) != self.config:
+            raise InvalidInput(f"out: {self.folder} holds a job with another configuration; choose another folder", param="out")
+        write_json(path, self.config.model_dump(mode="json"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file whole or not at all."""
+    partial = path.with_suffix(".tmp")
+    partial.write_text(json.dumps(value, indent=1) + "\n")
+    partial.replace(path)
