@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from registry.errors import InvalidInput
-from registry.schedule import Document, Name
+from registry.schedule import Document, Name, first_fault
 
 TIERS = {"best": 0.30, "balanced": 0.20, "fast": 0.13, "draft": 0.09}
 
@@ -38,12 +38,22 @@ class JobConfig(Document):
                 raise ValueError(f"tiers.{name}: a ceiling is a fraction of the teacher's cost in (0, 1], got {ceiling}")
         return self
 
-    def read_prompts(self) -> list[str]:
-        """The prompts, one a line. Raises `InvalidInput` when there are too few to split between search and report."""
-        path = Path(self.prompts)
-        if not path.is_file():
-            raise InvalidInput(f"prompts: {path} is not a file", param="prompts")
-        lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
-        if len(lines) < 2:
-            raise InvalidInput(f"prompts: {path} must hold at least 2 prompts, got {len(lines)}", param="prompts")
-        return lines
+    @classmethod
+    def parse(cls, values: dict[str, Any]) -> Self:
+        """Check the settings. Raises `InvalidInput` naming the first field at fault."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            message, field = first_fault(error)
+            raise InvalidInput(message, param=field) from error
+
+
+def read_prompts(path: str | Path) -> list[str]:
+    """The prompts, one a line. Raises `InvalidInput` when there are too few to split between search and report."""
+    file = Path(path)
+    if not file.is_file():
+        raise InvalidInput(f"prompts: {file} is not a file", param="prompts")
+    lines = [line.strip() for line in file.read_text().splitlines() if line.strip()]
+    if len(lines) < 2:
+        raise InvalidInput(f"prompts: {file} must hold at least 2 prompts, got {len(lines)}", param="prompts")
+    return lines

@@ -12,10 +12,10 @@ from engine.models import Model, load
 from registry.errors import InvalidInput
 from registry.schedule import Schedule
 from search_jobs.baselines import Baseline, all_baselines
-from search_jobs.config import JobConfig
+from search_jobs.config import JobConfig, read_prompts
 from search_jobs.features import Clip
 from search_jobs.ledger import Ledger
-from search_jobs.objective import Measure, Objective, Sample
+from search_jobs.objective import Measure, Objective, Sample, save_samples
 from search_jobs.optimiser import Evolution, Point
 from search_jobs.results import Choice, results
 from search_jobs.space import Space
@@ -61,7 +61,8 @@ class Job:
         search, heldout = self._samples()
         history = self._search(self._objective("search", search))
         choices = {name: self._choose(history, name, ceiling) for name, ceiling in self.config.tiers.items()}
-        final = self._objective("held-out", heldout)
+        final = self._objective("held-out", heldout, samples=self.folder / "samples")
+        save_samples(self.folder / "samples" / "teacher.npy", final.reference)
         self._measure_choices(final, choices)
         report = results(self, history, choices, final, started)
         write_json(self.folder / "report.json", report)
@@ -70,7 +71,14 @@ class Job:
     def _search(self, objective: Objective) -> list[Point]:
         config = self.config
         initial = [self.space.genome(baseline.schedule) for baseline in self.baselines]
-        evolution = Evolution(self.space, initial, config.population, config.seed)
+        evolution = Evolution(
+            self.space,
+            initial,
+            cost_of=lambda genome: objective.relative(self.model.compile(self.space.schedule(genome))),
+            budgets=list(config.tiers.values()),
+            population=config.population,
+            seed=config.seed,
+        )
         self.progress.stage("search", (len(set(initial)) + config.generations * config.population) * config.images)
         while evolution.generation <= config.generations:
             points = []
@@ -112,7 +120,7 @@ class Job:
             self.progress.advance(measure.images)
         return measure
 
-    def _objective(self, stage: str, sample: Sample) -> Objective:
+    def _objective(self, stage: str, sample: Sample, samples: Path | None = None) -> Objective:
         self.progress.stage(f"teacher, {stage}", len(sample.seeds))
         return Objective(
             self.model,
@@ -122,12 +130,13 @@ class Job:
             guidance=self.config.guidance,
             batch=self.config.batch,
             cache=self.folder / f"teacher-{stage}.pt",
+            samples=samples,
             progress=self.progress.advance,
         )
 
     def _samples(self) -> tuple[Sample, Sample]:
         """Search and held-out images share neither a prompt nor a seed."""
-        prompts = self.config.read_prompts()
+        prompts = read_prompts(self.config.prompts)
         Random(self.config.seed).shuffle(prompts)
         half = len(prompts) // 2
         return (

@@ -26,7 +26,8 @@ class Ledger:
             path.write_text(whole + "\n" if whole else "")
         for line in filter(None, whole.split("\n")):
             entry = json.loads(line)
-            self._measures[entry.pop("key")] = Measure(**entry)
+            key = entry.pop("key")
+            self._measures[key] = Measure(**entry)
 
     def __len__(self) -> int:
         return len(self._measures)

@@ -69,11 +69,15 @@ class Objective:
         guidance: float = 3.0,
         batch: int = 8,
         cache: Path | None = None,
+        samples: Path | None = None,
         progress: Callable[[int], None] = lambda images: None,
     ) -> None:
-        """`batch` images per UNet call (two rows each with guidance) bounds memory; `progress` hears of finished images."""
+        """`batch` images per UNet call (two rows each with guidance) bounds memory; `progress` hears of finished images.
+
+        The teacher's images are kept in the file `cache`, the first few images of every schedule in the folder `samples`.
+        """
         self.model, self.clip, self.sample = model, clip, sample
-        self.guidance, self.batch, self.progress = guidance, batch, progress
+        self.guidance, self.batch, self.samples, self.progress = guidance, batch, samples, progress
         self.rows = 2 if guidance > 1 else 1
         self.teacher = model.compile(teacher(model.ref, model.solver("ddim", teacher_steps)))
         self.noise = torch.stack([model.noise(seed) for seed in sample.seeds])
@@ -98,6 +102,8 @@ class Objective:
         """Measure one schedule."""
         program = self.model.compile(schedule)
         images = self.images(program)
+        if self.samples is not None:
+            save_samples(self.samples / f"{schedule.digest}.npy", images)
         features = self.clip.images(images)
         error = float(((images - self.reference) ** 2).mean())
         return Measure(
@@ -122,7 +128,7 @@ class Objective:
                 return torch.as_tensor(stored["images"])
         images = self.images(self.teacher)
         if cache is not None:
-            partial = cache.with_suffix(".tmp")
+            partial = cache.with_suffix(".tmp")  # a kill leaves the old file or the new one
             torch.save({"key": self._key(), "images": images}, partial)
             partial.replace(cache)
         return images
@@ -131,3 +137,9 @@ class Objective:
         """What the teacher's images depend on."""
         sample = (list(self.sample.prompts), list(self.sample.seeds))
         return repr((self.teacher.schedule.digest, self.guidance, *sample))
+
+
+def save_samples(path: Path, images: Tensor, count: int = 8) -> None:
+    """The first `count` images (n, 3, H, W) in [0, 1], as 8-bit (count, H, W, 3)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, (images[:count] * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy())

@@ -1,13 +1,16 @@
 """Ask/tell evolution on two numbers, cost and loss, both to be small. It never calls the objective and knows no torch.
 
-Selection is NSGA-II's (Deb et al. 2002): non-dominated rank first, then crowding distance, so that the whole front is kept
-alive. Each generation draws from its own random stream, seeded by (seed, generation): a search that was killed and goes on
-from its history takes the same path as one that was not.
+Every child aims at one of the budgets (costs that matter to the user: the tiers' ceilings): its parents are the best points
+that the budget affords, and it must fit the budget itself. So the front is pushed where somebody will stand on it, and
+points found for one budget are parents for all larger ones.
+
+Each generation draws from its own random stream, seeded by (seed, generation): a search that was killed and goes on from
+its history takes the same path as one that was not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import NamedTuple
@@ -39,13 +42,18 @@ def front(points: Sequence[Point]) -> list[Point]:
 
 @dataclass
 class Evolution:
-    """`initial` genomes are asked first; then each generation has `population` children of the best points so far."""
+    """`initial` genomes are asked first; then each generation has `population` children that aim at the budgets in turn.
+
+    `cost_of` is known without running anything. `parents`: how many of the best affordable points may have children.
+    """
 
     space: Space
     initial: Sequence[Genome]
+    cost_of: Callable[[Genome], float]
+    budgets: Sequence[float]
     population: int = 10
     seed: int = 0
-    parents: int = 12
+    parents: int = 4
     history: list[Point] = field(default_factory=list)
     generation: int = 0
 
@@ -55,13 +63,11 @@ class Evolution:
         if self.generation == 0:
             return [genome for genome in dict.fromkeys(self.initial) if genome not in seen]
         rng = Random(f"{self.seed}/{self.generation}")
-        parents = select(self.history, self.parents)
         children: list[Genome] = []
-        attempts = 0
-        while len(children) < self.population and attempts < 100 * self.population:  # a tiny space may be exhausted
-            attempts += 1
-            child = self._child(parents, rng)
-            if child not in seen:
+        for i in range(self.population):
+            turn = (self.generation - 1) * self.population + i
+            child = self._child(self.budgets[turn % len(self.budgets)], seen, rng)
+            if child is not None:
                 seen.add(child)
                 children.append(child)
         return children
@@ -71,32 +77,14 @@ class Evolution:
         self.history += points
         self.generation += 1
 
-    def _child(self, parents: Sequence[Point], rng: Random) -> Genome:
-        first, second = rng.choice(parents).genome, rng.choice(parents).genome
-        if rng.random() < 0.3:
-            return self.space.mutate(self.space.crossover(first, second, rng), rng)
-        return self.space.mutate(first, rng)
-
-
-def select(points: Sequence[Point], count: int) -> list[Point]:
-    """The best `count` points: whole fronts while they fit, then the least crowded of the next front."""
-    chosen: list[Point] = []
-    rest = list(points)
-    while rest and len(chosen) < count:
-        rank = front(rest)
-        taken = set(map(id, rank))
-        rest = [point for point in rest if id(point) not in taken]
-        chosen += sorted(rank, key=crowding(rank).__getitem__, reverse=True)[: count - len(chosen)]
-    return chosen
-
-
-def crowding(rank: Sequence[Point]) -> dict[Point, float]:
-    """NSGA-II's crowding distance of the points of one front: how far apart the neighbours are; the ends are infinite."""
-    distance = {point: 0.0 for point in rank}
-    for axis in (1, 2):
-        ordered = sorted(rank, key=lambda p: p[axis])
-        spread = (ordered[-1][axis] - ordered[0][axis]) or 1.0
-        distance[ordered[0]] = distance[ordered[-1]] = float("inf")
-        for before, point, after in zip(ordered, ordered[1:], ordered[2:], strict=False):
-            distance[point] += (after[axis] - before[axis]) / spread
-    return distance
+    def _child(self, budget: float, seen: set[Genome], rng: Random, attempts: int = 100) -> Genome | None:
+        """A new genome within the budget; None when the attempts run out, as in a space that is exhausted."""
+        affordable = sorted((p for p in self.history if p.cost <= budget), key=lambda p: p.loss)[: self.parents]
+        for _ in range(attempts if affordable else 0):
+            child = rng.choice(affordable).genome
+            if rng.random() < 0.2:
+                child = self.space.crossover(child, rng.choice(affordable).genome, rng)
+            child = self.space.mutate(child, rng)
+            if child not in seen and self.cost_of(child) <= budget:
+                return child
+        return None

@@ -64,7 +64,9 @@ def results(job: Job, history: Sequence[Point], choices: dict[str, Choice], fina
             }
             for name, choice in choices.items()
         },
+        "samples": {"prompts": list(final.sample.prompts[:8]), "seeds": list(final.sample.seeds[:8])},
         "teacher": {
+            "digest": final.teacher.schedule.digest,
             "macs": job.model.macs.of_program(final.teacher, final.rows),
             "schedule": final.teacher.schedule.model_dump(mode="json", exclude_none=True),
         },

@@ -1,0 +1,172 @@
+"""python -m search_jobs run | report | publish | evaluate"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+from registry.errors import FlexiError, InvalidInput
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+out = Console()
+err = Console(stderr=True)
+
+Run = Annotated[Path, typer.Argument(help="The run folder.")]
+Registry = Annotated[str, typer.Option(envvar="FLEXI_REGISTRY", help="A folder or s3://bucket/prefix.")]
+
+
+class Bars:
+    """Progress bars with an estimate of the time left, one per stage of a job."""
+
+    def __init__(self, bars: RichProgress) -> None:
+        """Draw on these bars."""
+        self.bars = bars
+        self.task: TaskID | None = None
+
+    def stage(self, name: str, images: int) -> None:
+        """Begin a bar of so many images."""
+        self.task = self.bars.add_task(name, total=images)
+
+    def advance(self, images: int) -> None:
+        """Move the newest bar."""
+        if self.task is not None:
+            self.bars.advance(self.task, images)
+
+
+@app.command()
+def run(
+    model: Annotated[Path, typer.Option(help="A diffusers pipeline folder.")],
+    prompts: Annotated[Path, typer.Option(help="A text file, one prompt a line; half for the search, half held out.")],
+    to: Annotated[Path, typer.Option("--out", help="The run folder; the same command on it again goes on where it stopped.")],
+    features: Annotated[Path | None, typer.Option(help="A CLIP folder for the features; default: MODEL/clip.")] = None,
+    teacher_steps: Annotated[int, typer.Option(help="Steps of the teacher (DDIM).")] = 50,
+    guidance: float = 3.0,
+    images: Annotated[int, typer.Option(help="Images a candidate is judged by.")] = 16,
+    heldout: Annotated[int, typer.Option(help="Images of the final figures.")] = 32,
+    generations: int = 4,
+    population: Annotated[int, typer.Option(help="New candidates in a generation.")] = 8,
+    tier: Annotated[list[str] | None, typer.Option(help="NAME=CEILING: the most it may cost; repeat for more.")] = None,
+    seed: int = 0,
+    batch: Annotated[int, typer.Option(help="Images generated at once: bounds memory.")] = 8,
+    device: str = "cpu",
+    dtype: str = "float32",
+) -> None:
+    """Search schedules for a model; write the run folder's report.json and pictures."""
+    with _errors():
+        config = {
+            "model": str(model), "prompts": str(prompts), "features": str(features or model / "clip"),
+            "teacher_steps": teacher_steps, "guidance": guidance, "images": images, "heldout": heldout,
+            "generations": generations, "population": population, "seed": seed, "batch": batch,
+            **({"tiers": dict(map(_ceiling, tier))} if tier else {}),
+        }  # fmt: skip
+        from search_jobs.config import JobConfig
+
+        parsed = JobConfig.parse(config)
+        with _bars() as bars:
+            from search_jobs.job import Job
+
+            report = Job(parsed, to, Bars(bars), device, dtype).run()
+        _show(report, to)
+
+
+@app.command()
+def report(folder: Run) -> None:
+    """Draw the pictures of a finished search again and print its table."""
+    with _errors():
+        from search_jobs.report import read
+
+        _show(read(folder), folder)
+
+
+@app.command()
+def publish(folder: Run, registry: Registry = ".flexi/registry") -> None:
+    """Publish a finished search's tiers to a registry and move the tiers to them."""
+    with _errors():
+        from registry.catalog import Catalog
+        from registry.store import open_store
+        from search_jobs.publish import publish as publish_report
+        from search_jobs.report import read
+
+        found = read(folder)
+        artifacts = [folder / name for name in ("report.json", "pareto.png", "samples.png")]
+        catalog = Catalog(open_store(registry), found["model"]["name"])
+        for alias in publish_report(found, artifacts, catalog):
+            out.print(f"{alias.tier:10} version {alias.version}  {alias.digest[:12]}")
+
+
+@app.command()
+def evaluate(
+    schedule: Annotated[Path, typer.Argument(help="A schedule document.")],
+    model: Annotated[Path, typer.Option(help="A diffusers pipeline folder.")],
+    prompts: Annotated[Path, typer.Option(help="A text file, one prompt a line.")],
+    features: Annotated[Path | None, typer.Option(help="A CLIP folder; default: MODEL/clip.")] = None,
+    images: int = 32,
+    teacher_steps: int = 50,
+    guidance: float = 3.0,
+    seed: int = 0,
+    batch: int = 8,
+    device: str = "cpu",
+    dtype: str = "float32",
+) -> None:
+    """Measure one schedule against the teacher and print the figures as JSON."""
+    with _errors():
+        from engine.models import load
+        from registry.schedule import Schedule
+        from search_jobs.config import read_prompts
+        from search_jobs.features import Clip
+        from search_jobs.objective import Objective, Sample
+
+        document = Schedule.parse(schedule.read_bytes())
+        sample = Sample.draw(read_prompts(prompts), images, seed)
+        loaded = load(model, device, dtype)
+        objective = Objective(loaded, Clip(features or model / "clip"), sample, teacher_steps, guidance, batch)
+        print(json.dumps(objective.evaluate(document).row()))
+
+
+def _show(report: dict[str, object], folder: Path) -> None:
+    from search_jobs.report import table, write_pictures
+
+    pictures = write_pictures(report, folder)
+    out.print(table(report))
+    out.print(f"{folder / 'report.json'}, " + ", ".join(path.name for path in pictures), soft_wrap=True)
+
+
+def _ceiling(text: str) -> tuple[str, float]:
+    name, _, value = text.partition("=")
+    try:
+        return name, float(value)
+    except ValueError:
+        raise InvalidInput(f"tier: expected NAME=CEILING such as fast=0.13, got {text!r}", param="tier") from None
+
+
+def _bars() -> RichProgress:
+    return RichProgress(
+        TextColumn("{task.description:18}"), BarColumn(), MofNCompleteColumn(), TextColumn("images"),
+        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=err,
+    )  # fmt: skip
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """A fault of ours is one clear line and exit code 1; Ctrl-C says that nothing is lost."""
+    try:
+        yield
+    except FlexiError as error:
+        err.print(f"error: {error.message}", style="red", highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        err.print("stopped; every finished measurement is kept: run the same command again to go on")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    app()

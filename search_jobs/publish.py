@@ -1,0 +1,32 @@
+"""From a finished search into the registry: the schedules, their artifacts, and the tiers that point at them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from registry.catalog import Catalog
+from registry.errors import Conflict
+from registry.records import Alias
+from registry.schedule import Schedule
+
+
+def publish(report: dict[str, Any], artifacts: Sequence[Path], catalog: Catalog) -> list[Alias]:
+    """Publish every tier's schedule and `reference`, the teacher, and move the tiers to them. Returns the aliases.
+
+    Artifacts are create-only and belong to a digest: where an earlier run made the same schedule, the first ones stay.
+    """
+    job = report["provenance"]["job"]
+    wanted = {name: tier["schedule"] for name, tier in report["tiers"].items()}
+    wanted["reference"] = report["teacher"]["schedule"]
+    aliases = []
+    for tier, document in wanted.items():
+        schedule = Schedule.model_validate(document)
+        version = catalog.publish(schedule, note=f"{tier} of search job {job}")
+        for file in artifacts if tier != "reference" else ():
+            with suppress(Conflict):
+                catalog.store.create(f"{catalog.model}/artifacts/{schedule.digest}/{file.name}", file.read_bytes())
+        aliases.append(catalog.promote(tier, version.number, reason=f"search job {job}"))
+    return aliases

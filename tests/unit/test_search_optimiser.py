@@ -1,0 +1,96 @@
+"""Evolution knows numbers only; these tests give it a toy problem whose answer is known."""
+
+from random import Random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from registry.schedule import ModelRef, Segment
+from search_jobs.optimiser import Evolution, Point, dominates, front
+from search_jobs.space import Genome, Space
+
+MODEL = ModelRef(name="toy", family="unet2d-condition", fingerprint="sha256:" + "0" * 64)
+SPACE = Space(model=MODEL, spacing="trailing", branches=7, segments=(5, 5), solvers=("ddim",))
+BUDGETS = [0.25, 0.15]
+START = [Genome("ddim", (Segment(),) * 5)]
+
+
+def cost_of(genome: Genome) -> float:
+    return 0.1 + sum(len(s.partial) * s.branch for s in genome.segments) / 200
+
+
+def loss_of(genome: Genome) -> float:
+    """Each segment wants one partial step at offset 5 with branch 3; anything else costs what it is away from that."""
+    return sum(
+        min((abs(o - 5) for o in s.partial), default=9) + 0.5 * abs(s.branch - 3) * bool(s.partial) for s in genome.segments
+    )
+
+
+def search(seed: int, generations: int) -> Evolution:
+    evolution = Evolution(SPACE, START, cost_of, BUDGETS, population=10, seed=seed)
+    for _ in range(generations):
+        evolution.tell([Point(g, cost_of(g), loss_of(g)) for g in evolution.ask()])
+    return evolution
+
+
+points = st.lists(
+    st.builds(
+        lambda c, loss: Point(START[0], c, loss), st.integers(0, 6).map(float), st.integers(0, 6).map(float)
+    ),
+    min_size=1,
+    max_size=20,
+)
+
+
+@given(points)
+def test_the_front_is_exactly_what_nothing_dominates(some: list[Point]) -> None:
+    expected = {(p.cost, p.loss) for p in some if not any(dominates(q, p) for q in some)}
+    assert [(p.cost, p.loss) for p in front(some)] == sorted(expected)
+
+
+def test_it_never_asks_twice_and_never_over_the_largest_budget() -> None:
+    history = search(seed=3, generations=12).history
+    genomes = [point.genome for point in history]
+    assert len(genomes) == len(set(genomes)) > 100
+    assert max(point.cost for point in history) <= 0.25
+
+
+def test_the_same_seed_takes_the_same_path_and_another_does_not() -> None:
+    assert search(seed=5, generations=4).history == search(seed=5, generations=4).history
+    assert search(seed=5, generations=4).history != search(seed=6, generations=4).history
+
+
+def test_going_on_from_a_history_is_the_same_as_never_stopping() -> None:
+    whole = search(seed=1, generations=6)
+    half = search(seed=1, generations=3)
+    resumed = Evolution(
+        SPACE, START, cost_of, BUDGETS, population=10, seed=1, history=list(half.history), generation=half.generation
+    )
+    for _ in range(3):
+        resumed.tell([Point(g, cost_of(g), loss_of(g)) for g in resumed.ask()])
+    assert resumed.history == whole.history
+
+
+def test_an_exhausted_space_ends_the_generation_and_not_the_search() -> None:
+    tiny = Space(model=MODEL, spacing="trailing", branches=1, teacher_steps=2, segments=(1, 2), solvers=("ddim",))
+    start = [Genome("ddim", (Segment(),))]
+    evolution = Evolution(tiny, start, cost_of, [1.0], population=10)
+    for _ in range(3):
+        evolution.tell([Point(g, cost_of(g), 1.0) for g in evolution.ask()])
+    assert len(evolution.history) == tiny.size()
+
+
+def test_for_every_budget_it_finds_better_points_than_as_many_random_ones() -> None:
+    wins = 0
+    for seed in range(6):
+        history = search(seed, generations=20).history
+        rng, random = Random(seed), []
+        for _ in history:
+            genome = START[0]
+            for _ in range(rng.randint(1, 12)):
+                genome = SPACE.mutate(genome, rng)
+            random.append(Point(genome, cost_of(genome), loss_of(genome)))
+        for budget in BUDGETS:
+            found, lucky = (min(p.loss for p in points if p.cost <= budget) for points in (history, random))
+            wins += found < lucky
+    assert wins == 12

@@ -1,0 +1,88 @@
+"""The search space holds every baseline, and every genome in it is a valid schedule."""
+
+from itertools import product
+from random import Random
+
+import numpy as np
+import pytest
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.program import NoiseLevels
+from registry.schedule import ModelRef, Segment
+from search_jobs.baselines import all_baselines, cached_fewer_steps, deepcache, fewer_steps
+from search_jobs.space import Genome, Space
+
+MODEL = ModelRef(name="toy", family="unet2d-condition", fingerprint="sha256:" + "0" * 64)
+
+
+def space(**changes: object) -> Space:
+    return Space(**{"model": MODEL, "spacing": "trailing", "branches": 7, **changes})  # type: ignore[arg-type]
+
+
+@given(seed=st.integers(0, 2**32), steps=st.integers(2, 60), walk=st.integers(1, 12))
+def test_every_walk_of_mutations_and_crossovers_stays_in_the_space(seed: int, steps: int, walk: int) -> None:
+    rng = Random(seed)
+    place = space(teacher_steps=steps, segments=(1, min(16, steps)))
+    first = Genome("ddim", (Segment(),) * rng.randint(1, min(16, steps)))
+    second = place.mutate(first, rng)
+    for _ in range(walk):
+        first, second = place.mutate(place.crossover(first, second, rng), rng), first
+        schedule = place.schedule(first)  # the document checks itself
+        assert place.genome(schedule) == first
+        assert place.segments[0] <= len(first.segments) <= place.segments[1]
+        assert all(len(s.partial) <= place.max_partial and s.branch <= place.branches for s in first.segments)
+
+
+@given(seed=st.integers(0, 2**32))
+def test_a_mutation_changes_something(seed: int) -> None:
+    genome = Genome("ddim", (Segment(partial=(5,), branch=3),) * 5)
+    assert space().mutate(genome, Random(seed)) != genome
+
+
+def test_size_counts_what_enumeration_finds() -> None:
+    place = space(teacher_steps=6, segments=(2, 3), branches=2, max_partial=1)
+    found = set()
+    for count in (2, 3):
+        length = place.length(count)
+        choices = [Segment()] + [Segment(partial=(o,), branch=b) for o in range(1, length) for b in (1, 2)]
+        for solver, segments in product(place.solvers, product(choices, repeat=count)):
+            found.add(place.schedule(Genome(solver, segments)).digest)
+    assert place.size() == len(found)
+
+
+def test_a_space_of_one_point_gives_it_back() -> None:
+    place = space(teacher_steps=1, segments=(1, 1), solvers=("ddim",))
+    only = Genome("ddim", (Segment(),))
+    assert place.mutate(only, Random(0)) == only
+
+
+def test_every_baseline_is_a_member_of_the_space() -> None:
+    place = space()
+    for baseline in all_baselines(place):
+        assert place.schedule(place.genome(baseline.schedule)) == baseline.schedule
+        assert place.segments[0] <= len(baseline.schedule.segments) <= place.segments[1]
+
+
+@pytest.mark.parametrize("steps", [4, 5, 6, 7, 8, 10, 12, 16])
+@pytest.mark.parametrize("solver", ["ddim", "dpmsolver++"])
+def test_the_fewer_step_baseline_visits_the_timesteps_diffusers_would(solver: str, steps: int) -> None:
+    cls = {"ddim": DDIMScheduler, "dpmsolver++": DPMSolverMultistepScheduler}[solver]
+    scheduler = cls(timestep_spacing="trailing", beta_schedule="squaredcos_cap_v2")
+    scheduler.set_timesteps(steps)
+    levels = NoiseLevels(np.linspace(0.999, 0.001, 1000), 1.0, "epsilon", "trailing", 0)
+    schedule = fewer_steps(space(), solver, steps).schedule  # type: ignore[arg-type]
+    grid = levels.timesteps(solver, schedule.solver.teacher_steps, "trailing")
+    visited = [int(grid[step.index]) for step in schedule.steps() if step.kind != "null"]
+    assert np.abs(np.array(visited) - scheduler.timesteps.numpy()).max() <= 1  # n·L steps round a little differently
+
+
+def test_uniform_deepcache_computes_every_step_and_one_in_n_in_full() -> None:
+    schedule = deepcache(space(), "ddim", 5, 1).schedule
+    assert schedule.counts() == {"full": 10, "partial": 40, "null": 0}
+    assert [s.index for s in schedule.steps() if s.kind == "full"] == list(range(0, 50, 5))
+
+
+def test_uniform_caching_on_fewer_steps_lies_in_the_middle() -> None:
+    assert cached_fewer_steps(space(), "dpmsolver++", 5, 1, 3).schedule.segments == (Segment(partial=(5,), branch=3),) * 5
