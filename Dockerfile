@@ -1,0 +1,34 @@
+# The service. Two stages: the first resolves and installs, the second carries only what runs.
+FROM python:3.11-slim-bookworm AS install
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+RUN python -m venv /opt/venv
+ENV PATH=/opt/venv/bin:$PATH
+COPY requirements.lock .
+RUN pip install -r requirements.lock
+
+FROM python:3.11-slim-bookworm
+ARG COMMIT=unknown
+LABEL org.opencontainers.image.title="flexiffusion-serve" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.revision=$COMMIT
+RUN useradd --create-home --uid 10001 flexi
+COPY --from=install /opt/venv /opt/venv
+WORKDIR /app
+COPY --chown=flexi registry registry
+COPY --chown=flexi engine engine
+COPY --chown=flexi search_jobs search_jobs
+COPY --chown=flexi server server
+COPY --chown=flexi models/emoji64 models/emoji64
+COPY --chown=flexi NOTICE LICENSE ./
+RUN mkdir -p .flexi && chown flexi .flexi
+USER flexi
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    BENTOML_DO_NOT_TRACK=true \
+    HF_HUB_OFFLINE=1 \
+    FLEXI_COMMIT=$COMMIT
+EXPOSE 3000
+# Live as soon as the process answers; whether it may get traffic is /readyz, which the orchestrator asks.
+HEALTHCHECK --interval=10s --timeout=3s --start-period=60s \
+    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:3000/livez', timeout=2)"]
+CMD ["bentoml", "serve", "server.service:Flexiffusion", "--host", "0.0.0.0", "--port", "3000"]

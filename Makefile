@@ -1,0 +1,69 @@
+# One command list for people, pre-commit and CI. `make help` prints it.
+SHELL := /bin/bash
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+PORT ?= 3000
+export BENTOML_DO_NOT_TRACK := true
+export HF_HUB_OFFLINE := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: help demo test lint format serve search load lock image clean
+
+help: ## print this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+demo: $(VENV)/.runtime ## search, publish, serve and generate on the bundled model (about 5 minutes after the installation)
+	$(BIN)/python -m examples.demo
+
+serve: $(VENV)/.runtime ## serve the bundled model on 127.0.0.1:$(PORT); Ctrl-C ends it
+	$(BIN)/python -m examples.serve --port $(PORT)
+
+search: $(VENV)/.runtime ## a longer search than the demo's, into .flexi/runs/emoji64, published to .flexi/registry
+	$(BIN)/python -m search_jobs run --model models/emoji64 --prompts models/emoji64/prompts.txt \
+		--out .flexi/runs/emoji64 --images 32 --heldout 128 --generations 20 --population 10
+	$(BIN)/python -m search_jobs publish .flexi/runs/emoji64
+
+test: $(VENV)/.dev ## the whole test suite (minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+lint: $(VENV)/.dev ## formatting, style, types, import layers, Dockerfile
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile
+
+format: $(VENV)/.dev ## format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+load: $(VENV)/.dev ## a short mixed-tier load test against a service of its own, held to loadtests/limits.json
+	$(BIN)/python -m loadtests.run
+
+lock: $(VENV)/.dev ## resolve pyproject.toml anew into the two lock files
+	$(BIN)/pip install --quiet pip-tools
+	$(BIN)/pip-compile --quiet --upgrade $(LOCK_OPTIONS) --output-file requirements.lock pyproject.toml
+	$(BIN)/pip-compile --quiet --upgrade $(LOCK_OPTIONS) --extra dev --extra load --constraint requirements.lock \
+		--output-file requirements-dev.lock pyproject.toml
+	sed -i -E 's/^(torch==[0-9.]+)\+cpu/\1/' requirements.lock requirements-dev.lock
+LOCK_OPTIONS := --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-annotate --no-header
+
+image: ## build the container image (needs a Docker engine)
+	docker build --build-arg COMMIT=$$(git rev-parse HEAD) -t flexiffusion-serve .
+
+clean: ## remove what the commands made, but not the registry
+	rm -rf demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.runtime: $(BIN)/python requirements.lock
+	@echo "Installing the runtime into $(VENV) (torch is large: this takes minutes the first time)"
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime requirements-dev.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.lock
+	@touch $@

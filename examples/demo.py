@@ -1,0 +1,173 @@
+"""make demo: search, publish, serve, generate. Everything real, on the bundled model, in a few minutes on two cores."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from server.launch import serving
+
+matplotlib.use("agg")
+
+MODEL = Path("models/emoji64")
+REGISTRY = Path(".flexi/registry")
+OUT = Path("demo")
+PROMPTS = ("red heart", "cat face", "tomato")
+SEED = 7
+REPEATS = 3  # latency is the median of so many requests
+
+console = Console(width=None if sys.stdout.isatty() else 110)
+Picture = NDArray[np.uint8]
+
+
+def main() -> None:
+    """Run the four acts and leave pictures, answers and a summary in demo/."""
+    started = time.monotonic()
+    shutil.rmtree(OUT, ignore_errors=True)
+    OUT.mkdir()
+    say(f"1. Search: schedules for {MODEL.name}, each judged by its images against the unaccelerated teacher's")
+    command("search_jobs", "run", "--model", MODEL, "--prompts", MODEL / "prompts.txt", "--out", OUT / "run", "--seed", 1)
+    say("2. Publish: four tiers and the teacher, content-addressed, into the registry")
+    command("search_jobs", "publish", OUT / "run", "--registry", REGISTRY)
+    shutil.copy(OUT / "run" / "pareto.png", OUT / "pareto.png")
+    shutil.copy(OUT / "run" / "samples.png", OUT / "heldout-samples.png")
+    say("3. Serve: one BentoML service, every tier of it in one process")
+    settings = {"FLEXI_MODEL": str(MODEL), "FLEXI_REGISTRY": str(REGISTRY)}
+    with serving(settings, OUT / "server.log") as address, httpx.Client(base_url=address, timeout=300) as client:
+        console.print(f"ready at {address}")
+        say(f'4. Generate: "{PROMPTS[0]}", seed {SEED}, by every tier')
+        answers = {tier: ask(client, tier) for tier in tiers(client)}
+        write_answers(answers)
+        show(answers)
+        show_metrics(client.get("/metrics").text)
+    console.print(f"\n{sum(1 for _ in OUT.rglob('*.png'))} pictures and summary.json in {OUT}/: see {OUT}/tiers.png first.")
+    console.print(f"Done in {(time.monotonic() - started) / 60:.1f} minutes. `make serve` keeps a service running.")
+
+
+def command(*words: object) -> None:
+    """Run one of the project's commands as a user would."""
+    line = [sys.executable, "-m", *map(str, words)]
+    console.print("$ python -m " + " ".join(map(str, words)), style="dim", highlight=False, soft_wrap=True)
+    done = subprocess.run(line, check=False)
+    if done.returncode:
+        sys.exit(done.returncode)
+
+
+def tiers(client: httpx.Client) -> list[str]:
+    """The tiers in force, the dearest first."""
+    offered = client.get("/v1/tiers").raise_for_status().json()["tiers"]
+    return [tier["tier"] for tier in sorted(offered, key=lambda tier: -tier["relative_cost"])]
+
+
+def ask(client: httpx.Client, tier: str) -> list[dict[str, Any]]:
+    """The answers of one tier: the first prompt REPEATS times for the latency, then the other prompts once."""
+    answers = []
+    for prompt in [PROMPTS[0]] * REPEATS + list(PROMPTS[1:]):
+        begun = time.perf_counter()
+        reply = client.post("/generate", json={"prompt": prompt, "tier": tier, "seed": SEED})
+        elapsed = 1000 * (time.perf_counter() - begun)
+        answers.append({**reply.raise_for_status().json(), "prompt": prompt, "latency_ms": round(elapsed, 1)})
+    return answers
+
+
+def write_answers(answers: dict[str, list[dict[str, Any]]]) -> None:
+    """tiers.png, one JSON answer per tier, summary.json."""
+    pictures = {tier: [decode(a["images"][0]) for a in own[REPEATS - 1 :]] for tier, own in answers.items()}
+    figure = Figure(figsize=(1.9 * len(pictures), 1.9 * len(PROMPTS) + 0.5), layout="constrained")
+    axes = figure.subplots(len(PROMPTS), len(pictures), squeeze=False)
+    for column, (tier, images) in enumerate(pictures.items()):
+        for row, image in enumerate(images):
+            axes[row][column].imshow(image, interpolation="nearest")
+            axes[row][column].set(xticks=[], yticks=[])
+        relative = answers[tier][0]["relative_cost"]
+        axes[0][column].set_title(f"{tier}\n{relative:.3f} of the MACs", fontsize=9)
+    for row, prompt in enumerate(PROMPTS):
+        axes[row][0].set_ylabel(prompt, fontsize=9)
+    figure.savefig(OUT / "tiers.png", dpi=120)
+
+    summary: dict[str, Any] = {"model": answers["reference"][0]["model"], "tiers": {}}
+    summary["teacher_steps"] = sum(answers["reference"][0]["steps"].values())
+    for tier, own in answers.items():
+        first = own[0]
+        (OUT / f"answer-{tier}.json").write_text(json.dumps(first, indent=1) + "\n")
+        summary["tiers"][tier] = {
+            "digest": first["schedule"],
+            "version": first["version"],
+            "steps": first["steps"],
+            "macs": first["macs_per_image"],
+            "relative_cost": first["relative_cost"],
+            "latency_ms": statistics.median(a["latency_ms"] for a in own[:REPEATS]),
+            "psnr": psnr(pictures[tier], pictures["reference"]),
+        }
+    (OUT / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+
+
+def show(answers: dict[str, list[dict[str, Any]]]) -> None:
+    """The table of summary.json."""
+    summary = json.loads((OUT / "summary.json").read_text())
+    table = Table(title=f"{summary['model']}: every tier, the same prompts and seed", title_justify="left")
+    for name in ("tier", "version", "full/partial/null", "MACs an image", "of the teacher", "latency", "PSNR to reference"):
+        table.add_column(name, justify="left" if name == "tier" else "right")
+    for tier, row in summary["tiers"].items():
+        steps, quality = row["steps"], row["psnr"]
+        table.add_row(
+            tier,
+            str(row["version"]),
+            f"{steps['full']}/{steps['partial']}/{steps['null']}",
+            f"{row['macs'] / 1e9:.2f} G",
+            f"{row['relative_cost']:.3f}",
+            f"{row['latency_ms']:.0f} ms",
+            "the reference" if quality is None else f"{quality:.1f} dB",
+        )
+    console.print(table)
+    served = sum(len(own) for own in answers.values())
+    console.print(
+        f"Latency: median of {REPEATS} requests of one image, one at a time, on this machine; PSNR over {len(PROMPTS)} prompts; "
+        f"{served} images served."
+    )
+
+
+def show_metrics(text: str) -> None:
+    """What Prometheus would scrape: latency and MACs."""
+    say("What /metrics says: latency and MACs")
+    wanted = ("flexi_request_seconds_count", "flexi_request_seconds_sum", "flexi_macs_total")
+    for line in text.splitlines():
+        if line.startswith(wanted):
+            console.print(line, highlight=False, soft_wrap=True)
+
+
+def psnr(images: list[Picture], reference: list[Picture]) -> float | None:
+    """PSNR in dB of the mean squared error over all pixels; None where nothing differs."""
+    error = np.mean((np.stack(images).astype(float) - np.stack(reference).astype(float)) ** 2)
+    return None if error == 0 else round(float(10 * np.log10(255**2 / error)), 2)
+
+
+def decode(image: str) -> Picture:
+    """A base64 PNG to pixels (H, W, 3)."""
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(image))).convert("RGB"))
+
+
+def say(text: str) -> None:
+    """A heading."""
+    console.print(f"\n[bold]{text}[/bold]", highlight=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""make serve: the service on 127.0.0.1 with what .flexi/registry holds, and a curl line that works."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+from contextlib import suppress
+from pathlib import Path
+
+import httpx
+
+from server.launch import serving
+
+
+def main() -> None:
+    """Serve until Ctrl-C."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--port", type=int, default=3000)
+    port = parser.parse_args().port
+    log = Path(".flexi/serve.log")
+    print(f"Starting the service on port {port} (log: {log}) …", flush=True)
+    with serving({}, log, port=port) as address:
+        offered = [tier["tier"] for tier in httpx.get(f"{address}/v1/tiers").raise_for_status().json()["tiers"]]
+        tier = "balanced" if "balanced" in offered else offered[0]
+        if offered == ["reference"]:
+            print("The registry holds no searched schedules yet: `make demo` or `make search` publishes some.")
+        body = f'{{"prompt": "red heart", "tier": "{tier}", "seed": 7}}'
+        print(f"Ready; tiers: {', '.join(offered)}. Try:\n")
+        print(
+            f"curl -s {address}/generate -H 'content-type: application/json' -d '{body}' \\\n"
+            "  | python3 -c 'import base64, json, sys; a = json.load(sys.stdin); "
+            'open("heart.png", "wb").write(base64.b64decode(a.pop("images")[0])); print(json.dumps(a, indent=1))\'\n'
+        )
+        print("Ctrl-C ends it.", flush=True)
+        with suppress(KeyboardInterrupt):
+            signal.pause()
+
+
+if __name__ == "__main__":
+    main()

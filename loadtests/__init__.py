@@ -1,0 +1,1 @@
+"""Load tests: locust drives a real service, and its result is held to limits."""
