@@ -136,7 +136,7 @@ class Schedule(Document):
         try:
             return cls.model_validate(raw)
         except ValidationError as error:
-            message, field = _first_fault(error)
+            message, field = first_fault(error)
             raise InvalidInput(message, param=field) from error
 
     @property
@@ -189,7 +189,7 @@ def teacher(model: ModelRef, solver: Solver) -> Schedule:
     return Schedule(model=model, solver=solver, segments=(Segment(),) * solver.teacher_steps)
 
 
-def _first_fault(error: ValidationError) -> tuple[str, str]:
+def first_fault(error: ValidationError) -> tuple[str, str]:
     """(message, dotted field) of the first fault; the validators above begin their text with the field's own name."""
     fault = error.errors(include_url=False)[0]
     place = [str(part) for part in fault["loc"]]

@@ -46,7 +46,9 @@ class Bars:
 def run(
     model: Annotated[Path, typer.Option(help="A diffusers pipeline folder.")],
     prompts: Annotated[Path, typer.Option(help="A text file, one prompt a line; half for the search, half held out.")],
-    to: Annotated[Path, typer.Option("--out", help="The run folder; the same command on it again goes on where it stopped.")],
+    to: Annotated[
+        Path, typer.Option("--out", help="The run folder; the same command on it again goes on where it stopped.")
+    ],
     features: Annotated[Path | None, typer.Option(help="A CLIP folder for the features; default: MODEL/clip.")] = None,
     teacher_steps: Annotated[int, typer.Option(help="Steps of the teacher (DDIM).")] = 50,
     guidance: float = 3.0,
@@ -91,8 +93,8 @@ def report(folder: Run) -> None:
 def publish(folder: Run, registry: Registry = ".flexi/registry") -> None:
     """Publish a finished search's tiers to a registry and move the tiers to them."""
     with _errors():
+        from registry.address import open_store
         from registry.catalog import Catalog
-        from registry.store import open_store
         from search_jobs.publish import publish as publish_report
         from search_jobs.report import read
 

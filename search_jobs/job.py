@@ -11,13 +11,13 @@ from typing import Any, Protocol
 from engine.models import Model, load
 from registry.errors import InvalidInput
 from registry.schedule import Schedule
-from search_jobs.baselines import Baseline, all_baselines
+from search_jobs.baselines import all_baselines
 from search_jobs.config import JobConfig, read_prompts
 from search_jobs.features import Clip
 from search_jobs.ledger import Ledger
 from search_jobs.objective import Measure, Objective, Sample, save_samples
 from search_jobs.optimiser import Evolution, Point
-from search_jobs.results import Choice, results
+from search_jobs.results import Choice, Results
 from search_jobs.space import Space
 
 
@@ -34,7 +34,9 @@ class Progress(Protocol):
 class Job:
     """One run folder: config.json, ledger.jsonl, the teacher's images, and at the end report.json."""
 
-    def __init__(self, config: JobConfig, folder: Path, progress: Progress, device: str = "cpu", dtype: str = "float32") -> None:
+    def __init__(
+        self, config: JobConfig, folder: Path, progress: Progress, device: str = "cpu", dtype: str = "float32"
+    ) -> None:
         """Load the model and claim the folder.
 
         Raises `InvalidInput` when the folder belongs to a job with another configuration.
@@ -64,7 +66,18 @@ class Job:
         final = self._objective("held-out", heldout, samples=self.folder / "samples")
         save_samples(self.folder / "samples" / "teacher.npy", final.reference)
         self._measure_choices(final, choices)
-        report = results(self, history, choices, final, started)
+        report = Results(
+            self.folder.name,
+            self.config,
+            self.model,
+            self.space,
+            self.baselines,
+            self.ledger,
+            history,
+            choices,
+            final,
+            started,
+        ).document()
         write_json(self.folder / "report.json", report)
         return report
 
@@ -93,7 +106,9 @@ class Job:
         affordable = [point for point in history if point.cost <= ceiling]
         if not affordable:
             cheapest = min(point.cost for point in history)
-            raise InvalidInput(f"tiers.{tier}: nothing costs at most {ceiling}; the cheapest is {cheapest:.3f}", param="tiers")
+            raise InvalidInput(
+                f"tiers.{tier}: nothing costs at most {ceiling}; the cheapest is {cheapest:.3f}", param="tiers"
+            )
         by_hand = {self.space.genome(baseline.schedule): baseline for baseline in self.baselines}
         rivals = [point for point in affordable if point.genome in by_hand]
         return Choice(
@@ -148,7 +163,9 @@ class Job:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "config.json"
         if path.is_file() and JobConfig.model_validate_json(path.read_bytes()) != self.config:
-            raise InvalidInput(f"out: {self.folder} holds a job with another configuration; choose another folder", param="out")
+            raise InvalidInput(
+                f"out: {self.folder} holds a job with another configuration; choose another folder", param="out"
+            )
         write_json(path, self.config.model_dump(mode="json"))
 
 

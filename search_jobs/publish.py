@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from registry.catalog import Catalog
-from registry.errors import Conflict
 from registry.records import Alias
 from registry.schedule import Schedule
 
@@ -26,7 +24,6 @@ def publish(report: dict[str, Any], artifacts: Sequence[Path], catalog: Catalog)
         schedule = Schedule.model_validate(document)
         version = catalog.publish(schedule, note=f"{tier} of search job {job}")
         for file in artifacts if tier != "reference" else ():
-            with suppress(Conflict):
-                catalog.store.create(f"{catalog.model}/artifacts/{schedule.digest}/{file.name}", file.read_bytes())
+            catalog.attach(schedule.digest, file.name, file.read_bytes())
         aliases.append(catalog.promote(tier, version.number, reason=f"search job {job}"))
     return aliases

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from registry.catalog import Catalog
-from registry.store import FolderStore
+from registry.folder import FolderStore
 
 PROMPTS = ["red heart", "cat face", "tomato", "sunflower"]
 SMALL = ("--teacher-steps", "12", "--images", "2", "--heldout", "2", "--generations", "2", "--population", "3")

@@ -1,0 +1,201 @@
+"""What a schedule document promises: one behaviour has one digest, and nothing invalid gets in."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from schedule_strategies import MODEL, descriptions, models, schedule, schedules
+
+from registry.errors import InvalidInput, Unsupported
+from registry.schedule import Schedule, Segment, Solver, teacher
+
+MODELS = st.just(MODEL)
+FEW = settings(max_examples=40, deadline=None)
+
+
+def shuffled(value: Any, dice: random.Random) -> Any:
+    """The same JSON with the keys of every object in another order."""
+    if isinstance(value, dict):
+        items = [(key, shuffled(inner, dice)) for key, inner in value.items()]
+        dice.shuffle(items)
+        return dict(items)
+    return [shuffled(inner, dice) for inner in value] if isinstance(value, list) else value
+
+
+@FEW
+@given(schedules())
+def test_round_trip(one: Schedule) -> None:
+    again = Schedule.parse(one.document())
+    assert again == one
+    assert again.document() == one.document()
+
+
+@FEW
+@given(schedules(), st.randoms(use_true_random=False), st.sampled_from([None, 2]))
+def test_digest_ignores_how_the_json_is_written(one: Schedule, dice: random.Random, indent: int | None) -> None:
+    text = json.dumps(shuffled(json.loads(one.document()), dice), indent=indent)
+    assert Schedule.parse(text).digest == one.digest
+
+
+@FEW
+@given(schedules(), descriptions)
+def test_digest_ignores_what_only_describes(one: Schedule, description: dict[str, Any]) -> None:
+    other = Schedule(model=one.model, solver=one.solver, segments=one.segments, **description)
+    assert other.digest == one.digest
+    assert one.model_copy(update=description).digest == one.digest
+
+
+@FEW
+@given(schedules(MODELS), schedules(MODELS))
+def test_digest_is_the_identity(one: Schedule, other: Schedule) -> None:
+    same = (one.model, one.solver, one.segments) == (other.model, other.solver, other.segments)
+    assert (one.digest == other.digest) is same
+
+
+CHANGES = {
+    "model.name": {"model": MODEL.model_copy(update={"name": "other"})},
+    "model.family": {"model": MODEL.model_copy(update={"family": "unet2d"})},
+    "model.fingerprint": {"model": MODEL.model_copy(update={"fingerprint": "sha256:" + "1" * 64})},
+    "solver.name": {"solver": Solver(name="ddim", teacher_steps=50, spacing="leading")},
+    "solver.teacher_steps": {"solver": Solver(name="dpmsolver++", teacher_steps=100, spacing="leading")},
+    "solver.spacing": {"solver": Solver(name="dpmsolver++", teacher_steps=50, spacing="trailing")},
+    "segments.partial": {"segments": (Segment(partial=(6,), branch=3),) + (Segment(partial=(5,), branch=3),) * 4},
+    "segments.branch": {"segments": (Segment(partial=(5,), branch=3),) * 4 + (Segment(partial=(5,), branch=2),)},
+    "segments, fewer": {"segments": (Segment(partial=(5,), branch=3),) * 2},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+def test_digest_changes_with_each_field_of_the_identity(change: dict[str, Any]) -> None:
+    one = schedule(5)
+    before = one.digest
+    assert one.model_copy(update=change).digest != before
+    assert Schedule(**(dict(one) | change)).digest != before
+    assert one.digest == before
+
+
+def test_digest_is_what_the_design_says() -> None:
+    """A golden value: changing how the digest is made would orphan every published schedule."""
+    canonical = (
+        '{"format":1,"model":{"family":"unet2d-condition","fingerprint":"sha256:' + "0" * 64 + '","name":"emoji64"},'
+        '"segments":[{"branch":3,"partial":[5]},{"branch":1,"partial":[]}],'
+        '"solver":{"name":"ddim","spacing":"leading","teacher_steps":20}}'
+    )
+    solver = Solver(name="ddim", teacher_steps=20, spacing="leading")
+    one = Schedule(model=MODEL, solver=solver, segments=(Segment(partial=(5,), branch=3), Segment()))
+    assert one.digest == hashlib.sha256(canonical.encode()).hexdigest()
+
+
+@FEW
+@given(schedules())
+def test_steps_follow_the_segments(one: Schedule) -> None:
+    steps, counts = list(one.steps()), one.counts()
+    assert [step.index for step in steps] == list(range(one.solver.teacher_steps))
+    assert sum(counts.values()) == one.solver.teacher_steps
+    assert counts["full"] == len(one.segments)
+    assert counts["partial"] == sum(len(segment.partial) for segment in one.segments)
+    assert steps[0].kind == "full"
+    for step in steps:
+        segment, offset = one.segments[step.index // one.length], step.index % one.length
+        expected = "full" if offset == 0 else "partial" if offset in segment.partial else "null"
+        assert step[1:] == (expected, segment.branch if expected == "partial" else 0)
+
+
+@FEW
+@given(models, st.integers(1, 1000))
+def test_the_teacher_computes_every_step(model: Any, steps: int) -> None:
+    all_full = teacher(model, Solver(name="ddim", teacher_steps=steps, spacing="leading"))
+    assert all_full.counts() == {"full": steps, "partial": 0, "null": 0}
+
+
+INVALID: dict[str, tuple[list[str | int], Any]] = {
+    "segments.0.partial": (["segments", 0, "partial"], [3, 2]),
+    "segments.1.partial": (["segments", 1, "partial"], [2, 2]),
+    "segments.2.partial": (["segments", 2, "partial"], [0, 1]),
+    "segments.3.partial": (["segments", 3, "partial"], [10]),
+    "segments.4.partial.0": (["segments", 4, "partial"], ["x"]),
+    "segments.0.branch": (["segments", 0], {"partial": [], "branch": 2}),
+    "segments.1.branch": (["segments", 1, "branch"], 0),
+    "segments.2.color": (["segments", 2, "color"], "red"),
+    "segments": (["solver", "teacher_steps"], 49),
+    "solver.teacher_steps": (["solver", "teacher_steps"], 1001),
+    "solver.name": (["solver", "name"], "heun"),
+    "solver.spacing": (["solver", "spacing"], "karras"),
+    "model.name": (["model", "name"], "../etc"),
+    "model.fingerprint": (["model", "fingerprint"], "md5:0"),
+    "model.family": (["model", "family"], "dit"),
+    "cost.relative": (["cost", "relative"], -0.1),
+    "cost.rows": (["cost", "rows"], 3),
+    "fidelity.images": (["fidelity", "images"], 0),
+    "price": (["price"], 1),
+}
+
+
+@pytest.mark.parametrize("field", INVALID)
+def test_an_invalid_document_names_the_field(field: str) -> None:
+    document = json.loads(
+        schedule(
+            5,
+            cost={"macs": 1, "rows": 2, "relative": 0.2},
+            fidelity={"rfid": 1.0, "psnr": 20.0, "images": 8},
+        ).document()
+    )
+    path, value = INVALID[field]
+    target = document
+    for part in path[:-1]:
+        target = target[part]
+    target[path[-1]] = value
+    with pytest.raises(InvalidInput) as caught:
+        Schedule.parse(json.dumps(document))
+    assert caught.value.param == field
+    assert caught.value.message.startswith(f"{field}: ")
+
+
+@pytest.mark.parametrize("field", ["model", "solver", "segments"])
+def test_the_identity_must_be_whole(field: str) -> None:
+    document = json.loads(schedule(5).document())
+    del document[field]
+    with pytest.raises(InvalidInput, match=f"^{field}: Field required"):
+        Schedule.parse(json.dumps(document))
+
+
+NOT_JSON = [
+    b"",
+    b"{",
+    b"\xff",
+    b"[" * 100_000,
+    b'{"provenance": {"a": NaN}}',
+    b'{"provenance": {"a": 1e999}}',
+    rb'{"a": "\ud800"}',
+]
+
+
+@pytest.mark.parametrize("data", NOT_JSON, ids=range(len(NOT_JSON)))
+def test_what_is_not_json_is_refused(data: bytes) -> None:
+    with pytest.raises(InvalidInput, match="not valid JSON"):
+        Schedule.parse(data)
+
+
+@pytest.mark.parametrize("data", ["null", "[]", "1", '"schedule"'])
+def test_what_is_not_an_object_is_refused(data: str) -> None:
+    with pytest.raises(InvalidInput, match="must be a JSON object"):
+        Schedule.parse(data)
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None])
+def test_another_format_is_unsupported(version: Any) -> None:
+    document = json.loads(schedule(5).document()) | {"format": version, "field of the future": 1}
+    with pytest.raises(Unsupported, match="format"):
+        Schedule.parse(json.dumps(document))
+
+
+def test_a_schedule_is_frozen() -> None:
+    with pytest.raises(ValidationError):
+        schedule(5).solver = Solver(name="ddim", teacher_steps=50, spacing="leading")  # type: ignore[misc]
