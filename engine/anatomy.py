@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeAlias, cast
 
 import torch
 from diffusers.models.attention_processor import Attention
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from registry.errors import InvalidInput, Unsupported
 
-UNet = UNet2DConditionModel | UNet2DModel
+UNet: TypeAlias = UNet2DConditionModel | UNet2DModel
 
 DOWN_BLOCKS = {"DownBlock2D", "CrossAttnDownBlock2D", "AttnDownBlock2D"}
 UP_BLOCKS = {"UpBlock2D", "CrossAttnUpBlock2D", "AttnUpBlock2D"}
@@ -41,13 +41,15 @@ class Conditioning:
 class EncoderItem(Protocol):
     """(rows, c, h, w) -> (rows, c', h', w'); the result is also the skip."""
 
-    def __call__(self, hidden: Tensor, given: Conditioning) -> Tensor: ...
+    def __call__(self, hidden: Tensor, given: Conditioning) -> Tensor:
+        """Run the item."""
 
 
 class DecoderItem(Protocol):
     """Hidden tensor and its skip, both of the same height and width; `size` is what an upsampler must reach."""
 
-    def __call__(self, hidden: Tensor, skip: Tensor, size: torch.Size | None, given: Conditioning) -> Tensor: ...
+    def __call__(self, hidden: Tensor, skip: Tensor, size: torch.Size | None, given: Conditioning) -> Tensor:
+        """Run the item."""
 
 
 class Anatomy:
@@ -111,7 +113,9 @@ class Anatomy:
     def check_branch(self, branch: int) -> None:
         """Raises `InvalidInput` unless 1 ≤ branch ≤ `branches`."""
         if not 1 <= branch <= self.branches:
-            raise InvalidInput(f"branch: must be between 1 and {self.branches} for this UNet, got {branch}", param="branch")
+            raise InvalidInput(
+                f"branch: must be between 1 and {self.branches} for this UNet, got {branch}", param="branch"
+            )
 
     def _encode(self, sample: Tensor, items: int, given: Conditioning) -> tuple[Tensor, list[Tensor]]:
         hidden, skips = sample.to(self.unet.dtype), list[Tensor]()

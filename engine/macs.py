@@ -51,19 +51,24 @@ class StepMacs:
 
 
 def meta_unet(config: Mapping[str, Any]) -> UNet:
-    """A UNet without weights from its diffusers configuration. Raises `Unsupported` for another class."""
+    """A UNet without weights from its diffusers configuration. Raises `Unsupported` for another class or a wrong one."""
     from diffusers import UNet2DConditionModel, UNet2DModel
 
     classes: dict[str, Any] = {"UNet2DConditionModel": UNet2DConditionModel, "UNet2DModel": UNet2DModel}
     name = config.get("_class_name", "UNet2DConditionModel")
     if name not in classes:
         raise Unsupported(f"unet: {name} is not supported; known: {sorted(classes)}", param="unet")
-    with torch.device("meta"):
-        unet: UNet = classes[name].from_config(dict(config))
+    try:
+        with torch.device("meta"):
+            unet: UNet = classes[name].from_config(dict(config))
+    except (TypeError, ValueError) as error:
+        raise Unsupported(f"unet: diffusers cannot build this {name}: {error}", param="unet") from error
     return unet.eval()
 
 
-def count_steps(config: Mapping[str, Any], latent_shape: tuple[int, int, int], context_shape: tuple[int, int] | None) -> StepMacs:
+def count_steps(
+    config: Mapping[str, Any], latent_shape: tuple[int, int, int], context_shape: tuple[int, int] | None
+) -> StepMacs:
     """Count one row. latent_shape (c, h, w); context_shape (tokens, dim), None for an unconditional UNet."""
     anatomy = Anatomy(meta_unet(config))
     sample = torch.empty(1, *latent_shape, device="meta")

@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from engine.anatomy import Anatomy
 from engine.macs import StepMacs, count_steps
 from engine.program import NoiseLevels, Program, compile_program
 from registry.errors import InvalidInput, NotFound, Unsupported
-from registry.schedule import ModelRef, Schedule, Solver, SolverName
+from registry.schedule import ModelRef, Name, Schedule, Solver, SolverName
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -109,12 +110,19 @@ def load(folder: str | Path, device: str = "cpu", dtype: str = "float32", name: 
         raise NotFound(f"model: {root} is not a diffusers pipeline folder (no model_index.json)", param="model")
     if dtype not in DTYPES:
         raise InvalidInput(f"dtype: must be one of {sorted(DTYPES)}, got {dtype!r}", param="dtype")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise InvalidInput(f"device: {device} was asked for, but torch sees no CUDA device", param="device")
-    index = json.loads((root / "model_index.json").read_text())
-    for component, wanted in (("unet", "UNet2DConditionModel"), ("vae", "AutoencoderKL"), ("text_encoder", "CLIPTextModel")):
-        if index.get(component, [None, None])[1] != wanted:
-            raise Unsupported(f"model: {component} is {index.get(component)}, this version runs {wanted}", param="model")
+    place = _device(device)
+    ref_name = _model_name(name or root.resolve().name.lower())
+    index = _index(root)
+    for component, wanted in (
+        ("unet", "UNet2DConditionModel"),
+        ("vae", "AutoencoderKL"),
+        ("text_encoder", "CLIPTextModel"),
+    ):
+        found = index.get(component)
+        if not isinstance(found, list) or found[1:] != [wanted]:
+            raise Unsupported(
+                f"model: {component} is {found}, this version runs {wanted}", param="model"
+            )
 
     # Here and not above: these imports take seconds, and a wrong folder should say so at once.
     from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -122,16 +130,20 @@ def load(folder: str | Path, device: str = "cpu", dtype: str = "float32", name: 
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    place, kind = torch.device(device), DTYPES[dtype]
-    unet = UNet2DConditionModel.from_pretrained(root / "unet", dtype=kind).to(place).eval()
-    vae = AutoencoderKL.from_pretrained(root / "vae", dtype=kind).to(place).eval()
-    encoder = CLIPTextModel.from_pretrained(root / "text_encoder", dtype=kind).to(place).eval()
-    tokenizer = CLIPTokenizer.from_pretrained(root / "tokenizer")
+    kind = DTYPES[dtype]
+    try:
+        unet = UNet2DConditionModel.from_pretrained(root / "unet", dtype=kind).to(place).eval()
+        vae = AutoencoderKL.from_pretrained(root / "vae", dtype=kind).to(place).eval()
+        encoder = CLIPTextModel.from_pretrained(root / "text_encoder", dtype=kind).to(place).eval()
+        tokenizer = CLIPTokenizer.from_pretrained(root / "tokenizer")
+        scheduler = json.loads((root / "scheduler" / "scheduler_config.json").read_text())
+    except OSError as error:  # what diffusers and transformers raise for a file that is not there
+        raise NotFound(f"model: a file of {root} is missing: {error}", param="model") from error
     size, scale = int(unet.config.sample_size), 2 ** (len(vae.config.block_out_channels) - 1)
     return Model(
-        ref=ModelRef(name=name or _folder_name(root), family="unet2d-condition", fingerprint=fingerprint(root)),
+        ref=ModelRef(name=ref_name, family="unet2d-condition", fingerprint=fingerprint(root)),
         anatomy=Anatomy(unet.requires_grad_(False)),
-        levels=noise_levels(json.loads((root / "scheduler" / "scheduler_config.json").read_text())),
+        levels=noise_levels(scheduler),
         text=Text(tokenizer, encoder),
         vae=vae,
         device=place,
@@ -163,7 +175,7 @@ def noise_levels(config: dict[str, Any]) -> NoiseLevels:
 
 def fingerprint(root: Path) -> str:
     """SHA-256 over the names and contents of the pipeline's files (every component that model_index.json names)."""
-    index = json.loads((root / "model_index.json").read_text())
+    index = _index(root)
     components = [name for name, value in index.items() if isinstance(value, list) and value[0] is not None]
     files = [root / "model_index.json", *(f for c in components for f in (root / c).rglob("*") if f.is_file())]
     digest = hashlib.sha256()
@@ -174,5 +186,28 @@ def fingerprint(root: Path) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def _folder_name(root: Path) -> str:
-    return root.resolve().name.lower()
+def _index(root: Path) -> dict[str, Any]:
+    try:
+        index = json.loads((root / "model_index.json").read_text())
+    except ValueError as error:
+        raise Unsupported(f"model: {root}/model_index.json is not JSON: {error}", param="model") from error
+    if not isinstance(index, dict):
+        raise Unsupported(f"model: {root}/model_index.json must hold a JSON object", param="model")
+    return index
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InvalidInput(f"device: torch knows no device {name!r}", param="device") from error
+    if device.type == "cuda" and (device.index or 0) >= (torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        raise InvalidInput(f"device: {name} was asked for, but torch sees no such CUDA device", param="device")
+    return device
+
+
+def _model_name(name: str) -> str:
+    try:
+        return TypeAdapter(Name).validate_python(name)
+    except ValidationError as error:
+        raise InvalidInput(f"name: {name!r} cannot name a model; give one of letters, digits, . _ -", param="name") from error

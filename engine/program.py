@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -41,7 +42,10 @@ class NoiseLevels:
         """The teacher's timesteps, descending, (steps,): the same as diffusers' scheduler of that solver gives."""
         train = len(self.alphas_cumprod)
         if steps > train:
-            raise InvalidInput(f"teacher_steps: the model was trained on {train} timesteps, got {steps}", param="teacher_steps")
+            raise InvalidInput(
+                f"teacher_steps: the model was trained on {train} timesteps, got {steps}", param="teacher_steps"
+            )
+        grid: NDArray[np.float64] | NDArray[np.int64]
         multistep = solver == "dpmsolver++"  # diffusers' multistep schedulers leave out one end of the grid
         if spacing == "linspace":
             if multistep:
@@ -132,7 +136,7 @@ def _ddim(levels: NoiseLevels, timesteps: list[int]) -> list[tuple[float, float,
     levels_in_order = [_signal_noise(c) for c in cumprods]
     return [
         (sigma_next / sigma, alpha_next - alpha * sigma_next / sigma, 0.0)
-        for (alpha, sigma), (alpha_next, sigma_next) in zip(levels_in_order, levels_in_order[1:], strict=False)
+        for (alpha, sigma), (alpha_next, sigma_next) in pairwise(levels_in_order)
     ]
 
 

@@ -87,6 +87,7 @@ class Waves:
         self.anatomy = anatomy
         self.max_unet_rows = max_unet_rows
         self.rows: list[Row] = []
+        self.last: Wave | None = None  # the wave that ran last, or failed: then its rows are still here, unchanged
 
     def add(self, row: Row) -> None:
         """Take a row in; it joins the next wave that it can."""
@@ -100,7 +101,7 @@ class Waves:
         """Form one wave, run it, advance its rows and let the done ones go. None when nothing is in flight."""
         if not self.rows:
             return None
-        wave = self._form()
+        wave = self.last = self._form()
         self._run(wave)
         waiting = [row for row in self.rows if row not in wave.rows]
         self.rows = waiting + [row for row in wave.rows if not row.done]
@@ -143,8 +144,12 @@ class Waves:
         """The two equations of `program`, one set of numbers per row."""
         steps = [row.step for row in rows]
         before = torch.stack([row.clean for row in rows])
-        clean = _column([s.clean_x for s in steps], latent) * latent + _column([s.clean_m for s in steps], latent) * output
-        latent = _column([s.next_x for s in steps], latent) * latent + _column([s.next_0 for s in steps], latent) * clean
+        clean = (
+            _column([s.clean_x for s in steps], latent) * latent + _column([s.clean_m for s in steps], latent) * output
+        )
+        latent = (
+            _column([s.next_x for s in steps], latent) * latent + _column([s.next_0 for s in steps], latent) * clean
+        )
         latent = latent + _column([s.next_1 for s in steps], latent) * before
         for i, row in enumerate(rows):
             row.latent, row.clean, row.position = latent[i], clean[i], row.position + 1

@@ -1,0 +1,1 @@
+"""The project used as a user would use it."""

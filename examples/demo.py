@@ -43,7 +43,9 @@ def main() -> None:
     shutil.rmtree(OUT, ignore_errors=True)
     OUT.mkdir()
     say(f"1. Search: schedules for {MODEL.name}, each judged by its images against the unaccelerated teacher's")
-    command("search_jobs", "run", "--model", MODEL, "--prompts", MODEL / "prompts.txt", "--out", OUT / "run", "--seed", 1)
+    command(
+        "search_jobs", "run", "--model", MODEL, "--prompts", MODEL / "prompts.txt", "--out", OUT / "run", "--seed", 1
+    )
     say("2. Publish: four tiers and the teacher, content-addressed, into the registry")
     command("search_jobs", "publish", OUT / "run", "--registry", REGISTRY)
     shutil.copy(OUT / "run" / "pareto.png", OUT / "pareto.png")
@@ -57,7 +59,9 @@ def main() -> None:
         write_answers(answers)
         show(answers)
         show_metrics(client.get("/metrics").text)
-    console.print(f"\n{sum(1 for _ in OUT.rglob('*.png'))} pictures and summary.json in {OUT}/: see {OUT}/tiers.png first.")
+    console.print(
+        f"\n{sum(1 for _ in OUT.rglob('*.png'))} pictures and summary.json in {OUT}/: see {OUT}/tiers.png first."
+    )
     console.print(f"Done in {(time.monotonic() - started) / 60:.1f} minutes. `make serve` keeps a service running.")
 
 
@@ -123,7 +127,15 @@ def show(answers: dict[str, list[dict[str, Any]]]) -> None:
     """The table of summary.json."""
     summary = json.loads((OUT / "summary.json").read_text())
     table = Table(title=f"{summary['model']}: every tier, the same prompts and seed", title_justify="left")
-    for name in ("tier", "version", "full/partial/null", "MACs an image", "of the teacher", "latency", "PSNR to reference"):
+    for name in (
+        "tier",
+        "version",
+        "full/partial/null",
+        "MACs an image",
+        "of the teacher",
+        "latency",
+        "PSNR to reference",
+    ):
         table.add_column(name, justify="left" if name == "tier" else "right")
     for tier, row in summary["tiers"].items():
         steps, quality = row["steps"], row["psnr"]

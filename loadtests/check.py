@@ -29,7 +29,9 @@ def check(result: dict[str, Any], limits: dict[str, Any]) -> list[str]:
             if ratio > most:
                 broken.append(f"p95 of {tier} is {ratio:.2f} of the teacher's median, the limit is {most}")
     if abs(result["macs_drift"]) > limits["max_macs_drift"]:
-        broken.append(f"billed and exported MACs differ by {result['macs_drift']:+.2%}, the limit is {limits['max_macs_drift']:.2%}")
+        broken.append(
+            f"billed and exported MACs differ by {result['macs_drift']:+.2%}, the limit is {limits['max_macs_drift']:.2%}"
+        )
     return broken
 
 

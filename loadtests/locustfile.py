@@ -17,7 +17,7 @@ MIX = {"draft": 8, "fast": 6, "balanced": 4, "best": 2, "reference": 1}
 billed: Counter[str] = Counter()  # MACs by tier, as the answers state them
 
 
-@events.quitting.add_listener  # type: ignore[untyped-decorator]
+@events.quitting.add_listener
 def write_bill(**_: Any) -> None:
     """Leave the sum of the answers' MACs for whoever compares it with the exported ones."""
     if path := os.environ.get("LOADTEST_BILL"):

@@ -43,7 +43,15 @@ def main() -> int:
 
 def run_locust(address: str, users: int, seconds: int) -> None:
     """Drive the service; requests in flight at the end are waited for, so that every MAC is billed."""
-    locust = [sys.executable, "-m", "locust", "--headless", "--only-summary", "--locustfile", str(HERE / "locustfile.py")]
+    locust = [
+        sys.executable,
+        "-m",
+        "locust",
+        "--headless",
+        "--only-summary",
+        "--locustfile",
+        str(HERE / "locustfile.py"),
+    ]
     locust += ["--host", address, "--users", str(users), "--spawn-rate", str(users), "--run-time", f"{seconds}s"]
     locust += ["--stop-timeout", "120", "--csv", str(OUT / "locust"), "--exit-code-on-error", "0"]
     subprocess.run(locust, check=True, env={**os.environ, "LOADTEST_BILL": str(OUT / "bill.json")})

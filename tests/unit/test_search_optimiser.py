@@ -22,7 +22,8 @@ def cost_of(genome: Genome) -> float:
 def loss_of(genome: Genome) -> float:
     """Each segment wants one partial step at offset 5 with branch 3; anything else costs what it is away from that."""
     return sum(
-        min((abs(o - 5) for o in s.partial), default=9) + 0.5 * abs(s.branch - 3) * bool(s.partial) for s in genome.segments
+        min((abs(o - 5) for o in s.partial), default=9) + 0.5 * abs(s.branch - 3) * bool(s.partial)
+        for s in genome.segments
     )
 
 
@@ -34,9 +35,7 @@ def search(seed: int, generations: int) -> Evolution:
 
 
 points = st.lists(
-    st.builds(
-        lambda c, loss: Point(START[0], c, loss), st.integers(0, 6).map(float), st.integers(0, 6).map(float)
-    ),
+    st.builds(lambda c, loss: Point(START[0], c, loss), st.integers(0, 6).map(float), st.integers(0, 6).map(float)),
     min_size=1,
     max_size=20,
 )

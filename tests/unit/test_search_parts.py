@@ -78,7 +78,7 @@ def test_a_setting_out_of_its_limits_is_named(field: str, value: float) -> None:
 
 
 def test_a_tier_ceiling_out_of_its_limits_is_named() -> None:
-    with pytest.raises(InvalidInput, match="tiers.fast"):
+    with pytest.raises(InvalidInput, match=r"tiers\.fast"):
         JobConfig.parse({**PATHS, "tiers": {"fast": 1.5}})
 
 

@@ -1,0 +1,221 @@
+"""python -m engine: run one schedule by hand, and count what a UNet costs. Torch is imported only when needed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from registry.errors import FlexiError, InvalidInput, NotFound, Unsupported
+from registry.schedule import Schedule, SolverName, teacher
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from engine.macs import StepMacs
+    from engine.models import Model
+
+TEXT_TOKENS = 77  # CLIP's, when no text encoder says otherwise
+
+
+class _OneLineErrors(typer.core.TyperGroup):
+    """Errors of our own family are one line on stderr and exit code 1. All others are bugs and keep their traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except FlexiError as error:
+            typer.echo(f"error: {error.message}", err=True)
+            raise typer.Exit(1) from error
+
+
+app = typer.Typer(
+    cls=_OneLineErrors,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Run one schedule by hand, and count what a UNet costs.",
+)
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Option(help="What to draw.")],
+    model: Annotated[Path, typer.Option(help="A diffusers text-to-image folder.")] = Path("models/emoji64"),
+    negative: Annotated[str, typer.Option(help="What to stay away from; needs guidance above 1.")] = "",
+    schedule: Annotated[str, typer.Option(help="A schedule document, or teacher for every step full.")] = "teacher",
+    solver: Annotated[SolverName | None, typer.Option(help="Teacher only [default: dpmsolver++].")] = None,
+    steps: Annotated[int | None, typer.Option(help="Teacher only [default: 50].")] = None,
+    seed: Annotated[int, typer.Option(help="Of the first image; the next ones count up.")] = 0,
+    guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale; 1 or less turns it off.")] = 7.5,
+    num_images: Annotated[int, typer.Option(help="How many images to make.")] = 1,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
+    out: Annotated[Path, typer.Option(help="PNG file; several get -1, -2, … before the suffix.")] = Path("out.png"),
+) -> None:
+    """Generate images by one schedule, and print what they cost."""
+    if num_images < 1:
+        raise InvalidInput(f"num_images: must be at least 1, got {num_images}", param="num_images")
+    if negative and guidance <= 1:
+        raise InvalidInput(f"negative: needs guidance above 1, got guidance {guidance}", param="negative")
+    if out.suffix.lower() != ".png":
+        raise InvalidInput(f"out: must be a .png file, got {out}", param="out")
+    if not out.parent.is_dir():
+        raise NotFound(f"out: there is no folder {out.parent}", param="out")
+    if schedule != "teacher" and (solver is not None or steps is not None):
+        raise InvalidInput(
+            "schedule: --solver and --steps are for teacher; a document brings its own", param="schedule"
+        )
+
+    import torch
+
+    from engine import models, sampler
+
+    loaded = models.load(model, device, dtype)
+    if schedule == "teacher":
+        document = _teacher(loaded, solver or "dpmsolver++", 50 if steps is None else steps)
+    else:
+        document = _read_schedule(Path(schedule))
+    program, all_full = loaded.compile(document), loaded.compile(teacher(loaded.ref, document.solver))
+    seeds = range(seed, seed + num_images)
+    noise = torch.stack([loaded.noise(number) for number in seeds])
+    context = loaded.encode([prompt] * num_images)
+    unconditional = loaded.encode([negative] * num_images) if guidance > 1 else None
+    images = loaded.decode(sampler.generate(loaded.anatomy, program, noise, context, unconditional, guidance))
+
+    counts = document.counts()
+    print(f"schedule   {document.digest[:12]}, {document.solver.name}, {document.solver.teacher_steps} teacher steps")
+    print("steps      " + ", ".join(f"{count} {kind}" for kind, count in counts.items()))
+    print(f"MACs       {loaded.macs.of_program(program, 2 if guidance > 1 else 1) / 1e9:.4f} G per image")
+    print(f"relative   {loaded.macs.relative(program, all_full):.4f} of the same steps all full")
+    for number, (image, name) in enumerate(zip(images, _names(out, num_images), strict=True)):
+        _save(image, name)
+        print(f"image      {name}, seed {seeds[number]}")
+
+
+@app.command()
+def macs(
+    path: Annotated[Path, typer.Argument(help="A diffusers model folder, or a UNet's config.json.")],
+    size: Annotated[
+        tuple[int, int] | None, typer.Option(help="Latent height and width [default: sample_size].")
+    ] = None,
+    branch: Annotated[int | None, typer.Option(help="Only this branch of the partial steps.")] = None,
+    tokens: Annotated[
+        int | None, typer.Option(help="Length of the context [default: the text encoder's, else 77].")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> None:
+    """MACs of one UNet row (batch 1, no guidance) of a full step and of each partial step. Needs no weights."""
+    config = _unet_config(path)
+    shape = (_field(config, "in_channels"), *_latent_size(config, size))
+    context = None
+    if config.get("_class_name") != "UNet2DModel":
+        context = (_tokens(path, tokens), _field(config, "cross_attention_dim"))
+
+    from engine.macs import count_steps
+
+    counted = count_steps(config, shape, context)
+    if branch is not None and branch not in counted.partial:
+        last = max(counted.partial)
+        raise InvalidInput(f"branch: must be between 1 and {last} for this UNet, got {branch}", param="branch")
+    chosen = {number: value for number, value in counted.partial.items() if branch in (None, number)}
+    if as_json:
+        print(json.dumps({**asdict(counted), "partial": {number: asdict(value) for number, value in chosen.items()}}))
+    else:
+        _print_table(counted, list(chosen), shape, context)
+
+
+def _teacher(model: Model, solver: SolverName, steps: int) -> Schedule:
+    limit = len(model.levels.alphas_cumprod)
+    if not 1 <= steps <= limit:
+        raise InvalidInput(f"steps: must be between 1 and {limit}, got {steps}", param="steps")
+    return teacher(model.ref, model.solver(solver, steps))
+
+
+def _read_schedule(file: Path) -> Schedule:
+    if not file.is_file():
+        raise NotFound(f"schedule: there is no file {file} (and the only name known is teacher)", param="schedule")
+    return Schedule.parse(file.read_bytes())
+
+
+def _names(out: Path, count: int) -> list[Path]:
+    return [out] if count == 1 else [out.with_stem(f"{out.stem}-{number}") for number in range(1, count + 1)]
+
+
+def _save(image: Tensor, file: Path) -> None:
+    """image (3, H, W) in [0, 1]."""
+    from PIL import Image
+
+    pixels = (image * 255).round().byte().permute(1, 2, 0).numpy()
+    Image.fromarray(pixels).save(file)
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(file.read_bytes())
+    except OSError as error:
+        raise NotFound(f"path: cannot read {file}: {error.strerror}", param="path") from error
+    except ValueError as error:
+        raise InvalidInput(f"path: {file} is not JSON: {error}", param="path") from error
+    if not isinstance(config, dict):
+        raise InvalidInput(f"path: {file} must hold a JSON object, got {type(config).__name__}", param="path")
+    return config
+
+
+def _unet_config(path: Path) -> dict[str, Any]:
+    return _read_config(path / "unet" / "config.json" if path.is_dir() else path)
+
+
+def _tokens(path: Path, asked: int | None) -> int:
+    """Length of the context. A folder without a text encoder is class-conditional: one token, the class's embedding."""
+    if asked is not None:
+        if asked < 1:
+            raise InvalidInput(f"tokens: must be at least 1, got {asked}", param="tokens")
+        return asked
+    if not path.is_dir():
+        return TEXT_TOKENS
+    if not (path / "text_encoder").is_dir():
+        return 1
+    encoder = _read_config(path / "text_encoder" / "config.json")
+    return int(encoder.get("max_position_embeddings", TEXT_TOKENS))
+
+
+def _latent_size(config: Mapping[str, Any], asked: Sequence[int] | None) -> tuple[int, int]:
+    size = asked or config.get("sample_size")
+    if size is None:
+        raise InvalidInput("size: the config has no sample_size, say --size HEIGHT WIDTH", param="size")
+    height, width = (size, size) if isinstance(size, int) else size
+    if height < 1 or width < 1:
+        raise InvalidInput(f"size: must be positive, got {height} {width}", param="size")
+    return height, width
+
+
+def _field(config: Mapping[str, Any], name: str) -> int:
+    """A whole number of the UNet's configuration."""
+    value = config.get(name)
+    if not isinstance(value, int):
+        raise Unsupported(f"unet config {name} must be one whole number, got {value!r}", param=name)
+    return value
+
+
+def _print_table(counted: StepMacs, branches: list[int], shape: Sequence[int], context: Sequence[int] | None) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    given = "no context" if context is None else f"context {context[0]}×{context[1]}"
+    table = Table(title=f"{counted.parameters:,} parameters, latent {'×'.join(map(str, shape))}, {given}, one row")
+    for column in ("step", "macs", "paper_macs", "of full"):
+        table.add_column(column, justify="left" if column == "step" else "right")
+    rows = [("full", counted.full), *((f"partial, branch {number}", counted.partial[number]) for number in branches)]
+    for name, value in rows:
+        share = value.macs / counted.full.macs
+        table.add_row(name, f"{value.macs / 1e9:.4f} G", f"{value.paper_macs / 1e9:.4f} G", f"{share:.4f}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    app()
