@@ -10,6 +10,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -131,6 +132,11 @@ class Catalog:
             return Resolved(self.schedule(alias.digest), alias.version, alias.tier)
         except NotFound as error:
             raise Tampered(f"tier {ref} points at a schedule that is gone: {error.message}", param=ref) from error
+
+    def attach(self, digest: str, name: str, data: bytes) -> None:
+        """Keep a file beside a schedule: its report, its pictures. What is there already under this name stays."""
+        with suppress(Conflict):
+            self.store.create(f"{self.model}/artifacts/{digest}/{name}", data)
 
     def alias(self, tier: str) -> Alias:
         """What a tier means now, and meant before."""

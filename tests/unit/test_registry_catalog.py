@@ -433,3 +433,11 @@ def test_records_round_trip(catalog: Catalog) -> None:
     assert Alias.read("key", alias.document()) == alias
     with pytest.raises(Tampered, match="key is not a valid Alias: tier"):
         Alias.read("key", b"{}")
+
+
+def test_an_artifact_is_kept_beside_its_schedule_and_never_replaced() -> None:
+    store = MemoryStore()
+    catalog = Catalog(store, "emoji64")
+    for data in (b"first", b"second"):
+        catalog.attach("ab" * 32, "pareto.png", data)
+    assert store.get(f"emoji64/artifacts/{'ab' * 32}/pareto.png").data == b"first"
