@@ -1,6 +1,7 @@
 # The service. Two stages: the first resolves and installs, the second carries only what runs.
 FROM python:3.11-slim-bookworm AS install
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+WORKDIR /install
 RUN python -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
 COPY requirements.lock .
@@ -21,7 +22,7 @@ COPY --chown=flexi server server
 COPY --chown=flexi models/emoji64 models/emoji64
 COPY --chown=flexi NOTICE LICENSE ./
 RUN mkdir -p .flexi && chown flexi .flexi
-USER flexi
+USER 10001
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     BENTOML_DO_NOT_TRACK=true \

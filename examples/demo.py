@@ -43,9 +43,7 @@ def main() -> None:
     shutil.rmtree(OUT, ignore_errors=True)
     OUT.mkdir()
     say(f"1. Search: schedules for {MODEL.name}, each judged by its images against the unaccelerated teacher's")
-    command(
-        "search_jobs", "run", "--model", MODEL, "--prompts", MODEL / "prompts.txt", "--out", OUT / "run", "--seed", 1
-    )
+    command("search_jobs", "run", "--model", MODEL, "--prompts", MODEL / "prompts.txt", "--out", OUT / "run", "--seed", 1)
     say("2. Publish: four tiers and the teacher, content-addressed, into the registry")
     command("search_jobs", "publish", OUT / "run", "--registry", REGISTRY)
     shutil.copy(OUT / "run" / "pareto.png", OUT / "pareto.png")
@@ -59,9 +57,7 @@ def main() -> None:
         write_answers(answers)
         show(answers)
         show_metrics(client.get("/metrics").text)
-    console.print(
-        f"\n{sum(1 for _ in OUT.rglob('*.png'))} pictures and summary.json in {OUT}/: see {OUT}/tiers.png first."
-    )
+    console.print(f"\n{sum(1 for _ in OUT.rglob('*.png'))} pictures and summary.json in {OUT}/: see {OUT}/tiers.png first.")
     console.print(f"Done in {(time.monotonic() - started) / 60:.1f} minutes. `make serve` keeps a service running.")
 
 
@@ -151,7 +147,7 @@ def show(answers: dict[str, list[dict[str, Any]]]) -> None:
     console.print(table)
     served = sum(len(own) for own in answers.values())
     console.print(
-        f"Latency: median of {REPEATS} requests of one image, one at a time, on this machine; PSNR over {len(PROMPTS)} prompts; "
+        f"Latency: median of {REPEATS} requests of one image, one at a time, here; PSNR over {len(PROMPTS)} prompts; "
         f"{served} images served."
     )
 

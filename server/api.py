@@ -1,0 +1,120 @@
+"""What clients send and get, with bounds. Unknown fields are refused, and error texts never repeat what was sent."""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from registry.schedule import Fidelity, Schedule
+
+MAX_SEED = 2**63 - 1
+REF = r"^([0-9]{1,7}|[0-9a-f]{8,64})$"  # never a tier's name: those mean something else tomorrow
+
+
+class GenerateRequest(BaseModel):
+    """One prompt, one or several images. Give a `tier` or a `schedule`, or neither for the default tier."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, hide_input_in_errors=True)
+
+    prompt: Annotated[str, Field(min_length=1, max_length=1000, description="What to draw.")]
+    negative_prompt: Annotated[
+        str, Field(max_length=1000, description="What to keep away from; without effect at guidance_scale 1.")
+    ] = ""
+    tier: Annotated[
+        str | None, Field(min_length=1, max_length=64, description="One of GET /v1/tiers; `reference` is the teacher.")
+    ] = None
+    schedule: Annotated[
+        str | None,
+        Field(
+            pattern=REF,
+            description="A version number, a digest, or a digest's first 8 hex digits or more.",
+        ),
+    ] = None
+    seed: Annotated[int | None, Field(ge=0, le=MAX_SEED, description="Image i uses seed + i. Drawn at random if absent.")] = (
+        None
+    )
+    num_images: Annotated[int, Field(ge=1, description="How many images.")] = 1
+    guidance_scale: Annotated[
+        float | None,
+        Field(ge=1, le=20, description="How strongly the prompt pulls; 1 switches guidance off and halves the cost."),
+    ] = None
+    unit: Annotated[str | None, Field(min_length=1, max_length=128, description="User or session, for experiments.")] = None
+    deadline_ms: Annotated[int | None, Field(ge=1, description="Give up after so many milliseconds, with status 504.")] = None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.tier is not None and self.schedule is not None:
+            raise ValueError("schedule: give a tier or a schedule, not both")
+        if self.seed is not None and self.seed + self.num_images - 1 > MAX_SEED:
+            raise ValueError(f"seed: the last image's seed, seed + num_images - 1, must be at most {MAX_SEED}")
+        return self
+
+
+class Steps(BaseModel):
+    """Steps of one image. Null steps are jumped over."""
+
+    full: int
+    partial: int
+    null: int
+
+
+class GenerateResponse(BaseModel):
+    """The images, and what they cost."""
+
+    images: Annotated[list[str], Field(description="PNG files in base64; their text chunks hold the parameters.")]
+    request_id: str
+    model: str
+    tier: Annotated[str | None, Field(description="Null when the request named a schedule.")]
+    schedule: Annotated[str, Field(description="Digest of the schedule that made the images.")]
+    version: Annotated[int | None, Field(description="The registry's number of it, where known.")]
+    arm: Annotated[str | None, Field(description="The experiment's arm, if the request took part in one.")] = None
+    seed: Annotated[int, Field(description="Of the first image; image i has seed + i.")]
+    macs: Annotated[int, Field(description="UNet MACs executed for all images, guidance rows included.")]
+    macs_per_image: int
+    relative_cost: Annotated[float, Field(description="MACs relative to the teacher's.")]
+    steps: Steps
+    queue_ms: Annotated[float, Field(description="Longest wait of an image before the engine took it in.")]
+    denoise_ms: Annotated[float, Field(description="Longest time of an image in the engine, other stages excluded.")]
+
+
+class TierView(BaseModel):
+    """What a tier means now."""
+
+    tier: str
+    digest: str
+    version: int | None
+    steps: Steps
+    relative_cost: float
+    fidelity: Fidelity | None
+
+
+class TiersView(BaseModel):
+    """All tiers in force, cheapest first."""
+
+    model: str
+    default: str
+    tiers: list[TierView]
+
+
+class ScheduleView(BaseModel):
+    """A schedule with the two things its document does not say about itself."""
+
+    digest: str
+    version: int | None
+    schedule: Schedule
+
+
+class ErrorBody(BaseModel):
+    """Why a request was not answered."""
+
+    code: Annotated[str, Field(description="Stable and machine-readable.")]
+    message: str
+    param: Annotated[str | None, Field(description="The field or object at fault.")]
+    request_id: str
+
+
+class ErrorView(BaseModel):
+    """Every error of this server looks like this."""
+
+    error: ErrorBody

@@ -1,0 +1,92 @@
+"""Every setting of the server, read once from FLEXI_* variables. A wrong one stops the start and says which and why."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from registry.errors import InvalidInput
+from registry.schedule import Name
+
+PREFIX = "FLEXI_"
+
+
+class Settings(BaseSettings):
+    """The field `max_images` is the variable FLEXI_MAX_IMAGES, and so on."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", protected_namespaces=())
+
+    model: Annotated[Path, Field(description="Folder of the diffusers pipeline to serve.")] = Path("models/emoji64")
+    registry: Annotated[str, Field(min_length=1, description="A folder, or s3://bucket/prefix.")] = ".flexi/registry"
+    s3_endpoint: Annotated[str | None, Field(description="URL of an S3 store that is not AWS; registry.s3 reads it too.")] = (
+        None
+    )
+    device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$", description="Where the model runs.")] = "cpu"
+    dtype: Annotated[
+        Literal["float32", "float16", "bfloat16"], Field(description="Of the weights; latents are float32 always.")
+    ] = "float32"
+    threads: Annotated[int, Field(ge=0, le=256, description="CPU threads of one UNet call; 0 lets torch choose.")] = 0
+    max_wave_rows: Annotated[
+        int, Field(ge=2, le=1024, description="UNet rows in one call; an image with guidance takes two.")
+    ] = 16
+    max_queue_rows: Annotated[int, Field(ge=1, le=100_000, description="Images that may wait; past it the answer is 429.")] = 64
+    max_images: Annotated[int, Field(ge=1, le=64, description="Images in one request.")] = 4
+    request_seconds: Annotated[
+        float, Field(gt=0, le=280, description="Longest time a request may take, whatever its deadline_ms.")
+    ] = 240.0
+    watch_seconds: Annotated[
+        float, Field(ge=0.1, le=3600, description="Pause between two looks at the registry's aliases.")
+    ] = 5.0
+    teacher_steps: Annotated[
+        int, Field(ge=1, le=1000, description="Steps of `reference` where the registry has no such tier.")
+    ] = 50
+    default_tier: Annotated[Name, Field(description="For requests that name neither tier nor schedule.")] = "balanced"
+    default_guidance: Annotated[float, Field(ge=1, le=20, description="Guidance scale of requests that name none.")] = 3.0
+
+    commit: Annotated[str, Field(description="Git commit of this build; the container image sets it.")] = ""
+
+    @field_validator("model")
+    @classmethod
+    def _is_a_pipeline(cls, folder: Path) -> Path:
+        if not (folder / "model_index.json").is_file():
+            raise ValueError(f"{folder} is not a diffusers pipeline folder (it has no model_index.json)")
+        return folder
+
+    @field_validator("registry")
+    @classmethod
+    def _is_a_place(cls, url: str) -> str:
+        if "://" in url and not (url.startswith("s3://") and url.removeprefix("s3://").partition("/")[0]):
+            raise ValueError("give a folder or s3://bucket/prefix")
+        return url
+
+    @model_validator(mode="after")
+    def _a_request_fits_the_queue(self) -> Self:
+        if self.max_images > self.max_queue_rows:
+            raise ValueError(f"max_queue_rows: must be at least max_images ({self.max_images})")
+        return self
+
+
+def load() -> Settings:
+    """Read the environment. Raises `InvalidInput` with one line for each variable at fault."""
+    faults = [f"{name}: there is no such setting" for name in sorted(os.environ) if _is_unknown(name)]
+    settings = None
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        for fault in error.errors(include_url=False):
+            text = fault["msg"].removeprefix("Value error, ")
+            field, got = str(fault["loc"][0]) if fault["loc"] else "", f", got {fault['input']!r}"
+            if not field:  # the model validator's text begins with the field's own name
+                (field, _, text), got = text.partition(": "), ""
+            faults.append(f"{PREFIX}{field.upper()}: {text}{got}")
+    if faults or settings is None:
+        raise InvalidInput("; ".join(faults), param=faults[0].partition(":")[0])
+    return settings
+
+
+def _is_unknown(name: str) -> bool:
+    return name.startswith(PREFIX) and name.removeprefix(PREFIX).lower() not in Settings.model_fields

@@ -1,0 +1,226 @@
+"""Between asyncio and the engine: one thread owns the model and the waves, everybody else hands in orders and waits.
+
+Text encoding and VAE decoding run in the same thread, between two waves and a few at a time. A second executor would not
+make them faster (they want the same cores or the same device), would make two threads share one model, and would need a
+hand-over for every image; the price is that a wave waits while at most `BATCH` images are decoded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from time import monotonic
+
+import torch
+from torch import Tensor
+
+from engine.models import Model
+from engine.waves import Row, Wave, Waves
+from registry.errors import FlexiError
+from server import metrics
+from server.admission import Admission
+from server.errors import GenerationFailed, NotReady
+from server.order import Job, Order, Picture
+
+log = logging.getLogger(__name__)
+
+BATCH = 8  # texts encoded, or latents decoded, at once
+WAVES_IN_FLIGHT = 2  # in full waves: rows on different steps need company to fill a wave, and more only makes all later
+
+
+class Dispatcher:
+    """The engine's thread and its two doors: `submit` for orders, a future for each picture.
+
+    Whoever cancels a future frees its row at the engine's next turn. A row that fails takes nobody with it, except that
+    an exception in a wave fails the rows of that wave; the thread lives on.
+    """
+
+    def __init__(self, model: Model, admission: Admission, max_wave_rows: int) -> None:
+        self._model = model
+        self._admission = admission
+        self._waves = Waves(model.anatomy, max_wave_rows)
+        self._max_rows = WAVES_IN_FLIGHT * max_wave_rows
+        self._waiting: deque[Job] = deque()
+        self._inflight: dict[Row, Job] = {}
+        self._wake = threading.Condition()  # guards _waiting and _open
+        self._open = True
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        """Begin to work."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Finish the current turn, fail what is left, stop. Blocks for a turn."""
+        with self._wake:
+            self._open = False
+            self._wake.notify()
+        self._thread.join()
+
+    @property
+    def alive(self) -> bool:
+        """Whether orders will be worked on."""
+        return self._thread.is_alive()
+
+    def submit(self, orders: Sequence[Order]) -> list[Future[Picture]]:
+        """Queue all of these orders or none. Raises `Overloaded`, and `NotReady` when the engine is stopping."""
+        now = monotonic()
+        jobs = [Job(order, queued=now) for order in orders]
+        with self._wake:
+            if not self._open:
+                raise NotReady("the server is stopping")
+            self._admission.admit(len(self._waiting), len(jobs), self._backlog)
+            self._waiting.extend(jobs)
+            metrics.queue_rows.set(len(self._waiting))
+            self._wake.notify()
+        return [job.future for job in jobs]
+
+    async def render(self, orders: Sequence[Order]) -> list[Picture]:
+        """Submit and wait without blocking the event loop. One failure, or cancellation, gives up all of the orders."""
+        futures = [asyncio.wrap_future(future) for future in self.submit(orders)]
+        try:
+            return await asyncio.gather(*futures)
+        finally:
+            for future in futures:
+                future.cancel()  # reaches the thread's own future; too late for a finished one, which is right
+
+    def turn(self) -> None:
+        """Drop what nobody wants, take in what fits, run one wave, hand out what is done."""
+        self._drop_cancelled()
+        self._take_in()
+        done = self._wave()
+        for start in range(0, len(done), BATCH):
+            self._each(done[start : start + BATCH], self._hand_out, "decoding")
+        metrics.queue_rows.set(len(self._waiting))
+        metrics.inflight_rows.set(len(self._inflight))
+
+    def _run(self) -> None:
+        while self._has_work():
+            try:
+                self.turn()
+            except Exception as error:  # a bug of ours: better to fail what is in flight than to fail for ever
+                log.exception("the engine's turn failed")
+                self._fail([*self._inflight.values()], error, "scheduling")
+        stopping = NotReady("the server is stopping")
+        self._fail([*self._inflight.values(), *self._waiting], stopping, "")
+
+    def _has_work(self) -> bool:
+        """Sleep until there is something to do; False when it is time to stop."""
+        with self._wake:
+            self._wake.wait_for(lambda: self._waiting or self._inflight or not self._open)
+            return self._open
+
+    def _drop_cancelled(self) -> None:
+        with self._wake:
+            gone = [job for job in (*self._waiting, *self._inflight.values()) if job.future.cancelled()]
+            self._waiting = deque(job for job in self._waiting if job not in gone)
+        for job in gone:
+            self._leave(job, "cancelled")
+
+    def _take_in(self) -> None:
+        room, jobs = self._max_rows - sum(job.order.unet_rows for job in self._inflight.values()), list[Job]()
+        with self._wake:
+            while self._waiting and len(jobs) < BATCH and self._waiting[0].order.unet_rows <= room:
+                jobs.append(self._waiting.popleft())
+                room -= jobs[-1].order.unet_rows
+        self._each(jobs, self._encode, "encoding")
+
+    def _encode(self, jobs: list[Job]) -> None:
+        start = monotonic()
+        texts = list(dict.fromkeys(text for job in jobs for text in job.order.texts))
+        contexts = dict(zip(texts, self._model.encode(texts), strict=True))
+        rows = [self._row(job.order, contexts) for job in jobs]
+        for job, row in zip(jobs, rows, strict=True):  # nothing below can fail: a retry must find no half of a batch
+            job.row, job.taken = row, start
+            metrics.stage_seconds.labels("queue").observe(start - job.queued)
+            self._inflight[row] = job
+            self._waves.add(row)
+        metrics.stage_seconds.labels("encode").observe(monotonic() - start)
+
+    def _row(self, order: Order, contexts: Mapping[str, Tensor]) -> Row:
+        context = torch.stack([contexts[text] for text in order.texts])
+        return Row(order.program, self._model.noise(order.seed), context, order.guidance)
+
+    def _wave(self) -> list[Job]:
+        """Run one wave; the jobs whose denoising it ended."""
+        start = monotonic()
+        try:
+            wave = self._waves.tick()
+            if self._model.device.type == "cuda":
+                torch.cuda.synchronize(self._model.device)  # else the time measured is that of queueing the kernels
+        except Exception as error:
+            log.exception("a wave failed")
+            assert self._waves.last is not None, "only a formed wave can fail"
+            self._fail([self._inflight[row] for row in self._waves.last.rows], error, "denoising")
+            return []
+        if wave is None:
+            return []
+        self._account(wave, monotonic() - start)
+        return [self._inflight[row] for row in wave.rows if row.done]
+
+    def _account(self, wave: Wave, seconds: float) -> None:
+        kind, total, now = wave.need.kind, 0, monotonic()
+        for job in (self._inflight[row] for row in wave.rows):
+            macs, null = job.ran(wave.need, self._model.macs)
+            job.denoised, total = now, total + macs
+            metrics.macs_total.labels(job.order.tier, job.order.arm, kind).inc(macs)
+            metrics.steps_total.labels(kind, job.order.tier).inc()
+            metrics.steps_total.labels("null", job.order.tier).inc(null)
+        metrics.wave_rows.labels(kind).observe(wave.unet_rows)
+        metrics.wave_seconds.labels(kind).observe(seconds)
+        self._admission.measured(total, seconds)
+
+    def _hand_out(self, jobs: list[Job]) -> None:
+        start = monotonic()
+        latents = torch.stack([job.latent for job in jobs])
+        if not torch.isfinite(latents).all():
+            raise GenerationFailed("the latent is not finite")
+        images = self._model.decode(latents)
+        metrics.stage_seconds.labels("decode").observe(monotonic() - start)
+        for job, pixels in zip(jobs, images, strict=True):
+            spent = job.denoised - job.taken
+            metrics.stage_seconds.labels("denoise").observe(spent)
+            metrics.image_macs.labels(job.order.tier).observe(job.macs)
+            self._leave(job, "ok")
+            with suppress(InvalidStateError):  # cancelled this very moment
+                job.future.set_result(Picture(pixels, job.macs, job.steps, job.taken - job.queued, spent))
+
+    def _each(self, jobs: list[Job], work: Callable[[list[Job]], None], stage: str) -> None:
+        """Work on a batch; if that fails, on each job alone, so that only the culprits fail."""
+        if not jobs:
+            return
+        try:
+            work(jobs)
+            return
+        except Exception as error:
+            if len(jobs) == 1:
+                log.exception("%s failed", stage)
+                self._fail(jobs, error, stage)
+                return
+        for job in jobs:
+            self._each([job], work, stage)
+
+    def _fail(self, jobs: Sequence[Job], error: Exception, stage: str) -> None:
+        if not isinstance(error, FlexiError):
+            error = GenerationFailed(f"{stage} this image failed")
+        for job in jobs:
+            self._leave(job, "failed")
+            with suppress(InvalidStateError):
+                job.future.set_exception(error)
+
+    def _leave(self, job: Job, outcome: str) -> None:
+        """The one way out: the row's memory is free and the image is counted."""
+        if job.row is not None:
+            self._waves.cancel(job.row)
+            self._inflight.pop(job.row, None)
+        metrics.images_total.labels(job.order.tier, job.order.arm, outcome).inc()
+
+    def _backlog(self) -> int:
+        """MACs accepted and not run yet. Called in the thread of `submit`: hence the copies, each made in one go."""
+        jobs = [*list(self._waiting), *list(self._inflight.values())]
+        return sum(job.remaining_macs(self._model.macs) for job in jobs)

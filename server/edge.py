@@ -1,0 +1,159 @@
+"""The edge of the HTTP server: an ASGI layer that gives every answer a request id and every error one shape.
+
+BentoML, FastAPI and Starlette each have error bodies of their own. None of them can be configured away, so all answers
+pass here: an error that does not have our shape yet is put into it, whoever made it. Their own validation stays in use,
+which keeps the OpenAPI documents true.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import uuid
+from http import HTTPStatus
+from time import monotonic
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from registry.errors import FlexiError
+from server import metrics
+from server.errors import BodyTooLarge, ClientGone, UnsupportedMediaType, problem
+
+log = logging.getLogger(__name__)
+
+MAX_BODY = 64 * 1024  # bytes; the longest valid request is a tenth of it
+RETRY_AFTER = "5"  # seconds, for a 429 or 503 that does not say it itself
+QUIET = {"/livez", "/readyz", "/healthz", "/metrics"}  # asked every few seconds: not worth a line
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+class Edge:
+    """Wraps the application. What handlers put into `scope["state"]["log"]` gets into the request's log line."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start, fields = monotonic(), dict[str, Any]()
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        scope["state"] = {**scope.get("state", {}), "request_id": request_id, "log": fields}
+        answer = Answer(send, request_id)
+        try:
+            if scope["method"] == "POST":
+                _refuse_other_types(Headers(scope=scope))
+                receive = await _read_body(receive)
+            await self._app(scope, receive, answer.send)
+        except FlexiError as error:
+            await problem(error)(scope, receive, answer.send)
+        except Exception:
+            log.exception("unhandled", extra={"fields": {"request_id": request_id}})
+            if answer.status == 0:
+                await problem(FlexiError("internal error"))(scope, receive, answer.send)
+        if scope["path"] not in QUIET:
+            if answer.code and answer.status not in (ClientGone.status, 500):
+                metrics.rejected_total.labels(answer.code).inc()
+            line = {"request_id": request_id, "method": scope["method"], "path": scope["path"], "status": answer.status}
+            log.info("request", extra={"fields": line | {"ms": round(1000 * (monotonic() - start), 1)} | fields})
+
+
+class Answer:
+    """One answer on its way out. An error's body is held back until it is whole, and leaves in our shape."""
+
+    def __init__(self, send: Send, request_id: str) -> None:
+        self._send = send
+        self._request_id = request_id
+        self._start: Message = {}
+        self._body = b""
+        self.status = 0
+        self.code = ""  # of an error
+
+    async def send(self, message: Message) -> None:
+        """The ASGI `send` of the application inside."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            MutableHeaders(raw=message["headers"])["X-Request-Id"] = self._request_id
+            self._start = message
+            if self.status < 400:
+                await self._send(message)
+        elif self.status < 400:
+            await self._send(message)
+        else:
+            self._body += message.get("body", b"")
+            if not message.get("more_body", False):
+                await self._send_error()
+
+    async def _send_error(self) -> None:
+        self.status, error = shaped(self.status, self._body)
+        self.code = error["code"]
+        body = json.dumps({"error": error | {"request_id": self._request_id}}).encode()
+        headers = MutableHeaders(raw=self._start["headers"])
+        headers["Content-Type"], headers["Content-Length"] = "application/json", str(len(body))
+        if self.status in (429, 503):
+            headers.setdefault("Retry-After", RETRY_AFTER)
+        await self._send({**self._start, "status": self.status})
+        await self._send({"type": "http.response.body", "body": body})
+
+
+def shaped(status: int, body: bytes) -> tuple[int, dict[str, Any]]:
+    """(status, error object without request id) for anybody's error body."""
+    try:
+        content = json.loads(body)
+    except ValueError:
+        content = None
+    if isinstance(content, dict) and isinstance(content.get("error"), dict) and "code" in content["error"]:
+        return status, content["error"]
+    if isinstance(content, dict) and isinstance(content.get("detail"), list) and content["detail"]:
+        return 400, _validation(content["detail"][0])
+    phrase = HTTPStatus(status).phrase
+    code = "not_ready" if status == 503 else "internal_error" if status >= 500 else phrase.lower().replace(" ", "_")
+    return status, {"code": code, "message": phrase, "param": None}
+
+
+def _validation(fault: dict[str, Any]) -> dict[str, Any]:
+    """The first fault that pydantic found, as BentoML and FastAPI report it."""
+    if fault["type"] == "json_invalid":
+        return {"code": "invalid_json", "message": fault["msg"], "param": None}
+    place, text = [str(part) for part in fault["loc"]], fault["msg"].removeprefix("Value error, ")
+    if place and place[0] in ("body", "path", "query"):  # FastAPI's; a field that is called so stands deeper
+        del place[0]
+    if fault["type"] == "value_error":  # our own validators begin their text with the field's name
+        field, _, text = text.partition(": ")
+        place.append(field)
+    param = ".".join(place) or None
+    return {"code": "invalid_input", "message": f"{param}: {text}" if param else text, "param": param}
+
+
+def _refuse_other_types(headers: Headers) -> None:
+    """JSON only. BentoML would read forms and its own binary formats too, none of which this API documents."""
+    media_type = headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise UnsupportedMediaType(f"the body must be application/json, got {media_type[:64]!r}", param="Content-Type")
+
+
+async def _read_body(receive: Receive) -> Receive:
+    """Read the whole body, within the limit, and return a `receive` that gives it again."""
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            break  # the client left in the middle
+        body += message.get("body", b"")
+        if len(body) > MAX_BODY:
+            raise BodyTooLarge(f"the body is longer than {MAX_BODY} bytes", param="body")
+        if not message.get("more_body", False):
+            message = {"type": "http.request", "body": bytes(body), "more_body": False}
+            break
+    first: list[Message] = [message]
+
+    async def again() -> Message:
+        return first.pop() if first else await receive()
+
+    return again

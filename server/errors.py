@@ -1,0 +1,59 @@
+"""Errors that only the server raises, and the one shape in which every error reaches a client."""
+
+from __future__ import annotations
+
+import math
+
+from starlette.responses import JSONResponse
+
+from registry.errors import FlexiError
+
+
+class NotReady(FlexiError):
+    """The model is still loading, or the server is going down."""
+
+    status = 503
+    code = "not_ready"
+
+
+class DeadlineExceeded(FlexiError):
+    """The request's time is over; its rows are given up."""
+
+    status = 504
+    code = "deadline_exceeded"
+
+
+class GenerationFailed(FlexiError):
+    """The engine could not make this image; the message says at which stage."""
+
+    code = "generation_failed"
+
+
+class ClientGone(FlexiError):
+    """Nobody waits for the answer any more. The status is nginx's; only logs and metrics see it."""
+
+    status = 499
+    code = "client_gone"
+
+
+class BodyTooLarge(FlexiError):
+    """The request's body is longer than any valid request."""
+
+    status = 413
+    code = "body_too_large"
+
+
+class UnsupportedMediaType(FlexiError):
+    """The body is not JSON."""
+
+    status = 415
+    code = "unsupported_media_type"
+
+
+def problem(error: FlexiError) -> JSONResponse:
+    """The answer that says it. The edge adds the request id."""
+    fault = {"code": error.code, "message": error.message, "param": error.param}
+    response = JSONResponse({"error": fault}, status_code=error.status)
+    if (seconds := getattr(error, "retry_after", None)) is not None:
+        response.headers["Retry-After"] = str(math.ceil(seconds))
+    return response

@@ -1,0 +1,82 @@
+"""Everything wired together, once: settings -> model, schedules, dispatcher, generation."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from engine.models import Model, load
+from engine.waves import Row, Waves
+from registry.address import open_store
+from registry.catalog import Catalog
+from registry.schedule import Schedule, Segment
+from server.admission import Admission
+from server.config import Settings
+from server.dispatch import Dispatcher
+from server.generation import Generation
+from server.schedules import Schedules
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class House:
+    """A server that is open for requests."""
+
+    schedules: Schedules
+    dispatcher: Dispatcher
+    generation: Generation
+    watch: asyncio.Task[None]
+
+    async def close(self) -> None:
+        """Stop watching and working; requests still waiting fail with `NotReady`."""
+        self.watch.cancel()
+        await asyncio.to_thread(self.dispatcher.close)
+
+
+async def open_house(settings: Settings) -> House:
+    """Load and warm the model, read the registry, start the engine's thread. The event loop stays free meanwhile."""
+    model, schedules = await asyncio.to_thread(_prepare, settings)
+    while not await asyncio.to_thread(schedules.refresh):  # without its tiers the server is of no use to anybody
+        await asyncio.sleep(settings.watch_seconds)
+    await asyncio.to_thread(warm_up, model, (entry.schedule for entry in schedules.tiers()), settings.max_wave_rows)
+    dispatcher = Dispatcher(model, Admission(settings.max_queue_rows), settings.max_wave_rows)
+    dispatcher.start()
+    generation = Generation(model.ref, schedules, dispatcher, settings)
+    return House(schedules, dispatcher, generation, asyncio.create_task(schedules.watch(settings.watch_seconds)))
+
+
+def _prepare(settings: Settings) -> tuple[Model, Schedules]:
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    model = load(settings.model, device=settings.device, dtype=settings.dtype)
+    about = {
+        "model": model.ref.name,
+        "fingerprint": model.ref.fingerprint,
+        "device": str(model.device),
+        "commit": settings.commit,
+    }
+    log.info("loaded", extra={"fields": about})
+
+    def open_catalog() -> Catalog:
+        return Catalog(open_store(settings.registry), model.ref.name)
+
+    return model, Schedules(open_catalog, model, settings.teacher_steps)
+
+
+def warm_up(model: Model, schedules: Iterable[Schedule], max_wave_rows: int) -> None:
+    """Run one short image through every kind of wave that these schedules need, with and without guidance."""
+    branches = {segment.branch for schedule in schedules for segment in schedule.segments if segment.partial} or {1}
+    segments = tuple(Segment(partial=(1,), branch=branch) for branch in sorted(branches))
+    program = model.compile(Schedule(model=model.ref, solver=model.solver("ddim", 2 * len(segments)), segments=segments))
+    contexts, waves = model.encode(["", "warm-up"]), Waves(model.anatomy, max_wave_rows)
+    rows = [Row(program, model.noise(0), contexts, 2.0), Row(program, model.noise(1), contexts[1:])]
+    for row in rows:
+        waves.add(row)
+    while waves.tick():
+        pass
+    model.decode(torch.stack([row.latent for row in rows]))

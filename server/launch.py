@@ -1,0 +1,77 @@
+"""Start the service as a subprocess and wait until it is ready: for the demo, the load tests and the end-to-end tests."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@contextmanager
+def serving(settings: Mapping[str, str], log: Path, port: int = 0, patience: float = 180.0) -> Iterator[str]:
+    """Run `bentoml serve` on 127.0.0.1 with these FLEXI_* settings; yields its address once /readyz says so.
+
+    Output goes to `log`. Raises `RuntimeError` with the log's end when the service stops, or is not ready in `patience`
+    seconds. The process and its children are ended on the way out.
+    """
+    port = port or _free_port()
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "bentoml", "serve", "server.service:Flexiffusion"]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
+    environment = {**os.environ, "BENTOML_DO_NOT_TRACK": "true", **settings}
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            address = f"http://127.0.0.1:{port}"
+            _wait_until_ready(address, process, log, patience)
+            yield address
+        finally:
+            _end(process)
+
+
+def _wait_until_ready(address: str, process: subprocess.Popen[bytes], log: Path, patience: float) -> None:
+    give_up = time.monotonic() + patience
+    while time.monotonic() < give_up:
+        if process.poll() is not None:
+            raise RuntimeError(f"the service stopped with exit code {process.returncode}:\n{_end_of(log)}")
+        try:
+            if httpx.get(f"{address}/readyz", timeout=5).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass  # not listening yet
+        time.sleep(0.3)
+    raise RuntimeError(f"the service was not ready after {patience:.0f} s:\n{_end_of(log)}")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End the whole group: bentoml's supervisor starts workers of its own."""
+    for sign in (signal.SIGTERM, signal.SIGKILL):
+        if process.poll() is None:
+            os.killpg(process.pid, sign)
+        try:
+            process.wait(timeout=15)
+            return
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def _end_of(log: Path, lines: int = 30) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

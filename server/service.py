@@ -1,0 +1,118 @@
+"""The BentoML service. `bentoml serve server.service:Flexiffusion`, from the repository's root."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Annotated, Any
+
+import bentoml
+from pydantic import Field
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+from registry.errors import FlexiError, InvalidInput
+from server import VERSION, config, v1
+from server.api import GenerateRequest, GenerateResponse
+from server.edge import Edge
+from server.errors import NotReady, problem
+from server.house import House, open_house
+from server.log import configure
+
+log = logging.getLogger(__name__)
+
+ERROR = {"$ref": "#/components/schemas/ErrorView"}
+
+try:
+    settings = config.load()
+except InvalidInput as wrong:
+    raise SystemExit(f"error: {wrong.message}") from None
+
+
+class Generate(GenerateRequest):
+    """The request, with the bound that is this server's own."""
+
+    num_images: Annotated[int, Field(ge=1, le=settings.max_images, description="How many images.")] = 1
+
+
+@bentoml.service(
+    workers=1,
+    traffic={"timeout": 300},  # above FLEXI_REQUEST_SECONDS' limit, so that our own 504 comes first; admission is ours
+    logging={"access": {"enabled": False}},  # the edge writes one line per request
+)
+@bentoml.asgi_app(v1.app, path="/")
+class Flexiffusion:
+    """Text to image at a chosen cost: clients name a tier, operators decide which schedule it means."""
+
+    def __init__(self) -> None:
+        configure()
+        self._house: House | None = None
+
+    @bentoml.on_startup
+    async def open(self) -> None:
+        """Begin to load beside the event loop: /livez answers at once, /readyz when the model is warm."""
+        self._opening = asyncio.create_task(self._open())
+
+    @bentoml.on_shutdown
+    async def close(self) -> None:
+        """Stop the engine."""
+        self._opening.cancel()
+        if self._house:
+            await self._house.close()
+
+    @bentoml.api(input_spec=Generate, output_spec=GenerateResponse)
+    async def generate(self, ctx: bentoml.Context, **fields: Any) -> Any:
+        """Generate images from a prompt."""
+        state = ctx.request.state
+        try:
+            if self._house is None:
+                raise NotReady("the model is loading")
+            request = Generate.model_construct(**fields)  # BentoML has validated them
+            response = await self._house.generation.answer(request, state.request_id, disconnected(ctx.request))
+        except FlexiError as error:
+            ctx.response.status_code = error.status  # BentoML puts this one over the response's own
+            return problem(error)
+        state.log.update(response.model_dump(include={"tier", "schedule", "arm", "macs", "queue_ms", "denoise_ms"}))
+        state.log["images"] = len(response.images)
+        return response
+
+    async def __is_ready__(self) -> bool:
+        """For /readyz."""
+        return self._house is not None and self._house.dispatcher.alive
+
+    async def __is_alive__(self) -> bool:
+        """For /livez: a server that failed to start or lost its engine asks to be restarted."""
+        return self._house.dispatcher.alive if self._house else not self._opening.done()
+
+    async def _open(self) -> None:
+        try:
+            self._house = await open_house(settings)
+        except Exception:
+            log.exception("the server cannot start")
+            return
+        v1.app.state.schedules, v1.app.state.default_tier = self._house.schedules, settings.default_tier
+        log.info("ready", extra={"fields": {"tiers": [entry.tier for entry in self._house.schedules.tiers()]}})
+
+
+service: Any = Flexiffusion  # the decorator made a bentoml.Service of the class; its annotations do not say so
+service.add_asgi_middleware(Edge)
+
+
+@v1.app.get("/docs.json", include_in_schema=False)
+def documents() -> JSONResponse:
+    """BentoML's OpenAPI document, told that errors look like ours: this route comes before BentoML's own."""
+    spec = service.openapi_spec.asdict()
+    spec["info"] = {"title": v1.app.title, "version": VERSION, "description": service.inner.__doc__}
+    for theirs in ("InvalidArgument", "NotFound", "InternalServerError"):
+        spec["components"]["schemas"][theirs] = ERROR
+    spec["paths"]["/generate"]["post"]["responses"]["default"] = {
+        "description": "Any other error; 429 and 503 say when to come back",
+        "content": {"application/json": {"schema": ERROR}},
+    }
+    return JSONResponse(spec)
+
+
+async def disconnected(request: Request) -> None:
+    """Return when the client has gone. The body has been read, so nothing else can come."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,59 @@
+"""One real `bentoml serve` for the whole session."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from served import PATIENCE, SETTINGS, publish
+
+from registry.address import open_store
+from registry.catalog import Catalog
+from registry.schedule import Schedule
+from server.launch import serving
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server, its registry and its log."""
+
+    address: str
+    catalog: Catalog
+    schedules: dict[str, Schedule]
+    log: Path
+
+    def requests(self, request_id: str) -> list[dict[str, Any]]:
+        """The log's lines about one request; the first comes a moment after the answer."""
+        for _ in range(100):
+            lines = [
+                json.loads(line)
+                for line in self.log.read_text().splitlines(keepends=True)
+                if line.startswith("{") and line.endswith("}\n")
+            ]
+            if own := [line for line in lines if line.get("request_id") == request_id]:
+                return own
+            time.sleep(0.1)
+        return []
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The server; tests may add tiers of their own, but none may move the four of `served.tiers`."""
+    folder = tmp_path_factory.mktemp("server")
+    store, log = open_store(str(folder / "registry")), folder / "server.log"
+    schedules = publish(store)
+    with serving(SETTINGS | {"FLEXI_REGISTRY": str(folder / "registry")}, log, patience=PATIENCE) as address:
+        yield Server(address, Catalog(store, "emoji64"), schedules, log)
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[httpx.Client]:
+    """An HTTP client of it."""
+    with httpx.Client(base_url=server.address, timeout=120) as client:
+        yield client

@@ -1,0 +1,158 @@
+"""POST /generate over HTTP: tiers, images, explicit schedules, company, and clients that leave."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import time
+from typing import Any
+
+import bentoml
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+from served import reference
+
+PROMPT = "red heart"
+
+
+def pictures(answer: dict[str, Any]) -> list[Image.Image]:
+    return [Image.open(io.BytesIO(base64.b64decode(data))) for data in answer["images"]]
+
+
+def levels(image: Image.Image) -> np.ndarray:
+    return np.asarray(image, dtype=int)
+
+
+def generate(client: httpx.Client, **fields: Any) -> dict[str, Any]:
+    reply = client.post("/generate", json={"prompt": PROMPT, **fields})
+    assert reply.status_code == 200, reply.text
+    return reply.json()
+
+
+@pytest.mark.parametrize("tier", ["draft", "fast", "balanced", "best", "reference"])
+def test_every_tier(server, client, tier):
+    schedule = {**server.schedules, "reference": reference()}[tier]
+    answer = generate(client, tier=tier, seed=7)
+    (image,) = pictures(answer)
+    assert image.size == (64, 64)
+    assert (answer["tier"], answer["schedule"], answer["seed"]) == (tier, schedule.digest, 7)
+    assert answer["steps"] == schedule.counts()
+    assert answer["macs"] == answer["macs_per_image"] > 0
+    assert (answer["relative_cost"] == 1) == (tier == "reference")
+    said = {key: image.text[key] for key in ("prompt", "seed", "tier", "schedule")}
+    assert said == {"prompt": PROMPT, "seed": "7", "tier": tier, "schedule": schedule.digest}
+
+
+def test_defaults(client):
+    answer = generate(client)
+    assert answer["tier"] == "balanced"
+    again = generate(client, seed=answer["seed"])
+    assert (levels(pictures(answer)[0]) == levels(pictures(again)[0])).all()
+
+
+def test_image_i_has_seed_plus_i(client):
+    """To one level: rows that share a call are computed by other kernels than rows alone (see the next test)."""
+    together = generate(client, tier="draft", seed=40, num_images=3)
+    for i, image in enumerate(pictures(together)):
+        (alone,) = pictures(generate(client, tier="draft", seed=40 + i))
+        assert abs(levels(image) - levels(alone)).max() <= 1
+        assert image.text["seed"] == str(40 + i)
+    assert together["macs"] == 3 * together["macs_per_image"]
+
+
+def test_an_image_does_not_depend_on_its_company(server, client):
+    """Same seed alone and among rows of other tiers: at most one of 255 levels apart.
+
+    Not bitwise: convolution and matrix kernels choose their order of summation by the batch size, so float32 results
+    differ in the last bits, and a value that lies at a rounding border may fall to either side.
+    """
+    alone = {tier: pictures(generate(client, tier=tier, seed=3))[0] for tier in ("fast", "best")}
+    before = metrics(client)
+
+    async def crowd() -> list[dict[str, Any]]:
+        async with httpx.AsyncClient(base_url=server.address, timeout=120) as many:
+            wanted = [("fast", 3), ("best", 3), ("balanced", 4), ("draft", 5), ("fast", 6)]
+            bodies = [{"prompt": PROMPT, "tier": tier, "seed": seed} for tier, seed in wanted]
+            return [reply.json() for reply in await asyncio.gather(*[many.post("/generate", json=b) for b in bodies])]
+
+    answers = asyncio.run(crowd())
+    after, kind = metrics(client), 'kind="full"'
+    waves = after[f"flexi_wave_rows_count{{{kind}}}"] - before[f"flexi_wave_rows_count{{{kind}}}"]
+    rows = after[f"flexi_wave_rows_sum{{{kind}}}"] - before[f"flexi_wave_rows_sum{{{kind}}}"]
+    assert rows > 2 * waves, "no wave had rows of two requests"
+    for answer in answers[:2]:
+        (image,) = pictures(answer)
+        assert abs(levels(image) - levels(alone[answer["tier"]])).max() <= 1
+
+
+def test_explicit_schedule(server, client):
+    digest = server.schedules["fast"].digest
+    by_tier = generate(client, tier="fast", seed=5)
+    for ref in (digest, digest[:12], str(by_tier["version"])):
+        answer = generate(client, schedule=ref, seed=5)
+        assert (answer["schedule"], answer["tier"]) == (digest, None)
+        assert (levels(pictures(answer)[0]) == levels(pictures(by_tier)[0])).all()
+
+
+def test_guidance_one_needs_half_the_rows(client):
+    with_guidance, without = (generate(client, tier="fast", guidance_scale=scale) for scale in (2, 1))
+    assert with_guidance["macs"] == 2 * without["macs"]
+
+
+def test_metrics_count_what_the_schedules_predict(client):
+    before = metrics(client)
+    answers = [generate(client, tier=tier, num_images=2) for tier in ("fast", "balanced")]
+    after = metrics(client)
+    for answer in answers:
+        tier = f'tier="{answer["tier"]}"'
+
+        def delta(name: str, tier: str = tier) -> float:
+            return sum(v - before.get(k, 0) for k, v in after.items() if k.startswith(f"{name}{{") and tier in k)
+
+        assert delta("flexi_macs_total") == answer["macs"] == 2 * answer["macs_per_image"]
+        assert delta("flexi_image_macs_sum") == answer["macs"]
+        assert delta("flexi_steps_total") == 2 * sum(answer["steps"].values())
+        assert delta("flexi_images_total") == 2
+        assert delta("flexi_request_seconds_count") == 1
+
+
+def test_bentoml_client(server):
+    with bentoml.SyncHTTPClient(server.address, timeout=120) as client:
+        answer = client.generate(prompt=PROMPT, tier="draft", seed=1)
+    assert answer["tier"] == "draft"
+    assert pictures(answer)[0].size == (64, 64)
+
+
+def test_a_client_that_leaves_frees_its_rows(server, client):
+    cancelled = 'flexi_images_total{arm="none",outcome="cancelled",tier="reference"}'
+    before = metrics(client).get(cancelled, 0)
+    body = {"prompt": PROMPT, "tier": "reference", "num_images": 4}
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{server.address}/generate", json=body, timeout=httpx.Timeout(60, read=0.2))
+    until = time.monotonic() + 60
+    while metrics(client).get(cancelled, 0) < before + 4:
+        assert time.monotonic() < until, "the rows were not given up"
+        time.sleep(0.1)
+    while metrics(client)["flexi_inflight_rows"]:
+        assert time.monotonic() < until, "the rows are still in the engine"
+        time.sleep(0.1)
+
+
+def test_a_promoted_tier_takes_effect(server, client):
+    for ref in ("draft", "fast"):
+        digest = server.schedules[ref].digest
+        server.catalog.promote("moving", digest)
+        until = time.monotonic() + 60
+        while client.post("/generate", json={"prompt": PROMPT, "tier": "moving"}).json().get("schedule") != digest:
+            assert time.monotonic() < until, "the new schedule is not in force"
+            time.sleep(0.1)
+    shown = {key: value for key, value in metrics(client).items() if "schedule_info" in key and 'tier="moving"' in key}
+    assert sorted(shown.values()) == [0, 1]
+
+
+def metrics(client: httpx.Client) -> dict[str, float]:
+    lines = client.get("/metrics").text.splitlines()
+    return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if line.startswith("flexi_")}

@@ -1,0 +1,46 @@
+"""A model of some milliseconds: the tiny UNet, with a text encoder and a VAE that only look like ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine.anatomy import Anatomy
+from engine.models import Model, noise_levels
+from registry.schedule import ModelRef
+
+
+@dataclass(frozen=True)
+class FakeText:
+    """Embeds a prompt by its bytes; refuses the prompt "poison"."""
+
+    def __call__(self, prompts, device, dtype) -> Tensor:
+        if "poison" in prompts:
+            raise ValueError("poisoned prompt")
+        seeds = [torch.Generator().manual_seed(sum(prompt.encode()) + len(prompt)) for prompt in prompts]
+        return torch.stack([torch.randn(3, 6, generator=seed) for seed in seeds])
+
+
+@dataclass(frozen=True)
+class FakeModel(Model):
+    """Its images are three channels of the latent."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return latents[:, :3].sigmoid()
+
+
+def small_model(unet) -> FakeModel:
+    """Around the `tiny` fixture's UNet."""
+    return FakeModel(
+        ref=ModelRef(name="tiny", family="unet2d-condition", fingerprint=f"sha256:{'0' * 64}"),
+        anatomy=Anatomy(unet),
+        levels=noise_levels({"timestep_spacing": "trailing", "clip_sample": False}),
+        text=FakeText(),
+        vae=None,
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        latent_shape=(4, 8, 8),
+        image_size=(8, 8),
+    )

@@ -1,0 +1,67 @@
+"""Settings: what is wrong stops the start and says which variable and which limit."""
+
+from __future__ import annotations
+
+import pytest
+
+from registry.errors import InvalidInput
+from server import config
+
+
+@pytest.fixture(autouse=True)
+def only_a_model(monkeypatch, tmp_path):
+    for name in [name for name in config.os.environ if name.startswith("FLEXI_")]:
+        monkeypatch.delenv(name)
+    (tmp_path / "model_index.json").write_text("{}")
+    monkeypatch.setenv("FLEXI_MODEL", str(tmp_path))
+
+
+def test_defaults():
+    settings = config.load()
+    assert (settings.default_tier, settings.max_images, settings.dtype) == ("balanced", 4, "float32")
+
+
+def test_values_are_read_once_and_frozen(monkeypatch):
+    monkeypatch.setenv("FLEXI_MAX_IMAGES", "7")
+    settings = config.load()
+    assert settings.max_images == 7
+    with pytest.raises(ValueError, match="frozen"):
+        settings.max_images = 8
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "limit"),
+    [
+        ("FLEXI_MAX_IMAGES", "0", "greater than or equal to 1"),
+        ("FLEXI_MAX_IMAGES", "many", "integer"),
+        ("FLEXI_MAX_WAVE_ROWS", "1", "greater than or equal to 2"),
+        ("FLEXI_WATCH_SECONDS", "0", "greater than or equal to 0.1"),
+        ("FLEXI_WATCH_SECONDS", "nan", "less than or equal to 3600"),
+        ("FLEXI_DTYPE", "int8", "float32"),
+        ("FLEXI_DEVICE", "tpu", "pattern"),
+        ("FLEXI_DEFAULT_TIER", "Best!", "pattern"),
+        ("FLEXI_DEFAULT_GUIDANCE", "0", "greater than or equal to 1"),
+        ("FLEXI_REGISTRY", "http://elsewhere", "s3://bucket/prefix"),
+        ("FLEXI_REGISTRY", "s3://", "s3://bucket/prefix"),
+        ("FLEXI_MODEL", "/nowhere", "model_index.json"),
+        ("FLEXI_MAX_QUEUE_ROWS", "2", "at least max_images"),
+        ("FLEXI_MAX_IMAGE", "2", "no such setting"),
+    ],
+)
+def test_a_wrong_value_is_refused(monkeypatch, name, value, limit):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(InvalidInput, match=limit) as refused:
+        config.load()
+    assert refused.value.message.startswith(f"{name}: ")
+    assert refused.value.param == name
+
+
+def test_all_faults_are_told_at_once(monkeypatch):
+    monkeypatch.setenv("FLEXI_TYPO", "1")
+    monkeypatch.setenv("FLEXI_MAX_IMAGES", "0")
+    with pytest.raises(InvalidInput, match=r"FLEXI_TYPO: .*; FLEXI_MAX_IMAGES: "):
+        config.load()
+
+
+def test_every_setting_is_described():
+    assert all(field.description for field in config.Settings.model_fields.values())

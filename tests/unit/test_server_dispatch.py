@@ -1,0 +1,211 @@
+"""The dispatcher: what each order gets, and who falls with whom. Its thread is not started where a test wants single turns."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import CancelledError
+
+import pytest
+import torch
+from server_model import small_model
+
+from engine.program import Program
+from engine.sampler import generate
+from registry.errors import Overloaded
+from registry.schedule import Schedule, Segment
+from server.admission import Admission
+from server.dispatch import Dispatcher
+from server.errors import GenerationFailed, NotReady
+from server.order import Order
+
+MIXED = (Segment(partial=(1,), branch=2), Segment())
+
+
+@pytest.fixture(scope="module")
+def model(tiny):
+    return small_model(tiny)
+
+
+@pytest.fixture
+def dispatcher(model):
+    return Dispatcher(model, Admission(max_rows=8), max_wave_rows=4)
+
+
+@pytest.fixture
+def running(dispatcher):
+    dispatcher.start()
+    yield dispatcher
+    if dispatcher.alive:
+        dispatcher.close()
+
+
+def program(model, *segments) -> Program:
+    return model.compile(Schedule(model=model.ref, solver=model.solver("ddim", 4), segments=segments))
+
+
+def order(model, seed=0, *, prompt="a", guidance=2.0, segments=MIXED) -> Order:
+    return Order(program(model, *segments), prompt, "", guidance, seed)
+
+
+def finish(dispatcher, futures, turns=50):
+    for _ in range(turns):
+        if all(future.done() for future in futures):
+            return
+        dispatcher.turn()
+    raise AssertionError("not done")
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_a_picture_is_the_plain_loops(model, dispatcher, guidance):
+    wanted = order(model, 5, guidance=guidance)
+    others = [order(model, 6), order(model, 7, guidance=1.0, segments=(Segment(),) * 4)]
+    futures = dispatcher.submit([wanted, *others])
+    finish(dispatcher, futures)
+    negative = model.encode([""]) if guidance != 1 else None
+    latent = generate(model.anatomy, wanted.program, model.noise(5)[None], model.encode(["a"]), negative, guidance)
+    picture = futures[0].result()
+    torch.testing.assert_close(picture.pixels, model.decode(latent)[0], atol=1e-4, rtol=0)
+    assert picture.macs == model.macs.of_program(wanted.program, wanted.unet_rows)
+    assert picture.steps == wanted.program.schedule.counts()
+
+
+def test_a_cancelled_order_frees_its_row(model, dispatcher):
+    first, second = dispatcher.submit([order(model, 1), order(model, 2)])
+    dispatcher.turn()
+    assert len(dispatcher._waves.rows) == 2
+    first.cancel()
+    dispatcher.turn()
+    assert len(dispatcher._waves.rows) == len(dispatcher._inflight) == 1
+    finish(dispatcher, [second])
+    assert dispatcher._waves.rows == []
+
+
+def test_an_order_cancelled_while_waiting_never_runs(model, dispatcher):
+    (future,) = dispatcher.submit([order(model)])
+    future.cancel()
+    dispatcher.turn()
+    assert not dispatcher._waiting
+    assert not dispatcher._inflight
+
+
+def test_a_prompt_that_cannot_be_encoded_fails_alone(model, dispatcher):
+    good, bad = dispatcher.submit([order(model, prompt="fine"), order(model, prompt="poison")])
+    finish(dispatcher, [good, bad])
+    assert good.result().macs > 0
+    with pytest.raises(GenerationFailed, match="encoding"):
+        bad.result()
+
+
+def test_a_latent_that_is_not_finite_fails_alone(model, dispatcher):
+    good, bad = dispatcher.submit([order(model, 1), order(model, 2)])
+    dispatcher.turn()
+    jobs = {job.order.seed: job for job in dispatcher._inflight.values()}
+    jobs[2].row.latent = torch.full_like(jobs[2].row.latent, float("nan"))
+    finish(dispatcher, [good, bad])
+    assert torch.isfinite(good.result().pixels).all()
+    with pytest.raises(GenerationFailed, match="finite"):
+        bad.result()
+
+
+def test_a_decode_error_fails_alone(model, dispatcher, monkeypatch):
+    good, bad = dispatcher.submit([order(model, 1), order(model, 2)])
+    dispatcher.turn()
+    (culprit,) = [job for job in dispatcher._inflight.values() if job.order.seed == 2]
+    plain = type(model).decode
+
+    def decode(self, latents):
+        if any(torch.equal(latent, culprit.latent) for latent in latents):
+            raise RuntimeError("cannot decode")
+        return plain(self, latents)
+
+    monkeypatch.setattr(type(model), "decode", decode)
+    finish(dispatcher, [good, bad])
+    assert good.exception() is None
+    with pytest.raises(GenerationFailed, match="decoding"):
+        bad.result()
+
+
+def test_an_exception_in_a_wave_fails_its_rows_only(model, dispatcher, monkeypatch):
+    """The partial wave breaks: the order that needs one fails, the one of full steps goes on."""
+    bad, good = dispatcher.submit([order(model, 1), order(model, 2, segments=(Segment(),) * 4)])
+
+    def broken(*_):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(dispatcher._waves.anatomy, "partial", broken)
+    finish(dispatcher, [good, bad])
+    assert good.result().steps["full"] == 4
+    with pytest.raises(GenerationFailed, match="denoising"):
+        bad.result()
+    assert not dispatcher._inflight
+    assert dispatcher._waves.rows == []
+
+
+def test_the_thread_outlives_a_bug_in_a_turn(model, running, monkeypatch):
+    plain, breakages = running._wave, [RuntimeError("bug")]
+
+    def sometimes():
+        if breakages:
+            raise breakages.pop()
+        return plain()
+
+    monkeypatch.setattr(running, "_wave", sometimes)
+    (first,) = running.submit([order(model)])
+    with pytest.raises(GenerationFailed):
+        first.result(timeout=60)
+    (second,) = running.submit([order(model)])
+    assert second.result(timeout=60).macs > 0
+    assert running.alive
+
+
+def test_the_queue_is_bounded_and_a_request_is_taken_whole_or_not(model, dispatcher):
+    dispatcher.submit([order(model, seed) for seed in range(6)])
+    with pytest.raises(Overloaded) as refused:
+        dispatcher.submit([order(model, seed) for seed in range(3)])
+    assert refused.value.retry_after >= 1
+    assert len(dispatcher._waiting) == 6
+    dispatcher.submit([order(model, 8), order(model, 9)])
+
+
+def test_rows_in_flight_are_bounded_too(model, dispatcher):
+    futures = dispatcher.submit([order(model, seed) for seed in range(8)])
+    dispatcher.turn()
+    assert (len(dispatcher._inflight), len(dispatcher._waiting)) == (4, 4)
+    finish(dispatcher, futures)
+
+
+def test_render_gives_up_all_when_one_fails(model, running):
+    orders = [order(model, 1, prompt="poison"), *(order(model, seed) for seed in range(2, 6))]
+
+    async def go():
+        with pytest.raises(GenerationFailed):
+            await running.render(orders)
+        while running._inflight or running._waiting:
+            await asyncio.sleep(0.01)
+
+    asyncio.run(asyncio.wait_for(go(), 60))
+
+
+def test_render_can_be_cancelled(model, running):
+    async def go():
+        task = asyncio.create_task(running.render([order(model, seed) for seed in range(8)]))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        while running._inflight or running._waiting:
+            await asyncio.sleep(0.01)
+
+    asyncio.run(asyncio.wait_for(go(), 60))
+
+
+def test_close_fails_what_is_left(model, running):
+    futures = running.submit([order(model, seed) for seed in range(8)])
+    running.close()
+    for future in futures:
+        try:
+            assert future.exception(timeout=60) is None or isinstance(future.exception(), NotReady)
+        except CancelledError:
+            raise AssertionError("closing must say why") from None
+    with pytest.raises(NotReady):
+        running.submit([order(model)])

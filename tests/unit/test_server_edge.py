@@ -1,0 +1,107 @@
+"""The edge: every error in one shape, whoever made it; request ids; bodies within the limit."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, PlainTextResponse
+from starlette.routing import Route
+from starlette.testclient import TestClient
+
+from registry.errors import NotFound, Overloaded
+from server.edge import MAX_BODY, Edge, shaped
+from server.errors import problem
+
+
+async def echo(request):
+    return JSONResponse({"length": len(await request.body()), "id": request.state.request_id})
+
+
+async def known(_):
+    return problem(NotFound("there is no such thing", param="thing"))
+
+
+async def busy(_):
+    return problem(Overloaded("full", retry_after=2.2))
+
+
+async def broken(_):
+    raise RuntimeError("secret detail")
+
+
+async def down(_):
+    raise HTTPException(503, "theirs")
+
+
+async def fine(_):
+    return PlainTextResponse("fine", headers={"X-Own": "1"})
+
+
+@pytest.fixture
+def client():
+    paths = {"/known": known, "/busy": busy, "/broken": broken, "/down": down, "/fine": fine}
+    routes = [Route("/echo", echo, methods=["POST"]), *(Route(path, handler) for path, handler in paths.items())]
+    return TestClient(Edge(Starlette(routes=routes)), raise_server_exceptions=False)
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "code", "param"),
+    [
+        ("/known", 404, "not_found", "thing"),
+        ("/busy", 429, "overloaded", None),
+        ("/broken", 500, "internal_error", None),
+        ("/down", 503, "not_ready", None),
+        ("/nowhere", 404, "not_found", None),
+        ("/echo", 405, "method_not_allowed", None),
+    ],
+)
+def test_one_shape(client, path, status, code, param):
+    reply = client.get(path)
+    assert reply.status_code == status
+    error = reply.json()["error"]
+    assert (error["code"], error["param"]) == (code, param)
+    assert error["request_id"] == reply.headers["x-request-id"]
+    assert "secret" not in reply.text
+    assert ("retry-after" in reply.headers) == (status in (429, 503))
+
+
+def test_retry_after_is_whole_seconds_rounded_up(client):
+    assert client.get("/busy").headers["retry-after"] == "3"
+
+
+def test_good_answers_pass_unchanged(client):
+    reply = client.get("/fine", headers={"X-Request-Id": "abc"})
+    assert (reply.text, reply.headers["x-own"], reply.headers["x-request-id"]) == ("fine", "1", "abc")
+
+
+def test_the_application_reads_the_body_again(client):
+    assert client.post("/echo", json="x" * 100, headers={"X-Request-Id": "abc"}).json() == {"length": 102, "id": "abc"}
+
+
+def test_chunked_bodies_have_the_same_limit(client):
+    chunks = (b"x" * 1024 for _ in range(MAX_BODY // 1024 + 1))
+    reply = client.post("/echo", content=chunks, headers={"content-type": "application/json"})
+    assert (reply.status_code, reply.json()["error"]["code"]) == (413, "body_too_large")
+
+
+@pytest.mark.parametrize("kind", ["multipart/form-data", "application/x-www-form-urlencoded", "application/vnd.bentoml+pickle"])
+def test_only_json_comes_in(client, kind):
+    assert client.post("/echo", content=b"{}", headers={"content-type": kind}).status_code == 415
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "message", "param"),
+    [
+        ({"type": "missing", "loc": ["prompt"], "msg": "Field required"}, "invalid_input", "prompt: Field required", "prompt"),
+        ({"type": "int_type", "loc": ["body", "n"], "msg": "bad"}, "invalid_input", "n: bad", "n"),
+        ({"type": "value_error", "loc": [], "msg": "Value error, tier: no"}, "invalid_input", "tier: no", "tier"),
+        ({"type": "json_invalid", "loc": [], "msg": "Invalid JSON: …"}, "invalid_json", "Invalid JSON: …", None),
+        ({"type": "model_type", "loc": [], "msg": "not an object"}, "invalid_input", "not an object", None),
+    ],
+)
+def test_validation_errors_name_the_field(fault, code, message, param):
+    status, error = shaped(422, json.dumps({"error": "1 validation error", "detail": [fault]}).encode())
+    assert (status, error) == (400, {"code": code, "message": message, "param": param})

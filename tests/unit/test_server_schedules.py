@@ -1,0 +1,159 @@
+"""The schedules in force follow the registry, and keep the last good set when it fails."""
+
+from __future__ import annotations
+
+import pytest
+from server_model import small_model
+
+from registry.catalog import Catalog
+from registry.errors import InvalidInput, NotFound, StoreUnavailable
+from registry.schedule import Schedule, Segment
+from registry.store import MemoryStore
+from server import metrics
+from server.schedules import Schedules
+
+
+class Moody(MemoryStore):
+    """A store that fails on demand and can be written behind the catalog's back."""
+
+    down = False
+
+    def get(self, key):
+        if self.down:
+            raise StoreUnavailable("the store is down")
+        return super().get(key)
+
+    def overwrite(self, key, data):
+        self._objects[key] = data
+
+
+@pytest.fixture(scope="module")
+def model(tiny):
+    return small_model(tiny)
+
+
+@pytest.fixture
+def store():
+    return Moody()
+
+
+@pytest.fixture
+def catalog(store, model):
+    return Catalog(store, model.ref.name, author="test")
+
+
+@pytest.fixture
+def schedules(catalog, model):
+    return Schedules(lambda: catalog, model, teacher_steps=4)
+
+
+def promoted(catalog, model, tier, *segments):
+    schedule = Schedule(model=model.ref, solver=model.solver("ddim", 4), segments=segments)
+    catalog.publish(schedule)
+    catalog.promote(tier, schedule.digest)
+    return schedule
+
+
+def test_reference_is_there_without_a_registry(schedules):
+    (entry,) = schedules.tiers()
+    assert (entry.tier, entry.relative_cost, entry.version) == ("reference", 1.0, None)
+    assert entry.schedule.counts()["full"] == 4
+    assert not schedules.loaded
+
+
+def test_tiers_follow_their_aliases(schedules, catalog, model):
+    first = promoted(catalog, model, "fast", Segment(), Segment())
+    assert schedules.refresh()
+    entry = schedules.tier("fast")
+    assert (entry.digest, entry.version, entry.relative_cost) == (first.digest, 1, 0.5)
+    second = promoted(catalog, model, "fast", Segment())
+    schedules.refresh()
+    assert (schedules.tier("fast").digest, schedules.tier("fast").version) == (second.digest, 2)
+    assert [entry.tier for entry in schedules.tiers()] == ["fast", "reference"]
+    info = {
+        sample.labels["digest"]: sample.value
+        for sample in metrics.schedule_info.collect()[0].samples
+        if sample.labels["tier"] == "fast" and sample.labels["digest"] in (first.digest, second.digest)
+    }
+    assert info == {first.digest: 0, second.digest: 1}
+
+
+def test_costs_are_relative_to_the_reference_in_force(schedules, catalog, model):
+    promoted(catalog, model, "fast", Segment(), Segment())
+    longer = Schedule(model=model.ref, solver=model.solver("ddim", 8), segments=(Segment(),) * 8)
+    catalog.promote("reference", catalog.publish(longer).number)
+    schedules.refresh()
+    assert schedules.tier("reference").relative_cost == 1.0
+    assert schedules.tier("fast").relative_cost == 0.25
+    other = Schedule(model=model.ref, solver=model.solver("ddim", 4), segments=(Segment(),))
+    catalog.publish(other)
+    assert schedules.explicit(other.digest).relative_cost == 0.125
+
+
+def test_a_program_is_compiled_once_per_digest(schedules, catalog, model):
+    promoted(catalog, model, "fast", Segment(), Segment())
+    schedules.refresh()
+    program = schedules.tier("fast").program
+    catalog.promote("best", schedules.tier("fast").digest)
+    schedules.refresh()
+    assert schedules.tier("fast").program is schedules.tier("best").program is program
+
+
+def test_a_store_that_fails_changes_nothing(schedules, catalog, model, store):
+    promoted(catalog, model, "fast", Segment(), Segment())
+    schedules.refresh()
+    before, errors = schedules.tiers(), metrics.registry_errors_total._value.get()
+    store.down = True
+    assert not schedules.refresh()
+    assert schedules.tiers() == before
+    assert schedules.loaded
+    assert metrics.registry_errors_total._value.get() == errors + 1
+    assert schedules.explicit(before[0].digest).program is before[0].program  # needs no store
+
+
+def test_a_bad_document_leaves_its_tier_as_it_was(schedules, catalog, model, store):
+    good = promoted(catalog, model, "fast", Segment(), Segment())
+    schedules.refresh()
+    bad = promoted(catalog, model, "fast", Segment())
+    store.overwrite(f"{model.ref.name}/schedules/{bad.digest}.json", b"{}")
+    other = promoted(catalog, model, "best", *[Segment()] * 4)
+    assert schedules.refresh()
+    assert schedules.tier("fast").digest == good.digest
+    assert schedules.tier("best").digest == other.digest
+
+
+def test_a_schedule_for_other_weights_is_not_put_in_force(schedules, catalog, model):
+    ref = model.ref.model_copy(update={"fingerprint": f"sha256:{'1' * 64}"})
+    other = Schedule(model=ref, solver=model.solver("ddim", 4), segments=(Segment(),))
+    catalog.publish(other)
+    catalog.promote("fast", other.digest)
+    schedules.refresh()
+    with pytest.raises(NotFound, match="reference"):
+        schedules.tier("fast")
+    with pytest.raises(InvalidInput) as refused:
+        schedules.explicit(other.digest)
+    assert refused.value.param == "schedule"
+
+
+def test_explicit(schedules, catalog, model):
+    schedule = Schedule(model=model.ref, solver=model.solver("ddim", 4), segments=(Segment(partial=(1,), branch=2),) * 2)
+    catalog.publish(schedule)
+    for ref in (schedule.digest, schedule.digest[:8], "1"):
+        entry = schedules.explicit(ref)
+        assert (entry.digest, entry.tier) == (schedule.digest, None)
+    with pytest.raises(NotFound) as missing:
+        schedules.explicit("2")
+    assert missing.value.param == "schedule"
+
+
+def test_the_store_may_be_down_at_the_start(catalog, model):
+    answers = [StoreUnavailable("not yet"), catalog]
+
+    def open_catalog():
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    schedules = Schedules(open_catalog, model, teacher_steps=4)
+    assert [schedules.refresh(), schedules.refresh(), schedules.refresh()] == [False, True, True]
