@@ -29,7 +29,7 @@ matplotlib.use("agg")
 MODEL = Path("models/emoji64")
 REGISTRY = Path(".flexi/registry")
 OUT = Path("demo")
-PROMPTS = ("red heart", "cat face", "tomato")
+PROMPTS = ("tiger face", "hamburger", "strawberry", "penguin")
 SEED = 7
 REPEATS = 3  # latency is the median of so many requests
 

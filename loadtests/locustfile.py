@@ -11,7 +11,7 @@ from typing import Any
 
 from locust import HttpUser, constant_pacing, events, task
 
-PROMPTS = ("red heart", "cat face", "tomato", "sunflower", "blue heart")
+PROMPTS = ("red heart", "cat face", "tomato", "sunflower", "tiger face", "hamburger")
 MIX = {"draft": 8, "fast": 6, "balanced": 4, "best": 2, "reference": 1}
 
 billed: Counter[str] = Counter()  # MACs by tier, as the answers state them

@@ -22,8 +22,7 @@ def cost_of(genome: Genome) -> float:
 def loss_of(genome: Genome) -> float:
     """Each segment wants one partial step at offset 5 with branch 3; anything else costs what it is away from that."""
     return sum(
-        min((abs(o - 5) for o in s.partial), default=9) + 0.5 * abs(s.branch - 3) * bool(s.partial)
-        for s in genome.segments
+        min((abs(o - 5) for o in s.partial), default=9) + 0.5 * abs(s.branch - 3) * bool(s.partial) for s in genome.segments
     )
 
 

@@ -85,6 +85,4 @@ def test_uniform_deepcache_computes_every_step_and_one_in_n_in_full() -> None:
 
 
 def test_uniform_caching_on_fewer_steps_lies_in_the_middle() -> None:
-    assert (
-        cached_fewer_steps(space(), "dpmsolver++", 5, 1, 3).schedule.segments == (Segment(partial=(5,), branch=3),) * 5
-    )
+    assert cached_fewer_steps(space(), "dpmsolver++", 5, 1, 3).schedule.segments == (Segment(partial=(5,), branch=3),) * 5
