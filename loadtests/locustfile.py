@@ -24,7 +24,7 @@ def write_bill(**_: Any) -> None:
         Path(path).write_text(json.dumps(billed))
 
 
-class MixedTiers(HttpUser):  # type: ignore[misc]  # locust has no types
+class MixedTiers(HttpUser):
     """One client that waits for each image before it asks for the next, at most one request in two seconds."""
 
     wait_time = constant_pacing(2)
