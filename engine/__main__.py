@@ -67,9 +67,7 @@ def generate(
     if not out.parent.is_dir():
         raise NotFound(f"out: there is no folder {out.parent}", param="out")
     if schedule != "teacher" and (solver is not None or steps is not None):
-        raise InvalidInput(
-            "schedule: --solver and --steps are for teacher; a document brings its own", param="schedule"
-        )
+        raise InvalidInput("schedule: --solver and --steps are for teacher; a document brings its own", param="schedule")
 
     import torch
 
@@ -100,13 +98,9 @@ def generate(
 @app.command()
 def macs(
     path: Annotated[Path, typer.Argument(help="A diffusers model folder, or a UNet's config.json.")],
-    size: Annotated[
-        tuple[int, int] | None, typer.Option(help="Latent height and width [default: sample_size].")
-    ] = None,
+    size: Annotated[tuple[int, int] | None, typer.Option(help="Latent height and width [default: sample_size].")] = None,
     branch: Annotated[int | None, typer.Option(help="Only this branch of the partial steps.")] = None,
-    tokens: Annotated[
-        int | None, typer.Option(help="Length of the context [default: the text encoder's, else 77].")
-    ] = None,
+    tokens: Annotated[int | None, typer.Option(help="Length of the context [default: the text encoder's, else 77].")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
 ) -> None:
     """MACs of one UNet row (batch 1, no guidance) of a full step and of each partial step. Needs no weights."""

@@ -120,9 +120,7 @@ def load(folder: str | Path, device: str = "cpu", dtype: str = "float32", name: 
     ):
         found = index.get(component)
         if not isinstance(found, list) or found[1:] != [wanted]:
-            raise Unsupported(
-                f"model: {component} is {found}, this version runs {wanted}", param="model"
-            )
+            raise Unsupported(f"model: {component} is {found}, this version runs {wanted}", param="model")
 
     # Here and not above: these imports take seconds, and a wrong folder should say so at once.
     from diffusers import AutoencoderKL, UNet2DConditionModel

@@ -1,0 +1,161 @@
+"""The command line: python -m engine generate | macs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from engine import models
+from engine.__main__ import app
+from engine.macs import count_steps
+from engine.models import Model
+from registry.schedule import Schedule, Segment
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def call(*args: str | Path) -> Any:
+    return CliRunner().invoke(app, [str(arg) for arg in args])
+
+
+def counted(*args: str | Path) -> Any:
+    result = call("macs", *args, "--json")
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def refused(*args: str | Path) -> str:
+    """The one line on stderr."""
+    result = call(*args)
+    assert result.exit_code == 1, result.output
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    return str(result.stderr)
+
+
+@pytest.fixture
+def tiny_file(tmp_path: Path, tiny_config: Mapping[str, Any]) -> Path:
+    """A bare UNet configuration."""
+    file = tmp_path / "tiny.json"
+    file.write_text(json.dumps(dict(tiny_config)))
+    return file
+
+
+@pytest.fixture
+def loaded(model: Model, monkeypatch: pytest.MonkeyPatch) -> Model:
+    """`generate` uses the session's model instead of loading its own."""
+    monkeypatch.setattr(models, "load", lambda *_: model)
+    return model
+
+
+def test_help_imports_no_torch() -> None:
+    code = "import sys, engine.__main__; sys.exit(any(m in sys.modules for m in ('torch', 'numpy', 'diffusers')))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_macs_json_of_a_bare_config_assumes_clips_77_tokens(tiny_file: Path, tiny_config: Mapping[str, Any]) -> None:
+    want = count_steps(tiny_config, (4, 8, 8), (77, 6))
+    partial = {str(s): {"macs": m.macs, "paper_macs": m.paper_macs} for s, m in want.partial.items()}
+    full = {"macs": want.full.macs, "paper_macs": want.full.paper_macs}
+    assert counted(tiny_file) == {"parameters": want.parameters, "full": full, "partial": partial}
+
+
+def test_macs_of_a_folder_are_the_models_own(model: Model) -> None:
+    answer = counted(ROOT / "models" / "emoji64")
+    assert answer["full"]["macs"] == model.macs.full.macs  # the text encoder's 16 tokens, not CLIP's 77
+    assert answer["partial"]["3"]["macs"] == model.macs.partial[3].macs
+
+
+def test_macs_of_one_branch_at_another_size_and_context(tiny_file: Path, tiny_config: Mapping[str, Any]) -> None:
+    want = count_steps(tiny_config, (4, 16, 6), (3, 6))
+    answer = counted(tiny_file, "--branch", "2", "--size", "16", "6", "--tokens", "3")
+    assert answer["full"]["macs"] == want.full.macs
+    assert answer["partial"] == {"2": {"macs": want.partial[2].macs, "paper_macs": want.partial[2].paper_macs}}
+
+
+def test_a_folder_without_a_text_encoder_has_a_context_of_one_token(tmp_path: Path, tiny_file: Path) -> None:
+    (tmp_path / "unet").mkdir()
+    tiny_file.rename(tmp_path / "unet" / "config.json")
+    assert counted(tmp_path) == counted(tmp_path / "unet" / "config.json", "--tokens", "1")
+
+
+def test_macs_of_an_unconditional_unet(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    levels = {"block_out_channels": [32, 32], "down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}
+    file.write_text(json.dumps({"_class_name": "UNet2DModel", "sample_size": [8, 12], "in_channels": 3, **levels}))
+    assert counted(file) == counted(file, "--size", "8", "12")
+
+
+def test_macs_prints_a_table_for_people(tiny_file: Path) -> None:
+    result = call("macs", tiny_file, "--branch", "3")
+    assert result.exit_code == 0
+    for word in ("parameters", "full", "partial, branch 3", "paper_macs"):
+        assert word in result.stdout
+    assert "branch 2" not in result.stdout
+
+
+def test_macs_refuses_by_name(tmp_path: Path, tiny_file: Path) -> None:
+    broken, listed, bare = tmp_path / "broken.json", tmp_path / "list.json", tmp_path / "bare.json"
+    broken.write_text("{")
+    listed.write_text("[]")
+    bare.write_text('{"in_channels": 4, "cross_attention_dim": 8}')
+    assert "nowhere" in refused("macs", tmp_path / "nowhere")
+    assert "config.json" in refused("macs", tmp_path)
+    assert "not JSON" in refused("macs", broken)
+    assert "object" in refused("macs", listed)
+    assert "size" in refused("macs", bare)
+    assert "size" in refused("macs", tiny_file, "--size", "0", "64")
+    assert "tokens" in refused("macs", tiny_file, "--tokens", "0")
+    assert "1 and 4" in refused("macs", tiny_file, "--branch", "5")
+
+
+def test_generate_writes_images_and_prints_what_they_cost(loaded: Model, tmp_path: Path) -> None:
+    segments = (Segment(partial=(1,), branch=3),) * 2
+    schedule = Schedule(model=loaded.ref, solver=loaded.solver("dpmsolver++", 6), segments=segments)
+    file = tmp_path / "schedule.json"
+    file.write_bytes(schedule.document())
+    result = call("generate", "--prompt", "cat", "--schedule", file, "--num-images", "2", "--out", tmp_path / "cat.png")
+    assert result.exit_code == 0, result.stderr
+    assert "2 full, 2 partial, 2 null" in result.stdout
+    macs = 4 * (loaded.macs.full.macs + loaded.macs.partial[3].macs)
+    assert f"{macs / 1e9:.4f} G" in result.stdout
+    assert f"{macs / (12 * loaded.macs.full.macs):.4f}" in result.stdout
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == ["cat-1.png", "cat-2.png"]
+    for path in tmp_path.glob("*.png"):
+        with Image.open(path) as image:
+            assert image.size == (64, 64)
+
+
+def test_an_image_is_the_same_alone_or_as_one_of_several(loaded: Model, tmp_path: Path) -> None:
+    """Up to one grey level: the batch size changes the last bit of a sum."""
+    common = ["generate", "--prompt", "cat", "--solver", "ddim", "--steps", "2", "--guidance", "1"]
+    assert call(*common, "--seed", "7", "--num-images", "2", "--out", tmp_path / "both.png").exit_code == 0
+    result = call(*common, "--seed", "8", "--out", tmp_path / "alone.png")
+    assert "1.0000" in result.stdout
+    with Image.open(tmp_path / "both-2.png") as second, Image.open(tmp_path / "alone.png") as alone:
+        assert max(abs(a - b) for a, b in zip(second.tobytes(), alone.tobytes(), strict=True)) <= 1
+
+
+def test_generate_refuses_by_name(loaded: Model, tmp_path: Path) -> None:
+    def why(*args: str) -> str:
+        return refused("generate", "--prompt", "cat", "--out", tmp_path / "x.png", *args)
+
+    assert "steps" in why("--steps", "0")
+    assert "steps" in why("--steps", "1001")
+    assert "num_images" in why("--num-images", "0")
+    assert "guidance" in why("--negative", "dog", "--guidance", "1")
+    assert ".png" in why("--out", str(tmp_path / "x.gif"))
+    assert "folder" in why("--out", str(tmp_path / "nowhere" / "x.png"))
+    assert "no file" in why("--schedule", "fast")
+    assert "--solver" in why("--schedule", "x.json", "--solver", "ddim")
+    assert "seed" in why("--seed", "-1")
+    assert not list(tmp_path.iterdir())

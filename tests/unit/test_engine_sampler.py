@@ -1,0 +1,135 @@
+"""The plain loop is diffusers' pipeline when every step is full, and reuses the last full step's feature when not."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor
+
+from engine.anatomy import Anatomy
+from engine.models import Model, noise_levels
+from engine.program import Program, compile_program
+from engine.sampler import generate
+from registry.schedule import ModelRef, Schedule, Segment, Solver, SolverName, teacher
+
+PROMPTS = ["red heart", "cat face"]
+FAMILIES = {"ddim": DDIMScheduler, "dpmsolver++": DPMSolverMultistepScheduler}
+REF = ModelRef(name="toy", family="unet2d-condition", fingerprint="sha256:" + "0" * 64)
+
+
+@pytest.fixture(scope="module")
+def pipeline(model: Model) -> StableDiffusionPipeline:
+    """diffusers' own pipeline over the same modules."""
+    pipe = StableDiffusionPipeline(
+        vae=model.vae,
+        text_encoder=model.text.encoder,
+        tokenizer=model.text.tokenizer,
+        unet=model.anatomy.unet,
+        scheduler=DDIMScheduler.from_pretrained("models/emoji64/scheduler"),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers with numpy 2
+@pytest.mark.parametrize(
+    ("solver", "steps", "guidance"),
+    [("ddim", 10, 1.0), ("ddim", 10, 3.0), ("dpmsolver++", 10, 1.0), ("dpmsolver++", 10, 3.0), ("dpmsolver++", 50, 7.5)],
+)
+def test_the_teacher_is_diffusers_pipeline(
+    model: Model, pipeline: StableDiffusionPipeline, solver: SolverName, steps: int, guidance: float
+) -> None:
+    pipeline.scheduler = FAMILIES[solver].from_config(pipeline.scheduler.config)
+    noise = torch.stack([model.noise(1), model.noise(2)])
+    want = pipeline(
+        PROMPTS,
+        negative_prompt=["", "blue"],
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        latents=noise.clone(),
+        output_type="latent",
+    ).images
+    program = model.compile(teacher(model.ref, model.solver(solver, steps)))
+    negative = model.encode(["", "blue"]) if guidance > 1 else None
+    got = generate(model.anatomy, program, noise, model.encode(PROMPTS), negative, guidance)
+    assert (got - want).abs().max().item() <= 1e-4
+
+
+def program_of(segments: tuple[Segment, ...], steps: int = 8, solver: SolverName = "ddim", branches: int = 4) -> Program:
+    schedule = Schedule(model=REF, solver=Solver(name=solver, teacher_steps=steps, spacing="trailing"), segments=segments)
+    levels = noise_levels({"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"})
+    return compile_program(schedule, levels, branches)
+
+
+def context(seed: int, rows: int) -> Tensor:
+    return torch.randn(rows, 5, 6, generator=torch.Generator().manual_seed(seed))
+
+
+def noise(rows: int) -> Tensor:
+    return torch.randn(rows, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+
+
+class Spy:
+    """Stands in for an Anatomy: names each feature it hands out by its timestep and branch, and notes what comes back."""
+
+    def __init__(self) -> None:
+        self.partial_steps: list[tuple[int, tuple[int, int]]] = []
+
+    def full(self, sample: Tensor, timesteps: Tensor, context: object, keep: set[int]) -> tuple[Tensor, dict[int, Any]]:
+        return sample, {branch: (int(timesteps[0]), branch) for branch in keep}
+
+    def partial(self, sample: Tensor, timesteps: Tensor, context: object, branch: int, feature: Any) -> Tensor:
+        assert feature[1] == branch
+        self.partial_steps.append((int(timesteps[0]), feature))
+        return sample
+
+
+def test_a_partial_step_gets_the_feature_of_its_segments_full_step() -> None:
+    spy = Spy()
+    program = program_of((Segment(partial=(1, 3), branch=3), Segment(partial=(2,), branch=1)))
+    generate(cast(Anatomy, spy), program, noise(1), None)
+    times = [step.timestep for step in program.steps]
+    assert spy.partial_steps == [(times[1], (times[0], 3)), (times[2], (times[0], 3)), (times[4], (times[3], 1))]
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpmsolver++"])
+def test_partial_steps_come_close_to_full_steps_and_are_not_them(tiny: UNet2DConditionModel, solver: SolverName) -> None:
+    anatomy = Anatomy(tiny)
+    full = generate(anatomy, program_of((Segment(),) * 8, solver=solver), noise(2), context(0, 2))
+    partial = program_of((Segment(partial=(1,), branch=2),) * 4, solver=solver)
+    cached = generate(anatomy, partial, noise(2), context(0, 2))
+    skipped = generate(anatomy, program_of((Segment(),) * 4, solver=solver), noise(2), context(0, 2))
+    assert 1e-4 < (cached - full).abs().mean() < 0.5 * full.std()
+    assert not torch.allclose(cached, skipped, atol=1e-4)
+
+
+def test_guidance_of_one_is_no_guidance_and_of_zero_the_negative_prompt(tiny: UNet2DConditionModel) -> None:
+    anatomy, program = Anatomy(tiny), program_of((Segment(partial=(1,), branch=2), Segment()), steps=6)
+    wanted, unwanted = context(0, 2), context(1, 2)
+    for scale, same in ((1.0, wanted), (0.0, unwanted)):
+        got = generate(anatomy, program, noise(2), wanted, unwanted, scale)
+        torch.testing.assert_close(got, generate(anatomy, program, noise(2), same), rtol=0, atol=1e-5)
+
+
+def test_guidance_of_two_leads_away_from_the_negative_prompt_in_one_step(tiny: UNet2DConditionModel) -> None:
+    """One step is linear in the prediction, so classifier-free guidance extrapolates the latents themselves."""
+    anatomy, program = Anatomy(tiny), program_of((Segment(),), steps=1)
+    wanted, unwanted = context(0, 2), context(1, 2)
+    towards, away = (generate(anatomy, program, noise(2), given) for given in (wanted, unwanted))
+    got = generate(anatomy, program, noise(2), wanted, unwanted, 2.0)
+    torch.testing.assert_close(got, away + 2 * (towards - away), rtol=0, atol=1e-5)
+
+
+def test_an_image_does_not_depend_on_its_batch(tiny: UNet2DConditionModel) -> None:
+    anatomy, program = Anatomy(tiny), program_of((Segment(partial=(1, 2), branch=3), Segment()), solver="dpmsolver++")
+    together = generate(anatomy, program, noise(3), context(0, 3), context(1, 3), 3.0)
+    for i in range(3):
+        one = slice(i, i + 1)
+        alone = generate(anatomy, program, noise(3)[one], context(0, 3)[one], context(1, 3)[one], 3.0)
+        torch.testing.assert_close(together[one], alone, rtol=0, atol=1e-5)

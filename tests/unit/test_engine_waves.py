@@ -1,0 +1,255 @@
+"""Every row ends as the plain loop would end it, whatever joins, leaves or is cancelled beside it; no row starves."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import cast
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from torch import Tensor
+
+from engine.anatomy import Anatomy
+from engine.models import noise_levels
+from engine.program import Program, compile_program
+from engine.sampler import generate
+from engine.waves import Need, Row, Waves
+from registry.schedule import ModelRef, Schedule, Segment, Solver, SolverName
+
+# Not bitwise: at another batch size, convolutions and matrix products sum in another order (some 1e-7 a call).
+ATOL = 1e-5
+REF = ModelRef(name="tiny", family="unet2d-condition", fingerprint="sha256:" + "0" * 64)
+LEVELS = noise_levels({"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction", "timestep_spacing": "trailing"})
+WANTED, UNWANTED = torch.randn(2, 1, 5, 6, generator=torch.Generator().manual_seed(1))
+Job = tuple[Schedule, int, float | None]  # schedule, seed, guidance
+
+
+def schedule_of(*segments: Segment, length: int = 2, solver: SolverName = "ddim") -> Schedule:
+    return Schedule(
+        model=REF,
+        solver=Solver(name=solver, teacher_steps=length * len(segments), spacing="trailing"),
+        segments=segments,
+    )
+
+
+@st.composite
+def schedules(draw: st.DrawFn) -> Schedule:
+    """Up to nine teacher steps of any kind; branches 1 to 4."""
+    count, length = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    segments = []
+    for _ in range(count):
+        partial = tuple(sorted(draw(st.sets(st.integers(1, length - 1))))) if length > 1 else ()
+        segments.append(Segment(partial=partial, branch=draw(st.integers(1, 4)) if partial else 1))
+    return schedule_of(*segments, length=length, solver=draw(st.sampled_from(("ddim", "dpmsolver++"))))
+
+
+def program_of(schedule: Schedule) -> Program:
+    return compile_program(schedule, LEVELS, branches=4)
+
+
+def noise(seed: int) -> Tensor:
+    return torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+def row_of(job: Job) -> Row:
+    schedule, seed, guidance = job
+    if guidance is None:
+        return Row(program_of(schedule), noise(seed), WANTED)
+    return Row(program_of(schedule), noise(seed), torch.cat([UNWANTED, WANTED]), guidance)
+
+
+def plain(anatomy: Anatomy, job: Job) -> Tensor:
+    """What the plain loop makes of the same row, alone."""
+    schedule, seed, guidance = job
+    negative = None if guidance is None else UNWANTED
+    return generate(anatomy, program_of(schedule), noise(seed)[None], WANTED, negative, guidance or 1.0)[0]
+
+
+def longest_wait(rows: list[Row], place: int, limit: int) -> int:
+    """The most ticks until rows[place] has advanced, however many rows join behind it.
+
+    Only rows before it can be served first, since an advanced row goes to the back. Each tick advances the front row: at
+    most `place` + 1 ticks. A tick for one need also takes the others before it that need the same, until one does not
+    fit; as a row is one or two UNet rows, it then took at least limit − 1. So at most Σ ⌈UNet rows / (limit − 1)⌉ over
+    the needs before it, itself included.
+    """
+    ahead = Counter[Need]()
+    for row in rows[: place + 1]:
+        ahead[row.need] += row.unet_rows
+    return min(place + 1, sum(math.ceil(count / max(1, limit - 1)) for count in ahead.values()))
+
+
+class Traffic(RuleBasedStateMachine):
+    """Requests come, go and are cancelled; the plain loop is the oracle."""
+
+    def __init__(self, anatomy: Anatomy) -> None:
+        super().__init__()
+        self.anatomy = anatomy
+        self.jobs: dict[Row, Job] = {}
+        self.due: dict[Row, int] = {}
+        self.now = 0
+
+    @initialize(limit=st.integers(1, 7))
+    def start(self, limit: int) -> None:
+        self.waves = Waves(self.anatomy, max_unet_rows=limit)
+
+    @rule(schedule=schedules(), seed=st.integers(0, 9), guidance=st.sampled_from((None, 1.0, 3.0)), copies=st.integers(1, 3))
+    def join(self, schedule: Schedule, seed: int, guidance: float | None, copies: int) -> None:
+        for copy in range(copies):
+            job = (schedule, seed + copy, guidance)
+            row = row_of(job)
+            self.jobs[row] = job
+            self.waves.add(row)
+            self._expect(row)
+
+    @precondition(lambda self: self.jobs)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        row = data.draw(st.sampled_from(list(self.jobs)))
+        self.waves.cancel(row)
+        self.waves.cancel(row)  # twice is no error
+        del self.jobs[row], self.due[row]
+
+    @rule(ticks=st.integers(1, 4))
+    def run(self, ticks: int) -> None:
+        for _ in range(ticks):
+            self._tick()
+
+    def teardown(self) -> None:
+        while self.jobs:
+            self._tick()
+        assert self.waves.tick() is None
+
+    @invariant()
+    def in_flight_are_exactly_the_jobs(self) -> None:
+        if hasattr(self, "waves"):
+            assert set(self.waves.rows) == set(self.jobs)
+
+    def _expect(self, row: Row) -> None:
+        wait = longest_wait(self.waves.rows, self.waves.rows.index(row), self.waves.max_unet_rows)
+        self.due[row] = self.now + wait
+
+    def _tick(self) -> None:
+        before = {row: (row.need, row.position) for row in self.jobs}
+        wave = self.waves.tick()
+        self.now += 1
+        assert (wave is None) == (not before)
+        if wave is None:
+            return
+        assert len(wave.rows) == 1 or wave.unet_rows <= self.waves.max_unet_rows
+        assert {before[row][0] for row in wave.rows} == {wave.need}
+        for row, (_, position) in before.items():
+            assert row.position == position + (row in wave.rows)
+            if row not in wave.rows:
+                assert self.now < self.due[row], "a row waited too long"
+            elif row.done:
+                job = self.jobs.pop(row)
+                del self.due[row]
+                torch.testing.assert_close(row.latent, plain(self.anatomy, job), rtol=0, atol=ATOL)
+            else:
+                self._expect(row)
+
+
+def test_every_row_ends_as_the_plain_loop_would_end_it(tiny: UNet2DConditionModel) -> None:
+    run_state_machine_as_test(  # any callable will do, whatever its annotation says
+        cast(type[Traffic], lambda: Traffic(Anatomy(tiny))),
+        settings=settings(max_examples=20, stateful_step_count=15, deadline=None),
+    )
+
+
+PARTIAL = Segment(partial=(1,), branch=2)
+
+
+@pytest.fixture
+def anatomy(tiny: UNet2DConditionModel) -> Anatomy:
+    return Anatomy(tiny)
+
+
+def drain(waves: Waves) -> list[int]:
+    """Run until nothing is in flight; how many UNet rows each wave had."""
+    sizes = []
+    while wave := waves.tick():
+        sizes.append(wave.unet_rows)
+    return sizes
+
+
+def test_nothing_in_flight_is_no_wave(anatomy: Anatomy) -> None:
+    assert Waves(anatomy).tick() is None
+
+
+def test_rows_at_different_places_of_different_schedules_and_solvers_share_one_call(anatomy: Anatomy) -> None:
+    waves = Waves(anatomy)
+    waves.add(row_of((schedule_of(Segment(), Segment()), 0, None)))
+    assert waves.tick() is not None
+    waves.add(row_of((schedule_of(PARTIAL, solver="dpmsolver++"), 1, 3.0)))
+    wave = waves.tick()
+    assert wave is not None
+    assert wave.unet_rows == 3
+    assert len({row.program for row in wave.rows}) == 2
+
+
+def test_a_row_larger_than_the_limit_runs_alone(anatomy: Anatomy) -> None:
+    waves = Waves(anatomy, max_unet_rows=1)
+    for seed in range(2):
+        waves.add(row_of((schedule_of(PARTIAL), seed, 3.0)))
+    assert drain(waves) == [2, 2, 2, 2]
+
+
+def test_an_odd_limit_leaves_a_place_free_among_guided_rows(anatomy: Anatomy) -> None:
+    """Why the bound on waiting divides by limit − 1: three rows of two take three ticks, not ⌈6/3⌉ = 2."""
+    waves = Waves(anatomy, max_unet_rows=3)
+    for seed in range(3):
+        waves.add(row_of((schedule_of(Segment()), seed, 3.0)))
+    assert longest_wait(waves.rows, 2, 3) == 3
+    assert drain(waves) == [2, 2, 2]
+
+
+def test_a_smaller_row_fills_the_place_that_a_larger_one_cannot(anatomy: Anatomy) -> None:
+    waves = Waves(anatomy, max_unet_rows=3)
+    for seed, guidance in enumerate((3.0, 3.0, None)):
+        waves.add(row_of((schedule_of(Segment()), seed, guidance)))
+    assert drain(waves) == [3, 2]
+
+
+def test_a_minority_need_is_not_starved_by_a_steady_stream(anatomy: Anatomy) -> None:
+    """New full steps arrive on every tick; the one row with a partial step still goes through."""
+    waves = Waves(anatomy, max_unet_rows=2)
+    lonely = row_of((schedule_of(PARTIAL), 0, None))
+    waves.add(lonely)
+    for seed in range(1, 5):
+        waves.add(row_of((schedule_of(Segment()), seed, None)))
+        waves.add(row_of((schedule_of(Segment()), seed, None)))
+        waves.tick()
+    assert lonely.done
+
+
+def test_cancelling_a_row_changes_no_other_row_by_a_bit(anatomy: Anatomy) -> None:
+    """Against the same traffic in which the cancelled row left of itself: the same calls, so bitwise."""
+    kept = []
+    for cancelled in (True, False):
+        waves = Waves(anatomy)
+        stays = row_of((schedule_of(PARTIAL, PARTIAL), 0, 3.0))
+        leaves = row_of((schedule_of(*(PARTIAL, PARTIAL) if cancelled else (PARTIAL,)), 1, None))
+        waves.add(leaves)
+        waves.add(stays)
+        waves.tick()
+        waves.tick()
+        waves.cancel(leaves)
+        assert drain(waves) == [2, 2]
+        kept.append(stays.latent)
+    assert torch.equal(*kept)
+
+
+def test_a_cached_feature_keeps_no_other_row_alive(anatomy: Anatomy) -> None:
+    waves = Waves(anatomy)
+    rows = [row_of((schedule_of(PARTIAL), seed, 3.0)) for seed in range(3)]
+    for row in rows:
+        waves.add(row)
+    waves.tick()
+    for row in rows:
+        assert row.feature.untyped_storage().nbytes() == row.feature.nbytes
