@@ -98,9 +98,7 @@ class Anatomy:
             hidden = self._decode(hidden, skips, branch, given)
         return self._head(hidden).to(sample.dtype), kept
 
-    def partial(
-        self, sample: Tensor, timesteps: Tensor, context: Tensor | None, branch: int, feature: Tensor
-    ) -> Tensor:
+    def partial(self, sample: Tensor, timesteps: Tensor, context: Tensor | None, branch: int, feature: Tensor) -> Tensor:
         """The outer UNet. `feature` is the deep feature kept for this branch, one per row. Returns (rows, c, h, w)."""
         self.check_branch(branch)
         given = self.conditioning(sample, timesteps, context)
@@ -113,9 +111,7 @@ class Anatomy:
     def check_branch(self, branch: int) -> None:
         """Raises `InvalidInput` unless 1 ≤ branch ≤ `branches`."""
         if not 1 <= branch <= self.branches:
-            raise InvalidInput(
-                f"branch: must be between 1 and {self.branches} for this UNet, got {branch}", param="branch"
-            )
+            raise InvalidInput(f"branch: must be between 1 and {self.branches} for this UNet, got {branch}", param="branch")
 
     def _encode(self, sample: Tensor, items: int, given: Conditioning) -> tuple[Tensor, list[Tensor]]:
         hidden, skips = sample.to(self.unet.dtype), list[Tensor]()

@@ -130,8 +130,8 @@ def load(folder: str | Path, device: str = "cpu", dtype: str = "float32", name: 
     logging.disable_progress_bar()
     kind = DTYPES[dtype]
     try:
-        unet = UNet2DConditionModel.from_pretrained(root / "unet", dtype=kind).to(place).eval()
-        vae = AutoencoderKL.from_pretrained(root / "vae", dtype=kind).to(place).eval()
+        unet = UNet2DConditionModel.from_pretrained(root / "unet", dtype=kind, low_cpu_mem_usage=False).to(place).eval()
+        vae = AutoencoderKL.from_pretrained(root / "vae", dtype=kind, low_cpu_mem_usage=False).to(place).eval()
         encoder = CLIPTextModel.from_pretrained(root / "text_encoder", dtype=kind).to(place).eval()
         tokenizer = CLIPTokenizer.from_pretrained(root / "tokenizer")
         scheduler = json.loads((root / "scheduler" / "scheduler_config.json").read_text())

@@ -42,9 +42,7 @@ class NoiseLevels:
         """The teacher's timesteps, descending, (steps,): the same as diffusers' scheduler of that solver gives."""
         train = len(self.alphas_cumprod)
         if steps > train:
-            raise InvalidInput(
-                f"teacher_steps: the model was trained on {train} timesteps, got {steps}", param="teacher_steps"
-            )
+            raise InvalidInput(f"teacher_steps: the model was trained on {train} timesteps, got {steps}", param="teacher_steps")
         grid: NDArray[np.float64] | NDArray[np.int64]
         multistep = solver == "dpmsolver++"  # diffusers' multistep schedulers leave out one end of the grid
         if spacing == "linspace":

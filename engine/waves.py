@@ -144,12 +144,8 @@ class Waves:
         """The two equations of `program`, one set of numbers per row."""
         steps = [row.step for row in rows]
         before = torch.stack([row.clean for row in rows])
-        clean = (
-            _column([s.clean_x for s in steps], latent) * latent + _column([s.clean_m for s in steps], latent) * output
-        )
-        latent = (
-            _column([s.next_x for s in steps], latent) * latent + _column([s.next_0 for s in steps], latent) * clean
-        )
+        clean = _column([s.clean_x for s in steps], latent) * latent + _column([s.clean_m for s in steps], latent) * output
+        latent = _column([s.next_x for s in steps], latent) * latent + _column([s.next_0 for s in steps], latent) * clean
         latent = latent + _column([s.next_1 for s in steps], latent) * before
         for i, row in enumerate(rows):
             row.latent, row.clean, row.position = latent[i], clean[i], row.position + 1
