@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from registry.errors import FlexiError, InvalidInput, NotFound, Unsupported
+from registry.cli import OneLineErrors
+from registry.errors import InvalidInput, NotFound, Unsupported
 from registry.schedule import Schedule, SolverName, teacher
 
 if TYPE_CHECKING:
@@ -22,19 +23,8 @@ if TYPE_CHECKING:
 TEXT_TOKENS = 77  # CLIP's, when no text encoder says otherwise
 
 
-class _OneLineErrors(typer.core.TyperGroup):
-    """Errors of our own family are one line on stderr and exit code 1. All others are bugs and keep their traceback."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except FlexiError as error:
-            typer.echo(f"error: {error.message}", err=True)
-            raise typer.Exit(1) from error
-
-
 app = typer.Typer(
-    cls=_OneLineErrors,
+    cls=OneLineErrors,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from registry.address import open_store
 from registry.catalog import Catalog, models
+from registry.cli import OneLineErrors
 from registry.errors import FlexiError, InvalidInput, NotFound
 from registry.records import Alias
 from registry.schedule import Kind, Schedule
@@ -26,18 +27,6 @@ STRIP: dict[Kind, tuple[str, str]] = {
     "partial": ("p", "black on yellow"),
     "null": (".", "dim"),
 }
-
-
-class OneLineErrors(typer.core.TyperGroup):
-    """Errors of our own family become one line on stderr and exit code 1; any other is a bug, with its traceback."""
-
-    def invoke(self, ctx: Any) -> Any:
-        """Run the command that was asked for."""
-        try:
-            return super().invoke(ctx)
-        except FlexiError as error:
-            typer.echo(f"error: {error.message}", err=True)
-            raise typer.Exit(1) from error
 
 
 app = typer.Typer(

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -14,10 +12,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
-from registry.errors import FlexiError, InvalidInput
+from registry.cli import OneLineErrors
+from registry.errors import InvalidInput
 
-app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-out = Console()
+app = typer.Typer(
+    cls=OneLineErrors,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Search schedules for a model, look at what was found, publish it.",
+)
+out = Console(width=None if sys.stdout.isatty() else 110)
 err = Console(stderr=True)
 
 Run = Annotated[Path, typer.Argument(help="The run folder.")]
@@ -34,6 +39,8 @@ class Bars:
 
     def stage(self, name: str, images: int) -> None:
         """Begin a bar of so many images."""
+        if not self.bars.console.is_terminal:  # bars would show only at the end
+            self.bars.console.print(f"{name}: {images} images", highlight=False)
         self.task = self.bars.add_task(name, total=images)
 
     def advance(self, images: int) -> None:
@@ -46,14 +53,13 @@ class Bars:
 def run(
     model: Annotated[Path, typer.Option(help="A diffusers pipeline folder.")],
     prompts: Annotated[Path, typer.Option(help="A text file, one prompt a line; half for the search, half held out.")],
-    to: Annotated[
-        Path, typer.Option("--out", help="The run folder; the same command on it again goes on where it stopped.")
-    ],
+    to: Annotated[Path, typer.Option("--out", help="The run folder; the same command on it again goes on where it stopped.")],
     features: Annotated[Path | None, typer.Option(help="A CLIP folder for the features; default: MODEL/clip.")] = None,
     teacher_steps: Annotated[int, typer.Option(help="Steps of the teacher (DDIM).")] = 50,
     guidance: float = 3.0,
-    images: Annotated[int, typer.Option(help="Images a candidate is judged by.")] = 16,
-    heldout: Annotated[int, typer.Option(help="Images of the final figures.")] = 32,
+    images: Annotated[int, typer.Option(help="Images a candidate is judged by.")] = 12,
+    finals: Annotated[int, typer.Option(help="Images that decide among a tier's finalists.")] = 16,
+    heldout: Annotated[int, typer.Option(help="Images of the final figures.")] = 24,
     generations: int = 4,
     population: Annotated[int, typer.Option(help="New candidates in a generation.")] = 8,
     tier: Annotated[list[str] | None, typer.Option(help="NAME=CEILING: the most it may cost; repeat for more.")] = None,
@@ -63,46 +69,47 @@ def run(
     dtype: str = "float32",
 ) -> None:
     """Search schedules for a model; write the run folder's report.json and pictures."""
-    with _errors():
-        config = {
-            "model": str(model), "prompts": str(prompts), "features": str(features or model / "clip"),
-            "teacher_steps": teacher_steps, "guidance": guidance, "images": images, "heldout": heldout,
-            "generations": generations, "population": population, "seed": seed, "batch": batch,
-            **({"tiers": dict(map(_ceiling, tier))} if tier else {}),
-        }  # fmt: skip
-        from search_jobs.config import JobConfig
+    config = {
+        "model": str(model), "prompts": str(prompts), "features": str(features or model / "clip"),
+        "teacher_steps": teacher_steps, "guidance": guidance, "images": images, "finals": finals, "heldout": heldout,
+        "generations": generations, "population": population, "seed": seed, "batch": batch,
+        **({"tiers": dict(map(_ceiling, tier))} if tier else {}),
+    }  # fmt: skip
+    from search_jobs.config import JobConfig
 
-        parsed = JobConfig.parse(config)
+    parsed = JobConfig.parse(config)
+    try:
         with _bars() as bars:
             from search_jobs.job import Job
 
             report = Job(parsed, to, Bars(bars), device, dtype).run()
-        _show(report, to)
+    except KeyboardInterrupt:
+        err.print("stopped; every finished measurement is kept: run the same command again to go on")
+        raise typer.Exit(130) from None
+    _show(report, to)
 
 
 @app.command()
 def report(folder: Run) -> None:
     """Draw the pictures of a finished search again and print its table."""
-    with _errors():
-        from search_jobs.report import read
+    from search_jobs.report import read
 
-        _show(read(folder), folder)
+    _show(read(folder), folder)
 
 
 @app.command()
 def publish(folder: Run, registry: Registry = ".flexi/registry") -> None:
     """Publish a finished search's tiers to a registry and move the tiers to them."""
-    with _errors():
-        from registry.address import open_store
-        from registry.catalog import Catalog
-        from search_jobs.publish import publish as publish_report
-        from search_jobs.report import read
+    from registry.address import open_store
+    from registry.catalog import Catalog
+    from search_jobs.publish import publish as publish_report
+    from search_jobs.report import read
 
-        found = read(folder)
-        artifacts = [folder / name for name in ("report.json", "pareto.png", "samples.png")]
-        catalog = Catalog(open_store(registry), found["model"]["name"])
-        for alias in publish_report(found, artifacts, catalog):
-            out.print(f"{alias.tier:10} version {alias.version}  {alias.digest[:12]}")
+    found = read(folder)
+    artifacts = [folder / name for name in ("report.json", "pareto.png", "samples.png")]
+    catalog = Catalog(open_store(registry), found["model"]["name"])
+    for alias in publish_report(found, artifacts, catalog):
+        out.print(f"{alias.tier:10} version {alias.version}  {alias.digest[:12]}")
 
 
 @app.command()
@@ -120,18 +127,17 @@ def evaluate(
     dtype: str = "float32",
 ) -> None:
     """Measure one schedule against the teacher and print the figures as JSON."""
-    with _errors():
-        from engine.models import load
-        from registry.schedule import Schedule
-        from search_jobs.config import read_prompts
-        from search_jobs.features import Clip
-        from search_jobs.objective import Objective, Sample
+    from engine.models import load
+    from registry.schedule import Schedule
+    from search_jobs.config import read_prompts
+    from search_jobs.features import Clip
+    from search_jobs.objective import Objective, Sample
 
-        document = Schedule.parse(schedule.read_bytes())
-        sample = Sample.draw(read_prompts(prompts), images, seed)
-        loaded = load(model, device, dtype)
-        objective = Objective(loaded, Clip(features or model / "clip"), sample, teacher_steps, guidance, batch)
-        print(json.dumps(objective.evaluate(document).row()))
+    document = Schedule.parse(schedule.read_bytes())
+    sample = Sample.draw(read_prompts(prompts), images, seed)
+    loaded = load(model, device, dtype)
+    objective = Objective(loaded, Clip(features or model / "clip"), sample, teacher_steps, guidance, batch)
+    print(json.dumps(objective.evaluate(document).row()))
 
 
 def _show(report: dict[str, object], folder: Path) -> None:
@@ -155,19 +161,6 @@ def _bars() -> RichProgress:
         TextColumn("{task.description:18}"), BarColumn(), MofNCompleteColumn(), TextColumn("images"),
         TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=err,
     )  # fmt: skip
-
-
-@contextmanager
-def _errors() -> Iterator[None]:
-    """A fault of ours is one clear line and exit code 1; Ctrl-C says that nothing is lost."""
-    try:
-        yield
-    except FlexiError as error:
-        err.print(f"error: {error.message}", style="red", highlight=False, soft_wrap=True)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        err.print("stopped; every finished measurement is kept: run the same command again to go on")
-        sys.exit(130)
 
 
 if __name__ == "__main__":

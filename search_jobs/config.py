@@ -21,10 +21,10 @@ class JobConfig(Document):
     features: str
     teacher_steps: int = Field(default=50, ge=2, le=1000)
     guidance: float = Field(default=3.0, ge=1, le=30)
-    images: int = Field(default=16, ge=2, le=100_000, description="images a candidate is judged by in the search")
-    heldout: int = Field(
-        default=32, ge=2, le=100_000, description="images of the final figures: other prompts, other noise"
-    )
+    images: int = Field(default=12, ge=2, le=100_000, description="images a candidate is judged by in the search")
+    finals: int = Field(default=16, ge=2, le=100_000, description="images that decide among a tier's finalists: other noise")
+    finalists: int = Field(default=2, ge=1, le=1000, description="of the search, and as many baselines, for each tier")
+    heldout: int = Field(default=24, ge=2, le=100_000, description="images of the final figures: other prompts, other noise")
     generations: int = Field(default=4, ge=0, le=10_000)
     population: int = Field(default=8, ge=1, le=10_000)
     max_segments: int = Field(default=16, ge=3, le=200)
@@ -37,9 +37,7 @@ class JobConfig(Document):
     def _tiers(self) -> Self:
         for name, ceiling in self.tiers.items():
             if not 0 < ceiling <= 1:
-                raise ValueError(
-                    f"tiers.{name}: a ceiling is a fraction of the teacher's cost in (0, 1], got {ceiling}"
-                )
+                raise ValueError(f"tiers.{name}: a ceiling is a fraction of the teacher's cost in (0, 1], got {ceiling}")
         return self
 
     @classmethod

@@ -18,7 +18,7 @@ from search_jobs.ledger import Ledger
 from search_jobs.objective import Measure, Objective, Sample, save_samples
 from search_jobs.optimiser import Evolution, Point
 from search_jobs.results import Choice, Results
-from search_jobs.space import Space
+from search_jobs.space import Genome, Space
 
 
 class Progress(Protocol):
@@ -60,14 +60,14 @@ class Job:
     def run(self) -> dict[str, Any]:
         """Search, measure, write report.json and return it. Run again on the same folder, it goes on where it stopped."""
         started = datetime.now(UTC)
-        search, heldout = self._samples()
+        search, finals, heldout = self._samples()
         history = self._search(self._objective("search", search))
-        choices = {name: self._choose(history, name, ceiling) for name, ceiling in self.config.tiers.items()}
+        choices = self._decide(self._objective("finals", finals), history)
         final = self._objective("held-out", heldout, samples=self.folder / "samples")
         save_samples(self.folder / "samples" / "teacher.npy", final.reference)
-        self._measure_choices(final, choices)
+        self._measure_all("held-out", final, [s for choice in choices.values() for s in choice.schedules()])
         report = Results(
-            self.folder.name,
+            str(self.folder),
             self.config,
             self.model,
             self.space,
@@ -101,28 +101,36 @@ class Job:
             evolution.tell(points)
         return evolution.history
 
-    def _choose(self, history: list[Point], tier: str, ceiling: float) -> Choice:
-        """The schedule with the smallest loss under the tier's ceiling, and the best baseline under the same ceiling."""
-        affordable = [point for point in history if point.cost <= ceiling]
+    def _decide(self, objective: Objective, history: list[Point]) -> dict[str, Choice]:
+        """Each tier's finalists, on noise they were not picked by: luck in the search does not win twice.
+
+        Finalists are the points of smallest loss under the tier's ceiling, and as many of the baselines there, so that
+        no tier is worse than what can be set by hand, as far as these images tell.
+        """
+        by_hand = {self.space.genome(baseline.schedule): baseline for baseline in self.baselines}
+        entered = {tier: self._finalists(history, tier, set(by_hand)) for tier in self.config.tiers}
+        schedules = {genome: self.space.schedule(genome) for genomes in entered.values() for genome in genomes}
+        measured = self._measure_all("finals", objective, list(schedules.values()))
+        choices = {}
+        for tier, genomes in entered.items():
+            ranked = sorted(genomes, key=lambda genome: measured[schedules[genome].digest].loss)
+            rivals = [by_hand[genome] for genome in ranked if genome in by_hand]
+            choices[tier] = Choice(schedules[ranked[0]], rivals[0] if rivals else None, self.config.tiers[tier])
+        return choices
+
+    def _finalists(self, history: list[Point], tier: str, by_hand: set[Genome]) -> list[Genome]:
+        ceiling, count = self.config.tiers[tier], self.config.finalists
+        affordable = sorted((point for point in history if point.cost <= ceiling), key=lambda p: p.loss)
         if not affordable:
             cheapest = min(point.cost for point in history)
-            raise InvalidInput(
-                f"tiers.{tier}: nothing costs at most {ceiling}; the cheapest is {cheapest:.3f}", param="tiers"
-            )
-        by_hand = {self.space.genome(baseline.schedule): baseline for baseline in self.baselines}
-        rivals = [point for point in affordable if point.genome in by_hand]
-        return Choice(
-            schedule=self.space.schedule(min(affordable, key=lambda p: p.loss).genome),
-            baseline=by_hand[min(rivals, key=lambda p: p.loss).genome] if rivals else None,
-            ceiling=ceiling,
-        )
+            raise InvalidInput(f"tiers.{tier}: nothing costs at most {ceiling}; the cheapest is {cheapest:.3f}", param="tiers")
+        best = [point.genome for point in affordable]
+        return list(dict.fromkeys(best[:count] + [genome for genome in best if genome in by_hand][:count]))
 
-    def _measure_choices(self, final: Objective, choices: dict[str, Choice]) -> None:
-        shown = [schedule for choice in choices.values() for schedule in choice.schedules()]
-        distinct = {schedule.digest: schedule for schedule in shown}
-        self.progress.stage("held-out", len(distinct) * self.config.heldout)
-        for schedule in distinct.values():
-            self.measure("held-out", final, schedule)
+    def _measure_all(self, stage: str, objective: Objective, schedules: list[Schedule]) -> dict[str, Measure]:
+        distinct = {schedule.digest: schedule for schedule in schedules}
+        self.progress.stage(stage, len(distinct) * len(objective.noise))
+        return {digest: self.measure(stage, objective, schedule) for digest, schedule in distinct.items()}
 
     def measure(self, stage: str, objective: Objective, schedule: Schedule) -> Measure:
         """From the ledger if it is there, else generated and written to the ledger."""
@@ -149,23 +157,22 @@ class Job:
             progress=self.progress.advance,
         )
 
-    def _samples(self) -> tuple[Sample, Sample]:
-        """Search and held-out images share neither a prompt nor a seed."""
-        prompts = read_prompts(self.config.prompts)
-        Random(self.config.seed).shuffle(prompts)
+    def _samples(self) -> tuple[Sample, Sample, Sample]:
+        """Three samples of different noise; the held-out one shares no prompt with the others either."""
+        prompts, config = read_prompts(self.config.prompts), self.config
+        Random(config.seed).shuffle(prompts)
         half = len(prompts) // 2
         return (
-            Sample.draw(prompts[:half], self.config.images, 2 * self.config.seed + 1),
-            Sample.draw(prompts[half:], self.config.heldout, 2 * self.config.seed + 2),
+            Sample.draw(prompts[:half], config.images, 3 * config.seed + 1),
+            Sample.draw(prompts[:half], config.finals, 3 * config.seed + 2),
+            Sample.draw(prompts[half:], config.heldout, 3 * config.seed + 3),
         )
 
     def _claim_folder(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "config.json"
         if path.is_file() and JobConfig.model_validate_json(path.read_bytes()) != self.config:
-            raise InvalidInput(
-                f"out: {self.folder} holds a job with another configuration; choose another folder", param="out"
-            )
+            raise InvalidInput(f"out: {self.folder} holds a job with another configuration; choose another folder", param="out")
         write_json(path, self.config.model_dump(mode="json"))
 
 

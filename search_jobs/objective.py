@@ -54,9 +54,7 @@ class Sample:
         if not prompts:
             return cls([], [])
         order = np.random.default_rng(seed).permutation(len(prompts))
-        return cls(
-            [prompts[order[i % len(prompts)]] for i in range(count)], [seed * 1_000_000 + i for i in range(count)]
-        )
+        return cls([prompts[order[i % len(prompts)]] for i in range(count)], [seed * 1_000_000 + i for i in range(count)])
 
 
 class Objective:

@@ -38,11 +38,9 @@ def write_pictures(report: dict[str, Any], folder: Path) -> list[Path]:
 def table(report: dict[str, Any]) -> Table:
     """Each tier on prompts and noise the search never saw, beside the strongest baseline under the same ceiling."""
     heldout = report["config"]["heldout"]
-    grid = Table(
-        title=f"Held-out: {heldout} images, other prompts and other noise than the search's", title_justify="left"
-    )
+    grid = Table(title=f"Held-out: {heldout} images, other prompts and other noise than the search's", title_justify="left")
     for column in ("tier", "schedule", "full/partial/null", "cost", "rFID", "PSNR dB", "CLIP score"):
-        grid.add_column(column, justify="left" if column in ("tier", "schedule") else "right")
+        grid.add_column(column, justify="left" if column in ("tier", "schedule") else "right", no_wrap=column != "schedule")
     for name, tier in report["tiers"].items():
         grid.add_row(f"{name} (≤ {tier['ceiling']:g})", _title(tier), *_figures(tier), style="bold")
         rival = tier["strongest_baseline"]
@@ -88,9 +86,7 @@ def _pareto(report: dict[str, Any], path: Path) -> Path:
         right.scatter(held["cost"], held["rfid"], s=48, marker=MARKERS[rival["baseline"]["family"]], c="tab:blue")
     right.scatter([], [], marker="*", s=140, c="tab:red", label="tier (searched)")
     right.scatter([], [], marker="s", s=48, c="tab:blue", label="strongest baseline under the same ceiling")
-    left.set(
-        title=f"Search: {report['config']['images']} images", ylabel="squared feature distance to the teacher's image"
-    )
+    left.set(title=f"Search: {report['config']['images']} images", ylabel="squared feature distance to the teacher's image")
     right.set(title=f"Held-out: {report['config']['heldout']} images", ylabel="rFID to the teacher")
     for axes in (left, right):
         axes.set(xlabel="MACs relative to the teacher", xscale="log", yscale="log")

@@ -78,7 +78,7 @@ class Results:
 
     def _entry(self, schedule: Schedule) -> dict[str, Any]:
         by_hand = [b for b in self.baselines if b.schedule.digest == schedule.digest]
-        measures = {stage: self.ledger.get(f"{stage}/{schedule.digest}") for stage in ("search", "held-out")}
+        measures = {stage: self.ledger.get(f"{stage}/{schedule.digest}") for stage in ("search", "finals", "held-out")}
         return {
             "digest": schedule.digest,
             "steps": schedule.counts(),

@@ -64,7 +64,7 @@ class Space:
         for _ in range(100):
             child = genome
             for _ in range(rng.choice((1, 1, 2))):
-                change = rng.choices((self._move_partial, self._recount, self._other_solver), weights=(16, 3, 1))[0]
+                change = rng.choices((self._move_partial, self._move_all, self._recount, self._other_solver), (12, 4, 3, 1))[0]
                 child = change(child, rng)
             if child != genome:
                 return child
@@ -101,6 +101,19 @@ class Space:
                 branch = rng.randint(1, min(4, self.branches))
         changed = Segment(partial=tuple(sorted(offsets)), branch=branch if offsets else 1)
         return Genome(genome.solver, (*genome.segments[:at], changed, *genome.segments[at + 1 :]))
+
+    def _move_all(self, genome: Genome, rng: Random) -> Genome:
+        """Shift every partial step, or change every branch, by the same one: from one even pattern to the next."""
+        last = self.length(len(genome.segments)) - 1
+        shift, deeper = rng.choice(((-1, 0), (1, 0), (0, -1), (0, 1)))
+
+        def moved(segment: Segment) -> Segment:
+            if not segment.partial:
+                return segment
+            offsets = tuple(sorted({min(max(offset + shift, 1), last) for offset in segment.partial}))
+            return Segment(partial=offsets, branch=min(max(segment.branch + deeper, 1), self.branches))
+
+        return Genome(genome.solver, tuple(map(moved, genome.segments)))
 
     def _recount(self, genome: Genome, rng: Random) -> Genome:
         low, high = self.segments

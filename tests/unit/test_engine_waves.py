@@ -21,8 +21,9 @@ from engine.sampler import generate
 from engine.waves import Need, Row, Waves
 from registry.schedule import ModelRef, Schedule, Segment, Solver, SolverName
 
-# Not bitwise: at another batch size, convolutions and matrix products sum in another order (some 1e-7 a call).
-ATOL = 1e-5
+# Not bitwise: at another batch size, convolutions and matrix products sum in another order. Seen up to 4e-6, with latents
+# up to 4.5; a row that got its neighbour's feature, prompt or coefficient is off by 1e-2 and more.
+ATOL = 3e-5
 REF = ModelRef(name="tiny", family="unet2d-condition", fingerprint="sha256:" + "0" * 64)
 LEVELS = noise_levels({"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction", "timestep_spacing": "trailing"})
 WANTED, UNWANTED = torch.randn(2, 1, 5, 6, generator=torch.Generator().manual_seed(1))

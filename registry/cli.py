@@ -1,0 +1,21 @@
+"""What every command line of this project shares."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+
+from registry.errors import FlexiError
+
+
+class OneLineErrors(typer.core.TyperGroup):
+    """Errors of our own family become one line on stderr and exit code 1; any other is a bug, with its traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except FlexiError as error:
+            typer.echo(f"error: {error.message}", err=True)
+            raise typer.Exit(1) from error
