@@ -1,6 +1,6 @@
 # One command list for people, pre-commit and CI. `make help` prints it.
 SHELL := /bin/bash
-PYTHON ?= python3.11
+PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3.13 python3))
 VENV := .venv
 BIN := $(VENV)/bin
 PORT ?= 3000
@@ -55,11 +55,12 @@ image: ## build the container image (needs a Docker engine)
 clean: ## remove what the commands made, but not the registry
 	rm -rf demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
-$(BIN)/python:
-	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12"; exit 1; }
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer with its venv module is needed (Debian: apt install python3-venv); or: make PYTHON=…"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.runtime: $(BIN)/python requirements.lock
+$(VENV)/.runtime: $(BIN)/pip requirements.lock
 	@echo "Installing the runtime into $(VENV) (torch is large: this takes minutes the first time)"
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
 	@touch $@

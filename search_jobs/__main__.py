@@ -69,20 +69,21 @@ def run(
     dtype: str = "float32",
 ) -> None:
     """Search schedules for a model; write the run folder's report.json and pictures."""
+    from search_jobs.config import JobConfig, digest_of
+
     config = {
         "model": str(model), "prompts": str(prompts), "features": str(features or model / "clip"),
         "teacher_steps": teacher_steps, "guidance": guidance, "images": images, "finals": finals, "heldout": heldout,
         "generations": generations, "population": population, "seed": seed, "batch": batch,
+        "device": device, "dtype": dtype, "prompts_digest": digest_of(prompts),
         **({"tiers": dict(map(_ceiling, tier))} if tier else {}),
     }  # fmt: skip
-    from search_jobs.config import JobConfig
-
     parsed = JobConfig.parse(config)
     try:
         with _bars() as bars:
             from search_jobs.job import Job
 
-            report = Job(parsed, to, Bars(bars), device, dtype).run()
+            report = Job(parsed, to, Bars(bars)).run()
     except KeyboardInterrupt:
         err.print("stopped; every finished measurement is kept: run the same command again to go on")
         raise typer.Exit(130) from None

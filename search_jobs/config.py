@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,8 +19,11 @@ class JobConfig(Document):
 
     model: str
     prompts: str
+    prompts_digest: str = Field(default="", description="SHA-256 of the prompts file: another text is another job")
+    device: str = "cpu"
+    dtype: str = "float32"
     features: str
-    teacher_steps: int = Field(default=50, ge=2, le=1000)
+    teacher_steps: int = Field(default=50, ge=4, le=900)
     guidance: float = Field(default=3.0, ge=1, le=30)
     images: int = Field(default=12, ge=2, le=100_000, description="images a candidate is judged by in the search")
     finals: int = Field(default=16, ge=2, le=100_000, description="images that decide among a tier's finalists: other noise")
@@ -59,3 +63,8 @@ def read_prompts(path: str | Path) -> list[str]:
     if len(lines) < 2:
         raise InvalidInput(f"prompts: {file} must hold at least 2 prompts, got {len(lines)}", param="prompts")
     return lines
+
+
+def digest_of(prompts: Path) -> str:
+    """SHA-256 of the prompts file; empty where there is none, which `read_prompts` says better."""
+    return hashlib.sha256(prompts.read_bytes()).hexdigest() if prompts.is_file() else ""

@@ -15,6 +15,7 @@ from torch.nn import functional
 from registry.errors import NotFound
 
 Features = NDArray[np.float64]
+BATCH = 64  # images or texts in one call: bounds memory
 
 
 def frechet_distance(a: Features, b: Features) -> float:
@@ -45,21 +46,25 @@ class Clip:
         config = json.loads((root / "preprocessor_config.json").read_text())
         self.mean = torch.tensor(config["image_mean"]).view(1, 3, 1, 1)
         self.std = torch.tensor(config["image_std"]).view(1, 3, 1, 1)
-        self.size = int(config["size"]["shortest_edge"])
+        self.size = int(self.model.config.vision_config.image_size)
 
     @torch.inference_mode()
     def images(self, images: Tensor) -> Features:
         """Images (n, 3, H, W) in [0, 1] to projected features (n, d)."""
-        if images.shape[-1] != self.size:
-            images = functional.interpolate(images, size=self.size, mode="bicubic", antialias=True).clamp(0, 1)
-        features = self.model.get_image_features(pixel_values=(images - self.mean) / self.std)
-        return _array(features)
+        parts = []
+        for part in images.split(BATCH):
+            fitting = part
+            if part.shape[-1] != self.size:
+                fitting = functional.interpolate(part, size=self.size, mode="bicubic", antialias=True).clamp(0, 1)
+            parts.append(_array(self.model.get_image_features(pixel_values=(fitting - self.mean) / self.std)))
+        return np.concatenate(parts)
 
     @torch.inference_mode()
     def texts(self, prompts: Sequence[str]) -> Features:
         """Prompts to projected features (n, d)."""
         tokens = self.tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt")
-        return _array(self.model.get_text_features(**tokens))
+        parts = zip(tokens.input_ids.split(BATCH), tokens.attention_mask.split(BATCH), strict=True)
+        return np.concatenate([_array(self.model.get_text_features(input_ids=ids, attention_mask=mask)) for ids, mask in parts])
 
 
 def clip_score(images: Features, texts: Features) -> float:

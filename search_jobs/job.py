@@ -20,6 +20,8 @@ from search_jobs.optimiser import Evolution, Point
 from search_jobs.results import Choice, Results
 from search_jobs.space import Genome, Space
 
+CONFIG = "config.json"
+
 
 class Progress(Protocol):
     """Who wants to see how far the job is. Work is counted in images."""
@@ -34,16 +36,15 @@ class Progress(Protocol):
 class Job:
     """One run folder: config.json, ledger.jsonl, the teacher's images, and at the end report.json."""
 
-    def __init__(
-        self, config: JobConfig, folder: Path, progress: Progress, device: str = "cpu", dtype: str = "float32"
-    ) -> None:
-        """Load the model and claim the folder.
+    def __init__(self, config: JobConfig, folder: Path, progress: Progress) -> None:
+        """Load the model; the folder is this job's once all inputs were found good.
 
         Raises `InvalidInput` when the folder belongs to a job with another configuration.
         """
         self.config, self.folder, self.progress = config, folder, progress
-        self._claim_folder()
-        self.model: Model = load(config.model, device, dtype)
+        self.prompts = read_prompts(config.prompts)
+        self._refuse_foreign_folder()
+        self.model: Model = load(config.model, config.device, config.dtype)
         self.clip = Clip(config.features)
         high = min(config.max_segments, config.teacher_steps)
         self.space = Space(
@@ -54,6 +55,8 @@ class Job:
             segments=(min(3, high), high),
             max_partial=config.max_partial,
         )
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / CONFIG, config.model_dump(mode="json"))  # now that every input was found good
         self.baselines = list(all_baselines(self.space))
         self.ledger = Ledger(folder / "ledger.jsonl")
 
@@ -159,7 +162,7 @@ class Job:
 
     def _samples(self) -> tuple[Sample, Sample, Sample]:
         """Three samples of different noise; the held-out one shares no prompt with the others either."""
-        prompts, config = read_prompts(self.config.prompts), self.config
+        prompts, config = list(self.prompts), self.config
         Random(config.seed).shuffle(prompts)
         half = len(prompts) // 2
         return (
@@ -168,12 +171,10 @@ class Job:
             Sample.draw(prompts[half:], config.heldout, 3 * config.seed + 3),
         )
 
-    def _claim_folder(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / "config.json"
+    def _refuse_foreign_folder(self) -> None:
+        path = self.folder / CONFIG
         if path.is_file() and JobConfig.model_validate_json(path.read_bytes()) != self.config:
             raise InvalidInput(f"out: {self.folder} holds a job with another configuration; choose another folder", param="out")
-        write_json(path, self.config.model_dump(mode="json"))
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -10,12 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from engine.models import Model
 from engine.program import Program
 from engine.sampler import generate
+from registry.errors import InvalidInput
 from registry.schedule import Schedule, teacher
 from search_jobs.features import Clip, clip_score, frechet_distance
+
+WORST = 1e30  # the loss of images that are not finite; a number, because infinity is no JSON
 
 
 @dataclass(frozen=True)
@@ -81,11 +85,14 @@ class Objective:
         self.rows = 2 if guidance > 1 else 1
         self.teacher = model.compile(teacher(model.ref, model.solver("ddim", teacher_steps)))
         self.noise = torch.stack([model.noise(seed) for seed in sample.seeds])
-        self.context = model.encode(sample.prompts)
+        prompts = list(sample.prompts)
+        self.context = torch.cat([model.encode(prompts[i : i + batch]) for i in range(0, len(prompts), batch)])
         self.negative = model.encode([""]) if self.rows == 2 else None
         self.texts = clip.texts(sample.prompts)
         self.reference = self._teacher_images(cache)
         self.features = clip.images(self.reference)
+        if not np.isfinite(self.features).all():
+            raise InvalidInput("dtype: the teacher's images are not finite; use bfloat16 or float32", param="dtype")
 
     def images(self, program: Program) -> Tensor:
         """The sample's images under one program, (n, 3, H, W) in [0, 1]."""
@@ -105,16 +112,21 @@ class Objective:
         if self.samples is not None:
             save_samples(self.samples / f"{schedule.digest}.npy", images)
         features = self.clip.images(images)
-        error = float(((images - self.reference) ** 2).mean())
+        if not np.isfinite(features).all():  # a candidate may overflow in half precision: it loses, the search goes on
+            return Measure(self.relative(program), self._macs(program), WORST, WORST, 0.0, 0.0, len(images))
+        error = functional.mse_loss(images, self.reference).item()
         return Measure(
             cost=self.relative(program),
-            macs=self.model.macs.of_program(program, self.rows),
+            macs=self._macs(program),
             loss=float(((features - self.features) ** 2).sum(1).mean()),
             rfid=frechet_distance(features, self.features),
             psnr=float(-10 * np.log10(max(error, 1e-10))),
             clip_score=clip_score(features, self.texts),
             images=len(images),
         )
+
+    def _macs(self, program: Program) -> int:
+        return self.model.macs.of_program(program, self.rows)
 
     def relative(self, program: Program) -> float:
         """MACs relative to the teacher's."""

@@ -22,7 +22,8 @@ class Space:
     """All schedules of one model with about `teacher_steps` steps.
 
     The number of segments n is a gene as well. A segment has round(teacher_steps / n) steps, so a trajectory has
-    n · round(teacher_steps / n): exactly `teacher_steps` where n divides it, otherwise the nearest multiple.
+    n · round(teacher_steps / n): exactly `teacher_steps` where n divides it, otherwise the nearest multiple. `max_partial`
+    bounds what mutation adds to a segment; a genome that starts with more (uniform DeepCache) keeps them and can lose them.
     """
 
     model: ModelRef
@@ -48,7 +49,10 @@ class Space:
         return Genome(schedule.solver.name, schedule.segments)
 
     def size(self) -> int:
-        """How many genomes there are: Σ_n solvers · (1 + branches · Σ_k C(L_n − 1, k))^n."""
+        """How many genomes have at most `max_partial` partial steps in a segment.
+
+        Σ_n solvers · (1 + branches · Σ_k C(L_n − 1, k))^n, with L_n = `length(n)`.
+        """
         total = 0
         for count in range(self.segments[0], self.segments[1] + 1):
             inner = self.length(count) - 1
@@ -85,7 +89,7 @@ class Space:
         branch = segment.branch
         moves = ["deepen"] if offsets else []
         moves += ["add"] * (len(offsets) < self.max_partial and bool(free))
-        moves += ["drop", "shift"] if offsets and free else []
+        moves += ["drop", "shift"] if offsets else []
         move = rng.choice(moves) if moves else "none"
         if move == "deepen":
             branch = min(max(branch + rng.choice((-1, 1)), 1), self.branches)

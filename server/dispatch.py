@@ -25,7 +25,7 @@ from registry.errors import FlexiError
 from server import metrics
 from server.admission import Admission
 from server.errors import GenerationFailed, NotReady
-from server.order import Job, Order, Picture
+from server.order import Order, Picture, Ticket
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +45,8 @@ class Dispatcher:
         self._admission = admission
         self._waves = Waves(model.anatomy, max_wave_rows)
         self._max_rows = WAVES_IN_FLIGHT * max_wave_rows
-        self._waiting: deque[Job] = deque()
-        self._inflight: dict[Row, Job] = {}
+        self._waiting: deque[Ticket] = deque()
+        self._inflight: dict[Row, Ticket] = {}
         self._wake = threading.Condition()  # guards _waiting and _open
         self._open = True
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -70,15 +70,15 @@ class Dispatcher:
     def submit(self, orders: Sequence[Order]) -> list[Future[Picture]]:
         """Queue all of these orders or none. Raises `Overloaded`, and `NotReady` when the engine is stopping."""
         now = monotonic()
-        jobs = [Job(order, queued=now) for order in orders]
+        tickets = [Ticket(order, queued=now) for order in orders]
         with self._wake:
             if not self._open:
                 raise NotReady("the server is stopping")
-            self._admission.admit(len(self._waiting), len(jobs), self._backlog)
-            self._waiting.extend(jobs)
+            self._admission.admit(len(self._waiting), len(tickets), self._backlog)
+            self._waiting.extend(tickets)
             metrics.queue_rows.set(len(self._waiting))
             self._wake.notify()
-        return [job.future for job in jobs]
+        return [ticket.future for ticket in tickets]
 
     async def render(self, orders: Sequence[Order]) -> list[Picture]:
         """Submit and wait without blocking the event loop. One failure, or cancellation, gives up all of the orders."""
@@ -117,28 +117,28 @@ class Dispatcher:
 
     def _drop_cancelled(self) -> None:
         with self._wake:
-            gone = [job for job in (*self._waiting, *self._inflight.values()) if job.future.cancelled()]
-            self._waiting = deque(job for job in self._waiting if job not in gone)
-        for job in gone:
-            self._leave(job, "cancelled")
+            gone = [ticket for ticket in (*self._waiting, *self._inflight.values()) if ticket.future.cancelled()]
+            self._waiting = deque(ticket for ticket in self._waiting if ticket not in gone)
+        for ticket in gone:
+            self._leave(ticket, "cancelled")
 
     def _take_in(self) -> None:
-        room, jobs = self._max_rows - sum(job.order.unet_rows for job in self._inflight.values()), list[Job]()
+        room, tickets = self._max_rows - sum(ticket.order.unet_rows for ticket in self._inflight.values()), list[Ticket]()
         with self._wake:
-            while self._waiting and len(jobs) < BATCH and self._waiting[0].order.unet_rows <= room:
-                jobs.append(self._waiting.popleft())
-                room -= jobs[-1].order.unet_rows
-        self._each(jobs, self._encode, "encoding")
+            while self._waiting and len(tickets) < BATCH and self._waiting[0].order.unet_rows <= room:
+                tickets.append(self._waiting.popleft())
+                room -= tickets[-1].order.unet_rows
+        self._each(tickets, self._encode, "encoding")
 
-    def _encode(self, jobs: list[Job]) -> None:
+    def _encode(self, tickets: list[Ticket]) -> None:
         start = monotonic()
-        texts = list(dict.fromkeys(text for job in jobs for text in job.order.texts))
+        texts = list(dict.fromkeys(text for ticket in tickets for text in ticket.order.texts))
         contexts = dict(zip(texts, self._model.encode(texts), strict=True))
-        rows = [self._row(job.order, contexts) for job in jobs]
-        for job, row in zip(jobs, rows, strict=True):  # nothing below can fail: a retry must find no half of a batch
-            job.row, job.taken = row, start
-            metrics.stage_seconds.labels("queue").observe(start - job.queued)
-            self._inflight[row] = job
+        rows = [self._row(ticket.order, contexts) for ticket in tickets]
+        for ticket, row in zip(tickets, rows, strict=True):  # nothing below can fail: a retry must find no half of a batch
+            ticket.row, ticket.taken = row, start
+            metrics.stage_seconds.labels("queue").observe(start - ticket.queued)
+            self._inflight[row] = ticket
             self._waves.add(row)
         metrics.stage_seconds.labels("encode").observe(monotonic() - start)
 
@@ -146,8 +146,8 @@ class Dispatcher:
         context = torch.stack([contexts[text] for text in order.texts])
         return Row(order.program, self._model.noise(order.seed), context, order.guidance)
 
-    def _wave(self) -> list[Job]:
-        """Run one wave; the jobs whose denoising it ended."""
+    def _wave(self) -> list[Ticket]:
+        """Run one wave; the tickets whose denoising it ended."""
         start = monotonic()
         try:
             wave = self._waves.tick()
@@ -165,62 +165,62 @@ class Dispatcher:
 
     def _account(self, wave: Wave, seconds: float) -> None:
         kind, total, now = wave.need.kind, 0, monotonic()
-        for job in (self._inflight[row] for row in wave.rows):
-            macs, null = job.ran(wave.need, self._model.macs)
-            job.denoised, total = now, total + macs
-            metrics.macs_total.labels(job.order.tier, job.order.arm, kind).inc(macs)
-            metrics.steps_total.labels(kind, job.order.tier).inc()
-            metrics.steps_total.labels("null", job.order.tier).inc(null)
+        for ticket in (self._inflight[row] for row in wave.rows):
+            macs, null = ticket.ran(wave.need, self._model.macs)
+            ticket.denoised, total = now, total + macs
+            metrics.macs_total.labels(ticket.order.tier, ticket.order.arm, kind).inc(macs)
+            metrics.steps_total.labels(kind, ticket.order.tier).inc()
+            metrics.steps_total.labels("null", ticket.order.tier).inc(null)
         metrics.wave_rows.labels(kind).observe(wave.unet_rows)
         metrics.wave_seconds.labels(kind).observe(seconds)
         self._admission.measured(total, seconds)
 
-    def _hand_out(self, jobs: list[Job]) -> None:
+    def _hand_out(self, tickets: list[Ticket]) -> None:
         start = monotonic()
-        latents = torch.stack([job.latent for job in jobs])
+        latents = torch.stack([ticket.latent for ticket in tickets])
         if not torch.isfinite(latents).all():
             raise GenerationFailed("the latent is not finite")
         images = self._model.decode(latents)
         metrics.stage_seconds.labels("decode").observe(monotonic() - start)
-        for job, pixels in zip(jobs, images, strict=True):
-            spent = job.denoised - job.taken
+        for ticket, pixels in zip(tickets, images, strict=True):
+            spent = ticket.denoised - ticket.taken
             metrics.stage_seconds.labels("denoise").observe(spent)
-            metrics.image_macs.labels(job.order.tier).observe(job.macs)
-            self._leave(job, "ok")
+            metrics.image_macs.labels(ticket.order.tier).observe(ticket.macs)
+            self._leave(ticket, "ok")
             with suppress(InvalidStateError):  # cancelled this very moment
-                job.future.set_result(Picture(pixels, job.macs, job.steps, job.taken - job.queued, spent))
+                ticket.future.set_result(Picture(pixels, ticket.macs, ticket.steps, ticket.taken - ticket.queued, spent))
 
-    def _each(self, jobs: list[Job], work: Callable[[list[Job]], None], stage: str) -> None:
-        """Work on a batch; if that fails, on each job alone, so that only the culprits fail."""
-        if not jobs:
+    def _each(self, tickets: list[Ticket], work: Callable[[list[Ticket]], None], stage: str) -> None:
+        """Work on a batch; if that fails, on each ticket alone, so that only the culprits fail."""
+        if not tickets:
             return
         try:
-            work(jobs)
+            work(tickets)
             return
         except Exception as error:
-            if len(jobs) == 1:
+            if len(tickets) == 1:
                 log.exception("%s failed", stage)
-                self._fail(jobs, error, stage)
+                self._fail(tickets, error, stage)
                 return
-        for job in jobs:
-            self._each([job], work, stage)
+        for ticket in tickets:
+            self._each([ticket], work, stage)
 
-    def _fail(self, jobs: Sequence[Job], error: Exception, stage: str) -> None:
+    def _fail(self, tickets: Sequence[Ticket], error: Exception, stage: str) -> None:
         if not isinstance(error, FlexiError):
             error = GenerationFailed(f"{stage} this image failed")
-        for job in jobs:
-            self._leave(job, "failed")
+        for ticket in tickets:
+            self._leave(ticket, "failed")
             with suppress(InvalidStateError):
-                job.future.set_exception(error)
+                ticket.future.set_exception(error)
 
-    def _leave(self, job: Job, outcome: str) -> None:
+    def _leave(self, ticket: Ticket, outcome: str) -> None:
         """The one way out: the row's memory is free and the image is counted."""
-        if job.row is not None:
-            self._waves.cancel(job.row)
-            self._inflight.pop(job.row, None)
-        metrics.images_total.labels(job.order.tier, job.order.arm, outcome).inc()
+        if ticket.row is not None:
+            self._waves.cancel(ticket.row)
+            self._inflight.pop(ticket.row, None)
+        metrics.images_total.labels(ticket.order.tier, ticket.order.arm, outcome).inc()
 
     def _backlog(self) -> int:
         """MACs accepted and not run yet. Called in the thread of `submit`: hence the copies, each made in one go."""
-        jobs = [*list(self._waiting), *list(self._inflight.values())]
-        return sum(job.remaining_macs(self._model.macs) for job in jobs)
+        tickets = [*list(self._waiting), *list(self._inflight.values())]
+        return sum(ticket.remaining_macs(self._model.macs) for ticket in tickets)

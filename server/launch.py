@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -22,9 +22,10 @@ def serving(settings: Mapping[str, str], log: Path, port: int = 0, patience: flo
     """Run `bentoml serve` on 127.0.0.1 with these FLEXI_* settings; yields its address once /readyz says so.
 
     Output goes to `log`. Raises `RuntimeError` with the log's end when the service stops, or is not ready in `patience`
-    seconds. The process and its children are ended on the way out.
+    seconds, and when `port` (0: any free one) is taken. The process and its children are ended on the way out, also when
+    this process is told to end by SIGTERM.
     """
-    port = port or _free_port()
+    port = _free_port(port)
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "bentoml", "serve", "server.service:Flexiffusion"]
     command += ["--host", "127.0.0.1", "--port", str(port)]
@@ -33,12 +34,14 @@ def serving(settings: Mapping[str, str], log: Path, port: int = 0, patience: flo
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
+        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `finally` below runs
         try:
             address = f"http://127.0.0.1:{port}"
             _wait_until_ready(address, process, log, patience)
             yield address
         finally:
             _end(process)
+            signal.signal(signal.SIGTERM, before)
 
 
 def _wait_until_ready(address: str, process: subprocess.Popen[bytes], log: Path, patience: float) -> None:
@@ -58,20 +61,22 @@ def _wait_until_ready(address: str, process: subprocess.Popen[bytes], log: Path,
 def _end(process: subprocess.Popen[bytes]) -> None:
     """End the whole group: bentoml's supervisor starts workers of its own."""
     for sign in (signal.SIGTERM, signal.SIGKILL):
-        if process.poll() is None:
+        with suppress(ProcessLookupError):  # the supervisor may be gone and its workers not
             os.killpg(process.pid, sign)
-        try:
+        with suppress(subprocess.TimeoutExpired):
             process.wait(timeout=15)
-            return
-        except subprocess.TimeoutExpired:
-            continue
 
 
 def _end_of(log: Path, lines: int = 30) -> str:
     return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
 
 
-def _free_port() -> int:
+def _free_port(wanted: int) -> int:
+    """`wanted` if nobody has it, any free port for 0. Else somebody else's /readyz would be taken for ours."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", wanted))
+        except OSError as error:
+            raise RuntimeError(f"port {wanted} is taken: {error.strerror}") from error
         return int(probe.getsockname()[1])

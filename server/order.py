@@ -49,7 +49,7 @@ class Picture:
 
 
 @dataclass(eq=False)
-class Job:
+class Ticket:
     """An order in the dispatcher's hands. Times are of a monotonic clock, in seconds.
 
     The future is a `concurrent.futures.Future`, because it may be cancelled in one thread and resolved in another.
@@ -72,7 +72,7 @@ class Job:
 
     def ran(self, need: Need, step_macs: StepMacs) -> tuple[int, int]:
         """Note the step that just ran and the null steps jumped over after it. Returns its MACs and the null steps."""
-        assert self.row is not None, "a job without a row cannot be in a wave"
+        assert self.row is not None, "a ticket without a row cannot be in a wave"
         steps, position = self.row.program.steps, self.row.position
         end = self.row.program.schedule.solver.teacher_steps if self.row.done else steps[position].index
         macs, null = self.row.unet_rows * step_macs.of(*need), end - steps[position - 1].index - 1

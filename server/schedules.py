@@ -73,6 +73,10 @@ class Schedules:
         except KeyError:
             raise NotFound(f"there is no tier {name!r}; there are {sorted(self._tiers)}", param="tier") from None
 
+    def default(self, wanted: str) -> str:
+        """The tier of requests that name none: `wanted`, or the teacher while the registry has no such tier."""
+        return wanted if wanted in self._tiers else REFERENCE
+
     def explicit(self, ref: str) -> InForce:
         """A schedule by version number, digest or its beginning. Raises `NotFound` and `InvalidInput`."""
         for entry in self._tiers.values():

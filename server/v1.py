@@ -37,7 +37,7 @@ def tiers(schedules: InUse, request: Request) -> TiersView:
     entries = schedules.tiers()
     return TiersView(
         model=entries[0].schedule.model.name,
-        default=request.app.state.default_tier,
+        default=schedules.default(request.app.state.default_tier),
         tiers=[_tier_view(entry) for entry in entries],
     )
 
