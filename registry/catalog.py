@@ -143,8 +143,12 @@ class Catalog:
         return self._alias(tier)[0]
 
     def aliases(self) -> list[Alias]:
-        """The aliases of all tiers, sorted by name."""
-        return [self.alias(tier) for tier in self._stems("aliases/")]
+        """The aliases of all tiers, sorted by name. One that is damaged fails the call: see `tiers` to read one by one."""
+        return [self.alias(tier) for tier in self.tiers()]
+
+    def tiers(self) -> list[str]:
+        """The names of all tiers, sorted."""
+        return self._stems("aliases/")
 
     def history(self, tier: str) -> tuple[Promotion, ...]:
         """All that a tier has meant, newest last."""

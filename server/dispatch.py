@@ -29,6 +29,7 @@ from server.order import Order, Picture, Ticket
 
 log = logging.getLogger(__name__)
 
+FAILED_WAVES = 5  # in a row, and the engine counts as lost
 BATCH = 8  # texts encoded, or latents decoded, at once
 WAVES_IN_FLIGHT = 2  # in full waves: rows on different steps need company to fill a wave, and more only makes all later
 
@@ -49,6 +50,7 @@ class Dispatcher:
         self._inflight: dict[Row, Ticket] = {}
         self._wake = threading.Condition()  # guards _waiting and _open
         self._open = True
+        self._failed_waves = 0  # in a row
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -155,13 +157,23 @@ class Dispatcher:
                 torch.cuda.synchronize(self._model.device)  # else the time measured is that of queueing the kernels
         except Exception as error:
             log.exception("a wave failed")
+            self._give_up_after(FAILED_WAVES)
             assert self._waves.last is not None, "only a formed wave can fail"
             self._fail([self._inflight[row] for row in self._waves.last.rows], error, "denoising")
             return []
         if wave is None:
             return []
+        self._failed_waves = 0
         self._account(wave, monotonic() - start)
         return [self._inflight[row] for row in wave.rows if row.done]
+
+    def _give_up_after(self, limit: int) -> None:
+        """Stop the thread when nothing works any more, so that /livez asks for a restart: a lost device does not come back."""
+        self._failed_waves += 1
+        if self._failed_waves >= limit:
+            log.error("stopping after %d failed waves in a row", self._failed_waves)
+            with self._wake:
+                self._open = False
 
     def _account(self, wave: Wave, seconds: float) -> None:
         kind, total, now = wave.need.kind, 0, monotonic()

@@ -14,8 +14,7 @@ from prometheus_client import Gauge
 from engine.models import Model
 from engine.program import Program
 from registry.catalog import Catalog
-from registry.errors import FlexiError, InvalidInput, NotFound
-from registry.records import Alias
+from registry.errors import FlexiError, InvalidInput, NotFound, StoreUnavailable, Unsupported
 from registry.schedule import Schedule, teacher
 from server import metrics
 
@@ -90,9 +89,17 @@ class Schedules:
             raise InvalidInput(error.message, param="schedule") from error
 
     def refresh(self) -> bool:
-        """Look at the registry once. On failure everything stays as it is, is logged and counted, and False comes back."""
+        """Look at the registry once. On failure everything stays as it is, is logged and counted, and False comes back.
+
+        Raises `Unsupported` or `InvalidInput` when the registry could not be opened for a reason that will not pass.
+        """
         try:
-            tiers = {REFERENCE: self._teacher} | self._read(self._open().aliases())
+            tiers = {REFERENCE: self._teacher} | self._read(self._open().tiers())
+        except (Unsupported, InvalidInput) as error:  # a wrong address or store does not mend itself
+            if self._catalog is None:
+                raise
+            self._failed("the registry could not be read: %s", error)
+            return False
         except Exception as error:  # whatever a store does, the watch goes on
             self._failed("the registry could not be read: %s", error)
             return False
@@ -107,18 +114,21 @@ class Schedules:
             await asyncio.sleep(seconds)
             await asyncio.to_thread(self.refresh)
 
-    def _read(self, aliases: list[Alias]) -> dict[str, InForce]:
-        """Compile what is new. A tier whose new document is bad keeps what it meant before."""
+    def _read(self, names: list[str]) -> dict[str, InForce]:
+        """Compile what is new. A tier whose alias or document is bad keeps what it meant before."""
         known = {entry.digest: entry for entry in self._tiers.values()}
         tiers = {}
-        for alias in aliases:
+        for name in names:
             try:
+                alias = self._open().alias(name)
                 entry = known.get(alias.digest) or self._compile(self._open().schedule(alias.digest), None, None)
-                tiers[alias.tier] = replace(entry, tier=alias.tier, version=alias.version)
+                tiers[name] = replace(entry, tier=name, version=alias.version)
+            except StoreUnavailable:
+                raise
             except FlexiError as error:
-                self._failed("tier %s keeps its last good schedule: %s", alias.tier, error)
-                if alias.tier in self._tiers:
-                    tiers[alias.tier] = self._tiers[alias.tier]
+                self._failed("tier %s keeps its last good schedule: %s", name, error)
+                if name in self._tiers:
+                    tiers[name] = self._tiers[name]
         return tiers
 
     def _resolve(self, ref: str) -> InForce:

@@ -141,6 +141,23 @@ def test_an_exception_in_a_wave_fails_its_rows_only(model, dispatcher, monkeypat
     assert dispatcher._waves.rows == []
 
 
+def test_an_engine_in_which_every_wave_fails_asks_to_be_restarted(model, running, monkeypatch):
+    def lost(*_, **__):
+        raise RuntimeError("device lost")
+
+    monkeypatch.setattr(running._waves.anatomy, "full", lost)
+    for seed in range(20):
+        try:
+            (future,) = running.submit([order(model, seed)])
+        except NotReady:
+            break
+        assert future.exception(timeout=60) is not None
+    else:
+        pytest.fail("it went on for ever")
+    running._thread.join(timeout=60)
+    assert not running.alive
+
+
 def test_the_thread_outlives_a_bug_in_a_turn(model, running, monkeypatch):
     plain, breakages = running._wave, [RuntimeError("bug")]
 

@@ -6,7 +6,7 @@ import pytest
 from server_model import small_model
 
 from registry.catalog import Catalog
-from registry.errors import InvalidInput, NotFound, StoreUnavailable
+from registry.errors import InvalidInput, NotFound, StoreUnavailable, Unsupported
 from registry.schedule import Schedule, Segment
 from registry.store import MemoryStore
 from server import metrics
@@ -120,6 +120,24 @@ def test_a_bad_document_leaves_its_tier_as_it_was(schedules, catalog, model, sto
     assert schedules.refresh()
     assert schedules.tier("fast").digest == good.digest
     assert schedules.tier("best").digest == other.digest
+
+
+def test_a_damaged_alias_or_a_stray_file_freezes_no_other_tier(schedules, catalog, model, store):
+    good = promoted(catalog, model, "fast", Segment(), Segment())
+    schedules.refresh()
+    store.overwrite(f"{model.ref.name}/aliases/fast.json", b"{}")
+    store.overwrite(f"{model.ref.name}/aliases/README.json", b"not ours")
+    other = promoted(catalog, model, "best", *[Segment()] * 4)
+    assert schedules.refresh()
+    assert (schedules.tier("fast").digest, schedules.tier("best").digest) == (good.digest, other.digest)
+
+
+def test_a_registry_that_can_never_be_read_stops_the_start(model):
+    def unfit():
+        raise Unsupported("the store ignores If-None-Match")
+
+    with pytest.raises(Unsupported):
+        Schedules(unfit, model, teacher_steps=4).refresh()
 
 
 def test_a_schedule_for_other_weights_is_not_put_in_force(schedules, catalog, model):
