@@ -146,6 +146,7 @@ def _show(report: dict[str, object], folder: Path) -> None:
 
     pictures = write_pictures(report, folder)
     out.print(table(report))
+    out.print("by hand: the strongest schedule that a user could set without searching, under the same ceiling")
     out.print(f"{folder / 'report.json'}, " + ", ".join(path.name for path in pictures), soft_wrap=True)
 
 

@@ -58,6 +58,7 @@ def all_baselines(space: Space) -> Iterator[Baseline]:
     for solver, every, branch in (("ddim", 5, 1), ("dpmsolver++", 5, 1), ("ddim", 10, 1)):
         if low <= -(-space.teacher_steps // every) <= high:
             yield deepcache(space, solver, every, branch)  # type: ignore[arg-type]  # a literal in a tuple is a str
-    for full, branch in ((4, 1), (4, 3), (5, 1), (5, 3), (6, 1), (6, 3), (8, 1), (8, 3), (10, 3)):
+    cached = [("dpmsolver++", full, branch) for full in (4, 5, 6, 8) for branch in (1, 3)] + [("dpmsolver++", 10, 3)]
+    for solver, full, branch in [*cached, ("ddim", 4, 1), ("ddim", 4, 3), ("ddim", 6, 3), ("ddim", 8, 3), ("ddim", 10, 3)]:
         if low <= full <= high and branch <= space.branches:
-            yield cached_fewer_steps(space, "dpmsolver++", full, 1, branch)
+            yield cached_fewer_steps(space, solver, full, 1, branch)  # type: ignore[arg-type]  # see above
