@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from registry.cli import OneLineErrors
+from registry.cli import command_line
 from registry.errors import InvalidInput, NotFound, Unsupported
 from registry.schedule import Schedule, SolverName, teacher
 
@@ -23,11 +23,7 @@ if TYPE_CHECKING:
 TEXT_TOKENS = 77  # CLIP's, when no text encoder says otherwise
 
 
-app = typer.Typer(
-    cls=OneLineErrors,
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
+app = command_line(
     help="Run one schedule by hand, and count what a UNet costs.",
 )
 

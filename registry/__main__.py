@@ -16,7 +16,7 @@ from rich.text import Text
 
 from registry.address import open_store
 from registry.catalog import Catalog, models
-from registry.cli import OneLineErrors
+from registry.cli import command_line
 from registry.errors import FlexiError, InvalidInput, NotFound
 from registry.records import Alias
 from registry.schedule import Kind, Schedule
@@ -29,11 +29,7 @@ STRIP: dict[Kind, tuple[str, str]] = {
 }
 
 
-app = typer.Typer(
-    cls=OneLineErrors,
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
+app = command_line(
     help="Look at schedules, publish them, and move tiers.",
     epilog="Exit codes: 0 done; 1 not possible, one line on stderr says why; 2 wrong usage. "
     "An s3:// registry takes its endpoint from FLEXI_S3_ENDPOINT and its credentials where the AWS tools find them.",

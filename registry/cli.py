@@ -19,3 +19,15 @@ class OneLineErrors(typer.core.TyperGroup):
         except FlexiError as error:
             typer.echo(f"error: {error.message}", err=True)
             raise typer.Exit(1) from error
+
+
+def command_line(help: str, epilog: str | None = None) -> typer.Typer:
+    """An application whose errors are one line, and whose bugs keep a plain traceback."""
+    return typer.Typer(
+        cls=OneLineErrors,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        help=help,
+        epilog=epilog,
+    )

@@ -12,14 +12,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
-from registry.cli import OneLineErrors
+from registry.cli import command_line
 from registry.errors import InvalidInput
 
-app = typer.Typer(
-    cls=OneLineErrors,
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
+app = command_line(
     help="Search schedules for a model, look at what was found, publish it.",
 )
 out = Console(width=None if sys.stdout.isatty() else 110)

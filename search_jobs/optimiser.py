@@ -26,11 +26,6 @@ class Point(NamedTuple):
     loss: float
 
 
-def dominates(a: Point, b: Point) -> bool:
-    """Whether a is at least as good in both numbers and better in one."""
-    return a.cost <= b.cost and a.loss <= b.loss and (a.cost, a.loss) != (b.cost, b.loss)
-
-
 def front(points: Sequence[Point]) -> list[Point]:
     """The non-dominated points, cheapest first."""
     best: list[Point] = []

@@ -1,4 +1,5 @@
-"""Every metric of the server; nothing else defines one. All labels have bounded sets of values.
+"""Every metric of the server; nothing else defines one. Labels have bounded sets of values, but for the
+digest and version of `schedule_info`, which grow by one with each promotion.
 
 Worker processes share them through prometheus_client's multiprocess files: gauges say how values of several workers
 combine, and a label set once used stays (`schedule_info` is 0 for what is not in force any more).

@@ -59,7 +59,6 @@ class Schedules:
         self._tiers: dict[str, InForce] = {}
         self._put({REFERENCE: self._teacher})
         self._explicit = lru_cache(EXPLICIT_KEPT)(self._resolve)
-        self.loaded = False  # whether the registry was read once
 
     def tiers(self) -> list[InForce]:
         """Everything in force, cheapest first."""
@@ -104,7 +103,6 @@ class Schedules:
             self._failed("the registry could not be read: %s", error)
             return False
         self._put(tiers)
-        self.loaded = True
         metrics.registry_last_success_timestamp_seconds.set(time.time())
         return True
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from registry.schedule import ModelRef, Segment
-from search_jobs.optimiser import Evolution, Point, dominates, front
+from search_jobs.optimiser import Evolution, Point, front
 from search_jobs.space import Genome, Space
 
 MODEL = ModelRef(name="toy", family="unet2d-condition", fingerprint="sha256:" + "0" * 64)
@@ -38,6 +38,11 @@ points = st.lists(
     min_size=1,
     max_size=20,
 )
+
+
+def dominates(a: Point, b: Point) -> bool:
+    """Whether a is at least as good in both numbers and better in one."""
+    return a.cost <= b.cost and a.loss <= b.loss and (a.cost, a.loss) != (b.cost, b.loss)
 
 
 @given(points)

@@ -58,7 +58,6 @@ def test_reference_is_there_without_a_registry(schedules):
     (entry,) = schedules.tiers()
     assert (entry.tier, entry.relative_cost, entry.version) == ("reference", 1.0, None)
     assert entry.schedule.counts()["full"] == 4
-    assert not schedules.loaded
 
 
 def test_tiers_follow_their_aliases(schedules, catalog, model):
@@ -106,7 +105,6 @@ def test_a_store_that_fails_changes_nothing(schedules, catalog, model, store):
     store.down = True
     assert not schedules.refresh()
     assert schedules.tiers() == before
-    assert schedules.loaded
     assert metrics.registry_errors_total._value.get() == errors + 1
     assert schedules.explicit(before[0].digest).program is before[0].program  # needs no store
 
