@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from engine.models import Model
 
 TEXT_TOKENS = 77  # CLIP's, when no text encoder says otherwise
+CLASS_WIDTH = 512  # of latent diffusion's class embedding, which is one token; no published text encoder is as narrow
 
 
 app = command_line(
@@ -30,14 +31,14 @@ app = command_line(
 
 @app.command()
 def generate(
-    prompt: Annotated[str, typer.Option(help="What to draw.")],
-    model: Annotated[Path, typer.Option(help="A diffusers text-to-image folder.")] = Path("models/emoji64"),
+    prompt: Annotated[str | None, typer.Option(help="What to draw: a text or a class; not for unconditional models.")] = None,
+    model: Annotated[Path, typer.Option(help="A diffusers pipeline folder.")] = Path("models/emoji64"),
     negative: Annotated[str, typer.Option(help="What to stay away from; needs guidance above 1.")] = "",
     schedule: Annotated[str, typer.Option(help="A schedule document, or teacher for every step full.")] = "teacher",
     solver: Annotated[SolverName | None, typer.Option(help="Teacher only [default: dpmsolver++].")] = None,
     steps: Annotated[int | None, typer.Option(help="Teacher only [default: 50].")] = None,
     seed: Annotated[int, typer.Option(help="Of the first image; the next ones count up.")] = 0,
-    guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale; 1 or less turns it off.")] = 7.5,
+    guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance; 1 is off [default: 7.5, or 1].")] = None,
     num_images: Annotated[int, typer.Option(help="How many images to make.")] = 1,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
@@ -46,7 +47,7 @@ def generate(
     """Generate images by one schedule, and print what they cost."""
     if num_images < 1:
         raise InvalidInput(f"num_images: must be at least 1, got {num_images}", param="num_images")
-    if negative and guidance <= 1:
+    if negative and guidance is not None and guidance <= 1:
         raise InvalidInput(f"negative: needs guidance above 1, got guidance {guidance}", param="negative")
     if out.suffix.lower() != ".png":
         raise InvalidInput(f"out: must be a .png file, got {out}", param="out")
@@ -58,6 +59,7 @@ def generate(
     import torch
 
     from engine import models, sampler
+    from engine.prompts import Nothing
 
     loaded = models.load(model, device, dtype)
     if schedule == "teacher":
@@ -65,11 +67,14 @@ def generate(
     else:
         document = _read_schedule(Path(schedule))
     program, all_full = loaded.compile(document), loaded.compile(teacher(loaded.ref, document.solver))
+    guidance = guidance if guidance is not None else 7.5 if loaded.prompts.guides else 1.0
+    if prompt is None and not isinstance(loaded.prompts, Nothing):
+        raise InvalidInput("prompt: say what this model should draw", param="prompt")
     seeds = range(seed, seed + num_images)
     noise = torch.stack([loaded.noise(number) for number in seeds])
-    context = loaded.encode([prompt] * num_images)
-    unconditional = loaded.encode([negative] * num_images) if guidance > 1 else None
-    images = loaded.decode(sampler.generate(loaded.anatomy, program, noise, context, unconditional, guidance))
+    condition = loaded.encode([prompt or ""] * num_images)
+    unconditional = loaded.negative([negative] * num_images) if guidance > 1 else None
+    images = loaded.decode(sampler.generate(loaded.anatomy, program, noise, condition, unconditional, guidance))
 
     counts = document.counts()
     print(f"schedule   {document.digest[:12]}, {document.solver.name}, {document.solver.teacher_steps} teacher steps")
@@ -92,13 +97,11 @@ def macs(
     """MACs of one UNet row (batch 1, no guidance) of a full step and of each partial step. Needs no weights."""
     config = _unet_config(path)
     shape = (_field(config, "in_channels"), *_latent_size(config, size))
-    context = None
-    if config.get("_class_name") != "UNet2DModel":
-        context = (_tokens(path, tokens), _field(config, "cross_attention_dim"))
+    length = _tokens(path, config, tokens)
 
     from engine.macs import count_steps
 
-    counted = count_steps(config, shape, context)
+    counted = count_steps(config, shape, length)
     if branch is not None and branch not in counted.partial:
         last = max(counted.partial)
         raise InvalidInput(f"branch: must be between 1 and {last} for this UNet, got {branch}", param="branch")
@@ -106,7 +109,7 @@ def macs(
     if as_json:
         print(json.dumps({**asdict(counted), "partial": {number: asdict(value) for number, value in chosen.items()}}))
     else:
-        _print_table(counted, list(chosen), shape, context)
+        _print_table(counted, list(chosen), shape, length)
 
 
 def _teacher(model: Model, solver: SolverName, steps: int) -> Schedule:
@@ -147,21 +150,26 @@ def _read_config(file: Path) -> dict[str, Any]:
 
 
 def _unet_config(path: Path) -> dict[str, Any]:
-    return _read_config(path / "unet" / "config.json" if path.is_dir() else path)
-
-
-def _tokens(path: Path, asked: int | None) -> int:
-    """Length of the context. A folder without a text encoder is class-conditional: one token, the class's embedding."""
-    if asked is not None:
-        if asked < 1:
-            raise InvalidInput(f"tokens: must be at least 1, got {asked}", param="tokens")
-        return asked
+    """Of a pipeline folder, of a folder that is a UNet's own (or an old pipeline's root), or the file itself."""
     if not path.is_dir():
-        return TEXT_TOKENS
-    if not (path / "text_encoder").is_dir():
-        return 1
-    encoder = _read_config(path / "text_encoder" / "config.json")
-    return int(encoder.get("max_position_embeddings", TEXT_TOKENS))
+        return _read_config(path)
+    inner = path / "unet" / "config.json"
+    return _read_config(inner if inner.is_file() or (path / "unet").is_dir() else path / "config.json")
+
+
+def _tokens(path: Path, config: Mapping[str, Any], asked: int | None) -> int:
+    """Length of the context, 0 for a UNet without one. A bare UNet does not say it: then what its published kind has."""
+    if asked is not None and asked < 1:
+        raise InvalidInput(f"tokens: must be at least 1, got {asked}", param="tokens")
+    if config.get("_class_name") == "UNet2DModel":
+        return 0
+    if asked is not None:
+        return asked
+    if (path / "text_encoder").is_dir():
+        encoder = _read_config(path / "text_encoder" / "config.json")
+        return int(encoder.get("max_position_embeddings", TEXT_TOKENS))
+    classes = (path / "class_embedder").is_dir() or config.get("cross_attention_dim") == CLASS_WIDTH
+    return 1 if classes else TEXT_TOKENS
 
 
 def _latent_size(config: Mapping[str, Any], asked: Sequence[int] | None) -> tuple[int, int]:
@@ -182,11 +190,11 @@ def _field(config: Mapping[str, Any], name: str) -> int:
     return value
 
 
-def _print_table(counted: StepMacs, branches: list[int], shape: Sequence[int], context: Sequence[int] | None) -> None:
+def _print_table(counted: StepMacs, branches: list[int], shape: Sequence[int], tokens: int) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    given = "no context" if context is None else f"context {context[0]}×{context[1]}"
+    given = f"context of {tokens} token{'s' * (tokens > 1)}" if tokens else "no context"
     table = Table(title=f"{counted.parameters:,} parameters, latent {'×'.join(map(str, shape))}, {given}, one row")
     for column in ("step", "macs", "paper_macs", "of full"):
         table.add_column(column, justify="left" if column == "step" else "right")

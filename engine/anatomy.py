@@ -19,20 +19,26 @@ from typing import Any, Protocol, TypeAlias, cast
 
 import torch
 from diffusers.models.attention_processor import Attention
+from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.unets import UNet2DConditionModel, UNet2DModel
 from torch import Tensor, nn
 
+from engine.condition import Condition
 from registry.errors import InvalidInput, Unsupported
 
 UNet: TypeAlias = UNet2DConditionModel | UNet2DModel
 
-DOWN_BLOCKS = {"DownBlock2D", "CrossAttnDownBlock2D", "AttnDownBlock2D"}
-UP_BLOCKS = {"UpBlock2D", "CrossAttnUpBlock2D", "AttnUpBlock2D"}
+DOWN_BLOCKS = {"DownBlock2D", "CrossAttnDownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"}
+MIDDLE_BLOCKS = {"UNetMidBlock2D", "UNetMidBlock2DCrossAttn", "NoneType"}
+UP_BLOCKS = {"UpBlock2D", "CrossAttnUpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"}
 
 
 @dataclass(frozen=True)
-class Conditioning:
-    """What every item may look at: the time embedding (rows, dim) and the context (rows, tokens, dim) or None."""
+class Given:
+    """What every item may look at: the time embedding (rows, dim) and the context (rows, tokens, dim) or None.
+
+    The embedding also carries the class label and the added conditioning of those models that have them.
+    """
 
     embedding: Tensor
     context: Tensor | None
@@ -41,14 +47,14 @@ class Conditioning:
 class EncoderItem(Protocol):
     """(rows, c, h, w) -> (rows, c', h', w'); the result is also the skip."""
 
-    def __call__(self, hidden: Tensor, given: Conditioning) -> Tensor:
+    def __call__(self, hidden: Tensor, given: Given) -> Tensor:
         """Run the item."""
 
 
 class DecoderItem(Protocol):
     """Hidden tensor and its skip, both of the same height and width; `size` is what an upsampler must reach."""
 
-    def __call__(self, hidden: Tensor, skip: Tensor, size: torch.Size | None, given: Conditioning) -> Tensor:
+    def __call__(self, hidden: Tensor, skip: Tensor, size: torch.Size | None, given: Given) -> Tensor:
         """Run the item."""
 
 
@@ -69,26 +75,29 @@ class Anatomy:
         if len(self.decoder) != self.branches:
             raise Unsupported(f"the UNet has {self.branches} skips but {len(self.decoder)} decoder items", param="unet")
 
-    def conditioning(self, sample: Tensor, timesteps: Tensor, context: Tensor | None) -> Conditioning:
-        """The time embedding of each row. sample (rows, c, h, w), timesteps (rows,), context (rows, tokens, dim)."""
-        unet = self.unet
-        sample = sample.to(unet.dtype)
+    def given(self, sample: Tensor, timesteps: Tensor, condition: Condition) -> Given:
+        """What the items look at. sample (rows, c, h, w), timesteps (rows,), one condition per row."""
+        unet, dtype = self.unet, self.unet.dtype
+        context = None if condition.context is None else condition.context.to(dtype)
+        embedding: Tensor = unet.time_embedding(unet.time_proj(timesteps).to(dtype))
+        if unet.class_embedding is not None:
+            embedding = embedding + unet.class_embedding(condition.labels).to(dtype)
         if isinstance(unet, UNet2DConditionModel):
-            embedding = unet.time_embedding(unet.get_time_embed(sample=sample, timestep=timesteps))
+            if unet.config["addition_embed_type"] is not None:
+                added = {"text_embeds": condition.pooled, "time_ids": condition.sizes}
+                embedding = embedding + unet.get_aug_embed(embedding, context, added)
             if unet.time_embed_act is not None:
                 embedding = unet.time_embed_act(embedding)
-        else:
-            embedding = unet.time_embedding(unet.time_proj(timesteps).to(sample.dtype))
-        return Conditioning(embedding, context)
+        return Given(embedding, context)
 
     def full(
-        self, sample: Tensor, timesteps: Tensor, context: Tensor | None, keep: Collection[int] = ()
+        self, sample: Tensor, timesteps: Tensor, condition: Condition, keep: Collection[int] = ()
     ) -> tuple[Tensor, dict[int, Tensor]]:
-        """The whole UNet. sample (rows, c, h, w) in any float type, timesteps (rows,), context (rows, tokens, dim).
+        """The whole UNet. sample (rows, c, h, w) in any float type, timesteps (rows,), one condition per row.
 
         Returns the prediction (rows, c, h, w) and, for each branch in `keep`, the deep feature that entered its decoder item.
         """
-        given = self.conditioning(sample, timesteps, context)
+        given = self.given(sample, timesteps, condition)
         hidden, skips = self._encode(sample, self.branches, given)
         hidden = self._middle(hidden, given)
         kept: dict[int, Tensor] = {}
@@ -98,10 +107,10 @@ class Anatomy:
             hidden = self._decode(hidden, skips, branch, given)
         return self._head(hidden).to(sample.dtype), kept
 
-    def partial(self, sample: Tensor, timesteps: Tensor, context: Tensor | None, branch: int, feature: Tensor) -> Tensor:
+    def partial(self, sample: Tensor, timesteps: Tensor, condition: Condition, branch: int, feature: Tensor) -> Tensor:
         """The outer UNet. `feature` is the deep feature kept for this branch, one per row. Returns (rows, c, h, w)."""
         self.check_branch(branch)
-        given = self.conditioning(sample, timesteps, context)
+        given = self.given(sample, timesteps, condition)
         _, skips = self._encode(sample, branch, given)
         hidden = feature
         for item in range(branch, 0, -1):
@@ -113,7 +122,18 @@ class Anatomy:
         if not 1 <= branch <= self.branches:
             raise InvalidInput(f"branch: must be between 1 and {self.branches} for this UNet, got {branch}", param="branch")
 
-    def _encode(self, sample: Tensor, items: int, given: Conditioning) -> tuple[Tensor, list[Tensor]]:
+    def compile(self, **options: Any) -> None:
+        """Give each resnet, attention and sampler to torch.compile, in place; `options` are torch's.
+
+        Piece by piece, because many partial steps share them, and equal pieces share their compiled code.
+        """
+        for block in (*self.unet.down_blocks, self.unet.mid_block, *self.unet.up_blocks):
+            for name in ("resnets", "attentions", "downsamplers", "upsamplers"):
+                for module in getattr(block, name, None) or ():
+                    if module is not None:
+                        module.compile(**options)
+
+    def _encode(self, sample: Tensor, items: int, given: Given) -> tuple[Tensor, list[Tensor]]:
         hidden, skips = sample.to(self.unet.dtype), list[Tensor]()
         if self.unet.config["center_input_sample"]:
             hidden = 2 * hidden - 1
@@ -122,7 +142,7 @@ class Anatomy:
             skips.append(hidden)
         return hidden, skips
 
-    def _middle(self, hidden: Tensor, given: Conditioning) -> Tensor:
+    def _middle(self, hidden: Tensor, given: Given) -> Tensor:
         middle = self.unet.mid_block
         if middle is None:
             return hidden
@@ -130,7 +150,7 @@ class Anatomy:
             return cast(Tensor, middle(hidden, given.embedding, encoder_hidden_states=given.context))
         return cast(Tensor, middle(hidden, given.embedding))
 
-    def _decode(self, hidden: Tensor, skips: list[Tensor], branch: int, given: Conditioning) -> Tensor:
+    def _decode(self, hidden: Tensor, skips: list[Tensor], branch: int, given: Given) -> Tensor:
         size = skips[branch - 2].shape[-2:] if branch > 1 else None
         return self.decoder[-branch](hidden, skips[branch - 1], size, given)
 
@@ -152,7 +172,7 @@ def _down_items(block: nn.Module) -> list[EncoderItem]:
         return lambda hidden, given: attend(resnet(hidden, given.embedding), given.context)
 
     def down_item(downsampler: nn.Module) -> EncoderItem:
-        if getattr(block, "downsample_type", "conv") == "resnet":
+        if isinstance(downsampler, ResnetBlock2D):
             return lambda hidden, given: downsampler(hidden, given.embedding)
         return lambda hidden, given: downsampler(hidden)
 
@@ -164,7 +184,7 @@ def _up_items(block: nn.Module) -> list[DecoderItem]:
     """One item per resnet (with its attention); the block's upsampler belongs to its last one."""
 
     def item(resnet: nn.Module, attend: Attend, upsample: Callable[..., Tensor] | None) -> DecoderItem:
-        def run(hidden: Tensor, skip: Tensor, size: torch.Size | None, given: Conditioning) -> Tensor:
+        def run(hidden: Tensor, skip: Tensor, size: torch.Size | None, given: Given) -> Tensor:
             hidden = resnet(torch.cat([hidden, skip], dim=1), given.embedding)
             hidden = attend(hidden, given.context)
             return hidden if upsample is None else upsample(hidden, size, given)
@@ -172,7 +192,7 @@ def _up_items(block: nn.Module) -> list[DecoderItem]:
         return run
 
     def upsampling(upsampler: nn.Module) -> Callable[..., Tensor]:
-        if getattr(block, "upsample_type", "conv") == "resnet":
+        if isinstance(upsampler, ResnetBlock2D):
             return lambda hidden, size, given: upsampler(hidden, given.embedding)
         return lambda hidden, size, given: upsampler(hidden, size)
 
@@ -201,14 +221,25 @@ def _layers(block: nn.Module) -> list[tuple[nn.Module, Attend]]:
 
 
 def _refuse_unknown(unet: UNet) -> None:
-    for blocks, known in ((unet.down_blocks, DOWN_BLOCKS), (unet.up_blocks, UP_BLOCKS)):
-        for block in blocks:
-            name = type(block).__name__
-            if name not in known:
-                raise Unsupported(f"block type {name} is not supported; known: {sorted(known)}", param="unet")
-    config = unet.config
-    for field in ("addition_embed_type", "class_embed_type", "num_class_embeds", "encoder_hid_dim_type"):
-        if config.get(field) is not None:
-            raise Unsupported(f"unet config {field} = {config[field]!r} is not supported yet", param=field)
-    if config.get("time_embedding_type") == "fourier":
-        raise Unsupported("unet config time_embedding_type = 'fourier' is not supported", param="time_embedding_type")
+    blocks = [(block, DOWN_BLOCKS) for block in unet.down_blocks] + [(block, UP_BLOCKS) for block in unet.up_blocks]
+    for block, known in [*blocks, (unet.mid_block, MIDDLE_BLOCKS)]:
+        name = type(block).__name__
+        if name not in known:
+            raise Unsupported(f"block type {name} is not supported; known: {sorted(known)}", param="unet")
+    for field, known_values in SETTINGS.items():
+        value = unet.config.get(field)
+        if value not in known_values:
+            raise Unsupported(f"unet config {field} = {value!r} is not supported", param=field)
+
+
+# Settings that change the forward pass, and the values of them that `Anatomy` runs; a UNet without the setting has None.
+SETTINGS: dict[str, tuple[object, ...]] = {
+    "addition_embed_type": (None, "text_time"),
+    "attention_type": (None, "default"),
+    "class_embed_type": (None,),
+    "class_embeddings_concat": (None, False),
+    "dual_cross_attention": (None, False),
+    "encoder_hid_dim_type": (None,),
+    "time_cond_proj_dim": (None,),  # latent consistency models: the guidance scale is an input of the UNet
+    "time_embedding_type": (None, "positional"),
+}

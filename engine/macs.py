@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from engine.anatomy import Anatomy, UNet
+from engine.condition import Condition
 from engine.program import Program
 from registry.errors import Unsupported
 
@@ -31,11 +32,13 @@ class Macs:
 
 @dataclass(frozen=True)
 class StepMacs:
-    """One UNet row (no guidance) of each kind of step; `partial` is keyed by branch."""
+    """One UNet row (no guidance) of each kind of step; `partial` is keyed by branch, and so are `features`: the shape (c, h, w)
+    of the deep feature that a partial step reuses."""
 
     parameters: int
     full: Macs
     partial: Mapping[int, Macs]
+    features: Mapping[int, tuple[int, int, int]]
 
     def of(self, kind: str, branch: int) -> int:
         """`macs` of one row of one step."""
@@ -66,28 +69,47 @@ def meta_unet(config: Mapping[str, Any]) -> UNet:
     return unet.eval()
 
 
-def count_steps(
-    config: Mapping[str, Any], latent_shape: tuple[int, int, int], context_shape: tuple[int, int] | None
-) -> StepMacs:
-    """Count one row. latent_shape (c, h, w); context_shape (tokens, dim), None for an unconditional UNet."""
-    anatomy = Anatomy(meta_unet(config))
+def example(config: Mapping[str, Any], tokens: int) -> Condition:
+    """A condition of one row, on the meta device, of the kind that this UNet takes; the context has `tokens` tokens."""
+    with torch.device("meta"):
+        context = torch.empty(1, tokens, _context_width(config)) if tokens else None
+        labels = torch.zeros(1, dtype=torch.long) if config.get("num_class_embeds") is not None else None
+        if config.get("addition_embed_type") != "text_time":
+            return Condition(context, labels=labels)
+        pooled = int(config["projection_class_embeddings_input_dim"]) - 6 * int(config["addition_time_embed_dim"])
+        return Condition(context, torch.empty(1, pooled), torch.empty(1, 6), labels)
+
+
+def _context_width(config: Mapping[str, Any]) -> int:
+    width = config.get("cross_attention_dim")
+    if not isinstance(width, int):
+        raise Unsupported(
+            f"unet config cross_attention_dim must be one whole number, got {width!r}", param="cross_attention_dim"
+        )
+    return width
+
+
+def count_steps(config: Mapping[str, Any], latent_shape: tuple[int, int, int], tokens: int) -> StepMacs:
+    """Count one row. latent_shape (c, h, w); `tokens` is the length of the context, 0 for a UNet without one."""
+    unet = meta_unet(config)
+    anatomy, condition = Anatomy(unet), example(unet.config, tokens)
     sample = torch.empty(1, *latent_shape, device="meta")
     timesteps = torch.zeros(1, device="meta")
-    context = None if context_shape is None else torch.empty(1, *context_shape, device="meta")
     branches = range(1, anatomy.branches + 1)
     kept: dict[int, Tensor] = {}
 
     def full() -> None:
-        kept.update(anatomy.full(sample, timesteps, context, keep=branches)[1])
+        kept.update(anatomy.full(sample, timesteps, condition, keep=branches)[1])
 
     def partial(branch: int) -> Callable[[], object]:
-        return lambda: anatomy.partial(sample, timesteps, context, branch, kept[branch])
+        return lambda: anatomy.partial(sample, timesteps, condition, branch, kept[branch])
 
     whole = _count(anatomy.unet, full)
     return StepMacs(
         parameters=sum(p.numel() for p in anatomy.unet.parameters()),
         full=whole,
         partial={branch: _count(anatomy.unet, partial(branch)) for branch in branches},
+        features={branch: (int(f.shape[1]), int(f.shape[2]), int(f.shape[3])) for branch, f in kept.items()},
     )
 
 

@@ -1,70 +1,64 @@
-"""A diffusers pipeline folder, loaded: UNet, text encoder, VAE, noise levels, fingerprint."""
+"""A model, loaded: UNet, prompts, decoder, noise levels. Which families there are and how a folder shows which one it is."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
 import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from engine.anatomy import Anatomy
+from engine.anatomy import Anatomy, UNet
+from engine.condition import Condition
+from engine.decoders import Autoencoder, Decoder, Pixels, pictures
+from engine.folder import Folder
 from engine.macs import StepMacs, count_steps
-from engine.program import NoiseLevels, Program, compile_program
+from engine.noise import NoiseLevels, noise_levels
+from engine.program import Program, compile_program
+from engine.prompts import Classes, Nothing, Prompts, Text, TwoTexts
+from engine.slots import Slots
 from registry.errors import InvalidInput, NotFound, Unsupported
 from registry.schedule import ModelRef, Name, Schedule, Solver, SolverName
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class Text:
-    """Tokenizer and text encoder of a text-to-image model."""
-
-    tokenizer: Any
-    encoder: Any
-
-    @torch.inference_mode()
-    def __call__(self, prompts: Sequence[str], device: torch.device, dtype: torch.dtype) -> Tensor:
-        """Embed prompts: (n, tokens, dim). Longer prompts are cut at the tokenizer's limit, as diffusers does."""
-        tokens = self.tokenizer(
-            list(prompts),
-            padding="max_length",
-            max_length=self.tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        )
-        hidden: Tensor = self.encoder(tokens.input_ids.to(device))[0]
-        return hidden.to(dtype)
+FAMILIES: dict[str, Literal["unet2d-condition", "unet2d"]] = {
+    "UNet2DConditionModel": "unet2d-condition",
+    "UNet2DModel": "unet2d",
+}
 
 
 @dataclass(frozen=True)
 class Model:
-    """Everything generation needs. Latents are (channels, height, width) = `latent_shape`; images are `image_size` pixels."""
+    """Everything generation needs. Latents are (channels, height, width) = `latent_shape`."""
 
     ref: ModelRef
     anatomy: Anatomy
     levels: NoiseLevels
-    text: Text
-    vae: Any
+    prompts: Prompts
+    decoder: Decoder
     device: torch.device
     dtype: torch.dtype
     latent_shape: tuple[int, int, int]
-    image_size: tuple[int, int]
 
-    def encode(self, prompts: Sequence[str]) -> Tensor:
-        """Prompts to contexts (n, tokens, dim)."""
-        return self.text(prompts, self.device, self.dtype)
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return self.latent_shape[1] * self.decoder.scale, self.latent_shape[2] * self.decoder.scale
+
+    def encode(self, prompts: Sequence[str]) -> Condition:
+        """Prompts to conditions, one row each. Raises `InvalidInput` for a prompt that means nothing to this model."""
+        return self.prompts.encode(prompts)
+
+    def negative(self, prompts: Sequence[str]) -> Condition:
+        """Negative prompts to conditions, one row each. Raises `InvalidInput` for a model without classifier-free guidance."""
+        return self.prompts.negative(prompts)
 
     def noise(self, seed: int) -> Tensor:
-        """The starting noise of one image, (c, h, w), float32.
+        """The starting noise of one image, (c, h, w), float32, of unit variance.
 
         Drawn on the CPU, so that a seed means the same on every device. Latents stay float32 whatever the UNet's dtype.
         """
@@ -73,15 +67,14 @@ class Model:
         generator = torch.Generator("cpu").manual_seed(seed)
         return torch.randn(self.latent_shape, generator=generator).to(self.device)
 
-    @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (n, c, h, w) to images (n, 3, H, W), float32 in [0, 1] on the CPU."""
-        images = self.vae.decode(latents.to(self.dtype) / self.vae.config.scaling_factor, return_dict=False)[0]
-        return (images.float() / 2 + 0.5).clamp(0, 1).cpu()
+        return pictures(self.decoder, latents)
 
     def solver(self, name: SolverName, teacher_steps: int) -> Solver:
-        """A solver on this model's own timestep spacing."""
-        return Solver(name=name, teacher_steps=teacher_steps, spacing=self.levels.spacing)
+        """A solver on this model's own timestep spacing and noise levels."""
+        karras = self.levels.karras and name != "ddim"  # for which diffusers has none
+        return Solver(name=name, teacher_steps=teacher_steps, spacing=self.levels.spacing, karras=karras)
 
     def compile(self, schedule: Schedule) -> Program:
         """The program of a schedule made for this model. Raises `InvalidInput` naming what does not fit."""
@@ -93,105 +86,155 @@ class Model:
             )
         return compile_program(schedule, self.levels, self.anatomy.branches)
 
+    def slots(self, capacity: int) -> Slots:
+        """Memory for `capacity` UNet rows in flight."""
+        return Slots(self.latent_shape, self.macs.features, capacity, self.device, self.dtype)
+
     @cached_property
     def macs(self) -> StepMacs:
         """MACs of one UNet row for each kind of step, at this model's latent size."""
-        context = self.encode([""]).shape[1:]
-        return count_steps(self.anatomy.unet.config, self.latent_shape, (int(context[0]), int(context[1])))
+        return count_steps(self.anatomy.unet.config, self.latent_shape, self.prompts.tokens)
 
 
-def load(folder: str | Path, device: str = "cpu", dtype: str = "float32", name: str | None = None) -> Model:
-    """Load a text-to-image pipeline folder in Stable Diffusion's layout.
+def load(
+    folder: str | Path,
+    device: str = "cpu",
+    dtype: str = "float32",
+    name: str | None = None,
+    channels_last: bool = False,
+    compiled: bool = False,
+) -> Model:
+    """Load a diffusers pipeline folder: Stable Diffusion 1, 2 or XL, latent diffusion (class-conditional or not), DDPM.
 
-    Raises `NotFound` without a `model_index.json`, `Unsupported` naming the component or setting this version cannot run.
+    What it is follows from its components: `text_encoder` (and `text_encoder_2`), `class_embedder` (a table of classes, which
+    diffusers has no class for: config.json and one tensor) or a UNet with class labels, else unconditional; `vae` or `vqvae`,
+    else pixels. `channels_last` lays the UNet's weights out for tensor cores, `compiled` gives its blocks to torch.compile.
+
+    Raises `NotFound` for what is not there, `Unsupported` naming the component or setting this version cannot run.
     """
-    root = Path(folder)
-    if not (root / "model_index.json").is_file():
-        raise NotFound(f"model: {root} is not a diffusers pipeline folder (no model_index.json)", param="model")
+    files = Folder(folder)
     if dtype not in DTYPES:
         raise InvalidInput(f"dtype: must be one of {sorted(DTYPES)}, got {dtype!r}", param="dtype")
-    place = _device(device)
-    ref_name = _model_name(name or root.resolve().name.lower())
-    index = _index(root)
-    for component, wanted in (
-        ("unet", "UNet2DConditionModel"),
-        ("vae", "AutoencoderKL"),
-        ("text_encoder", "CLIPTextModel"),
-    ):
-        found = index.get(component)
-        if not isinstance(found, list) or found[1:] != [wanted]:
-            raise Unsupported(f"model: {component} is {found}, this version runs {wanted}", param="model")
-
-    # Here and not above: these imports take seconds, and a wrong folder should say so at once.
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTokenizer
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    kind = DTYPES[dtype]
+    place, kind = _device(device), DTYPES[dtype]
+    ref_name = _model_name(name or files.root.resolve().name.lower())
+    _refuse_unknown(files)
     try:
-        unet = UNet2DConditionModel.from_pretrained(root / "unet", dtype=kind, low_cpu_mem_usage=False).to(place).eval()
-        vae = AutoencoderKL.from_pretrained(root / "vae", dtype=kind, low_cpu_mem_usage=False).to(place).eval()
-        encoder = CLIPTextModel.from_pretrained(root / "text_encoder", dtype=kind).to(place).eval()
-        tokenizer = CLIPTokenizer.from_pretrained(root / "tokenizer")
-        scheduler = json.loads((root / "scheduler" / "scheduler_config.json").read_text())
+        unet = _unet(files, kind).to(place)
+        decoder = _decoder(files, place, kind)
+        height, width = _sides(unet.config.sample_size)
+        pixels = (height * decoder.scale, width * decoder.scale)
+        prompts = _prompts(files, unet, pixels, place, kind)
+        levels = noise_levels(files.config("scheduler", "scheduler_config.json"))
     except OSError as error:  # what diffusers and transformers raise for a file that is not there
-        raise NotFound(f"model: a file of {root} is missing: {error}", param="model") from error
-    size, scale = int(unet.config.sample_size), 2 ** (len(vae.config.block_out_channels) - 1)
+        raise NotFound(f"model: a file of {files.root} is missing: {error}", param="model") from error
+    if channels_last:
+        unet = unet.to(memory_format=torch.channels_last)
+    anatomy = Anatomy(unet)
+    if compiled:
+        anatomy.compile()
     return Model(
-        ref=ModelRef(name=ref_name, family="unet2d-condition", fingerprint=fingerprint(root)),
-        anatomy=Anatomy(unet.requires_grad_(False)),
-        levels=noise_levels(scheduler),
-        text=Text(tokenizer, encoder),
-        vae=vae,
+        ref=ModelRef(name=ref_name, family=FAMILIES[type(unet).__name__], fingerprint=files.fingerprint()),
+        anatomy=anatomy,
+        levels=levels,
+        prompts=prompts,
+        decoder=decoder,
         device=place,
         dtype=kind,
-        latent_shape=(unet.config.in_channels, size, size),
-        image_size=(size * scale, size * scale),
+        latent_shape=(int(unet.config.in_channels), height, width),
     )
 
 
-def noise_levels(config: dict[str, Any]) -> NoiseLevels:
-    """Noise levels from a diffusers scheduler configuration, whichever scheduler wrote it.
-
-    Raises `Unsupported` for settings that change the update rule and that the programs cannot express.
-    """
-    from diffusers import DDIMScheduler
-
-    for setting in ("thresholding", "clip_sample", "rescale_betas_zero_snr"):
-        if config.get(setting):
-            raise Unsupported(f"scheduler config {setting} = true is not supported yet", param=setting)
-    scheduler = DDIMScheduler.from_config({"clip_sample": False, **config})
-    return NoiseLevels(
-        alphas_cumprod=scheduler.alphas_cumprod.numpy().astype(np.float64),
-        final_alpha_cumprod=float(scheduler.final_alpha_cumprod),
-        prediction=scheduler.config.prediction_type,
-        spacing=scheduler.config.timestep_spacing,
-        steps_offset=scheduler.config.steps_offset,
-    )
+COMPONENTS: dict[str, set[str | None]] = {
+    "unet": {*FAMILIES},
+    "vae": {"AutoencoderKL", "VQModel", None},
+    "vqvae": {"AutoencoderKL", "VQModel", None},
+    "text_encoder": {"CLIPTextModel", None},
+    "text_encoder_2": {"CLIPTextModelWithProjection", None},
+}
 
 
-def fingerprint(root: Path) -> str:
-    """SHA-256 over the names and contents of the pipeline's files (every component that model_index.json names)."""
-    index = _index(root)
-    components = [name for name, value in index.items() if isinstance(value, list) and value[0] is not None]
-    files = [root / "model_index.json", *(f for c in components for f in (root / c).rglob("*") if f.is_file())]
-    digest = hashlib.sha256()
-    for file in sorted(files):
-        with file.open("rb") as stream:
-            content = hashlib.file_digest(stream, "sha256").hexdigest()
-        digest.update(f"{file.relative_to(root).as_posix()} {content}\n".encode())
-    return f"sha256:{digest.hexdigest()}"
+def _refuse_unknown(files: Folder) -> None:
+    """Name the component that no family has, or that this one lacks, before anything heavy is imported."""
+    found = {name: files.component(name) for name in (*COMPONENTS, "class_embedder")}
+    for name, classes in COMPONENTS.items():
+        if found[name] not in classes:
+            wanted = " or ".join(sorted(filter(None, classes)))
+            raise Unsupported(f"model: {name} is {found[name]}, this version runs {wanted}", param="model")
+    config, attends = files.config("unet"), found["unet"] == "UNet2DConditionModel"
+    if not (found["vae"] or found["vqvae"]) and config.get("in_channels", 4 if attends else 3) not in (1, 3):
+        raise Unsupported("model: vae is missing, and the UNet's channels are no image's", param="model")
+    if found["text_encoder_2"] and not found["text_encoder"]:
+        raise Unsupported("model: text_encoder is missing beside text_encoder_2 (a refiner?)", param="model")
+    if attends and not (found["text_encoder"] or found["class_embedder"]):
+        if any("CrossAttn" in block for block in config.get("down_block_types", ["CrossAttn"])):
+            raise Unsupported(
+                "model: text_encoder is missing (or class_embedder), but the UNet attends to a context", param="model"
+            )
 
 
-def _index(root: Path) -> dict[str, Any]:
-    try:
-        index = json.loads((root / "model_index.json").read_text())
-    except ValueError as error:
-        raise Unsupported(f"model: {root}/model_index.json is not JSON: {error}", param="model") from error
-    if not isinstance(index, dict):
-        raise Unsupported(f"model: {root}/model_index.json must hold a JSON object", param="model")
-    return index
+def _unet(files: Folder, dtype: torch.dtype) -> UNet:
+    import diffusers  # here and not above: it takes seconds, and a wrong folder should say so at once
+
+    family = getattr(diffusers, str(files.component("unet")))
+    unet: UNet = family.from_pretrained(files.path("unet"), dtype=dtype, low_cpu_mem_usage=False)
+    return unet.eval().requires_grad_(False)
+
+
+def _decoder(files: Folder, device: torch.device, dtype: torch.dtype) -> Decoder:
+    import diffusers
+
+    component = next((name for name in ("vae", "vqvae") if files.component(name)), None)
+    if component is None:
+        return Pixels()
+    if dtype == torch.float16 and files.config(component).get("force_upcast"):
+        dtype = torch.float32  # Stable Diffusion XL's overflows in half precision
+    family = getattr(diffusers, str(files.component(component)))
+    vae = family.from_pretrained(files.path(component), dtype=dtype, low_cpu_mem_usage=False)
+    return Autoencoder(vae.to(device).eval().requires_grad_(False))
+
+
+def _prompts(files: Folder, unet: UNet, size: tuple[int, int], device: torch.device, dtype: torch.dtype) -> Prompts:
+    def text(suffix: str) -> Text:
+        import transformers
+
+        transformers.utils.logging.disable_progress_bar()
+        family = getattr(transformers, str(files.component(f"text_encoder{suffix}")))
+        encoder = family.from_pretrained(files.path(f"text_encoder{suffix}"), dtype=dtype).to(device).eval()
+        return Text(transformers.CLIPTokenizer.from_pretrained(files.path(f"tokenizer{suffix}")), encoder)
+
+    if files.component("text_encoder_2"):
+        return TwoTexts(text(""), text("_2"), size, zeros=bool(files.index.get("force_zeros_for_empty_prompt", True)))
+    if files.component("text_encoder"):
+        return text("")
+    names = {str(word): int(number) for number, word in files.index.get("id2label", {}).items()}
+    if files.component("class_embedder"):
+        table = _table(files.path("class_embedder")).to(device, dtype)
+        null = files.config("class_embedder").get("null_class", len(table) - 1)  # latent diffusion adds it as the last row
+        return Classes(len(table), device, table, null, names)
+    classes = unet.config.get("num_class_embeds")
+    if classes is not None:
+        return Classes(int(classes), device, names=names)
+    return Nothing()
+
+
+def _table(folder: Path) -> Tensor:
+    """The one tensor (classes, dim) of a class embedder's safetensors file, whatever its name."""
+    from safetensors.torch import load_file
+
+    file = next(iter(sorted(folder.glob("*.safetensors"))), folder / "diffusion_pytorch_model.safetensors")
+    tensors = list(load_file(file).values())
+    if len(tensors) != 1 or tensors[0].ndim != 2:
+        shapes = [tuple(tensor.shape) for tensor in tensors]
+        raise Unsupported(f"model: class_embedder must hold one tensor (classes, dim), got {shapes}", param="model")
+    return tensors[0]
+
+
+def _sides(size: Any) -> tuple[int, int]:
+    """(height, width) of the latents from the UNet's `sample_size`."""
+    if size is None:
+        raise Unsupported("model: the UNet's configuration has no sample_size", param="sample_size")
+    height, width = (size, size) if isinstance(size, int) else size
+    return int(height), int(width)
 
 
 def _device(name: str) -> torch.device:

@@ -1,10 +1,10 @@
 """A schedule compiled for a solver: the steps that are really computed, each with a few numbers.
 
-Every supported solver is linear in the current latent x, the predicted clean latent x₀ and the x₀ of the step before.
-With signal α and noise σ (α² + σ² = 1, x_t = α x₀ + σ ε), one step is
+Every supported solver is linear in the current latent x, the UNet's output m, the predicted clean latent x₀ and the x₀ of the
+step before. With signal α and noise σ (α² + σ² = 1, x = α x₀ + σ ε), one step is
 
-    x₀  = clean_x · x + clean_m · m            m: the UNet's output (epsilon, v or sample prediction)
-    x′  = next_x · x + next_0 · x₀ + next_1 · x₀_before
+    x₀  = clamp(clean_x · x + clean_m · m, ±clip)      m: epsilon, v or sample prediction
+    x′  = next_x · x + next_m · m + next_0 · x₀ + next_1 · x₀_before
 
 so rows with different schedules, solvers and positions can share one UNet call. All numbers are float64, computed once.
 """
@@ -14,48 +14,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from engine.noise import NoiseLevels, Prediction, Trajectory
 from registry.errors import InvalidInput, Unsupported
-from registry.schedule import Schedule, Spacing
-
-Prediction = Literal["epsilon", "v_prediction", "sample"]
-
-
-@dataclass(frozen=True)
-class NoiseLevels:
-    """The model's forward process: what training fixed, and where the sampling trajectory ends.
-
-    `alphas_cumprod` (train_steps,) is ᾱ_t = α_t²; `final_alpha_cumprod` is ᾱ after a DDIM trajectory's last step.
-    """
-
-    alphas_cumprod: NDArray[np.float64]
-    final_alpha_cumprod: float
-    prediction: Prediction
-    spacing: Spacing
-    steps_offset: int
-
-    def timesteps(self, solver: str, steps: int, spacing: Spacing) -> NDArray[np.int64]:
-        """The teacher's timesteps, descending, (steps,): the same as diffusers' scheduler of that solver gives."""
-        train = len(self.alphas_cumprod)
-        if steps > train:
-            raise InvalidInput(f"teacher_steps: the model was trained on {train} timesteps, got {steps}", param="teacher_steps")
-        grid: NDArray[np.float64] | NDArray[np.int64]
-        multistep = solver == "dpmsolver++"  # diffusers' multistep schedulers leave out one end of the grid
-        if spacing == "linspace":
-            if multistep:
-                grid = np.linspace(0, train - 1, steps + 1).round()[::-1][:-1]
-            else:
-                grid = np.linspace(0, train - 1, steps).round()[::-1]
-        elif spacing == "leading":
-            ratio = train // (steps + 1) if multistep else train // steps
-            grid = (np.arange(steps + multistep) * ratio)[::-1][:steps] + self.steps_offset
-        else:
-            grid = np.arange(train, 0, -train / steps).round()[:steps] - 1
-        return np.clip(grid, 0, train - 1).astype(np.int64)
+from registry.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -66,20 +31,23 @@ class ProgramStep:
     index: int
     kind: Literal["full", "partial"]
     branch: int
-    timestep: int
+    timestep: float
     clean_x: float
     clean_m: float
+    clip: float
     next_x: float
+    next_m: float
     next_0: float
     next_1: float
 
 
 @dataclass(frozen=True)
 class Program:
-    """What one row of `schedule` runs, in order. Null steps are not in it: the solver jumps over them."""
+    """What one row of `schedule` runs, in order, from `start` times unit noise. Null steps are not in it: the solver jumps."""
 
     schedule: Schedule
     steps: tuple[ProgramStep, ...]
+    start: float
 
 
 def compile_program(schedule: Schedule, levels: NoiseLevels, branches: int) -> Program:
@@ -93,64 +61,81 @@ def compile_program(schedule: Schedule, levels: NoiseLevels, branches: int) -> P
                 f"segments.{i}.branch: this UNet has branches 1 to {branches}, got {segment.branch}",
                 param=f"segments.{i}.branch",
             )
-    solver = schedule.solver
-    grid = levels.timesteps(solver.name, solver.teacher_steps, solver.spacing)
+    whole = levels.trajectory(schedule.solver)
     visited = [step for step in schedule.steps() if step.kind != "null"]
-    timesteps = [int(grid[step.index]) for step in visited]
-    if len(set(timesteps)) != len(timesteps):
-        raise InvalidInput("teacher_steps: the trajectory visits a timestep twice", param="teacher_steps")
-    updates = _ddim(levels, timesteps) if solver.name == "ddim" else _dpmsolver_2m(levels, timesteps)
+    path = whole.at([step.index for step in visited])
+    if (np.diff(path.alphas) <= 0).any():
+        raise InvalidInput("teacher_steps: the trajectory visits a noise level twice", param="teacher_steps")
+    if levels.prediction == "epsilon" and path.alphas[0] == 0:
+        raise Unsupported(
+            "prediction_type epsilon says nothing at a level without signal (zero terminal SNR)", param="prediction_type"
+        )
+    if schedule.solver.name == "dpmsolver++":
+        clip, updates = math.inf, _dpmsolver_2m(path)  # diffusers clips in DDIM only
+    else:
+        clip = levels.clip if schedule.solver.name == "ddim" else math.inf
+        updates = _ddim(path, levels.prediction)
     steps = []
-    for step, timestep, update in zip(visited, timesteps, updates, strict=True):
+    points = zip(path.timesteps.tolist(), path.alphas.tolist(), path.sigmas.tolist(), strict=True)
+    for step, (timestep, *level), update in zip(visited, points, updates, strict=True):
         segment = schedule.segments[step.index // schedule.length]
         branch = segment.branch if segment.partial else 0
-        steps.append(ProgramStep(step.index, step.kind, branch, timestep, *_clean(levels, timestep), *update))  # type: ignore[arg-type]  # null was filtered
-    return Program(schedule, tuple(steps))
+        clean = _clean(levels.prediction, *level)
+        steps.append(ProgramStep(step.index, step.kind, branch, timestep, *clean, clip, *update))  # type: ignore[arg-type]  # null was filtered
+    return Program(schedule, tuple(steps), whole.start)
 
 
-def _signal_noise(alpha_cumprod: float) -> tuple[float, float]:
-    """(α, σ) of a noise level."""
-    return math.sqrt(alpha_cumprod), math.sqrt(1.0 - alpha_cumprod)
+class Update(NamedTuple):
+    """The numbers of the module's second equation."""
+
+    next_x: float
+    next_m: float
+    next_0: float
+    next_1: float
 
 
-def _clean(levels: NoiseLevels, timestep: int) -> tuple[float, float]:
+def _clean(prediction: Prediction, alpha: float, sigma: float) -> tuple[float, float]:
     """x₀ from x and the UNet's output m: ε-prediction (x − σm)/α; v-prediction αx − σm (arXiv 2202.00512); sample m."""
-    alpha, sigma = _signal_noise(float(levels.alphas_cumprod[timestep]))
-    if levels.prediction == "epsilon":
-        return 1.0 / alpha, -sigma / alpha
-    if levels.prediction == "v_prediction":
-        return alpha, -sigma
-    if levels.prediction == "sample":
+    if prediction == "epsilon":
+        return 1 / alpha, -sigma / alpha
+    return (alpha, -sigma) if prediction == "v_prediction" else (0.0, 1.0)
+
+
+def _noise(prediction: Prediction, alpha: float, sigma: float) -> tuple[float, float]:
+    """ε from x and the UNet's output m: ε-prediction m; v-prediction σx + αm; sample (x − αm)/σ."""
+    if prediction == "epsilon":
         return 0.0, 1.0
-    raise Unsupported(f"prediction_type {levels.prediction!r} is not supported", param="prediction_type")
+    return (sigma, alpha) if prediction == "v_prediction" else (1 / sigma, -alpha / sigma)
 
 
-def _ddim(levels: NoiseLevels, timesteps: list[int]) -> list[tuple[float, float, float]]:
-    """Deterministic DDIM (arXiv 2010.02502, eq. 12, η = 0) with ε = (x − αx₀)/σ: x′ = (σ′/σ)x + (α′ − ασ′/σ)x₀.
+def _ddim(path: Trajectory, prediction: Prediction) -> list[Update]:
+    """Deterministic DDIM (arXiv 2010.02502, equation 12, η = 0): x′ = α′ x₀ + σ′ ε.
 
-    A jump of any length is the same equation with the next visited timestep's α′ and σ′.
+    A jump of any length is the same equation with the next visited level. Only x₀ is clipped, ε is not, as in diffusers.
+    Euler's step x̃′ = x̃ + (σ̃′ − σ̃) ε in the exploding frame, x̃ = x/α and σ̃ = σ/α, is the same: x̃ = x₀ + σ̃ ε, so
+    x̃′ = x₀ + σ̃′ ε, and x′ = α′ x̃′ = α′ x₀ + σ′ ε. Its trajectory differs, its update does not.
     """
-    cumprods = [float(levels.alphas_cumprod[t]) for t in timesteps] + [levels.final_alpha_cumprod]
-    levels_in_order = [_signal_noise(c) for c in cumprods]
-    return [
-        (sigma_next / sigma, alpha_next - alpha * sigma_next / sigma, 0.0)
-        for (alpha, sigma), (alpha_next, sigma_next) in pairwise(levels_in_order)
-    ]
+    levels = [*zip(path.alphas.tolist(), path.sigmas.tolist(), strict=True), path.end]
+    updates = []
+    for level, (alpha_next, sigma_next) in pairwise(levels):
+        noise_x, noise_m = _noise(prediction, *level)
+        updates.append(Update(sigma_next * noise_x, sigma_next * noise_m, alpha_next, 0.0))
+    return updates
 
 
-def _dpmsolver_2m(levels: NoiseLevels, timesteps: list[int]) -> list[tuple[float, float, float]]:
+def _dpmsolver_2m(path: Trajectory) -> list[Update]:
     """DPM-Solver++(2M), midpoint form (arXiv 2211.01095, algorithm 2).
 
     With λ = ln(α/σ), h = λ′ − λ, r = (λ − λ_before)/h, φ = −α′(e^{−h} − 1):
     x′ = (σ′/σ)x + φ(1 + 1/2r)x₀ − (φ/2r)x₀_before.  The first step and the last are first order; the last goes to σ′ = 0,
     where x′ = x₀.
     """
-    alphas, sigmas = zip(*(_signal_noise(float(levels.alphas_cumprod[t])) for t in timesteps), strict=True)
-    lambdas = [math.log(alpha / sigma) for alpha, sigma in zip(alphas, sigmas, strict=True)]
+    alphas, sigmas = path.alphas.tolist(), path.sigmas.tolist()
+    lambdas = np.log(path.alphas / path.sigmas).tolist()
     updates = []
-    for i in range(len(timesteps) - 1):
+    for i in range(len(lambdas) - 1):
         h = lambdas[i + 1] - lambdas[i]
         phi = -alphas[i + 1] * math.expm1(-h)
         half = 0.0 if i == 0 else 0.5 * h / (lambdas[i] - lambdas[i - 1])
-        updates.append((sigmas[i + 1] / sigmas[i], phi * (1.0 + half), -phi * half))
-    return [*updates, (0.0, 1.0, 0.0)]
+        updates.append(Update(sigmas[i + 1] / sigmas[i], 0.0, phi * (1.0 + half), -phi * half))
+    return [*updates, Update(0.0, 0.0, 1.0, 0.0)]

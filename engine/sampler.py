@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from engine.anatomy import Anatomy
+from engine.condition import Condition
 from engine.program import Program
 
 
@@ -20,28 +21,28 @@ def generate(
     anatomy: Anatomy,
     program: Program,
     noise: Tensor,
-    context: Tensor | None,
-    negative: Tensor | None = None,
+    condition: Condition,
+    negative: Condition | None = None,
     guidance: float = 1.0,
 ) -> Tensor:
-    """Denoise noise (n, c, h, w) by one program. context, negative (n, tokens, dim). Returns latents (n, c, h, w).
+    """Denoise unit noise (n, c, h, w) by one program. One condition per image. Returns latents (n, c, h, w).
 
     With `negative` every UNet call has 2n rows: unconditional first, then conditional.
     """
     double = negative is not None
-    rows_context = torch.cat([negative, context]) if negative is not None and context is not None else context
+    condition = Condition.cat([negative, condition]) if negative is not None else condition
     scale = torch.full((len(noise),), guidance, dtype=noise.dtype, device=noise.device)
-    latent, before, feature = noise, torch.zeros_like(noise), torch.empty(0)
+    latent, before, feature = program.start * noise, torch.zeros_like(noise), torch.empty(0)
     for step in program.steps:
         rows = torch.cat([latent, latent]) if double else latent
         timesteps = torch.full((len(rows),), step.timestep, device=rows.device)
         if step.kind == "full":
-            output, kept = anatomy.full(rows, timesteps, rows_context, keep={step.branch})
+            output, kept = anatomy.full(rows, timesteps, condition, keep={step.branch})
             feature = kept.get(step.branch, feature)
         else:
-            output = anatomy.partial(rows, timesteps, rows_context, step.branch, feature)
+            output = anatomy.partial(rows, timesteps, condition, step.branch, feature)
         output = guided(output, scale) if double else output
-        clean = step.clean_x * latent + step.clean_m * output
-        latent = step.next_x * latent + step.next_0 * clean + step.next_1 * before
+        clean = (step.clean_x * latent + step.clean_m * output).clamp(-step.clip, step.clip)
+        latent = step.next_x * latent + step.next_m * output + step.next_0 * clean + step.next_1 * before
         before = clean
     return latent

@@ -2,53 +2,56 @@
 
 A row's next step is known beforehand (its program says so), so rows can be grouped by what they need: a wave is one UNet
 call over rows that all need a full step, or all need a partial step of the same branch, wherever each of them is on its
-own trajectory. `sampler.generate` is the plain twin: every row ends as it would end there, whatever its companions.
+own trajectory. Which rows, is the policy's choice; how, is here. `sampler.generate` is the plain twin: every row ends as it
+would end there, whatever its companions.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from engine.anatomy import Anatomy
+from engine.condition import Condition
+from engine.policy import Need, Oldest, Policy
 from engine.program import Program, ProgramStep
+from engine.slots import Slots
 
 
-class Need(NamedTuple):
-    """What a wave runs: ("full", 0) or ("partial", branch). Rows with equal needs share a UNet call."""
-
-    kind: str
-    branch: int
+def need_of(step: ProgramStep) -> Need:
+    """The kind of wave that can run this step."""
+    return Need("full", 0) if step.kind == "full" else Need("partial", step.branch)
 
 
 @dataclass(eq=False)
 class Row:
-    """One latent in flight.
+    """One image on its way.
 
-    latent (c, h, w): the starting noise at first, the result at the end. context (r, tokens, dim): r = 1, or r = 2 with
-    classifier-free guidance, the negative prompt first; the row then counts as two UNet rows.
+    noise (c, h, w): unit starting noise; `latent` is the result, once done. condition and negative have one UNet row each;
+    with a negative, steps take two. `deadline`, in seconds of the policy's clock, and `waits`, the waves that went by without
+    this row, are for the policy only.
     """
 
     program: Program
-    latent: Tensor
-    context: Tensor
+    noise: Tensor
+    condition: Condition
     guidance: float = 1.0
+    negative: Condition | None = None
+    deadline: float = math.inf
     position: int = 0
-    clean: Tensor = field(init=False, repr=False)
-    feature: Tensor = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        self.clean = torch.zeros_like(self.latent)
-        self.feature = self.latent.new_empty(0)
+    waits: int = 0
+    slots: list[int] = field(default_factory=list)
+    latent: Tensor | None = None
+    error: Exception | None = None
 
     @property
-    def unet_rows(self) -> int:
+    def slots_needed(self) -> int:
         """1, or 2 with guidance."""
-        return len(self.context)
+        return 1 if self.negative is None else 2
 
     @property
     def done(self) -> bool:
@@ -63,94 +66,162 @@ class Row:
     @property
     def need(self) -> Need:
         """The kind of wave the next step can join."""
-        return Need("full", 0) if self.step.kind == "full" else Need("partial", self.step.branch)
+        return need_of(self.step)
+
+    @property
+    def ahead(self) -> list[Need]:
+        """What all its remaining steps need."""
+        return [need_of(step) for step in self.program.steps[self.position :]]
+
+    @property
+    def unet_rows(self) -> int:
+        """How many UNet rows the next step takes."""
+        return 1 if self.negative is None else 2
 
 
 @dataclass(frozen=True)
 class Wave:
-    """One UNet call that ran: what it was, and its rows (those that are done have left the engine)."""
+    """What one tick did: the kind of step, the UNet rows it took, the rows that advanced and those that failed.
+
+    The done ones and the failed ones have left.
+    """
 
     need: Need
+    unet_rows: int
     rows: Sequence[Row]
-
-    @property
-    def unet_rows(self) -> int:
-        """The batch size the UNet saw."""
-        return sum(row.unet_rows for row in self.rows)
+    failed: Sequence[Row]
 
 
 class Waves:
     """Rows in flight, least recently advanced first. Not thread-safe: one thread owns it."""
 
-    def __init__(self, anatomy: Anatomy, max_unet_rows: int = 16) -> None:
-        """At most `max_unet_rows` UNet rows go into one wave, but always at least one row."""
-        self.anatomy = anatomy
-        self.max_unet_rows = max_unet_rows
+    def __init__(self, anatomy: Anatomy, slots: Slots, policy: Policy | None = None) -> None:
+        """At most as many rows as `slots` has room for are in flight. The default policy is `Oldest`."""
+        self.anatomy, self.slots = anatomy, slots
+        self.policy = policy or Oldest()
         self.rows: list[Row] = []
-        self.last: Wave | None = None  # the wave that ran last, or failed: then its rows are still here, unchanged
+
+    def fits(self, row: Row) -> bool:
+        """Whether there is memory for this row now."""
+        return row.slots_needed <= self.slots.free
 
     def add(self, row: Row) -> None:
-        """Take a row in; it joins the next wave that it can."""
+        """Take in a row that fits; it may join the next wave."""
+        row.slots = self.slots.take(row.slots_needed)
+        self.slots.put(row.slots[0], row.program.start * row.noise)
         self.rows.append(row)
 
     def cancel(self, row: Row) -> None:
         """Drop a row between two ticks; the others go on unchanged. A row that has left already is no error."""
-        self.rows = [other for other in self.rows if other is not row]
+        if row in self.rows:
+            self.rows.remove(row)
+            self._leave(row)
 
-    def tick(self) -> Wave | None:
-        """Form one wave, run it, advance its rows and let the done ones go. None when nothing is in flight."""
+    def tick(self, now: float = 0.0) -> Wave | None:
+        """Let the policy form one wave, run it, advance its rows and let the done ones go. None when nothing is in flight."""
         if not self.rows:
             return None
-        wave = self.last = self._form()
-        self._run(wave)
-        waiting = [row for row in self.rows if row not in wave.rows]
-        self.rows = waiting + [row for row in wave.rows if not row.done]
-        return wave
+        chosen = self.policy.choose(self.rows, now)
+        need, unet_rows = chosen[0].need, sum(row.unet_rows for row in chosen)
+        failed = self._attempt(chosen)
+        waiting = [row for row in self.rows if row not in chosen]
+        for row in waiting:
+            row.waits += 1
+        for row in chosen:
+            row.waits = 0
+            if row.done:
+                row.latent = self.slots.latent(row.slots[0])
+                if not torch.isfinite(row.latent).all():
+                    row.error = FloatingPointError("the latent is not finite")
+                    failed.append(row)
+            if row.done or row.error:
+                self._leave(row)
+        self.rows = waiting + [row for row in chosen if row.slots]
+        return Wave(need, unet_rows, [row for row in chosen if row not in failed], failed)
 
-    def _form(self) -> Wave:
-        """The row that waited longest chooses the kind, so no row starves; those that need the same ride along."""
-        need, room, chosen = self.rows[0].need, self.max_unet_rows, list[Row]()
-        for row in self.rows:
-            if row.need == need and (row.unet_rows <= room or not chosen):
-                chosen.append(row)
-                room -= row.unet_rows
-        return Wave(need, chosen)
+    def _attempt(self, rows: Sequence[Row]) -> list[Row]:
+        """Run one wave; if that fails, its halves, so that only the culprits fail, and a wave too large for memory still runs.
+
+        Returns the rows that failed alone, each with its error; their state and all others' is as it should be.
+        """
+        try:
+            self._run(rows)
+        except Exception as error:
+            if len(rows) == 1:
+                rows[0].error = error
+                return [rows[0]]
+            half = len(rows) // 2
+            return self._attempt(rows[:half]) + self._attempt(rows[half:])
+        return []
 
     @torch.inference_mode()
-    def _run(self, wave: Wave) -> None:
-        rows, repeats = wave.rows, torch.tensor([row.unet_rows for row in wave.rows])
-        device = rows[0].latent.device
-        latent = torch.stack([row.latent for row in rows])
-        spread = torch.arange(len(rows)).repeat_interleave(repeats).to(device)
-        sample = latent[spread]
-        timesteps = torch.tensor([row.step.timestep for row in rows]).to(device)[spread]
-        context = torch.cat([row.context for row in rows])
-        ends = repeats.cumsum(0)
+    def _run(self, rows: Sequence[Row]) -> None:
+        """One UNet call: the rows' conditional halves first, then the unconditional ones of those that guide."""
+        need, branches = rows[0].need, [row.step.branch for row in rows]
+        guiding = [i for i, row in enumerate(rows) if row.unet_rows == 2]
+        spread = [*range(len(rows)), *guiding]  # UNet row -> row
+        held = [row.slots[0] for row in rows] + [rows[i].slots[1] for i in guiding]  # UNet row -> slot
+        homes, slots = self._index(held[: len(rows)]), self._index(held)
+        numbers = torch.tensor([_numbers(row) for row in rows]).to(homes.device)
+        latent, before = self.slots.state(homes)
+        sample, timesteps = latent, numbers[:, 0]
+        if guiding:
+            sample, timesteps = sample[self._index(spread)], timesteps[self._index(spread)]
+        condition = Condition.cat([row.condition for row in rows] + [rows[i].negative for i in guiding])  # type: ignore[misc]
 
-        if wave.need.kind == "full":
-            output, kept = self.anatomy.full(sample, timesteps, context, keep={row.step.branch for row in rows})
-            for row, start, end in zip(rows, (ends - repeats).tolist(), ends.tolist(), strict=True):
-                if row.step.branch:
-                    row.feature = kept[row.step.branch][start:end].clone()  # a view would keep the whole wave's alive
+        if need.kind == "full":
+            output, kept = self.anatomy.full(sample, timesteps, condition, keep=set(branches) - {0})
         else:
-            features = torch.cat([row.feature for row in rows])
-            output = self.anatomy.partial(sample, timesteps, context, wave.need.branch, features)
+            feature = self.slots.feature(slots, need.branch)
+            output, kept = self.anatomy.partial(sample, timesteps, condition, need.branch, feature), {}
 
-        conditional, unconditional = output[(ends - 1).to(device)], output[(ends - repeats).to(device)]
-        guidance = _column([row.guidance for row in rows], latent)
-        self._advance(rows, latent, unconditional + guidance * (conditional - unconditional))
+        _, guidance, *step = numbers.T[..., None, None, None]
+        latent, clean = _advance(latent, before, _guided(output, guidance, guiding), *step)
+        for branch, features in kept.items():
+            chosen = [i for i, row in enumerate(spread) if branches[row] == branch]
+            self.slots.keep(self._index([held[i] for i in chosen]), features[self._index(chosen)])
+        self.slots.advance(homes, latent, clean)
+        for row in rows:
+            row.position += 1
 
-    def _advance(self, rows: Sequence[Row], latent: Tensor, output: Tensor) -> None:
-        """The two equations of `program`, one set of numbers per row."""
-        steps = [row.step for row in rows]
-        before = torch.stack([row.clean for row in rows])
-        clean = _column([s.clean_x for s in steps], latent) * latent + _column([s.clean_m for s in steps], latent) * output
-        latent = _column([s.next_x for s in steps], latent) * latent + _column([s.next_0 for s in steps], latent) * clean
-        latent = latent + _column([s.next_1 for s in steps], latent) * before
-        for i, row in enumerate(rows):
-            row.latent, row.clean, row.position = latent[i], clean[i], row.position + 1
+    def _index(self, numbers: list[int]) -> Tensor:
+        return torch.tensor(numbers).to(self.anatomy.unet.device)
+
+    def _leave(self, row: Row) -> None:
+        self.slots.give_back(row.slots)
+        row.slots = []
 
 
-def _column(numbers: Sequence[float], like: Tensor) -> Tensor:
-    """One number per row, (n, 1, 1, 1), to multiply (n, c, h, w)."""
-    return torch.tensor(numbers, dtype=like.dtype).to(like.device).view(-1, 1, 1, 1)
+def _numbers(row: Row) -> tuple[float, ...]:
+    step = row.step
+    solver = (step.clean_x, step.clean_m, step.clip, step.next_x, step.next_m, step.next_0, step.next_1)
+    return (step.timestep, row.guidance, *solver)
+
+
+def _guided(output: Tensor, guidance: Tensor, guiding: Sequence[int]) -> Tensor:
+    """The conditional outputs, moved away from the unconditional ones (which follow them) in the rows that guide."""
+    rows = len(guidance)
+    if not guiding:
+        return output
+    conditional, unconditional = output[:rows], output[rows:]
+    if len(guiding) == rows:
+        return unconditional + guidance * (conditional - unconditional)
+    some = torch.tensor(guiding).to(output.device)
+    return conditional.index_copy(0, some, unconditional + guidance[some] * (conditional[some] - unconditional))
+
+
+def _advance(
+    x: Tensor,
+    before: Tensor,
+    m: Tensor,
+    clean_x: Tensor,
+    clean_m: Tensor,
+    clip: Tensor,
+    next_x: Tensor,
+    next_m: Tensor,
+    next_0: Tensor,
+    next_1: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """The two equations of `program`, one set of numbers per row, each (n, 1, 1, 1). Returns the next x and x₀."""
+    clean = torch.clamp(clean_x * x + clean_m * m, -clip, clip)
+    return next_x * x + next_m * m + next_0 * clean + next_1 * before, clean

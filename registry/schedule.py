@@ -15,7 +15,7 @@ FORMAT: Final = 1
 MAX_TEACHER_STEPS = 1000
 
 Kind = Literal["full", "partial", "null"]
-SolverName = Literal["ddim", "dpmsolver++"]
+SolverName = Literal["ddim", "dpmsolver++", "euler"]
 Spacing = Literal["leading", "trailing", "linspace"]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 
@@ -35,11 +35,18 @@ class ModelRef(Document):
 
 
 class Solver(Document):
-    """The update rule and the teacher's timesteps, all named as in diffusers."""
+    """The update rule and the teacher's timesteps, all named as in diffusers; `karras` is for the levels of arXiv 2206.00364."""
 
     name: SolverName
     teacher_steps: int = Field(ge=1, le=MAX_TEACHER_STEPS)
     spacing: Spacing
+    karras: bool = Field(default=False, exclude_if=lambda on: not on)  # left out, so that older documents keep their digest
+
+    @model_validator(mode="after")
+    def _karras_where_diffusers_has_it(self) -> Self:
+        if self.karras and self.name == "ddim":
+            raise ValueError("karras: the solver ddim has no Karras noise levels; dpmsolver++ and euler have")
+        return self
 
 
 class Segment(Document):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from engine.condition import Condition
 from engine.models import Model
 from engine.program import Program
 from engine.sampler import generate
@@ -86,8 +87,8 @@ class Objective:
         self.teacher = model.compile(teacher(model.ref, model.solver("ddim", teacher_steps)))
         self.noise = torch.stack([model.noise(seed) for seed in sample.seeds])
         prompts = list(sample.prompts)
-        self.context = torch.cat([model.encode(prompts[i : i + batch]) for i in range(0, len(prompts), batch)])
-        self.negative = model.encode([""]) if self.rows == 2 else None
+        self.condition = Condition.cat([model.encode(prompts[i : i + batch]) for i in range(0, len(prompts), batch)])
+        self.negative = model.negative([""]) if self.rows == 2 else None
         self.texts = clip.texts(sample.prompts)
         self.reference = self._teacher_images(cache)
         self.features = clip.images(self.reference)
@@ -98,9 +99,9 @@ class Objective:
         """The sample's images under one program, (n, 3, H, W) in [0, 1]."""
         batches = []
         for start in range(0, len(self.noise), self.batch):
-            noise, context = self.noise[start : start + self.batch], self.context[start : start + self.batch]
-            negative = None if self.negative is None else self.negative.expand(len(noise), -1, -1)
-            latents = generate(self.model.anatomy, program, noise, context, negative, self.guidance)
+            noise, condition = self.noise[start : start + self.batch], self.condition[start : start + self.batch]
+            negative = None if self.negative is None else self.negative.expand(len(noise))
+            latents = generate(self.model.anatomy, program, noise, condition, negative, self.guidance)
             batches.append(self.model.decode(latents))
             self.progress(len(noise))
         return torch.cat(batches)

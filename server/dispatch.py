@@ -11,15 +11,17 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from time import monotonic
 
 import torch
-from torch import Tensor
 
+from engine.condition import Condition
+from engine.door import Door
 from engine.models import Model
+from engine.policy import Balanced
 from engine.waves import Row, Wave, Waves
 from registry.errors import FlexiError
 from server import metrics
@@ -44,8 +46,10 @@ class Dispatcher:
     def __init__(self, model: Model, admission: Admission, max_wave_rows: int) -> None:
         self._model = model
         self._admission = admission
-        self._waves = Waves(model.anatomy, max_wave_rows)
-        self._max_rows = WAVES_IN_FLIGHT * max_wave_rows
+        self._policy = Balanced(max_unet_rows=max_wave_rows)
+        self._door = Door(self._policy)
+        self._waves = Waves(model.anatomy, model.slots(WAVES_IN_FLIGHT * max_wave_rows), self._policy)
+        metrics.cache_bytes.set(self._waves.slots.bytes)
         self._waiting: deque[Ticket] = deque()
         self._inflight: dict[Row, Ticket] = {}
         self._wake = threading.Condition()  # guards _waiting and _open
@@ -105,9 +109,10 @@ class Dispatcher:
         while self._has_work():
             try:
                 self.turn()
-            except Exception as error:  # a bug of ours: better to fail what is in flight than to fail for ever
+            except Exception as error:  # a lost device or a bug: better to fail what is in flight than to fail for ever
                 log.exception("the engine's turn failed")
                 self._fail([*self._inflight.values()], error, "scheduling")
+                self._give_up_after(FAILED_WAVES)
         stopping = NotReady("the server is stopping")
         self._fail([*self._inflight.values(), *self._waiting], stopping, "")
 
@@ -125,18 +130,33 @@ class Dispatcher:
             self._leave(ticket, "cancelled")
 
     def _take_in(self) -> None:
-        room, tickets = self._max_rows - sum(ticket.order.unet_rows for ticket in self._inflight.values()), list[Ticket]()
+        room, tickets = self._waves.slots.free, list[Ticket]()
         with self._wake:
-            while self._waiting and len(tickets) < BATCH and self._waiting[0].order.unet_rows <= room:
-                tickets.append(self._waiting.popleft())
-                room -= tickets[-1].order.unet_rows
+            while self._waiting and len(tickets) < BATCH:
+                ticket = self._door.next(self._waiting, monotonic())
+                if ticket.order.unet_rows > room:
+                    break
+                self._waiting.remove(ticket)
+                self._door.charge(ticket.tier, ticket.remaining_macs(self._model.macs))
+                tickets.append(ticket)
+                room -= ticket.order.unet_rows
         self._each(tickets, self._encode, "encoding")
 
     def _encode(self, tickets: list[Ticket]) -> None:
-        start = monotonic()
-        texts = list(dict.fromkeys(text for ticket in tickets for text in ticket.order.texts))
-        contexts = dict(zip(texts, self._model.encode(texts), strict=True))
-        rows = [self._row(ticket.order, contexts) for ticket in tickets]
+        start, orders = monotonic(), [ticket.order for ticket in tickets]
+        wanted = _each_once([order.prompt for order in orders], self._model.encode)
+        unwanted = _each_once([order.negative for order in orders if order.unet_rows == 2], self._model.negative)
+        rows = [
+            Row(
+                order.program,
+                self._model.noise(order.seed),
+                wanted[order.prompt],
+                order.guidance,
+                unwanted[order.negative] if order.unet_rows == 2 else None,
+                order.deadline,
+            )
+            for order in orders
+        ]
         for ticket, row in zip(tickets, rows, strict=True):  # nothing below can fail: a retry must find no half of a batch
             ticket.row, ticket.taken = row, start
             metrics.stage_seconds.labels("queue").observe(start - ticket.queued)
@@ -144,24 +164,20 @@ class Dispatcher:
             self._waves.add(row)
         metrics.stage_seconds.labels("encode").observe(monotonic() - start)
 
-    def _row(self, order: Order, contexts: Mapping[str, Tensor]) -> Row:
-        context = torch.stack([contexts[text] for text in order.texts])
-        return Row(order.program, self._model.noise(order.seed), context, order.guidance)
-
     def _wave(self) -> list[Ticket]:
         """Run one wave; the tickets whose denoising it ended."""
         start = monotonic()
-        try:
-            wave = self._waves.tick()
-            if self._model.device.type == "cuda":
-                torch.cuda.synchronize(self._model.device)  # else the time measured is that of queueing the kernels
-        except Exception as error:
-            log.exception("a wave failed")
-            self._give_up_after(FAILED_WAVES)
-            assert self._waves.last is not None, "only a formed wave can fail"
-            self._fail([self._inflight[row] for row in self._waves.last.rows], error, "denoising")
-            return []
+        wave = self._waves.tick(start)
         if wave is None:
+            return []
+        if self._model.device.type == "cuda":
+            torch.cuda.synchronize(self._model.device)  # else the time measured is that of queueing the kernels
+        for row in wave.failed:
+            assert row.error is not None, "a failed row has its error"
+            log.error("denoising failed", exc_info=row.error)
+            self._fail([self._inflight[row]], row.error, "denoising")
+        if not wave.rows:
+            self._give_up_after(FAILED_WAVES)
             return []
         self._failed_waves = 0
         self._account(wave, monotonic() - start)
@@ -186,12 +202,12 @@ class Dispatcher:
         metrics.wave_rows.labels(kind).observe(wave.unet_rows)
         metrics.wave_seconds.labels(kind).observe(seconds)
         self._admission.measured(total, seconds)
+        if not wave.failed:  # else it was several calls
+            self._policy.curve.observe(wave.need, wave.unet_rows, seconds)
 
     def _hand_out(self, tickets: list[Ticket]) -> None:
         start = monotonic()
         latents = torch.stack([ticket.latent for ticket in tickets])
-        if not torch.isfinite(latents).all():
-            raise GenerationFailed("the latent is not finite")
         images = self._model.decode(latents)
         metrics.stage_seconds.labels("decode").observe(monotonic() - start)
         for ticket, pixels in zip(tickets, images, strict=True):
@@ -219,7 +235,9 @@ class Dispatcher:
 
     def _fail(self, tickets: Sequence[Ticket], error: Exception, stage: str) -> None:
         if not isinstance(error, FlexiError):
-            error = GenerationFailed(f"{stage} this image failed")
+            error = GenerationFailed(
+                f"{stage} this image failed" + (f": {error}" if isinstance(error, FloatingPointError) else "")
+            )
         for ticket in tickets:
             self._leave(ticket, "failed")
             with suppress(InvalidStateError):
@@ -236,3 +254,12 @@ class Dispatcher:
         """MACs accepted and not run yet. Called in the thread of `submit`: hence the copies, each made in one go."""
         tickets = [*list(self._waiting), *list(self._inflight.values())]
         return sum(ticket.remaining_macs(self._model.macs) for ticket in tickets)
+
+
+def _each_once(prompts: Sequence[str], encode: Callable[[Sequence[str]], Condition]) -> dict[str, Condition]:
+    """The condition of each prompt, one row each; equal prompts are encoded once."""
+    different = list(dict.fromkeys(prompts))
+    if not different:
+        return {}
+    encoded = encode(different)
+    return {prompt: encoded[i : i + 1] for i, prompt in enumerate(different)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 from collections.abc import Coroutine, Sequence
 from time import monotonic
@@ -31,11 +32,15 @@ class Renderer(Protocol):
 class Generation:
     """Resolve, order, wait, answer."""
 
-    def __init__(self, model: ModelRef, schedules: Schedules, renderer: Renderer, settings: Settings) -> None:
+    def __init__(
+        self, model: ModelRef, schedules: Schedules, renderer: Renderer, settings: Settings, guides: bool = True
+    ) -> None:
+        """`guides`: whether the model knows classifier-free guidance; one that does not gets the scale 1 by default."""
         self._model = model
         self._schedules = schedules
         self._renderer = renderer
         self._settings = settings
+        self._guidance = settings.default_guidance if guides else 1.0
 
     async def answer(self, request: GenerateRequest, request_id: str, gone: Coroutine[Any, Any, None]) -> GenerateResponse:
         """Work until done, `gone` ends (the client left) or time is over. Raises members of `FlexiError`."""
@@ -67,7 +72,8 @@ class Generation:
 
     async def _make(self, request: GenerateRequest, request_id: str, entry: InForce) -> GenerateResponse:
         seed = secrets.randbelow(2**32) if request.seed is None else request.seed
-        guidance = request.guidance_scale or self._settings.default_guidance
+        deadline = math.inf if request.deadline_ms is None else monotonic() + request.deadline_ms / 1000
+        guidance = request.guidance_scale or self._guidance
         orders = [
             Order(
                 program=entry.program,
@@ -76,6 +82,7 @@ class Generation:
                 guidance=guidance,
                 seed=seed + i,
                 tier=entry.tier or metrics.CUSTOM,
+                deadline=deadline,
             )
             for i in range(request.num_images)
         ]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from engine.models import Model, load
+from engine.policy import Oldest
 from engine.waves import Row, Waves
 from registry.address import open_store
 from registry.catalog import Catalog
@@ -46,7 +47,7 @@ async def open_house(settings: Settings) -> House:
     await asyncio.to_thread(warm_up, model, (entry.schedule for entry in schedules.tiers()), settings.max_wave_rows)
     dispatcher = Dispatcher(model, Admission(settings.max_queue_rows), settings.max_wave_rows)
     dispatcher.start()
-    generation = Generation(model.ref, schedules, dispatcher, settings)
+    generation = Generation(model.ref, schedules, dispatcher, settings, guides=model.prompts.guides)
     return House(schedules, dispatcher, generation, asyncio.create_task(schedules.watch(settings.watch_seconds)))
 
 
@@ -73,10 +74,15 @@ def warm_up(model: Model, schedules: Iterable[Schedule], max_wave_rows: int) -> 
     branches = {segment.branch for schedule in schedules for segment in schedule.segments if segment.partial} or {1}
     segments = tuple(Segment(partial=(1,), branch=branch) for branch in sorted(branches))
     program = model.compile(Schedule(model=model.ref, solver=model.solver("ddim", 2 * len(segments)), segments=segments))
-    contexts, waves = model.encode(["", "warm-up"]), Waves(model.anatomy, max_wave_rows)
-    rows = [Row(program, model.noise(0), contexts, 2.0), Row(program, model.noise(1), contexts[1:])]
+    condition, waves = model.encode([model.prompts.sample]), Waves(model.anatomy, model.slots(4), Oldest(max_wave_rows))
+    rows = [Row(program, model.noise(0), condition)]
+    if model.prompts.guides:
+        rows.append(Row(program, model.noise(1), condition, 2.0, model.negative([""])))
     for row in rows:
         waves.add(row)
     while waves.tick():
         pass
-    model.decode(torch.stack([row.latent for row in rows]))
+    for row in rows:
+        if row.latent is None:
+            raise row.error or AssertionError("a row that left has a latent or an error")
+        model.decode(row.latent[None])

@@ -24,6 +24,10 @@ stage_seconds = Histogram(
 )  # fmt: skip
 queue_rows = Gauge("flexi_queue_rows", "Images that wait for the engine.", multiprocess_mode="livesum")
 inflight_rows = Gauge("flexi_inflight_rows", "Images in the engine.", multiprocess_mode="livesum")
+cache_bytes = Gauge(
+    "flexi_cache_bytes", "Memory for rows in flight: latents and cached features, allocated at the start.",
+    multiprocess_mode="livesum",
+)  # fmt: skip
 wave_rows = Histogram("flexi_wave_rows", "UNet rows of a wave.", ["kind"], buckets=ROWS)
 wave_seconds = Histogram("flexi_wave_seconds", "Duration of a wave.", ["kind"], buckets=SECONDS)
 steps_total = Counter("flexi_steps_total", "Steps executed, and null steps jumped over.", ["kind", "tier"])

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from torch import Tensor
 
 from engine.macs import StepMacs
+from engine.policy import Need
 from engine.program import Program
-from engine.waves import Need, Row
+from engine.waves import Row, need_of
 from server.metrics import CUSTOM, NO_ARM
 
 
@@ -25,16 +28,12 @@ class Order:
     seed: int
     tier: str = CUSTOM
     arm: str = NO_ARM
+    deadline: float = math.inf  # of a monotonic clock, in seconds
 
     @property
     def unet_rows(self) -> int:
         """2 with classifier-free guidance, else 1."""
         return 1 if self.guidance == 1 else 2
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        """The prompts of its UNet rows, in order."""
-        return (self.prompt,) if self.unet_rows == 1 else (self.negative, self.prompt)
 
 
 @dataclass(frozen=True)
@@ -62,12 +61,39 @@ class Ticket:
     macs: int = 0
     steps: Counter[str] = field(default_factory=Counter)
     row: Row | None = None
+    waits: int = 0  # a policy asks, and a ticket that is not in the engine yet lets no wave go by
     future: Future[Picture] = field(default_factory=Future)
 
     @property
+    def tier(self) -> str:
+        """Whose share of the MACs it takes."""
+        return self.order.tier
+
+    @property
+    def deadline(self) -> float:
+        """When the picture must be there."""
+        return self.order.deadline
+
+    @property
+    def unet_rows(self) -> int:
+        """Of each step."""
+        return self.order.unet_rows
+
+    @property
+    def need(self) -> Need:
+        """Of the first step."""
+        return self.ahead[0]
+
+    @cached_property
+    def ahead(self) -> list[Need]:
+        """Of all steps, before the first."""
+        return [need_of(step) for step in self.order.program.steps]
+
+    @property
     def latent(self) -> Tensor:
-        """The row's latent (c, h, w)."""
+        """The finished latent (c, h, w)."""
         assert self.row is not None, "the order is not in the engine"
+        assert self.row.latent is not None, "the order is not denoised yet"
         return self.row.latent
 
     def ran(self, need: Need, step_macs: StepMacs) -> tuple[int, int]:
@@ -75,7 +101,7 @@ class Ticket:
         assert self.row is not None, "a ticket without a row cannot be in a wave"
         steps, position = self.row.program.steps, self.row.position
         end = self.row.program.schedule.solver.teacher_steps if self.row.done else steps[position].index
-        macs, null = self.row.unet_rows * step_macs.of(*need), end - steps[position - 1].index - 1
+        macs, null = self.order.unet_rows * step_macs.of(*need), end - steps[position - 1].index - 1
         self.macs += macs
         self.steps.update({need.kind: 1, "null": null})
         return macs, null

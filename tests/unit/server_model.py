@@ -8,7 +8,10 @@ import torch
 from torch import Tensor
 
 from engine.anatomy import Anatomy
-from engine.models import Model, noise_levels
+from engine.condition import Condition
+from engine.decoders import Pixels
+from engine.models import Model
+from engine.noise import noise_levels
 from registry.schedule import ModelRef
 
 
@@ -16,11 +19,17 @@ from registry.schedule import ModelRef
 class FakeText:
     """Embeds a prompt by its bytes; refuses the prompt "poison"."""
 
-    def __call__(self, prompts, device, dtype) -> Tensor:
+    sample: str = ""
+    tokens: int = 3
+    guides: bool = True
+
+    def encode(self, prompts) -> Condition:
         if "poison" in prompts:
             raise ValueError("poisoned prompt")
         seeds = [torch.Generator().manual_seed(sum(prompt.encode()) + len(prompt)) for prompt in prompts]
-        return torch.stack([torch.randn(3, 6, generator=seed) for seed in seeds])
+        return Condition(torch.stack([torch.randn(3, 6, generator=seed) for seed in seeds]))
+
+    negative = encode
 
 
 @dataclass(frozen=True)
@@ -37,10 +46,9 @@ def small_model(unet) -> FakeModel:
         ref=ModelRef(name="tiny", family="unet2d-condition", fingerprint=f"sha256:{'0' * 64}"),
         anatomy=Anatomy(unet),
         levels=noise_levels({"timestep_spacing": "trailing", "clip_sample": False}),
-        text=FakeText(),
-        vae=None,
+        prompts=FakeText(),
+        decoder=Pixels(),
         device=torch.device("cpu"),
         dtype=torch.float32,
         latent_shape=(4, 8, 8),
-        image_size=(8, 8),
     )

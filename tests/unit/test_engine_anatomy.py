@@ -11,6 +11,7 @@ from diffusers import UNet2DConditionModel, UNet2DModel
 from torch import Tensor
 
 from engine.anatomy import Anatomy, UNet
+from engine.condition import Condition
 from engine.models import Model
 from registry.errors import InvalidInput, Unsupported
 
@@ -32,6 +33,17 @@ CROSS: dict[str, dict[str, Any]] = {
     "scale and shift": {"resnet_time_scale_shift": "scale_shift"},
     "time activation": {"time_embedding_act_fn": "silu"},
     "linear projections": {"use_linear_projection": True, "transformer_layers_per_block": 2},
+    "two of everything, as Stable Diffusion XL": {
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 4,
+        "projection_class_embeddings_input_dim": 32,
+        "attention_head_dim": (2, 4),
+        "transformer_layers_per_block": (1, 2),
+        "use_linear_projection": True,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    },
+    "class labels": {"num_class_embeds": 10},
     "attention without cross": {
         "down_block_types": ("AttnDownBlock2D", "DownBlock2D"),
         "up_block_types": ("UpBlock2D", "AttnUpBlock2D"),
@@ -58,6 +70,16 @@ UNCONDITIONAL: dict[str, dict[str, Any]] = {
         "downsample_type": "resnet",
         "upsample_type": "resnet",
     },
+    "class labels": {"num_class_embeds": 10},
+    "unpadded sampling, as CIFAR-10's": {"downsample_padding": 0, "flip_sin_to_cos": False, "freq_shift": 1},
+    "one head, as unconditional latent diffusion": {"attention_head_dim": None, "layers_per_block": 2},
+    "resnets that sample, as ADM": {
+        "down_block_types": ("ResnetDownsampleBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "ResnetUpsampleBlock2D"),
+        "downsample_type": "resnet",
+        "upsample_type": "resnet",
+        "resnet_time_scale_shift": "scale_shift",
+    },
     "no attention, no middle": {
         "down_block_types": ("DownBlock2D", "DownBlock2D"),
         "up_block_types": ("UpBlock2D", "UpBlock2D"),
@@ -66,27 +88,40 @@ UNCONDITIONAL: dict[str, dict[str, Any]] = {
 }
 
 
-def inputs(unet: UNet, height: int, width: int) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Three rows at three timesteps: sample, timesteps, context."""
-    draw = torch.Generator().manual_seed(7)
-    sample = torch.randn(3, unet.config["in_channels"], height, width, generator=draw)
-    dim = unet.config.get("cross_attention_dim")
+def inputs(unet: UNet, height: int, width: int) -> tuple[Tensor, Tensor, Condition]:
+    """Three rows at three timesteps: sample, timesteps, and as much of a condition as this UNet takes."""
+    draw, config = torch.Generator().manual_seed(7), unet.config
+    sample = torch.randn(3, config["in_channels"], height, width, generator=draw)
+    dim = config.get("cross_attention_dim")
     context = torch.randn(3, 5, dim, generator=draw) if dim else None
-    return sample, torch.tensor([981, 500, 3]), context
+    pooled = sizes = labels = None
+    if config.get("addition_embed_type") == "text_time":
+        pooled = torch.randn(3, config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"])
+        sizes = torch.randint(0, 1024, (3, 6), generator=draw).float()
+    if config.get("num_class_embeds") is not None:
+        labels = torch.randint(0, config["num_class_embeds"], (3,), generator=draw)
+    return sample, torch.tensor([981.0, 500.5, 3.0]), Condition(context, pooled, sizes, labels)
+
+
+def diffusers_names(condition: Condition) -> dict[str, Any]:
+    """The condition as diffusers' forward takes it."""
+    named: dict[str, Any] = {"encoder_hidden_states": condition.context, "class_labels": condition.labels}
+    if condition.pooled is not None:
+        named["added_cond_kwargs"] = {"text_embeds": condition.pooled, "time_ids": condition.sizes}
+    return {name: value for name, value in named.items() if value is not None}
 
 
 def check_every_branch(unet: UNet, height: int, width: int) -> None:
     """The two properties: full ≡ unet(…), and a partial step from a fresh cache ≡ full, at every branch."""
-    sample, timesteps, context = inputs(unet, height, width)
+    sample, timesteps, condition = inputs(unet, height, width)
     anatomy = Anatomy(unet)
     with torch.no_grad():
-        given = {} if context is None else {"encoder_hidden_states": context}
-        want = unet(sample, timesteps, **given).sample
-        full, kept = anatomy.full(sample, timesteps, context, keep=range(1, anatomy.branches + 1))
+        want = unet(sample, timesteps, **diffusers_names(condition)).sample
+        full, kept = anatomy.full(sample, timesteps, condition, keep=range(1, anatomy.branches + 1))
         torch.testing.assert_close(full, want, rtol=0, atol=1e-5)
         assert sorted(kept) == list(range(1, anatomy.branches + 1))
         for branch, feature in kept.items():
-            partial = anatomy.partial(sample, timesteps, context, branch, feature)
+            partial = anatomy.partial(sample, timesteps, condition, branch, feature)
             assert (partial - full).abs().max() <= 1e-5, branch
 
 
@@ -116,22 +151,21 @@ def test_fresh_partial_is_full_is_diffusers_on_the_bundled_model(model: Model, s
 
 def test_a_stale_cache_is_noticed_at_every_branch(tiny: UNet2DConditionModel) -> None:
     """Or the tests above could not fail. The last branch too: its feature is the middle's, of another timestep."""
-    sample, timesteps, context = inputs(tiny, 8, 8)
+    sample, timesteps, condition = inputs(tiny, 8, 8)
     anatomy = Anatomy(tiny)
-    _, stale = anatomy.full(2 * sample, timesteps.flip(0), context, keep=range(1, anatomy.branches + 1))
-    full, _ = anatomy.full(sample, timesteps, context)
+    _, stale = anatomy.full(2 * sample, timesteps.flip(0), condition, keep=range(1, anatomy.branches + 1))
+    full, _ = anatomy.full(sample, timesteps, condition)
     for branch, feature in stale.items():
-        partial = anatomy.partial(sample, timesteps, context, branch, feature)
+        partial = anatomy.partial(sample, timesteps, condition, branch, feature)
         assert (partial - full).abs().max() > 1e-3, branch
 
 
 def test_rows_do_not_see_each_other(tiny: UNet2DConditionModel) -> None:
-    sample, timesteps, context = inputs(tiny, 8, 8)
-    assert context is not None
+    sample, timesteps, condition = inputs(tiny, 8, 8)
     anatomy = Anatomy(tiny)
-    together, _ = anatomy.full(sample, timesteps, context)
+    together, _ = anatomy.full(sample, timesteps, condition)
     for i in range(len(sample)):
-        alone, _ = anatomy.full(sample[i : i + 1], timesteps[i : i + 1], context[i : i + 1])
+        alone, _ = anatomy.full(sample[i : i + 1], timesteps[i : i + 1], condition[i : i + 1])
         torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=1e-5)
 
 
@@ -143,13 +177,12 @@ def test_only_asked_features_are_kept(tiny: UNet2DConditionModel) -> None:
 def test_latents_stay_float32_whatever_the_unet_computes_in(tiny_config: Mapping[str, Any]) -> None:
     torch.manual_seed(0)
     unet = UNet2DConditionModel(**tiny_config).eval()
-    sample, timesteps, context = inputs(unet, 8, 8)
-    assert context is not None
+    sample, timesteps, condition = inputs(unet, 8, 8)
     with torch.no_grad():
-        want, _ = Anatomy(unet).full(sample, timesteps, context)
+        want, _ = Anatomy(unet).full(sample, timesteps, condition)
         anatomy = Anatomy(unet.to(torch.bfloat16))
-        got, kept = anatomy.full(sample, timesteps, context.to(torch.bfloat16), keep={2})
-        partial = anatomy.partial(sample, timesteps, context.to(torch.bfloat16), 2, kept[2])
+        got, kept = anatomy.full(sample, timesteps, condition, keep={2})
+        partial = anatomy.partial(sample, timesteps, condition, 2, kept[2])
     assert got.dtype == partial.dtype == torch.float32
     torch.testing.assert_close(got, want, rtol=0, atol=0.05)
     torch.testing.assert_close(partial, got, rtol=0, atol=1e-5)
@@ -165,7 +198,10 @@ def test_a_branch_that_is_not_there_is_refused(tiny: UNet2DConditionModel, branc
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
-        ({"num_class_embeds": 10}, "num_class_embeds"),
+        ({"num_class_embeds": 10, "class_embeddings_concat": True}, "class_embeddings_concat"),
+        ({"time_cond_proj_dim": 8}, "time_cond_proj_dim"),
+        ({"attention_type": "gated"}, "attention_type"),
+        ({"encoder_hid_dim": 4}, "encoder_hid_dim_type"),
         ({"class_embed_type": "timestep"}, "class_embed_type"),
         ({"addition_embed_type": "text"}, "addition_embed_type"),
         ({"time_embedding_type": "fourier"}, "time_embedding_type"),

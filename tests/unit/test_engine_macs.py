@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from engine.anatomy import Anatomy
+from engine.condition import Condition
 from engine.macs import StepMacs, count_steps, meta_unet
 from engine.models import Model
 from registry.errors import Unsupported
@@ -38,12 +39,12 @@ def config_of(name: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def sd15() -> StepMacs:
-    return count_steps(config_of("sd15-unet.json"), (4, 64, 64), (77, 768))
+    return count_steps(config_of("sd15-unet.json"), (4, 64, 64), 77)
 
 
 @pytest.fixture(scope="module")
 def ldm4g() -> StepMacs:
-    return count_steps(config_of("ldm4g-unet.json"), (3, 64, 64), (1, 512))
+    return count_steps(config_of("ldm4g-unet.json"), (3, 64, 64), 1)
 
 
 def test_stable_diffusion_full_step_is_the_published_one(sd15: StepMacs) -> None:
@@ -87,7 +88,7 @@ def test_deepcache_averages_on_ldm_are_the_published_ones(ldm4g: StepMacs, inter
 
 @pytest.mark.parametrize("size", [(8, 8), (9, 7)])
 def test_the_meta_count_is_what_really_runs(tiny: UNet2DConditionModel, size: tuple[int, int]) -> None:
-    counted = count_steps(tiny.config, (4, *size), (5, 6))
+    counted = count_steps(tiny.config, (4, *size), 5)
     anatomy, sample = Anatomy(tiny), torch.randn(1, 4, *size)
     context, timesteps = torch.randn(1, 5, 6), torch.tensor([7])
     with torchs_count() as whole:
@@ -95,10 +96,10 @@ def test_the_meta_count_is_what_really_runs(tiny: UNet2DConditionModel, size: tu
     assert counted.full.macs == whole.get_total_flops() / 2
     assert counted.parameters == sum(p.numel() for p in tiny.parameters())
     assert list(counted.partial) == [1, 2, 3, 4]
-    _, kept = anatomy.full(sample, timesteps, context, keep=counted.partial)
+    _, kept = anatomy.full(sample, timesteps, Condition(context), keep=counted.partial)
     for branch, macs in counted.partial.items():
         with torchs_count() as part:
-            anatomy.partial(sample, timesteps, context, branch, kept[branch])
+            anatomy.partial(sample, timesteps, Condition(context), branch, kept[branch])
         assert macs.macs == part.get_total_flops() / 2
 
 
@@ -114,7 +115,7 @@ def test_an_unconditional_unet_is_counted_too() -> None:
     unet = UNet2DModel.from_config(config).eval()
     with torchs_count() as whole:
         unet(torch.randn(1, 3, 8, 8), torch.tensor([7]))
-    assert count_steps(config, (3, 8, 8), None).full.macs == whole.get_total_flops() / 2
+    assert count_steps(config, (3, 8, 8), 0).full.macs == whole.get_total_flops() / 2
 
 
 def test_a_deeper_branch_costs_more_and_never_as_much_as_a_full_step(sd15: StepMacs, ldm4g: StepMacs) -> None:
@@ -145,7 +146,7 @@ def test_the_paper_count_by_hand() -> None:
     time, head = linear(4, 16) + linear(16, 16), norm(4) + conv(4, 2)
     down = norm(4) + conv(4, 4) + linear(16, 4) + norm(4) + conv(4, 4)
     up = norm(8) + conv(8, 4) + linear(16, 4) + norm(4) + conv(4, 4) + conv(8, 4, taps=1)
-    counted = count_steps(config, (2, 3, 5), (1, 4))
+    counted = count_steps(config, (2, 3, 5), 1)
     assert counted.full.paper_macs == time + conv(2, 4) + down + 2 * up + head
     assert counted.partial[1].paper_macs == time + conv(2, 4) + up + head
 
@@ -168,9 +169,9 @@ def test_the_teacher_costs_exactly_the_teacher(model: Model) -> None:
 
 
 def test_the_bundled_model_is_counted_at_its_own_size(model: Model) -> None:
-    context = model.encode(["cat"])
+    condition = model.encode(["cat"])
     with torchs_count() as whole:
-        model.anatomy.full(model.noise(0)[None], torch.tensor([7]), context)
+        model.anatomy.full(model.noise(0)[None], torch.tensor([7]), condition)
     assert model.macs.full.macs == whole.get_total_flops() / 2
 
 

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from engine.models import Model, fingerprint, load
+from engine.decoders import Autoencoder
+from engine.folder import Folder
+from engine.models import Model, load
 from registry.errors import InvalidInput, NotFound, Unsupported
 from registry.schedule import ModelRef, Schedule, Segment, teacher
 
@@ -89,33 +91,33 @@ def test_a_folder_name_that_cannot_be_a_model_name_asks_for_one(folder: Path) ->
 
 
 def test_the_fingerprint_changes_with_one_byte_of_weights(folder: Path) -> None:
-    before = fingerprint(folder)
+    before = Folder(folder).fingerprint()
     (folder / "unet" / "weights.safetensors").write_bytes(b"\0\1\3")
-    assert fingerprint(folder) != before
+    assert Folder(folder).fingerprint() != before
 
 
 @pytest.mark.parametrize("file", ["scheduler/config.json", "tokenizer/config.json", "model_index.json"])
 def test_the_fingerprint_changes_with_configuration(folder: Path, file: str) -> None:
-    before = fingerprint(folder)
+    before = Folder(folder).fingerprint()
     (folder / file).write_text((folder / file).read_text() + " ")
-    assert fingerprint(folder) != before
+    assert Folder(folder).fingerprint() != before
 
 
 def test_the_fingerprint_changes_when_a_file_moves(folder: Path) -> None:
-    before = fingerprint(folder)
+    before = Folder(folder).fingerprint()
     (folder / "unet" / "weights.safetensors").rename(folder / "vae" / "weights.safetensors")
-    assert fingerprint(folder) != before
+    assert Folder(folder).fingerprint() != before
 
 
 def test_the_fingerprint_ignores_what_no_component_reads_and_where_the_folder_lies(folder: Path) -> None:
-    before = fingerprint(folder)
+    before = Folder(folder).fingerprint()
     (folder / "README.md").write_text("hello")
     (folder / "prompts.txt").write_text("cat")
     (folder / "safety_checker").mkdir()
     (folder / "safety_checker" / "weights.safetensors").write_bytes(b"unused")
     moved = folder.parent / "elsewhere"
     shutil.copytree(folder, moved)
-    assert fingerprint(folder) == fingerprint(moved) == before
+    assert Folder(folder).fingerprint() == Folder(moved).fingerprint() == before
 
 
 def test_the_bundled_models_shape(model: Model) -> None:
@@ -124,7 +126,9 @@ def test_the_bundled_models_shape(model: Model) -> None:
     assert model.latent_shape == (4, 16, 16)
     assert model.image_size == (64, 64)
     assert model.anatomy.branches == 8
-    assert model.encode(["cat", "a very long prompt " * 50]).shape == (2, 16, 128)
+    context = model.encode(["cat", "a very long prompt " * 50]).context
+    assert context is not None
+    assert context.shape == (2, 16, 128)
 
 
 def test_noise_is_a_function_of_the_seed_alone(model: Model) -> None:
@@ -163,15 +167,18 @@ def test_decoded_images_are_in_range_whatever_the_latents(model: Model) -> None:
 
 def test_decoding_is_diffusers_decoding(model: Model) -> None:
     latents = torch.stack([model.noise(0)])
+    assert isinstance(model.decoder, Autoencoder)
+    vae = model.decoder.vae
     with torch.no_grad():
-        want = model.vae.decode(latents / model.vae.config.scaling_factor).sample
+        want = vae.decode(latents / vae.config.scaling_factor).sample
     torch.testing.assert_close(model.decode(latents), ((want + 1) / 2).clamp(0, 1), rtol=0, atol=1e-6)
 
 
 def test_a_prompt_is_encoded_the_same_in_any_batch(model: Model) -> None:
-    together = model.encode(["cat", "red heart", ""])
+    together = model.encode(["cat", "red heart", ""]).context
+    assert together is not None
     for i, prompt in enumerate(["cat", "red heart", ""]):
-        torch.testing.assert_close(together[i], model.encode([prompt])[0], rtol=0, atol=1e-5)
+        torch.testing.assert_close(together[i : i + 1], model.encode([prompt]).context, rtol=0, atol=1e-5)
 
 
 def test_a_schedule_made_for_other_weights_is_refused(model: Model) -> None:

@@ -10,8 +10,12 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusio
 from torch import Tensor
 
 from engine.anatomy import Anatomy
-from engine.models import Model, noise_levels
+from engine.condition import Condition
+from engine.decoders import Autoencoder
+from engine.models import Model
+from engine.noise import noise_levels
 from engine.program import Program, compile_program
+from engine.prompts import Text
 from engine.sampler import generate
 from registry.schedule import ModelRef, Schedule, Segment, Solver, SolverName, teacher
 
@@ -24,9 +28,9 @@ REF = ModelRef(name="toy", family="unet2d-condition", fingerprint="sha256:" + "0
 def pipeline(model: Model) -> StableDiffusionPipeline:
     """diffusers' own pipeline over the same modules."""
     pipe = StableDiffusionPipeline(
-        vae=model.vae,
-        text_encoder=model.text.encoder,
-        tokenizer=model.text.tokenizer,
+        vae=cast(Autoencoder, model.decoder).vae,
+        text_encoder=cast(Text, model.prompts).encoder,
+        tokenizer=cast(Text, model.prompts).tokenizer,
         unet=model.anatomy.unet,
         scheduler=DDIMScheduler.from_pretrained("models/emoji64/scheduler"),
         safety_checker=None,
@@ -57,7 +61,7 @@ def test_the_teacher_is_diffusers_pipeline(
         output_type="latent",
     ).images
     program = model.compile(teacher(model.ref, model.solver(solver, steps)))
-    negative = model.encode(["", "blue"]) if guidance > 1 else None
+    negative = model.negative(["", "blue"]) if guidance > 1 else None
     got = generate(model.anatomy, program, noise, model.encode(PROMPTS), negative, guidance)
     assert (got - want).abs().max().item() <= 1e-4
 
@@ -68,8 +72,8 @@ def program_of(segments: tuple[Segment, ...], steps: int = 8, solver: SolverName
     return compile_program(schedule, levels, branches)
 
 
-def context(seed: int, rows: int) -> Tensor:
-    return torch.randn(rows, 5, 6, generator=torch.Generator().manual_seed(seed))
+def condition(seed: int, rows: int) -> Condition:
+    return Condition(torch.randn(rows, 5, 6, generator=torch.Generator().manual_seed(seed)))
 
 
 def noise(rows: int) -> Tensor:
@@ -94,7 +98,7 @@ class Spy:
 def test_a_partial_step_gets_the_feature_of_its_segments_full_step() -> None:
     spy = Spy()
     program = program_of((Segment(partial=(1, 3), branch=3), Segment(partial=(2,), branch=1)))
-    generate(cast(Anatomy, spy), program, noise(1), None)
+    generate(cast(Anatomy, spy), program, noise(1), Condition())
     times = [step.timestep for step in program.steps]
     assert spy.partial_steps == [(times[1], (times[0], 3)), (times[2], (times[0], 3)), (times[4], (times[3], 1))]
 
@@ -102,17 +106,17 @@ def test_a_partial_step_gets_the_feature_of_its_segments_full_step() -> None:
 @pytest.mark.parametrize("solver", ["ddim", "dpmsolver++"])
 def test_partial_steps_come_close_to_full_steps_and_are_not_them(tiny: UNet2DConditionModel, solver: SolverName) -> None:
     anatomy = Anatomy(tiny)
-    full = generate(anatomy, program_of((Segment(),) * 8, solver=solver), noise(2), context(0, 2))
+    full = generate(anatomy, program_of((Segment(),) * 8, solver=solver), noise(2), condition(0, 2))
     partial = program_of((Segment(partial=(1,), branch=2),) * 4, solver=solver)
-    cached = generate(anatomy, partial, noise(2), context(0, 2))
-    skipped = generate(anatomy, program_of((Segment(),) * 4, solver=solver), noise(2), context(0, 2))
+    cached = generate(anatomy, partial, noise(2), condition(0, 2))
+    skipped = generate(anatomy, program_of((Segment(),) * 4, solver=solver), noise(2), condition(0, 2))
     assert 1e-4 < (cached - full).abs().mean() < 0.5 * full.std()
     assert not torch.allclose(cached, skipped, atol=1e-4)
 
 
 def test_guidance_of_one_is_no_guidance_and_of_zero_the_negative_prompt(tiny: UNet2DConditionModel) -> None:
     anatomy, program = Anatomy(tiny), program_of((Segment(partial=(1,), branch=2), Segment()), steps=6)
-    wanted, unwanted = context(0, 2), context(1, 2)
+    wanted, unwanted = condition(0, 2), condition(1, 2)
     for scale, same in ((1.0, wanted), (0.0, unwanted)):
         got = generate(anatomy, program, noise(2), wanted, unwanted, scale)
         torch.testing.assert_close(got, generate(anatomy, program, noise(2), same), rtol=0, atol=1e-5)
@@ -121,7 +125,7 @@ def test_guidance_of_one_is_no_guidance_and_of_zero_the_negative_prompt(tiny: UN
 def test_guidance_of_two_leads_away_from_the_negative_prompt_in_one_step(tiny: UNet2DConditionModel) -> None:
     """One step is linear in the prediction, so classifier-free guidance extrapolates the latents themselves."""
     anatomy, program = Anatomy(tiny), program_of((Segment(),), steps=1)
-    wanted, unwanted = context(0, 2), context(1, 2)
+    wanted, unwanted = condition(0, 2), condition(1, 2)
     towards, away = (generate(anatomy, program, noise(2), given) for given in (wanted, unwanted))
     got = generate(anatomy, program, noise(2), wanted, unwanted, 2.0)
     torch.testing.assert_close(got, away + 2 * (towards - away), rtol=0, atol=1e-5)
@@ -129,8 +133,8 @@ def test_guidance_of_two_leads_away_from_the_negative_prompt_in_one_step(tiny: U
 
 def test_an_image_does_not_depend_on_its_batch(tiny: UNet2DConditionModel) -> None:
     anatomy, program = Anatomy(tiny), program_of((Segment(partial=(1, 2), branch=3), Segment()), solver="dpmsolver++")
-    together = generate(anatomy, program, noise(3), context(0, 3), context(1, 3), 3.0)
+    together = generate(anatomy, program, noise(3), condition(0, 3), condition(1, 3), 3.0)
     for i in range(3):
         one = slice(i, i + 1)
-        alone = generate(anatomy, program, noise(3)[one], context(0, 3)[one], context(1, 3)[one], 3.0)
+        alone = generate(anatomy, program, noise(3)[one], condition(0, 3)[one], condition(1, 3)[one], 3.0)
         torch.testing.assert_close(together[one], alone, rtol=0, atol=1e-5)

@@ -15,10 +15,14 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from torch import Tensor
 
 from engine.anatomy import Anatomy
-from engine.models import noise_levels
+from engine.condition import Condition
+from engine.macs import count_steps
+from engine.noise import noise_levels
+from engine.policy import Need, Oldest, Policy
 from engine.program import Program, compile_program
 from engine.sampler import generate
-from engine.waves import Need, Row, Waves
+from engine.slots import Slots
+from engine.waves import Row, Waves
 from registry.schedule import ModelRef, Schedule, Segment, Solver, SolverName
 
 # Not bitwise: at another batch size, convolutions and matrix products sum in another order. Seen up to 4e-6, with latents
@@ -26,7 +30,7 @@ from registry.schedule import ModelRef, Schedule, Segment, Solver, SolverName
 ATOL = 3e-5
 REF = ModelRef(name="tiny", family="unet2d-condition", fingerprint="sha256:" + "0" * 64)
 LEVELS = noise_levels({"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction", "timestep_spacing": "trailing"})
-WANTED, UNWANTED = torch.randn(2, 1, 5, 6, generator=torch.Generator().manual_seed(1))
+WANTED, UNWANTED = map(Condition, torch.randn(2, 1, 5, 6, generator=torch.Generator().manual_seed(1)))
 Job = tuple[Schedule, int, float | None]  # schedule, seed, guidance
 
 
@@ -61,7 +65,13 @@ def row_of(job: Job) -> Row:
     schedule, seed, guidance = job
     if guidance is None:
         return Row(program_of(schedule), noise(seed), WANTED)
-    return Row(program_of(schedule), noise(seed), torch.cat([UNWANTED, WANTED]), guidance)
+    return Row(program_of(schedule), noise(seed), WANTED, guidance, UNWANTED)
+
+
+def waves_of(anatomy: Anatomy, limit: int = 16, capacity: int = 64, policy: Policy | None = None) -> Waves:
+    features = count_steps(anatomy.unet.config, (4, 8, 8), 5).features
+    slots = Slots((4, 8, 8), features, capacity, torch.device("cpu"), torch.float32)
+    return Waves(anatomy, slots, policy or Oldest(limit))
 
 
 def plain(anatomy: Anatomy, job: Job) -> Tensor:
@@ -97,7 +107,8 @@ class Traffic(RuleBasedStateMachine):
 
     @initialize(limit=st.integers(1, 7))
     def start(self, limit: int) -> None:
-        self.waves = Waves(self.anatomy, max_unet_rows=limit)
+        self.limit = limit
+        self.waves = waves_of(self.anatomy, limit)
 
     @rule(schedule=schedules(), seed=st.integers(0, 9), guidance=st.sampled_from((None, 1.0, 3.0)), copies=st.integers(1, 3))
     def join(self, schedule: Schedule, seed: int, guidance: float | None, copies: int) -> None:
@@ -132,7 +143,7 @@ class Traffic(RuleBasedStateMachine):
             assert set(self.waves.rows) == set(self.jobs)
 
     def _expect(self, row: Row) -> None:
-        wait = longest_wait(self.waves.rows, self.waves.rows.index(row), self.waves.max_unet_rows)
+        wait = longest_wait(self.waves.rows, self.waves.rows.index(row), self.limit)
         self.due[row] = self.now + wait
 
     def _tick(self) -> None:
@@ -142,7 +153,7 @@ class Traffic(RuleBasedStateMachine):
         assert (wave is None) == (not before)
         if wave is None:
             return
-        assert len(wave.rows) == 1 or wave.unet_rows <= self.waves.max_unet_rows
+        assert len(wave.rows) == 1 or wave.unet_rows <= self.limit
         assert {before[row][0] for row in wave.rows} == {wave.need}
         for row, (_, position) in before.items():
             assert row.position == position + (row in wave.rows)
@@ -180,11 +191,11 @@ def drain(waves: Waves) -> list[int]:
 
 
 def test_nothing_in_flight_is_no_wave(anatomy: Anatomy) -> None:
-    assert Waves(anatomy).tick() is None
+    assert waves_of(anatomy).tick() is None
 
 
 def test_rows_at_different_places_of_different_schedules_and_solvers_share_one_call(anatomy: Anatomy) -> None:
-    waves = Waves(anatomy)
+    waves = waves_of(anatomy)
     waves.add(row_of((schedule_of(Segment(), Segment()), 0, None)))
     assert waves.tick() is not None
     waves.add(row_of((schedule_of(PARTIAL, solver="dpmsolver++"), 1, 3.0)))
@@ -195,7 +206,7 @@ def test_rows_at_different_places_of_different_schedules_and_solvers_share_one_c
 
 
 def test_a_row_larger_than_the_limit_runs_alone(anatomy: Anatomy) -> None:
-    waves = Waves(anatomy, max_unet_rows=1)
+    waves = waves_of(anatomy, 1)
     for seed in range(2):
         waves.add(row_of((schedule_of(PARTIAL), seed, 3.0)))
     assert drain(waves) == [2, 2, 2, 2]
@@ -203,7 +214,7 @@ def test_a_row_larger_than_the_limit_runs_alone(anatomy: Anatomy) -> None:
 
 def test_an_odd_limit_leaves_a_place_free_among_guided_rows(anatomy: Anatomy) -> None:
     """Why the bound on waiting divides by limit − 1: three rows of two take three ticks, not ⌈6/3⌉ = 2."""
-    waves = Waves(anatomy, max_unet_rows=3)
+    waves = waves_of(anatomy, 3)
     for seed in range(3):
         waves.add(row_of((schedule_of(Segment()), seed, 3.0)))
     assert longest_wait(waves.rows, 2, 3) == 3
@@ -211,7 +222,7 @@ def test_an_odd_limit_leaves_a_place_free_among_guided_rows(anatomy: Anatomy) ->
 
 
 def test_a_smaller_row_fills_the_place_that_a_larger_one_cannot(anatomy: Anatomy) -> None:
-    waves = Waves(anatomy, max_unet_rows=3)
+    waves = waves_of(anatomy, 3)
     for seed, guidance in enumerate((3.0, 3.0, None)):
         waves.add(row_of((schedule_of(Segment()), seed, guidance)))
     assert drain(waves) == [3, 2]
@@ -219,7 +230,7 @@ def test_a_smaller_row_fills_the_place_that_a_larger_one_cannot(anatomy: Anatomy
 
 def test_a_minority_need_is_not_starved_by_a_steady_stream(anatomy: Anatomy) -> None:
     """New full steps arrive on every tick; the one row with a partial step still goes through."""
-    waves = Waves(anatomy, max_unet_rows=2)
+    waves = waves_of(anatomy, 2)
     lonely = row_of((schedule_of(PARTIAL), 0, None))
     waves.add(lonely)
     for seed in range(1, 5):
@@ -233,7 +244,7 @@ def test_cancelling_a_row_changes_no_other_row_by_a_bit(anatomy: Anatomy) -> Non
     """Against the same traffic in which the cancelled row left of itself: the same calls, so bitwise."""
     kept = []
     for cancelled in (True, False):
-        waves = Waves(anatomy)
+        waves = waves_of(anatomy)
         stays = row_of((schedule_of(PARTIAL, PARTIAL), 0, 3.0))
         leaves = row_of((schedule_of(*(PARTIAL, PARTIAL) if cancelled else (PARTIAL,)), 1, None))
         waves.add(leaves)
@@ -247,7 +258,7 @@ def test_cancelling_a_row_changes_no_other_row_by_a_bit(anatomy: Anatomy) -> Non
 
 
 def test_a_cached_feature_keeps_no_other_row_alive(anatomy: Anatomy) -> None:
-    waves = Waves(anatomy)
+    waves = waves_of(anatomy)
     rows = [row_of((schedule_of(PARTIAL), seed, 3.0)) for seed in range(3)]
     for row in rows:
         waves.add(row)

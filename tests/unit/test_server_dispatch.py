@@ -61,7 +61,7 @@ def test_a_picture_is_the_plain_loops(model, dispatcher, guidance):
     others = [order(model, 6), order(model, 7, guidance=1.0, segments=(Segment(),) * 4)]
     futures = dispatcher.submit([wanted, *others])
     finish(dispatcher, futures)
-    negative = model.encode([""]) if guidance != 1 else None
+    negative = model.negative([""]) if guidance != 1 else None
     latent = generate(model.anatomy, wanted.program, model.noise(5)[None], model.encode(["a"]), negative, guidance)
     picture = futures[0].result()
     torch.testing.assert_close(picture.pixels, model.decode(latent)[0], atol=1e-4, rtol=0)
@@ -100,7 +100,7 @@ def test_a_latent_that_is_not_finite_fails_alone(model, dispatcher):
     good, bad = dispatcher.submit([order(model, 1), order(model, 2)])
     dispatcher.turn()
     jobs = {job.order.seed: job for job in dispatcher._inflight.values()}
-    jobs[2].row.latent = torch.full_like(jobs[2].row.latent, float("nan"))
+    dispatcher._waves.slots.put(jobs[2].row.slots[0], torch.full((4, 8, 8), float("nan")))
     finish(dispatcher, [good, bad])
     assert torch.isfinite(good.result().pixels).all()
     with pytest.raises(GenerationFailed, match="finite"):

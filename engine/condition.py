@@ -1,0 +1,50 @@
+"""What UNet rows are drawn from: everything a UNet sees besides the latent and the timestep."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Tensors with one entry per UNet row; what the model's family does not have is None, and an unconditional row has nothing.
+
+    context (rows, tokens, dim): what cross-attention looks at. pooled (rows, dim) and sizes (rows, 6): the added
+    conditioning of Stable Diffusion XL, `text_embeds` and `time_ids` in diffusers. labels (rows,): class numbers.
+    """
+
+    context: Tensor | None = None
+    pooled: Tensor | None = None
+    sizes: Tensor | None = None
+    labels: Tensor | None = None
+
+    @classmethod
+    def cat(cls, parts: Sequence[Condition]) -> Condition:
+        """The rows of all parts, in order. All parts have the same fields."""
+        first = parts[0]
+        return cls(
+            None if first.context is None else torch.cat([part.context for part in parts]),  # type: ignore[misc]
+            None if first.pooled is None else torch.cat([part.pooled for part in parts]),  # type: ignore[misc]
+            None if first.sizes is None else torch.cat([part.sizes for part in parts]),  # type: ignore[misc]
+            None if first.labels is None else torch.cat([part.labels for part in parts]),  # type: ignore[misc]
+        )
+
+    def __getitem__(self, rows: slice) -> Condition:
+        """Some of the rows."""
+        return self._map(lambda tensor: tensor[rows])
+
+    def expand(self, rows: int) -> Condition:
+        """One row, seen as many equal ones."""
+        return self._map(lambda tensor: tensor.expand(rows, *tensor.shape[1:]))
+
+    def to(self, device: torch.device | str) -> Condition:
+        """The same on another device."""
+        return self._map(lambda tensor: tensor.to(device))
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Condition:
+        fields = (self.context, self.pooled, self.sizes, self.labels)
+        return Condition(*(None if tensor is None else change(tensor) for tensor in fields))

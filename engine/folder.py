@@ -1,0 +1,61 @@
+"""A diffusers pipeline folder on disk: which components it has, where their files lie, and its fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from registry.errors import NotFound, Unsupported
+
+
+class Folder:
+    """A folder with a model_index.json. A component's files lie in a folder of its name; some old pipelines of one network
+    (DDPM) keep them at the root."""
+
+    def __init__(self, root: str | Path) -> None:
+        """Raises `NotFound` without a model_index.json, `Unsupported` when it is not a JSON object."""
+        self.root = Path(root)
+        if not (self.root / "model_index.json").is_file():
+            raise NotFound(f"model: {self.root} is not a diffusers pipeline folder (no model_index.json)", param="model")
+        self.index = self._json(self.root / "model_index.json")
+
+    def component(self, name: str) -> str | None:
+        """The class of a component, None where the pipeline has none of that name."""
+        entry = self.index.get(name)
+        return str(entry[1]) if isinstance(entry, list) and len(entry) == 2 and entry[0] is not None else None
+
+    def path(self, name: str) -> Path:
+        """Where a component's files are."""
+        return self.root / name if (self.root / name).is_dir() else self.root
+
+    def config(self, name: str, file: str = "config.json") -> dict[str, Any]:
+        """A component's configuration. Raises `NotFound` and `Unsupported`."""
+        return self._json(self.path(name) / file)
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the names and contents of the files of every component that model_index.json names, and of itself."""
+        components = [self.path(name) for name in self.index if self.component(name) is not None]
+        files = {self.root / "model_index.json"}
+        for path in components:
+            files |= {f for f in (path.iterdir() if path == self.root else path.rglob("*")) if f.is_file()}
+        digest = hashlib.sha256()
+        for file in sorted(files):
+            with file.open("rb") as stream:
+                content = hashlib.file_digest(stream, "sha256").hexdigest()
+            digest.update(f"{file.relative_to(self.root).as_posix()} {content}\n".encode())
+        return f"sha256:{digest.hexdigest()}"
+
+    def _json(self, file: Path) -> dict[str, Any]:
+        try:
+            value = json.loads(file.read_bytes())
+        except OSError as error:
+            raise NotFound(
+                f"model: a file of {self.root} is missing: {file.name} of {file.parent.name}", param="model"
+            ) from error
+        except ValueError as error:
+            raise Unsupported(f"model: {file} is not JSON: {error}", param="model") from error
+        if not isinstance(value, dict):
+            raise Unsupported(f"model: {file} must hold a JSON object", param="model")
+        return value

@@ -1,0 +1,151 @@
+"""Noise levels: what the model was trained on, and the trajectory along which a solver walks them.
+
+Everything is in the variance-preserving frame: a latent at level (α, σ) is x = α x₀ + σ ε with α² + σ² = 1. Solvers that are
+written in the variance-exploding frame (Euler, Karras et al. arXiv 2206.00364) see the same latent divided by α, at level σ/α.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from registry.errors import InvalidInput, Unsupported
+from registry.schedule import Solver, Spacing
+
+Prediction = Literal["epsilon", "v_prediction", "sample"]
+Floats = NDArray[np.float64]
+ALMOST_ZERO = 2.0**-24  # ᾱ that diffusers' multistep and Euler schedulers take for zero terminal signal, to stay finite
+KARRAS_RHO = 7.0  # arXiv 2206.00364, section 3
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """The teacher's points in the order of sampling. timesteps, alphas, sigmas (n,); `end` is the level (α, σ) after the last.
+
+    `start` is what unit noise is multiplied with to begin.
+    """
+
+    timesteps: Floats
+    alphas: Floats
+    sigmas: Floats
+    end: tuple[float, float]
+    start: float
+
+    def at(self, points: list[int]) -> Trajectory:
+        """Only these points of it, as if the others were not there."""
+        return replace(self, timesteps=self.timesteps[points], alphas=self.alphas[points], sigmas=self.sigmas[points])
+
+
+@dataclass(frozen=True)
+class NoiseLevels:
+    """The model's forward process, and how its makers walk it back.
+
+    alphas_cumprod (train_steps,) is ᾱ_t = α_t². `final_alpha_cumprod` is ᾱ after a DDIM trajectory's last step. `clip` bounds
+    the predicted clean latent in DDIM (pixel models). `karras` and `spacing` are the makers' choice; a schedule brings its own.
+    """
+
+    alphas_cumprod: Floats
+    final_alpha_cumprod: float
+    prediction: Prediction
+    spacing: Spacing
+    steps_offset: int
+    clip: float = math.inf
+    karras: bool = False
+    cosine: bool = False
+
+    def trajectory(self, solver: Solver) -> Trajectory:
+        """The same points that diffusers' scheduler of that solver visits. Raises `InvalidInput` for too many steps."""
+        train = len(self.alphas_cumprod)
+        if solver.teacher_steps > train:
+            message = f"teacher_steps: the model was trained on {train} timesteps, got {solver.teacher_steps}"
+            raise InvalidInput(message, param="teacher_steps")
+        timesteps = self._grid(solver)
+        if solver.name == "ddim":
+            cumprod = self.alphas_cumprod[timesteps.astype(np.int64)]
+            end = (math.sqrt(self.final_alpha_cumprod), math.sqrt(1 - self.final_alpha_cumprod))
+            return Trajectory(timesteps, np.sqrt(cumprod), np.sqrt(1 - cumprod), end, start=1.0)
+        levels = self._exploding()
+        ratios = np.interp(timesteps, np.arange(train), levels)
+        if solver.karras:
+            first, last = (ratios[0], ratios[-1]) if solver.name == "euler" else (levels[-1], levels[0])
+            ratios = _karras(first, last, solver.teacher_steps)
+            timesteps = np.interp(np.log(ratios), np.log(levels), np.arange(train))
+            if solver.name == "dpmsolver++":  # shows the UNet whole timesteps
+                timesteps = np.trunc(timesteps) if self.cosine else timesteps.round()
+        alphas = 1 / np.sqrt(1 + ratios**2)
+        # Euler's scheduler starts at the level itself, except for leading, where it adds the signal's share of variance.
+        start = float(ratios[0] * alphas[0]) if solver.name == "euler" and solver.spacing != "leading" else 1.0
+        return Trajectory(timesteps, alphas, ratios * alphas, (1.0, 0.0), start)
+
+    def _grid(self, solver: Solver) -> Floats:
+        """Timesteps, descending, (steps,) (arXiv 2305.08891, table 2)."""
+        train, steps = len(self.alphas_cumprod), solver.teacher_steps
+        multistep = solver.name == "dpmsolver++"  # whose scheduler leaves out one end of the grid
+        grid: Floats
+        if solver.spacing == "linspace":
+            grid = np.linspace(0, train - 1, steps + multistep)[::-1][:steps]
+            grid = grid if solver.name == "euler" else grid.round()
+        elif solver.spacing == "leading":
+            ratio = train // (steps + multistep)
+            grid = (np.arange(steps + multistep) * ratio)[::-1][:steps] + float(self.steps_offset)
+        else:
+            grid = np.arange(train, 0, -train / steps).round()[:steps] - 1
+        return np.clip(grid, 0, train - 1)
+
+    def _exploding(self) -> Floats:
+        """σ/α of every training timestep, ascending."""
+        cumprod = np.where(self.alphas_cumprod == 0, ALMOST_ZERO, self.alphas_cumprod)
+        levels: Floats = np.sqrt((1 - cumprod) / cumprod)
+        return levels
+
+
+def _karras(first: float, last: float, steps: int) -> Floats:
+    """σ_i = (σ_max^{1/ρ} + i/(n−1) (σ_min^{1/ρ} − σ_max^{1/ρ}))^ρ (arXiv 2206.00364, equation 5), (steps,)."""
+    ramp: Floats = np.linspace(first ** (1 / KARRAS_RHO), last ** (1 / KARRAS_RHO), steps) ** KARRAS_RHO
+    return ramp
+
+
+REFUSED: dict[str, tuple[object, ...]] = {
+    "thresholding": (None, False),
+    "use_exponential_sigmas": (None, False),
+    "use_beta_sigmas": (None, False),
+    "use_flow_sigmas": (None, False),
+    "use_lu_lambdas": (None, False),
+    "interpolation_type": (None, "linear"),
+    "timestep_type": (None, "discrete"),
+    "sigma_min": (None,),
+    "sigma_max": (None,),
+    "lambda_min_clipped": (None, -math.inf, "-inf", "-Infinity"),
+    "prediction_type": (None, "epsilon", "v_prediction", "sample"),
+}
+
+
+def noise_levels(config: dict[str, Any]) -> NoiseLevels:
+    """Noise levels from a diffusers scheduler's configuration, whichever scheduler wrote it; what is missing in it has the
+    default of the class that wrote it.
+
+    Settings that only choose another solver (`algorithm_type`, `solver_order`, `variance_type`, …) are left out: the schedule
+    chooses. Raises `Unsupported` naming a setting that changes the noise levels or the update and cannot be expressed.
+    """
+    import diffusers
+
+    writer = getattr(diffusers, str(config.get("_class_name")), None)
+    full = {**(dict(writer.from_config(config).config) if writer is not None else {}), **config}
+    for setting, allowed in REFUSED.items():
+        if full.get(setting) not in allowed:
+            raise Unsupported(f"scheduler config {setting} = {full[setting]!r} is not supported", param=setting)
+    scheduler = diffusers.DDIMScheduler.from_config({"clip_sample": False, **full})
+    return NoiseLevels(
+        alphas_cumprod=scheduler.alphas_cumprod.numpy().astype(np.float64),
+        final_alpha_cumprod=float(scheduler.final_alpha_cumprod),
+        prediction=scheduler.config.prediction_type,
+        spacing=scheduler.config.timestep_spacing,
+        steps_offset=scheduler.config.steps_offset,
+        clip=float(full.get("clip_sample_range", 1.0)) if full.get("clip_sample") else math.inf,
+        karras=bool(full.get("use_karras_sigmas")),
+        cosine=scheduler.config.beta_schedule == "squaredcos_cap_v2",
+    )
