@@ -135,6 +135,7 @@ def noise_levels(config: dict[str, Any]) -> NoiseLevels:
 
     writer = getattr(diffusers, str(config.get("_class_name")), None)
     full = {**(dict(writer.from_config(config).config) if writer is not None else {}), **config}
+    full.pop("_use_default_values", None)  # diffusers' note of what is a default: it would put another class's default there
     for setting, allowed in REFUSED.items():
         if full.get(setting) not in allowed:
             raise Unsupported(f"scheduler config {setting} = {full[setting]!r} is not supported", param=setting)

@@ -6,6 +6,7 @@ float32 (DPM-Solver++ casts to it), so differences are measured against the larg
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from fractions import Fraction
 from functools import cache
@@ -14,9 +15,10 @@ from typing import Any, Literal, cast
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, PNDMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from torch import Tensor
 
 from engine.anatomy import Anatomy
@@ -31,27 +33,33 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 
 REF = ModelRef(name="toy", family="unet2d", fingerprint="sha256:" + "0" * 64)
 BRANCHES = 3
-SOLVERS: tuple[SolverName, ...] = ("ddim", "dpmsolver++")
+SOLVERS: tuple[SolverName, ...] = ("ddim", "dpmsolver++", "euler")
+FAMILIES = {"ddim": DDIMScheduler, "dpmsolver++": DPMSolverMultistepScheduler, "euler": EulerDiscreteScheduler}
 SPACINGS: tuple[Spacing, ...] = ("leading", "trailing", "linspace")
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 TOLERANCE = 2e-5  # of the largest number on the way
 BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2")
 
 
-def predict(sample: Tensor, timestep: int) -> Tensor:
-    """What the toy UNet says: random for each timestep, and a little of the sample, so that errors do not grow."""
-    return torch.randn(sample.shape, generator=torch.Generator().manual_seed(timestep)) + 0.1 * sample.flip(-1)
+WAVES = torch.randn(6, 2, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+
+
+def predict(sample: Tensor, timestep: float) -> Tensor:
+    """What the toy UNet says: smooth in the timestep (Karras' are no whole numbers), and a little of the sample, so that errors
+    do not grow."""
+    said = sum(wave * math.cos(timestep / (20 + 30 * i) + i) for i, wave in enumerate(WAVES))
+    return cast(Tensor, said) + 0.1 * sample.flip(-1)
 
 
 class Toy:
     """Stands in for an Anatomy. A partial step says what a full one would, and every timestep asked for is noted."""
 
-    def __init__(self, predict: Callable[[Tensor, int], Tensor] = predict) -> None:
+    def __init__(self, predict: Callable[[Tensor, float], Tensor] = predict) -> None:
         self.predict = predict
-        self.visited: list[int] = []
+        self.visited: list[float] = []
 
     def full(self, sample: Tensor, timesteps: Tensor, context: object, keep: set[int]) -> tuple[Tensor, dict[int, Tensor]]:
-        self.visited.append(int(timesteps[0]))
+        self.visited.append(float(timesteps[0]))
         return self.predict(sample, self.visited[-1]), {}
 
     def partial(self, sample: Tensor, timesteps: Tensor, context: object, branch: int, feature: Tensor) -> Tensor:
@@ -80,20 +88,21 @@ def all_full(name: SolverName, steps: int, spacing: Spacing) -> Schedule:
 NOISE = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 
 
-def ours(program: Program) -> tuple[Tensor, list[int]]:
+def ours(program: Program) -> tuple[Tensor, list[float]]:
     """The plain loop's latents, and the timesteps it asked the UNet for."""
     toy = Toy()
     return generate(cast(Anatomy, toy), program, NOISE, Condition()), toy.visited
 
 
-def dpm_oracle(settings_: dict[str, Any], timesteps: list[int], order: Literal[1, 2]) -> tuple[Tensor, float]:
+def dpm_oracle(settings_: dict[str, Any], timesteps: list[float], order: Literal[1, 2]) -> tuple[Tensor, float]:
     """diffusers' multistep scheduler on custom timesteps: the result and the largest number on the way.
 
     It rounds its noise levels to float32, which costs digits where two timesteps are close: here they are float64.
     """
     scheduler = DPMSolverMultistepScheduler.from_config({**settings_, "solver_order": order, "final_sigmas_type": "zero"})
-    scheduler.set_timesteps(timesteps=timesteps)
-    cumprod = scheduler.alphas_cumprod.double()[timesteps]
+    whole = [int(timestep) for timestep in timesteps]
+    scheduler.set_timesteps(timesteps=whole)
+    cumprod = scheduler.alphas_cumprod.double()[whole]
     exact = torch.cat([((1 - cumprod) / cumprod).sqrt(), torch.zeros(1)])
     torch.testing.assert_close(exact, scheduler.sigmas, rtol=1e-6, atol=0, check_dtype=False)
     scheduler.sigmas = exact
@@ -106,14 +115,15 @@ def dpm_oracle(settings_: dict[str, Any], timesteps: list[int], order: Literal[1
     return latent, largest
 
 
-def ddim_oracle(settings_: dict[str, Any], timesteps: list[int]) -> tuple[Tensor, float]:
+def ddim_oracle(settings_: dict[str, Any], timesteps: list[float]) -> tuple[Tensor, float]:
     """diffusers' DDIM, told before each step how far to jump.
 
     Its only notion of a jump is num_train_timesteps // num_inference_steps; a fraction makes that any whole number.
     """
     scheduler = DDIMScheduler.from_config(settings_)
     latent, largest = NOISE, 1.0
-    for timestep, following in zip(timesteps, [*timesteps[1:], -1], strict=True):
+    whole = [int(timestep) for timestep in timesteps]
+    for timestep, following in zip(whole, [*whole[1:], -1], strict=True):
         scheduler.num_inference_steps = Fraction(1000, timestep - following)
         step = scheduler.step(predict(latent, timestep), timestep, latent)
         latent = step.prev_sample
@@ -136,22 +146,140 @@ def schedules(draw: st.DrawFn, solver: SolverName) -> Schedule:
     )
 
 
+@st.composite
+def karras_schedules(draw: st.DrawFn) -> Schedule:
+    """The same for the solvers that have Karras levels, on them or not; at least two steps, for Karras' formula."""
+    schedule = draw(schedules(draw(st.sampled_from(("euler", "dpmsolver++")))).filter(lambda s: s.solver.teacher_steps > 1))
+    return schedule.model_copy(update={"solver": schedule.solver.model_copy(update={"karras": draw(st.booleans())})})
+
+
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_the_grid_is_diffusers_for_every_number_of_steps(solver: SolverName, spacing: Spacing) -> None:
-    family = DDIMScheduler if solver == "ddim" else DPMSolverMultistepScheduler
     for offset in (0, 1):
         settings_ = config(timestep_spacing=spacing, steps_offset=offset)
-        scheduler, levels = family.from_config(settings_), noise_levels(settings_)
+        scheduler, levels = FAMILIES[solver].from_config(settings_), noise_levels(settings_)
         for steps in [*range(1, 130), 150, 200, 250, 333, 400, 499, 500, 501, 750, 998, 999, 1000]:
             scheduler.set_timesteps(steps)
             want = scheduler.timesteps.tolist()[:steps]  # trailing: for 61, 103, … rounding adds one more, -1
             if want[0] < 1000:  # else diffusers' own grid is past the last training timestep
-                assert levels.timesteps(solver, steps, spacing).tolist() == want, (offset, steps)
+                got = levels.trajectory(Solver(name=solver, teacher_steps=steps, spacing=spacing)).timesteps
+                np.testing.assert_allclose(got, want, rtol=0, atol=1e-4, err_msg=f"{offset} {steps}")
+
+
+@pytest.mark.parametrize("betas", BETAS)
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("solver", ["dpmsolver++", "euler"])
+def test_karras_levels_are_diffusers(solver: SolverName, spacing: Spacing, betas: str) -> None:
+    settings_ = config(timestep_spacing=spacing, beta_schedule=betas, use_karras_sigmas=True)
+    scheduler, levels = FAMILIES[solver].from_config(settings_), noise_levels(settings_)
+    assert levels.karras
+    for steps in (2, 3, 10, 25, 50, 77):
+        scheduler.set_timesteps(steps)
+        got = levels.trajectory(Solver(name=solver, teacher_steps=steps, spacing=spacing, karras=True))
+        np.testing.assert_allclose(got.sigmas / got.alphas, scheduler.sigmas[:-1], rtol=2e-5)
+        # where a timestep is within rounding of the next whole one, float32 and float64 may disagree by one
+        np.testing.assert_allclose(got.timesteps, scheduler.timesteps, atol=1.0 if solver == "dpmsolver++" else 2e-2)
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_eulers_noise_starts_where_diffusers_starts_it(spacing: Spacing) -> None:
+    settings_ = config(timestep_spacing=spacing)
+    scheduler = EulerDiscreteScheduler.from_config(settings_)
+    for steps in (1, 4, 50):
+        scheduler.set_timesteps(steps)
+        solver = Solver(name="euler", teacher_steps=steps, spacing=spacing)
+        want = scheduler.scale_model_input(NOISE * scheduler.init_noise_sigma, scheduler.timesteps[0])
+        torch.testing.assert_close(noise_levels(settings_).trajectory(solver).start * NOISE, want, rtol=1e-5, atol=1e-6)
+
+
+def run_by_hand(schedule: Schedule, settings_: dict[str, Any]) -> tuple[Tensor, float]:
+    """diffusers' Euler or DPM-Solver++ on the levels of its own teacher's trajectory that the schedule visits."""
+    solver = schedule.solver
+    family = FAMILIES[solver.name].from_config({**settings_, "use_karras_sigmas": solver.karras})
+    family.set_timesteps(solver.teacher_steps)
+    visited = [step.index for step in schedule.steps() if step.kind != "null"]
+    family.timesteps = family.timesteps[visited]
+    family.sigmas = torch.cat([family.sigmas[visited].double(), torch.zeros(1)])  # float32 would cost digits
+    family.num_inference_steps = len(visited)
+    family.set_begin_index(0)
+    euler = solver.name == "euler"
+    start = EulerDiscreteScheduler.from_config({**settings_, "use_karras_sigmas": solver.karras}) if euler else None
+    latent, largest = NOISE, 1.0
+    if start is not None:
+        start.set_timesteps(solver.teacher_steps)
+        latent = NOISE * start.init_noise_sigma
+    for i, timestep in enumerate(family.timesteps):
+        sample = latent / (family.sigmas[i] ** 2 + 1) ** 0.5 if euler else latent
+        latent = family.step(predict(sample, float(timestep)), timestep, latent).prev_sample
+        shown = latent / (family.sigmas[i + 1] ** 2 + 1) ** 0.5 if euler else latent
+        largest = max(largest, shown.abs().max().item())
+        if not euler:
+            largest = max(largest, *(m.abs().max().item() for m in family.model_outputs if m is not None))
+    return latent, largest
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
+@settings(max_examples=60)
+@given(schedule=karras_schedules(), betas=st.sampled_from(("linear", "scaled_linear")))
+def test_null_jumps_are_diffusers_on_the_same_levels(prediction: str, schedule: Schedule, betas: str) -> None:
+    """Euler and DPM-Solver++, on Karras levels and on the model's own, at points of any distance."""
+    settings_ = config(prediction_type=prediction, beta_schedule=betas, timestep_spacing=schedule.solver.spacing)
+    got, _ = ours(compiled(schedule, noise_levels(settings_)))
+    want, largest = run_by_hand(schedule, settings_)
+    # timesteps that round to neighbours (see above), and sigmas that diffusers holds in float32, move the toy's answer a little
+    tolerance = 5e-3 if schedule.solver.karras else 2e-4
+    assert (got - want).abs().max().item() <= tolerance * largest
+
+
+@pytest.mark.parametrize("prediction", ["v_prediction", "sample"])
 @pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("steps", [1, 4, 20, 50])
+def test_zero_terminal_snr_is_diffusers(solver: SolverName, prediction: str, steps: int) -> None:
+    settings_ = config(prediction_type=prediction, timestep_spacing="trailing", rescale_betas_zero_snr=True)
+    got, timesteps = ours(compiled(all_full(solver, steps, "trailing"), noise_levels(settings_)))
+    assert timesteps[0] == 999
+    if solver == "ddim":
+        want, largest = ddim_oracle(settings_, timesteps)
+    else:
+        want, largest = run_by_hand(all_full(solver, steps, "trailing"), settings_)
+    assert (got - want).abs().max().item() <= 2e-4 * largest
+
+
+def test_epsilon_prediction_says_nothing_without_signal() -> None:
+    levels = noise_levels(config(rescale_betas_zero_snr=True))
+    with pytest.raises(Unsupported, match="zero terminal SNR"):
+        compiled(all_full("ddim", 10, "trailing"), levels)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("bound", [0.3, 1.0])
+def test_clipping_the_clean_latent_is_diffusers(prediction: str, bound: float) -> None:
+    """Only x₀ is clipped, epsilon is not; and only DDIM's scheduler clips."""
+    settings_ = config(prediction_type=prediction, clip_sample=True, clip_sample_range=bound)
+    levels = noise_levels(settings_)
+    got, timesteps = ours(compiled(all_full("ddim", 20, "leading"), levels))
+    want, largest = ddim_oracle(settings_, timesteps)
+    assert (got - want).abs().max().item() <= TOLERANCE * largest
+    free, _ = ours(compiled(all_full("ddim", 20, "leading"), levels_of(prediction)))
+    assert (got - free).abs().max() > 0.1
+    for solver in ("dpmsolver++", "euler"):
+        program = compiled(all_full(cast(SolverName, solver), 20, "leading"), levels)
+        assert all(step.clip == math.inf for step in program.steps)
+
+
+def test_what_a_configuration_leaves_out_has_its_writers_default() -> None:
+    """DDPM and DDIM clip by default and Euler spaces linearly; PNDM ends on the first training level."""
+    assert noise_levels(dict(DDPMScheduler().config)).clip == 1.0
+    assert noise_levels({"_class_name": "DDPMScheduler"}).clip == 1.0
+    assert noise_levels({"_class_name": "PNDMScheduler"}).clip == math.inf
+    assert noise_levels({"_class_name": "EulerDiscreteScheduler"}).spacing == "linspace"
+    pndm = noise_levels(dict(PNDMScheduler(set_alpha_to_one=False).config))
+    assert pndm.final_alpha_cumprod == pndm.alphas_cumprod[0]
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("solver", ["ddim", "dpmsolver++"])
 @settings(max_examples=40)
 @given(data=st.data(), betas=st.sampled_from(BETAS), to_one=st.booleans())
 def test_null_jumps_are_diffusers_on_the_same_timesteps(
@@ -160,8 +288,8 @@ def test_null_jumps_are_diffusers_on_the_same_timesteps(
     """DPM-Solver++ by set_timesteps(timesteps=…); DDIM by its own step with the jump set, and as first-order DPM-Solver++."""
     schedule = data.draw(schedules(solver))
     got, timesteps = ours(compiled(schedule, levels_of(prediction, betas, to_one)))
-    grid = levels_of(prediction).timesteps(solver, schedule.solver.teacher_steps, schedule.solver.spacing)
-    assert timesteps == [int(grid[step.index]) for step in schedule.steps() if step.kind != "null"]
+    grid = levels_of(prediction).trajectory(schedule.solver).timesteps
+    assert timesteps == [grid[step.index] for step in schedule.steps() if step.kind != "null"]
 
     settings_ = config(prediction_type=prediction, beta_schedule=betas, set_alpha_to_one=to_one)
     oracles = [ddim_oracle(settings_, timesteps)] if solver == "ddim" else [dpm_oracle(settings_, timesteps, 2)]
@@ -242,14 +370,27 @@ def test_more_steps_than_the_model_was_trained_on_are_refused() -> None:
         compiled(all_full("ddim", 11, "leading"), short)
 
 
-def test_an_unknown_prediction_type_is_refused() -> None:
-    levels = levels_of("flow_prediction")
-    with pytest.raises(Unsupported, match="flow_prediction"):
-        compiled(all_full("ddim", 4, "leading"), levels)
+def test_karras_is_refused_where_diffusers_has_none() -> None:
+    with pytest.raises(ValidationError, match="karras"):
+        Solver(name="ddim", teacher_steps=10, spacing="leading", karras=True)
 
 
-@pytest.mark.parametrize("setting", ["thresholding", "clip_sample", "rescale_betas_zero_snr"])
-def test_a_scheduler_setting_that_programs_cannot_express_is_refused(setting: str) -> None:
-    with pytest.raises(Unsupported) as caught:
-        noise_levels(config(**{setting: True}))
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("prediction_type", "flow_prediction"),
+        ("thresholding", True),
+        ("use_beta_sigmas", True),
+        ("use_exponential_sigmas", True),
+        ("use_flow_sigmas", True),
+        ("use_lu_lambdas", True),
+        ("lambda_min_clipped", -5.1),
+        ("interpolation_type", "log_linear"),
+        ("timestep_type", "continuous"),
+        ("sigma_min", 0.1),
+    ],
+)
+def test_a_scheduler_setting_that_programs_cannot_express_is_refused(setting: str, value: object) -> None:
+    with pytest.raises(Unsupported, match=setting) as caught:
+        noise_levels(config(**{setting: value}))
     assert caught.value.param == setting
