@@ -42,6 +42,8 @@ def generate(
     num_images: Annotated[int, typer.Option(help="How many images to make.")] = 1,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
+    channels_last: Annotated[bool, typer.Option("--channels-last", help="Memory layout that tensor cores like.")] = False,
+    compiled: Annotated[bool, typer.Option("--compile", help="Compile the UNet's blocks; the first waves take minutes.")] = False,
     out: Annotated[Path, typer.Option(help="PNG file; several get -1, -2, … before the suffix.")] = Path("out.png"),
 ) -> None:
     """Generate images by one schedule, and print what they cost."""
@@ -61,7 +63,7 @@ def generate(
     from engine import models, sampler
     from engine.prompts import Nothing
 
-    loaded = models.load(model, device, dtype)
+    loaded = models.load(model, device, dtype, channels_last=channels_last, compiled=compiled)
     if schedule == "teacher":
         document = _teacher(loaded, solver or "dpmsolver++", 50 if steps is None else steps)
     else:

@@ -165,11 +165,11 @@ def _refuse_unknown(files: Folder) -> None:
         raise Unsupported("model: vae is missing, and the UNet's channels are no image's", param="model")
     if found["text_encoder_2"] and not found["text_encoder"]:
         raise Unsupported("model: text_encoder is missing beside text_encoder_2 (a refiner?)", param="model")
+    attends = attends and any("CrossAttn" in block for block in config.get("down_block_types", ["CrossAttn"]))
     if attends and not (found["text_encoder"] or found["class_embedder"]):
-        if any("CrossAttn" in block for block in config.get("down_block_types", ["CrossAttn"])):
-            raise Unsupported(
-                "model: text_encoder is missing (or class_embedder), but the UNet attends to a context", param="model"
-            )
+        raise Unsupported(
+            "model: text_encoder is missing (or class_embedder), but the UNet attends to a context", param="model"
+        )
 
 
 def _unet(files: Folder, dtype: torch.dtype) -> UNet:

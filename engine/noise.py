@@ -17,7 +17,7 @@ from registry.errors import InvalidInput, Unsupported
 from registry.schedule import Solver, Spacing
 
 Prediction = Literal["epsilon", "v_prediction", "sample"]
-Floats = NDArray[np.float64]
+Floats = NDArray[np.floating[Any]]  # float64 all of it
 ALMOST_ZERO = 2.0**-24  # ᾱ that diffusers' multistep and Euler schedulers take for zero terminal signal, to stay finite
 KARRAS_RHO = 7.0  # arXiv 2206.00364, section 3
 
@@ -82,10 +82,9 @@ class NoiseLevels:
         return Trajectory(timesteps, alphas, ratios * alphas, (1.0, 0.0), start)
 
     def _grid(self, solver: Solver) -> Floats:
-        """Timesteps, descending, (steps,) (arXiv 2305.08891, table 2)."""
+        """Timesteps, descending, (steps,) (arXiv 2305.08891, table 2), then bent: t + 1 = T ((t + 1)/T)^power."""
         train, steps = len(self.alphas_cumprod), solver.teacher_steps
         multistep = solver.name == "dpmsolver++"  # whose scheduler leaves out one end of the grid
-        grid: Floats
         if solver.spacing == "linspace":
             grid = np.linspace(0, train - 1, steps + multistep)[::-1][:steps]
             grid = grid if solver.name == "euler" else grid.round()
@@ -94,6 +93,8 @@ class NoiseLevels:
             grid = (np.arange(steps + multistep) * ratio)[::-1][:steps] + float(self.steps_offset)
         else:
             grid = np.arange(train, 0, -train / steps).round()[:steps] - 1
+        if solver.power != 1:
+            grid = (train * ((grid + 1) / train) ** solver.power - 1).round()
         return np.clip(grid, 0, train - 1)
 
     def _exploding(self) -> Floats:

@@ -1,4 +1,4 @@
-"""Which rows run next, and who comes in. Names and numbers only, no tensors: a policy can be simulated with a clock of one's own."""
+"""Which rows run next. Names and numbers only, no tensors: a policy can be simulated with a clock of one's own."""
 
 from __future__ import annotations
 
@@ -18,10 +18,15 @@ class Need(NamedTuple):
 
 
 class Candidate(Protocol):
-    """A row as a policy sees it. deadline: seconds of the caller's clock, infinite for none. waits: waves gone by without it."""
+    """A row as a policy sees it."""
 
-    deadline: float
-    waits: int
+    @property
+    def deadline(self) -> float:
+        """Seconds of the caller's clock; infinite for none."""
+
+    @property
+    def waits(self) -> int:
+        """Waves gone by without it."""
 
     @property
     def need(self) -> Need:

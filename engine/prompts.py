@@ -62,7 +62,7 @@ class Text:
         return self.encode(prompts)
 
     def penultimate(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """The last but one hidden state (n, tokens, dim), and the first output: the pooled projection of a CLIP that has one."""
+        """The last but one hidden state (n, tokens, dim), and the first output: the pooled projection, if it has one."""
         output = self._run(prompts, output_hidden_states=True)
         return output.hidden_states[-2], output[0]
 

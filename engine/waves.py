@@ -166,7 +166,7 @@ class Waves:
         latent, before = self.slots.state(homes)
         sample, timesteps = latent, numbers[:, 0]
         if guiding:
-            sample, timesteps = sample[self._index(spread)], timesteps[self._index(spread)]
+            sample, timesteps = (part.index_select(0, self._index(spread)) for part in (sample, timesteps))
         condition = Condition.cat([row.condition for row in rows] + [rows[i].negative for i in guiding])  # type: ignore[misc]
 
         if need.kind == "full":
@@ -179,7 +179,9 @@ class Waves:
         latent, clean = _advance(latent, before, _guided(output, guidance, guiding), *step)
         for branch, features in kept.items():
             chosen = [i for i, row in enumerate(spread) if branches[row] == branch]
-            self.slots.keep(self._index([held[i] for i in chosen]), features[self._index(chosen)])
+            if len(chosen) < len(held):
+                features = features.index_select(0, self._index(chosen))
+            self.slots.keep(self._index([held[i] for i in chosen]), features)
         self.slots.advance(homes, latent, clean)
         for row in rows:
             row.position += 1

@@ -35,17 +35,25 @@ class ModelRef(Document):
 
 
 class Solver(Document):
-    """The update rule and the teacher's timesteps, all named as in diffusers; `karras` is for the levels of arXiv 2206.00364."""
+    """The update rule and the trajectory's timesteps, named as in diffusers.
+
+    `karras`: on the noise levels of arXiv 2206.00364. `power` bends the timesteps, t = T·u^power for evenly spaced u: above 1
+    there are more of them where little noise is left.
+    """
 
     name: SolverName
     teacher_steps: int = Field(ge=1, le=MAX_TEACHER_STEPS)
     spacing: Spacing
-    karras: bool = Field(default=False, exclude_if=lambda on: not on)  # left out, so that older documents keep their digest
+    # Left out at their defaults, so that older documents keep their digest.
+    karras: bool = Field(default=False, exclude_if=lambda on: not on)
+    power: float = Field(default=1.0, ge=0.5, le=2.0, exclude_if=lambda power: power == 1)
 
     @model_validator(mode="after")
-    def _karras_where_diffusers_has_it(self) -> Self:
+    def _levels_from_one_place(self) -> Self:
         if self.karras and self.name == "ddim":
             raise ValueError("karras: the solver ddim has no Karras noise levels; dpmsolver++ and euler have")
+        if self.karras and self.power != 1:
+            raise ValueError(f"power: bends timesteps, and Karras noise levels have none; must be 1, got {self.power}")
         return self
 
 

@@ -54,7 +54,9 @@ async def open_house(settings: Settings) -> House:
 def _prepare(settings: Settings) -> tuple[Model, Schedules]:
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    model = load(settings.model, device=settings.device, dtype=settings.dtype)
+    model = load(
+        settings.model, settings.device, settings.dtype, channels_last=settings.channels_last, compiled=settings.compile
+    )
     about = {
         "model": model.ref.name,
         "fingerprint": model.ref.fingerprint,

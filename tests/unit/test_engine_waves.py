@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
@@ -18,10 +18,10 @@ from engine.anatomy import Anatomy
 from engine.condition import Condition
 from engine.macs import count_steps
 from engine.noise import noise_levels
-from engine.policy import Need, Oldest, Policy
+from engine.policy import Balanced, Need, Oldest, Policy
 from engine.program import Program, compile_program
 from engine.sampler import generate
-from engine.slots import Slots
+from engine.slots import Slots, slot_bytes
 from engine.waves import Row, Waves
 from registry.schedule import ModelRef, Schedule, Segment, Solver, SolverName
 
@@ -50,7 +50,7 @@ def schedules(draw: st.DrawFn) -> Schedule:
     for _ in range(count):
         partial = tuple(sorted(draw(st.sets(st.integers(1, length - 1))))) if length > 1 else ()
         segments.append(Segment(partial=partial, branch=draw(st.integers(1, 4)) if partial else 1))
-    return schedule_of(*segments, length=length, solver=draw(st.sampled_from(("ddim", "dpmsolver++"))))
+    return schedule_of(*segments, length=length, solver=draw(st.sampled_from(("ddim", "dpmsolver++", "euler"))))
 
 
 def program_of(schedule: Schedule) -> Program:
@@ -105,16 +105,26 @@ class Traffic(RuleBasedStateMachine):
         self.due: dict[Row, int] = {}
         self.now = 0
 
-    @initialize(limit=st.integers(1, 7))
-    def start(self, limit: int) -> None:
-        self.limit = limit
-        self.waves = waves_of(self.anatomy, limit)
+    @initialize(limit=st.integers(1, 7), capacity=st.integers(2, 24), oldest=st.booleans())
+    def start(self, limit: int, capacity: int, oldest: bool) -> None:
+        self.limit, self.oldest = limit, oldest
+        policy = Oldest(limit) if oldest else Balanced(max_unet_rows=limit)
+        self.waves = waves_of(self.anatomy, limit, capacity, policy)
 
-    @rule(schedule=schedules(), seed=st.integers(0, 9), guidance=st.sampled_from((None, 1.0, 3.0)), copies=st.integers(1, 3))
-    def join(self, schedule: Schedule, seed: int, guidance: float | None, copies: int) -> None:
+    @rule(
+        schedule=schedules(),
+        seed=st.integers(0, 9),
+        guidance=st.sampled_from((None, 1.0, 3.0)),
+        copies=st.integers(1, 3),
+        deadline=st.sampled_from((math.inf, 0.01, 0.03)),
+    )
+    def join(self, schedule: Schedule, seed: int, guidance: float | None, copies: int, deadline: float) -> None:
         for copy in range(copies):
             job = (schedule, seed + copy, guidance)
             row = row_of(job)
+            row.deadline = deadline
+            if not self.waves.fits(row):
+                return
             self.jobs[row] = job
             self.waves.add(row)
             self._expect(row)
@@ -141,6 +151,8 @@ class Traffic(RuleBasedStateMachine):
     def in_flight_are_exactly_the_jobs(self) -> None:
         if hasattr(self, "waves"):
             assert set(self.waves.rows) == set(self.jobs)
+            held = [slot for row in self.waves.rows for slot in row.slots]
+            assert len(set(held)) == len(held) == self.waves.slots.capacity - self.waves.slots.free
 
     def _expect(self, row: Row) -> None:
         wait = longest_wait(self.waves.rows, self.waves.rows.index(row), self.limit)
@@ -148,7 +160,7 @@ class Traffic(RuleBasedStateMachine):
 
     def _tick(self) -> None:
         before = {row: (row.need, row.position) for row in self.jobs}
-        wave = self.waves.tick()
+        wave = self.waves.tick(self.now / 1000)
         self.now += 1
         assert (wave is None) == (not before)
         if wave is None:
@@ -158,7 +170,7 @@ class Traffic(RuleBasedStateMachine):
         for row, (_, position) in before.items():
             assert row.position == position + (row in wave.rows)
             if row not in wave.rows:
-                assert self.now < self.due[row], "a row waited too long"
+                assert not self.oldest or self.now < self.due[row], "a row waited too long"
             elif row.done:
                 job = self.jobs.pop(row)
                 del self.due[row]
@@ -257,11 +269,85 @@ def test_cancelling_a_row_changes_no_other_row_by_a_bit(anatomy: Anatomy) -> Non
     assert torch.equal(*kept)
 
 
-def test_a_cached_feature_keeps_no_other_row_alive(anatomy: Anatomy) -> None:
-    waves = waves_of(anatomy)
+def test_memory_is_all_there_at_the_start_and_comes_back(anatomy: Anatomy) -> None:
+    waves = waves_of(anatomy, capacity=5)
+    size = waves.slots.bytes
     rows = [row_of((schedule_of(PARTIAL), seed, 3.0)) for seed in range(3)]
+    waves.add(rows[0])
+    waves.add(rows[1])
+    assert not waves.fits(rows[2]), "one slot is left, and guidance takes two"
+    waves.cancel(rows[0])
+    waves.add(rows[2])
+    drain(waves)
+    assert (waves.slots.free, waves.slots.bytes) == (5, size)
+
+
+def test_a_smaller_branch_of_its_own_slot_says_what_memory_it_takes(anatomy: Anatomy) -> None:
+    features = count_steps(anatomy.unet.config, (4, 8, 8), 5).features
+    each = slot_bytes((4, 8, 8), features, torch.float16)
+    assert {branch: size - 2 * 4 * 4 * 8 * 8 for branch, size in each.items()} == {
+        branch: 2 * shape[0] * shape[1] * shape[2] for branch, shape in features.items()
+    }
+    slots = Slots((4, 8, 8), {2: features[2]}, 3, torch.device("cpu"), torch.float16)
+    assert slots.bytes == 3 * each[2]
+
+
+def test_a_latent_that_is_not_finite_fails_alone(anatomy: Anatomy) -> None:
+    waves = waves_of(anatomy)
+    jobs = [(schedule_of(PARTIAL, PARTIAL), seed, 3.0) for seed in range(3)]
+    rows = [row_of(job) for job in jobs]
+    rows[1].noise[0, 0, 0] = float("nan")
     for row in rows:
         waves.add(row)
-    waves.tick()
+    failed = [row for wave in iter(waves.tick, None) for row in wave.failed]
+    assert failed == [rows[1]]
+    assert isinstance(rows[1].error, FloatingPointError)
+    assert rows[1].latent is None or not torch.isfinite(rows[1].latent).all()
+    for i in (0, 2):
+        torch.testing.assert_close(rows[i].latent, plain(anatomy, jobs[i]), rtol=0, atol=ATOL)
+
+
+class Allergic(Anatomy):
+    """A UNet that breaks when it sees one particular latent, or more rows than its memory holds."""
+
+    memory = 100
+    poison = torch.zeros(0)
+
+    def full(self, sample: Tensor, *rest: Any, **named: Any) -> tuple[Tensor, dict[int, Tensor]]:
+        if len(sample) > self.memory:
+            raise MemoryError(f"{len(sample)} rows")
+        if any(torch.equal(row, self.poison) for row in sample):
+            raise RuntimeError("poisoned")
+        return super().full(sample, *rest, **named)
+
+
+def test_a_row_that_breaks_the_call_fails_alone(tiny: UNet2DConditionModel) -> None:
+    anatomy = Allergic(tiny)
+    waves, jobs = waves_of(anatomy), [(schedule_of(PARTIAL), seed, None) for seed in range(5)]
+    rows = [row_of(job) for job in jobs]
+    anatomy.poison = rows[3].noise
     for row in rows:
-        assert row.feature.untyped_storage().nbytes() == row.feature.nbytes
+        waves.add(row)
+    wave = waves.tick()
+    assert wave is not None
+    assert (wave.failed, str(rows[3].error)) == ([rows[3]], "poisoned")
+    drain(waves)
+    for row, job in zip(rows, jobs, strict=True):
+        if row is not rows[3]:
+            torch.testing.assert_close(row.latent, plain(Anatomy(tiny), job), rtol=0, atol=ATOL)
+    assert waves.slots.free == waves.slots.capacity
+
+
+def test_a_wave_too_large_for_memory_runs_in_parts(tiny: UNet2DConditionModel) -> None:
+    anatomy = Allergic(tiny)
+    anatomy.memory = 3
+    waves, jobs = waves_of(anatomy), [(schedule_of(PARTIAL), seed, None) for seed in range(8)]
+    rows = [row_of(job) for job in jobs]
+    for row in rows:
+        waves.add(row)
+    wave = waves.tick()
+    assert wave is not None
+    assert (len(wave.rows), wave.failed) == (8, [])
+    drain(waves)
+    for row, job in zip(rows, jobs, strict=True):
+        torch.testing.assert_close(row.latent, plain(Anatomy(tiny), job), rtol=0, atol=ATOL)
