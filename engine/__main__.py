@@ -43,7 +43,9 @@ def generate(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
     channels_last: Annotated[bool, typer.Option("--channels-last", help="Memory layout that tensor cores like.")] = False,
-    compiled: Annotated[bool, typer.Option("--compile", help="Compile the UNet's blocks; the first waves take minutes.")] = False,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the UNet's blocks; the first waves take minutes.")
+    ] = False,
     out: Annotated[Path, typer.Option(help="PNG file; several get -1, -2, … before the suffix.")] = Path("out.png"),
 ) -> None:
     """Generate images by one schedule, and print what they cost."""

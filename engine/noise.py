@@ -7,6 +7,7 @@ written in the variance-exploding frame (Euler, Karras et al. arXiv 2206.00364) 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -57,32 +58,37 @@ class NoiseLevels:
     karras: bool = False
     cosine: bool = False
 
-    def trajectory(self, solver: Solver) -> Trajectory:
-        """The same points that diffusers' scheduler of that solver visits. Raises `InvalidInput` for too many steps."""
+    def trajectory(self, solver: Solver, timesteps: Sequence[int] | None = None) -> Trajectory:
+        """The same points that diffusers' scheduler of that solver visits, or would at these timesteps instead of its own.
+
+        Raises `InvalidInput` for more steps, or a later one, than the model was trained on.
+        """
         train = len(self.alphas_cumprod)
         if solver.teacher_steps > train:
             message = f"teacher_steps: the model was trained on {train} timesteps, got {solver.teacher_steps}"
             raise InvalidInput(message, param="teacher_steps")
-        timesteps = self._grid(solver)
+        if timesteps is not None and timesteps[0] >= train:
+            raise InvalidInput(f"timesteps: the limit is {train - 1}, got {timesteps[0]}", param="timesteps")
+        grid = self._grid(solver) if timesteps is None else np.array(timesteps, dtype=np.float64)
         if solver.name == "ddim":
-            cumprod = self.alphas_cumprod[timesteps.astype(np.int64)]
+            cumprod = self.alphas_cumprod[grid.astype(np.int64)]
             end = (math.sqrt(self.final_alpha_cumprod), math.sqrt(1 - self.final_alpha_cumprod))
-            return Trajectory(timesteps, np.sqrt(cumprod), np.sqrt(1 - cumprod), end, start=1.0)
+            return Trajectory(grid, np.sqrt(cumprod), np.sqrt(1 - cumprod), end, start=1.0)
         levels = self._exploding()
-        ratios = np.interp(timesteps, np.arange(train), levels)
+        ratios = np.interp(grid, np.arange(train), levels)
         if solver.karras:
             first, last = (ratios[0], ratios[-1]) if solver.name == "euler" else (levels[-1], levels[0])
             ratios = _karras(first, last, solver.teacher_steps)
-            timesteps = np.interp(np.log(ratios), np.log(levels), np.arange(train))
+            grid = np.interp(np.log(ratios), np.log(levels), np.arange(train))
             if solver.name == "dpmsolver++":  # shows the UNet whole timesteps
-                timesteps = np.trunc(timesteps) if self.cosine else timesteps.round()
+                grid = np.trunc(grid) if self.cosine else grid.round()
         alphas = 1 / np.sqrt(1 + ratios**2)
         # Euler's scheduler starts at the level itself, except for leading, where it adds the signal's share of variance.
         start = float(ratios[0] * alphas[0]) if solver.name == "euler" and solver.spacing != "leading" else 1.0
-        return Trajectory(timesteps, alphas, ratios * alphas, (1.0, 0.0), start)
+        return Trajectory(grid, alphas, ratios * alphas, (1.0, 0.0), start)
 
     def _grid(self, solver: Solver) -> Floats:
-        """Timesteps, descending, (steps,) (arXiv 2305.08891, table 2), then bent: t + 1 = T ((t + 1)/T)^power."""
+        """The teacher's timesteps, descending, (steps,) (arXiv 2305.08891, table 2)."""
         train, steps = len(self.alphas_cumprod), solver.teacher_steps
         multistep = solver.name == "dpmsolver++"  # whose scheduler leaves out one end of the grid
         if solver.spacing == "linspace":
@@ -93,8 +99,6 @@ class NoiseLevels:
             grid = (np.arange(steps + multistep) * ratio)[::-1][:steps] + float(self.steps_offset)
         else:
             grid = np.arange(train, 0, -train / steps).round()[:steps] - 1
-        if solver.power != 1:
-            grid = (train * ((grid + 1) / train) ** solver.power - 1).round()
         return np.clip(grid, 0, train - 1)
 
     def _exploding(self) -> Floats:

@@ -61,9 +61,9 @@ def compile_program(schedule: Schedule, levels: NoiseLevels, branches: int) -> P
                 f"segments.{i}.branch: this UNet has branches 1 to {branches}, got {segment.branch}",
                 param=f"segments.{i}.branch",
             )
-    whole = levels.trajectory(schedule.solver)
+    whole = levels.trajectory(schedule.solver, schedule.timesteps)
     visited = [step for step in schedule.steps() if step.kind != "null"]
-    path = whole.at([step.index for step in visited])
+    path = whole if schedule.timesteps else whole.at([step.index for step in visited])
     if (np.diff(path.alphas) <= 0).any():
         raise InvalidInput("teacher_steps: the trajectory visits a noise level twice", param="teacher_steps")
     if levels.prediction == "epsilon" and path.alphas[0] == 0:

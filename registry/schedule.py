@@ -35,25 +35,17 @@ class ModelRef(Document):
 
 
 class Solver(Document):
-    """The update rule and the trajectory's timesteps, named as in diffusers.
-
-    `karras`: on the noise levels of arXiv 2206.00364. `power` bends the timesteps, t = T·u^power for evenly spaced u: above 1
-    there are more of them where little noise is left.
-    """
+    """The update rule and the teacher's timesteps, named as in diffusers; `karras`: on the levels of arXiv 2206.00364."""
 
     name: SolverName
     teacher_steps: int = Field(ge=1, le=MAX_TEACHER_STEPS)
     spacing: Spacing
-    # Left out at their defaults, so that older documents keep their digest.
-    karras: bool = Field(default=False, exclude_if=lambda on: not on)
-    power: float = Field(default=1.0, ge=0.5, le=2.0, exclude_if=lambda power: power == 1)
+    karras: bool = Field(default=False, exclude_if=lambda on: not on)  # left out, so that older documents keep their digest
 
     @model_validator(mode="after")
-    def _levels_from_one_place(self) -> Self:
+    def _karras_where_diffusers_has_it(self) -> Self:
         if self.karras and self.name == "ddim":
             raise ValueError("karras: the solver ddim has no Karras noise levels; dpmsolver++ and euler have")
-        if self.karras and self.power != 1:
-            raise ValueError(f"power: bends timesteps, and Karras noise levels have none; must be 1, got {self.power}")
         return self
 
 
@@ -112,12 +104,17 @@ class Step(NamedTuple):
 
 
 class Schedule(Document):
-    """The document. `format, model, solver, segments` are its identity; the rest only describes it."""
+    """The document. `format, model, solver, segments, timesteps` are its identity; the rest only describes it.
+
+    `timesteps`, where there are any, are those of the computed steps, in their order, instead of the solver's own: re-aligned
+    to what the steps reuse (as BudCache does, arXiv 2606.13496). Without them the identity is what it was before the field.
+    """
 
     format: Literal[1] = FORMAT
     model: ModelRef
     solver: Solver
     segments: tuple[Segment, ...] = Field(min_length=1)
+    timesteps: tuple[int, ...] | None = Field(default=None, exclude_if=lambda timesteps: timesteps is None)
     validated: Validated | None = None
     cost: Cost | None = None
     fidelity: Fidelity | None = None
@@ -134,6 +131,19 @@ class Schedule(Document):
                     f"segments.{i}.partial: offset {segment.partial[-1]} is past the segment's end; "
                     f"the limit is {self.length - 1}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _timesteps_are_the_computed_steps(self) -> Self:
+        if self.timesteps is None:
+            return self
+        computed = len(self.segments) + sum(len(segment.partial) for segment in self.segments)
+        if len(self.timesteps) != computed:
+            raise ValueError(f"timesteps: must be one for each of the {computed} computed steps, got {len(self.timesteps)}")
+        if list(self.timesteps) != sorted(set(self.timesteps), reverse=True) or self.timesteps[-1] < 0:
+            raise ValueError(f"timesteps: must descend and not go below 0, got {list(self.timesteps)}")
+        if self.solver.karras:
+            raise ValueError("timesteps: with karras the noise levels decide; take one of them away")
         return self
 
     @classmethod
@@ -191,7 +201,7 @@ class Schedule(Document):
         return canonical(fields)
 
 
-IDENTITY = {"format", "model", "solver", "segments"}
+IDENTITY = {"format", "model", "solver", "segments", "timesteps"}
 
 
 def canonical(value: Any) -> bytes:

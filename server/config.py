@@ -30,7 +30,9 @@ class Settings(BaseSettings):
         Literal["float32", "float16", "bfloat16"], Field(description="Of the weights; latents are float32 always.")
     ] = "float32"
     channels_last: Annotated[bool, Field(description="Lay the UNet out as tensor cores like it.")] = False
-    compile: Annotated[bool, Field(description="Give the UNet's blocks to torch.compile; the start takes minutes longer.")] = False
+    compile: Annotated[bool, Field(description="Give the UNet's blocks to torch.compile; the start takes minutes longer.")] = (
+        False
+    )
     threads: Annotated[int, Field(ge=0, le=256, description="CPU threads of one UNet call; 0 lets torch choose.")] = 0
     max_wave_rows: Annotated[
         int, Field(ge=2, le=1024, description="UNet rows in one call; an image with guidance takes two.")

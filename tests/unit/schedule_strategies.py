@@ -44,13 +44,19 @@ def segments(draw: st.DrawFn, length: int) -> Segment:
 def schedules(draw: st.DrawFn, model: st.SearchStrategy[ModelRef] = models) -> Schedule:
     """Any valid schedule."""
     count, length = draw(st.integers(1, 6)), draw(st.integers(1, 10))
+    name = draw(st.sampled_from(["ddim", "dpmsolver++", "euler"]))
     solver = Solver(
-        name=draw(st.sampled_from(["ddim", "dpmsolver++"])),
+        name=name,
         teacher_steps=count * length,
         spacing=draw(st.sampled_from(["leading", "trailing", "linspace"])),
+        karras=name != "ddim" and draw(st.booleans()),
     )
     pieces = draw(st.lists(segments(length), min_size=count, max_size=count))
-    return Schedule(model=draw(model), solver=solver, segments=tuple(pieces), **draw(descriptions))
+    computed, timesteps = count + sum(len(piece.partial) for piece in pieces), None
+    if not solver.karras and draw(st.booleans()):
+        chosen = draw(st.sets(st.integers(0, 999), min_size=computed, max_size=computed))
+        timesteps = tuple(sorted(chosen, reverse=True))
+    return Schedule(model=draw(model), solver=solver, segments=tuple(pieces), timesteps=timesteps, **draw(descriptions))
 
 
 def schedule(*partial: int, branch: int = 3, steps: int = 50, count: int = 5, **description: Any) -> Schedule:

@@ -329,6 +329,37 @@ def test_the_ddim_teacher_is_diffusers_run_by_number_of_steps(steps: int, spacin
     torch.testing.assert_close(got, latent, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@settings(max_examples=30)
+@given(schedule=schedules("ddim"), data=st.data(), solver=st.sampled_from(SOLVERS))
+def test_timesteps_of_ones_own_are_diffusers_on_them(
+    prediction: str, schedule: Schedule, data: st.DataObject, solver: SolverName
+) -> None:
+    """Where they lie is all that matters: not the solver's spacing, and not which steps are partial."""
+    computed = sum(step.kind != "null" for step in schedule.steps())
+    timesteps = sorted(data.draw(st.sets(st.integers(0, 999), min_size=computed, max_size=computed)), reverse=True)
+    solver_ = schedule.solver.model_copy(update={"name": solver, "spacing": "leading"})
+    mine = Schedule(model=REF, solver=solver_, segments=schedule.segments, timesteps=tuple(timesteps))
+    got, visited = ours(compiled(mine, levels_of(prediction)))
+    assert visited == timesteps
+    settings_ = config(prediction_type=prediction)
+    if solver == "ddim":
+        want, largest = ddim_oracle(settings_, visited)
+    elif solver == "dpmsolver++":
+        want, largest = dpm_oracle(settings_, visited, 2)
+    else:
+        want, largest = dpm_oracle(settings_, visited, 1)  # Euler is DDIM, and DDIM first-order DPM-Solver++
+    assert (got - want).abs().max().item() <= TOLERANCE * largest
+
+
+def test_a_timestep_past_training_is_refused() -> None:
+    solver = Solver(name="ddim", teacher_steps=2, spacing="leading")
+    schedule = Schedule(model=REF, solver=solver, segments=(Segment(), Segment()), timesteps=(1000, 3))
+    with pytest.raises(InvalidInput, match="limit is 999") as caught:
+        compiled(schedule, levels_of("epsilon"))
+    assert caught.value.param == "timesteps"
+
+
 def test_a_perfect_prediction_is_reached_by_every_solver_and_schedule() -> None:
     """With prediction_type sample and a constant answer, x₀ is that answer whatever was skipped."""
     answer = torch.full((2, 3, 4, 4), 0.25)

@@ -47,7 +47,7 @@ def test_digest_ignores_how_the_json_is_written(one: Schedule, dice: random.Rand
 @FEW
 @given(schedules(), descriptions)
 def test_digest_ignores_what_only_describes(one: Schedule, description: dict[str, Any]) -> None:
-    other = Schedule(model=one.model, solver=one.solver, segments=one.segments, **description)
+    other = Schedule(model=one.model, solver=one.solver, segments=one.segments, timesteps=one.timesteps, **description)
     assert other.digest == one.digest
     assert one.model_copy(update=description).digest == one.digest
 
@@ -55,7 +55,7 @@ def test_digest_ignores_what_only_describes(one: Schedule, description: dict[str
 @FEW
 @given(schedules(MODELS), schedules(MODELS))
 def test_digest_is_the_identity(one: Schedule, other: Schedule) -> None:
-    same = (one.model, one.solver, one.segments) == (other.model, other.solver, other.segments)
+    same = all(getattr(one, field) == getattr(other, field) for field in ("model", "solver", "segments", "timesteps"))
     assert (one.digest == other.digest) is same
 
 
@@ -66,10 +66,43 @@ CHANGES = {
     "solver.name": {"solver": Solver(name="ddim", teacher_steps=50, spacing="leading")},
     "solver.teacher_steps": {"solver": Solver(name="dpmsolver++", teacher_steps=100, spacing="leading")},
     "solver.spacing": {"solver": Solver(name="dpmsolver++", teacher_steps=50, spacing="trailing")},
+    "solver.karras": {"solver": Solver(name="dpmsolver++", teacher_steps=50, spacing="leading", karras=True)},
+    "timesteps": {"timesteps": tuple(range(900, 0, -90))},
     "segments.partial": {"segments": (Segment(partial=(6,), branch=3),) + (Segment(partial=(5,), branch=3),) * 4},
     "segments.branch": {"segments": (Segment(partial=(5,), branch=3),) * 4 + (Segment(partial=(5,), branch=2),)},
     "segments, fewer": {"segments": (Segment(partial=(5,), branch=3),) * 2},
 }
+
+
+def test_a_document_from_before_karras_and_timesteps_keeps_its_digest() -> None:
+    solver = Solver(name="ddim", teacher_steps=10, spacing="trailing")
+    old = Schedule(model=MODEL, solver=solver, segments=(Segment(partial=(2,), branch=3), Segment()))
+    assert old.digest == "f64778b2676780306d72bf21972cf9c5a8a3a0c9d3219e5d96a56747f49e3287"
+    assert b"karras" not in old.document()
+    assert b"timesteps" not in old.document()
+
+
+@pytest.mark.parametrize(
+    ("timesteps", "complaint"),
+    [
+        ((900, 500), "each of the 3 computed steps, got 2"),
+        ((900, 500, 500), "descend"),
+        ((500, 900, 100), "descend"),
+        ((900, 500, -1), "below 0"),
+    ],
+)
+def test_timesteps_that_are_none_are_refused_by_name(timesteps: tuple[int, ...], complaint: str) -> None:
+    solver = Solver(name="euler", teacher_steps=10, spacing="trailing")
+    raw = {"model": dict(MODEL), "solver": dict(solver), "segments": [{"partial": [2], "branch": 3}, {}]}
+    with pytest.raises(InvalidInput, match=complaint) as caught:
+        Schedule.parse(json.dumps({**raw, "timesteps": timesteps}))
+    assert caught.value.param == "timesteps"
+
+
+def test_timesteps_and_karras_levels_exclude_each_other() -> None:
+    solver = Solver(name="euler", teacher_steps=2, spacing="trailing", karras=True)
+    with pytest.raises(ValidationError, match="karras"):
+        Schedule(model=MODEL, solver=solver, segments=(Segment(), Segment()), timesteps=(900, 1))
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
