@@ -116,6 +116,22 @@ def macs(
         _print_table(counted, list(chosen), shape, length)
 
 
+@app.command()
+def bench(
+    section: Annotated[
+        list[str] | None, typer.Argument(help="steps, generation, speedup, overhead, curve, sd15 [default: all].")
+    ] = None,
+    model: Annotated[Path, typer.Option(help="A diffusers pipeline folder.")] = Path("models/emoji64"),
+    repeats: Annotated[int, typer.Option(help="Pairs of measurements; fewer where one takes seconds.")] = 15,
+    threads: Annotated[int, typer.Option(help="Of torch.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> None:
+    """Ratios measured side by side: our steps against diffusers' and DeepCache's, waves, and what a row costs (minutes)."""
+    from engine.bench import run
+
+    run(model, section or [], repeats, threads, as_json)
+
+
 def _teacher(model: Model, solver: SolverName, steps: int) -> Schedule:
     limit = len(model.levels.alphas_cumprod)
     if not 1 <= steps <= limit:

@@ -75,9 +75,20 @@ class Anatomy:
         if len(self.decoder) != self.branches:
             raise Unsupported(f"the UNet has {self.branches} skips but {len(self.decoder)} decoder items", param="unet")
 
+    # Of the first weight: diffusers' own `unet.device` and `unet.dtype` walk over all parameters, a millisecond each time.
+    @property
+    def device(self) -> torch.device:
+        """Where the UNet computes."""
+        return cast(Tensor, self.unet.conv_in.weight).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the UNet computes in."""
+        return cast(Tensor, self.unet.conv_in.weight).dtype
+
     def given(self, sample: Tensor, timesteps: Tensor, condition: Condition) -> Given:
         """What the items look at. sample (rows, c, h, w), timesteps (rows,), one condition per row."""
-        unet, dtype = self.unet, self.unet.dtype
+        unet, dtype = self.unet, self.dtype
         context = None if condition.context is None else condition.context.to(dtype)
         embedding: Tensor = unet.time_embedding(unet.time_proj(timesteps).to(dtype))
         if unet.class_embedding is not None:
@@ -134,7 +145,7 @@ class Anatomy:
                         module.compile(**options)
 
     def _encode(self, sample: Tensor, items: int, given: Given) -> tuple[Tensor, list[Tensor]]:
-        hidden, skips = sample.to(self.unet.dtype), list[Tensor]()
+        hidden, skips = sample.to(self.dtype), list[Tensor]()
         if self.unet.config["center_input_sample"]:
             hidden = 2 * hidden - 1
         for item in self.encoder[:items]:

@@ -5,16 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from engine.curve import CostCurve
-
-
-class Need(NamedTuple):
-    """What a wave runs: ("full", 0) or ("partial", branch). Rows with equal needs share a UNet call."""
-
-    kind: str
-    branch: int
+from engine.program import Need
 
 
 class Candidate(Protocol):

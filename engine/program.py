@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
@@ -21,6 +22,13 @@ import numpy as np
 from engine.noise import NoiseLevels, Prediction, Trajectory
 from registry.errors import InvalidInput, Unsupported
 from registry.schedule import Schedule
+
+
+class Need(NamedTuple):
+    """What a step asks of the UNet: ("full", 0) or ("partial", branch). Rows with equal needs can share a call."""
+
+    kind: str
+    branch: int
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,17 @@ class ProgramStep:
     next_m: float
     next_0: float
     next_1: float
+
+    @cached_property
+    def need(self) -> Need:
+        """The kind of call that can run it."""
+        return Need("full", 0) if self.kind == "full" else Need("partial", self.branch)
+
+    @cached_property
+    def numbers(self) -> tuple[float, ...]:
+        """timestep, clean_x, clean_m, clip, next_x, next_m, next_0, next_1."""
+        solver = (self.clean_x, self.clean_m, self.clip, self.next_x, self.next_m, self.next_0, self.next_1)
+        return (self.timestep, *solver)
 
 
 @dataclass(frozen=True)

@@ -12,19 +12,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from engine.anatomy import Anatomy
 from engine.condition import Condition
-from engine.policy import Need, Oldest, Policy
-from engine.program import Program, ProgramStep
+from engine.policy import Oldest, Policy
+from engine.program import Need, Program, ProgramStep
 from engine.slots import Slots
-
-
-def need_of(step: ProgramStep) -> Need:
-    """The kind of wave that can run this step."""
-    return Need("full", 0) if step.kind == "full" else Need("partial", step.branch)
 
 
 @dataclass(eq=False)
@@ -66,12 +62,12 @@ class Row:
     @property
     def need(self) -> Need:
         """The kind of wave the next step can join."""
-        return need_of(self.step)
+        return self.step.need
 
     @property
     def ahead(self) -> list[Need]:
         """What all its remaining steps need."""
-        return [need_of(step) for step in self.program.steps[self.position :]]
+        return [step.need for step in self.program.steps[self.position :]]
 
     @property
     def unet_rows(self) -> int:
@@ -162,7 +158,8 @@ class Waves:
         spread = [*range(len(rows)), *guiding]  # UNet row -> row
         held = [row.slots[0] for row in rows] + [rows[i].slots[1] for i in guiding]  # UNet row -> slot
         homes, slots = self._index(held[: len(rows)]), self._index(held)
-        numbers = torch.tensor([_numbers(row) for row in rows]).to(homes.device)
+        table = np.array([(*row.step.numbers, row.guidance) for row in rows], dtype=np.float32)  # torch.tensor is slower
+        numbers = torch.from_numpy(table).to(homes.device)
         latent, before = self.slots.state(homes)
         sample, timesteps = latent, numbers[:, 0]
         if guiding:
@@ -175,8 +172,9 @@ class Waves:
             feature = self.slots.feature(slots, need.branch)
             output, kept = self.anatomy.partial(sample, timesteps, condition, need.branch, feature), {}
 
-        _, guidance, *step = numbers.T[..., None, None, None]
-        latent, clean = _advance(latent, before, _guided(output, guidance, guiding), *step)
+        _, clean_x, clean_m, clip, *following, guidance = numbers.T[..., None, None, None]
+        bound = clip if np.isfinite(table[:, 3]).any() else None
+        latent, clean = _advance(latent, before, _guided(output, guidance, guiding), clean_x, clean_m, bound, *following)
         for branch, features in kept.items():
             chosen = [i for i, row in enumerate(spread) if branches[row] == branch]
             if len(chosen) < len(held):
@@ -187,17 +185,11 @@ class Waves:
             row.position += 1
 
     def _index(self, numbers: list[int]) -> Tensor:
-        return torch.tensor(numbers).to(self.anatomy.unet.device)
+        return torch.tensor(numbers).to(self.anatomy.device)
 
     def _leave(self, row: Row) -> None:
         self.slots.give_back(row.slots)
         row.slots = []
-
-
-def _numbers(row: Row) -> tuple[float, ...]:
-    step = row.step
-    solver = (step.clean_x, step.clean_m, step.clip, step.next_x, step.next_m, step.next_0, step.next_1)
-    return (step.timestep, row.guidance, *solver)
 
 
 def _guided(output: Tensor, guidance: Tensor, guiding: Sequence[int]) -> Tensor:
@@ -218,12 +210,13 @@ def _advance(
     m: Tensor,
     clean_x: Tensor,
     clean_m: Tensor,
-    clip: Tensor,
+    clip: Tensor | None,
     next_x: Tensor,
     next_m: Tensor,
     next_0: Tensor,
     next_1: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """The two equations of `program`, one set of numbers per row, each (n, 1, 1, 1). Returns the next x and x₀."""
-    clean = torch.clamp(clean_x * x + clean_m * m, -clip, clip)
-    return next_x * x + next_m * m + next_0 * clean + next_1 * before, clean
+    clean = (clean_x * x).addcmul_(clean_m, m)
+    clean = clean if clip is None else clean.clamp_(-clip, clip)
+    return (next_x * x).addcmul_(next_m, m).addcmul_(next_0, clean).addcmul_(next_1, before), clean

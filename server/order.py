@@ -11,9 +11,8 @@ from functools import cached_property
 from torch import Tensor
 
 from engine.macs import StepMacs
-from engine.policy import Need
-from engine.program import Program
-from engine.waves import Row, need_of
+from engine.program import Need, Program
+from engine.waves import Row
 from server.metrics import CUSTOM, NO_ARM
 
 
@@ -87,7 +86,7 @@ class Ticket:
     @cached_property
     def ahead(self) -> list[Need]:
         """Of all steps, before the first."""
-        return [need_of(step) for step in self.order.program.steps]
+        return [step.need for step in self.order.program.steps]
 
     @property
     def latent(self) -> Tensor:

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from engine.curve import CostCurve
 from engine.door import Door
-from engine.policy import Balanced, Need, Oldest, Policy, fill
+from engine.policy import Balanced, Oldest, Policy, fill
+from engine.program import Need
 
 FULL, DEEP, SHALLOW = Need("full", 0), Need("partial", 3), Need("partial", 1)
 TIERS = {

@@ -18,8 +18,8 @@ from engine.anatomy import Anatomy
 from engine.condition import Condition
 from engine.macs import count_steps
 from engine.noise import noise_levels
-from engine.policy import Balanced, Need, Oldest, Policy
-from engine.program import Program, compile_program
+from engine.policy import Balanced, Oldest, Policy
+from engine.program import Need, Program, compile_program
 from engine.sampler import generate
 from engine.slots import Slots, slot_bytes
 from engine.waves import Row, Waves

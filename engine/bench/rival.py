@@ -8,7 +8,6 @@ from importlib.metadata import PackageNotFoundError, version
 from types import SimpleNamespace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from engine.anatomy import UNet
@@ -102,13 +101,3 @@ def _ddim(config: Mapping[str, Any]) -> Any:
     from diffusers import DDIMScheduler
 
     return DDIMScheduler.from_config(dict(config))
-
-
-def inference(run: Callable[[], Any]) -> Callable[[], Any]:
-    """The call, in inference mode."""
-
-    def inside() -> Any:
-        with torch.inference_mode():
-            return run()
-
-    return inside

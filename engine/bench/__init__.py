@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from engine import rival, sampler, subject
+from engine import sampler
 from engine.anatomy import Anatomy
+from engine.bench import rival, subject
+from engine.bench.stopwatch import Spread, side_by_side
+from engine.bench.subject import Subject
 from engine.policy import Balanced
 from engine.program import Program
-from engine.stopwatch import Spread, side_by_side
-from engine.subject import Subject
 from engine.waves import Row, Waves
 from registry.errors import InvalidInput
 
@@ -82,7 +83,7 @@ def run(model: Path, sections: Sequence[str], repeats: int, threads: int, as_jso
 def steps(given: Subject, repeats: int) -> Iterator[Line]:
     """One full step against `unet(…)`, one partial step against DeepCache's, on one row and on eight."""
     for rows in (1, 8):
-        yield from _steps("steps", given, rows, repeats)
+        yield from _steps("steps", given, rows, repeats, repeats)
 
 
 def sd15(_: Subject, repeats: int) -> Iterator[Line]:
@@ -122,16 +123,11 @@ def overhead(given: Subject, repeats: int) -> Iterator[Line]:
     """Time of a wave around its UNet call: a whole generation in waves, with a UNet that computes nothing."""
     program, timestep = given.program(10, (1, 2, 3, 4), 1), torch.tensor(500.0)
     for rows in (1, 2, 4, 8, 16, 32, 64):
-        idle, real = Idle(given, rows), given.anatomy
+        idle = Idle(given, rows)
         sample, condition, feature = given.noise(rows), given.condition(rows), idle.feature
-
-        def waves(idle: Idle = idle, rows: int = rows) -> None:
-            _in_waves(given, idle, program, rows)
-
-        def partial(sample: Tensor = sample, condition: Any = condition, feature: Tensor = feature) -> None:
-            real.partial(sample, timestep.expand(len(sample)), condition, 1, feature)
-
-        seconds = side_by_side([waves, partial], repeats) / (len(program.steps), 1)
+        waves = partial(_in_waves, given, idle, program, rows)
+        step = partial(given.anatomy.partial, sample, timestep.expand(rows), condition, 1, feature)
+        seconds = side_by_side([waves, step], repeats) / (len(program.steps), 1)
         share = Spread.of(seconds[:, 0] / seconds[:, 1]).median
         spread, note = Spread.of(1e3 * seconds[:, 0]), f"{share:.3f} of a partial step s=1 of as many rows"
         yield Line(
@@ -147,15 +143,85 @@ def curve(given: Subject, repeats: int) -> Iterator[Line]:
     inputs = list(zip(samples, times, conditions, strict=True))
     for branch in (0, 1, 2, 3):
         if branch == 0:
-            runs = [lambda i=i: anatomy.full(*i) for i in inputs]
+            runs: list[Callable[[], object]] = [partial(anatomy.full, *i) for i in inputs]
         else:
             features = [torch.randn(rows, *given.macs.features[branch]) for rows in sizes]
-            runs = [lambda i=i, f=f, b=branch: anatomy.partial(*i, b, f) for i, f in zip(inputs, features, strict=True)]
+            runs = [partial(anatomy.partial, *i, branch, f) for i, f in zip(inputs, features, strict=True)]
         seconds = side_by_side(runs, repeats) / sizes
         for i, rows in enumerate(sizes[1:], start=1):
             note = f"{1e3 * Spread.of(seconds[:, i]).median:.2f} ms a row, alone {1e3 * Spread.of(seconds[:, 0]).median:.2f} ms"
             what = f"a row of {rows} / a row alone, {f'partial s={branch}' if branch else 'full'}"
             yield Line("curve", what, Spread.of(seconds[:, i] / seconds[:, 0]), note=note)
+
+
+def _steps(section: str, given: Subject, rows: int, repeats: int, more: int) -> Iterator[Line]:
+    """A full step against the UNet's own forward (`repeats` pairs), partial steps against DeepCache's (`more` pairs)."""
+    anatomy, unet, condition = given.anatomy, given.anatomy.unet, given.condition(rows)
+    first, then = given.noise(rows), given.noise(rows + 1)[:rows]
+    early, late = (torch.full((rows,), float(timestep)) for timestep in rival.timesteps(given.scheduler))
+    named = {} if condition.context is None else {"encoder_hidden_states": condition.context}
+    seconds = side_by_side(
+        [lambda: anatomy.full(first, early, condition, keep={1}), lambda: unet(first, early, return_dict=False, **named)],
+        repeats,
+    )
+    what = f"full step / unet(…), {_rows(rows)}"
+    yield Line(section, what, Spread.of(seconds[:, 0] / seconds[:, 1]), at_most=1.0, note=given.name)
+    _, kept = anatomy.full(first, early, condition, keep={1, 2})
+    for branch in (1, 2):
+        what = f"partial step s={branch} / DeepCache's, {_rows(rows)}"
+        if rival.installed() is None or condition.context is None:
+            yield Line(section, what, None, at_most=0.9, note=rival.ABSENT)
+            continue
+        theirs = rival.cached_step(unet, given.scheduler, branch, first, then, condition.context)
+        ours = partial(anatomy.partial, then, late, condition, branch, kept[branch])
+        apart = (ours() - theirs()).abs().max().item()
+        note = f"outputs {apart:.0e} apart" if apart <= SAME else f"NOT THE SAME WORK: outputs {apart:.0e} apart"
+        seconds = side_by_side([ours, theirs], more)
+        yield Line(section, what, Spread.of(seconds[:, 0] / seconds[:, 1]), at_most=0.9, note=note)
+
+
+def _generation(section: str, given: Subject, branch: int, rows: int, repeats: int) -> Line:
+    what = f"50 steps, 10 of them full, rest s={branch} / DeepCache's, {_rows(rows)}"
+    condition = given.condition(rows)
+    if rival.installed() is None or condition.context is None:
+        return Line(section, what, None, at_most=0.9, note=rival.ABSENT)
+    ours = _ours(given, given.program(10, (1, 2, 3, 4), branch), rows)
+    theirs = rival.generation(given.anatomy.unet, given.scheduler, 5, branch, given.noise(rows), condition.context)
+    apart = (ours() - theirs()).abs().max().item()
+    seconds = side_by_side([ours, theirs], repeats)
+    return Line(section, what, Spread.of(seconds[:, 0] / seconds[:, 1]), at_most=0.9, note=f"latents {apart:.0e} apart")
+
+
+def _ours(given: Subject, program: Program, rows: int) -> Callable[[], Tensor]:
+    """The plain sampler, without guidance."""
+    return partial(sampler.generate, given.anatomy, program, given.noise(rows), given.condition(rows))
+
+
+def _in_waves(given: Subject, anatomy: Anatomy, program: Program, rows: int) -> None:
+    waves = Waves(anatomy, given.slots(rows), Balanced(max_unet_rows=rows))
+    noise, condition = given.noise(rows), given.condition(rows)
+    for i in range(rows):
+        waves.add(Row(program, noise[i], condition[i : i + 1]))
+    while waves.tick():
+        pass
+
+
+def _rows(rows: int) -> str:
+    return f"{rows} row{'s' * (rows > 1)}"
+
+
+def _print(about: Mapping[str, Any], lines: Sequence[Line]) -> None:
+    table = Table(title=", ".join(f"{name} {value}" for name, value in about.items()))
+    for column in ("what", "median", "10–90 %", "goal", "", "note"):
+        table.add_column(column, justify="right" if column in ("median", "10–90 %", "goal") else "left", overflow="fold")
+    for i, line in enumerate(lines):
+        goal = f"≤ {line.at_most}" if line.at_most is not None else f"≥ {line.at_least}" if line.at_least is not None else ""
+        met = {None: "", True: "met", False: "missed"}[line.met]
+        last = i + 1 == len(lines) or lines[i + 1].section != line.section
+        spread = line.spread
+        values = ("–", "") if spread is None else (f"{spread.median:.3f} {line.unit}", f"{spread.low:.3f}–{spread.high:.3f}")
+        table.add_row(line.what, *values, goal, met, line.note, end_section=last)
+    Console(width=160).print(table)
 
 
 SECTIONS: dict[str, Callable[[Subject, int], Iterator[Line]]] = {

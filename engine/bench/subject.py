@@ -75,8 +75,7 @@ class Subject:
 
     def slots(self, capacity: int) -> Slots:
         """Memory for so many rows in flight."""
-        unet = self.anatomy.unet
-        return Slots(self.latent, self.macs.features, capacity, unet.device, unet.dtype)
+        return Slots(self.latent, self.macs.features, capacity, self.anatomy.device, self.anatomy.dtype)
 
     def _compile(self, segments: tuple[Segment, ...]) -> Program:
         schedule = Schedule(model=self._ref, solver=self._solver, segments=segments)
