@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -111,7 +112,9 @@ def macs(
         raise InvalidInput(f"branch: must be between 1 and {last} for this UNet, got {branch}", param="branch")
     chosen = {number: value for number, value in counted.partial.items() if branch in (None, number)}
     if as_json:
-        print(json.dumps({**asdict(counted), "partial": {number: asdict(value) for number, value in chosen.items()}}))
+        features = {number: counted.features[number] for number in chosen}  # (c, h, w) of what a row caches
+        partial = {number: asdict(value) for number, value in chosen.items()}
+        print(json.dumps({**asdict(counted), "partial": partial, "features": features}))
     else:
         _print_table(counted, list(chosen), shape, length)
 
@@ -216,12 +219,13 @@ def _print_table(counted: StepMacs, branches: list[int], shape: Sequence[int], t
 
     given = f"context of {tokens} token{'s' * (tokens > 1)}" if tokens else "no context"
     table = Table(title=f"{counted.parameters:,} parameters, latent {'×'.join(map(str, shape))}, {given}, one row")
-    for column in ("step", "macs", "paper_macs", "of full"):
+    for column in ("step", "macs", "paper_macs", "of full", "cached, float16"):
         table.add_column(column, justify="left" if column == "step" else "right")
-    rows = [("full", counted.full), *((f"partial, branch {number}", counted.partial[number]) for number in branches)]
-    for name, value in rows:
-        share = value.macs / counted.full.macs
-        table.add_row(name, f"{value.macs / 1e9:.4f} G", f"{value.paper_macs / 1e9:.4f} G", f"{share:.4f}")
+    for branch in (0, *branches):
+        name, value = (f"partial, branch {branch}", counted.partial[branch]) if branch else ("full", counted.full)
+        cached = f"{2 * prod(counted.features[branch]) / 2**20:.3f} MiB" if branch else ""
+        share = f"{value.macs / counted.full.macs:.4f}"
+        table.add_row(name, f"{value.macs / 1e9:.4f} G", f"{value.paper_macs / 1e9:.4f} G", share, cached)
     Console().print(table)
 
 

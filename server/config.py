@@ -37,6 +37,9 @@ class Settings(BaseSettings):
     max_wave_rows: Annotated[
         int, Field(ge=2, le=1024, description="UNet rows in one call; an image with guidance takes two.")
     ] = 16
+    cache_mib: Annotated[
+        int | None, Field(ge=1, description="Memory for rows in flight, in MiB; without it, what two full waves need.")
+    ] = None
     max_queue_rows: Annotated[int, Field(ge=1, le=100_000, description="Images that may wait; past it the answer is 429.")] = 64
     max_images: Annotated[int, Field(ge=1, le=64, description="Images in one request.")] = 4
     request_seconds: Annotated[

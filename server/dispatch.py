@@ -22,8 +22,9 @@ from engine.condition import Condition
 from engine.door import Door
 from engine.models import Model
 from engine.policy import Balanced
+from engine.slots import Slots, slot_bytes
 from engine.waves import Row, Wave, Waves
-from registry.errors import FlexiError
+from registry.errors import FlexiError, InvalidInput
 from server import metrics
 from server.admission import Admission
 from server.errors import GenerationFailed, NotReady
@@ -43,12 +44,16 @@ class Dispatcher:
     an exception in a wave fails the rows of that wave; the thread lives on.
     """
 
-    def __init__(self, model: Model, admission: Admission, max_wave_rows: int) -> None:
+    def __init__(self, model: Model, admission: Admission, max_wave_rows: int, cache_bytes: int | None = None) -> None:
+        """At most two full waves of rows are in flight, or as many as fit into `cache_bytes`.
+
+        Raises `InvalidInput` when that is not even one image.
+        """
         self._model = model
         self._admission = admission
         self._policy = Balanced(max_unet_rows=max_wave_rows)
         self._door = Door(self._policy)
-        self._waves = Waves(model.anatomy, model.slots(WAVES_IN_FLIGHT * max_wave_rows), self._policy)
+        self._waves = Waves(model.anatomy, _slots(model, WAVES_IN_FLIGHT * max_wave_rows, cache_bytes), self._policy)
         metrics.cache_bytes.set(self._waves.slots.bytes)
         self._waiting: deque[Ticket] = deque()
         self._inflight: dict[Row, Ticket] = {}
@@ -254,6 +259,16 @@ class Dispatcher:
         """MACs accepted and not run yet. Called in the thread of `submit`: hence the copies, each made in one go."""
         tickets = [*list(self._waiting), *list(self._inflight.values())]
         return sum(ticket.remaining_macs(self._model.macs) for ticket in tickets)
+
+
+def _slots(model: Model, wanted: int, cache_bytes: int | None) -> Slots:
+    each = max(slot_bytes(model.latent_shape, model.macs.features, model.dtype).values())
+    capacity = wanted if cache_bytes is None else min(wanted, cache_bytes // each)
+    if capacity < 2:
+        message = f"cache_mib: an image with guidance needs {2 * each / 2**20:.1f} MiB, got {cache_bytes or 0} bytes"
+        raise InvalidInput(message, param="cache_mib")
+    log.info("%d UNet rows fit in flight, %.1f MiB each", capacity, each / 2**20)
+    return model.slots(capacity)
 
 
 def _each_once(prompts: Sequence[str], encode: Callable[[Sequence[str]], Condition]) -> dict[str, Condition]:

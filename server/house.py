@@ -45,7 +45,8 @@ async def open_house(settings: Settings) -> House:
     while not await asyncio.to_thread(schedules.refresh):  # without its tiers the server is of no use to anybody
         await asyncio.sleep(settings.watch_seconds)
     await asyncio.to_thread(warm_up, model, (entry.schedule for entry in schedules.tiers()), settings.max_wave_rows)
-    dispatcher = Dispatcher(model, Admission(settings.max_queue_rows), settings.max_wave_rows)
+    cache = None if settings.cache_mib is None else settings.cache_mib * 2**20
+    dispatcher = Dispatcher(model, Admission(settings.max_queue_rows), settings.max_wave_rows, cache)
     dispatcher.start()
     generation = Generation(model.ref, schedules, dispatcher, settings, guides=model.prompts.guides)
     return House(schedules, dispatcher, generation, asyncio.create_task(schedules.watch(settings.watch_seconds)))

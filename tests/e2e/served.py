@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from engine.models import fingerprint
+from engine.folder import Folder
 from registry.catalog import Catalog
 from registry.schedule import ModelRef, Schedule, Segment, Solver, SolverName, teacher
 from registry.store import ObjectStore
@@ -17,7 +17,7 @@ PATIENCE = 400  # seconds; importing torch and diffusers takes most of a start, 
 
 def made(solver: SolverName, *segments: Segment) -> Schedule:
     """A schedule over a small teacher."""
-    ref = ModelRef(name="emoji64", family="unet2d-condition", fingerprint=fingerprint(MODEL))
+    ref = ModelRef(name="emoji64", family="unet2d-condition", fingerprint=Folder(MODEL).fingerprint())
     trajectory = Solver(name=solver, teacher_steps=TEACHER_STEPS, spacing="trailing")
     return Schedule(model=ref, solver=trajectory, segments=segments)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import CancelledError
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from server_model import small_model
 
 from engine.program import Program
 from engine.sampler import generate
-from registry.errors import Overloaded
+from registry.errors import InvalidInput, Overloaded
 from registry.schedule import Schedule, Segment
 from server.admission import Admission
 from server.dispatch import Dispatcher
@@ -189,6 +190,28 @@ def test_rows_in_flight_are_bounded_too(model, dispatcher):
     dispatcher.turn()
     assert (len(dispatcher._inflight), len(dispatcher._waiting)) == (4, 4)
     finish(dispatcher, futures)
+
+
+def test_memory_bounds_what_is_in_flight(model):
+    """One slot: two latents of 4×8×8 and the largest cached feature, all float32."""
+    each = 4 * (2 * 4 * 8 * 8 + max(c * h * w for c, h, w in model.macs.features.values()))
+    dispatcher = Dispatcher(model, Admission(max_rows=8), max_wave_rows=4, cache_bytes=5 * each + 7)
+    futures = dispatcher.submit([order(model, seed) for seed in range(4)])
+    dispatcher.turn()
+    assert (len(dispatcher._inflight), len(dispatcher._waiting)) == (2, 2)
+    finish(dispatcher, futures)
+    with pytest.raises(InvalidInput, match="cache_mib"):
+        Dispatcher(model, Admission(max_rows=8), max_wave_rows=4, cache_bytes=2 * each - 1)
+
+
+def test_a_tier_that_floods_does_not_shut_out_another(model, dispatcher):
+    flood = dispatcher.submit([replace(order(model, seed), tier="best") for seed in range(6)])
+    dispatcher.turn()
+    (late,) = dispatcher.submit([replace(order(model, 9), tier="draft")])
+    while not late.done():
+        dispatcher.turn()
+    assert sum(future.done() for future in flood) <= 4, "those that were in flight already"
+    finish(dispatcher, flood)
 
 
 def test_render_gives_up_all_when_one_fails(model, running):
