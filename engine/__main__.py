@@ -191,7 +191,7 @@ def _tokens(path: Path, config: Mapping[str, Any], asked: int | None) -> int:
     if (path / "text_encoder").is_dir():
         encoder = _read_config(path / "text_encoder" / "config.json")
         return int(encoder.get("max_position_embeddings", TEXT_TOKENS))
-    classes = (path / "class_embedder").is_dir() or config.get("cross_attention_dim") == CLASS_WIDTH
+    classes = (path / "unet").is_dir() or config.get("cross_attention_dim") == CLASS_WIDTH  # a pipeline without a text encoder
     return 1 if classes else TEXT_TOKENS
 
 

@@ -58,6 +58,7 @@ def run(
     heldout: Annotated[int, typer.Option(help="Images of the final figures.")] = 24,
     generations: int = 4,
     population: Annotated[int, typer.Option(help="New candidates in a generation.")] = 8,
+    retime: Annotated[bool, typer.Option(help="Let the search move timesteps off the solver's own grid.")] = True,
     tier: Annotated[list[str] | None, typer.Option(help="NAME=CEILING: the most it may cost; repeat for more.")] = None,
     seed: int = 0,
     batch: Annotated[int, typer.Option(help="Images generated at once: bounds memory.")] = 8,
@@ -71,6 +72,7 @@ def run(
         "model": str(model), "prompts": str(prompts), "features": str(features or model / "clip"),
         "teacher_steps": teacher_steps, "guidance": guidance, "images": images, "finals": finals, "heldout": heldout,
         "generations": generations, "population": population, "seed": seed, "batch": batch,
+        "retime": retime,
         "device": device, "dtype": dtype, "prompts_digest": digest_of(prompts),
         **({"tiers": dict(map(_ceiling, tier))} if tier else {}),
     }  # fmt: skip

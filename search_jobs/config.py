@@ -33,6 +33,7 @@ class JobConfig(Document):
     population: int = Field(default=8, ge=1, le=10_000)
     max_segments: int = Field(default=16, ge=3, le=200)
     max_partial: int = Field(default=3, ge=0, le=100, description="partial steps in a segment, at most")
+    retime: bool = Field(default=True, description="whether the search moves timesteps off the solver's own grid")
     seed: int = Field(default=0, ge=0, le=1_000_000)
     batch: int = Field(default=8, ge=1, le=1024, description="images generated at once: bounds memory")
     tiers: dict[Name, float] = TIERS

@@ -49,11 +49,12 @@ class Job:
         high = min(config.max_segments, config.teacher_steps)
         self.space = Space(
             model=self.model.ref,
-            spacing=self.model.levels.spacing,
+            levels=self.model.levels,
             branches=self.model.anatomy.branches,
             teacher_steps=config.teacher_steps,
             segments=(min(3, high), high),
             max_partial=config.max_partial,
+            retime=config.retime,
         )
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / CONFIG, config.model_dump(mode="json"))  # now that every input was found good

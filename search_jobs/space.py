@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import comb
 from random import Random
 from typing import NamedTuple
 
-from registry.schedule import ModelRef, Schedule, Segment, Solver, SolverName, Spacing
+import numpy as np
+
+from engine.noise import NoiseLevels
+from registry.schedule import ModelRef, Schedule, Segment, Solver, SolverName
 
 
 class Genome(NamedTuple):
-    """The genes: the solver, and per segment the offsets of its partial steps and their branch."""
+    """The genes: the solver, per segment the offsets of its partial steps and their branch, and the timesteps of all computed
+    steps, None for the solver's own."""
 
     solver: SolverName
     segments: tuple[Segment, ...]
+    timesteps: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -24,15 +30,17 @@ class Space:
     The number of segments n is a gene as well. A segment has round(teacher_steps / n) steps, so a trajectory has
     n · round(teacher_steps / n): exactly `teacher_steps` where n divides it, otherwise the nearest multiple. `max_partial`
     bounds what mutation adds to a segment; a genome that starts with more (uniform DeepCache) keeps them and can lose them.
+    `retime`: whether mutation moves timesteps off the solver's own grid.
     """
 
     model: ModelRef
-    spacing: Spacing
+    levels: NoiseLevels
     branches: int
     teacher_steps: int = 50
     solvers: tuple[SolverName, ...] = ("ddim", "dpmsolver++")
     segments: tuple[int, int] = (3, 16)
     max_partial: int = 3
+    retime: bool = True
 
     def length(self, count: int) -> int:
         """Steps in each of `count` segments."""
@@ -41,15 +49,23 @@ class Space:
     def schedule(self, genome: Genome) -> Schedule:
         """The schedule that these genes make."""
         steps = len(genome.segments) * self.length(len(genome.segments))
-        solver = Solver(name=genome.solver, teacher_steps=steps, spacing=self.spacing)
-        return Schedule(model=self.model, solver=solver, segments=genome.segments)
+        solver = Solver(name=genome.solver, teacher_steps=steps, spacing=self.levels.spacing)
+        return Schedule(model=self.model, solver=solver, segments=genome.segments, timesteps=genome.timesteps)
+
+    def timesteps(self, genome: Genome) -> tuple[int, ...]:
+        """Of its computed steps, whether they are genes or the solver's own."""
+        if genome.timesteps is not None:
+            return genome.timesteps
+        schedule = self.schedule(genome)
+        grid = self.levels.trajectory(schedule.solver).timesteps
+        return tuple(round(grid[step.index]) for step in schedule.steps() if step.kind != "null")
 
     def genome(self, schedule: Schedule) -> Genome:
         """The genes of a schedule; the inverse of `schedule` for every schedule that the space holds."""
-        return Genome(schedule.solver.name, schedule.segments)
+        return Genome(schedule.solver.name, schedule.segments, schedule.timesteps)
 
     def size(self) -> int:
-        """How many genomes have at most `max_partial` partial steps in a segment.
+        """How many genomes have at most `max_partial` partial steps in a segment, timesteps of their own not counted.
 
         Σ_n solvers · (1 + branches · Σ_k C(L_n − 1, k))^n, with L_n = `length(n)`.
         """
@@ -68,17 +84,23 @@ class Space:
         for _ in range(100):
             child = genome
             for _ in range(rng.choice((1, 1, 2))):
-                change = rng.choices((self._move_partial, self._move_all, self._recount, self._other_solver), (12, 4, 3, 1))[0]
-                child = change(child, rng)
+                change = rng.choices(list(MOVES), list(MOVES.values()))[0]
+                if self.retime or change not in TIME_MOVES:
+                    child = change(self, child, rng)
             if child != genome:
                 return child
         return genome
 
     def crossover(self, first: Genome, second: Genome, rng: Random) -> Genome:
         """Early segments of one parent, late ones of the other; `second` is resampled to the segment count of `first`."""
-        tail = self._resample(second, len(first.segments)).segments
+        second = self._resample(second, len(first.segments))
         cut = rng.randrange(len(first.segments))
-        return Genome(first.solver, first.segments[:cut] + tail[cut:])
+        segments = first.segments[:cut] + second.segments[cut:]
+        if first.timesteps is None and second.timesteps is None:
+            return Genome(first.solver, segments)
+        head, tail = (sum(1 + len(s.partial) for s in parent.segments[:cut]) for parent in (first, second))
+        timesteps = self.timesteps(first)[:head] + self.timesteps(second)[tail:]
+        return Genome(first.solver, segments, _descending(timesteps))
 
     def _move_partial(self, genome: Genome, rng: Random) -> Genome:
         """Add, drop or shift a partial step in one segment, or change the segment's branch. A shift with no room is a drop."""
@@ -104,7 +126,7 @@ class Space:
             if not segment.partial:
                 branch = rng.randint(1, min(4, self.branches))
         changed = Segment(partial=tuple(sorted(offsets)), branch=branch if offsets else 1)
-        return Genome(genome.solver, (*genome.segments[:at], changed, *genome.segments[at + 1 :]))
+        return self._carry(genome, (*genome.segments[:at], changed, *genome.segments[at + 1 :]))
 
     def _move_all(self, genome: Genome, rng: Random) -> Genome:
         """Shift every partial step, or change every branch, by the same one: from one even pattern to the next."""
@@ -117,14 +139,46 @@ class Space:
             offsets = tuple(sorted({min(max(offset + shift, 1), last) for offset in segment.partial}))
             return Segment(partial=offsets, branch=min(max(segment.branch + deeper, 1), self.branches))
 
-        return Genome(genome.solver, tuple(map(moved, genome.segments)))
+        return self._carry(genome, tuple(map(moved, genome.segments)))
 
     def _recount(self, genome: Genome, rng: Random) -> Genome:
         low, high = self.segments
         return self._resample(genome, min(max(len(genome.segments) + rng.choice((-1, 1)), low), high))
 
     def _other_solver(self, genome: Genome, rng: Random) -> Genome:
-        return Genome(rng.choice(self.solvers), genome.segments)
+        return genome._replace(solver=rng.choice(self.solvers))
+
+    def _move_time(self, genome: Genome, rng: Random) -> Genome:
+        """Move one computed step in time, between its neighbours. The first stays where the noise is."""
+        timesteps = [*self.timesteps(genome), -1]
+        if len(timesteps) == 2:
+            return genome
+        at = rng.randrange(1, len(timesteps) - 1)
+        earliest, latest = timesteps[at - 1] - 1, timesteps[at + 1] + 1
+        moved = timesteps[at] + rng.gauss(0, 0.25) * (earliest - latest)
+        timesteps[at] = min(max(round(moved), latest), earliest)
+        return genome._replace(timesteps=tuple(timesteps[:-1]))
+
+    def _bend_time(self, genome: Genome, rng: Random) -> Genome:
+        """Move all computed steps towards the end, or towards the noise: t + 1 = T u^p for t + 1 = T u."""
+        power, train = rng.choice((0.87, 0.93, 1.07, 1.15)), len(self.levels.alphas_cumprod)
+        straight = self.timesteps(genome)
+        bent = _descending([round(train * ((timestep + 1) / train) ** power - 1) for timestep in straight])
+        return genome if bent == straight else genome._replace(timesteps=bent)
+
+    def _carry(self, genome: Genome, segments: tuple[Segment, ...]) -> Genome:
+        """Other segments on the same course of time: a step that stays where it was keeps its timestep, others interpolate."""
+        if genome.timesteps is None:
+            return genome._replace(segments=segments)
+        known = [*self._places(genome.segments), 1.0], [*genome.timesteps, -1.0]
+        timesteps = np.interp(self._places(segments), *known).round().astype(int).tolist()
+        return genome._replace(segments=segments, timesteps=_descending(timesteps))
+
+    def _places(self, segments: tuple[Segment, ...]) -> list[float]:
+        """Of the computed steps in the trajectory, from 0 to below 1."""
+        length = self.length(len(segments))
+        steps = [s * length + offset for s, segment in enumerate(segments) for offset in (0, *segment.partial)]
+        return [step / (length * len(segments)) for step in steps]
 
     def _resample(self, genome: Genome, count: int) -> Genome:
         """The same shape with another number of segments: each takes its pattern from the old one at its place in time."""
@@ -136,4 +190,23 @@ class Space:
             source = genome.segments[i * len(genome.segments) // count]
             offsets = {min(max(round(o * length / old_length), 1), length - 1) for o in source.partial} - {0}
             segments.append(Segment(partial=tuple(sorted(offsets)), branch=source.branch if offsets else 1))
-        return Genome(genome.solver, tuple(segments))
+        return self._carry(genome, tuple(segments))
+
+
+MOVES: dict[Callable[[Space, Genome, Random], Genome], int] = {  # and how often
+    Space._move_partial: 12,
+    Space._move_time: 12,
+    Space._move_all: 4,
+    Space._bend_time: 4,
+    Space._recount: 3,
+    Space._other_solver: 1,
+}
+TIME_MOVES = (Space._move_time, Space._bend_time)
+
+
+def _descending(timesteps: Sequence[int]) -> tuple[int, ...] | None:
+    """The same timesteps, apart by one where they met; None where there is no room."""
+    apart: list[int] = []
+    for timestep in timesteps:
+        apart.append(min(timestep, apart[-1] - 1) if apart else timestep)
+    return tuple(apart) if apart[-1] >= 0 else None

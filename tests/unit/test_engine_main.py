@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -53,7 +54,7 @@ def tiny_file(tmp_path: Path, tiny_config: Mapping[str, Any]) -> Path:
 @pytest.fixture
 def loaded(model: Model, monkeypatch: pytest.MonkeyPatch) -> Model:
     """`generate` uses the session's model instead of loading its own."""
-    monkeypatch.setattr(models, "load", lambda *_: model)
+    monkeypatch.setattr(models, "load", lambda *_, **__: model)
     return model
 
 
@@ -63,10 +64,11 @@ def test_help_imports_no_torch() -> None:
 
 
 def test_macs_json_of_a_bare_config_assumes_clips_77_tokens(tiny_file: Path, tiny_config: Mapping[str, Any]) -> None:
-    want = count_steps(tiny_config, (4, 8, 8), (77, 6))
+    want = count_steps(tiny_config, (4, 8, 8), 77)
     partial = {str(s): {"macs": m.macs, "paper_macs": m.paper_macs} for s, m in want.partial.items()}
     full = {"macs": want.full.macs, "paper_macs": want.full.paper_macs}
-    assert counted(tiny_file) == {"parameters": want.parameters, "full": full, "partial": partial}
+    features = {str(s): list(shape) for s, shape in want.features.items()}
+    assert counted(tiny_file) == {"parameters": want.parameters, "full": full, "partial": partial, "features": features}
 
 
 def test_macs_of_a_folder_are_the_models_own(model: Model) -> None:
@@ -76,7 +78,7 @@ def test_macs_of_a_folder_are_the_models_own(model: Model) -> None:
 
 
 def test_macs_of_one_branch_at_another_size_and_context(tiny_file: Path, tiny_config: Mapping[str, Any]) -> None:
-    want = count_steps(tiny_config, (4, 16, 6), (3, 6))
+    want = count_steps(tiny_config, (4, 16, 6), 3)
     answer = counted(tiny_file, "--branch", "2", "--size", "16", "6", "--tokens", "3")
     assert answer["full"]["macs"] == want.full.macs
     assert answer["partial"] == {"2": {"macs": want.partial[2].macs, "paper_macs": want.partial[2].paper_macs}}
@@ -86,6 +88,18 @@ def test_a_folder_without_a_text_encoder_has_a_context_of_one_token(tmp_path: Pa
     (tmp_path / "unet").mkdir()
     tiny_file.rename(tmp_path / "unet" / "config.json")
     assert counted(tmp_path) == counted(tmp_path / "unet" / "config.json", "--tokens", "1")
+
+
+def test_a_bare_config_as_wide_as_latent_diffusions_classes_has_one_token() -> None:
+    """Nothing in the file says so; the published figures of LDM-4-G need no option."""
+    answer = counted(ROOT / "tests" / "data" / "ldm4g-unet.json")
+    assert round(answer["full"]["macs"] / 1e9, 4) == 104.2272
+    assert counted(ROOT / "tests" / "data" / "sd15-unet.json", "--branch", "1")["full"]["macs"] == 401_636_720_640
+
+
+def test_a_folder_that_is_a_unets_own_is_its_config(tmp_path: Path, tiny_file: Path) -> None:
+    shutil.copy(tiny_file, tmp_path / "config.json")
+    assert counted(tmp_path) == counted(tiny_file)
 
 
 def test_macs_of_an_unconditional_unet(tmp_path: Path) -> None:

@@ -2,15 +2,18 @@
 
 from random import Random
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.noise import NoiseLevels
 from registry.schedule import ModelRef, Segment
 from search_jobs.optimiser import Evolution, Point, front
 from search_jobs.space import Genome, Space
 
 MODEL = ModelRef(name="toy", family="unet2d-condition", fingerprint="sha256:" + "0" * 64)
-SPACE = Space(model=MODEL, spacing="trailing", branches=7, segments=(5, 5), solvers=("ddim",))
+LEVELS = NoiseLevels(np.linspace(0.999, 0.001, 1000), 1.0, "epsilon", "trailing", 0)
+SPACE = Space(model=MODEL, levels=LEVELS, branches=7, segments=(5, 5), solvers=("ddim",), retime=False)
 BUDGETS = [0.25, 0.15]
 START = [Genome("ddim", (Segment(),) * 5)]
 
@@ -75,7 +78,7 @@ def test_going_on_from_a_history_is_the_same_as_never_stopping() -> None:
 
 
 def test_an_exhausted_space_ends_the_generation_and_not_the_search() -> None:
-    tiny = Space(model=MODEL, spacing="trailing", branches=1, teacher_steps=2, segments=(1, 2), solvers=("ddim",))
+    tiny = Space(model=MODEL, levels=LEVELS, branches=1, teacher_steps=2, segments=(1, 2), solvers=("ddim",), retime=False)
     start = [Genome("ddim", (Segment(),))]
     evolution = Evolution(tiny, start, cost_of, [1.0], population=10)
     for _ in range(3):

@@ -9,7 +9,8 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.program import NoiseLevels
+from engine.noise import NoiseLevels
+from engine.program import compile_program
 from registry.schedule import ModelRef, Segment
 from search_jobs.baselines import all_baselines, cached_fewer_steps, deepcache, fewer_steps
 from search_jobs.space import Genome, Space
@@ -17,8 +18,11 @@ from search_jobs.space import Genome, Space
 MODEL = ModelRef(name="toy", family="unet2d-condition", fingerprint="sha256:" + "0" * 64)
 
 
+LEVELS = NoiseLevels(np.linspace(0.999, 0.001, 1000), 1.0, "epsilon", "trailing", 0)
+
+
 def space(**changes: object) -> Space:
-    return Space(**{"model": MODEL, "spacing": "trailing", "branches": 7, **changes})  # type: ignore[arg-type]
+    return Space(**{"model": MODEL, "levels": LEVELS, "branches": 7, **changes})  # type: ignore[arg-type]
 
 
 @given(seed=st.integers(0, 2**32), steps=st.integers(2, 60), walk=st.integers(1, 12))
@@ -33,6 +37,45 @@ def test_every_walk_of_mutations_and_crossovers_stays_in_the_space(seed: int, st
         assert place.genome(schedule) == first
         assert place.segments[0] <= len(first.segments) <= place.segments[1]
         assert all(len(s.partial) <= place.max_partial and s.branch <= place.branches for s in first.segments)
+
+
+@given(seed=st.integers(0, 2**32), walk=st.integers(1, 20))
+def test_timesteps_go_along_with_what_happens_to_the_steps(seed: int, walk: int) -> None:
+    """Moved, added, dropped, crossed: there is one for each computed step, and they descend from where the noise is."""
+    rng, place = Random(seed), space()
+    genome = Genome("ddim", (Segment(partial=(5,), branch=3),) * 5)
+    for _ in range(walk):
+        genome = place.mutate(place.crossover(genome, place._bend_time(genome, rng), rng), rng)
+        schedule, timesteps = place.schedule(genome), place.timesteps(genome)
+        assert len(timesteps) == schedule.counts()["full"] + schedule.counts()["partial"]
+        assert list(timesteps) == sorted(set(timesteps), reverse=True)
+        assert 900 <= timesteps[0] <= 999
+
+
+def test_a_step_that_stays_where_it_was_keeps_its_timestep() -> None:
+    place, segment = space(), Segment(partial=(5,), branch=3)
+    genome = Genome("ddim", (segment,) * 5, (999, 940, 700, 640, 500, 333, 300, 111, 50, 7))
+    more = place._carry(genome, (*(segment,) * 4, Segment(partial=(2, 5), branch=3)))
+    assert more.timesteps == (999, 940, 700, 640, 500, 333, 300, 111, 50, 33, 7), "between its neighbours, where it lies"
+    fewer = place._carry(genome, (Segment(), *(segment,) * 4))
+    assert fewer.timesteps == (999, 700, 640, 500, 333, 300, 111, 50, 7)
+
+
+def test_a_space_without_retiming_stays_on_the_grid() -> None:
+    rng, place = Random(0), space(retime=False)
+    genome = Genome("ddim", (Segment(partial=(5,), branch=3),) * 5)
+    for _ in range(200):
+        genome = place.mutate(genome, rng)
+        assert genome.timesteps is None
+
+
+def test_the_grids_own_timesteps_as_genes_are_the_same_program() -> None:
+    place = space()
+    for solver in ("ddim", "dpmsolver++"):
+        genome = Genome(solver, (Segment(partial=(5,), branch=3),) * 5)  # type: ignore[arg-type]
+        said = genome._replace(timesteps=place.timesteps(genome))
+        plain, told = (compile_program(place.schedule(one), LEVELS, 7) for one in (genome, said))
+        assert plain.steps == told.steps
 
 
 @given(seed=st.integers(0, 2**32))
@@ -71,9 +114,8 @@ def test_the_fewer_step_baseline_visits_the_timesteps_diffusers_would(solver: st
     cls = {"ddim": DDIMScheduler, "dpmsolver++": DPMSolverMultistepScheduler}[solver]
     scheduler = cls(timestep_spacing="trailing", beta_schedule="squaredcos_cap_v2")
     scheduler.set_timesteps(steps)
-    levels = NoiseLevels(np.linspace(0.999, 0.001, 1000), 1.0, "epsilon", "trailing", 0)
     schedule = fewer_steps(space(), solver, steps).schedule  # type: ignore[arg-type]
-    grid = levels.timesteps(solver, schedule.solver.teacher_steps, "trailing")
+    grid = LEVELS.trajectory(schedule.solver).timesteps
     visited = [int(grid[step.index]) for step in schedule.steps() if step.kind != "null"]
     assert np.abs(np.array(visited) - scheduler.timesteps.numpy()).max() <= 1  # n·L steps round a little differently
 

@@ -210,7 +210,7 @@ def test_a_tier_that_floods_does_not_shut_out_another(model, dispatcher):
     (late,) = dispatcher.submit([replace(order(model, 9), tier="draft")])
     while not late.done():
         dispatcher.turn()
-    assert sum(future.done() for future in flood) <= 4, "those that were in flight already"
+    assert sum(future.done() for future in flood) <= 5, "four were in flight already, and one has the same turn as it"
     finish(dispatcher, flood)
 
 
