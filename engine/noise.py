@@ -69,13 +69,13 @@ class NoiseLevels:
             raise InvalidInput(message, param="teacher_steps")
         if timesteps is not None and timesteps[0] >= train:
             raise InvalidInput(f"timesteps: the limit is {train - 1}, got {timesteps[0]}", param="timesteps")
-        grid = self._grid(solver) if timesteps is None else np.array(timesteps, dtype=np.float64)
+        grid: Floats = self._grid(solver) if timesteps is None else np.array(timesteps, dtype=np.float64)
         if solver.name == "ddim":
             cumprod = self.alphas_cumprod[grid.astype(np.int64)]
             end = (math.sqrt(self.final_alpha_cumprod), math.sqrt(1 - self.final_alpha_cumprod))
             return Trajectory(grid, np.sqrt(cumprod), np.sqrt(1 - cumprod), end, start=1.0)
         levels = self._exploding()
-        ratios = np.interp(grid, np.arange(train), levels)
+        ratios: Floats = np.interp(grid, np.arange(train), levels)
         if solver.karras:
             first, last = (ratios[0], ratios[-1]) if solver.name == "euler" else (levels[-1], levels[0])
             ratios = _karras(first, last, solver.teacher_steps)
@@ -91,6 +91,7 @@ class NoiseLevels:
         """The teacher's timesteps, descending, (steps,) (arXiv 2305.08891, table 2)."""
         train, steps = len(self.alphas_cumprod), solver.teacher_steps
         multistep = solver.name == "dpmsolver++"  # whose scheduler leaves out one end of the grid
+        grid: Floats
         if solver.spacing == "linspace":
             grid = np.linspace(0, train - 1, steps + multistep)[::-1][:steps]
             grid = grid if solver.name == "euler" else grid.round()
