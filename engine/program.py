@@ -6,13 +6,14 @@ step before. With signal α and noise σ (α² + σ² = 1, x = α x₀ + σ ε),
     x₀  = clamp(clean_x · x + clean_m · m, ±clip)      m: epsilon, v or sample prediction
     x′  = next_x · x + next_m · m + next_0 · x₀ + next_1 · x₀_before
 
-so rows with different schedules, solvers and positions can share one UNet call. All numbers are float64, computed once.
+so rows with different schedules, solvers and positions can share one UNet call. All numbers are float64, computed once. A
+schedule's corrections are added to them, and one multiplies the guidance scale of the step.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Literal, NamedTuple
@@ -21,7 +22,7 @@ import numpy as np
 
 from engine.noise import NoiseLevels, Prediction, Trajectory
 from registry.errors import InvalidInput, Unsupported
-from registry.schedule import Schedule
+from registry.schedule import Correction, Schedule
 
 
 class Need(NamedTuple):
@@ -34,7 +35,8 @@ class Need(NamedTuple):
 @dataclass(frozen=True)
 class ProgramStep:
     """One computed step. `index` is its place in the teacher's trajectory; a full step's `branch` says which feature to keep
-    for the partial steps after it (0: none). The numbers are those of the module's two equations."""
+    for the partial steps after it (0: none). The numbers are those of the module's two equations; `guidance` is a factor on
+    the request's guidance scale."""
 
     index: int
     kind: Literal["full", "partial"]
@@ -47,6 +49,7 @@ class ProgramStep:
     next_m: float
     next_0: float
     next_1: float
+    guidance: float = 1.0
 
     @cached_property
     def need(self) -> Need:
@@ -55,7 +58,7 @@ class ProgramStep:
 
     @cached_property
     def numbers(self) -> tuple[float, ...]:
-        """timestep, clean_x, clean_m, clip, next_x, next_m, next_0, next_1."""
+        """All but the factor on guidance: timestep, clean_x, clean_m, clip, next_x, next_m, next_0, next_1."""
         solver = (self.clean_x, self.clean_m, self.clip, self.next_x, self.next_m, self.next_0, self.next_1)
         return (self.timestep, *solver)
 
@@ -80,9 +83,8 @@ def compile_program(schedule: Schedule, levels: NoiseLevels, branches: int) -> P
                 f"segments.{i}.branch: this UNet has branches 1 to {branches}, got {segment.branch}",
                 param=f"segments.{i}.branch",
             )
-    whole = levels.trajectory(schedule.solver, schedule.timesteps)
     visited = [step for step in schedule.steps() if step.kind != "null"]
-    path = whole if schedule.timesteps else whole.at([step.index for step in visited])
+    path = path_of(schedule, levels)
     if (np.diff(path.alphas) <= 0).any():
         raise InvalidInput("teacher_steps: the trajectory visits a noise level twice", param="teacher_steps")
     if levels.prediction == "epsilon" and path.alphas[0] == 0:
@@ -94,14 +96,35 @@ def compile_program(schedule: Schedule, levels: NoiseLevels, branches: int) -> P
     else:
         clip = levels.clip if schedule.solver.name == "ddim" else math.inf
         updates = _ddim(path, levels.prediction)
+    corrections = schedule.corrections or (Correction(),) * len(visited)
     steps = []
     points = zip(path.timesteps.tolist(), path.alphas.tolist(), path.sigmas.tolist(), strict=True)
-    for step, (timestep, *level), update in zip(visited, points, updates, strict=True):
+    for step, (timestep, *level), update, correction in zip(visited, points, updates, corrections, strict=True):
         segment = schedule.segments[step.index // schedule.length]
         branch = segment.branch if segment.partial else 0
         clean = _clean(levels.prediction, *level)
-        steps.append(ProgramStep(step.index, step.kind, branch, timestep, *clean, clip, *update))  # type: ignore[arg-type]  # null was filtered
-    return Program(schedule, tuple(steps), whole.start)
+        plain = ProgramStep(step.index, step.kind, branch, timestep, *clean, clip, *update)  # type: ignore[arg-type]  # null was filtered
+        steps.append(corrected(plain, correction))
+    return Program(schedule, tuple(steps), path.start)
+
+
+def path_of(schedule: Schedule, levels: NoiseLevels) -> Trajectory:
+    """The points that the schedule computes: those of its solver's trajectory that are not null, or its own timesteps."""
+    whole = levels.trajectory(schedule.solver, schedule.timesteps)
+    if schedule.timesteps is not None:
+        return whole
+    return whole.at([step.index for step in schedule.steps() if step.kind != "null"])
+
+
+def corrected(step: ProgramStep, by: Correction) -> ProgramStep:
+    """The step with a schedule's correction in its numbers."""
+    return replace(
+        step,
+        next_x=step.next_x + by.latent,
+        next_m=step.next_m + by.output,
+        next_1=step.next_1 + by.before,
+        guidance=by.guidance,
+    )
 
 
 class Update(NamedTuple):

@@ -41,7 +41,7 @@ def generate(
             feature = kept.get(step.branch, feature)
         else:
             output = anatomy.partial(rows, timesteps, condition, step.branch, feature)
-        output = guided(output, scale) if double else output
+        output = guided(output, step.guidance * scale) if double else output
         clean = (step.clean_x * latent + step.clean_m * output).clamp(-step.clip, step.clip)
         latent = step.next_x * latent + step.next_m * output + step.next_0 * clean + step.next_1 * before
         before = clean

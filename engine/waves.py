@@ -158,8 +158,10 @@ class Waves:
         spread = [*range(len(rows)), *guiding]  # UNet row -> row
         held = [row.slots[0] for row in rows] + [rows[i].slots[1] for i in guiding]  # UNet row -> slot
         homes, slots = self._index(held[: len(rows)]), self._index(held)
-        table = np.array([(*row.step.numbers, row.guidance) for row in rows], dtype=np.float32)  # torch.tensor is slower
-        numbers = torch.from_numpy(table).to(homes.device)
+        table = np.array(
+            [(*row.step.numbers, row.guidance * row.step.guidance) for row in rows], dtype=np.float32
+        )  # torch.tensor is slower
+        numbers = torch.from_numpy(table).to(homes.device)  # torch.tensor of a list is slower
         latent, before = self.slots.state(homes)
         sample, timesteps = latent, numbers[:, 0]
         if guiding:

@@ -71,6 +71,19 @@ class Segment(Document):
         return self
 
 
+class Correction(Document):
+    """What one computed step adds to its solver's own numbers (`engine.program`), fitted to land on the teacher's path.
+
+    `guidance` is a factor on the request's guidance scale; the others are added to what the next latent takes of the latent
+    now, of the UNet's guided output, and of the clean latent predicted one step before.
+    """
+
+    guidance: float = Field(default=1.0, ge=-100, le=100)
+    latent: float = Field(default=0.0, ge=-100, le=100)
+    output: float = Field(default=0.0, ge=-100, le=100)
+    before: float = Field(default=0.0, ge=-100, le=100)
+
+
 class Validated(Document):
     """Where the schedule's fidelity was measured: image sizes (height, width) in pixels and guidance scales."""
 
@@ -104,10 +117,11 @@ class Step(NamedTuple):
 
 
 class Schedule(Document):
-    """The document. `format, model, solver, segments, timesteps` are its identity; the rest only describes it.
+    """The document. `format, model, solver, segments, timesteps, corrections` are its identity; the rest only describes it.
 
     `timesteps`, where there are any, are those of the computed steps, in their order, instead of the solver's own: re-aligned
-    to what the steps reuse (as BudCache does, arXiv 2606.13496). Without them the identity is what it was before the field.
+    to what the steps reuse (as BudCache does, arXiv 2606.13496). `corrections`, one for each computed step, move the solver's
+    numbers. Without either the identity is what it was before the field.
     """
 
     format: Literal[1] = FORMAT
@@ -115,6 +129,7 @@ class Schedule(Document):
     solver: Solver
     segments: tuple[Segment, ...] = Field(min_length=1)
     timesteps: tuple[int, ...] | None = Field(default=None, exclude_if=lambda timesteps: timesteps is None)
+    corrections: tuple[Correction, ...] | None = Field(default=None, exclude_if=lambda corrections: corrections is None)
     validated: Validated | None = None
     cost: Cost | None = None
     fidelity: Fidelity | None = None
@@ -137,13 +152,20 @@ class Schedule(Document):
     def _timesteps_are_the_computed_steps(self) -> Self:
         if self.timesteps is None:
             return self
-        computed = len(self.segments) + sum(len(segment.partial) for segment in self.segments)
-        if len(self.timesteps) != computed:
-            raise ValueError(f"timesteps: must be one for each of the {computed} computed steps, got {len(self.timesteps)}")
+        if len(self.timesteps) != self.computed:
+            message = f"timesteps: must be one for each of the {self.computed} computed steps, got {len(self.timesteps)}"
+            raise ValueError(message)
         if list(self.timesteps) != sorted(set(self.timesteps), reverse=True) or self.timesteps[-1] < 0:
             raise ValueError(f"timesteps: must descend and not go below 0, got {list(self.timesteps)}")
         if self.solver.karras:
             raise ValueError("timesteps: with karras the noise levels decide; take one of them away")
+        return self
+
+    @model_validator(mode="after")
+    def _a_correction_for_each_computed_step(self) -> Self:
+        if self.corrections is not None and len(self.corrections) != self.computed:
+            found = len(self.corrections)
+            raise ValueError(f"corrections: must be one for each of the {self.computed} computed steps, got {found}")
         return self
 
     @classmethod
@@ -168,6 +190,11 @@ class Schedule(Document):
     def length(self) -> int:
         """Steps in each segment."""
         return self.solver.teacher_steps // len(self.segments)
+
+    @property
+    def computed(self) -> int:
+        """How many steps are full or partial."""
+        return len(self.segments) + sum(len(segment.partial) for segment in self.segments)
 
     def steps(self) -> Iterator[Step]:
         """Every step of the teacher's trajectory, in the order of sampling."""
@@ -201,7 +228,7 @@ class Schedule(Document):
         return canonical(fields)
 
 
-IDENTITY = {"format", "model", "solver", "segments", "timesteps"}
+IDENTITY = {"format", "model", "solver", "segments", "timesteps", "corrections"}
 
 
 def canonical(value: Any) -> bytes:

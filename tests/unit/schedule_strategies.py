@@ -6,7 +6,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from registry.schedule import Cost, Fidelity, ModelRef, Schedule, Segment, Solver, Validated
+from registry.schedule import Correction, Cost, Fidelity, ModelRef, Schedule, Segment, Solver, Validated
 
 MODEL = ModelRef(name="emoji64", family="unet2d-condition", fingerprint="sha256:" + "0" * 64)
 finite = st.floats(allow_nan=False, allow_infinity=False)
@@ -33,6 +33,10 @@ descriptions = st.fixed_dictionaries(
 )
 
 
+small = st.integers(-100, 100).map(lambda hundredths: hundredths / 1000)
+small_corrections = st.builds(Correction, guidance=small.map(lambda x: 1 + x), latent=small, output=small, before=small)
+
+
 @st.composite
 def segments(draw: st.DrawFn, length: int) -> Segment:
     """Any valid segment of this length."""
@@ -56,7 +60,9 @@ def schedules(draw: st.DrawFn, model: st.SearchStrategy[ModelRef] = models) -> S
     if not solver.karras and draw(st.booleans()):
         chosen = draw(st.sets(st.integers(0, 999), min_size=computed, max_size=computed))
         timesteps = tuple(sorted(chosen, reverse=True))
-    return Schedule(model=draw(model), solver=solver, segments=tuple(pieces), timesteps=timesteps, **draw(descriptions))
+    corrections = draw(st.none() | st.lists(small_corrections, min_size=computed, max_size=computed).map(tuple))
+    identity = {"solver": solver, "segments": tuple(pieces), "timesteps": timesteps, "corrections": corrections}
+    return Schedule(model=draw(model), **identity, **draw(descriptions))
 
 
 def schedule(*partial: int, branch: int = 3, steps: int = 50, count: int = 5, **description: Any) -> Schedule:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -14,10 +15,10 @@ from engine.condition import Condition
 from engine.decoders import Autoencoder
 from engine.models import Model
 from engine.noise import noise_levels
-from engine.program import Program, compile_program
+from engine.program import Program, ProgramStep, compile_program
 from engine.prompts import Text
 from engine.sampler import generate
-from registry.schedule import ModelRef, Schedule, Segment, Solver, SolverName, teacher
+from registry.schedule import Correction, ModelRef, Schedule, Segment, Solver, SolverName, teacher
 
 PROMPTS = ["red heart", "cat face"]
 FAMILIES = {"ddim": DDIMScheduler, "dpmsolver++": DPMSolverMultistepScheduler}
@@ -66,10 +67,17 @@ def test_the_teacher_is_diffusers_pipeline(
     assert (got - want).abs().max().item() <= 1e-4
 
 
-def program_of(segments: tuple[Segment, ...], steps: int = 8, solver: SolverName = "ddim", branches: int = 4) -> Program:
-    schedule = Schedule(model=REF, solver=Solver(name=solver, teacher_steps=steps, spacing="trailing"), segments=segments)
+def schedule_of(segments: tuple[Segment, ...], steps: int = 8, solver: SolverName = "ddim") -> Schedule:
+    return Schedule(model=REF, solver=Solver(name=solver, teacher_steps=steps, spacing="trailing"), segments=segments)
+
+
+def compiled(schedule: Schedule) -> Program:
     levels = noise_levels({"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"})
-    return compile_program(schedule, levels, branches)
+    return compile_program(schedule, levels, branches=4)
+
+
+def program_of(segments: tuple[Segment, ...], steps: int = 8, solver: SolverName = "ddim") -> Program:
+    return compiled(schedule_of(segments, steps, solver))
 
 
 def condition(seed: int, rows: int) -> Condition:
@@ -138,3 +146,36 @@ def test_an_image_does_not_depend_on_its_batch(tiny: UNet2DConditionModel) -> No
         one = slice(i, i + 1)
         alone = generate(anatomy, program, noise(3)[one], condition(0, 3)[one], condition(1, 3)[one], 3.0)
         torch.testing.assert_close(together[one], alone, rtol=0, atol=1e-5)
+
+
+def test_corrections_that_change_nothing_change_nothing(tiny: UNet2DConditionModel) -> None:
+    plain = schedule_of((Segment(partial=(1,), branch=2), Segment()), steps=6)
+    same = plain.model_copy(update={"corrections": (Correction(),) * 3})
+    first, second = (generate(Anatomy(tiny), compiled(one), noise(2), condition(0, 2)) for one in (plain, same))
+    assert torch.equal(first, second)
+
+
+def test_a_correction_adds_to_one_step_what_its_document_says(tiny: UNet2DConditionModel) -> None:
+    """By hand, two full steps of DDIM with guidance: the second's input is known, so its output can be written down."""
+    anatomy, wanted, unwanted = Anatomy(tiny), condition(0, 2), condition(1, 2)
+    plain = schedule_of((Segment(), Segment()), steps=2)
+    by = Correction(guidance=1.5, latent=0.25, output=-0.5, before=0.125)
+    changed = plain.model_copy(update={"corrections": (Correction(), by)})
+    first, second = compiled(plain).steps
+    start = noise(2)
+    clean, middle = by_hand(anatomy, first, start, torch.zeros_like(start), 3.0, wanted, unwanted)
+    numbers = replace(second, next_x=second.next_x + 0.25, next_m=second.next_m - 0.5, next_1=second.next_1 + 0.125)
+    _, want = by_hand(anatomy, numbers, middle, clean, 4.5, wanted, unwanted)
+    got = generate(anatomy, compiled(changed), start, wanted, unwanted, 3.0)
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
+
+
+def by_hand(
+    anatomy: Anatomy, step: ProgramStep, x: Tensor, before: Tensor, guidance: float, wanted: Condition, unwanted: Condition
+) -> tuple[Tensor, Tensor]:
+    """The clean latent and the next one, by the two equations of a program."""
+    times = torch.full((len(x),), step.timestep)
+    m, m_0 = (anatomy.full(x, times, given)[0] for given in (wanted, unwanted))
+    output = m_0 + guidance * (m - m_0)
+    clean = step.clean_x * x + step.clean_m * output
+    return clean, step.next_x * x + step.next_m * output + step.next_0 * clean + step.next_1 * before

@@ -12,6 +12,7 @@ from diffusers import UNet2DConditionModel
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from schedule_strategies import small_corrections
 from torch import Tensor
 
 from engine.anatomy import Anatomy
@@ -50,7 +51,9 @@ def schedules(draw: st.DrawFn) -> Schedule:
     for _ in range(count):
         partial = tuple(sorted(draw(st.sets(st.integers(1, length - 1))))) if length > 1 else ()
         segments.append(Segment(partial=partial, branch=draw(st.integers(1, 4)) if partial else 1))
-    return schedule_of(*segments, length=length, solver=draw(st.sampled_from(("ddim", "dpmsolver++", "euler"))))
+    plain = schedule_of(*segments, length=length, solver=draw(st.sampled_from(("ddim", "dpmsolver++", "euler"))))
+    some = st.lists(small_corrections, min_size=plain.computed, max_size=plain.computed).map(tuple)
+    return plain.model_copy(update={"corrections": draw(st.none() | some)})
 
 
 def program_of(schedule: Schedule) -> Program:

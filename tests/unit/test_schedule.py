@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from schedule_strategies import MODEL, descriptions, models, schedule, schedules
 
 from registry.errors import InvalidInput, Unsupported
-from registry.schedule import Schedule, Segment, Solver, teacher
+from registry.schedule import IDENTITY, Correction, Schedule, Segment, Solver, teacher
 
 MODELS = st.just(MODEL)
 FEW = settings(max_examples=40, deadline=None)
@@ -47,7 +47,7 @@ def test_digest_ignores_how_the_json_is_written(one: Schedule, dice: random.Rand
 @FEW
 @given(schedules(), descriptions)
 def test_digest_ignores_what_only_describes(one: Schedule, description: dict[str, Any]) -> None:
-    other = Schedule(model=one.model, solver=one.solver, segments=one.segments, timesteps=one.timesteps, **description)
+    other = Schedule(**({name: getattr(one, name) for name in IDENTITY} | description))
     assert other.digest == one.digest
     assert one.model_copy(update=description).digest == one.digest
 
@@ -68,18 +68,20 @@ CHANGES = {
     "solver.spacing": {"solver": Solver(name="dpmsolver++", teacher_steps=50, spacing="trailing")},
     "solver.karras": {"solver": Solver(name="dpmsolver++", teacher_steps=50, spacing="leading", karras=True)},
     "timesteps": {"timesteps": tuple(range(900, 0, -90))},
+    "corrections": {"corrections": (Correction(output=0.25),) + (Correction(),) * 9},
     "segments.partial": {"segments": (Segment(partial=(6,), branch=3),) + (Segment(partial=(5,), branch=3),) * 4},
     "segments.branch": {"segments": (Segment(partial=(5,), branch=3),) * 4 + (Segment(partial=(5,), branch=2),)},
     "segments, fewer": {"segments": (Segment(partial=(5,), branch=3),) * 2},
 }
 
 
-def test_a_document_from_before_karras_and_timesteps_keeps_its_digest() -> None:
+def test_a_document_from_before_karras_timesteps_and_corrections_keeps_its_digest() -> None:
     solver = Solver(name="ddim", teacher_steps=10, spacing="trailing")
     old = Schedule(model=MODEL, solver=solver, segments=(Segment(partial=(2,), branch=3), Segment()))
     assert old.digest == "f64778b2676780306d72bf21972cf9c5a8a3a0c9d3219e5d96a56747f49e3287"
     assert b"karras" not in old.document()
     assert b"timesteps" not in old.document()
+    assert b"corrections" not in old.document()
 
 
 @pytest.mark.parametrize(
@@ -97,6 +99,13 @@ def test_timesteps_that_are_none_are_refused_by_name(timesteps: tuple[int, ...],
     with pytest.raises(InvalidInput, match=complaint) as caught:
         Schedule.parse(json.dumps({**raw, "timesteps": timesteps}))
     assert caught.value.param == "timesteps"
+
+
+def test_corrections_are_one_for_each_computed_step() -> None:
+    raw = json.loads(schedule(5).document())
+    with pytest.raises(InvalidInput, match="each of the 10 computed steps, got 3") as caught:
+        Schedule.parse(json.dumps({**raw, "corrections": [{}] * 3}))
+    assert caught.value.param == "corrections"
 
 
 def test_timesteps_and_karras_levels_exclude_each_other() -> None:
