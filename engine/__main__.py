@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from math import prod
+from math import inf, prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from engine.config import attends, complete, context_width, is_whole, refuse_unknown, sides
+from engine.folder import Folder, read_object, readable
 from registry.cli import command_line
 from registry.errors import InvalidInput, NotFound, Unsupported
 from registry.schedule import Schedule, SolverName, teacher
@@ -34,6 +36,7 @@ app = command_line(
 def generate(
     prompt: Annotated[str | None, typer.Option(help="What to draw: a text or a class; not for unconditional models.")] = None,
     model: Annotated[Path, typer.Option(help="A diffusers pipeline folder.")] = Path("models/emoji64"),
+    name: Annotated[str | None, typer.Option(help="What schedules call the model [default: the folder's name].")] = None,
     negative: Annotated[str, typer.Option(help="What to stay away from; needs guidance above 1.")] = "",
     schedule: Annotated[str, typer.Option(help="A schedule document, or teacher for every step full.")] = "teacher",
     solver: Annotated[SolverName | None, typer.Option(help="Teacher only [default: dpmsolver++].")] = None,
@@ -52,12 +55,17 @@ def generate(
     """Generate images by one schedule, and print what they cost."""
     if num_images < 1:
         raise InvalidInput(f"num_images: must be at least 1, got {num_images}", param="num_images")
+    if guidance is not None and not 1 <= guidance < inf:  # which nan is not either
+        raise InvalidInput(f"guidance: must be a finite number of at least 1, got {guidance}", param="guidance")
     if negative and guidance is not None and guidance <= 1:
         raise InvalidInput(f"negative: needs guidance above 1, got guidance {guidance}", param="negative")
     if out.suffix.lower() != ".png":
         raise InvalidInput(f"out: must be a .png file, got {out}", param="out")
     if not out.parent.is_dir():
         raise NotFound(f"out: there is no folder {out.parent}", param="out")
+    for file in _names(out, num_images):
+        if file.is_dir():
+            raise InvalidInput(f"out: {file} is a folder", param="out")
     if schedule != "teacher" and (solver is not None or steps is not None):
         raise InvalidInput("schedule: --solver and --steps are for teacher; a document brings its own", param="schedule")
 
@@ -66,7 +74,7 @@ def generate(
     from engine import models, sampler
     from engine.prompts import Nothing
 
-    loaded = models.load(model, device, dtype, channels_last=channels_last, compiled=compiled)
+    loaded = models.load(model, device, dtype, name, channels_last=channels_last, compiled=compiled)
     if schedule == "teacher":
         document = _teacher(loaded, solver or "dpmsolver++", 50 if steps is None else steps)
     else:
@@ -86,9 +94,9 @@ def generate(
     print("steps      " + ", ".join(f"{count} {kind}" for kind, count in counts.items()))
     print(f"MACs       {loaded.macs.of_program(program, 2 if guidance > 1 else 1) / 1e9:.4f} G per image")
     print(f"relative   {loaded.macs.relative(program, all_full):.4f} of the same steps all full")
-    for number, (image, name) in enumerate(zip(images, _names(out, num_images), strict=True)):
-        _save(image, name)
-        print(f"image      {name}, seed {seeds[number]}")
+    for number, (image, file) in enumerate(zip(images, _names(out, num_images), strict=True)):
+        _save(image, file)
+        print(f"image      {file}, seed {seeds[number]}")
 
 
 @app.command()
@@ -99,10 +107,16 @@ def macs(
     tokens: Annotated[int | None, typer.Option(help="Length of the context [default: the text encoder's, else 77].")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
 ) -> None:
-    """MACs of one UNet row (batch 1, no guidance) of a full step and of each partial step. Needs no weights."""
-    config = _unet_config(path)
-    shape = (_field(config, "in_channels"), *_latent_size(config, size))
-    length = _tokens(path, config, tokens)
+    """MACs of one UNet row (batch 1, no guidance) of a full step and of each partial step. Needs no weights.
+
+    macs counts the products of attention too, which torch's FlopCounterMode misses where a CPU runs flash attention.
+    """
+    with readable(path, "path"):
+        config = _unet_config(path)
+        refuse_unknown(config)
+        config = complete(config)
+        shape = (int(config["in_channels"]), *_latent_size(config, size))
+        length = _tokens(path, config, tokens)
 
     from engine.macs import count_steps
 
@@ -160,57 +174,49 @@ def _save(image: Tensor, file: Path) -> None:
     Image.fromarray(pixels).save(file)
 
 
-def _read_config(file: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(file.read_bytes())
-    except OSError as error:
-        raise NotFound(f"path: cannot read {file}: {error.strerror}", param="path") from error
-    except ValueError as error:
-        raise InvalidInput(f"path: {file} is not JSON: {error}", param="path") from error
-    if not isinstance(config, dict):
-        raise InvalidInput(f"path: {file} must hold a JSON object, got {type(config).__name__}", param="path")
-    return config
-
-
 def _unet_config(path: Path) -> dict[str, Any]:
     """Of a pipeline folder, of a folder that is a UNet's own (or an old pipeline's root), or the file itself."""
     if not path.is_dir():
-        return _read_config(path)
+        return read_object(path, "path")
     inner = path / "unet" / "config.json"
-    return _read_config(inner if inner.is_file() or (path / "unet").is_dir() else path / "config.json")
+    return read_object(inner if inner.is_file() or (path / "unet").is_dir() else path / "config.json", "path")
 
 
 def _tokens(path: Path, config: Mapping[str, Any], asked: int | None) -> int:
-    """Length of the context, 0 for a UNet without one. A bare UNet does not say it: then what its published kind has."""
+    """Length of the context, 0 for a UNet without one."""
     if asked is not None and asked < 1:
         raise InvalidInput(f"tokens: must be at least 1, got {asked}", param="tokens")
-    if config.get("_class_name") == "UNet2DModel":
+    if not attends(config):
+        if asked is not None:
+            raise InvalidInput(f"tokens: this UNet attends to no context, got {asked}", param="tokens")
         return 0
+    return asked if asked is not None else _published_tokens(path, config)
+
+
+def _published_tokens(path: Path, config: Mapping[str, Any]) -> int:
+    """A UNet's own configuration does not say it: what its text encoder does, else what its published kind has."""
+    encoder = path / "text_encoder" / "config.json"
+    if encoder.is_file():
+        limit = read_object(encoder, "path").get("max_position_embeddings", TEXT_TOKENS)
+        if not is_whole(limit):
+            field = "max_position_embeddings"
+            raise Unsupported(f"text_encoder config {field} must be a whole number of at least 1, got {limit!r}", param=field)
+        return int(limit)
+    files = Folder(path) if (path / "model_index.json").is_file() else None
+    if files is not None and files.component("text_encoder"):
+        return TEXT_TOKENS
+    table = (path / "class_embedder").is_dir() or (files is not None and files.component("class_embedder"))
+    return 1 if table or context_width(config) == CLASS_WIDTH else TEXT_TOKENS
+
+
+def _latent_size(config: Mapping[str, Any], asked: tuple[int, int] | None) -> tuple[int, int]:
     if asked is not None:
+        if min(asked) < 1:
+            raise InvalidInput(f"size: must be at least 1 1, got {asked[0]} {asked[1]}", param="size")
         return asked
-    if (path / "text_encoder").is_dir():
-        encoder = _read_config(path / "text_encoder" / "config.json")
-        return int(encoder.get("max_position_embeddings", TEXT_TOKENS))
-    classes = (path / "unet").is_dir() or config.get("cross_attention_dim") == CLASS_WIDTH  # a pipeline without a text encoder
-    return 1 if classes else TEXT_TOKENS
-
-
-def _latent_size(config: Mapping[str, Any], asked: Sequence[int] | None) -> tuple[int, int]:
-    size = asked or config.get("sample_size")
-    if size is None:
+    if config["sample_size"] is None:
         raise InvalidInput("size: the config has no sample_size, say --size HEIGHT WIDTH", param="size")
-    height, width = (size, size) if isinstance(size, int) else size
-    if height < 1 or width < 1:
-        raise InvalidInput(f"size: must be positive, got {height} {width}", param="size")
-    return height, width
-
-
-def _field(config: Mapping[str, Any], name: str) -> int:
-    """A whole number of the UNet's configuration."""
-    value = config.get(name)
-    if not isinstance(value, int):
-        raise Unsupported(f"unet config {name} must be one whole number, got {value!r}", param=name)
-    return value
+    return sides(config["sample_size"])
 
 
 def _print_table(counted: StepMacs, branches: list[int], shape: Sequence[int], tokens: int) -> None:

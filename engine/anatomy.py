@@ -24,13 +24,10 @@ from diffusers.models.unets import UNet2DConditionModel, UNet2DModel
 from torch import Tensor, nn
 
 from engine.condition import Condition
+from engine.config import refuse_unknown
 from registry.errors import InvalidInput, Unsupported
 
 UNet: TypeAlias = UNet2DConditionModel | UNet2DModel
-
-DOWN_BLOCKS = {"DownBlock2D", "CrossAttnDownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"}
-MIDDLE_BLOCKS = {"UNetMidBlock2D", "UNetMidBlock2DCrossAttn", "NoneType"}
-UP_BLOCKS = {"UpBlock2D", "CrossAttnUpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"}
 
 
 @dataclass(frozen=True)
@@ -63,7 +60,7 @@ class Anatomy:
 
     def __init__(self, unet: UNet) -> None:
         """Raises `Unsupported` naming the block or setting that cannot be unrolled."""
-        _refuse_unknown(unet)
+        refuse_unknown({**unet.config, "_class_name": type(unet).__name__})
         self.unet = unet
         self.encoder: list[EncoderItem] = [_conv_in(unet.conv_in)]
         for block in unet.down_blocks:
@@ -229,28 +226,3 @@ def _layers(block: nn.Module) -> list[tuple[nn.Module, Attend]]:
     resnets = list(cast(nn.ModuleList, block.resnets))
     attentions = list(cast(Any, getattr(block, "attentions", None)) or [None] * len(resnets))
     return [(resnet, attend(attention)) for resnet, attention in zip(resnets, attentions, strict=True)]
-
-
-def _refuse_unknown(unet: UNet) -> None:
-    blocks = [(block, DOWN_BLOCKS) for block in unet.down_blocks] + [(block, UP_BLOCKS) for block in unet.up_blocks]
-    for block, known in [*blocks, (unet.mid_block, MIDDLE_BLOCKS)]:
-        name = type(block).__name__
-        if name not in known:
-            raise Unsupported(f"block type {name} is not supported; known: {sorted(known)}", param="unet")
-    for field, known_values in SETTINGS.items():
-        value = unet.config.get(field)
-        if value not in known_values:
-            raise Unsupported(f"unet config {field} = {value!r} is not supported", param=field)
-
-
-# Settings that change the forward pass, and the values of them that `Anatomy` runs; a UNet without the setting has None.
-SETTINGS: dict[str, tuple[object, ...]] = {
-    "addition_embed_type": (None, "text_time"),
-    "attention_type": (None, "default"),
-    "class_embed_type": (None,),
-    "class_embeddings_concat": (None, False),
-    "dual_cross_attention": (None, False),
-    "encoder_hid_dim_type": (None,),
-    "time_cond_proj_dim": (None,),  # latent consistency models: the guidance scale is an input of the UNet
-    "time_embedding_type": (None, "positional"),
-}

@@ -4,10 +4,33 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from registry.errors import NotFound, Unsupported
+
+
+@contextmanager
+def readable(path: Path, param: str) -> Iterator[None]:
+    """Raises `NotFound` where a file below `path` is missing or must not be read."""
+    try:
+        yield
+    except OSError as error:
+        raise NotFound(f"{param}: cannot read {error.filename or path}: {error.strerror or error}", param=param) from error
+
+
+def read_object(file: Path, param: str) -> dict[str, Any]:
+    """A JSON object. Raises `NotFound`, and `Unsupported` where it is something else."""
+    try:
+        with readable(file, param):
+            value = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:  # the second when it is nested too deeply
+        raise Unsupported(f"{param}: {file} is not JSON: {error}", param=param) from error
+    if not isinstance(value, dict):
+        raise Unsupported(f"{param}: {file} must hold a JSON object, got {type(value).__name__}", param=param)
+    return value
 
 
 class Folder:
@@ -17,9 +40,11 @@ class Folder:
     def __init__(self, root: str | Path) -> None:
         """Raises `NotFound` without a model_index.json, `Unsupported` when it is not a JSON object."""
         self.root = Path(root)
-        if not (self.root / "model_index.json").is_file():
+        with readable(self.root, "model"):
+            found = (self.root / "model_index.json").is_file()
+        if not found:
             raise NotFound(f"model: {self.root} is not a diffusers pipeline folder (no model_index.json)", param="model")
-        self.index = self._json(self.root / "model_index.json")
+        self.index = read_object(self.root / "model_index.json", "model")
 
     def component(self, name: str) -> str | None:
         """The class of a component, None where the pipeline has none of that name."""
@@ -32,7 +57,7 @@ class Folder:
 
     def config(self, name: str, file: str = "config.json") -> dict[str, Any]:
         """A component's configuration. Raises `NotFound` and `Unsupported`."""
-        return self._json(self.path(name) / file)
+        return read_object(self.path(name) / file, "model")
 
     def fingerprint(self) -> str:
         """SHA-256 over the names and contents of the files of every component that model_index.json names, and of itself."""
@@ -46,16 +71,3 @@ class Folder:
                 content = hashlib.file_digest(stream, "sha256").hexdigest()
             digest.update(f"{file.relative_to(self.root).as_posix()} {content}\n".encode())
         return f"sha256:{digest.hexdigest()}"
-
-    def _json(self, file: Path) -> dict[str, Any]:
-        try:
-            value = json.loads(file.read_bytes())
-        except OSError as error:
-            raise NotFound(
-                f"model: a file of {self.root} is missing: {file.name} of {file.parent.name}", param="model"
-            ) from error
-        except ValueError as error:
-            raise Unsupported(f"model: {file} is not JSON: {error}", param="model") from error
-        if not isinstance(value, dict):
-            raise Unsupported(f"model: {file} must hold a JSON object", param="model")
-        return value

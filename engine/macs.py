@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from engine.anatomy import Anatomy, UNet
 from engine.condition import Condition
+from engine.config import BUILD_ERRORS, complete, context_width, reason, refuse_unknown
 from engine.program import Program
 from registry.errors import Unsupported
 
@@ -55,24 +56,24 @@ class StepMacs:
 
 def meta_unet(config: Mapping[str, Any]) -> UNet:
     """A UNet without weights from its diffusers configuration. Raises `Unsupported` for another class or a wrong one."""
-    from diffusers import UNet2DConditionModel, UNet2DModel
+    refuse_unknown(config)
+    import diffusers
 
-    classes: dict[str, Any] = {"UNet2DConditionModel": UNet2DConditionModel, "UNet2DModel": UNet2DModel}
-    name = config.get("_class_name", "UNet2DConditionModel")
-    if name not in classes:
-        raise Unsupported(f"unet: {name} is not supported; known: {sorted(classes)}", param="unet")
+    config = complete(config)
+    name = config["_class_name"]
     try:
         with torch.device("meta"):
-            unet: UNet = classes[name].from_config(dict(config))
-    except (TypeError, ValueError) as error:
-        raise Unsupported(f"unet: diffusers cannot build this {name}: {error}", param="unet") from error
+            unet: UNet = getattr(diffusers, name).from_config(config)
+    except BUILD_ERRORS as error:
+        raise Unsupported(f"unet: diffusers cannot build this {name}: {reason(error)}", param="unet") from error
     return unet.eval()
 
 
 def example(config: Mapping[str, Any], tokens: int) -> Condition:
     """A condition of one row, on the meta device, of the kind that this UNet takes; the context has `tokens` tokens."""
+    width = context_width(config)
     with torch.device("meta"):
-        context = torch.empty(1, tokens, _context_width(config)) if tokens else None
+        context = torch.empty(1, tokens, width) if tokens and width is not None else None
         labels = torch.zeros(1, dtype=torch.long) if config.get("num_class_embeds") is not None else None
         if config.get("addition_embed_type") != "text_time":
             return Condition(context, labels=labels)
@@ -80,19 +81,21 @@ def example(config: Mapping[str, Any], tokens: int) -> Condition:
         return Condition(context, torch.empty(1, pooled), torch.empty(1, 6), labels)
 
 
-def _context_width(config: Mapping[str, Any]) -> int:
-    width = config.get("cross_attention_dim")
-    if not isinstance(width, int):
-        raise Unsupported(
-            f"unet config cross_attention_dim must be one whole number, got {width!r}", param="cross_attention_dim"
-        )
-    return width
-
-
 def count_steps(config: Mapping[str, Any], latent_shape: tuple[int, int, int], tokens: int) -> StepMacs:
-    """Count one row. latent_shape (c, h, w); `tokens` is the length of the context, 0 for a UNet without one."""
+    """Count one row. latent_shape (c, h, w); `tokens` is the length of the context, 0 for a UNet without one.
+
+    Raises `Unsupported` for a UNet that this version cannot run, or that cannot run at this size.
+    """
     unet = meta_unet(config)
     anatomy, condition = Anatomy(unet), example(unet.config, tokens)
+    try:
+        return _count_branches(anatomy, latent_shape, condition)
+    except BUILD_ERRORS as error:
+        size = "×".join(map(str, latent_shape[1:]))
+        raise Unsupported(f"size: this UNet cannot run at {size}: {reason(error)}", param="size") from error
+
+
+def _count_branches(anatomy: Anatomy, latent_shape: tuple[int, int, int], condition: Condition) -> StepMacs:
     sample = torch.empty(1, *latent_shape, device="meta")
     timesteps = torch.zeros(1, device="meta")
     branches = range(1, anatomy.branches + 1)

@@ -84,10 +84,54 @@ def test_macs_of_one_branch_at_another_size_and_context(tiny_file: Path, tiny_co
     assert answer["partial"] == {"2": {"macs": want.partial[2].macs, "paper_macs": want.partial[2].paper_macs}}
 
 
-def test_a_folder_without_a_text_encoder_has_a_context_of_one_token(tmp_path: Path, tiny_file: Path) -> None:
-    (tmp_path / "unet").mkdir()
-    tiny_file.rename(tmp_path / "unet" / "config.json")
-    assert counted(tmp_path) == counted(tmp_path / "unet" / "config.json", "--tokens", "1")
+NAMED = {"text_encoder": ["transformers", "CLIPTextModel"], "class_embedder": ["flexiffusion", "ClassEmbedder"]}
+
+
+@pytest.mark.parametrize(
+    ("files", "named", "width", "tokens"),
+    [
+        ([], [], 6, 77),  # of a text-to-image model only the UNet may have been copied
+        ([], ["text_encoder"], 6, 77),
+        ([], ["text_encoder"], 512, 77),
+        ([], [], 512, 1),
+        (["class_embedder"], [], 6, 1),
+        ([], ["class_embedder"], 6, 1),
+        (["text_encoder"], ["text_encoder"], 6, 16),
+        (["text_encoder"], [], 512, 16),
+    ],
+)
+def test_a_folder_has_the_context_of_its_kind(
+    tmp_path: Path, tiny_config: Mapping[str, Any], files: list[str], named: list[str], width: int, tokens: int
+) -> None:
+    for name in ("unet", *files):
+        (tmp_path / name).mkdir()
+    (tmp_path / "unet" / "config.json").write_text(json.dumps({**tiny_config, "cross_attention_dim": width}))
+    if named:
+        (tmp_path / "model_index.json").write_text(json.dumps({name: NAMED[name] for name in named}))
+    if "text_encoder" in files:
+        (tmp_path / "text_encoder" / "config.json").write_text('{"max_position_embeddings": 16}')
+    assert counted(tmp_path) == counted(tmp_path / "unet" / "config.json", "--tokens", str(tokens))
+
+
+@pytest.mark.parametrize("limit", [None, 0, -1, "77", 7.5])
+def test_a_text_encoder_without_a_length_is_named(tmp_path: Path, tiny_file: Path, limit: object) -> None:
+    for name in ("unet", "text_encoder"):
+        (tmp_path / name).mkdir()
+    shutil.copy(tiny_file, tmp_path / "unet" / "config.json")
+    (tmp_path / "text_encoder" / "config.json").write_text(json.dumps({"max_position_embeddings": limit}))
+    assert "max_position_embeddings" in refused("macs", tmp_path)
+
+
+def test_what_a_bare_config_leaves_out_has_diffusers_default(tmp_path: Path, tiny_config: Mapping[str, Any]) -> None:
+    """Four channels and a context of 1280; only a size there is none for."""
+    full, short = tmp_path / "full.json", tmp_path / "short.json"
+    said = {**tiny_config, "cross_attention_dim": 1280}
+    full.write_text(json.dumps(said))
+    for name in ("in_channels", "cross_attention_dim", "sample_size"):
+        said.pop(name)
+    short.write_text(json.dumps({**said, "_class_name": "UNet2DConditionModel"}))
+    assert counted(short, "--size", "8", "8") == counted(full)
+    assert "--size" in refused("macs", short)
 
 
 def test_a_bare_config_as_wide_as_latent_diffusions_classes_has_one_token() -> None:
@@ -107,6 +151,7 @@ def test_macs_of_an_unconditional_unet(tmp_path: Path) -> None:
     levels = {"block_out_channels": [32, 32], "down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}
     file.write_text(json.dumps({"_class_name": "UNet2DModel", "sample_size": [8, 12], "in_channels": 3, **levels}))
     assert counted(file) == counted(file, "--size", "8", "12")
+    assert "tokens" in refused("macs", file, "--tokens", "3")
 
 
 def test_macs_prints_a_table_for_people(tiny_file: Path) -> None:
@@ -130,6 +175,24 @@ def test_macs_refuses_by_name(tmp_path: Path, tiny_file: Path) -> None:
     assert "size" in refused("macs", tiny_file, "--size", "0", "64")
     assert "tokens" in refused("macs", tiny_file, "--tokens", "0")
     assert "1 and 4" in refused("macs", tiny_file, "--branch", "5")
+    assert "cannot run at 1000000×1000000" in refused("macs", tiny_file, "--size", "1000000", "1000000")
+
+
+def test_macs_of_what_cannot_be_read_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_file: Path) -> None:
+    nested = tmp_path / "nested.json"
+    nested.write_text("[" * 100_000)
+    assert "not JSON" in refused("macs", nested)
+    assert "cannot read" in refused("macs", tmp_path / ("x" * 300))
+
+    def forbidden(*_: object) -> bytes:
+        raise PermissionError(13, "Permission denied", str(tiny_file))
+
+    monkeypatch.setattr(Path, "read_bytes", forbidden)
+    assert "Permission denied" in refused("macs", tiny_file)
+
+
+def test_macs_of_a_pipelines_index_names_its_class() -> None:
+    assert "StableDiffusionPipeline" in refused("macs", ROOT / "models" / "emoji64" / "model_index.json")
 
 
 def test_generate_writes_images_and_prints_what_they_cost(loaded: Model, tmp_path: Path) -> None:
@@ -172,4 +235,16 @@ def test_generate_refuses_by_name(loaded: Model, tmp_path: Path) -> None:
     assert "no file" in why("--schedule", "fast")
     assert "--solver" in why("--schedule", "x.json", "--solver", "ddim")
     assert "seed" in why("--seed", "-1")
+    for guidance in ("nan", "inf", "0.5", "-1"):
+        assert "guidance" in why("--guidance", guidance)
+    (tmp_path / "folder-2.png").mkdir()
+    assert "folder-2.png is a folder" in why("--out", str(tmp_path / "folder.png"), "--num-images", "2")
+    (tmp_path / "folder-2.png").rmdir()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_whose_name_cannot_name_a_model_is_given_one(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "models" / "emoji64", tmp_path / "Another one")
+    asked = ["generate", "--model", tmp_path / "Another one", "--prompt", "cat", "--steps", "1", "--out", tmp_path / "x.png"]
+    assert "name" in refused(*asked)
+    assert call(*asked, "--name", "another").exit_code == 0
