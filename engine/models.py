@@ -14,9 +14,11 @@ from torch import Tensor
 
 from engine.anatomy import Anatomy, UNet
 from engine.condition import Condition
+from engine.config import reason, sides
 from engine.decoders import Autoencoder, Decoder, Pixels, pictures
-from engine.folder import Folder
-from engine.macs import StepMacs, count_steps
+from engine.fit import fitting_unet, refuse_width
+from engine.folder import Folder, readable
+from engine.macs import StepMacs, count_steps, meta_unet
 from engine.noise import NoiseLevels, noise_levels
 from engine.program import Program, compile_program
 from engine.prompts import Classes, Nothing, Prompts, Text, TwoTexts
@@ -117,67 +119,59 @@ def load(
         raise InvalidInput(f"dtype: must be one of {sorted(DTYPES)}, got {dtype!r}", param="dtype")
     place, kind = _device(device), DTYPES[dtype]
     ref_name = _model_name(name or files.root.resolve().name.lower())
-    _refuse_unknown(files)
-    try:
+    with readable(files.root, "model"):
+        config = fitting_unet(files)
+        meta_unet(config)  # says what is wrong with a configuration before any weights are read
+        height, width = sides(config["sample_size"])
+        scheduler = files.config("scheduler", "scheduler_config.json")
+        levels = noise_levels({"_class_name": files.component("scheduler"), **scheduler})
         unet = _unet(files, kind).to(place)
         decoder = _decoder(files, place, kind)
-        height, width = _sides(unet.config.sample_size)
         pixels = (height * decoder.scale, width * decoder.scale)
-        prompts = _prompts(files, unet, pixels, place, kind)
-        levels = noise_levels(files.config("scheduler", "scheduler_config.json"))
-    except OSError as error:  # what diffusers and transformers raise for a file that is not there
-        raise NotFound(f"model: a file of {files.root} is missing: {error}", param="model") from error
+        prompts = _prompts(files, config, pixels, place, kind)
+        fingerprint = files.fingerprint()
     if channels_last:
         unet = unet.to(memory_format=torch.channels_last)
     anatomy = Anatomy(unet)
     if compiled:
         anatomy.compile()
     return Model(
-        ref=ModelRef(name=ref_name, family=FAMILIES[type(unet).__name__], fingerprint=files.fingerprint()),
+        ref=ModelRef(name=ref_name, family=FAMILIES[type(unet).__name__], fingerprint=fingerprint),
         anatomy=anatomy,
         levels=levels,
         prompts=prompts,
         decoder=decoder,
         device=place,
         dtype=kind,
-        latent_shape=(int(unet.config.in_channels), height, width),
+        latent_shape=(config["in_channels"], height, width),
     )
-
-
-COMPONENTS: dict[str, set[str | None]] = {
-    "unet": {*FAMILIES},
-    "vae": {"AutoencoderKL", "VQModel", None},
-    "vqvae": {"AutoencoderKL", "VQModel", None},
-    "text_encoder": {"CLIPTextModel", None},
-    "text_encoder_2": {"CLIPTextModelWithProjection", None},
-}
-
-
-def _refuse_unknown(files: Folder) -> None:
-    """Name the component that no family has, or that this one lacks, before anything heavy is imported."""
-    found = {name: files.component(name) for name in (*COMPONENTS, "class_embedder")}
-    for name, classes in COMPONENTS.items():
-        if found[name] not in classes:
-            wanted = " or ".join(sorted(filter(None, classes)))
-            raise Unsupported(f"model: {name} is {found[name]}, this version runs {wanted}", param="model")
-    config, attends = files.config("unet"), found["unet"] == "UNet2DConditionModel"
-    if not (found["vae"] or found["vqvae"]) and config.get("in_channels", 4 if attends else 3) not in (1, 3):
-        raise Unsupported("model: vae is missing, and the UNet's channels are no image's", param="model")
-    if found["text_encoder_2"] and not found["text_encoder"]:
-        raise Unsupported("model: text_encoder is missing beside text_encoder_2 (a refiner?)", param="model")
-    attends = attends and any("CrossAttn" in block for block in config.get("down_block_types", ["CrossAttn"]))
-    if attends and not (found["text_encoder"] or found["class_embedder"]):
-        raise Unsupported(
-            "model: text_encoder is missing (or class_embedder), but the UNet attends to a context", param="model"
-        )
 
 
 def _unet(files: Folder, dtype: torch.dtype) -> UNet:
     import diffusers  # here and not above: it takes seconds, and a wrong folder should say so at once
 
     family = getattr(diffusers, str(files.component("unet")))
-    unet: UNet = family.from_pretrained(files.path("unet"), dtype=dtype, low_cpu_mem_usage=False)
+    unet: UNet = _weights(family, files, "unet", dtype=dtype, low_cpu_mem_usage=False)
     return unet.eval().requires_grad_(False)
+
+
+def _weights(family: Any, files: Folder, component: str, **options: Any) -> Any:
+    """A network with its weights. Raises `NotFound` for weights that are not there, and `Unsupported` for those that cannot be
+    read, or are not exactly what its configuration asks for: diffusers and transformers would draw the rest at random."""
+    path = files.path(component)
+    try:
+        network, report = family.from_pretrained(path, output_loading_info=True, **options)
+    except Exception as error:  # every library and file format has its own
+        if not any(file.suffix in (".safetensors", ".bin") for file in path.glob("*model*")):
+            raise NotFound(f"model: the weights of {component} are missing: {reason(error)}", param="model") from error
+        message = f"model: the weights of {component} are corrupt or do not fit its configuration: {reason(error)}"
+        raise Unsupported(message, param="model") from error
+    for what, said in (("missing_keys", "lack"), ("unexpected_keys", "have besides what its configuration asks for")):
+        names = sorted(report[what])
+        if names and not (what == "unexpected_keys" and component.startswith("text_encoder")):  # theirs are harmless leftovers
+            message = f"model: the weights of {component} {said}: {', '.join(names[:3])}{', …' * (len(names) > 3)}"
+            raise Unsupported(message, param="model")
+    return network
 
 
 def _decoder(files: Folder, device: torch.device, dtype: torch.dtype) -> Decoder:
@@ -189,29 +183,49 @@ def _decoder(files: Folder, device: torch.device, dtype: torch.dtype) -> Decoder
     if dtype == torch.float16 and files.config(component).get("force_upcast"):
         dtype = torch.float32  # Stable Diffusion XL's overflows in half precision
     family = getattr(diffusers, str(files.component(component)))
-    vae = family.from_pretrained(files.path(component), dtype=dtype, low_cpu_mem_usage=False)
+    vae = _weights(family, files, component, dtype=dtype, low_cpu_mem_usage=False)
     return Autoencoder(vae.to(device).eval().requires_grad_(False))
 
 
-def _prompts(files: Folder, unet: UNet, size: tuple[int, int], device: torch.device, dtype: torch.dtype) -> Prompts:
-    def text(suffix: str) -> Text:
-        import transformers
+def _text(files: Folder, suffix: str, device: torch.device, dtype: torch.dtype) -> Text:
+    import transformers
 
-        transformers.utils.logging.disable_progress_bar()
-        family = getattr(transformers, str(files.component(f"text_encoder{suffix}")))
-        encoder = family.from_pretrained(files.path(f"text_encoder{suffix}"), dtype=dtype).to(device).eval()
-        return Text(transformers.CLIPTokenizer.from_pretrained(files.path(f"tokenizer{suffix}")), encoder)
+    transformers.utils.logging.disable_progress_bar()
+    name, folder = f"tokenizer{suffix}", files.root / f"tokenizer{suffix}"
+    if not ((folder / "tokenizer.json").is_file() or (folder / "vocab.json").is_file()):
+        raise NotFound(f"model: {name} is missing: neither tokenizer.json nor vocab.json is in {folder}", param="model")
+    try:
+        tokenizer = transformers.CLIPTokenizer.from_pretrained(folder)
+    except Exception as error:  # of several libraries
+        raise Unsupported(f"model: {name} cannot be read: {reason(error)}", param="model") from error
+    family = getattr(transformers, str(files.component(f"text_encoder{suffix}")))
+    encoder = _weights(family, files, f"text_encoder{suffix}", dtype=dtype).to(device).eval()
+    limits = {"max_position_embeddings": tokenizer.model_max_length, "vocab_size": len(tokenizer)}
+    for field, value in limits.items():
+        limit = getattr(encoder.config, field)
+        if not 1 <= value <= limit:
+            what = "model_max_length" if field == "max_position_embeddings" else "number of words"
+            message = f"model: {what} of {name} must be between 1 and {limit}, {field} of its encoder, got {value}"
+            raise Unsupported(message, param="model")
+    return Text(tokenizer, encoder)
 
+
+def _prompts(files: Folder, config: dict[str, Any], size: tuple[int, int], device: torch.device, dtype: torch.dtype) -> Prompts:
     if files.component("text_encoder_2"):
-        return TwoTexts(text(""), text("_2"), size, zeros=bool(files.index.get("force_zeros_for_empty_prompt", True)))
+        first, second = _text(files, "", device, dtype), _text(files, "_2", device, dtype)
+        if first.tokens != second.tokens:
+            message = f"model: tokenizer and tokenizer_2 must cut at the same length, got {first.tokens} and {second.tokens}"
+            raise Unsupported(message, param="model")
+        return TwoTexts(first, second, size, zeros=bool(files.index.get("force_zeros_for_empty_prompt", True)))
     if files.component("text_encoder"):
-        return text("")
+        return _text(files, "", device, dtype)
     names = {str(word): int(number) for number, word in files.index.get("id2label", {}).items()}
     if files.component("class_embedder"):
         table = _table(files.path("class_embedder")).to(device, dtype)
+        refuse_width(config, table.shape[1], "class_embedder")
         null = files.config("class_embedder").get("null_class", len(table) - 1)  # latent diffusion adds it as the last row
         return Classes(len(table), device, table, null, names)
-    classes = unet.config.get("num_class_embeds")
+    classes = config.get("num_class_embeds")
     if classes is not None:
         return Classes(int(classes), device, names=names)
     return Nothing()
@@ -219,22 +233,18 @@ def _prompts(files: Folder, unet: UNet, size: tuple[int, int], device: torch.dev
 
 def _table(folder: Path) -> Tensor:
     """The one tensor (classes, dim) of a class embedder's safetensors file, whatever its name."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     file = next(iter(sorted(folder.glob("*.safetensors"))), folder / "diffusion_pytorch_model.safetensors")
-    tensors = list(load_file(file).values())
+    try:
+        tensors = list(load_file(file).values())
+    except SafetensorError as error:
+        raise Unsupported(f"model: the weights of class_embedder are corrupt: {reason(error)}", param="model") from error
     if len(tensors) != 1 or tensors[0].ndim != 2:
         shapes = [tuple(tensor.shape) for tensor in tensors]
         raise Unsupported(f"model: class_embedder must hold one tensor (classes, dim), got {shapes}", param="model")
     return tensors[0]
-
-
-def _sides(size: Any) -> tuple[int, int]:
-    """(height, width) of the latents from the UNet's `sample_size`."""
-    if size is None:
-        raise Unsupported("model: the UNet's configuration has no sample_size", param="sample_size")
-    height, width = (size, size) if isinstance(size, int) else size
-    return int(height), int(width)
 
 
 def _device(name: str) -> torch.device:
@@ -244,6 +254,10 @@ def _device(name: str) -> torch.device:
         raise InvalidInput(f"device: torch knows no device {name!r}", param="device") from error
     if device.type == "cuda" and (device.index or 0) >= (torch.cuda.device_count() if torch.cuda.is_available() else 0):
         raise InvalidInput(f"device: {name} was asked for, but torch sees no such CUDA device", param="device")
+    try:
+        torch.zeros(1, device=device).item()
+    except (AssertionError, NotImplementedError, RuntimeError) as error:  # meta computes nothing, others are not in this build
+        raise InvalidInput(f"device: torch cannot compute on {name} here; say cpu or cuda", param="device") from error
     return device
 
 

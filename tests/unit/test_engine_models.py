@@ -33,6 +33,8 @@ def folder(tmp_path: Path) -> Path:
     for component in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
         (tmp_path / component).mkdir()
         (tmp_path / component / "config.json").write_text("{}")
+    (tmp_path / "unet" / "config.json").write_text('{"sample_size": 8, "cross_attention_dim": 512}')
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text("{}")
     (tmp_path / "unet" / "weights.safetensors").write_bytes(b"\0\1\2")
     (tmp_path / "model_index.json").write_text(json.dumps(INDEX))
     return tmp_path
@@ -74,7 +76,7 @@ def test_an_unknown_dtype_is_named(folder: Path) -> None:
     assert caught.value.param == "dtype"
 
 
-@pytest.mark.parametrize("device", ["cuda", "cuda:1", "toaster", "cuda:x"])
+@pytest.mark.parametrize("device", ["cuda", "cuda:1", "toaster", "cuda:x", "meta", "mps", "xpu", "xla"])
 def test_a_device_that_is_not_there_is_named(folder: Path, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InvalidInput, match=device) as caught:

@@ -1,0 +1,100 @@
+"""Whether a folder's components fit each other, seen from their configurations before any weights are read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from engine.config import CLASSES, attends, complete, context_width, defaults, reason, refuse_unknown
+from engine.folder import Folder
+from registry.errors import Unsupported
+
+COMPONENTS: dict[str, set[str | None]] = {
+    "unet": {*CLASSES},
+    "vae": {"AutoencoderKL", "VQModel", None},
+    "vqvae": {"AutoencoderKL", "VQModel", None},
+    "text_encoder": {"CLIPTextModel", None},
+    "text_encoder_2": {"CLIPTextModelWithProjection", None},
+}
+
+
+def fitting_unet(files: Folder) -> dict[str, Any]:
+    """The UNet's complete configuration. Raises `Unsupported` naming the component that no family has, that this one lacks, or
+    that does not fit the UNet: such a model would load, and fail at every image."""
+    found = {name: files.component(name) for name in (*COMPONENTS, "class_embedder")}
+    for name, classes in COMPONENTS.items():
+        if found[name] not in classes:
+            wanted = " or ".join(sorted(filter(None, classes)))
+            raise Unsupported(f"model: {name} is {found[name]}, this version runs {wanted}", param="model")
+    config = {"_class_name": found["unet"], **files.config("unet")}
+    refuse_unknown(config)
+    if config["_class_name"] != found["unet"]:
+        message = f"model: unet is {found['unet']} in model_index.json and {config['_class_name']} in its own config.json"
+        raise Unsupported(message, param="model")
+    config = complete(config)
+    _refuse_channels(files, config)
+    _refuse_conditions(files, config)
+    return config
+
+
+def refuse_width(config: dict[str, Any], width: int, of: str) -> None:
+    """Raises `Unsupported` where the UNet attends to a context of another width than what makes it."""
+    wanted = context_width(config)
+    if wanted not in (None, width):
+        message = f"model: unet config cross_attention_dim is {wanted}, but {of} makes a context as wide as {width}"
+        raise Unsupported(message, param="cross_attention_dim")
+
+
+def _refuse_channels(files: Folder, config: dict[str, Any]) -> None:
+    channels, made = config["in_channels"], config["out_channels"]
+    if channels != made:
+        message = f"model: unet config in_channels {channels} is not out_channels {made}: inpainting, editing on a picture and "
+        raise Unsupported(message + "a learned variance are not supported", param="in_channels")
+    component = next((name for name in ("vae", "vqvae") if files.component(name)), None)
+    if component is None:
+        if channels not in (1, 3):
+            raise Unsupported("model: vae is missing, and the UNet's channels are no image's", param="model")
+        return
+    decoder = {**defaults(str(files.component(component))), **files.config(component)}
+    latent = decoder.get("vq_embed_dim") or decoder["latent_channels"]
+    if channels != latent:
+        message = f"model: unet config in_channels is {channels}, but latents of {component} have {latent} channels"
+        raise Unsupported(message, param="in_channels")
+
+
+def _refuse_conditions(files: Folder, config: dict[str, Any]) -> None:
+    text, second, table = (files.component(name) for name in ("text_encoder", "text_encoder_2", "class_embedder"))
+    if second and not text:
+        raise Unsupported("model: text_encoder is missing beside text_encoder_2 (a refiner?)", param="model")
+    if attends(config) and not (text or table):
+        raise Unsupported(
+            "model: text_encoder is missing (or class_embedder), but the UNet attends to a context", param="model"
+        )
+    if config.get("num_class_embeds") is not None and (text or table):
+        message = f"unet config num_class_embeds beside {'text_encoder' if text else 'class_embedder'} (an upscaler?)"
+        raise Unsupported(f"model: {message} is not supported", param="num_class_embeds")
+    added = config.get("addition_embed_type") is not None
+    if added and not second:
+        message = "model: text_encoder_2 is missing, which unet config addition_embed_type text_time needs"
+        raise Unsupported(message, param="model")
+    if not (text and attends(config)):
+        return
+    encoders = {name: _encoder(files, name) for name in ("text_encoder", "text_encoder_2") if files.component(name)}
+    refuse_width(config, sum(encoder.hidden_size for encoder in encoders.values()), " and ".join(encoders))
+    if added:
+        pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
+        made = encoders["text_encoder_2"].projection_dim
+        if pooled != made:
+            field = "projection_class_embeddings_input_dim"
+            message = f"leaves {pooled} for the pooled text, but projection_dim of text_encoder_2 is {made}"
+            raise Unsupported(f"model: unet config {field} {message}", param=field)
+
+
+def _encoder(files: Folder, name: str) -> Any:
+    """A text encoder's configuration, defaults included."""
+    from transformers import CLIPTextConfig
+
+    files.config(name)  # says more plainly what is missing or no JSON
+    try:
+        return CLIPTextConfig.from_pretrained(files.path(name))
+    except Exception as error:  # transformers' own kinds for values of a wrong type
+        raise Unsupported(f"model: the configuration of {name} is wrong: {reason(error)}", param="model") from error
