@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.config import BUILD_ERRORS, defaults, is_whole, reason
 from registry.errors import InvalidInput, Unsupported
 from registry.schedule import Solver, Spacing
 
@@ -115,6 +116,7 @@ def _karras(first: float, last: float, steps: int) -> Floats:
     return ramp
 
 
+# Settings that change the noise levels or the update, and the values of them that can be expressed.
 REFUSED: dict[str, tuple[object, ...]] = {
     "thresholding": (None, False),
     "use_exponential_sigmas": (None, False),
@@ -123,36 +125,89 @@ REFUSED: dict[str, tuple[object, ...]] = {
     "use_lu_lambdas": (None, False),
     "interpolation_type": (None, "linear"),
     "timestep_type": (None, "discrete"),
+    "final_sigmas_type": (None, "zero"),
     "sigma_min": (None,),
     "sigma_max": (None,),
     "lambda_min_clipped": (None, -math.inf, "-inf", "-Infinity"),
-    "prediction_type": (None, "epsilon", "v_prediction", "sample"),
+    "predict_epsilon": (None, True),  # of old configurations
+    "prediction_type": get_args(Prediction),
+    "timestep_spacing": get_args(Spacing),
+    "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
 }
 
 
 def noise_levels(config: dict[str, Any]) -> NoiseLevels:
     """Noise levels from a diffusers scheduler's configuration, whichever scheduler wrote it; what is missing in it has the
-    default of the class that wrote it.
+    default of the class that wrote it (DDIM's if it does not say which, but without clipping).
 
     Settings that only choose another solver (`algorithm_type`, `solver_order`, `variance_type`, …) are left out: the schedule
     chooses. Raises `Unsupported` naming a setting that changes the noise levels or the update and cannot be expressed.
     """
-    import diffusers
+    from diffusers import DDIMScheduler
 
-    writer = getattr(diffusers, str(config.get("_class_name")), None)
-    full = {**(dict(writer.from_config(config).config) if writer is not None else {}), **config}
-    full.pop("_use_default_values", None)  # diffusers' note of what is a default: it would put another class's default there
+    ours = defaults("DDIMScheduler") | {"clip_sample": False}
+    writer = _writer(config["_class_name"]) if "_class_name" in config else None
+    full = {**ours, **(defaults(writer.__name__) if writer else {}), **config}
     for setting, allowed in REFUSED.items():
         if full.get(setting) not in allowed:
             raise Unsupported(f"scheduler config {setting} = {full[setting]!r} is not supported", param=setting)
-    scheduler = diffusers.DDIMScheduler.from_config({"clip_sample": False, **full})
+    _refuse_numbers(full)
+    try:
+        scheduler = DDIMScheduler(**{name: full[name] for name in ours})
+        cumprod: Floats = scheduler.alphas_cumprod.numpy().astype(np.float64)
+        final = float(scheduler.final_alpha_cumprod)
+        theirs = writer.from_config(config).alphas_cumprod.numpy() if writer else cumprod
+    except BUILD_ERRORS as error:
+        raise Unsupported(f"scheduler config: diffusers cannot build it: {reason(error)}", param="scheduler") from error
+    if not (cumprod[0] < 1 and np.all(np.diff(cumprod) < 0)):
+        setting = "beta_start" if full["trained_betas"] is None else "trained_betas"
+        raise Unsupported(f"scheduler config {setting}: the signal must fall at every timestep, and it does not", param=setting)
+    if writer is not None and not np.allclose(cumprod, theirs, rtol=0, atol=1e-6):
+        raise Unsupported(f"scheduler config: {writer.__name__} has noise levels of its own", param="scheduler")
     return NoiseLevels(
-        alphas_cumprod=scheduler.alphas_cumprod.numpy().astype(np.float64),
-        final_alpha_cumprod=float(scheduler.final_alpha_cumprod),
-        prediction=scheduler.config.prediction_type,
-        spacing=scheduler.config.timestep_spacing,
-        steps_offset=scheduler.config.steps_offset,
-        clip=float(full.get("clip_sample_range", 1.0)) if full.get("clip_sample") else math.inf,
+        alphas_cumprod=cumprod,
+        final_alpha_cumprod=final,
+        prediction=full["prediction_type"],
+        spacing=full["timestep_spacing"],
+        steps_offset=full["steps_offset"],
+        clip=float(full["clip_sample_range"]) if full["clip_sample"] else math.inf,
         karras=bool(full.get("use_karras_sigmas")),
-        cosine=scheduler.config.beta_schedule == "squaredcos_cap_v2",
+        cosine=full["beta_schedule"] == "squaredcos_cap_v2",
     )
+
+
+def _writer(name: object) -> Any:
+    """The diffusers scheduler of that name. Raises `Unsupported` for one whose noise levels do not come from betas."""
+    import diffusers
+
+    writer = getattr(diffusers, name, None) if isinstance(name, str) else None
+    if isinstance(writer, type) and name and "beta_schedule" in defaults(str(name)):
+        return writer
+    raise Unsupported(
+        f"scheduler config _class_name = {name!r}: this version runs schedulers with a beta_schedule", param="scheduler"
+    )
+
+
+def _refuse_numbers(full: dict[str, Any]) -> None:
+    """The settings that are numbers, where they are used."""
+    limits: dict[str, tuple[bool, str]] = {
+        "num_train_timesteps": (is_whole(full["num_train_timesteps"]), "a whole number of at least 1"),
+        "steps_offset": (is_whole(full["steps_offset"]) or full["steps_offset"] == 0, "a whole number of at least 0"),
+    }
+    betas = full["trained_betas"]
+    if betas is not None:
+        good = isinstance(betas, list | tuple) and bool(betas) and all(_is_between(b, 1) or b == 1 for b in betas)
+        limits["trained_betas"] = (good, "a list of numbers between 0 and 1, or null")
+    elif full["beta_schedule"] != "squaredcos_cap_v2":
+        for setting in ("beta_start", "beta_end"):
+            limits[setting] = (_is_between(full[setting], 1), "a number between 0 and 1")
+    if full["clip_sample"]:
+        limits["clip_sample_range"] = (_is_between(full["clip_sample_range"], math.inf), "a number above 0")
+    for setting, (good, wanted) in limits.items():
+        if not good:
+            raise Unsupported(f"scheduler config {setting} must be {wanted}, got {full[setting]!r}", param=setting)
+
+
+def _is_between(value: object, end: float) -> bool:
+    """A number between 0 and `end`, neither of them included."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < end

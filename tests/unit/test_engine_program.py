@@ -12,6 +12,7 @@ from fractions import Fraction
 from functools import cache
 from typing import Any, Literal, cast
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from engine.anatomy import Anatomy
 from engine.condition import Condition
+from engine.config import defaults
 from engine.noise import NoiseLevels, noise_levels
 from engine.program import Program, compile_program
 from engine.sampler import generate
@@ -419,9 +421,65 @@ def test_karras_is_refused_where_diffusers_has_none() -> None:
         ("interpolation_type", "log_linear"),
         ("timestep_type", "continuous"),
         ("sigma_min", 0.1),
+        ("final_sigmas_type", "sigma_min"),
+        ("predict_epsilon", False),
+        ("prediction_type", None),
+        ("timestep_spacing", "even"),
+        ("timestep_spacing", None),
+        ("beta_schedule", "sigmoid"),
+        ("beta_schedule", "laplace"),
+        ("beta_schedule", None),
+        ("beta_schedule", ["linear"]),
+        ("beta_start", None),
+        ("beta_start", 0),
+        ("beta_end", "0.02"),
+        ("beta_end", math.nan),
+        ("beta_end", 1.5),
+        ("trained_betas", []),
+        ("trained_betas", [0.1, None]),
+        ("trained_betas", [0.1, 1.1]),
+        ("num_train_timesteps", None),
+        ("num_train_timesteps", 0),
+        ("num_train_timesteps", 1e3),
+        ("steps_offset", -1),
+        ("steps_offset", None),
     ],
 )
 def test_a_scheduler_setting_that_programs_cannot_express_is_refused(setting: str, value: object) -> None:
     with pytest.raises(Unsupported, match=setting) as caught:
         noise_levels(config(**{setting: value}))
     assert caught.value.param == setting
+
+
+@pytest.mark.parametrize("bound", [None, 0, -1, math.nan, "1"])
+def test_a_bound_that_clips_nothing_sensible_is_refused(bound: object) -> None:
+    with pytest.raises(Unsupported, match="clip_sample_range") as caught:
+        noise_levels(config(clip_sample=True, clip_sample_range=bound))
+    assert caught.value.param == "clip_sample_range"
+    assert noise_levels(config(clip_sample=False, clip_sample_range=bound)).clip == math.inf
+
+
+def test_a_schedulers_own_setting_that_diffusers_refuses_is_not_a_traceback() -> None:
+    with pytest.raises(Unsupported, match="bogus"):
+        noise_levels({"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "bogus"})
+
+
+SCHEDULERS = [name for name in dir(diffusers) if name.endswith("Scheduler") and not name.startswith("Flax")]
+SHIFTED = ["CogVideoXDDIMScheduler", "CogVideoXDPMScheduler"]  # betas, and then a shift of their own
+OF_BETAS = [name for name in SCHEDULERS if "beta_schedule" in defaults(name) and name not in SHIFTED]
+NONE_OF_THEM = ["NoSuchScheduler", "DDIMPipeline", "schedulers", "", None, 3, ["DDIMScheduler"]]
+
+
+@pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")  # diffusers with numpy 2
+@pytest.mark.parametrize("name", OF_BETAS)
+def test_a_writers_noise_levels_are_its_own(name: str) -> None:
+    got, want = noise_levels({"_class_name": name}).alphas_cumprod, getattr(diffusers, name)().alphas_cumprod
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [*NONE_OF_THEM, *(name for name in SCHEDULERS if name not in OF_BETAS)])
+def test_a_writer_whose_levels_do_not_come_from_betas_alone_is_refused_by_name(name: object) -> None:
+    with pytest.raises(Unsupported) as caught:
+        noise_levels({"_class_name": name})
+    assert str(name) in caught.value.message
+    assert caught.value.param == "scheduler"
