@@ -25,6 +25,7 @@ def command_line(help: str, epilog: str | None = None) -> typer.Typer:
     """An application whose errors are one line, and whose bugs keep a plain traceback."""
     return typer.Typer(
         cls=OneLineErrors,
+        rich_markup_mode="markdown",  # in which "[default: 50]" is no markup
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
