@@ -8,25 +8,20 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import model_folders
 import pytest
 import torch
 from diffusers import (
-    AutoencoderKL,
     DDIMPipeline,
     DDIMScheduler,
-    DDPMPipeline,
-    DDPMScheduler,
-    EulerDiscreteScheduler,
     LDMPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
     UNet2DModel,
     VQModel,
 )
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from typer.testing import CliRunner
 
 from engine.__main__ import app
@@ -40,132 +35,31 @@ ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "tests" / "data"
 STEPS = 10
 SAME = 1e-4
-PLAIN: Mapping[str, Any] = {
-    "sample_size": 8,
-    "block_out_channels": (8, 16),
-    "layers_per_block": 1,
-    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
-    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
-    "norm_num_groups": 4,
-    "attention_head_dim": 4,
-}
-LATENT_SCHEDULER: Mapping[str, Any] = {
-    "beta_start": 0.0015,
-    "beta_end": 0.0195,
-    "beta_schedule": "scaled_linear",
-    "clip_sample": False,
-}
-
-
-def vq() -> VQModel:
-    return VQModel(
-        block_out_channels=(8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        latent_channels=3,
-        num_vq_embeddings=16,
-        vq_embed_dim=3,
-        norm_num_groups=4,
-        sample_size=16,
-        scaling_factor=0.5,
-    )
 
 
 @pytest.fixture(scope="module")
 def sdxl(tmp_path_factory: pytest.TempPathFactory, tiny_config: Mapping[str, Any]) -> Path:
-    torch.manual_seed(0)
-    tokenizer = CLIPTokenizer.from_pretrained(ROOT / "models" / "emoji64" / "tokenizer")
-    text = CLIPTextConfig(
-        vocab_size=len(tokenizer) + 8,
-        hidden_size=8,
-        intermediate_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=16,
-        projection_dim=12,
-        bos_token_id=1829,
-        eos_token_id=1830,
-    )
-    changes = {
-        "cross_attention_dim": 16,
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 4,
-        "projection_class_embeddings_input_dim": 12 + 6 * 4,
-        "transformer_layers_per_block": (1, 2),
-        "use_linear_projection": True,
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
-    }
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        latent_channels=4,
-        norm_num_groups=4,
-        latents_mean=[0.1, 0.2, 0.3, 0.4],
-        latents_std=[1.0, 2.0, 3.0, 4.0],
-        scaling_factor=0.13,
-    )
-    pipeline = StableDiffusionXLPipeline(
-        vae=vae,
-        text_encoder=CLIPTextModel(text),
-        text_encoder_2=CLIPTextModelWithProjection(text),
-        tokenizer=tokenizer,
-        tokenizer_2=tokenizer,
-        unet=UNet2DConditionModel(**{**tiny_config, **changes}),
-        scheduler=EulerDiscreteScheduler(timestep_spacing="leading", steps_offset=1, beta_schedule="scaled_linear"),
-        add_watermarker=False,
-    )
-    folder = tmp_path_factory.mktemp("xl") / "sdxl"
-    pipeline.save_pretrained(folder)
-    return folder
+    return model_folders.sdxl(tmp_path_factory.mktemp("xl") / "sdxl", tiny_config)
 
 
 @pytest.fixture(scope="module")
 def ddpm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("pixels") / "ddpm"
-    DDPMPipeline(UNet2DModel(**PLAIN), DDPMScheduler()).save_pretrained(folder)
-    return folder
+    return model_folders.ddpm(tmp_path_factory.mktemp("pixels") / "ddpm")
 
 
 @pytest.fixture(scope="module")
 def ldm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("latent") / "ldm"
-    LDMPipeline(vq(), UNet2DModel(**PLAIN), DDIMScheduler(**LATENT_SCHEDULER)).save_pretrained(folder)
-    return folder
+    return model_folders.ldm(tmp_path_factory.mktemp("latent") / "ldm")
 
 
 @pytest.fixture(scope="module")
 def classes(tmp_path_factory: pytest.TempPathFactory, tiny_config: Mapping[str, Any]) -> Path:
-    """As LDM-4-G on ImageNet: a table of classes, the last of which means none, and a VQ autoencoder."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("classes") / "ldm4g"
-    UNet2DConditionModel(**{**tiny_config, "in_channels": 3, "out_channels": 3}).save_pretrained(folder / "unet")
-    vq().save_pretrained(folder / "vqvae")
-    DDIMScheduler(**LATENT_SCHEDULER).save_pretrained(folder / "scheduler")
-    (folder / "class_embedder").mkdir()
-    (folder / "class_embedder" / "config.json").write_text("{}")
-    save_file({"embedding.weight": torch.randn(6, 6)}, folder / "class_embedder" / "diffusion_pytorch_model.safetensors")
-    index = {
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vqvae": ["diffusers", "VQModel"],
-        "scheduler": ["diffusers", "DDIMScheduler"],
-        "class_embedder": ["flexiffusion", "ClassEmbedder"],
-        "id2label": {"0": "tench", "3": "cat"},
-    }
-    (folder / "model_index.json").write_text(json.dumps(index))
-    return folder
+    return model_folders.classes(tmp_path_factory.mktemp("classes") / "ldm4g", tiny_config)
 
 
 @pytest.fixture(scope="module")
 def labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pixel model whose UNet embeds class labels itself."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("labels") / "labelled"
-    DDPMPipeline(UNet2DModel(**PLAIN, num_class_embeds=5), DDPMScheduler(clip_sample=False)).save_pretrained(folder)
-    return folder
+    return model_folders.labels(tmp_path_factory.mktemp("labels") / "labelled")
 
 
 FAMILIES = {"sdxl": "a cat", "ddpm": "", "ldm": "", "classes": "cat", "labels": "4"}  # a prompt for each
@@ -255,7 +149,7 @@ def test_unconditional_latent_diffusion_is_diffusers_pipeline(ldm: Path) -> None
 
 def by_hand(model: Model, forward: Callable[[Tensor, Tensor], Tensor], clip: bool) -> Tensor:
     """diffusers' DDIM scheduler around any UNet call."""
-    scheduler = DDIMScheduler.from_config({**(LATENT_SCHEDULER if not clip else {}), "clip_sample": clip})
+    scheduler = DDIMScheduler.from_config({**(model_folders.LATENT_SCHEDULER if not clip else {}), "clip_sample": clip})
     scheduler.set_timesteps(STEPS)
     latent = model.noise(0)[None]
     for timestep in scheduler.timesteps:
