@@ -81,19 +81,17 @@ def run(
         with _bars() as bars:
             from search_jobs.job import Job
 
-            report = Job(parsed, to, Bars(bars)).run()
+            Job(parsed, to, Bars(bars)).run()
     except KeyboardInterrupt:
         err.print("stopped; every finished measurement is kept: run the same command again to go on")
         raise typer.Exit(130) from None
-    _show(report, to)
+    _show(to)
 
 
 @app.command()
 def report(folder: Run) -> None:
-    """Draw the pictures of a finished search again and print its table."""
-    from search_jobs.report import read
-
-    _show(read(folder), folder)
+    """Write the page and pictures of a finished search again and print its table."""
+    _show(folder)
 
 
 @app.command()
@@ -101,13 +99,13 @@ def publish(folder: Run, registry: Registry = ".flexi/registry") -> None:
     """Publish a finished search's tiers to a registry and move the tiers to them."""
     from registry.address import open_store
     from registry.catalog import Catalog
+    from search_jobs.publish import artifacts
     from search_jobs.publish import publish as publish_report
     from search_jobs.report import read
 
-    found = read(folder)
-    artifacts = [folder / name for name in ("report.json", "pareto.png", "samples.png")]
+    found = read(folder).report
     catalog = Catalog(open_store(registry), found["model"]["name"])
-    for alias in publish_report(found, artifacts, catalog):
+    for alias in publish_report(found, artifacts(folder), catalog):
         out.print(f"{alias.tier:10} version {alias.version}  {alias.digest[:12]}")
 
 
@@ -139,13 +137,14 @@ def evaluate(
     print(json.dumps(objective.evaluate(document).row()))
 
 
-def _show(report: dict[str, object], folder: Path) -> None:
-    from search_jobs.report import table, write_pictures
+def _show(folder: Path) -> None:
+    from search_jobs.report import read, table, write
 
-    pictures = write_pictures(report, folder)
-    out.print(table(report))
+    run = read(folder)
+    page, *pictures = write(run)
+    out.print(table(run))
     out.print("by hand: the strongest schedule that a user could set without searching, under the same ceiling")
-    out.print(f"{folder / 'report.json'}, " + ", ".join(path.name for path in pictures), soft_wrap=True)
+    out.print(f"{page}, with {', '.join(path.name for path in pictures)}", soft_wrap=True)
 
 
 def _ceiling(text: str) -> tuple[str, float]:

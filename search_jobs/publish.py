@@ -10,6 +10,13 @@ from registry.catalog import Catalog
 from registry.records import Alias
 from registry.schedule import Schedule
 
+ARTIFACTS = ("report.json", "report.html", "pareto.png", "samples.png", "strips.png")
+
+
+def artifacts(folder: Path) -> list[Path]:
+    """What a run folder has to keep beside its schedules: a run whose pictures were never drawn has only its document."""
+    return [folder / name for name in ARTIFACTS if (folder / name).is_file()]
+
 
 def publish(report: dict[str, Any], artifacts: Sequence[Path], catalog: Catalog) -> list[Alias]:
     """Publish every tier's schedule and `reference`, the teacher, and move the tiers to them. Returns the aliases.

@@ -1,0 +1,71 @@
+"""What a run folder holds, as the report asks for it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from registry.errors import NotFound
+from registry.schedule import Schedule
+from search_jobs.report.aims import Aim, Entry, aims
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished search: its report and the files beside it."""
+
+    folder: Path
+    report: dict[str, Any]
+
+    @cached_property
+    def aims(self) -> list[Aim]:
+        """All that was chosen, the dearest first."""
+        return aims(self.report)
+
+    @property
+    def shown(self) -> list[Aim]:
+        """Those that are drawn at length: the tiers, or the budgets where there are no tiers."""
+        return [aim for aim in self.aims if aim.tier] or self.aims
+
+    @cached_property
+    def compared(self) -> dict[str, Any] | None:
+        """compare.json: this search against every family of baselines and other searches, if that was measured."""
+        path = self.folder / "compare.json"
+        return json.loads(path.read_text()) if path.is_file() else None
+
+    def columns(self) -> list[str]:
+        """What the columns of sample grids show: the prompts, or seeds where the model takes no text."""
+        samples = self.report["samples"]
+        return [text or f"seed {seed}" for text, seed in zip(samples["prompts"], samples["seeds"], strict=True)]
+
+    def images(self, digest: str) -> NDArray[np.uint8] | None:
+        """The samples of a schedule, or of `teacher`; None if the run kept none."""
+        path = self.folder / "samples" / f"{digest}.npy"
+        return np.load(path) if path.is_file() else None
+
+    def schedule(self, entry: Entry) -> Schedule | None:
+        """What an entry measured: its own document, or the one that the ledger keeps beside the measurement."""
+        if "schedule" in entry:
+            return Schedule.model_validate(entry["schedule"])
+        return next((Schedule.model_validate(found) for found in self._measured(entry["digest"])), None)
+
+    def _measured(self, digest: str) -> Iterator[dict[str, Any]]:
+        ledger = self.folder / "ledger.jsonl"
+        for line in ledger.read_text().splitlines() if ledger.is_file() else ():
+            if f"as it is/{digest}" in line:
+                yield json.loads(line)["schedule"]
+
+
+def read(folder: Path) -> Run:
+    """The run. Raises `NotFound` when its search has not finished."""
+    path = folder / "report.json"
+    if not path.is_file():
+        raise NotFound(f"run: {folder} holds no finished search (no report.json); run it again to go on", param="run")
+    return Run(folder, json.loads(path.read_text()))

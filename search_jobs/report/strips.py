@@ -1,0 +1,162 @@
+"""Schedules drawn as strips, from noise to image: what each step of the trajectory computes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, to_hex
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from registry.schedule import Kind, Schedule
+from search_jobs.report.aims import Aim, Entry
+from search_jobs.report.figures import steps
+from search_jobs.report.run import Run
+from search_jobs.report.style import INK, MUTED, RULE, WIDTH, figure
+
+TRAINED = 1000  # noise levels that diffusers' models are trained on
+HEAD = 0.0125  # of the axis: the coloured part of a computed step, however far the solver jumps after it
+FULL, NULL = "#0d3f4b", "#f0f3f5"
+BRANCHES = LinearSegmentedColormap.from_list("branches", ["#bcdcdf", "#3f93a1"])
+HEIGHT, LINE = 0.42, 0.4  # of a strip, and of the line of guidance factors above it
+CLOSE, APART = 0.78, 1.42  # distance of a strip from the one above: a baseline's to its tier, a tier's to the tier before
+CROWDED = 150  # cells, beyond which the lines between them would cover them
+
+
+class Cell(NamedTuple):
+    """One step of the trajectory. It begins at its own place and ends at the next step's; 0 is noise, 1 the image."""
+
+    kind: Kind
+    branch: int
+    start: float
+    end: float
+
+
+class Row(NamedTuple):
+    """A strip with its names."""
+
+    name: str
+    below: str
+    schedule: Schedule
+    entry: Entry
+    chosen: bool
+
+
+def cells(schedule: Schedule) -> list[Cell]:
+    """One cell per step: at its true timestep where the schedule has timesteps of its own, else evenly.
+
+    Only computed steps have timesteps; null steps lie evenly between them.
+    """
+    found = list(schedule.steps())
+    starts = [step.index / len(found) for step in found]
+    if schedule.timesteps is not None:
+        computed = [step.index for step in found if step.kind != "null"]
+        trained = max(TRAINED, schedule.timesteps[0] + 1)
+        places = [1 - (timestep + 1) / trained for timestep in schedule.timesteps]
+        starts = [float(x) for x in np.interp(range(len(found)), [*computed, len(found)], [*places, 1.0])]
+    return [Cell(s.kind, s.branch, *ends) for s, ends in zip(found, pairwise([*starts, 1.0]), strict=True)]
+
+
+def strips(run: Run) -> Figure:
+    """Each tier, and below it the strongest baseline under the same ceiling."""
+    rows = list(_rows(run))
+    tops = [-y for y in accumulate(APART if row.chosen else CLOSE for row in rows)]
+    picture = figure(WIDTH, 0.9 - 0.56 * min(tops, default=0))
+    axes = picture.subplots()
+    branches = max((segment.branch for row in rows for segment in row.schedule.segments if segment.partial), default=1)
+    factors = _factor_range(rows)
+    for row, top in zip(rows, tops, strict=True):
+        _strip(axes, row, top, branches)
+        if row.schedule.corrections:
+            _factors(axes, row.schedule, top + HEIGHT + 0.1, factors)
+    axes.set_xlim(-0.005, 1.005)
+    axes.spines[:].set_visible(False)
+    axes.set_yticks([])
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["noise", "¼", "½", "¾", "image"], color=MUTED, fontsize=9)
+    axes.tick_params(length=0)
+    used = sorted({segment.branch for row in rows for segment in row.schedule.segments if segment.partial})
+    legend = [Patch(fc=FULL, label="full step")]
+    legend += [Patch(fc=colour("partial", b, branches), label=f"partial, branch {b}") for b in used]
+    legend.append(Patch(fc=NULL, ec="#c9d0d6", lw=0.6, label="null: nothing computed"))
+    picture.legend(handles=legend, loc="outside upper left", ncols=len(legend), frameon=False, fontsize=9, labelcolor=INK)
+    return picture
+
+
+def colour(kind: Kind, branch: int, branches: int) -> str:
+    """Darker where more of the UNet is computed."""
+    if kind == "partial":
+        return to_hex(BRANCHES(1.0 if branches == 1 else (branch - 1) / (branches - 1)))
+    return FULL if kind == "full" else NULL
+
+
+def _rows(run: Run) -> list[Row]:
+    rows = []
+    for aim in run.shown:
+        own, rival = run.schedule(aim.entry), aim.rival and run.schedule(aim.rival)
+        if own:
+            rows.append(Row(aim.label, _below(aim), own, aim.entry, True))
+        if rival and aim.rival:
+            rows.append(Row("by hand", aim.rival["baseline"]["name"], rival, aim.rival, False))
+    return rows
+
+
+def _below(aim: Aim) -> str:
+    if aim.by_hand:
+        return f"by hand: {aim.by_hand}"
+    return aim.limit if aim.tier else "searched"
+
+
+def _strip(axes: Axes, row: Row, y: float, branches: int) -> None:
+    drawn = cells(row.schedule)
+    apart = len(drawn) <= CROWDED
+    spans = [(cell.start, cell.end - cell.start) for cell in drawn]
+    axes.broken_barh(spans, (y, HEIGHT), facecolors=NULL, edgecolors="white", lw=0.8 * apart)
+    heads = [cell for cell in drawn if cell.kind != "null"]
+    colours = [colour(cell.kind, cell.branch, branches) for cell in heads]
+    axes.broken_barh(
+        [(c.start, min(HEAD, c.end - c.start)) for c in heads],
+        (y, HEIGHT),
+        facecolors=colours,
+        edgecolors="white",
+        lw=0.5 * apart,
+    )
+    middle = y + HEIGHT / 2
+    _text(axes, -0.012, middle + 0.16, row.name, "right", bold=row.chosen)
+    _text(axes, -0.012, middle - 0.2, row.below, "right", quiet=True)
+    held = row.entry["held-out"]
+    _text(axes, 1.012, middle + 0.16, f"cost {held['cost']:.3f}", "left", bold=row.chosen)
+    _text(axes, 1.012, middle - 0.2, f"{steps(row.entry['steps'])} {row.schedule.solver.name}", "left", quiet=True)
+
+
+def _text(axes: Axes, x: float, y: float, text: str, align: str, bold: bool = False, quiet: bool = False) -> None:
+    axes.text(
+        x, y, text, ha=align, va="center", fontsize=8 if quiet else 9.5, color=MUTED if quiet else INK,
+        fontweight="bold" if bold else "normal", parse_math=False, clip_on=False,
+    )  # fmt: skip
+
+
+def _factor_range(rows: Sequence[Row]) -> tuple[float, float]:
+    """Of all guidance factors that are drawn, with 1 inside: one scale for all rows."""
+    factors = [1.0] + [c.guidance for row in rows for c in row.schedule.corrections or ()]
+    return min(factors), max(factors)
+
+
+def _factors(axes: Axes, schedule: Schedule, y: float, factors: tuple[float, float]) -> None:
+    """A line of the guidance factor of each computed step; the hairline is a factor of 1."""
+    low, high = factors
+    if high - low < 1e-6:
+        return
+    places = [cell.start + HEAD / 2 for cell in cells(schedule) if cell.kind != "null"]
+    values = [correction.guidance for correction in schedule.corrections or ()]
+    at = [y + LINE * (value - low) / (high - low) for value in values]
+    axes.plot([0, 1], [y + LINE * (1 - low) / (high - low)] * 2, c=RULE, lw=0.8, zorder=1)
+    axes.plot(places, at, c="#c06a35", lw=1, marker="o", ms=2.2, zorder=3)
+    for i, side in ((0, "left"), (-1, "left")):
+        axes.annotate(
+            f"×{values[i]:.2f}", (places[i], at[i]), xytext=(4, 1), textcoords="offset points",
+            fontsize=6.5, color="#c06a35", ha=side, va="bottom",
+        )  # fmt: skip

@@ -1,0 +1,93 @@
+"""What was found, in plain sentences: also where the search found nothing, or did worse than what can be set by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from search_jobs.report.aims import Aim, Entry
+from search_jobs.report.figures import figure
+
+LEVEL = "95\u00a0%"  # never broken over two lines
+REST = {"worse": "worse than by hand", "by hand": "set by hand", "alone": "cheaper than anything set by hand"}
+NUMBERS = ("No", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine")
+
+Verdict = Literal["clearly better", "better", "worse", "by hand", "alone"]
+
+
+def verdict(aim: Aim) -> Verdict:
+    """By rFID on held-out images. Clearly: the 95 % intervals leave no overlap."""
+    if aim.by_hand:
+        return "by hand"
+    if aim.rival is None:
+        return "alone"
+    own, other = aim.entry["held-out"], aim.rival["held-out"]
+    if own["rfid"] >= other["rfid"]:
+        return "worse"
+    return "better" if _overlap(own, other) else "clearly better"
+
+
+def sentence(aim: Aim) -> str:
+    """One aim: its cost and rFID against the strongest baseline under the same ceiling."""
+    cost, rfid = _cost_and_rfid(aim.entry)
+    start = f"costs {cost} of the teacher's MACs and has an rFID of {rfid}"
+    if aim.by_hand:
+        return f"is set by hand: {aim.by_hand}. The search found nothing that did better on the images that decide. It {start}."
+    if aim.rival is None:
+        return f"{start}; nothing set by hand is as cheap."
+    cost, rfid = _cost_and_rfid(aim.rival)
+    own, other = aim.entry["held-out"], aim.rival["held-out"]
+    overlap = _overlap(own, other)
+    against = f"that of the strongest schedule set by hand, {aim.rival['baseline']['name']} (cost {cost}, rFID {rfid})"
+    if verdict(aim) == "worse":
+        chance = "the intervals overlap, so this may be chance" if overlap else "the intervals do not even overlap"
+        return f"{start}. That is worse than {against}; {chance}. It was chosen on other images."
+    doubt = f"though the {LEVEL} intervals overlap" if overlap else f"and the {LEVEL} intervals do not overlap"
+    return f"{start}. That is {_times(other['rfid'], own['rfid'])} than {against}, {doubt}."
+
+
+def summary(aims: Sequence[Aim], report: dict[str, Any]) -> str:
+    """All aims at once."""
+    what = "tier" if any(aim.tier for aim in aims) else "budget"
+    found: list[str] = [verdict(aim) for aim in aims]
+    better, clearly = sum("better" in one for one in found), found.count("clearly better")
+    text = (
+        f"On {report['config']['heldout']} images whose prompts and noise the search never saw, {_of(better, len(aims), what)} "
+    )
+    text += "come" if better > 1 else "comes"
+    text += " closer to the teacher (a lower rFID) than the strongest schedule that can be set by hand under the same ceiling"
+    if better:
+        where = "; " if clearly == better else f"; for {clearly} of them " if clearly else ", but "
+        text += f"{where}the {LEVEL} intervals {'do not ' if clearly else ''}overlap"
+    text += "."
+    for one, words in REST.items():
+        if number := found.count(one):
+            text += f" {NUMBERS[number] if number < len(NUMBERS) else number} {'is' if number == 1 else 'are'} {words}."
+    return text
+
+
+def _overlap(own: Entry, other: Entry) -> bool:
+    """Whether the intervals of rFID overlap; without intervals nothing is known to be apart."""
+    if not own["intervals"] or not other["intervals"]:
+        return True
+    (low, high), (other_low, other_high) = own["intervals"]["rfid"], other["intervals"]["rfid"]
+    return bool(low <= other_high and other_low <= high)
+
+
+def _cost_and_rfid(entry: Entry) -> tuple[str, str]:
+    held = entry["held-out"]
+    return f"{held['cost']:.3f}", figure(held["rfid"])
+
+
+def _times(more: float, less: float) -> str:
+    if less <= 0 or more / less < 1.5:
+        return f"{100 * (1 - less / more):.0f} % lower"
+    return f"{more / less:.1f} times lower"
+
+
+def _of(number: int, total: int, what: str) -> str:
+    if total == 1:
+        return f"the {what}" if number else f"no {what}"
+    if number == total:
+        return f"both {what}s" if total == 2 else f"all {total} {what}s"
+    return f"{number or 'none'} of the {total} {what}s"
