@@ -1,7 +1,11 @@
-"""A whole search on every family of models, small and with random weights: what is found compiles, the figures are numbers."""
+"""A whole search on every family of models, small and with random weights; and the guide to searching on your own model."""
 
 import json
 import math
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -18,7 +22,8 @@ from search_jobs.config import JobConfig
 from search_jobs.job import Job
 from search_jobs.objective import WORST
 
-CLIP = Path(__file__).resolve().parents[2] / "models" / "emoji64" / "clip"
+ROOT = Path(__file__).resolve().parents[2]
+CLIP = ROOT / "models" / "emoji64" / "clip"
 CEILING = 0.6
 
 
@@ -123,3 +128,15 @@ def test_corrections_are_fitted_with_and_without_guidance(name: str, searched: C
     corrections = [one for schedule in fitted for one in schedule["corrections"]]
     assert any(one["output"] or one["latent"] for one in corrections)
     assert all(one["guidance"] == 1 for one in corrections) == (name == "unconditional pixels")
+
+
+def test_the_guide_says_what_its_own_estimate_prints(tmp_path: Path) -> None:
+    guide = (ROOT / "docs" / "search.md").read_text()
+    (script,) = re.findall(r"^```python\n(.+?)^```$", guide, re.MULTILINE | re.DOTALL)
+    (tmp_path / "plan.py").write_text(script)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, tmp_path / "plan.py"], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+    for line in done.stdout.splitlines():
+        assert line in guide.splitlines(), line
