@@ -21,7 +21,7 @@ serve: $(VENV)/.runtime ## serve the bundled model on 127.0.0.1:$(PORT); Ctrl-C 
 
 search: $(VENV)/.runtime ## a longer search than the demo's, into .flexi/runs/emoji64, published to .flexi/registry
 	$(BIN)/python -m search_jobs run --model models/emoji64 --prompts models/emoji64/prompts.txt \
-		--out .flexi/runs/emoji64 --images 24 --finals 48 --heldout 64 --generations 10 --population 8
+		--out .flexi/runs/emoji64 --heldout 64 --generations 10
 	$(BIN)/python -m search_jobs publish .flexi/runs/emoji64
 
 test: $(VENV)/.dev ## the whole test suite (minutes)

@@ -13,10 +13,10 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from engine.anatomy import Anatomy, UNet
+from engine.components import fitting_unet, refuse_width
 from engine.condition import Condition
 from engine.config import reason, sides
 from engine.decoders import Autoencoder, Decoder, Pixels, pictures
-from engine.components import fitting_unet, refuse_width
 from engine.folder import Folder, readable
 from engine.macs import StepMacs, count_steps, meta_unet
 from engine.noise import NoiseLevels, noise_levels

@@ -31,6 +31,7 @@ REGISTRY = Path(".flexi/registry")
 OUT = Path("demo")
 PROMPTS = ("tiger face", "hamburger", "strawberry", "penguin")
 SEED = 7
+SEARCH = ("--seed", 1, "--budget", 0, "--generations", 3, "--population", 24, "--select", 16, "--finals", 16, "--heldout", 24)
 REPEATS = 3  # latency is the median of so many requests
 
 console = Console(width=None if sys.stdout.isatty() else 110)
@@ -43,7 +44,8 @@ def main() -> None:
     shutil.rmtree(OUT, ignore_errors=True)
     OUT.mkdir()
     say(f"1. Search: schedules for {MODEL.name}, each judged by its images against the unaccelerated teacher's")
-    command("search_jobs", "run", "--model", MODEL, "--prompts", MODEL / "prompts.txt", "--out", OUT / "run", "--seed", 1)
+    search = ("run", "--model", MODEL, "--prompts", MODEL / "prompts.txt", "--out", OUT / "run", *SEARCH)
+    command("search_jobs", *search)
     say("2. Publish: four tiers and the teacher, content-addressed, into the registry")
     command("search_jobs", "publish", OUT / "run", "--registry", REGISTRY)
     shutil.copy(OUT / "run" / "pareto.png", OUT / "pareto.png")

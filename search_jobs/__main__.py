@@ -1,4 +1,4 @@
-"""python -m search_jobs run | report | publish | evaluate"""
+"""python -m search_jobs run | report | compare | publish | evaluate"""
 
 from __future__ import annotations
 
@@ -48,20 +48,36 @@ class Bars:
 @app.command()
 def run(
     model: Annotated[Path, typer.Option(help="A diffusers pipeline folder.")],
-    prompts: Annotated[Path, typer.Option(help="A text file, one prompt a line; half for the search, half held out.")],
     to: Annotated[Path, typer.Option("--out", help="The run folder; the same command on it again goes on where it stopped.")],
-    features: Annotated[Path | None, typer.Option(help="A CLIP folder for the features; default: MODEL/clip.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="A text file, one prompt or class a line; half held out. None if unconditional.")
+    ] = None,
+    features: Annotated[
+        Path | None, typer.Option(help="A CLIP folder, or a file of FID's InceptionV3 weights; default: MODEL/clip.")
+    ] = None,
     teacher_steps: Annotated[int, typer.Option(help="Steps of the teacher (DDIM).")] = 50,
-    guidance: float = 3.0,
-    images: Annotated[int, typer.Option(help="Images a candidate is judged by.")] = 12,
-    finals: Annotated[int, typer.Option(help="Images that decide among a tier's finalists.")] = 16,
-    heldout: Annotated[int, typer.Option(help="Images of the final figures.")] = 24,
+    guidance: Annotated[float | None, typer.Option(help="Scale; without it 3, or 1 without prompts.")] = None,
+    screen: Annotated[int, typer.Option(help="Images by which most children are discarded.")] = 4,
+    images: Annotated[int, typer.Option(help="Images that corrections are fitted on, in one batch.")] = 12,
+    select: Annotated[int, typer.Option(help="Images that choose parents.")] = 24,
+    finals: Annotated[int, typer.Option(help="Images that decide among finalists.")] = 32,
+    heldout: Annotated[int, typer.Option(help="Images of the final figures.")] = 48,
     generations: int = 4,
-    population: Annotated[int, typer.Option(help="New candidates in a generation.")] = 8,
+    population: Annotated[int, typer.Option(help="Children in a generation.")] = 30,
+    paper: Annotated[
+        bool, typer.Option("--paper", help="The paper's literal form: no free offsets, timesteps or corrections.")
+    ] = False,
     retime: Annotated[bool, typer.Option(help="Let the search move timesteps off the solver's own grid.")] = True,
+    correct: Annotated[bool, typer.Option(help="Fit corrections to the teacher's path.")] = True,
     tier: Annotated[list[str] | None, typer.Option(help="NAME=CEILING: the most it may cost; repeat for more.")] = None,
+    budget: Annotated[
+        list[float] | None, typer.Option(help="A further cost to aim at; repeat; 0 for none [default: those of compare].")
+    ] = None,
     seed: int = 0,
     batch: Annotated[int, typer.Option(help="Images generated at once: bounds memory.")] = 8,
+    share_mib: Annotated[int, typer.Option(help="Memory for UNet calls that schedules have in common.")] = 512,
+    workers: Annotated[int, typer.Option(help="Processes that measure, on a Dask cluster of their own.")] = 1,
+    scheduler: Annotated[str | None, typer.Option(help="tcp://…: the scheduler of a Dask cluster, instead.")] = None,
     device: str = "cpu",
     dtype: str = "float32",
 ) -> None:
@@ -69,19 +85,21 @@ def run(
     from search_jobs.config import JobConfig, digest_of
 
     config = {
-        "model": str(model), "prompts": str(prompts), "features": str(features or model / "clip"),
-        "teacher_steps": teacher_steps, "guidance": guidance, "images": images, "finals": finals, "heldout": heldout,
-        "generations": generations, "population": population, "seed": seed, "batch": batch,
-        "retime": retime,
-        "device": device, "dtype": dtype, "prompts_digest": digest_of(prompts),
+        "model": str(model), "prompts": str(prompts or ""), "features": str(features or model / "clip"),
+        "teacher_steps": teacher_steps, "guidance": guidance or (3.0 if prompts else 1.0),
+        "screen": screen, "images": images, "select": select, "finals": finals, "heldout": heldout,
+        "generations": generations, "population": population, "seed": seed, "batch": batch, "share_mib": share_mib,
+        "offsets": "paper" if paper else "free", "retime": retime and not paper, "correct": correct and not paper,
+        "device": device, "dtype": dtype, "prompts_digest": digest_of(prompts) if prompts else "",
         **({"tiers": dict(map(_ceiling, tier))} if tier else {}),
+        **({"budgets": [one for one in budget if one]} if budget else {}),
     }  # fmt: skip
     parsed = JobConfig.parse(config)
     try:
         with _bars() as bars:
             from search_jobs.job import Job
 
-            Job(parsed, to, Bars(bars)).run()
+            Job(parsed, to, Bars(bars), workers, scheduler).run()
     except KeyboardInterrupt:
         err.print("stopped; every finished measurement is kept: run the same command again to go on")
         raise typer.Exit(130) from None
@@ -110,31 +128,71 @@ def publish(folder: Run, registry: Registry = ".flexi/registry") -> None:
 
 
 @app.command()
+def compare(
+    folder: Run,
+    budget: Annotated[
+        list[float] | None, typer.Option(help="Relative cost; repeat [default: 1/2, 1/3, 1/5, 1/8, 1/12].")
+    ] = None,
+    twin: Annotated[list[Path] | None, typer.Option(help="Run folder of another search of the same model; repeat.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes that measure.")] = 1,
+    scheduler: Annotated[str | None, typer.Option(help="tcp://…: the scheduler of a Dask cluster, instead.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> None:
+    """Hold a finished search against every kind of hand-set schedule, on held-out prompts and noise; writes compare.json."""
+    from search_jobs.config import BUDGETS, JobConfig
+    from search_jobs.report import read, write
+
+    config = JobConfig.parse(read(folder).report["config"])
+    with _bars() as bars:
+        from search_jobs.compare import compare as measure
+        from search_jobs.compare import table
+        from search_jobs.job import Job
+
+        job = Job(config, folder, Bars(bars), workers, scheduler)
+        document = measure(job, budget or BUDGETS, twin or [])
+    write(read(folder))  # the page, now with the comparison
+    if as_json:
+        print(json.dumps(document))
+    else:
+        out.print(table(document))
+
+
+@app.command()
 def evaluate(
     schedule: Annotated[Path, typer.Argument(help="A schedule document.")],
     model: Annotated[Path, typer.Option(help="A diffusers pipeline folder.")],
-    prompts: Annotated[Path, typer.Option(help="A text file, one prompt a line.")],
-    features: Annotated[Path | None, typer.Option(help="A CLIP folder; default: MODEL/clip.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="A text file, one prompt or class a line.")] = None,
+    features: Annotated[
+        Path | None, typer.Option(help="A CLIP folder, or a file of FID's InceptionV3 weights; default: MODEL/clip.")
+    ] = None,
+    real: Annotated[Path | None, typer.Option(help="A folder of real images: adds the Fréchet distance to them.")] = None,
     images: int = 32,
     teacher_steps: int = 50,
-    guidance: float = 3.0,
+    guidance: Annotated[float | None, typer.Option(help="Scale; without it 3, or 1 without prompts.")] = None,
     seed: int = 0,
     batch: int = 8,
     device: str = "cpu",
     dtype: str = "float32",
 ) -> None:
-    """Measure one schedule against the teacher and print the figures as JSON."""
+    """Measure one schedule against the teacher and print the figures as JSON; with --real, the teacher's own as well."""
     from engine.models import load
     from registry.schedule import Schedule
     from search_jobs.config import read_prompts
-    from search_jobs.features import Clip
+    from search_jobs.features import extractor
+    from search_jobs.features.distance import gaussian
+    from search_jobs.features.real import real_features
     from search_jobs.objective import Objective, Sample
 
+    scale = guidance or (3.0 if prompts else 1.0)
     document = Schedule.parse(schedule.read_bytes())
-    sample = Sample.draw(read_prompts(prompts), images, seed)
-    loaded = load(model, device, dtype)
-    objective = Objective(loaded, Clip(features or model / "clip"), sample, teacher_steps, guidance, batch)
-    print(json.dumps(objective.evaluate(document).row()))
+    sample = Sample.draw(read_prompts(prompts) if prompts else [""], images, seed)
+    loaded, looks = load(model, device, dtype), extractor(features or model / "clip", device)
+    pictures = gaussian(real_features(real, looks, loaded.image_size)) if real else None
+    objective = Objective(loaded, looks, sample, teacher_steps, scale, batch, bootstrap=True, real=pictures)
+    found = {"features": looks.name, **objective.evaluate(document).measure.row()}
+    if pictures is not None:
+        found["teacher_to_real"] = objective.measure(objective.teacher, objective.reference.images).to_real
+    print(json.dumps(found))
 
 
 def _show(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a user could set by hand, written as schedules, so that the search starts from it and is held against it.
+"""What a user could set by hand, written as schedules: the search starts from it and is held against it.
 
 Published results say why each is here: plain DDIM with 59 steps matches uniform DeepCache N=5 on LDM-4-G (DeepCache,
 arXiv 2312.00858, table 2), and uniform caching on a fewer-step solver is stronger than either alone.
@@ -6,11 +6,13 @@ arXiv 2312.00858, table 2), and uniform caching on a fewer-step solver is strong
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from registry.schedule import Schedule, Segment, SolverName
-from search_jobs.space import Genome, Space
+from registry.schedule import ModelRef, Schedule, Segment, Solver, SolverName
+
+BRANCHES = 4  # at most: deeper ones cost more than the full step that they save
+SOLVERS: tuple[SolverName, ...] = ("ddim", "dpmsolver++")
 
 
 class Baseline(NamedTuple):
@@ -21,44 +23,51 @@ class Baseline(NamedTuple):
     schedule: Schedule
 
 
-def fewer_steps(space: Space, solver: SolverName, steps: int) -> Baseline:
-    """`steps` full steps and nothing else."""
-    schedule = space.schedule(Genome(solver, (Segment(),) * steps))
-    return Baseline(f"fewer-step {solver}", f"{steps} steps {solver}", schedule)
+class Hand:
+    """Sets schedules by hand for one model: uniform ones, on the solver's own timesteps."""
 
+    def __init__(
+        self, model: ModelRef, solver: Callable[[SolverName, int], Solver], branches: int, cost_of: Callable[[Schedule], float]
+    ) -> None:
+        """`solver` makes a solver of so many steps, `cost_of` says what a schedule costs relative to the teacher."""
+        self.model, self.solver, self.branches, self.cost_of = model, solver, branches, cost_of
 
-def deepcache(space: Space, solver: SolverName, every: int, branch: int) -> Baseline:
-    """Uniform DeepCache over the teacher's trajectory: a full step every `every` steps, partial steps in between."""
-    count = -(-space.teacher_steps // every)
-    partial = tuple(range(1, space.length(count)))
-    schedule = space.schedule(Genome(solver, (Segment(partial=partial, branch=branch),) * count))
-    return Baseline("uniform DeepCache", f"DeepCache N={every} s={branch} {solver}", schedule)
+    def uniform(self, solver: SolverName, full: int, every: int, branch: int) -> Schedule:
+        """`full` · `every` steps of a solver, one in `every` full and the others partial: uniform DeepCache on fewer steps."""
+        segment = Segment(partial=tuple(range(1, every)), branch=branch if every > 1 else 1)
+        return Schedule(model=self.model, solver=self.solver(solver, full * every), segments=(segment,) * full)
 
+    def strongest(self, budget: float, teacher_steps: int, every: Sequence[int] = (2, 3)) -> Iterator[Baseline]:
+        """Of each kind the dearest that the budget affords, for every branch and one full step in each of `every`."""
+        for solver in SOLVERS:
+            for schedule in self._dearest(budget, lambda full, s=solver: self.uniform(s, full, 1, 1), teacher_steps):  # type: ignore[misc]
+                steps = schedule.solver.teacher_steps
+                yield Baseline(f"fewer-step {solver}", f"{steps} steps {solver}", schedule)
+            for interval in every:
+                for branch in range(1, min(self.branches, BRANCHES) + 1):
 
-def cached_fewer_steps(space: Space, solver: SolverName, full: int, partial: int, branch: int) -> Baseline:
-    """Uniform caching on a fewer-step solver: `full` full steps with `partial` evenly spaced partial steps after each.
+                    def cached(full: int, s: SolverName = solver, n: int = interval, b: int = branch) -> Schedule:
+                        return self.uniform(s, full, n, b)
 
-    Its name gives the full and the partial steps of the trajectory: "5+5 s=3".
-    """
-    length = space.length(full)
-    offsets = tuple(sorted({round(length * k / (partial + 1)) for k in range(1, partial + 1)} & set(range(1, length))))
-    schedule = space.schedule(Genome(solver, (Segment(partial=offsets, branch=branch if offsets else 1),) * full))
-    return Baseline("cached fewer-step", f"{full}+{full * len(offsets)} s={branch} {solver}", schedule)
+                    for schedule in self._dearest(budget, cached, teacher_steps // interval):
+                        full = len(schedule.segments)
+                        name = f"{full}+{full * (interval - 1)} s={branch} {solver}"
+                        yield Baseline(f"cached fewer-step {solver}", name, schedule)
+        yield from self._deepcache(budget, teacher_steps)
 
+    def _deepcache(self, budget: float, teacher_steps: int) -> Iterator[Baseline]:
+        """Uniform DeepCache of the teacher's trajectory: the smallest interval that the budget affords, for every branch."""
+        for branch in range(1, min(self.branches, BRANCHES) + 1):
+            for every in range(2, teacher_steps + 1):
+                schedule = self.uniform("ddim", max(1, round(teacher_steps / every)), every, branch)
+                if self.cost_of(schedule) <= budget:
+                    yield Baseline("uniform DeepCache", f"DeepCache N={every} s={branch}", schedule)
+                    break
 
-def all_baselines(space: Space) -> Iterator[Baseline]:
-    """The baselines that fit the space, cheapest families first."""
-    low, high = space.segments
-    for steps in (4, 5, 6, 8, 10, 12):
-        if low <= steps <= high:
-            yield fewer_steps(space, "dpmsolver++", steps)
-    for steps in (6, 8, 10, 12):
-        if low <= steps <= high:
-            yield fewer_steps(space, "ddim", steps)
-    for solver, every, branch in (("ddim", 5, 1), ("dpmsolver++", 5, 1), ("ddim", 10, 1)):
-        if low <= -(-space.teacher_steps // every) <= high:
-            yield deepcache(space, solver, every, branch)  # type: ignore[arg-type]  # a literal in a tuple is a str
-    cached = [("dpmsolver++", full, branch) for full in (4, 5, 6, 8) for branch in (1, 3)] + [("dpmsolver++", 10, 3)]
-    for solver, full, branch in [*cached, ("ddim", 4, 1), ("ddim", 4, 3), ("ddim", 6, 3), ("ddim", 8, 3), ("ddim", 10, 3)]:
-        if low <= full <= high and branch <= space.branches:
-            yield cached_fewer_steps(space, solver, full, 1, branch)  # type: ignore[arg-type]  # see above
+    def _dearest(self, budget: float, make: Callable[[int], Schedule], most: int) -> Iterator[Schedule]:
+        """The one with most full steps within the budget, if there is one."""
+        for full in range(most, 0, -1):
+            schedule = make(full)
+            if self.cost_of(schedule) <= budget:
+                yield schedule
+                return

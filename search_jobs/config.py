@@ -4,46 +4,71 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
 from registry.errors import InvalidInput
 from registry.schedule import Document, Name, first_fault
 
-TIERS = {"best": 0.30, "balanced": 0.20, "fast": 0.13, "draft": 0.09}
+TIERS = {"best": 1 / 3, "balanced": 1 / 5, "fast": 1 / 8, "draft": 1 / 12}
+BUDGETS = (1 / 2, 1 / 3, 1 / 5, 1 / 8, 1 / 12)
 
 
 class JobConfig(Document):
-    """The job's settings. `tiers` maps a tier's name to the most it may cost, relative to the teacher."""
+    """The job's settings. `tiers` maps a tier's name to the most it may cost, relative to the teacher.
+
+    The search aims at the tiers' ceilings and at `budgets`, further costs that somebody wants to compare at.
+    """
 
     model: str
-    prompts: str
+    prompts: str = Field(default="", description="a text file, one prompt a line; empty for an unconditional model")
     prompts_digest: str = Field(default="", description="SHA-256 of the prompts file: another text is another job")
     device: str = "cpu"
     dtype: str = "float32"
     features: str
     teacher_steps: int = Field(default=50, ge=4, le=900)
     guidance: float = Field(default=3.0, ge=1, le=30)
-    images: int = Field(default=12, ge=2, le=100_000, description="images a candidate is judged by in the search")
-    finals: int = Field(default=16, ge=2, le=100_000, description="images that decide among a tier's finalists: other noise")
-    finalists: int = Field(default=2, ge=1, le=1000, description="of the search, and as many baselines, for each tier")
-    heldout: int = Field(default=24, ge=2, le=100_000, description="images of the final figures: other prompts, other noise")
+    screen: int = Field(default=4, ge=2, le=100_000, description="images by which most children are discarded")
+    images: int = Field(default=12, ge=2, le=100_000, description="images that corrections are fitted on: one batch")
+    select: int = Field(default=24, ge=2, le=100_000, description="images, other noise, that choose parents")
+    finals: int = Field(default=32, ge=2, le=100_000, description="images that decide among finalists: other noise again")
+    finalists: int = Field(default=3, ge=1, le=1000, description="of the search, for each budget")
+    heldout: int = Field(default=48, ge=2, le=100_000, description="images of the final figures: other prompts, other noise")
     generations: int = Field(default=4, ge=0, le=10_000)
-    population: int = Field(default=8, ge=1, le=10_000)
-    max_segments: int = Field(default=16, ge=3, le=200)
+    population: int = Field(default=30, ge=1, le=10_000)
+    share: float = Field(default=1 / 3, gt=0, le=1, description="of a generation that climbs from one rung to the next")
+    max_segments: int = Field(default=24, ge=3, le=200)
     max_partial: int = Field(default=3, ge=0, le=100, description="partial steps in a segment, at most")
+    offsets: Literal["free", "paper"] = Field(default="free", description="paper: partial steps directly after the full one")
     retime: bool = Field(default=True, description="whether the search moves timesteps off the solver's own grid")
+    correct: bool = Field(default=True, description="whether schedules get corrections")
     seed: int = Field(default=0, ge=0, le=1_000_000)
     batch: int = Field(default=8, ge=1, le=1024, description="images generated at once: bounds memory")
+    share_mib: int = Field(default=512, ge=0, le=1 << 20, description="memory for UNet calls that schedules have in common")
     tiers: dict[Name, float] = TIERS
+    budgets: tuple[float, ...] = BUDGETS
 
     @model_validator(mode="after")
-    def _tiers(self) -> Self:
-        for name, ceiling in self.tiers.items():
+    def _costs(self) -> Self:
+        for name, ceiling in [*self.tiers.items(), *((str(i), budget) for i, budget in enumerate(self.budgets))]:
             if not 0 < ceiling <= 1:
-                raise ValueError(f"tiers.{name}: a ceiling is a fraction of the teacher's cost in (0, 1], got {ceiling}")
+                field = f"tiers.{name}" if name in self.tiers else f"budgets.{name}"
+                raise ValueError(f"{field}: a ceiling is a fraction of the teacher's cost in (0, 1], got {ceiling}")
+        if not self.tiers and not self.budgets:
+            raise ValueError("tiers: there must be a tier or a budget to aim at")
         return self
+
+    @model_validator(mode="after")
+    def _samples(self) -> Self:
+        if self.screen > self.images:
+            raise ValueError(f"screen: the first of the images; the limit is {self.images}, got {self.screen}")
+        return self
+
+    @property
+    def aims(self) -> list[float]:
+        """All costs that the search aims at, the smallest first."""
+        return sorted({*self.tiers.values(), *self.budgets})
 
     @classmethod
     def parse(cls, values: dict[str, Any]) -> Self:
@@ -53,6 +78,10 @@ class JobConfig(Document):
         except ValidationError as error:
             message, field = first_fault(error)
             raise InvalidInput(message, param=field) from error
+
+    def read_prompts(self) -> list[str]:
+        """Those of the file, or empty ones where none was named. Raises `InvalidInput` for too few."""
+        return read_prompts(self.prompts) if self.prompts else ["", ""]
 
 
 def read_prompts(path: str | Path) -> list[str]:

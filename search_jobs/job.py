@@ -1,26 +1,28 @@
-"""The search job: ask, evaluate, tell, until the generations are done; then its tiers on prompts and noise it never saw."""
+"""The search job: ask, evaluate, tell, until the generations are done; then its budgets on prompts and noise it never saw."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from random import Random
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
-from engine.models import Model, load
 from registry.errors import InvalidInput
 from registry.schedule import Schedule
-from search_jobs.baselines import all_baselines
-from search_jobs.config import JobConfig, read_prompts
-from search_jobs.features import Clip
+from search_jobs.baselines import Baseline, Hand
+from search_jobs.config import JobConfig
+from search_jobs.crew import Alone, Cluster, Crew, Desk, Task
 from search_jobs.ledger import Ledger
-from search_jobs.objective import Measure, Objective, Sample, save_samples
-from search_jobs.optimiser import Evolution, Point
+from search_jobs.objective import Objective, Result
+from search_jobs.optimiser import Child, Evolution, Point, survivors
 from search_jobs.results import Choice, Results
 from search_jobs.space import Genome, Space
+from search_jobs.stages import RUNGS
 
 CONFIG = "config.json"
+K = TypeVar("K", bound=Hashable)
+RIVALS = 3  # baselines of each budget that are measured on more images than the first few
 
 
 class Progress(Protocol):
@@ -34,143 +36,162 @@ class Progress(Protocol):
 
 
 class Job:
-    """One run folder: config.json, ledger.jsonl, the teacher's images, and at the end report.json."""
+    """One run folder: config.json, ledger.jsonl, the teacher's outputs, and at the end report.json."""
 
-    def __init__(self, config: JobConfig, folder: Path, progress: Progress) -> None:
+    def __init__(
+        self, config: JobConfig, folder: Path, progress: Progress, workers: int = 1, scheduler: str | None = None
+    ) -> None:
         """Load the model; the folder is this job's once all inputs were found good.
 
-        Raises `InvalidInput` when the folder belongs to a job with another configuration.
+        With several `workers`, or the address of a Dask `scheduler`, others measure. Raises `InvalidInput` when the folder
+        belongs to a job with another configuration.
         """
         self.config, self.folder, self.progress = config, folder, progress
-        self.prompts = read_prompts(config.prompts)
+        self.workers, self.scheduler = workers, scheduler
         self._refuse_foreign_folder()
-        self.model: Model = load(config.model, config.device, config.dtype)
-        self.clip = Clip(config.features)
-        high = min(config.max_segments, config.teacher_steps)
+        self.desk = Desk.open(config, folder)
+        model, high = self.desk.model, min(config.max_segments, config.teacher_steps)
         self.space = Space(
-            model=self.model.ref,
-            levels=self.model.levels,
-            branches=self.model.anatomy.branches,
+            model=model.ref,
+            levels=model.levels,
+            branches=model.anatomy.branches,
             teacher_steps=config.teacher_steps,
-            segments=(min(3, high), high),
+            segments=(min(2, high), high),
             max_partial=config.max_partial,
             retime=config.retime,
+            offsets=config.offsets,
         )
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / CONFIG, config.model_dump(mode="json"))  # now that every input was found good
-        self.baselines = list(all_baselines(self.space))
+        self.hand = Hand(model.ref, model.solver, model.anatomy.branches, lambda schedule: self.cost(schedule))
         self.ledger = Ledger(folder / "ledger.jsonl")
+        self.fitted: dict[Genome, Schedule] = {}  # with the corrections of the highest rung that fits them
 
     def run(self) -> dict[str, Any]:
-        """Search, measure, write report.json and return it. Run again on the same folder, it goes on where it stopped."""
+        """Search, decide, measure, write report.json and return it. Run again on the same folder, it goes on where it was."""
         started = datetime.now(UTC)
-        search, finals, heldout = self._samples()
-        history = self._search(self._objective("search", search))
-        choices = self._decide(self._objective("finals", finals), history)
-        final = self._objective("held-out", heldout, samples=self.folder / "samples")
-        save_samples(self.folder / "samples" / "teacher.npy", final.reference)
-        self._measure_all("held-out", final, [s for choice in choices.values() for s in choice.schedules()])
-        report = Results(
-            str(self.folder),
-            self.config,
-            self.model,
-            self.space,
-            self.baselines,
-            self.ledger,
-            history,
-            choices,
-            final,
-            started,
-        ).document()
+        for stage in self.desk.stages:
+            self.objective(stage)
+        with self.crew() as crew:
+            evolution = self._search(crew)
+            rivals = self.rivals(
+                crew, {aim: list(self.hand.strongest(aim, self.config.teacher_steps)) for aim in self.config.aims}
+            )
+            choices = self._decide(crew, evolution, rivals)
+            self.measure(crew, "held-out", [s for choice in choices for s in choice.schedules()], fitting=False)
+        results = Results(self.config, self.desk, self.space, self.ledger, evolution, self.fitted, rivals, choices, started)
+        report = results.document(self.folder)
         write_json(self.folder / "report.json", report)
         return report
 
-    def _search(self, objective: Objective) -> list[Point]:
+    def crew(self) -> Crew:
+        """Who measures."""
+        if self.workers > 1 or self.scheduler is not None:
+            return Cluster(self.config, self.folder, self.workers, self.scheduler)
+        return Alone(self.desk)
+
+    def _search(self, crew: Crew) -> Evolution:
+        """Generations of children that climb the rungs."""
         config = self.config
-        initial = [self.space.genome(baseline.schedule) for baseline in self.baselines]
+        by_hand = [baseline.schedule for aim in config.aims for baseline in self.hand.strongest(aim, config.teacher_steps)]
         evolution = Evolution(
             self.space,
-            initial,
-            cost_of=lambda genome: objective.relative(self.model.compile(self.space.schedule(genome))),
-            budgets=list(config.tiers.values()),
+            initial=[genome for schedule in by_hand if (genome := self.space.adopt(schedule)) is not None],
+            cost_of=lambda genome: self.cost(self.space.schedule(genome)),
+            budgets=config.aims,
             population=config.population,
             seed=config.seed,
         )
-        self.progress.stage("search", (len(set(initial)) + config.generations * config.population) * config.images)
-        while evolution.generation <= config.generations:
-            points = []
-            for genome in evolution.ask():
-                measure = self.measure("search", objective, self.space.schedule(genome))
-                points.append(Point(genome, measure.cost, measure.loss))
-            evolution.tell(points)
-        return evolution.history
+        try:
+            while evolution.generation <= config.generations:
+                children = evolution.ask()
+                name = f"generation {evolution.generation}" if evolution.generation else "from baselines"
+                self.progress.stage(name, len(children) * config.screen)
+                evolution.tell(self._climb(crew, children))
+        except KeyboardInterrupt:
+            if not evolution.history:
+                raise
+            self.progress.stage("stopped: deciding by what was found (Ctrl-C again leaves at once)", 0)
+        return evolution
 
-    def _decide(self, objective: Objective, history: list[Point]) -> dict[str, Choice]:
-        """Each tier's finalists, on noise they were not picked by: luck in the search does not win twice.
+    def _climb(self, crew: Crew, children: Sequence[Child]) -> list[Point]:
+        """Every child with its loss on the highest rung it reached; on the last rung, with the images of the rung before it."""
+        points: dict[Genome, Point] = {}
+        field, fitted = list(children), dict[Genome, Schedule]()
+        for rung, stage in enumerate(RUNGS):
+            fitting = self.config.correct and stage != "select"
+            entered = {c.genome: fitted[c.genome] if stage == "select" else self.space.schedule(c.genome) for c in field}
+            results = self.measure(crew, stage, entered.values(), fitting)
+            for (genome, _), result in zip(entered.items(), results, strict=True):
+                fitted[genome], measure = result.schedule, result.measure
+                loss = measure.loss
+                if stage == "select":
+                    before, weights = points[genome].loss, (self.config.images, self.config.select)
+                    loss = (weights[0] * before + weights[1] * loss) / sum(weights)
+                points[genome] = Point(genome, measure.cost, loss, rung)
+            field = survivors(field, lambda genome: points[genome].loss, self.config.share)
+        self.fitted |= fitted
+        return list(points.values())
 
-        Finalists are the points of smallest loss under the tier's ceiling, and as many of the baselines there, so that
-        no tier is worse than what can be set by hand, as far as these images tell.
+    def rivals(self, crew: Crew, groups: Mapping[K, Sequence[Baseline]]) -> dict[K, list[Baseline]]:
+        """The strongest baselines of each group, as a user would set them: no corrections. The best first.
+
+        All are measured on the images of the first rung, the best of each group also on those of the second.
         """
-        by_hand = {self.space.genome(baseline.schedule): baseline for baseline in self.baselines}
-        entered = {tier: self._finalists(history, tier, set(by_hand)) for tier in self.config.tiers}
-        schedules = {genome: self.space.schedule(genome) for genomes in entered.values() for genome in genomes}
-        measured = self._measure_all("finals", objective, list(schedules.values()))
-        choices = {}
-        for tier, genomes in entered.items():
-            ranked = sorted(genomes, key=lambda genome: measured[schedules[genome].digest].loss)
-            rivals = [by_hand[genome] for genome in ranked if genome in by_hand]
-            choices[tier] = Choice(schedules[ranked[0]], rivals[0] if rivals else None, self.config.tiers[tier])
+        shortened = dict(groups)
+        for stage in ("screen", "search"):
+            losses = self._losses(crew, stage, [one for some in shortened.values() for one in some])
+            for name, some in shortened.items():
+                shortened[name] = sorted(some, key=lambda one: losses[one.schedule.digest])[:RIVALS]
+        return {name: list(some) for name, some in shortened.items()}
+
+    def _losses(self, crew: Crew, stage: str, baselines: Sequence[Baseline]) -> dict[str, float]:
+        schedules = {one.schedule.digest: one.schedule for one in baselines}
+        self.progress.stage(f"by hand, {stage}", len(schedules) * len(self.desk.stages[stage].sample.seeds))
+        results = self.measure(crew, stage, schedules.values(), fitting=False)
+        return {digest: result.measure.loss for digest, result in zip(schedules, results, strict=True)}
+
+    def _decide(self, crew: Crew, evolution: Evolution, rivals: dict[float, list[Baseline]]) -> list[Choice]:
+        """Each budget's finalists, on noise they were not picked by: luck in the search does not win twice.
+
+        Finalists are the best points of the search that the budget affords, and the two strongest baselines there, so that no
+        tier is worse than what can be set by hand, as far as these images tell.
+        """
+        entered = {}
+        for aim in self.config.aims:
+            points = evolution.best(aim)[: self.config.finalists]
+            by_hand = [baseline.schedule for baseline in rivals[aim][:2]]
+            entered[aim] = [*(self.fitted[point.genome] for point in points), *by_hand]
+            if not entered[aim]:
+                raise InvalidInput(f"tiers: nothing costs at most {aim:g} of the teacher", param="tiers")
+        everyone = {s.digest: s for some in entered.values() for s in some}
+        self.progress.stage("finals", len(everyone) * self.config.finals)
+        measured = zip(everyone, self.measure(crew, "finals", everyone.values(), fitting=False), strict=True)
+        losses = {digest: result.measure.loss for digest, result in measured}
+        choices = []
+        for aim, some in entered.items():
+            ranked = sorted(some, key=lambda schedule: losses[schedule.digest])
+            by_digest = {baseline.schedule.digest: baseline for baseline in rivals[aim]}
+            strongest = next((by_digest[s.digest] for s in ranked if s.digest in by_digest), None)
+            choices.append(Choice(ranked[0], strongest, aim))
         return choices
 
-    def _finalists(self, history: list[Point], tier: str, by_hand: set[Genome]) -> list[Genome]:
-        ceiling, count = self.config.tiers[tier], self.config.finalists
-        affordable = sorted((point for point in history if point.cost <= ceiling), key=lambda p: p.loss)
-        if not affordable:
-            cheapest = min(point.cost for point in history)
-            raise InvalidInput(f"tiers.{tier}: nothing costs at most {ceiling}; the cheapest is {cheapest:.3f}", param="tiers")
-        best = [point.genome for point in affordable]
-        return list(dict.fromkeys(best[:count] + [genome for genome in best if genome in by_hand][:count]))
+    def measure(self, crew: Crew, stage: str, schedules: Iterable[Schedule], fitting: bool) -> list[Result]:
+        """Of each schedule: from the ledger if it is there, else measured and written to the ledger as soon as it is known."""
+        tasks = [Task(stage, schedule, fitting) for schedule in schedules]
+        missing = list({task.schedule.digest: task for task in tasks if self.ledger.get(task) is None}.values())
+        for i, result in crew.measure(missing, self.progress.advance):
+            self.ledger.add(missing[i], result)
+        return [known for task in tasks if (known := self.ledger.get(task)) is not None]
 
-    def _measure_all(self, stage: str, objective: Objective, schedules: list[Schedule]) -> dict[str, Measure]:
-        distinct = {schedule.digest: schedule for schedule in schedules}
-        self.progress.stage(stage, len(distinct) * len(objective.noise))
-        return {digest: self.measure(stage, objective, schedule) for digest, schedule in distinct.items()}
+    def objective(self, stage: str) -> Objective:
+        """The stage's objective; its teacher's outputs are computed, unless they are in the folder."""
+        self.progress.stage(f"teacher, {stage}", len(self.desk.stages[stage].sample.seeds))
+        return self.desk.objective(stage, self.progress.advance)
 
-    def measure(self, stage: str, objective: Objective, schedule: Schedule) -> Measure:
-        """From the ledger if it is there, else generated and written to the ledger."""
-        key = f"{stage}/{schedule.digest}"
-        measure = self.ledger.get(key)
-        if measure is None:
-            measure = objective.evaluate(schedule)
-            self.ledger.add(key, measure)
-        else:
-            self.progress.advance(measure.images)
-        return measure
-
-    def _objective(self, stage: str, sample: Sample, samples: Path | None = None) -> Objective:
-        self.progress.stage(f"teacher, {stage}", len(sample.seeds))
-        return Objective(
-            self.model,
-            self.clip,
-            sample,
-            teacher_steps=self.config.teacher_steps,
-            guidance=self.config.guidance,
-            batch=self.config.batch,
-            cache=self.folder / f"teacher-{stage}.pt",
-            samples=samples,
-            progress=self.progress.advance,
-        )
-
-    def _samples(self) -> tuple[Sample, Sample, Sample]:
-        """Three samples of different noise; the held-out one shares no prompt with the others either."""
-        prompts, config = list(self.prompts), self.config
-        Random(config.seed).shuffle(prompts)
-        half = len(prompts) // 2
-        return (
-            Sample.draw(prompts[:half], config.images, 3 * config.seed + 1),
-            Sample.draw(prompts[:half], config.finals, 3 * config.seed + 2),
-            Sample.draw(prompts[half:], config.heldout, 3 * config.seed + 3),
-        )
+    def cost(self, schedule: Schedule) -> float:
+        """Relative to the teacher's."""
+        return self.desk.objective("screen").relative(self.desk.model.compile(schedule))
 
     def _refuse_foreign_folder(self) -> None:
         path = self.folder / CONFIG

@@ -8,38 +8,63 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from search_jobs.objective import Measure
+from registry.schedule import Schedule
+from search_jobs.crew import Task
+from search_jobs.objective import Measure, Result
+from search_jobs.rollout import Spent
 
 
 class Ledger:
-    """Measures by key (sample name and schedule digest), one JSON line each, on disk before `add` returns."""
+    """Results by task, one JSON line each, on disk before `add` returns."""
 
     def __init__(self, path: Path) -> None:
         """Read what is there. A last line that a kill cut short is dropped, and only that."""
         self.path = path
-        self._measures: dict[str, Measure] = {}
+        self._results: dict[str, Result] = {}
         text = path.read_text() if path.is_file() else ""
         whole, _, torn = text.rpartition("\n")
         if torn:
             path.write_text(whole + "\n" if whole else "")
         for line in filter(None, whole.split("\n")):
             entry = json.loads(line)
-            key = entry.pop("key")
-            self._measures[key] = Measure(**entry)
+            measure = {**entry["measure"], "intervals": _pairs(entry["measure"]["intervals"])}
+            schedule = Schedule.model_validate(entry["schedule"])
+            self._results[entry["task"]] = Result(schedule, Measure(**measure), Spent(**entry["spent"]))
 
     def __len__(self) -> int:
-        return len(self._measures)
+        return len(self._results)
 
-    def get(self, key: str) -> Measure | None:
-        """The measure under this key, if it was made."""
-        return self._measures.get(key)
+    def __iter__(self) -> Iterator[tuple[str, Result]]:
+        """(stage, result) of every measurement, in the order in which they were made."""
+        return ((task.split("/")[0], result) for task, result in self._results.items())
 
-    def add(self, key: str, measure: Measure) -> None:
-        """Append one measure and flush it to the disk."""
-        self._measures[key] = measure
+    def get(self, task: Task) -> Result | None:
+        """The task's result, if it was measured."""
+        return self._results.get(_name(task))
+
+    def add(self, task: Task, result: Result) -> None:
+        """Append one result and flush it to the disk."""
+        self._results[_name(task)] = result
+        entry = {
+            "task": _name(task),
+            "schedule": result.schedule.model_dump(mode="json", exclude_none=True),
+            "measure": result.measure.row(),
+            "spent": asdict(result.spent),
+        }
         with self.path.open("a") as file:
-            file.write(json.dumps({"key": key, **measure.row()}) + "\n")
+            file.write(json.dumps(entry) + "\n")
             file.flush()
             os.fsync(file.fileno())
+
+
+def _name(task: Task) -> str:
+    return f"{task.stage}/{'fitted' if task.fitting else 'as it is'}/{task.schedule.digest}"
+
+
+def _pairs(intervals: dict[str, Any] | None) -> dict[str, tuple[float, float]] | None:
+    return intervals and {name: (low, high) for name, (low, high) in intervals.items()}

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from engine.condition import Condition
 from engine.models import Model
-from engine.program import Program
-from engine.sampler import generate
+from engine.program import Program, path_of
+from engine.prompts import Classes
 from registry.errors import InvalidInput
 from registry.schedule import Schedule, teacher
-from search_jobs.features import Clip, clip_score, frechet_distance
+from search_jobs.features import Extractor, clip_score, frechet_distance
+from search_jobs.features.distance import Gaussian
+from search_jobs.path import walk
+from search_jobs.reference import Reference
+from search_jobs.rollout import Rollout, Spent
 
 WORST = 1e30  # the loss of images that are not finite; a number, because infinity is no JSON
+DARK = 1e-10  # mean squared error of what cannot be told from the teacher's image: 100 dB
+RESAMPLES = 200  # of the bootstrap
 
 
 @dataclass(frozen=True)
@@ -29,8 +35,10 @@ class Measure:
 
     loss: mean squared feature distance to the teacher's image of the same noise; paired, so it ranks schedules reliably with
     far fewer images than a Fréchet distance. rfid: Fréchet distance between the candidate's and the teacher's features. psnr:
-    dB, of the mean squared pixel error over all images. clip_score: 100 · cosine with the prompt. macs: one image, guidance
-    rows included. cost: macs relative to the teacher's.
+    dB, of the mean squared pixel error over all images. clip_score: 100 · cosine with the prompt, None without texts. macs: one
+    image, guidance rows included. cost: macs relative to the teacher's. `intervals`: 95 % bootstrap intervals over the images
+    (Efron 1979), where they were asked for; rfid itself is biased upwards for few images. to_real: Fréchet distance
+    to real images, where there are any.
     """
 
     cost: float
@@ -38,12 +46,22 @@ class Measure:
     loss: float
     rfid: float
     psnr: float
-    clip_score: float
+    clip_score: float | None
     images: int
+    intervals: dict[str, tuple[float, float]] | None = None
+    to_real: float | None = None
 
     def row(self) -> dict[str, Any]:
         """As a JSON object."""
         return asdict(self)
+
+
+class Result(NamedTuple):
+    """An evaluated schedule: with its corrections if they were fitted, its measure, and what it took."""
+
+    schedule: Schedule
+    measure: Measure
+    spent: Spent
 
 
 @dataclass(frozen=True)
@@ -61,98 +79,160 @@ class Sample:
         order = np.random.default_rng(seed).permutation(len(prompts))
         return cls([prompts[order[i % len(prompts)]] for i in range(count)], [seed * 1_000_000 + i for i in range(count)])
 
+    def first(self, count: int) -> Sample:
+        """The first `count` images."""
+        return Sample(self.prompts[:count], self.seeds[:count])
+
 
 class Objective:
-    """Generates with the plain sampler in batches; the teacher's images are computed once and kept in `cache`."""
+    """One sample, one teacher; schedules are measured on it. The teacher's outputs are computed once and kept in `cache`."""
 
     def __init__(
         self,
         model: Model,
-        clip: Clip,
+        extractor: Extractor,
         sample: Sample,
         teacher_steps: int = 50,
         guidance: float = 3.0,
         batch: int = 8,
+        fitting: bool = False,
+        bootstrap: bool = False,
+        memory: int = 0,
+        real: Gaussian | None = None,
         cache: Path | None = None,
         samples: Path | None = None,
         progress: Callable[[int], None] = lambda images: None,
     ) -> None:
-        """`batch` images per UNet call (two rows each with guidance) bounds memory; `progress` hears of finished images.
+        """`batch` images per UNet call (two rows each with guidance) bounds memory; `progress` hears of the teacher's images.
 
-        The teacher's images are kept in the file `cache`, the first few images of every schedule in the folder `samples`.
+        fitting: corrections can be fitted here, on all images of the sample at once, which so are one batch. memory: bytes
+        for the outcomes of UNet calls that other schedules may share, all batches together. real: of features of real images.
+        The first few images of every schedule are kept in the folder `samples`.
         """
-        self.model, self.clip, self.sample = model, clip, sample
-        self.guidance, self.batch, self.samples, self.progress = guidance, batch, samples, progress
+        self.model, self.extractor, self.sample, self.guidance = model, extractor, sample, guidance
+        self.samples, self.bootstrap, self.real, self.progress = samples, bootstrap, real, progress
+        self.batch = len(sample.seeds) if fitting else batch
         self.rows = 2 if guidance > 1 else 1
         self.teacher = model.compile(teacher(model.ref, model.solver("ddim", teacher_steps)))
         self.noise = torch.stack([model.noise(seed) for seed in sample.seeds])
         prompts = list(sample.prompts)
-        self.condition = Condition.cat([model.encode(prompts[i : i + batch]) for i in range(0, len(prompts), batch)])
+        self.condition = Condition.cat([model.encode(prompts[part]) for part in self._parts()])
         self.negative = model.negative([""]) if self.rows == 2 else None
-        self.texts = clip.texts(sample.prompts)
-        self.reference = self._teacher_images(cache)
-        self.features = clip.images(self.reference)
+        self.reference = self._reference(fitting, cache)
+        self.features = extractor.images(self.reference.images)
+        self.texts = None if isinstance(model.prompts, Classes) else extractor.texts(sample.prompts)
         if not np.isfinite(self.features).all():
             raise InvalidInput("dtype: the teacher's images are not finite; use bfloat16 or float32", param="dtype")
+        self.rollouts = [self._rollout(part, memory) for part in self._parts()]
 
-    def images(self, program: Program) -> Tensor:
-        """The sample's images under one program, (n, 3, H, W) in [0, 1]."""
-        batches = []
-        for start in range(0, len(self.noise), self.batch):
-            noise, condition = self.noise[start : start + self.batch], self.condition[start : start + self.batch]
-            negative = None if self.negative is None else self.negative.expand(len(noise))
-            latents = generate(self.model.anatomy, program, noise, condition, negative, self.guidance)
-            batches.append(self.model.decode(latents))
-            self.progress(len(noise))
-        return torch.cat(batches)
-
-    def evaluate(self, schedule: Schedule) -> Measure:
-        """Measure one schedule."""
-        program = self.model.compile(schedule)
-        images = self.images(program)
+    def evaluate(self, schedule: Schedule, fitting: bool = False) -> Result:
+        """Measure one schedule, as it is or with corrections fitted here."""
+        before, latents = self.spent, []
+        for rollout in self.rollouts:
+            schedule, part = rollout.run(schedule, fitting)
+            latents.append(part)
+        images = torch.cat([self.model.decode(part) for part in latents])
         if self.samples is not None:
             save_samples(self.samples / f"{schedule.digest}.npy", images)
-        features = self.clip.images(images)
+        after = self.spent
+        spent = Spent(after.run - before.run, after.shared - before.shared)
+        return Result(schedule, self.measure(self.model.compile(schedule), images), spent)
+
+    def measure(self, program: Program, images: Tensor) -> Measure:
+        """Of a program's images (n, 3, H, W) of this sample."""
+        features, cost, macs = self.extractor.images(images), self.relative(program), self._macs(program)
         if not np.isfinite(features).all():  # a candidate may overflow in half precision: it loses, the search goes on
-            return Measure(self.relative(program), self._macs(program), WORST, WORST, 0.0, 0.0, len(images))
-        error = functional.mse_loss(images, self.reference).item()
+            return Measure(cost, macs, WORST, WORST, 0.0, None, len(images))
+        errors = ((images - self.reference.images) ** 2).flatten(1).mean(1).numpy().astype(np.float64)
+        distances = ((features - self.features) ** 2).sum(1)
+
+        def figures(chosen: NDArray[np.int64]) -> dict[str, float]:
+            found = {
+                "loss": float(distances[chosen].mean()),
+                "rfid": frechet_distance(features[chosen], self.features[chosen]),
+                "psnr": float(-10 * np.log10(max(errors[chosen].mean(), DARK))),
+            }
+            if self.texts is not None:
+                found["clip_score"] = clip_score(features[chosen], self.texts[chosen])
+            if self.real is not None:
+                found["to_real"] = frechet_distance(features[chosen], self.real)
+            return found
+
+        whole = figures(np.arange(len(images)))
+        intervals = _bootstrap(figures, len(images)) if self.bootstrap else None
         return Measure(
-            cost=self.relative(program),
-            macs=self._macs(program),
-            loss=float(((features - self.features) ** 2).sum(1).mean()),
-            rfid=frechet_distance(features, self.features),
-            psnr=float(-10 * np.log10(max(error, 1e-10))),
-            clip_score=clip_score(features, self.texts),
+            cost=cost,
+            macs=macs,
+            loss=whole["loss"],
+            rfid=whole["rfid"],
+            psnr=whole["psnr"],
+            clip_score=whole.get("clip_score"),
             images=len(images),
+            intervals=intervals,
+            to_real=whole.get("to_real"),
         )
 
-    def _macs(self, program: Program) -> int:
-        return self.model.macs.of_program(program, self.rows)
+    @property
+    def spent(self) -> Spent:
+        """What all measurements together have taken."""
+        return Spent(sum(r.spent.run for r in self.rollouts), sum(r.spent.shared for r in self.rollouts))
 
     def relative(self, program: Program) -> float:
         """MACs relative to the teacher's."""
         return self.model.macs.relative(program, self.teacher)
 
-    def _teacher_images(self, cache: Path | None) -> Tensor:
-        if cache is not None and cache.is_file():
-            stored = torch.load(cache, weights_only=True)
-            if stored["key"] == self._key():
-                self.progress(len(self.noise))
-                return torch.as_tensor(stored["images"])
-        images = self.images(self.teacher)
-        if cache is not None:
-            partial = cache.with_suffix(".tmp")  # a kill leaves the old file or the new one
-            torch.save({"key": self._key(), "images": images}, partial)
-            partial.replace(cache)
-        return images
+    def _macs(self, program: Program) -> int:
+        return self.model.macs.of_program(program, self.rows)
 
-    def _key(self) -> str:
-        """What the teacher's images depend on."""
-        sample = (list(self.sample.prompts), list(self.sample.seeds))
-        return repr((self.teacher.schedule.digest, self.guidance, *sample))
+    def _parts(self) -> Iterator[slice]:
+        """The sample in batches."""
+        count = len(self.sample.seeds)
+        return (slice(start, min(start + self.batch, count)) for start in range(0, count, self.batch))
+
+    def _given(self, part: slice) -> tuple[Tensor, Condition, Condition | None, float]:
+        """Noise, condition, negative and guidance of a batch."""
+        noise = self.noise[part]
+        negative = None if self.negative is None else self.negative.expand(len(noise))
+        return noise, self.condition[part], negative, self.guidance
+
+    def _rollout(self, part: slice, memory: int) -> Rollout:
+        return Rollout(self.model, *self._given(part), self.reference.path, memory // len(list(self._parts())))
+
+    def _reference(self, fitting: bool, cache: Path | None) -> Reference:
+        """What the teacher makes of the sample: from the file, or computed and kept there."""
+        key = repr((self.teacher.schedule.digest, self.guidance, list(self.sample.prompts), list(self.sample.seeds)))
+        stored = None if cache is None else Reference.read(cache, key, self.model.device)
+        if stored is not None and (stored.path is not None or not fitting):
+            self.progress(len(self.noise))
+            return stored
+        points, images, path = path_of(self.teacher.schedule, self.model.levels), [], None
+        for part in self._parts():
+            path = walk(self.model.anatomy, self.teacher, points, *self._given(part))
+            images.append(self.model.decode(path.end))
+            self.progress(len(images[-1]))
+        reference = Reference(torch.cat(images), path if fitting else None)
+        if cache is not None:
+            reference.write(cache, key)
+        return reference
 
 
 def save_samples(path: Path, images: Tensor, count: int = 8) -> None:
     """The first `count` images (n, 3, H, W) in [0, 1], as 8-bit (count, H, W, 3)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     np.save(path, (images[:count] * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy())
+
+
+def _bootstrap(figures: Callable[[NDArray[np.int64]], dict[str, float]], count: int) -> dict[str, tuple[float, float]]:
+    """95 % percentile intervals, each image with its reference drawn together, moved by the bias that resampling shows.
+
+    A Fréchet distance is larger for resamples, in which images repeat (Efron and Tibshirani 1993, chapter 10). No distance is
+    below zero.
+    """
+    rng = np.random.default_rng(0)
+    drawn, whole = [figures(rng.integers(0, count, count)) for _ in range(RESAMPLES)], figures(np.arange(count))
+    intervals = {}
+    for name, value in whole.items():
+        values = np.array([one[name] for one in drawn])
+        low, high = np.quantile(values, (0.025, 0.975)) - (values.mean() - value)
+        intervals[name] = (float(low if name in ("psnr", "clip_score") else max(low, 0.0)), float(high))
+    return intervals

@@ -4,12 +4,16 @@ Every child aims at one of the budgets (costs that matter to the user: the tiers
 that the budget affords, and it must fit the budget itself. So the front is pushed where somebody will stand on it, and
 points found for one budget are parents for all larger ones.
 
+Measuring is dear and most children are no good, so a generation climbs a ladder of rungs, each with more images: after each
+rung only the best share of every budget's children goes on (successive halving, Jamieson and Talwalkar, arXiv 1502.07943).
+
 Each generation draws from its own random stream, seeded by (seed, generation): a search that was killed and goes on from
 its history takes the same path as one that was not.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
@@ -18,12 +22,20 @@ from typing import NamedTuple
 from search_jobs.space import Genome, Space
 
 
+class Child(NamedTuple):
+    """A genome to be measured, and the budgets that it is measured for."""
+
+    genome: Genome
+    aims: tuple[float, ...]
+
+
 class Point(NamedTuple):
-    """An evaluated genome."""
+    """An evaluated genome. `rung`: how far up the ladder it was measured, the last rung counts as the truth."""
 
     genome: Genome
     cost: float
     loss: float
+    rung: int = 0
 
 
 def front(points: Sequence[Point]) -> list[Point]:
@@ -35,11 +47,32 @@ def front(points: Sequence[Point]) -> list[Point]:
     return best
 
 
+def hypervolume(points: Sequence[Point], worst: tuple[float, float]) -> float:
+    """Area that the front dominates in (ln cost, ln loss) up to the corner `worst` (cost, loss); larger is better."""
+    area, edge = 0.0, math.log(worst[1])
+    for point in front(points):
+        if point.cost < worst[0] and math.log(point.loss) < edge:
+            area += (math.log(worst[0]) - math.log(point.cost)) * (edge - math.log(point.loss))
+            edge = math.log(point.loss)
+    return area
+
+
+def survivors(children: Sequence[Child], loss_of: Callable[[Genome], float], share: float) -> list[Child]:
+    """The best `share` of each budget's children, at least one, in their old order; a child goes on for the budgets it won."""
+    won: dict[Genome, list[float]] = {}
+    for aim in dict.fromkeys(aim for child in children for aim in child.aims):
+        rivals = sorted((child.genome for child in children if aim in child.aims), key=loss_of)
+        for genome in rivals[: max(1, round(share * len(rivals)))]:
+            won.setdefault(genome, []).append(aim)
+    return [Child(child.genome, tuple(won[child.genome])) for child in children if child.genome in won]
+
+
 @dataclass
 class Evolution:
     """`initial` genomes are asked first; then each generation has `population` children that aim at the budgets in turn.
 
-    `cost_of` is known without running anything. `parents`: how many of the best affordable points may have children.
+    `cost_of` is known without running anything. `parents`: how many of the best affordable points may have children; only
+    points of the highest rung seen are parents.
     """
 
     space: Space
@@ -52,19 +85,21 @@ class Evolution:
     history: list[Point] = field(default_factory=list)
     generation: int = 0
 
-    def ask(self) -> list[Genome]:
-        """The genomes of this generation, none of which was evaluated before."""
+    def ask(self) -> list[Child]:
+        """The children of this generation, none of which was evaluated before."""
         seen = {point.genome for point in self.history}
         if self.generation == 0:
-            return [genome for genome in dict.fromkeys(self.initial) if genome not in seen]
+            fresh = [genome for genome in dict.fromkeys(self.initial) if genome not in seen]
+            return [Child(genome, self._smallest(genome)) for genome in fresh]
         rng = Random(f"{self.seed}/{self.generation}")
-        children: list[Genome] = []
+        children: list[Child] = []
         for i in range(self.population):
             turn = (self.generation - 1) * self.population + i
-            child = self._child(self.budgets[turn % len(self.budgets)], seen, rng)
-            if child is not None:
-                seen.add(child)
-                children.append(child)
+            budget = self.budgets[turn % len(self.budgets)]
+            genome = self._child(budget, seen, rng)
+            if genome is not None:
+                seen.add(genome)
+                children.append(Child(genome, (budget,)))
         return children
 
     def tell(self, points: Sequence[Point]) -> None:
@@ -72,13 +107,23 @@ class Evolution:
         self.history += points
         self.generation += 1
 
+    def best(self, budget: float) -> list[Point]:
+        """The points of the highest rung that the budget affords, the best first."""
+        top = max((point.rung for point in self.history), default=0)
+        return sorted((p for p in self.history if p.rung == top and p.cost <= budget), key=lambda p: p.loss)
+
+    def _smallest(self, genome: Genome) -> tuple[float, ...]:
+        """The smallest budget that affords a genome, if there is one: it would be a poor rival for larger ones."""
+        cost = self.cost_of(genome)
+        return tuple(sorted(budget for budget in self.budgets if cost <= budget)[:1])
+
     def _child(self, budget: float, seen: set[Genome], rng: Random, attempts: int = 100) -> Genome | None:
         """A new genome within the budget; None when the attempts run out, as in a space that is exhausted."""
-        affordable = sorted((p for p in self.history if p.cost <= budget), key=lambda p: p.loss)[: self.parents]
-        for _ in range(attempts if affordable else 0):
-            child = rng.choice(affordable).genome
+        parents = self.best(budget)[: self.parents]
+        for _ in range(attempts if parents else 0):
+            child = rng.choice(parents).genome
             if rng.random() < 0.2:
-                child = self.space.crossover(child, rng.choice(affordable).genome, rng)
+                child = self.space.crossover(child, rng.choice(parents).genome, rng)
             child = self.space.mutate(child, rng)
             if child not in seen and self.cost_of(child) <= budget:
                 return child

@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import comb
 from random import Random
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from engine.noise import NoiseLevels
+from engine.program import path_of
 from registry.schedule import ModelRef, Schedule, Segment, Solver, SolverName
 
 
@@ -30,7 +31,8 @@ class Space:
     The number of segments n is a gene as well. A segment has round(teacher_steps / n) steps, so a trajectory has
     n · round(teacher_steps / n): exactly `teacher_steps` where n divides it, otherwise the nearest multiple. `max_partial`
     bounds what mutation adds to a segment; a genome that starts with more (uniform DeepCache) keeps them and can lose them.
-    `retime`: whether mutation moves timesteps off the solver's own grid.
+    `retime`: whether timesteps move off the solver's own grid. `offsets`: free, or the paper's literal form, in which
+    partial steps lie directly after the full one (arXiv 2409.17566).
     """
 
     model: ModelRef
@@ -38,9 +40,10 @@ class Space:
     branches: int
     teacher_steps: int = 50
     solvers: tuple[SolverName, ...] = ("ddim", "dpmsolver++")
-    segments: tuple[int, int] = (3, 16)
+    segments: tuple[int, int] = (2, 24)
     max_partial: int = 3
     retime: bool = True
+    offsets: Literal["free", "paper"] = "free"
 
     def length(self, count: int) -> int:
         """Steps in each of `count` segments."""
@@ -56,13 +59,7 @@ class Space:
         """Of its computed steps, whether they are genes or the solver's own."""
         if genome.timesteps is not None:
             return genome.timesteps
-        schedule = self.schedule(genome)
-        grid = self.levels.trajectory(schedule.solver).timesteps
-        return tuple(round(grid[step.index]) for step in schedule.steps() if step.kind != "null")
-
-    def genome(self, schedule: Schedule) -> Genome:
-        """The genes of a schedule; the inverse of `schedule` for every schedule that the space holds."""
-        return Genome(schedule.solver.name, schedule.segments, schedule.timesteps)
+        return tuple(round(timestep) for timestep in path_of(self.schedule(genome), self.levels).timesteps.tolist())
 
     def size(self) -> int:
         """How many genomes have at most `max_partial` partial steps in a segment, timesteps of their own not counted.
@@ -86,10 +83,37 @@ class Space:
             for _ in range(rng.choice((1, 1, 2))):
                 change = rng.choices(list(MOVES), list(MOVES.values()))[0]
                 if self.retime or change not in TIME_MOVES:
-                    child = change(self, child, rng)
+                    child = self._in_form(change(self, child, rng))
             if child != genome:
                 return child
         return genome
+
+    def adopt(self, schedule: Schedule) -> Genome | None:
+        """The genes of a schedule of any number of steps: same steps at the same timesteps, if the space can hold them.
+
+        None where it cannot: too few or too many segments, more partial steps than a segment of ours has room for.
+        """
+        count, length = len(schedule.segments), self.length(len(schedule.segments))
+        segments = []
+        for segment in schedule.segments:
+            offsets = tuple(
+                sorted({round(offset * length / schedule.length) for offset in segment.partial} & set(range(1, length)))
+            )
+            if len(offsets) < len(segment.partial):
+                return None
+            segments.append(segment.model_copy(update={"partial": offsets}))
+        if not self.segments[0] <= count <= self.segments[1]:
+            return None
+        grid = path_of(schedule, self.levels).timesteps
+        timesteps = _descending([round(timestep) for timestep in grid.tolist()]) if self.retime else None
+        return self._in_form(Genome(schedule.solver.name, tuple(segments), timesteps))
+
+    def _in_form(self, genome: Genome) -> Genome:
+        """The same with its partial steps directly after the full ones, if that is the form."""
+        if self.offsets == "free":
+            return genome
+        pieces = (s.model_copy(update={"partial": tuple(range(1, len(s.partial) + 1))}) for s in genome.segments)
+        return genome._replace(segments=tuple(pieces))
 
     def crossover(self, first: Genome, second: Genome, rng: Random) -> Genome:
         """Early segments of one parent, late ones of the other; `second` is resampled to the segment count of `first`."""

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from engine.noise import NoiseLevels
 from registry.schedule import ModelRef, Segment
-from search_jobs.optimiser import Evolution, Point, front
+from search_jobs.optimiser import Child, Evolution, Point, front, hypervolume, survivors
 from search_jobs.space import Genome, Space
 
 MODEL = ModelRef(name="toy", family="unet2d-condition", fingerprint="sha256:" + "0" * 64)
@@ -32,7 +32,7 @@ def loss_of(genome: Genome) -> float:
 def search(seed: int, generations: int) -> Evolution:
     evolution = Evolution(SPACE, START, cost_of, BUDGETS, population=10, seed=seed)
     for _ in range(generations):
-        evolution.tell([Point(g, cost_of(g), loss_of(g)) for g in evolution.ask()])
+        evolution.tell([Point(c.genome, cost_of(c.genome), loss_of(c.genome)) for c in evolution.ask()])
     return evolution
 
 
@@ -73,7 +73,7 @@ def test_going_on_from_a_history_is_the_same_as_never_stopping() -> None:
         SPACE, START, cost_of, BUDGETS, population=10, seed=1, history=list(half.history), generation=half.generation
     )
     for _ in range(3):
-        resumed.tell([Point(g, cost_of(g), loss_of(g)) for g in resumed.ask()])
+        resumed.tell([Point(c.genome, cost_of(c.genome), loss_of(c.genome)) for c in resumed.ask()])
     assert resumed.history == whole.history
 
 
@@ -82,7 +82,7 @@ def test_an_exhausted_space_ends_the_generation_and_not_the_search() -> None:
     start = [Genome("ddim", (Segment(),))]
     evolution = Evolution(tiny, start, cost_of, [1.0], population=10)
     for _ in range(3):
-        evolution.tell([Point(g, cost_of(g), 1.0) for g in evolution.ask()])
+        evolution.tell([Point(child.genome, cost_of(child.genome), 1.0) for child in evolution.ask()])
     assert len(evolution.history) == tiny.size()
 
 
@@ -100,3 +100,39 @@ def test_for_every_budget_it_finds_better_points_than_as_many_random_ones() -> N
             found, lucky = (min(p.loss for p in points if p.cost <= budget) for points in (history, random))
             wins += found < lucky
     assert wins == 12
+
+
+def test_only_points_of_the_highest_rung_have_children() -> None:
+    good, lucky = Genome("ddim", (Segment(partial=(5,), branch=3),) * 5), Genome("ddim", (Segment(),) * 5)
+    evolution = Evolution(SPACE, START, cost_of, [1.0], population=10)
+    evolution.tell([Point(lucky, 0.1, 0.0, rung=0), Point(good, 0.175, 1.0, rung=2)])
+    assert [point.genome for point in evolution.best(1.0)] == [good]
+    assert evolution.best(0.15) == []
+
+
+CHILDREN = [
+    Child(Genome("ddim", (Segment(partial=(o,), branch=1),) * 5), (0.1, 0.2) if o < 7 else (0.2,)) for o in range(1, 10)
+]
+
+
+@given(st.permutations(range(9)), st.floats(0.01, 1))
+def test_the_best_share_of_each_budgets_children_survives(losses: list[int], share: float) -> None:
+    loss_of = {child.genome: float(loss) for child, loss in zip(CHILDREN, losses, strict=True)}
+    left = survivors(CHILDREN, lambda genome: loss_of[genome], share)
+    for budget, count in ((0.1, 6), (0.2, 9)):
+        expected = sorted(loss_of[child.genome] for child in CHILDREN if budget in child.aims)[: max(1, round(share * count))]
+        assert sorted(loss_of[child.genome] for child in left if budget in child.aims) == expected
+    assert all(child.aims for child in left)
+
+
+@given(points)
+def test_the_hypervolume_is_the_area_that_a_fine_grid_finds_dominated(some: list[Point]) -> None:
+    moved = [Point(p.genome, 1.0 + p.cost, 1.0 + p.loss) for p in some]
+    edges = np.log(np.arange(1.0, 9.0))  # every point lies on this grid
+    cells = sum(
+        (edges[i + 1] - edges[i]) * (edges[j + 1] - edges[j])
+        for i in range(7)
+        for j in range(7)
+        if any(np.log(p.cost) <= edges[i] and np.log(p.loss) <= edges[j] for p in moved)
+    )
+    assert abs(hypervolume(moved, (8.0, 8.0)) - cells) < 1e-9

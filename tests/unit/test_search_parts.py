@@ -4,13 +4,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from schedule_strategies import schedule
 from scipy.linalg import sqrtm
 
 from registry.errors import InvalidInput, NotFound
+from registry.schedule import Correction, Schedule
 from search_jobs.config import JobConfig, read_prompts
+from search_jobs.crew import Task
 from search_jobs.features import Clip, clip_score, frechet_distance
 from search_jobs.ledger import Ledger
-from search_jobs.objective import Measure, Sample
+from search_jobs.objective import Measure, Result, Sample
+from search_jobs.rollout import Spent
+from search_jobs.stages import stages
 
 PATHS = {"model": "m", "prompts": "p", "features": "f"}
 
@@ -40,36 +45,51 @@ def test_a_folder_without_a_clip_model_says_so(tmp_path: Path) -> None:
         Clip(tmp_path)
 
 
-def measure(loss: float) -> Measure:
-    return Measure(cost=0.1, macs=10, loss=loss, rfid=0.5, psnr=30.0, clip_score=70.0, images=4)
+def result(loss: float, one: Schedule) -> Result:
+    intervals = {"rfid": (0.1, 0.9)}
+    measure = Measure(0.1, 10, loss, rfid=0.5, psnr=30.0, clip_score=None, images=4, intervals=intervals)
+    return Result(one.model_copy(update={"corrections": (Correction(guidance=1.25),) * one.computed}), measure, Spent(7, 3))
 
 
 def test_the_ledger_keeps_what_was_added(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "ledger.jsonl")
-    ledger.add("search/a", measure(1.0))
-    ledger.add("search/b", measure(2.0))
+    ledger, first, second = Ledger(tmp_path / "ledger.jsonl"), schedule(5), schedule(6)
+    ledger.add(Task("search", first, fitting=True), result(1.0, first))
+    ledger.add(Task("search", second, fitting=True), result(2.0, second))
     again = Ledger(tmp_path / "ledger.jsonl")
     assert len(again) == 2
-    assert again.get("search/b") == measure(2.0)
-    assert again.get("held-out/b") is None
+    assert again.get(Task("search", second, fitting=True)) == result(2.0, second)
+    assert again.get(Task("search", second, fitting=False)) is None
+    assert again.get(Task("held-out", second, fitting=True)) is None
+    assert [stage for stage, _ in again] == ["search", "search"]
 
 
 def test_a_line_cut_short_by_a_kill_is_dropped_and_only_that(tmp_path: Path) -> None:
-    path = tmp_path / "ledger.jsonl"
-    Ledger(path).add("search/a", measure(1.0))
+    path, first = tmp_path / "ledger.jsonl", schedule(5)
+    Ledger(path).add(Task("search", first, fitting=True), result(1.0, first))
     whole = path.read_text()
-    for cut in range(1, len(whole)):
+    for cut in range(1, len(whole), 7):
         path.write_text(whole + whole[:cut].rstrip("\n"))
         ledger = Ledger(path)
         assert len(ledger) == 1
-        ledger.add("search/b", measure(2.0))
+        ledger.add(Task("search", schedule(3), fitting=True), result(2.0, schedule(3)))
         assert len(Ledger(path)) == 2
         path.write_text(whole)
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("teacher_steps", 1), ("guidance", 0.5), ("images", 1), ("batch", 0), ("seed", -1), ("max_segments", 2)],
+    [
+        ("teacher_steps", 1),
+        ("guidance", 0.5),
+        ("images", 1),
+        ("batch", 0),
+        ("seed", -1),
+        ("max_segments", 2),
+        ("screen", 13),
+        ("share", 0.0),
+        ("offsets", "none"),
+        ("share_mib", -1),
+    ],
 )
 def test_a_setting_out_of_its_limits_is_named(field: str, value: float) -> None:
     with pytest.raises(InvalidInput) as caught:
@@ -80,6 +100,13 @@ def test_a_setting_out_of_its_limits_is_named(field: str, value: float) -> None:
 def test_a_tier_ceiling_out_of_its_limits_is_named() -> None:
     with pytest.raises(InvalidInput, match=r"tiers\.fast"):
         JobConfig.parse({**PATHS, "tiers": {"fast": 1.5}})
+
+
+def test_a_budget_out_of_its_limits_is_named_and_one_aim_there_must_be() -> None:
+    with pytest.raises(InvalidInput, match=r"budgets\.1"):
+        JobConfig.parse({**PATHS, "budgets": [0.5, 0.0]})
+    with pytest.raises(InvalidInput, match="a tier or a budget"):
+        JobConfig.parse({**PATHS, "tiers": {}, "budgets": []})
 
 
 def test_prompts_come_from_a_file_with_at_least_two(tmp_path: Path) -> None:
@@ -97,3 +124,13 @@ def test_samples_drawn_with_other_seeds_share_no_noise() -> None:
     first, second = Sample.draw(["a", "b"], 50, 1), Sample.draw(["c"], 50, 2)
     assert not set(first.seeds) & set(second.seeds)
     assert set(first.prompts) == {"a", "b"}
+
+
+def test_stages_that_choose_and_stages_that_report_share_no_noise_and_held_out_no_prompt() -> None:
+    given = stages(JobConfig.parse({**PATHS, "seed": 3}), [f"prompt {i}" for i in range(40)])
+    assert given["screen"].sample == given["search"].sample.first(4)
+    deciding = ["search", "select", "finals", "held-out"]
+    seeds = [seed for name in deciding for seed in given[name].sample.seeds]
+    assert len(seeds) == len(set(seeds))
+    seen = {prompt for name in deciding[:3] for prompt in given[name].sample.prompts}
+    assert not seen & set(given["held-out"].sample.prompts)

@@ -5,14 +5,13 @@ from random import Random
 
 import numpy as np
 import pytest
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.noise import NoiseLevels
 from engine.program import compile_program
-from registry.schedule import ModelRef, Segment
-from search_jobs.baselines import all_baselines, cached_fewer_steps, deepcache, fewer_steps
+from registry.schedule import ModelRef, Segment, Solver
+from search_jobs.baselines import Hand
 from search_jobs.space import Genome, Space
 
 MODEL = ModelRef(name="toy", family="unet2d-condition", fingerprint="sha256:" + "0" * 64)
@@ -34,7 +33,7 @@ def test_every_walk_of_mutations_and_crossovers_stays_in_the_space(seed: int, st
     for _ in range(walk):
         first, second = place.mutate(place.crossover(first, second, rng), rng), first
         schedule = place.schedule(first)  # the document checks itself
-        assert place.genome(schedule) == first
+        assert schedule.segments == first.segments
         assert place.segments[0] <= len(first.segments) <= place.segments[1]
         assert all(len(s.partial) <= place.max_partial and s.branch <= place.branches for s in first.segments)
 
@@ -101,30 +100,62 @@ def test_a_space_of_one_point_gives_it_back() -> None:
     assert place.mutate(only, Random(0)) == only
 
 
-def test_every_baseline_is_a_member_of_the_space() -> None:
-    place = space()
-    for baseline in all_baselines(place):
-        assert place.schedule(place.genome(baseline.schedule)) == baseline.schedule
-        assert place.segments[0] <= len(baseline.schedule.segments) <= place.segments[1]
+HAND = Hand(
+    MODEL,
+    lambda name, steps: Solver(name=name, teacher_steps=steps, spacing="trailing"),
+    branches=7,
+    cost_of=lambda one: (
+        one.counts()["full"] / 50 + sum(0.1 * step.branch / 50 for step in one.steps() if step.kind == "partial")
+    ),
+)
 
 
-@pytest.mark.parametrize("steps", [4, 5, 6, 7, 8, 10, 12, 16])
-@pytest.mark.parametrize("solver", ["ddim", "dpmsolver++"])
-def test_the_fewer_step_baseline_visits_the_timesteps_diffusers_would(solver: str, steps: int) -> None:
-    cls = {"ddim": DDIMScheduler, "dpmsolver++": DPMSolverMultistepScheduler}[solver]
-    scheduler = cls(timestep_spacing="trailing", beta_schedule="squaredcos_cap_v2")
-    scheduler.set_timesteps(steps)
-    schedule = fewer_steps(space(), solver, steps).schedule  # type: ignore[arg-type]
-    grid = LEVELS.trajectory(schedule.solver).timesteps
-    visited = [int(grid[step.index]) for step in schedule.steps() if step.kind != "null"]
-    assert np.abs(np.array(visited) - scheduler.timesteps.numpy()).max() <= 1  # n·L steps round a little differently
+@pytest.mark.parametrize("budget", [0.5, 0.2, 0.08])
+def test_what_is_set_by_hand_is_affordable_and_one_full_step_more_is_not(budget: float) -> None:
+    found = list(HAND.strongest(budget, 50, every=(2, 5)))
+    assert len({one.schedule.digest for one in found}) == len(found)
+    families = {one.family for one in found}
+    cached = {"cached fewer-step ddim", "cached fewer-step dpmsolver++"}
+    deepcache = {"uniform DeepCache"} if budget > 0.1 else set()  # else 49 partial steps alone cost more
+    assert families == {"fewer-step ddim", "fewer-step dpmsolver++"} | cached | deepcache
+    for one in found:
+        assert HAND.cost_of(one.schedule) <= budget
+        solver, full, every = one.schedule.solver, len(one.schedule.segments), one.schedule.length
+        assert one.schedule.counts()["null"] == 0
+        if one.family != "uniform DeepCache" and (full + 1) * every <= 50:
+            assert HAND.cost_of(HAND.uniform(solver.name, full + 1, every, one.schedule.segments[0].branch)) > budget
+        if one.family == "uniform DeepCache":
+            assert abs(solver.teacher_steps - 50) <= every / 2
 
 
 def test_uniform_deepcache_computes_every_step_and_one_in_n_in_full() -> None:
-    schedule = deepcache(space(), "ddim", 5, 1).schedule
+    schedule = HAND.uniform("ddim", 10, 5, 1)
     assert schedule.counts() == {"full": 10, "partial": 40, "null": 0}
     assert [s.index for s in schedule.steps() if s.kind == "full"] == list(range(0, 50, 5))
 
 
-def test_uniform_caching_on_fewer_steps_lies_in_the_middle() -> None:
-    assert cached_fewer_steps(space(), "dpmsolver++", 5, 1, 3).schedule.segments == (Segment(partial=(5,), branch=3),) * 5
+@pytest.mark.parametrize("budget", [0.5, 0.2, 0.08])
+@pytest.mark.parametrize("solver_steps", [50, 24])
+def test_the_space_adopts_what_is_set_by_hand_step_for_step(budget: float, solver_steps: int) -> None:
+    place, adopted = space(max_partial=49), 0
+    for one in HAND.strongest(budget, solver_steps):
+        genome = place.adopt(one.schedule)
+        if genome is None:
+            segments, length = len(one.schedule.segments), place.length(len(one.schedule.segments))
+            assert not 2 <= segments <= 24 or length < one.schedule.length
+            continue
+        adopted += 1
+        plain, told = (compile_program(schedule, LEVELS, 7) for schedule in (one.schedule, place.schedule(genome)))
+        assert [(step.need, step.timestep) for step in plain.steps] == [(step.need, step.timestep) for step in told.steps]
+    assert adopted >= 5
+
+
+@given(seed=st.integers(0, 2**32), walk=st.integers(1, 15))
+def test_the_papers_form_has_its_partial_steps_directly_after_the_full_ones(seed: int, walk: int) -> None:
+    rng, place = Random(seed), space(offsets="paper", retime=False)
+    genome = place.adopt(HAND.uniform("ddim", 5, 2, 3))
+    assert genome is not None
+    for _ in range(walk):
+        genome = place.mutate(place.crossover(genome, place.mutate(genome, rng), rng), rng)
+        assert genome.timesteps is None
+        assert all(s.partial == tuple(range(1, len(s.partial) + 1)) for s in genome.segments)

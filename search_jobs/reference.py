@@ -1,0 +1,37 @@
+"""What the teacher makes of a sample: computed once, kept in a file, shared by all who measure on that sample."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from search_jobs.path import TeacherPath
+
+
+@dataclass(frozen=True)
+class Reference:
+    """images (n, 3, H, W) in [0, 1], and the path to them where corrections are to be fitted."""
+
+    images: Tensor
+    path: TeacherPath | None
+
+    @classmethod
+    def read(cls, file: Path, key: str, device: torch.device) -> Reference | None:
+        """None where there is no such file, or one made for another `key`."""
+        if not file.is_file():
+            return None
+        stored = torch.load(file, weights_only=True)
+        if stored["key"] != key:
+            return None
+        return cls(stored["images"], TeacherPath.of(stored["path"], device) if stored["path"] else None)
+
+    def write(self, file: Path, key: str) -> None:
+        """A kill leaves the old file or the new one, and so do several processes that write the same."""
+        partial = file.with_suffix(f".{os.getpid()}.tmp")
+        path = self.path.tensors() if self.path is not None else {}
+        torch.save({"key": key, "images": self.images.cpu(), "path": path}, partial)
+        partial.replace(file)

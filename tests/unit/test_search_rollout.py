@@ -1,0 +1,168 @@
+"""Corrections land on the teacher's path, and what schedules have in common is computed once without changing anything."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from random import Random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from schedule_strategies import small
+from torch import Tensor
+
+from engine.condition import Condition
+from engine.models import Model
+from engine.program import ProgramStep, corrected, path_of
+from engine.sampler import generate
+from registry.schedule import Correction, Schedule, Segment, teacher
+from search_jobs.fit import Outcome, fit
+from search_jobs.path import TeacherPath, walk
+from search_jobs.rollout import Rollout
+from search_jobs.space import Genome, Space
+
+STEPS = 12
+PROMPTS = ["red heart", "cat face", "tomato"]
+LARGE = 1 << 30
+
+
+class Scene:
+    """Three images of the bundled model, with or without guidance."""
+
+    def __init__(self, model: Model, guidance: float) -> None:
+        self.model, self.guidance = model, guidance
+        self.noise = torch.stack([model.noise(seed) for seed in range(len(PROMPTS))])
+        self.condition = model.encode(PROMPTS)
+        self.negative = model.negative([""] * len(PROMPTS)) if guidance > 1 else None
+        self.space = Space(model.ref, model.levels, model.anatomy.branches, teacher_steps=STEPS, segments=(2, 6))
+        self.program = model.compile(teacher(model.ref, model.solver("ddim", STEPS)))
+        self.points = path_of(self.program.schedule, model.levels)
+        self.path = walk(model.anatomy, self.program, self.points, *self.given)
+
+    @property
+    def given(self) -> tuple[Tensor, Condition, Condition | None, float]:
+        return self.noise, self.condition, self.negative, self.guidance
+
+    def rollout(self, memory: int = 0) -> Rollout:
+        return Rollout(self.model, *self.given, self.path, memory)
+
+    def schedules(self, count: int, seed: int) -> list[Schedule]:
+        """Relatives: each a mutation of one before it."""
+        rng = Random(seed)
+        genomes = [Genome("ddim", (Segment(partial=(1,), branch=2),) * 4)]
+        while len(genomes) < count:
+            genomes.append(self.space.mutate(rng.choice(genomes), rng))
+        return [self.space.schedule(genome) for genome in genomes]
+
+    def plain(self, schedule: Schedule) -> Tensor:
+        return generate(self.model.anatomy, self.model.compile(schedule), *self.given)
+
+
+@pytest.fixture(scope="module", params=[1.0, 3.0], ids=["unguided", "guided"])
+def scene(model: Model, request: pytest.FixtureRequest) -> Scene:
+    return Scene(model, request.param)
+
+
+def test_the_path_passes_through_the_teachers_own_latents(scene: Scene) -> None:
+    """At each of its steps, and at the end: by the plain loop over ever longer beginnings of the teacher."""
+    torch.testing.assert_close(scene.path.end, scene.plain(scene.program.schedule), rtol=0, atol=1e-4)
+    latent = scene.noise
+    for step, alpha, sigma in zip(scene.program.steps, scene.points.alphas.tolist(), scene.points.sigmas.tolist(), strict=True):
+        torch.testing.assert_close(scene.path.at(alpha, sigma), latent, rtol=0, atol=1e-3)
+        begun = replace(scene.program, steps=scene.program.steps[: scene.program.steps.index(step) + 1])
+        latent = generate(scene.model.anatomy, begun, *scene.given)
+
+
+def test_a_path_is_the_same_after_a_file(scene: Scene) -> None:
+    again = TeacherPath.of(scene.path.tensors(), torch.device("cpu"))
+    assert torch.equal(again.at(0.6, 0.8), scene.path.at(0.6, 0.8))
+    assert torch.equal(again.end, scene.path.end)
+
+
+def test_a_fitted_schedule_is_what_the_plain_loop_makes_of_its_document(scene: Scene) -> None:
+    for schedule in scene.schedules(6, seed=1):
+        fitted, latents = scene.rollout().run(schedule, fitting=True)
+        assert fitted.corrections is not None
+        torch.testing.assert_close(latents, scene.plain(Schedule.parse(fitted.document())), rtol=0, atol=1e-4)
+
+
+def test_without_fitting_a_schedule_runs_as_it_is(scene: Scene) -> None:
+    for schedule in scene.schedules(3, seed=2):
+        same, latents = scene.rollout().run(schedule)
+        assert same == schedule
+        torch.testing.assert_close(latents, scene.plain(schedule), rtol=0, atol=1e-4)
+
+
+def test_corrections_bring_the_latents_closer_to_the_teachers(scene: Scene) -> None:
+    for schedule in scene.schedules(4, seed=3):
+        (_, plain), (_, fitted) = (scene.rollout().run(schedule, fitting) for fitting in (False, True))
+        assert (fitted - scene.path.end).square().mean() < 0.8 * (plain - scene.path.end).square().mean()
+
+
+@pytest.mark.parametrize("fitting", [False, True])
+@pytest.mark.parametrize("memory", [LARGE, 3 << 20])
+def test_sharing_changes_no_result_and_saves_calls(scene: Scene, fitting: bool, memory: int) -> None:
+    family = scene.schedules(8, seed=4)
+    shared = scene.rollout(memory)
+    for schedule in family:
+        alone = scene.rollout()
+        document, latents = shared.run(schedule, fitting)
+        expected, want = alone.run(schedule, fitting)
+        assert document == expected
+        assert torch.equal(latents, want)
+        assert alone.spent.shared == 0
+        rows = len(PROMPTS) * (2 if scene.guidance > 1 else 1)
+        assert alone.spent.run == rows * scene.model.macs.of_program(scene.model.compile(schedule), 1)
+    whole = sum(scene.model.macs.of_program(scene.model.compile(schedule), rows) for schedule in family)
+    assert shared.spent.run + shared.spent.shared == whole
+    assert shared.spent.shared > 0
+    if memory == LARGE:
+        again = shared.spent.run
+        shared.run(family[0], fitting)
+        assert shared.spent.run == again, "all of it is known"
+    else:
+        assert sum(found.nbytes for found in shared._kept.values()) <= memory
+
+
+def outcome(seed: int, guided: bool) -> Outcome:
+    latent, before, conditional, other = torch.randn(4, 2, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+    return Outcome(latent, before, conditional, other if guided else None, None)
+
+
+STEP = ProgramStep(3, "full", 0, 500.0, 0.8, -0.6, float("inf"), 0.5, 0.1, 0.7, -0.2)
+
+
+@settings(max_examples=25)
+@given(
+    seed=st.integers(0, 99),
+    guided=st.booleans(),
+    by=st.builds(Correction, latent=small, output=small, before=small),
+    scale=small,
+)
+def test_a_correction_that_explains_the_goal_is_found(seed: int, guided: bool, by: Correction, scale: float) -> None:
+    """The goal is what a corrected step reaches: the fit finds that correction, or one that is as good where several are."""
+    found, clip = outcome(seed, guided), STEP.clip
+    wanted = by.model_copy(update={"guidance": 1 + scale if guided else 1.0})
+    goal, _ = found.advance(corrected(STEP, wanted), 3.0)
+    got = fit(STEP, found, 3.0, goal)
+    reached, _ = found.advance(corrected(STEP, got), 3.0)
+    torch.testing.assert_close(reached, goal, rtol=0, atol=1e-4)
+    assert clip == float("inf")
+    assert got.guidance == pytest.approx(wanted.guidance, abs=1e-3)
+    assert got.output == pytest.approx(wanted.output, abs=1e-3)
+    assert got.before == pytest.approx(wanted.before, abs=1e-3)
+
+
+@pytest.mark.parametrize("goal", [float("nan"), float("inf")])
+def test_a_goal_that_is_no_number_corrects_nothing(goal: float) -> None:
+    found = outcome(0, guided=True)
+    assert fit(STEP, found, 3.0, torch.full_like(found.latent, goal)) == Correction()
+
+
+def test_where_the_clean_latent_is_clipped_guidance_stays_as_it_is() -> None:
+    found = outcome(1, guided=True)
+    got = fit(replace(STEP, clip=1.0), found, 3.0, torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(5)))
+    assert got.guidance == 1.0
+    assert np.isfinite([got.latent, got.output, got.before]).all()
