@@ -78,7 +78,9 @@ class Job:
                 crew, {aim: list(self.hand.strongest(aim, self.config.teacher_steps)) for aim in self.config.aims}
             )
             choices = self._decide(crew, evolution, rivals)
-            self.measure(crew, "held-out", [s for choice in choices for s in choice.schedules()], fitting=False)
+            chosen = {s.digest: s for choice in choices for s in choice.schedules()}
+            self.progress.stage("held-out", len(chosen) * self.config.heldout)
+            self.measure(crew, "held-out", chosen.values(), fitting=False)
         results = Results(self.config, self.desk, self.space, self.ledger, evolution, self.fitted, rivals, choices, started)
         report = results.document(self.folder)
         write_json(self.folder / "report.json", report)
@@ -106,13 +108,21 @@ class Job:
             while evolution.generation <= config.generations:
                 children = evolution.ask()
                 name = f"generation {evolution.generation}" if evolution.generation else "from baselines"
-                self.progress.stage(name, len(children) * config.screen)
+                self.progress.stage(name, self._ladder(len(children)))
                 evolution.tell(self._climb(crew, children))
         except KeyboardInterrupt:
             if not evolution.history:
                 raise
             self.progress.stage("stopped: deciding by what was found (Ctrl-C again leaves at once)", 0)
         return evolution
+
+    def _ladder(self, children: int) -> int:
+        """About how many images so many children take: how many climb on depends on the budgets that they share."""
+        config, climbing, images = self.config, children, 0
+        for each in (config.screen, config.images, config.select):
+            images += climbing * each
+            climbing = min(climbing, max(len(config.aims), round(config.share * climbing)))
+        return images
 
     def _climb(self, crew: Crew, children: Sequence[Child]) -> list[Point]:
         """Every child with its loss on the highest rung it reached; on the last rung, with the images of the rung before it."""
