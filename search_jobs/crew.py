@@ -114,20 +114,23 @@ class Cluster(AbstractContextManager["Cluster"]):
     def __init__(self, config: JobConfig, folder: Path, workers: int, scheduler: str | None = None) -> None:
         """Raises `InvalidInput` when Dask is not installed or nobody answers at `scheduler`."""
         try:
+            import dask
             from distributed import Client, LocalCluster
         except ImportError as error:
             raise InvalidInput("workers: needs Dask: pip install 'distributed'", param="workers") from error
         self.config, self.folder = config.model_dump_json(), str(folder.resolve())
         self._local = None
         if scheduler is None:
-            self._local = LocalCluster(
-                n_workers=workers,
-                threads_per_worker=1,
-                host="127.0.0.1",
-                dashboard_address=None,
-                silence_logs=logging.ERROR,
-                preload=__name__,
-            )
+            # Without Dask's MALLOC_TRIM_THRESHOLD_: under it every tensor takes fresh pages, two workers were slower than one.
+            with dask.config.set({"distributed.nanny.pre-spawn-environ": {"OMP_NUM_THREADS": 1}}):
+                self._local = LocalCluster(
+                    n_workers=workers,
+                    threads_per_worker=1,
+                    host="127.0.0.1",
+                    dashboard_address=None,
+                    silence_logs=logging.ERROR,
+                    preload=__name__,
+                )
         try:
             self.client = Client(scheduler or self._local, timeout=30)
         except OSError as error:
