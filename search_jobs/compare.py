@@ -25,6 +25,7 @@ def compare(job: Job, budgets: Sequence[float], twins: Sequence[Path] = ()) -> d
 
     Baselines are chosen on the images of the search, over solver steps, intervals and branches, as the searched schedule was
     chosen without the held-out images. `twins` are run folders of other searches of the same model: theirs are measured too.
+    A twin of another seed has split the prompts otherwise, and may have been fitted on some that are held out here.
     Raises `InvalidInput` for a budget that is no fraction, and for a twin of another model.
     """
     for i, budget in enumerate(budgets):

@@ -21,7 +21,7 @@ from search_jobs.objective import Objective, Result
 from search_jobs.stages import RUNGS, Stage, stages
 
 GROUP = 4  # schedules that one worker measures in one go: neighbours share their beginnings
-RETRIES = 5  # of a group whose worker died
+RETRIES = 5  # of a group that raised
 
 
 class Task(NamedTuple):
@@ -108,7 +108,8 @@ class Alone(AbstractContextManager["Alone"]):
 class Cluster(AbstractContextManager["Cluster"]):
     """Workers of a Dask cluster measure: of a local one on 127.0.0.1, or of the scheduler at an address.
 
-    Each worker loads the model once. A group of schedules whose worker dies is given to another one, `RETRIES` times.
+    Each worker loads the model once. A group whose worker dies is given to another one, as often as the scheduler allows
+    (`distributed.scheduler.allowed-failures`); one that raises is tried `RETRIES` times more.
     """
 
     def __init__(self, config: JobConfig, folder: Path, workers: int, scheduler: str | None = None) -> None:

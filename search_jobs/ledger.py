@@ -29,7 +29,7 @@ class Ledger:
         text = path.read_text() if path.is_file() else ""
         whole, _, torn = text.rpartition("\n")
         if torn:
-            path.write_text(whole + "\n" if whole else "")
+            os.truncate(path, len((whole + "\n").encode()) if whole else 0)  # writing it anew could lose all to a second kill
         for line in filter(None, whole.split("\n")):
             entry = json.loads(line)
             measure = {**entry["measure"], "intervals": _pairs(entry["measure"]["intervals"])}

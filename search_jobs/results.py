@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -18,7 +18,7 @@ from search_jobs.baselines import Baseline
 from search_jobs.config import JobConfig
 from search_jobs.crew import Desk, Task
 from search_jobs.ledger import Ledger
-from search_jobs.objective import save_samples
+from search_jobs.objective import Result, save_samples
 from search_jobs.optimiser import Evolution, Point, front, hypervolume
 from search_jobs.space import Genome, Space
 from search_jobs.stages import RUNGS
@@ -142,10 +142,13 @@ class Results:
         return line
 
     def _spent(self) -> dict[str, Any]:
-        """Images and MACs by stage, and what one point of the front took, with and without each saving."""
+        """Images and MACs by stage, baselines' too, and what one point of the front took, with and without each saving.
+
+        The teacher's images come on top.
+        """
         history, points = self.evolution.history, max(1, len(self._front()))
         images = [len(self.desk.stages[name].sample.seeds) for name in RUNGS]
-        searched = sum(sum(images[: point.rung + 1]) for point in history)
+        searched = sum(result.measure.images for result in self._climbed())
         stages: dict[str, dict[str, int]] = {}
         for stage, result in self.ledger:
             row = stages.setdefault(stage, {"schedules": 0, "images": 0, "macs": 0, "macs_shared": 0})
@@ -154,8 +157,8 @@ class Results:
             row["macs"] += result.spent.run
             row["macs_shared"] += result.spent.shared
         teacher = sum(len(stage.sample.seeds) for stage in self.desk.stages.values())
-        ladder = [stages[name] for name in RUNGS if name in stages]
-        run, shared = (sum(row[what] for row in ladder) for what in ("macs", "macs_shared"))
+        spent = [result.spent for result in self._climbed()]
+        run, shared = sum(one.run for one in spent), sum(one.shared for one in spent)
         return {
             "stages": stages,
             "teacher_images": teacher,
@@ -167,6 +170,15 @@ class Results:
             "macs_per_front_point_without_sharing": (run + shared) // points,
         }
 
+    def _climbed(self) -> Iterator[Result]:
+        """What the search's own points took on every rung that they reached."""
+        for point in self.evolution.history:
+            for stage in RUNGS[: point.rung + 1]:
+                schedule = self.fitted[point.genome] if stage == "select" else self.space.schedule(point.genome)
+                result = self.ledger.get(Task(stage, schedule, self.config.correct and stage != "select"))
+                assert result is not None, "a point's measurements are in the ledger"
+                yield result
+
     def _provenance(self, folder: Path) -> dict[str, Any]:
         return {
             "job": str(folder),
@@ -176,7 +188,7 @@ class Results:
             "python": platform.python_version(),
             "started": self.started.isoformat(timespec="seconds"),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            "searched_images": self._spent()["search_images"],
+            "searched_images": sum(result.measure.images for result in self._climbed()),
             "searched_schedules": len(self.evolution.history),
         }
 

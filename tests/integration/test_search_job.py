@@ -72,6 +72,8 @@ def test_every_image_and_mac_is_accounted_for(finished: Path) -> None:
     assert sum(stage["macs_shared"] for stage in spent.values()) > 0
     fitted = [line for line in lines if "/fitted/" in line["task"] or line["task"].startswith("select/")]
     assert report["spent"]["search_images"] == sum(line["measure"]["images"] for line in fitted)
+    macs = sum(line["spent"]["run"] for line in fitted)
+    assert report["spent"]["macs_per_front_point"] == macs // report["spent"]["front_points"], "baselines are not the search"
 
 
 def test_it_leaves_pictures_of_the_front_and_of_each_tier(finished: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
+from model_folders import PLAIN
 from torch import Tensor
 
 from engine.anatomy import Anatomy, UNet
@@ -48,15 +49,6 @@ CROSS: dict[str, dict[str, Any]] = {
         "down_block_types": ("AttnDownBlock2D", "DownBlock2D"),
         "up_block_types": ("UpBlock2D", "AttnUpBlock2D"),
     },
-}
-PLAIN: dict[str, Any] = {
-    "sample_size": 8,
-    "block_out_channels": (8, 16),
-    "layers_per_block": 1,
-    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
-    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
-    "norm_num_groups": 4,
-    "attention_head_dim": 4,
 }
 UNCONDITIONAL: dict[str, dict[str, Any]] = {
     "as DDPM": {},
