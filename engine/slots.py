@@ -59,6 +59,10 @@ class Slots:
         """A copy of one latent (c, h, w)."""
         return self._latent[slot].clone()
 
+    def clean(self, slot: int) -> Tensor:
+        """A copy of the clean latent (c, h, w) that the last step predicted."""
+        return self._clean[slot].clone()
+
     def state(self, slots: Tensor) -> tuple[Tensor, Tensor]:
         """Latents and the clean latents before them, (n, c, h, w) each. slots (n,)."""
         return self._latent.index_select(0, slots), self._clean.index_select(0, slots)

@@ -1,8 +1,10 @@
-"""Who may wait. A full queue refuses at once and says when to come back, which beats a promise nobody can keep."""
+"""Who may wait. A queue that is too long refuses at once and says when to come back, which beats a promise nobody can keep."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections import Counter
+from math import inf
 
 from registry.errors import Overloaded
 
@@ -10,24 +12,50 @@ WEIGHT = 0.1  # of the newest wave in the moving average
 
 
 class Admission:
-    """A bound on waiting rows, and a measured pace (seconds per MAC) that turns queued work into a waiting time."""
+    """The work that was accepted and not done yet, bounded in predicted seconds: MACs times the measured pace.
 
-    def __init__(self, max_rows: int) -> None:
-        self.max_rows = max_rows
-        self.seconds_per_mac = 0.0
+    In all, and for each key, so that one client's flood leaves room for the others. Who has nothing in the queue is let in
+    however large the request is: else it could never be served. Any thread may call.
+    """
+
+    def __init__(self, max_seconds: float, max_key_seconds: float = inf, pace: float = 0.0) -> None:
+        """`pace` is a first guess in seconds per MAC; at 0 nothing is refused before the first measurement."""
+        self.max_seconds = max_seconds
+        self.max_key_seconds = max_key_seconds
+        self.seconds_per_mac = pace
+        self._macs: Counter[str] = Counter()  # by key
+        self._lock = threading.Lock()
 
     def measured(self, macs: int, seconds: float) -> None:
         """Learn from a wave that ran."""
-        pace = seconds / macs
-        self.seconds_per_mac = (
-            pace if not self.seconds_per_mac else self.seconds_per_mac + WEIGHT * (pace - self.seconds_per_mac)
-        )
+        pace, known = seconds / macs, self.seconds_per_mac
+        self.seconds_per_mac = pace if not known else known + WEIGHT * (pace - known)
 
-    def admit(self, waiting: int, wanted: int, backlog_macs: Callable[[], int]) -> None:
-        """Let `wanted` rows join `waiting` ones, or raise `Overloaded`; `backlog_macs` tells the work accepted so far."""
-        if waiting + wanted > self.max_rows:
-            seconds = max(1.0, backlog_macs() * self.seconds_per_mac)
-            raise Overloaded(
-                f"{waiting} images wait already and the limit is {self.max_rows}: try again in {seconds:.0f} s",
-                retry_after=seconds,
-            )
+    def enter(self, key: str, macs: int, key_seconds: float | None = None) -> None:
+        """Accept so much work, or raise `Overloaded`. `key_seconds` is the key's own bound, where it has one."""
+        with self._lock:
+            whole, own = self._macs.total(), self._macs[key]
+            self._refuse_past(self.max_seconds, whole, macs, "the queue")
+            self._refuse_past(self.max_key_seconds if key_seconds is None else key_seconds, own, macs, "your queue")
+            self._macs[key] += macs
+
+    def done(self, key: str, macs: int) -> None:
+        """So much of it ran, or will never run."""
+        with self._lock:
+            self._macs[key] -= macs
+            if not self._macs[key]:
+                del self._macs[key]
+
+    @property
+    def seconds(self) -> float:
+        """All the work accepted and not done yet, as it is predicted now."""
+        with self._lock:
+            return self._macs.total() * self.seconds_per_mac
+
+    def _refuse_past(self, limit: float, queued: int, wanted: int, whose: str) -> None:
+        seconds = queued * self.seconds_per_mac
+        over = seconds + wanted * self.seconds_per_mac - limit
+        if queued and over > 0:
+            wait = max(1.0, min(over, seconds))
+            message = f"{whose} holds {seconds:.1f} s of work and the limit is {limit:g} s: try again in {wait:.0f} s"
+            raise Overloaded(message, retry_after=wait)

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from registry.schedule import Fidelity, Schedule
 
 MAX_SEED = 2**63 - 1
+AUTO = "auto"  # the tier that the server chooses itself
 REF = r"^([0-9]{1,7}|[0-9a-f]{8,64})$"  # never a tier's name: those mean something else tomorrow
 
 
@@ -22,7 +23,12 @@ class GenerateRequest(BaseModel):
         str, Field(max_length=1000, description="What to keep away from; without effect at guidance_scale 1.")
     ] = ""
     tier: Annotated[
-        str | None, Field(min_length=1, max_length=64, description="One of GET /v1/tiers; `reference` is the teacher.")
+        str | None,
+        Field(
+            min_length=1,
+            max_length=64,
+            description="One of GET /v1/tiers, or `auto`: the best that keeps `deadline_ms` under the present load.",
+        ),
     ] = None
     schedule: Annotated[
         str | None,
@@ -74,6 +80,7 @@ class GenerateResponse(BaseModel):
     macs_per_image: int
     relative_cost: Annotated[float, Field(description="MACs relative to the teacher's.")]
     steps: Steps
+    predicted_ms: Annotated[float, Field(description="When the images should be there, as predicted on arrival.")]
     queue_ms: Annotated[float, Field(description="Longest wait of an image before the engine took it in.")]
     denoise_ms: Annotated[float, Field(description="Longest time of an image in the engine, other stages excluded.")]
 

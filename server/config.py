@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from registry.errors import InvalidInput
@@ -40,7 +40,12 @@ class Settings(BaseSettings):
     cache_mib: Annotated[
         int | None, Field(ge=1, description="Memory for rows in flight, in MiB; without it, what two full waves need.")
     ] = None
-    max_queue_rows: Annotated[int, Field(ge=1, le=100_000, description="Images that may wait; past it the answer is 429.")] = 64
+    max_queue_seconds: Annotated[
+        float, Field(gt=0, le=3600, description="Predicted seconds of work that may be accepted; past it the answer is 429.")
+    ] = 60.0
+    max_key_queue_seconds: Annotated[
+        float | None, Field(gt=0, le=3600, description="The same for each API key; without it, as much as in all.")
+    ] = None
     max_images: Annotated[int, Field(ge=1, le=64, description="Images in one request.")] = 4
     request_seconds: Annotated[
         float, Field(gt=0, le=280, description="Longest time a request may take, whatever its deadline_ms.")
@@ -69,12 +74,6 @@ class Settings(BaseSettings):
         if "://" in url and not (url.startswith("s3://") and url.removeprefix("s3://").partition("/")[0]):
             raise ValueError("give a folder or s3://bucket/prefix")
         return url
-
-    @model_validator(mode="after")
-    def _a_request_fits_the_queue(self) -> Self:
-        if self.max_images > self.max_queue_rows:
-            raise ValueError(f"max_queue_rows: must be at least max_images ({self.max_images})")
-        return self
 
 
 def load() -> Settings:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
@@ -18,17 +18,19 @@ from time import monotonic
 
 import torch
 
-from engine.condition import Condition
 from engine.door import Door
 from engine.models import Model
 from engine.policy import Balanced
+from engine.program import Program
 from engine.slots import Slots, slot_bytes
 from engine.waves import Row, Wave, Waves
 from registry.errors import FlexiError, InvalidInput
 from server import metrics
 from server.admission import Admission
 from server.errors import GenerationFailed, NotReady
-from server.order import Order, Picture, Ticket
+from server.forecast import Load
+from server.order import Order, Picture, Preview, Ticket, macs_before
+from server.stages import Stages
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +53,7 @@ class Dispatcher:
         """
         self._model = model
         self._admission = admission
+        self._stages = Stages(model)
         self._policy = Balanced(max_unet_rows=max_wave_rows)
         self._door = Door(self._policy)
         self._waves = Waves(model.anatomy, _slots(model, WAVES_IN_FLIGHT * max_wave_rows, cache_bytes), self._policy)
@@ -78,35 +81,41 @@ class Dispatcher:
         """Whether orders will be worked on."""
         return self._thread.is_alive()
 
-    def submit(self, orders: Sequence[Order]) -> list[Future[Picture]]:
-        """Queue all of these orders or none. Raises `Overloaded`, and `NotReady` when the engine is stopping."""
-        now = monotonic()
-        tickets = [Ticket(order, queued=now) for order in orders]
+    def submit(self, orders: Sequence[Order], preview: Preview | None = None) -> list[Future[Picture]]:
+        """Queue all of these orders or none. Raises `Overloaded`, and `NotReady` when the engine is stopping.
+
+        All must be of one key. `preview` is called in the engine's thread.
+        """
+        now, key = monotonic(), orders[0].key
+        tickets = [Ticket(order, now, macs_before(order, self._model.macs), preview) for order in orders]
         with self._wake:
             if not self._open:
                 raise NotReady("the server is stopping")
-            self._admission.admit(len(self._waiting), len(tickets), self._backlog)
+            self._admission.enter(key, sum(ticket.remaining_macs for ticket in tickets), orders[0].key_seconds)
             self._waiting.extend(tickets)
             metrics.queue_rows.set(len(self._waiting))
             self._wake.notify()
         return [ticket.future for ticket in tickets]
 
-    async def render(self, orders: Sequence[Order]) -> list[Picture]:
-        """Submit and wait without blocking the event loop. One failure, or cancellation, gives up all of the orders."""
-        futures = [asyncio.wrap_future(future) for future in self.submit(orders)]
-        try:
-            return await asyncio.gather(*futures)
-        finally:
-            for future in futures:
-                future.cancel()  # reaches the thread's own future; too late for a finished one, which is right
+    def forecast(self, program: Program, unet_rows: int, images: int, tier: str) -> float:
+        """Seconds until so many images of this program would be done if they came now. Any thread may ask."""
+        waiting = Counter[str]()
+        for ticket in list(self._waiting):
+            waiting[ticket.tier] += ticket.remaining_macs
+        load = Load(waiting, list(self._inflight.values()), self._admission.seconds_per_mac, self._stages.seconds_per_image)
+        alone = sum(self._policy.curve.seconds(step.need, unet_rows) for step in program.steps)
+        macs = images * self._model.macs.of_program(program, unet_rows)
+        return load.finish(tier, len(program.steps), macs, images, alone)
 
     def turn(self) -> None:
         """Drop what nobody wants, take in what fits, run one wave, hand out what is done."""
         self._drop_cancelled()
         self._take_in()
-        done = self._wave()
+        advanced = self._wave()
+        done = [ticket for ticket in advanced if not ticket.remaining_macs]
         for start in range(0, len(done), BATCH):
             self._each(done[start : start + BATCH], self._hand_out, "decoding")
+        self._show([ticket for ticket in advanced if ticket.position in ticket.preview_at])
         metrics.queue_rows.set(len(self._waiting))
         metrics.inflight_rows.set(len(self._inflight))
 
@@ -142,35 +151,21 @@ class Dispatcher:
                 if ticket.order.unet_rows > room:
                     break
                 self._waiting.remove(ticket)
-                self._door.charge(ticket.tier, ticket.remaining_macs(self._model.macs))
+                self._door.charge(ticket.tier, ticket.remaining_macs)
                 tickets.append(ticket)
                 room -= ticket.order.unet_rows
         self._each(tickets, self._encode, "encoding")
 
     def _encode(self, tickets: list[Ticket]) -> None:
-        start, orders = monotonic(), [ticket.order for ticket in tickets]
-        wanted = _each_once([order.prompt for order in orders], self._model.encode)
-        unwanted = _each_once([order.negative for order in orders if order.unet_rows == 2], self._model.negative)
-        rows = [
-            Row(
-                order.program,
-                self._model.noise(order.seed),
-                wanted[order.prompt],
-                order.guidance,
-                unwanted[order.negative] if order.unet_rows == 2 else None,
-                order.deadline,
-            )
-            for order in orders
-        ]
+        start, rows = monotonic(), self._stages.encode(tickets)
         for ticket, row in zip(tickets, rows, strict=True):  # nothing below can fail: a retry must find no half of a batch
             ticket.row, ticket.taken = row, start
             metrics.stage_seconds.labels("queue").observe(start - ticket.queued)
             self._inflight[row] = ticket
             self._waves.add(row)
-        metrics.stage_seconds.labels("encode").observe(monotonic() - start)
 
     def _wave(self) -> list[Ticket]:
-        """Run one wave; the tickets whose denoising it ended."""
+        """Run one wave; the tickets that it brought a step further."""
         start = monotonic()
         wave = self._waves.tick(start)
         if wave is None:
@@ -186,7 +181,7 @@ class Dispatcher:
             return []
         self._failed_waves = 0
         self._account(wave, monotonic() - start)
-        return [self._inflight[row] for row in wave.rows if row.done]
+        return [self._inflight[row] for row in wave.rows]
 
     def _give_up_after(self, limit: int) -> None:
         """Stop the thread when nothing works any more, so that /livez asks for a restart: a lost device does not come back."""
@@ -199,8 +194,9 @@ class Dispatcher:
     def _account(self, wave: Wave, seconds: float) -> None:
         kind, total, now = wave.need.kind, 0, monotonic()
         for ticket in (self._inflight[row] for row in wave.rows):
-            macs, null = ticket.ran(wave.need, self._model.macs)
+            macs, null = ticket.ran(wave.need)
             ticket.denoised, total = now, total + macs
+            self._settle(ticket, macs)
             metrics.macs_total.labels(ticket.order.tier, ticket.order.arm, kind).inc(macs)
             metrics.steps_total.labels(kind, ticket.order.tier).inc()
             metrics.steps_total.labels("null", ticket.order.tier).inc(null)
@@ -211,10 +207,7 @@ class Dispatcher:
             self._policy.curve.observe(wave.need, wave.unet_rows, seconds)
 
     def _hand_out(self, tickets: list[Ticket]) -> None:
-        start = monotonic()
-        latents = torch.stack([ticket.latent for ticket in tickets])
-        images = self._model.decode(latents)
-        metrics.stage_seconds.labels("decode").observe(monotonic() - start)
+        images = self._stages.decode([ticket.latent for ticket in tickets])
         for ticket, pixels in zip(tickets, images, strict=True):
             spent = ticket.denoised - ticket.taken
             metrics.stage_seconds.labels("denoise").observe(spent)
@@ -222,6 +215,18 @@ class Dispatcher:
             self._leave(ticket, "ok")
             with suppress(InvalidStateError):  # cancelled this very moment
                 ticket.future.set_result(Picture(pixels, ticket.macs, ticket.steps, ticket.taken - ticket.queued, spent))
+
+    def _show(self, tickets: list[Ticket]) -> None:
+        """Hand out previews: the clean latents that the last step predicted. That one fails costs nobody an image."""
+        if not tickets:
+            return
+        try:
+            latents = [self._waves.slots.clean(ticket.row.slots[0]) for ticket in tickets if ticket.row]
+            for ticket, pixels in zip(tickets, self._stages.decode(latents, "preview"), strict=True):
+                if ticket.preview:
+                    ticket.preview(ticket.order, ticket.preview_at[ticket.position], pixels)
+        except Exception:
+            log.exception("a preview failed")
 
     def _each(self, tickets: list[Ticket], work: Callable[[list[Ticket]], None], stage: str) -> None:
         """Work on a batch; if that fails, on each ticket alone, so that only the culprits fail."""
@@ -249,16 +254,26 @@ class Dispatcher:
                 ticket.future.set_exception(error)
 
     def _leave(self, ticket: Ticket, outcome: str) -> None:
-        """The one way out: the row's memory is free and the image is counted."""
+        """The one way out: the row's memory is free, no work is owed, and the image is counted."""
         if ticket.row is not None:
             self._waves.cancel(ticket.row)
             self._inflight.pop(ticket.row, None)
+        self._settle(ticket, ticket.macs_before[-1] - ticket.settled)
         metrics.images_total.labels(ticket.order.tier, ticket.order.arm, outcome).inc()
 
-    def _backlog(self) -> int:
-        """MACs accepted and not run yet. Called in the thread of `submit`: hence the copies, each made in one go."""
-        tickets = [*list(self._waiting), *list(self._inflight.values())]
-        return sum(ticket.remaining_macs(self._model.macs) for ticket in tickets)
+    def _settle(self, ticket: Ticket, macs: int) -> None:
+        ticket.settled += macs
+        self._admission.done(ticket.order.key, macs)
+
+
+async def gather(futures: Sequence[Future[Picture]]) -> list[Picture]:
+    """Wait for all; one failure, or cancellation, gives up all of them."""
+    waiting = [asyncio.wrap_future(future) for future in futures]
+    try:
+        return await asyncio.gather(*waiting)
+    finally:
+        for each in waiting:
+            each.cancel()  # reaches the thread's own future; too late for a finished one, which is right
 
 
 def _slots(model: Model, wanted: int, cache_bytes: int | None) -> Slots:
@@ -269,12 +284,3 @@ def _slots(model: Model, wanted: int, cache_bytes: int | None) -> Slots:
         raise InvalidInput(message, param="cache_mib")
     log.info("%d UNet rows fit in flight, %.1f MiB each", capacity, each / 2**20)
     return model.slots(capacity)
-
-
-def _each_once(prompts: Sequence[str], encode: Callable[[Sequence[str]], Condition]) -> dict[str, Condition]:
-    """The condition of each prompt, one row each; equal prompts are encoded once."""
-    different = list(dict.fromkeys(prompts))
-    if not different:
-        return {}
-    encoded = encode(different)
-    return {prompt: encoded[i : i + 1] for i, prompt in enumerate(different)}

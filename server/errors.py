@@ -36,6 +36,13 @@ class ClientGone(FlexiError):
     code = "client_gone"
 
 
+class Cancelled(FlexiError):
+    """Somebody cancelled the request by its id."""
+
+    status = 409
+    code = "cancelled"
+
+
 class BodyTooLarge(FlexiError):
     """The request's body is longer than any valid request."""
 

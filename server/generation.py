@@ -1,147 +1,195 @@
-"""One generate request from its validated fields to its answer."""
+"""One generate request from its plan to its answer, whole or as a stream."""
 
 from __future__ import annotations
 
 import asyncio
-import math
-import secrets
-from collections.abc import Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from time import monotonic
 from typing import Any, Protocol
 
-from registry.errors import FlexiError, InvalidInput, Overloaded
-from registry.schedule import ModelRef
+from torch import Tensor
+
+from registry.errors import FlexiError, Overloaded
 from server import VERSION, metrics
 from server.api import GenerateRequest, GenerateResponse, Steps
-from server.config import Settings
-from server.errors import ClientGone, DeadlineExceeded
-from server.order import Order, Picture
+from server.dispatch import gather
+from server.errors import Cancelled, ClientGone, DeadlineExceeded
+from server.keys import Key
+from server.order import Order, Picture, Preview
 from server.pictures import png
-from server.schedules import InForce, Schedules
+from server.plan import Plan, Planner
+from server.quota import QuotaExceeded, Quotas
+from server.running import Running, while_wanted
 
-OUTCOMES: dict[type[FlexiError], str] = {ClientGone: "cancelled", DeadlineExceeded: "deadline", Overloaded: "rejected"}
+OUTCOMES: dict[type[FlexiError], str] = {
+    Cancelled: "cancelled",
+    ClientGone: "cancelled",
+    DeadlineExceeded: "deadline",
+    Overloaded: "rejected",
+    QuotaExceeded: "rejected",
+}
+
+
+Event = tuple[int, int, Tensor] | tuple[int, Future[Picture]]  # an image's preview, or its end
 
 
 class Renderer(Protocol):
     """What this needs of the dispatcher."""
 
-    async def render(self, orders: Sequence[Order]) -> list[Picture]:
-        """Pictures in the order of `orders`."""
+    def submit(self, orders: Sequence[Order], preview: Preview | None = None) -> list[Future[Picture]]:
+        """A future for each order."""
+
+
+@dataclass(frozen=True)
+class Partial:
+    """Preview `index` of image `image`, both 0-based, as a PNG in base64."""
+
+    image: int
+    index: int
+    png: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Image `image`, 0-based, as a PNG in base64, and what it took."""
+
+    image: int
+    png: str
+    picture: Picture
 
 
 class Generation:
-    """Resolve, order, wait, answer."""
+    """Plan, pay, queue, wait, answer."""
 
-    def __init__(
-        self, model: ModelRef, schedules: Schedules, renderer: Renderer, settings: Settings, guides: bool = True
-    ) -> None:
-        """`guides`: whether the model knows classifier-free guidance; one that does not gets the scale 1 by default."""
-        self._model = model
-        self._schedules = schedules
+    def __init__(self, planner: Planner, renderer: Renderer, quotas: Quotas) -> None:
+        self.planner = planner
+        self.running = Running()
         self._renderer = renderer
-        self._settings = settings
-        self._guidance = settings.default_guidance if guides else 1.0
+        self._quotas = quotas
 
-    async def answer(self, request: GenerateRequest, request_id: str, gone: Coroutine[Any, Any, None]) -> GenerateResponse:
-        """Work until done, `gone` ends (the client left) or time is over. Raises members of `FlexiError`."""
+    async def answer(
+        self, request: GenerateRequest, request_id: str, key: Key, gone: Coroutine[Any, Any, None]
+    ) -> GenerateResponse:
+        """Work until done, `gone` ends (the client left), somebody cancels, or time is over. Raises members of `FlexiError`."""
         try:
-            if request.num_images > self._settings.max_images:
-                raise InvalidInput(f"num_images: the limit is {self._settings.max_images}", param="num_images")
-            entry = await self._entry(request)
+            plan = await self.planner.plan(request, request_id, key)
         except FlexiError:
             gone.close()
             raise
-        tier, start, outcome = entry.tier or metrics.CUSTOM, monotonic(), "error"
-        seconds = self._settings.request_seconds
-        if request.deadline_ms is not None:
-            seconds = min(seconds, request.deadline_ms / 1000)
+        with self._underway(plan) as stop:
+            ends = [(gone, ClientGone("the client closed the connection")), (stop.wait(), CANCELLED)]
+            return await while_wanted(self._make(plan), ends, plan.limit)
+
+    async def stream(self, plan: Plan, previews: int) -> AsyncIterator[Partial | Finished]:
+        """Previews of each image as they come, and each image as soon as it is done. Raises members of `FlexiError`.
+
+        Who stops listening closes the iterator, and the rows are given up.
+        """
+        orders = [replace(order, previews=previews) for order in plan.orders]
+        loop, until = asyncio.get_running_loop(), monotonic() + plan.limit
+        events = asyncio.Queue[Event]()
+
+        def tell(event: Event) -> None:  # in the engine's thread
+            loop.call_soon_threadsafe(events.put_nowait, event)
+
+        with self._underway(plan) as stop:
+            futures = self._submit(plan, orders, lambda order, i, pixels: tell((order.seed - plan.seed, i, pixels)))
+            for image, future in enumerate(futures):
+                future.add_done_callback(partial(_done, tell, image))
+            left = set(range(len(futures)))
+            try:
+                while left:
+                    ends = [(stop.wait(), CANCELLED)]
+                    event = await while_wanted(events.get(), ends, until - monotonic(), plan.limit)
+                    image = event[0]
+                    if len(event) == 3:
+                        yield Partial(image, event[1], await _file(plan, orders[image], event[2]))
+                    else:
+                        picture = event[1].result()
+                        left.remove(image)
+                        yield Finished(image, await _file(plan, orders[image], picture.pixels), picture)
+            finally:
+                for future in futures:
+                    future.cancel()
+
+    async def _make(self, plan: Plan) -> GenerateResponse:
+        start = monotonic()
+        pictures = await gather(self._submit(plan, plan.orders))
+        metrics.forecast_ratio.labels(plan.label).observe((monotonic() - start) / max(plan.predicted, 1e-3))
+        start = monotonic()
+        images = [await _file(plan, order, picture.pixels) for order, picture in zip(plan.orders, pictures, strict=True)]
+        metrics.stage_seconds.labels("png").observe(monotonic() - start)
+        return response(plan, pictures, images)
+
+    def _submit(self, plan: Plan, orders: Sequence[Order], preview: Preview | None = None) -> list[Future[Picture]]:
+        """Pay, then queue. What is refused is paid back; what was begun is not, whatever becomes of it."""
+        self._quotas.take(plan.key, plan.macs)
         try:
-            response = await while_wanted(self._make(request, request_id, entry), gone, seconds)
+            return self._renderer.submit(orders, preview)
+        except FlexiError:
+            self._quotas.give_back(plan.key, plan.macs)
+            raise
+
+    @contextmanager
+    def _underway(self, plan: Plan) -> Iterator[asyncio.Event]:
+        """Counted, and open to be cancelled."""
+        start, outcome = monotonic(), "error"
+        try:
+            with self.running.entered(plan.key.name, plan.request_id) as stop:
+                yield stop
             outcome = "ok"
-            return response
         except FlexiError as error:
             outcome = OUTCOMES.get(type(error), "error")
             raise
+        except (GeneratorExit, asyncio.CancelledError):
+            outcome = "cancelled"
+            raise
         finally:
-            metrics.request_seconds.labels(tier, metrics.NO_ARM, outcome).observe(monotonic() - start)
-
-    async def _entry(self, request: GenerateRequest) -> InForce:
-        if request.schedule is not None:
-            return await asyncio.to_thread(self._schedules.explicit, request.schedule)
-        return self._schedules.tier(request.tier or self._schedules.default(self._settings.default_tier))
-
-    async def _make(self, request: GenerateRequest, request_id: str, entry: InForce) -> GenerateResponse:
-        seed = secrets.randbelow(2**32) if request.seed is None else request.seed
-        deadline = math.inf if request.deadline_ms is None else monotonic() + request.deadline_ms / 1000
-        guidance = request.guidance_scale or self._guidance
-        orders = [
-            Order(
-                program=entry.program,
-                prompt=request.prompt,
-                negative=request.negative_prompt,
-                guidance=guidance,
-                seed=seed + i,
-                tier=entry.tier or metrics.CUSTOM,
-                deadline=deadline,
-            )
-            for i in range(request.num_images)
-        ]
-        pictures = await self._renderer.render(orders)
-        start = monotonic()
-        images = await asyncio.to_thread(self._files, orders, pictures, entry)
-        metrics.stage_seconds.labels("png").observe(monotonic() - start)
-        macs = sum(picture.macs for picture in pictures)
-        return GenerateResponse(
-            images=images,
-            request_id=request_id,
-            model=self._model.name,
-            tier=entry.tier,
-            schedule=entry.digest,
-            version=entry.version,
-            seed=seed,
-            macs=macs,
-            macs_per_image=macs // len(pictures),
-            relative_cost=entry.relative_cost,
-            steps=Steps(**{kind: pictures[0].steps[kind] for kind in Steps.model_fields}),
-            queue_ms=round(1000 * max(picture.queue_seconds for picture in pictures), 3),
-            denoise_ms=round(1000 * max(picture.denoise_seconds for picture in pictures), 3),
-        )
-
-    def _files(self, orders: Sequence[Order], pictures: Sequence[Picture], entry: InForce) -> list[str]:
-        """The PNG files. Compressing takes a while for large images: it runs beside the event loop."""
-        return [
-            png(
-                picture.pixels,
-                {
-                    "prompt": order.prompt,
-                    "negative_prompt": order.negative,
-                    "seed": order.seed,
-                    "guidance_scale": order.guidance,
-                    "model": self._model.name,
-                    "tier": entry.tier or "",
-                    "schedule": entry.digest,
-                    "software": f"flexiffusion-serve {VERSION}",
-                },
-            )
-            for order, picture in zip(orders, pictures, strict=True)
-        ]
+            metrics.request_seconds.labels(plan.label, metrics.NO_ARM, outcome).observe(monotonic() - start)
 
 
-async def while_wanted(
-    work: Coroutine[Any, Any, GenerateResponse], gone: Coroutine[Any, Any, None], seconds: float
-) -> GenerateResponse:
-    """The result of `work`, unless `gone` ends first (`ClientGone`) or time is over (`DeadlineExceeded`).
+CANCELLED = Cancelled("the request was cancelled")
 
-    A plain API method of BentoML keeps running when the client goes away, so somebody has to look.
-    """
-    task, watcher = asyncio.ensure_future(work), asyncio.ensure_future(gone)
-    try:
-        await asyncio.wait({task, watcher}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        if watcher.done():
-            raise ClientGone("the client closed the connection")
-        raise DeadlineExceeded(f"not done after {seconds * 1000:.0f} ms", param="deadline_ms")
-    finally:
-        task.cancel()
-        watcher.cancel()
+
+def response(plan: Plan, pictures: Sequence[Picture], images: list[str]) -> GenerateResponse:
+    """The answer to a plan whose pictures are there, in the order of its orders."""
+    entry, macs = plan.entry, sum(picture.macs for picture in pictures)
+    return GenerateResponse(
+        images=images,
+        request_id=plan.request_id,
+        model=entry.schedule.model.name,
+        tier=entry.tier,
+        schedule=entry.digest,
+        version=entry.version,
+        seed=plan.seed,
+        macs=macs,
+        macs_per_image=macs // len(pictures),
+        relative_cost=entry.relative_cost,
+        steps=Steps(**{kind: pictures[0].steps[kind] for kind in Steps.model_fields}),
+        predicted_ms=round(1000 * plan.predicted, 3),
+        queue_ms=round(1000 * max(picture.queue_seconds for picture in pictures), 3),
+        denoise_ms=round(1000 * max(picture.denoise_seconds for picture in pictures), 3),
+    )
+
+
+def _done(tell: Callable[[Event], None], image: int, future: Future[Picture]) -> None:
+    tell((image, future))
+
+
+async def _file(plan: Plan, order: Order, pixels: Tensor) -> str:
+    """The PNG file. Compressing takes a while for large images: it runs beside the event loop."""
+    about = {
+        "prompt": order.prompt,
+        "negative_prompt": order.negative,
+        "seed": order.seed,
+        "guidance_scale": order.guidance,
+        "model": plan.entry.schedule.model.name,
+        "tier": plan.entry.tier or "",
+        "schedule": plan.entry.digest,
+        "software": f"flexiffusion-serve {VERSION}",
+    }
+    return await asyncio.to_thread(png, pixels, about)

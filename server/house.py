@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -19,6 +21,8 @@ from server.admission import Admission
 from server.config import Settings
 from server.dispatch import Dispatcher
 from server.generation import Generation
+from server.plan import Planner
+from server.quota import Quotas
 from server.schedules import Schedules
 
 log = logging.getLogger(__name__)
@@ -31,7 +35,13 @@ class House:
     schedules: Schedules
     dispatcher: Dispatcher
     generation: Generation
+    settings: Settings
     watch: asyncio.Task[None]
+
+    @property
+    def default_tier(self) -> str:
+        """What a request gets that names no tier."""
+        return self.schedules.default(self.settings.default_tier)
 
     async def close(self) -> None:
         """Stop watching and working; requests still waiting fail with `NotReady`."""
@@ -44,12 +54,14 @@ async def open_house(settings: Settings) -> House:
     model, schedules = await asyncio.to_thread(_prepare, settings)
     while not await asyncio.to_thread(schedules.refresh):  # without its tiers the server is of no use to anybody
         await asyncio.sleep(settings.watch_seconds)
-    await asyncio.to_thread(warm_up, model, (entry.schedule for entry in schedules.tiers()), settings.max_wave_rows)
+    pace = await asyncio.to_thread(warm_up, model, (entry.schedule for entry in schedules.tiers()), settings.max_wave_rows)
     cache = None if settings.cache_mib is None else settings.cache_mib * 2**20
-    dispatcher = Dispatcher(model, Admission(settings.max_queue_rows), settings.max_wave_rows, cache)
+    admission = Admission(settings.max_queue_seconds, settings.max_key_queue_seconds or math.inf, pace)
+    dispatcher = Dispatcher(model, admission, settings.max_wave_rows, cache)
     dispatcher.start()
-    generation = Generation(model.ref, schedules, dispatcher, settings, guides=model.prompts.guides)
-    return House(schedules, dispatcher, generation, asyncio.create_task(schedules.watch(settings.watch_seconds)))
+    planner = Planner(schedules, model.macs, dispatcher.forecast, settings, guides=model.prompts.guides)
+    generation = Generation(planner, dispatcher, Quotas())
+    return House(schedules, dispatcher, generation, settings, asyncio.create_task(schedules.watch(settings.watch_seconds)))
 
 
 def _prepare(settings: Settings) -> tuple[Model, Schedules]:
@@ -72,20 +84,27 @@ def _prepare(settings: Settings) -> tuple[Model, Schedules]:
     return model, Schedules(open_catalog, model, settings.teacher_steps)
 
 
-def warm_up(model: Model, schedules: Iterable[Schedule], max_wave_rows: int) -> None:
-    """Run one short image through every kind of wave that these schedules need, with and without guidance."""
+def warm_up(model: Model, schedules: Iterable[Schedule], max_wave_rows: int) -> float:
+    """Run a short image through every kind of wave that these schedules need, with and without guidance; twice.
+
+    Returns the seconds per MAC of the second time: a first idea of the pace, for admission.
+    """
     branches = {segment.branch for schedule in schedules for segment in schedule.segments if segment.partial} or {1}
     segments = tuple(Segment(partial=(1,), branch=branch) for branch in sorted(branches))
     program = model.compile(Schedule(model=model.ref, solver=model.solver("ddim", 2 * len(segments)), segments=segments))
     condition, waves = model.encode([model.prompts.sample]), Waves(model.anatomy, model.slots(4), Oldest(max_wave_rows))
-    rows = [Row(program, model.noise(0), condition)]
-    if model.prompts.guides:
-        rows.append(Row(program, model.noise(1), condition, 2.0, model.negative([""])))
-    for row in rows:
-        waves.add(row)
-    while waves.tick():
-        pass
-    for row in rows:
-        if row.latent is None:
-            raise row.error or AssertionError("a row that left has a latent or an error")
-        model.decode(row.latent[None])
+    for _ in range(2):
+        rows = [Row(program, model.noise(0), condition)]
+        if model.prompts.guides:
+            rows.append(Row(program, model.noise(1), condition, 2.0, model.negative([""])))
+        for row in rows:
+            waves.add(row)
+        start = time.monotonic()
+        while waves.tick():
+            pass
+        for row in rows:
+            if row.latent is None:
+                raise row.error or AssertionError("a row that left has a latent or an error")
+            model.decode(row.latent[None])
+        seconds = time.monotonic() - start
+    return seconds / sum(model.macs.of_program(program, row.slots_needed) for row in rows)

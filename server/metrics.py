@@ -22,6 +22,10 @@ stage_seconds = Histogram(
     "flexi_stage_seconds", "Time in a stage: queue and denoise per image, encode, decode and png per batch.", ["stage"],
     buckets=SECONDS,
 )  # fmt: skip
+forecast_ratio = Histogram(
+    "flexi_forecast_ratio", "A request's time until its pixels over the predicted one.", ["tier"],
+    buckets=(0.1, 0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2, 4, 10),
+)  # fmt: skip
 queue_rows = Gauge("flexi_queue_rows", "Images that wait for the engine.", multiprocess_mode="livesum")
 inflight_rows = Gauge("flexi_inflight_rows", "Images in the engine.", multiprocess_mode="livesum")
 cache_bytes = Gauge(

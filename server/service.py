@@ -17,6 +17,7 @@ from server.api import GenerateRequest, GenerateResponse
 from server.edge import Edge
 from server.errors import NotReady, problem
 from server.house import House, open_house
+from server.keys import ANONYMOUS
 from server.log import configure
 
 log = logging.getLogger(__name__)
@@ -68,7 +69,9 @@ class Flexiffusion:
             if self._house is None:
                 raise NotReady("the model is loading")
             request = Generate.model_construct(**fields)  # BentoML has validated them
-            response = await self._house.generation.answer(request, state.request_id, disconnected(ctx.request))
+            response = await self._house.generation.answer(
+                request, state.request_id, getattr(state, "key", ANONYMOUS), disconnected(ctx.request)
+            )
         except FlexiError as error:
             ctx.response.status_code = error.status  # BentoML puts this one over the response's own
             return problem(error)
@@ -90,7 +93,7 @@ class Flexiffusion:
         except Exception:
             log.exception("the server cannot start")
             return
-        v1.app.state.schedules, v1.app.state.default_tier = self._house.schedules, settings.default_tier
+        v1.app.state.house = self._house
         log.info("ready", extra={"fields": {"tiers": [entry.tier for entry in self._house.schedules.tiers()]}})
 
 

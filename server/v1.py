@@ -10,7 +10,8 @@ from starlette.responses import Response
 from registry.errors import FlexiError
 from server.api import REF, ErrorView, ScheduleView, Steps, TiersView, TierView
 from server.errors import NotReady, problem
-from server.schedules import InForce, Schedules
+from server.house import House
+from server.schedules import InForce
 
 app = FastAPI(title="Flexiffusion Serve", openapi_url=None, responses={"default": {"model": ErrorView}})
 
@@ -21,31 +22,31 @@ def _problem(_: Request, error: Exception) -> Response:
     return problem(error)
 
 
-def _schedules(request: Request) -> Schedules:
-    schedules: Schedules | None = getattr(request.app.state, "schedules", None)
-    if schedules is None:
+def _house(request: Request) -> House:
+    house: House | None = getattr(request.app.state, "house", None)
+    if house is None:
         raise NotReady("the model is loading")
-    return schedules
+    return house
 
 
-InUse = Annotated[Schedules, Depends(_schedules)]
+Open = Annotated[House, Depends(_house)]
 
 
 @app.get("/v1/tiers")
-def tiers(schedules: InUse, request: Request) -> TiersView:
+def tiers(house: Open) -> TiersView:
     """What each tier means now."""
-    entries = schedules.tiers()
+    entries = house.schedules.tiers()
     return TiersView(
         model=entries[0].schedule.model.name,
-        default=schedules.default(request.app.state.default_tier),
+        default=house.default_tier,
         tiers=[_tier_view(entry) for entry in entries],
     )
 
 
 @app.get("/v1/schedules/{ref}")
-def schedule(ref: Annotated[str, Path(pattern=REF)], schedules: InUse) -> ScheduleView:
+def schedule(ref: Annotated[str, Path(pattern=REF)], house: Open) -> ScheduleView:
     """A schedule by version number, digest, or a digest's beginning."""
-    entry = schedules.explicit(ref)
+    entry = house.schedules.explicit(ref)
     return ScheduleView(digest=entry.digest, version=entry.version, schedule=entry.schedule)
 
 

@@ -44,7 +44,6 @@ def test_values_are_read_once_and_frozen(monkeypatch):
         ("FLEXI_REGISTRY", "http://elsewhere", "s3://bucket/prefix"),
         ("FLEXI_REGISTRY", "s3://", "s3://bucket/prefix"),
         ("FLEXI_MODEL", "/nowhere", "model_index.json"),
-        ("FLEXI_MAX_QUEUE_ROWS", "2", "at least max_images"),
         ("FLEXI_MAX_IMAGE", "2", "no such setting"),
     ],
 )

@@ -15,9 +15,9 @@ from engine.sampler import generate
 from registry.errors import InvalidInput, Overloaded
 from registry.schedule import Schedule, Segment
 from server.admission import Admission
-from server.dispatch import Dispatcher
+from server.dispatch import Dispatcher, gather
 from server.errors import GenerationFailed, NotReady
-from server.order import Order
+from server.order import Order, Ticket, macs_before
 
 MIXED = (Segment(partial=(1,), branch=2), Segment())
 
@@ -29,7 +29,7 @@ def model(tiny):
 
 @pytest.fixture
 def dispatcher(model):
-    return Dispatcher(model, Admission(max_rows=8), max_wave_rows=4)
+    return Dispatcher(model, Admission(max_seconds=60), max_wave_rows=4)
 
 
 @pytest.fixture
@@ -176,13 +176,65 @@ def test_the_thread_outlives_a_bug_in_a_turn(model, running, monkeypatch):
     assert running.alive
 
 
-def test_the_queue_is_bounded_and_a_request_is_taken_whole_or_not(model, dispatcher):
+def test_the_queue_is_bounded_and_a_request_is_taken_whole_or_not(model):
+    each = model.macs.of_program(order(model).program, 2)
+    dispatcher = Dispatcher(model, Admission(max_seconds=8.5, pace=1 / each), max_wave_rows=4)  # a second each
     dispatcher.submit([order(model, seed) for seed in range(6)])
     with pytest.raises(Overloaded) as refused:
         dispatcher.submit([order(model, seed) for seed in range(3)])
     assert refused.value.retry_after >= 1
     assert len(dispatcher._waiting) == 6
     dispatcher.submit([order(model, 8), order(model, 9)])
+
+
+@pytest.mark.parametrize("end", ["done", "cancelled", "failed"])
+def test_no_work_is_owed_when_all_have_left(model, end, monkeypatch):
+    admission = Admission(max_seconds=60, pace=1.0)
+    dispatcher = Dispatcher(model, admission, max_wave_rows=4)
+    futures = dispatcher.submit([order(model, seed) for seed in range(6)])
+    assert admission.seconds == 6 * model.macs.of_program(order(model).program, 2)
+    dispatcher.turn()
+    if end == "cancelled":
+        for future in futures:
+            future.cancel()
+        dispatcher.turn()
+    else:
+        if end == "failed":
+            monkeypatch.setattr(model.anatomy, "partial", lambda *_: 1 / 0)
+        finish(dispatcher, futures)
+    assert admission.seconds == 0
+
+
+def test_previews_are_the_clean_latents_on_the_way(model, dispatcher):
+    seen = []
+    wanted = replace(order(model, 5, segments=(Segment(),) * 4), previews=3)
+    futures = dispatcher.submit([wanted, order(model, 6)], lambda *preview: seen.append(preview))
+    clean = {}  # by position
+    while not futures[0].done():
+        dispatcher.turn()
+        for row, ticket in dispatcher._inflight.items():
+            if ticket.order is wanted:
+                clean[row.position] = dispatcher._waves.slots.clean(row.slots[0])
+    assert [(each, index) for each, index, _ in seen] == [(wanted, 0), (wanted, 1), (wanted, 2)]
+    for (_, _, pixels), latent in zip(seen, (clean[position] for position in (1, 2, 3)), strict=True):
+        torch.testing.assert_close(pixels, model.decode(latent[None])[0])
+    finish(dispatcher, futures)
+
+
+def test_a_preview_that_fails_costs_nobody_an_image(model, dispatcher):
+    def broken(*_):
+        raise RuntimeError("nobody listens")
+
+    futures = dispatcher.submit([replace(order(model, 5), previews=1)], broken)
+    finish(dispatcher, futures)
+    assert futures[0].result().macs > 0
+
+
+@pytest.mark.parametrize(("previews", "positions"), [(0, []), (1, [2]), (2, [1, 2]), (3, [1, 2, 3]), (9, [1, 2, 3])])
+def test_previews_are_spread_and_never_the_image_itself(model, previews, positions):
+    wanted = replace(order(model, segments=(Segment(),) * 4), previews=previews)
+    ticket = Ticket(wanted, 0.0, macs_before(wanted, model.macs))
+    assert ticket.preview_at == {position: i for i, position in enumerate(positions)}
 
 
 def test_rows_in_flight_are_bounded_too(model, dispatcher):
@@ -195,13 +247,13 @@ def test_rows_in_flight_are_bounded_too(model, dispatcher):
 def test_memory_bounds_what_is_in_flight(model):
     """One slot: two latents of 4×8×8 and the largest cached feature, all float32."""
     each = 4 * (2 * 4 * 8 * 8 + max(c * h * w for c, h, w in model.macs.features.values()))
-    dispatcher = Dispatcher(model, Admission(max_rows=8), max_wave_rows=4, cache_bytes=5 * each + 7)
+    dispatcher = Dispatcher(model, Admission(max_seconds=60), max_wave_rows=4, cache_bytes=5 * each + 7)
     futures = dispatcher.submit([order(model, seed) for seed in range(4)])
     dispatcher.turn()
     assert (len(dispatcher._inflight), len(dispatcher._waiting)) == (2, 2)
     finish(dispatcher, futures)
     with pytest.raises(InvalidInput, match="cache_mib"):
-        Dispatcher(model, Admission(max_rows=8), max_wave_rows=4, cache_bytes=2 * each - 1)
+        Dispatcher(model, Admission(max_seconds=60), max_wave_rows=4, cache_bytes=2 * each - 1)
 
 
 def test_a_tier_that_floods_does_not_shut_out_another(model, dispatcher):
@@ -214,21 +266,21 @@ def test_a_tier_that_floods_does_not_shut_out_another(model, dispatcher):
     finish(dispatcher, flood)
 
 
-def test_render_gives_up_all_when_one_fails(model, running):
+def test_gather_gives_up_all_when_one_fails(model, running):
     orders = [order(model, 1, prompt="poison"), *(order(model, seed) for seed in range(2, 6))]
 
     async def go():
         with pytest.raises(GenerationFailed):
-            await running.render(orders)
+            await gather(running.submit(orders))
         while running._inflight or running._waiting:
             await asyncio.sleep(0.01)
 
     asyncio.run(asyncio.wait_for(go(), 60))
 
 
-def test_render_can_be_cancelled(model, running):
+def test_gather_can_be_cancelled(model, running):
     async def go():
-        task = asyncio.create_task(running.render([order(model, seed) for seed in range(8)]))
+        task = asyncio.create_task(gather(running.submit([order(model, seed) for seed in range(8)])))
         await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -1,4 +1,4 @@
-"""One request: waiting ends when it is done, when the client leaves, or when time is over; the answer adds up."""
+"""One request: it ends when it is done, cancelled, when the client leaves, or when time is over; the answer adds up."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 from collections import Counter
+from concurrent.futures import Future
 
 import pytest
 import torch
@@ -14,12 +15,16 @@ from pydantic import ValidationError
 from server_model import small_model
 
 from registry.errors import InvalidInput, NotFound, Overloaded
-from server.admission import Admission
 from server.api import GenerateRequest
-from server.errors import ClientGone, DeadlineExceeded
-from server.generation import Generation, while_wanted
+from server.errors import Cancelled, ClientGone, DeadlineExceeded
+from server.generation import Finished, Generation, Partial
+from server.keys import ANONYMOUS, Key
 from server.order import Picture
+from server.plan import Planner
+from server.quota import Quotas
 from server.schedules import Schedules
+
+GREY = torch.full((3, 8, 8), 0.5)
 
 
 class Settings:
@@ -27,14 +32,21 @@ class Settings:
 
 
 class Renderer:
-    """Gives grey pictures, whose cost it makes up."""
+    """Gives grey pictures, whose cost it makes up, unless it is told to keep them."""
 
     def __init__(self):
-        self.orders = []
+        self.orders, self.futures, self.preview, self.keeps = [], [], None, False
 
-    async def render(self, orders):
-        self.orders = orders
-        return [Picture(torch.full((3, 8, 8), 0.5), 10, Counter(full=4), 0.001 * i, 0.5) for i, _ in enumerate(orders, 1)]
+    def submit(self, orders, preview=None):
+        self.orders, self.preview = orders, preview
+        self.futures = [Future() for _ in orders]
+        if not self.keeps:
+            self.finish()
+        return self.futures
+
+    def finish(self):
+        for i, future in enumerate(self.futures, 1):
+            future.set_result(Picture(GREY, 10, Counter(full=4), 0.001 * i, 0.5))
 
 
 @pytest.fixture
@@ -49,7 +61,8 @@ def model(tiny):
 
 @pytest.fixture
 def generation(model, renderer):
-    return Generation(model.ref, Schedules(lambda: None, model, 4), renderer, Settings())
+    planner = Planner(Schedules(lambda: None, model, 4), model.macs, lambda *_: 0.25, Settings())
+    return Generation(planner, renderer, Quotas())
 
 
 async def never():
@@ -60,8 +73,9 @@ async def at_once():
     return None
 
 
-def answer(generation, **fields):
-    return asyncio.run(generation.answer(GenerateRequest(prompt="ein Herz ♥", **fields), "id-1", never()))
+def answer(generation, gone=never, **fields):
+    request = GenerateRequest(prompt="ein Herz ♥", **fields)
+    return asyncio.run(generation.answer(request, "id-1", ANONYMOUS, gone()))
 
 
 def test_the_answer(generation, renderer):
@@ -69,6 +83,7 @@ def test_the_answer(generation, renderer):
     assert [order.seed for order in renderer.orders] == [5, 6, 7]
     assert {(order.guidance, order.tier) for order in renderer.orders} == {(3.0, "reference")}
     assert (response.macs, response.macs_per_image, response.queue_ms, response.denoise_ms) == (30, 10, 3.0, 500.0)
+    assert response.predicted_ms == 250
     assert response.steps.model_dump() == {"full": 4, "partial": 0, "null": 0}
     texts = [Image.open(io.BytesIO(base64.b64decode(data))).text for data in response.images]
     assert [text["seed"] for text in texts] == ["5", "6", "7"]
@@ -91,24 +106,95 @@ def test_refusals(generation, fields, error, param):
     assert refused.value.param == param
 
 
-@pytest.mark.parametrize(("gone", "seconds", "error"), [(at_once, 60, ClientGone), (never, 0.01, DeadlineExceeded)])
-def test_work_that_nobody_wants_is_cancelled(gone, seconds, error):
-    cancelled = []
+@pytest.mark.parametrize(
+    ("gone", "deadline_ms", "error"), [(at_once, None, ClientGone), (never, 10, DeadlineExceeded)], ids=["left", "late"]
+)
+def test_work_that_nobody_wants_is_given_up(generation, renderer, gone, deadline_ms, error):
+    renderer.keeps = True
+    with pytest.raises(error):
+        answer(generation, gone, num_images=2, deadline_ms=deadline_ms)
+    assert [future.cancelled() for future in renderer.futures] == [True, True]
+    assert len(generation.running) == 0
 
-    async def work():
-        try:
-            await never()
-        except asyncio.CancelledError:
-            cancelled.append(True)
-            raise
+
+def test_a_request_is_cancelled_by_its_id_and_its_key(generation, renderer):
+    renderer.keeps = True
 
     async def go():
-        with pytest.raises(error):
-            await while_wanted(work(), gone(), seconds)
-        await asyncio.sleep(0)
+        request = GenerateRequest(prompt="x")
+        mine = asyncio.create_task(generation.answer(request, "id-1", Key("me"), never()))
+        await asyncio.sleep(0.01)
+        assert generation.running.cancel("somebody else", "id-1") == 0
+        assert generation.running.cancel("me", "id-2") == 0
+        assert not mine.done()
+        assert generation.running.cancel("me", "id-1") == 1
+        with pytest.raises(Cancelled):
+            await mine
+        assert generation.running.cancel("me", "id-1") == 0
 
     asyncio.run(go())
-    assert cancelled
+    assert renderer.futures[0].cancelled()
+
+
+def streamed(generation, renderer, act, previews=2, **fields):
+    """What a stream of two images gives while `act(renderer)` plays the engine in another thread."""
+
+    async def go():
+        request = GenerateRequest(prompt="x", num_images=2, seed=7, **fields)
+        plan = await generation.planner.plan(request, "id-1", ANONYMOUS)
+        events = []
+        renderer.keeps = True
+        asyncio.get_running_loop().call_later(0.01, lambda: asyncio.ensure_future(asyncio.to_thread(act, renderer)))
+        try:
+            async for event in generation.stream(plan, previews):
+                events += [event]
+        except Exception as error:
+            events.append(error)
+        return events
+
+    return asyncio.run(asyncio.wait_for(go(), 30))
+
+
+def test_a_stream_gives_previews_and_each_image_when_it_is_done(generation, renderer):
+    def act(renderer):
+        renderer.preview(renderer.orders[1], 0, GREY)
+        renderer.futures[1].set_result(Picture(GREY, 10, Counter(full=4), 0.0, 0.5))
+        renderer.preview(renderer.orders[0], 0, GREY)
+        renderer.futures[0].set_result(Picture(GREY, 10, Counter(full=4), 0.0, 0.5))
+
+    events = streamed(generation, renderer, act)
+    assert [(type(event), event.image) for event in events] == [(Partial, 1), (Finished, 1), (Partial, 0), (Finished, 0)]
+    assert {order.previews for order in renderer.orders} == {2}
+    assert Image.open(io.BytesIO(base64.b64decode(events[1].png))).text["seed"] == "8"
+
+
+def test_a_stream_ends_with_the_error_of_an_image_and_gives_up_the_others(generation, renderer):
+    events = streamed(generation, renderer, lambda renderer: renderer.futures[0].set_exception(InvalidInput("no")))
+    assert [type(event) for event in events] == [InvalidInput]
+    assert renderer.futures[1].cancelled()
+
+
+def test_a_stream_keeps_its_deadline(generation, renderer):
+    (error,) = streamed(generation, renderer, lambda _: None, deadline_ms=30)
+    assert isinstance(error, DeadlineExceeded)
+    assert "30 ms" in error.message
+    assert all(future.cancelled() for future in renderer.futures)
+
+
+def test_what_is_refused_is_paid_back(generation, renderer, monkeypatch):
+    paid = []
+    monkeypatch.setattr(generation._quotas, "take", lambda key, macs: paid.append(macs))
+    monkeypatch.setattr(generation._quotas, "give_back", lambda key, macs: paid.append(-macs))
+    answer(generation)
+    assert len(paid) == 1
+
+    def full(*_):
+        raise Overloaded("full", retry_after=1)
+
+    monkeypatch.setattr(renderer, "submit", full)
+    with pytest.raises(Overloaded):
+        answer(generation, num_images=3)
+    assert paid == [paid[0], 3 * paid[0], -3 * paid[0]]
 
 
 @pytest.mark.parametrize(
@@ -131,13 +217,3 @@ def test_bounds(fields):
     with pytest.raises(ValidationError) as refused:
         GenerateRequest(**{"prompt": "my secret"} | fields)
     assert "my secret" not in str(refused.value)
-
-
-def test_the_waiting_time_is_the_backlog_at_the_measured_pace():
-    admission = Admission(max_rows=2)
-    admission.admit(0, 2, lambda: 0)
-    for _ in range(3):
-        admission.measured(macs=100, seconds=2.0)
-    with pytest.raises(Overloaded) as refused:
-        admission.admit(1, 2, lambda: 1000)
-    assert refused.value.retry_after == pytest.approx(20)

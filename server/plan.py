@@ -1,0 +1,110 @@
+"""What a request comes to: which schedule, which images, how much work, and when they should be done."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from time import monotonic
+
+from engine.macs import StepMacs
+from engine.program import Program
+from registry.errors import InvalidInput
+from server import metrics
+from server.api import AUTO, GenerateRequest
+from server.config import Settings
+from server.keys import Key
+from server.order import Order
+from server.schedules import REFERENCE, InForce, Schedules
+
+Forecast = Callable[[Program, int, int, str], float]
+"""(program, UNet rows of an image, images, tier) -> seconds until they would be done if they came now."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The schedule, an order for each image, their MACs and the predicted seconds; `limit`: the seconds it may take at most."""
+
+    request: GenerateRequest
+    request_id: str
+    key: Key
+    entry: InForce
+    orders: Sequence[Order]
+    macs: int
+    predicted: float
+    limit: float
+
+    @property
+    def seed(self) -> int:
+        """Of the first image; image i has seed + i."""
+        return self.orders[0].seed
+
+    @property
+    def label(self) -> str:
+        """The tier under which it is counted."""
+        return self.orders[0].tier
+
+
+class Planner:
+    """Chooses by what is in force and by the present load. Nothing is queued here."""
+
+    def __init__(
+        self, schedules: Schedules, macs: StepMacs, forecast: Forecast, settings: Settings, guides: bool = True
+    ) -> None:
+        """`guides`: whether the model knows classifier-free guidance; one that does not gets the scale 1 by default."""
+        self._schedules = schedules
+        self._macs = macs
+        self._forecast = forecast
+        self._settings = settings
+        self._guidance = settings.default_guidance if guides else 1.0
+
+    async def plan(self, request: GenerateRequest, request_id: str, key: Key) -> Plan:
+        """Raises `InvalidInput` and `NotFound`, which name the field."""
+        if request.num_images > self._settings.max_images:
+            raise InvalidInput(f"num_images: the limit is {self._settings.max_images}", param="num_images")
+        limit = math.inf if request.deadline_ms is None else request.deadline_ms / 1000
+        guidance = request.guidance_scale or self._guidance
+        unet_rows = 1 if guidance == 1 else 2
+        entry, predicted = await self._choose(request, unet_rows, limit)
+        first = Order(
+            program=entry.program,
+            prompt=request.prompt,
+            negative=request.negative_prompt,
+            guidance=guidance,
+            seed=secrets.randbelow(2**32) if request.seed is None else request.seed,
+            tier=entry.tier or metrics.CUSTOM,
+            deadline=monotonic() + limit,
+            key=key.name,
+            key_seconds=key.queue_seconds,
+        )
+        orders = [replace(first, seed=first.seed + i) for i in range(request.num_images)]
+        macs = len(orders) * self._macs.of_program(entry.program, unet_rows)
+        limit = min(limit, self._settings.request_seconds)
+        return Plan(request, request_id, key, entry, orders, macs, predicted, limit)
+
+    async def _choose(self, request: GenerateRequest, unet_rows: int, limit: float) -> tuple[InForce, float]:
+        """The schedule, and the predicted seconds.
+
+        `auto` with a deadline means the dearest tier below the teacher that should keep it, or the cheapest when none
+        should; without a deadline, the default tier.
+        """
+
+        def predicted(entry: InForce) -> float:
+            return self._forecast(entry.program, unet_rows, request.num_images, entry.tier or metrics.CUSTOM)
+
+        if request.schedule is not None:
+            entry = await asyncio.to_thread(self._schedules.explicit, request.schedule)
+        elif request.tier == AUTO and limit < math.inf:
+            tiers = self._schedules.tiers()  # the cheapest first
+            offers = [offer for offer in tiers if offer.tier != REFERENCE] or tiers
+            return next(
+                ((offer, seconds) for offer in reversed(offers) if (seconds := predicted(offer)) <= limit),
+                (offers[0], predicted(offers[0])),
+            )
+        elif request.tier in (None, AUTO):
+            entry = self._schedules.tier(self._schedules.default(self._settings.default_tier))
+        else:
+            entry = self._schedules.tier(request.tier)
+        return entry, predicted(entry)

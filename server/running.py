@@ -1,0 +1,67 @@
+"""The requests underway, so that anybody with their key can cancel one by its id."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Awaitable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from registry.errors import FlexiError
+from server.errors import DeadlineExceeded
+
+T = TypeVar("T")
+
+
+class Running:
+    """Of each key and request id, what stops it. Clients may send an id twice: then both are meant. One event loop's own."""
+
+    def __init__(self) -> None:
+        self._stops: defaultdict[tuple[str, str], set[asyncio.Event]] = defaultdict(set)
+
+    def __len__(self) -> int:
+        """How many requests are underway."""
+        return sum(map(len, self._stops.values()))
+
+    @contextmanager
+    def entered(self, key: str, request_id: str) -> Iterator[asyncio.Event]:
+        """While a request runs; the event is set when it should not go on."""
+        stop = asyncio.Event()
+        self._stops[key, request_id].add(stop)
+        try:
+            yield stop
+        finally:
+            self._stops[key, request_id].remove(stop)
+            if not self._stops[key, request_id]:
+                del self._stops[key, request_id]
+
+    def cancel(self, key: str, request_id: str) -> int:
+        """Stop this key's requests of this id; how many there were."""
+        stops = self._stops.get((key, request_id), set())
+        for stop in stops:
+            stop.set()
+        return len(stops)
+
+
+async def while_wanted(
+    work: Awaitable[T], ends: Sequence[tuple[Coroutine[Any, Any, Any], FlexiError]], seconds: float, limit: float | None = None
+) -> T:
+    """The result of `work`, unless one of `ends` comes first, whose error is raised, or time is over (`DeadlineExceeded`).
+
+    `seconds` are those left of `limit`, which the error tells. A plain API method of BentoML keeps running when the client
+    goes away, so somebody has to look.
+    """
+    task = asyncio.ensure_future(work)
+    watchers = {asyncio.ensure_future(end): error for end, error in ends}
+    try:
+        await asyncio.wait({task, *watchers}, timeout=max(seconds, 0.0), return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        for watcher, error in watchers.items():
+            if watcher.done():
+                raise error
+        raise DeadlineExceeded(f"not done after {(limit or seconds) * 1000:.0f} ms", param="deadline_ms")
+    finally:
+        for each in (task, *watchers):
+            each.cancel()
