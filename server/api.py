@@ -112,6 +112,12 @@ class ScheduleView(BaseModel):
     schedule: Schedule
 
 
+class CancelView(BaseModel):
+    """How many requests were cancelled."""
+
+    cancelled: int
+
+
 class ErrorBody(BaseModel):
     """Why a request was not answered."""
 

@@ -57,10 +57,16 @@ class UnsupportedMediaType(FlexiError):
     code = "unsupported_media_type"
 
 
+def fault(error: FlexiError) -> dict[str, str | None]:
+    """The error object, still without its request id."""
+    return {"code": error.code, "message": error.message, "param": error.param}
+
+
 def problem(error: FlexiError) -> JSONResponse:
     """The answer that says it. The edge adds the request id."""
-    fault = {"code": error.code, "message": error.message, "param": error.param}
-    response = JSONResponse({"error": fault}, status_code=error.status)
+    response = JSONResponse({"error": fault(error)}, status_code=error.status)
+    if isinstance(error, Cancelled | DeadlineExceeded):
+        response.headers["X-Should-Retry"] = "false"  # the official openai client would try again, which nobody wants
     if (seconds := getattr(error, "retry_after", None)) is not None:
         response.headers["Retry-After"] = str(math.ceil(seconds))
     return response

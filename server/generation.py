@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -84,7 +84,7 @@ class Generation:
             ends = [(gone, ClientGone("the client closed the connection")), (stop.wait(), CANCELLED)]
             return await while_wanted(self._make(plan), ends, plan.limit)
 
-    async def stream(self, plan: Plan, previews: int) -> AsyncIterator[Partial | Finished]:
+    async def stream(self, plan: Plan, previews: int) -> AsyncGenerator[Partial | Finished]:
         """Previews of each image as they come, and each image as soon as it is done. Raises members of `FlexiError`.
 
         Who stops listening closes the iterator, and the rows are given up.

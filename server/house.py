@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -32,11 +32,19 @@ log = logging.getLogger(__name__)
 class House:
     """A server that is open for requests."""
 
+    model: Model
     schedules: Schedules
     dispatcher: Dispatcher
     generation: Generation
     settings: Settings
     watch: asyncio.Task[None]
+    opened: int = field(default_factory=lambda: int(time.time()))  # Unix time
+
+    @property
+    def size(self) -> str:
+        """Of the images, as OpenAI writes it: width x height in pixels."""
+        height, width = self.model.image_size
+        return f"{width}x{height}"
 
     @property
     def default_tier(self) -> str:
@@ -61,7 +69,9 @@ async def open_house(settings: Settings) -> House:
     dispatcher.start()
     planner = Planner(schedules, model.macs, dispatcher.forecast, settings, guides=model.prompts.guides)
     generation = Generation(planner, dispatcher, Quotas())
-    return House(schedules, dispatcher, generation, settings, asyncio.create_task(schedules.watch(settings.watch_seconds)))
+    return House(
+        model, schedules, dispatcher, generation, settings, asyncio.create_task(schedules.watch(settings.watch_seconds))
+    )
 
 
 def _prepare(settings: Settings) -> tuple[Model, Schedules]:

@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from starlette.requests import Request
+
 from registry.errors import FlexiError
 from server.errors import DeadlineExceeded
 
@@ -42,6 +44,12 @@ class Running:
         for stop in stops:
             stop.set()
         return len(stops)
+
+
+async def disconnected(request: Request) -> None:
+    """Return when the client has gone. The body has been read, so nothing else can come."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 async def while_wanted(

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import bentoml
 from pydantic import Field
-from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from registry.errors import FlexiError, InvalidInput
@@ -19,6 +18,7 @@ from server.errors import NotReady, problem
 from server.house import House, open_house
 from server.keys import ANONYMOUS
 from server.log import configure
+from server.running import disconnected
 
 log = logging.getLogger(__name__)
 
@@ -75,8 +75,7 @@ class Flexiffusion:
         except FlexiError as error:
             ctx.response.status_code = error.status  # BentoML puts this one over the response's own
             return problem(error)
-        state.log.update(response.model_dump(include={"tier", "schedule", "arm", "macs", "queue_ms", "denoise_ms"}))
-        state.log["images"] = len(response.images)
+        state.log.update(v1.about(response))
         return response
 
     async def __is_ready__(self) -> bool:
@@ -113,9 +112,3 @@ def documents() -> JSONResponse:
         "content": {"application/json": {"schema": ERROR}},
     }
     return JSONResponse(spec)
-
-
-async def disconnected(request: Request) -> None:
-    """Return when the client has gone. The body has been read, so nothing else can come."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

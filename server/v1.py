@@ -1,16 +1,19 @@
-"""The read-only pages under /v1, as a small FastAPI application that is mounted into the service."""
+"""Everything under /v1, as a FastAPI application that is mounted into the service."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Path, Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 
-from registry.errors import FlexiError
-from server.api import REF, ErrorView, ScheduleView, Steps, TiersView, TierView
-from server.errors import NotReady, problem
+from registry.errors import FlexiError, NotFound
+from server import openai
+from server.api import REF, CancelView, ErrorView, GenerateResponse, ScheduleView, Steps, TiersView, TierView
+from server.errors import ClientGone, NotReady, problem
 from server.house import House
+from server.keys import ANONYMOUS, Key
+from server.running import disconnected, while_wanted
 from server.schedules import InForce
 
 app = FastAPI(title="Flexiffusion Serve", openapi_url=None, responses={"default": {"model": ErrorView}})
@@ -29,7 +32,12 @@ def _house(request: Request) -> House:
     return house
 
 
+def _key(request: Request) -> Key:
+    return getattr(request.state, "key", ANONYMOUS)
+
+
 Open = Annotated[House, Depends(_house)]
+Caller = Annotated[Key, Depends(_key)]
 
 
 @app.get("/v1/tiers")
@@ -48,6 +56,50 @@ def schedule(ref: Annotated[str, Path(pattern=REF)], house: Open) -> ScheduleVie
     """A schedule by version number, digest, or a digest's beginning."""
     entry = house.schedules.explicit(ref)
     return ScheduleView(digest=entry.digest, version=entry.version, schedule=entry.schedule)
+
+
+@app.delete("/v1/requests/{request_id}")
+def cancel(request_id: Annotated[str, Path(max_length=64)], house: Open, key: Caller) -> CancelView:
+    """Cancel the running requests with this X-Request-Id that came with the same API key; their rows are given up at once."""
+    if cancelled := house.generation.running.cancel(key.name, request_id):
+        return CancelView(cancelled=cancelled)
+    raise NotFound("no such request is running", param="request_id")
+
+
+@app.get("/v1/models")
+def models(house: Open) -> openai.ModelsView:
+    """The model, as OpenAI's clients list it."""
+    return openai.ModelsView(data=[openai.ModelView(id=house.model.ref.name, created=house.opened)])
+
+
+@app.get("/v1/models/{model}")
+def model(model: Annotated[str, Path(max_length=64)], house: Open) -> openai.ModelView:
+    """The model, by its name."""
+    if model != house.model.ref.name:
+        raise NotFound(f"this server has {house.model.ref.name}", param="model")
+    return openai.ModelView(id=model, created=house.opened)
+
+
+@app.post("/v1/images/generations", response_model=openai.ImagesAnswer)
+async def images(body: openai.ImagesRequest, request: Request, house: Open, key: Caller) -> Response | openai.ImagesAnswer:
+    """OpenAI's images API: whole, or as a stream of server-sent events."""
+    state, generation, size = request.state, house.generation, house.size
+    wanted = body.generate_request(house.model.ref.name, size, house.settings.max_images)
+    if not body.stream:
+        made = await generation.answer(wanted, state.request_id, key, disconnected(request))
+        state.log.update(about(made))
+        return openai.answer(made, size)
+    plan = await generation.planner.plan(wanted, state.request_id, key)
+    stream = generation.stream(plan, body.partial_images or 0)
+    gone = ClientGone("the client closed the connection")
+    first = await while_wanted(anext(stream), [(disconnected(request), gone)], plan.limit)  # so that a refusal has its status
+    return StreamingResponse(openai.events(plan, first, stream, size), media_type="text/event-stream")
+
+
+def about(made: GenerateResponse) -> dict[str, Any]:
+    """What a request's log line says of its answer."""
+    fields = made.model_dump(include={"tier", "schedule", "arm", "macs", "predicted_ms", "queue_ms", "denoise_ms"})
+    return fields | {"images": len(made.images)}
 
 
 def _tier_view(entry: InForce) -> TierView:

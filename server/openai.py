@@ -1,0 +1,193 @@
+"""The images API of OpenAI, for clients that speak it already: `quality` chooses the tier."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from registry.errors import FlexiError, InvalidInput
+from server.api import AUTO, REF, GenerateRequest, GenerateResponse
+from server.errors import fault
+from server.generation import Finished, Partial, response
+from server.plan import Plan
+
+Quality = Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"]
+TIERS: dict[Quality, str] = {
+    "auto": AUTO,
+    "low": "draft",
+    "medium": "balanced",
+    "standard": "balanced",
+    "high": "best",
+    "hd": "best",
+    "xhigh": "best",
+    "max": "reference",
+}
+QUALITIES: dict[str, Quality] = {"draft": "low", "fast": "low", "balanced": "medium", "best": "high", "reference": "max"}
+MAX_PREVIEWS = 3
+
+
+class ImagesRequest(BaseModel):
+    """`POST /v1/images/generations`. From `seed` on, fields are this server's own: `extra_body` of the official client."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, hide_input_in_errors=True)
+
+    prompt: Annotated[str, Field(min_length=1, max_length=1000, description="What to draw.")]
+    model: Annotated[str | None, Field(max_length=64, description="The model of GET /v1/models, or nothing.")] = None
+    n: Annotated[int | None, Field(ge=1, description="How many images.")] = None
+    size: Annotated[str | None, Field(pattern=r"^(auto|[0-9]{1,5}x[0-9]{1,5})$", description="`auto`, or the model's own.")] = (
+        None
+    )
+    quality: Annotated[
+        Quality | None,
+        Field(description="low, medium, high and max are the tiers draft, balanced, best and reference; auto is `auto`."),
+    ] = None
+    response_format: Annotated[Literal["b64_json"] | None, Field(description="Images come in the answer.")] = None
+    output_format: Annotated[Literal["png"] | None, Field(description="PNG files with their parameters.")] = None
+    background: Annotated[Literal["auto", "opaque"] | None, Field(description="Images have no alpha channel.")] = None
+    moderation: Annotated[Literal["auto", "low"] | None, Field(description="Accepted; this server moderates nothing.")] = None
+    stream: Annotated[bool | None, Field(description="Answer by server-sent events, each image as soon as it is done.")] = None
+    partial_images: Annotated[
+        int | None, Field(ge=0, le=MAX_PREVIEWS, description="Previews of each image on the way; needs `stream`.")
+    ] = None
+    user: Annotated[str | None, Field(min_length=1, max_length=128, description="User or session, for experiments.")] = None
+    seed: Annotated[int | None, Field(ge=0, le=2**63 - 1, description="Image i uses seed + i.")] = None
+    tier: Annotated[str | None, Field(min_length=1, max_length=64, description="A tier by name, instead of `quality`.")] = None
+    schedule: Annotated[str | None, Field(pattern=REF, description="A version number or a digest, instead of both.")] = None
+    negative_prompt: Annotated[str, Field(max_length=1000, description="What to keep away from.")] = ""
+    guidance_scale: Annotated[float | None, Field(ge=1, le=20, description="How strongly the prompt pulls.")] = None
+    deadline_ms: Annotated[int | None, Field(ge=1, description="Give up after so many milliseconds, with status 504.")] = None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        chosen = [name for name in ("quality", "tier", "schedule") if getattr(self, name) not in (None, "auto")]
+        if len(chosen) > 1:
+            raise ValueError(f"{chosen[1]}: give one of quality, tier and schedule")
+        if self.partial_images and not self.stream:
+            raise ValueError("partial_images: only with stream true")
+        if self.seed is not None and self.seed + (self.n or 1) - 1 > 2**63 - 1:
+            raise ValueError(f"seed: the last image's seed, seed + n - 1, must be at most {2**63 - 1}")
+        return self
+
+    def generate_request(self, model: str, size: str, max_images: int) -> GenerateRequest:
+        """The same in this server's own words. Raises `InvalidInput` for what this server or its model does not do."""
+        if self.model not in (None, model):
+            raise InvalidInput(f"model: this server has {model}", param="model")
+        if self.size not in (None, "auto", size):
+            raise InvalidInput(f"size: this model makes {size} only", param="size")
+        if (self.n or 1) > max_images:
+            raise InvalidInput(f"n: the limit is {max_images}", param="n")
+        tier = self.tier or (None if self.schedule else TIERS[self.quality or "auto"])
+        return GenerateRequest(
+            prompt=self.prompt,
+            negative_prompt=self.negative_prompt,
+            tier=tier,
+            schedule=self.schedule,
+            seed=self.seed,
+            num_images=self.n or 1,
+            guidance_scale=self.guidance_scale,
+            unit=self.user,
+            deadline_ms=self.deadline_ms,
+        )
+
+
+class ImageData(BaseModel):
+    """One image."""
+
+    b64_json: Annotated[str, Field(description="A PNG file in base64; its text chunks hold the parameters.")]
+
+
+class Served(BaseModel):
+    """What OpenAI's answers say of how an image was made."""
+
+    background: Literal["opaque"] = "opaque"
+    output_format: Literal["png"] = "png"
+    quality: Quality
+    size: str
+
+
+class ImagesAnswer(Served, GenerateResponse):
+    """OpenAI's answer, and beside it everything that `/generate` answers but the images, which are in `data`."""
+
+    created: Annotated[int, Field(description="Unix time in seconds.")]
+    data: list[ImageData]
+    images: Annotated[list[str], Field(exclude=True)]
+
+
+class ModelView(BaseModel):
+    """A model as OpenAI's clients list it."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: Annotated[int, Field(description="When this server began to serve it, in Unix time.")]
+    owned_by: str = "flexiffusion-serve"
+
+
+class ModelsView(BaseModel):
+    """The one model that this server has."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelView]
+
+
+def answer(made: GenerateResponse, size: str) -> ImagesAnswer:
+    """OpenAI's form of an answer."""
+    data = [ImageData(b64_json=image) for image in made.images]
+    return ImagesAnswer(**made.model_dump(), data=data, created=int(time.time()), size=size, quality=_quality(made.tier))
+
+
+async def events(
+    plan: Plan, first: Partial | Finished, rest: AsyncGenerator[Partial | Finished], size: str
+) -> AsyncIterator[bytes]:
+    """Server-sent events: `image_generation.partial_image`, `image_generation.completed` for each image, or an error.
+
+    The last image's event holds what the whole request took.
+    """
+    finished: list[Finished] = []
+    about: dict[str, Any] = Served(quality=_quality(plan.entry.tier), size=size).model_dump()
+    try:
+        async with aclosing(rest):
+            async for event in _chain(first, rest):
+                body = {**about, "created_at": int(time.time()), "b64_json": event.png, "image_index": event.image}
+                if isinstance(event, Partial):
+                    yield _event("image_generation.partial_image", body | {"partial_image_index": event.index})
+                    continue
+                finished.append(event)
+                body |= {"seed": plan.seed + event.image, "macs": event.picture.macs, "usage": NO_TOKENS}
+                if len(finished) == len(plan.orders):
+                    body |= {"request": _summary(plan, finished)}
+                yield _event("image_generation.completed", body)
+    except FlexiError as error:
+        yield _event("error", {"error": fault(error) | {"request_id": plan.request_id}})
+
+
+NO_TOKENS = {  # the official client's type wants them; a diffusion model has none
+    "input_tokens": 0,
+    "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
+    "output_tokens": 0,
+    "total_tokens": 0,
+}
+
+
+async def _chain(first: Partial | Finished, rest: AsyncIterator[Partial | Finished]) -> AsyncIterator[Partial | Finished]:
+    yield first
+    async for event in rest:
+        yield event
+
+
+def _summary(plan: Plan, finished: Sequence[Finished]) -> dict[str, Any]:
+    in_order = sorted(finished, key=lambda each: each.image)
+    made = response(plan, [each.picture for each in in_order], [])
+    return made.model_dump(mode="json", exclude={"images"})
+
+
+def _quality(tier: str | None) -> Quality:
+    return QUALITIES.get(tier or "", "auto")
+
+
+def _event(name: str, body: dict[str, Any]) -> bytes:
+    return f"event: {name}\ndata: {json.dumps({'type': name} | body)}\n\n".encode()

@@ -1,0 +1,190 @@
+"""The official openai client, unmodified, against POST /v1/images/generations; and requests that are cancelled by their id."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import threading
+import time
+
+import httpx
+import openai
+import pytest
+from PIL import Image
+
+PROMPT = "red heart"
+
+
+@pytest.fixture
+def api(server):
+    with openai.OpenAI(base_url=f"{server.address}/v1", api_key="unused", max_retries=0, timeout=120) as client:
+        yield client
+
+
+def picture(b64: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(b64)))
+
+
+@pytest.mark.parametrize(
+    ("quality", "tier"),
+    [
+        ("low", "draft"),
+        ("medium", "balanced"),
+        ("high", "best"),
+        ("max", "reference"),
+        ("auto", "balanced"),
+        (None, "balanced"),
+    ],
+)
+def test_quality_chooses_the_tier(server, api, quality, tier):
+    made = api.images.generate(prompt=PROMPT, **({"quality": quality} if quality else {}), extra_body={"seed": 3})
+    assert made.tier == tier
+    assert made.created == pytest.approx(time.time(), abs=3600)
+    assert made.size == "64x64"
+    assert picture(made.data[0].b64_json).text["tier"] == tier
+    assert made._request_id == made.request_id
+
+
+def test_it_answers_what_generate_answers(client, api):
+    fields = {"tier": "fast", "seed": 11, "negative_prompt": "blue", "guidance_scale": 2.0}
+    made = api.images.generate(prompt=PROMPT, n=2, user="anna", size="64x64", extra_body=fields).model_dump()
+    plain = client.post("/generate", json={"prompt": PROMPT, "num_images": 2, "unit": "anna"} | fields).json()
+    times = {"request_id", "predicted_ms", "queue_ms", "denoise_ms", "images"}
+    assert {key: made[key] for key in plain.keys() - times} == {key: plain[key] for key in plain.keys() - times}
+    assert len(made["data"]) == 2
+    assert "images" not in made
+
+
+def test_an_explicit_schedule(server, api):
+    digest = server.schedules["fast"].digest
+    made = api.images.generate(prompt=PROMPT, extra_body={"schedule": digest})
+    assert (made.schedule, made.tier) == (digest, None)
+
+
+def test_a_stream_shows_previews_and_then_the_same_image(api):
+    events = stream(api)
+    partial = [event for event in events if event.type == "image_generation.partial_image"]
+    (done,) = [event for event in events if event.type == "image_generation.completed"]
+    assert [event.partial_image_index for event in partial] == [0, 1, 2]
+    assert events[-1] is done
+    assert done.request["tier"] == "reference"
+    whole = api.images.generate(prompt=PROMPT, quality="max", extra_body={"seed": 1})
+    images = [picture(event.b64_json) for event in (*partial, done)]
+    last = [abs(a - b) for a, b in zip(images[-1].tobytes(), picture(whole.data[0].b64_json).tobytes(), strict=True)]
+    assert max(last) <= 1
+    assert done.request["macs"] == whole.macs
+
+
+def stream(api, n=1):
+    return list(api.images.generate(prompt=PROMPT, quality="max", n=n, stream=True, partial_images=3, extra_body={"seed": 1}))
+
+
+def test_a_stream_of_several_images_tells_which_is_which(api):
+    events = stream(api, n=2)
+    done = {event.image_index: event for event in events if event.type == "image_generation.completed"}
+    assert set(done) == {0, 1}
+    assert [picture(done[i].b64_json).text["seed"] for i in (0, 1)] == ["1", "2"]
+
+
+def test_the_async_client(server):
+    async def go():
+        async with openai.AsyncOpenAI(base_url=f"{server.address}/v1", api_key="unused", timeout=120) as client:
+            return await asyncio.gather(*[client.images.generate(prompt=PROMPT, quality="low") for _ in range(3)])
+
+    assert {made.tier for made in asyncio.run(go())} == {"draft"}
+
+
+def test_models(api):
+    (model,) = api.models.list().data
+    assert model.id == api.models.retrieve("emoji64").id == "emoji64"
+    with pytest.raises(openai.NotFoundError):
+        api.models.retrieve("dall-e-3")
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "param"),
+    [
+        ({"model": "dall-e-3"}, openai.BadRequestError, "model"),
+        ({"size": "512x512"}, openai.BadRequestError, "size"),
+        ({"size": "huge"}, openai.BadRequestError, "size"),
+        ({"n": 5}, openai.BadRequestError, "n"),
+        ({"n": 0}, openai.BadRequestError, "n"),
+        ({"response_format": "url"}, openai.BadRequestError, "response_format"),
+        ({"output_format": "webp"}, openai.BadRequestError, "output_format"),
+        ({"background": "transparent"}, openai.BadRequestError, "background"),
+        ({"partial_images": 2}, openai.BadRequestError, "partial_images"),
+        ({"style": "vivid"}, openai.BadRequestError, "style"),
+        ({"quality": "low", "extra_body": {"tier": "best"}}, openai.BadRequestError, "tier"),
+        ({"extra_body": {"tier": "nope"}}, openai.NotFoundError, "tier"),
+        ({"extra_body": {"schedule": "12345678"}}, openai.NotFoundError, "schedule"),
+        ({"stream": True, "extra_body": {"tier": "nope"}}, openai.NotFoundError, "tier"),
+    ],
+    ids=str,
+)
+def test_errors_are_the_clients_own(api, fields, error, param):
+    with pytest.raises(error) as refused:
+        api.images.generate(prompt=PROMPT, **fields)
+    assert refused.value.param == param
+    assert refused.value.request_id
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_deadline_is_not_tried_again(server, streamed):
+    seen = []
+    hooks = {"response": [lambda response: seen.append(response.status_code)]}
+    with httpx.Client(event_hooks=hooks) as http:
+        body = {"prompt": PROMPT, "quality": "max", "deadline_ms": 1, "stream": streamed}
+        reply = http.post(f"{server.address}/v1/images/generations", json=body)
+    assert (seen, reply.headers["x-should-retry"]) == ([504], "false")
+    assert reply.json()["error"]["param"] == "deadline_ms"
+
+
+def slow(server, request_id, streamed):
+    body = {"prompt": PROMPT, "quality": "max", "n": 4, "stream": streamed, "partial_images": 3 if streamed else None}
+    url, headers = f"{server.address}/v1/images/generations", {"X-Request-Id": request_id}
+    return httpx.post(url, json=body, headers=headers, timeout=120)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_request_is_cancelled_by_its_id(server, client, streamed):
+    replies, request_id = [], f"mine-{streamed}"
+    thread = threading.Thread(target=lambda: replies.append(slow(server, request_id, streamed)))
+    thread.start()
+    until = time.monotonic() + 60
+    while (reply := client.delete(f"/v1/requests/{request_id}")).status_code == 404:
+        assert time.monotonic() < until, "it was never running"
+    assert reply.json() == {"cancelled": 1}
+    thread.join(timeout=60)
+    if replies[0].status_code == 200:  # the stream had begun
+        last = replies[0].text.strip().rpartition("data: ")[2]
+        assert json.loads(last)["error"]["code"] == "cancelled"
+    else:
+        assert (replies[0].status_code, replies[0].json()["error"]["code"]) == (409, "cancelled")
+    settled(client)
+
+
+def test_a_stream_that_nobody_listens_to_frees_its_rows(server, client):
+    before = cancelled(client)
+    body = {"prompt": PROMPT, "quality": "max", "n": 4, "stream": True, "partial_images": 3}
+    with httpx.stream("POST", f"{server.address}/v1/images/generations", json=body, timeout=60) as reply:
+        next(reply.iter_lines())
+    until = time.monotonic() + 60
+    while cancelled(client) == before:
+        assert time.monotonic() < until, "the rows were not given up"
+        time.sleep(0.1)
+    settled(client)
+
+
+def cancelled(client) -> float:
+    lines = client.get("/metrics").text.splitlines()
+    wanted = 'flexi_images_total{arm="none",outcome="cancelled",tier="reference"}'
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(wanted))
+
+
+def settled(client) -> None:
+    until = time.monotonic() + 60
+    while "flexi_inflight_rows 0.0" not in client.get("/metrics").text:
+        assert time.monotonic() < until, "rows are still in the engine"
+        time.sleep(0.1)
