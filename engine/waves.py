@@ -29,7 +29,7 @@ class Row:
 
     noise (c, h, w): unit starting noise; `latent` is the result, once done. condition and negative have one UNet row each;
     with a negative, steps take two. `deadline`, in seconds of the policy's clock, and `waits`, the waves that went by without
-    this row, are for the policy only.
+    this row, are for the policy only. An `idle` row runs only in waves of its like, while no other row is in flight.
     """
 
     program: Program
@@ -40,6 +40,7 @@ class Row:
     deadline: float = math.inf
     position: int = 0
     waits: int = 0
+    idle: bool = False
     slots: list[int] = field(default_factory=list)
     latent: Tensor | None = None
     error: Exception | None = None
@@ -117,7 +118,7 @@ class Waves:
         """Let the policy form one wave, run it, advance its rows and let the done ones go. None when nothing is in flight."""
         if not self.rows:
             return None
-        chosen = self.policy.choose(self.rows, now)
+        chosen = self.policy.choose([row for row in self.rows if not row.idle] or self.rows, now)
         need, unet_rows = chosen[0].need, sum(row.unet_rows for row in chosen)
         failed = self._attempt(chosen)
         waiting = [row for row in self.rows if row not in chosen]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
@@ -30,6 +29,7 @@ from server.admission import Admission
 from server.errors import GenerationFailed, NotReady
 from server.forecast import Load
 from server.order import Order, Picture, Preview, Ticket, macs_before
+from server.queue import Queue
 from server.stages import Stages
 
 log = logging.getLogger(__name__)
@@ -55,13 +55,10 @@ class Dispatcher:
         self._admission = admission
         self._stages = Stages(model)
         self._policy = Balanced(max_unet_rows=max_wave_rows)
-        self._door = Door(self._policy)
         self._waves = Waves(model.anatomy, _slots(model, WAVES_IN_FLIGHT * max_wave_rows, cache_bytes), self._policy)
         metrics.cache_bytes.set(self._waves.slots.bytes)
-        self._waiting: deque[Ticket] = deque()
+        self._queue = Queue(Door(self._policy))
         self._inflight: dict[Row, Ticket] = {}
-        self._wake = threading.Condition()  # guards _waiting and _open
-        self._open = True
         self._failed_waves = 0  # in a row
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -71,9 +68,7 @@ class Dispatcher:
 
     def close(self) -> None:
         """Finish the current turn, fail what is left, stop. Blocks for a turn."""
-        with self._wake:
-            self._open = False
-            self._wake.notify()
+        self._queue.close()
         self._thread.join()
 
     @property
@@ -84,28 +79,30 @@ class Dispatcher:
     def submit(self, orders: Sequence[Order], preview: Preview | None = None) -> list[Future[Picture]]:
         """Queue all of these orders or none. Raises `Overloaded`, and `NotReady` when the engine is stopping.
 
-        All must be of one key. `preview` is called in the engine's thread.
+        All must be of one key, or all idle: those run while no client waits, and whoever submits them bounds them.
+        `preview` is called in the engine's thread.
         """
-        now, key = monotonic(), orders[0].key
+        now, first = monotonic(), orders[0]
         tickets = [Ticket(order, now, macs_before(order, self._model.macs), preview) for order in orders]
-        with self._wake:
-            if not self._open:
-                raise NotReady("the server is stopping")
-            self._admission.enter(key, sum(ticket.remaining_macs for ticket in tickets), orders[0].key_seconds)
-            self._waiting.extend(tickets)
-            metrics.queue_rows.set(len(self._waiting))
-            self._wake.notify()
+        macs = sum(ticket.remaining_macs for ticket in tickets)
+        if not first.idle:
+            self._admission.enter(first.key, macs, first.key_seconds)
+        try:
+            self._queue.put(tickets)
+        except NotReady:
+            if not first.idle:
+                self._admission.done(first.key, macs)
+            raise
+        metrics.queue_rows.set(len(self._queue))
         return [ticket.future for ticket in tickets]
 
     def forecast(self, program: Program, unet_rows: int, images: int, tier: str) -> float:
         """Seconds until so many images of this program would be done if they came now. Any thread may ask."""
-        waiting = Counter[str]()
-        for ticket in list(self._waiting):
-            waiting[ticket.tier] += ticket.remaining_macs
-        load = Load(waiting, list(self._inflight.values()), self._admission.seconds_per_mac, self._stages.seconds_per_image)
+        clients = [ticket for ticket in list(self._inflight.values()) if not ticket.order.idle]
+        pace, each = self._admission.seconds_per_mac, self._stages.seconds_per_image
         alone = sum(self._policy.curve.seconds(step.need, unet_rows) for step in program.steps)
         macs = images * self._model.macs.of_program(program, unet_rows)
-        return load.finish(tier, len(program.steps), macs, images, alone)
+        return Load(self._queue.macs(), clients, pace, each).finish(tier, len(program.steps), macs, images, alone)
 
     def turn(self) -> None:
         """Drop what nobody wants, take in what fits, run one wave, hand out what is done."""
@@ -116,7 +113,7 @@ class Dispatcher:
         for start in range(0, len(done), BATCH):
             self._each(done[start : start + BATCH], self._hand_out, "decoding")
         self._show([ticket for ticket in advanced if ticket.position in ticket.preview_at])
-        metrics.queue_rows.set(len(self._waiting))
+        metrics.queue_rows.set(len(self._queue))
         metrics.inflight_rows.set(len(self._inflight))
 
     def _run(self) -> None:
@@ -128,33 +125,37 @@ class Dispatcher:
                 self._fail([*self._inflight.values()], error, "scheduling")
                 self._give_up_after(FAILED_WAVES)
         stopping = NotReady("the server is stopping")
-        self._fail([*self._inflight.values(), *self._waiting], stopping, "")
+        self._fail([*self._inflight.values(), *self._queue.empty()], stopping, "")
 
     def _has_work(self) -> bool:
         """Sleep until there is something to do; False when it is time to stop."""
-        with self._wake:
-            self._wake.wait_for(lambda: self._waiting or self._inflight or not self._open)
-            return self._open
+        if not self._inflight:
+            self._queue.wait()
+        return self._queue.is_open
 
     def _drop_cancelled(self) -> None:
-        with self._wake:
-            gone = [ticket for ticket in (*self._waiting, *self._inflight.values()) if ticket.future.cancelled()]
-            self._waiting = deque(ticket for ticket in self._waiting if ticket not in gone)
-        for ticket in gone:
+        inflight = [ticket for ticket in self._inflight.values() if ticket.future.cancelled()]
+        for ticket in (*self._queue.drop_cancelled(), *inflight):
             self._leave(ticket, "cancelled")
 
     def _take_in(self) -> None:
-        room, tickets = self._waves.slots.free, list[Ticket]()
-        with self._wake:
-            while self._waiting and len(tickets) < BATCH:
-                ticket = self._door.next(self._waiting, monotonic())
-                if ticket.order.unet_rows > room:
-                    break
-                self._waiting.remove(ticket)
-                self._door.charge(ticket.tier, ticket.remaining_macs)
-                tickets.append(ticket)
-                room -= ticket.order.unet_rows
+        """Clients before idle work, which gives up its place as soon as one comes, and begins anew later."""
+        idle = [ticket for ticket in self._inflight.values() if ticket.order.idle]
+        room = self._waves.slots.free + sum(ticket.unet_rows for ticket in idle)
+        tickets = self._queue.take(room, BATCH)
+        if sum(ticket.unet_rows for ticket in tickets) > self._waves.slots.free:
+            self._send_back(idle)
+        if not tickets and not self._inflight:
+            tickets = self._queue.take_idle()
         self._each(tickets, self._encode, "encoding")
+
+    def _send_back(self, tickets: Sequence[Ticket]) -> None:
+        for ticket in tickets:
+            assert ticket.row is not None, "it was in flight"
+            self._waves.cancel(ticket.row)
+            del self._inflight[ticket.row]
+            ticket.restart()
+        self._queue.put_back(tickets)
 
     def _encode(self, tickets: list[Ticket]) -> None:
         start, rows = monotonic(), self._stages.encode(tickets)
@@ -188,8 +189,7 @@ class Dispatcher:
         self._failed_waves += 1
         if self._failed_waves >= limit:
             log.error("stopping after %d failed waves in a row", self._failed_waves)
-            with self._wake:
-                self._open = False
+            self._queue.close()
 
     def _account(self, wave: Wave, seconds: float) -> None:
         kind, total, now = wave.need.kind, 0, monotonic()
@@ -263,7 +263,8 @@ class Dispatcher:
 
     def _settle(self, ticket: Ticket, macs: int) -> None:
         ticket.settled += macs
-        self._admission.done(ticket.order.key, macs)
+        if not ticket.order.idle:
+            self._admission.done(ticket.order.key, macs)
 
 
 async def gather(futures: Sequence[Future[Picture]]) -> list[Picture]:

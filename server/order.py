@@ -37,6 +37,7 @@ class Order:
     key: str = "anonymous"
     key_seconds: float | None = None
     previews: int = 0
+    idle: bool = False  # only for what the engine does while no client waits
 
     @property
     def unet_rows(self) -> int:
@@ -125,6 +126,11 @@ class Ticket:
     def remaining_macs(self) -> int:
         """MACs still to run. Safe to ask from any thread; a step old at worst."""
         return self.macs_before[-1] - self.macs
+
+    def restart(self) -> None:
+        """Back to before the first step: what ran is lost."""
+        self.row, self.taken, self.denoised = None, 0.0, 0.0
+        self.steps.clear()
 
     def next_macs(self, steps: int) -> int:
         """MACs of the next so many steps, or of all that are left."""

@@ -42,6 +42,7 @@ class Stages:
                 order.guidance,
                 unwanted[order.negative] if order.unet_rows == 2 else None,
                 order.deadline,
+                idle=order.idle,
             )
             for order in orders
         ]

@@ -85,7 +85,7 @@ def test_an_order_cancelled_while_waiting_never_runs(model, dispatcher):
     (future,) = dispatcher.submit([order(model)])
     future.cancel()
     dispatcher.turn()
-    assert not dispatcher._waiting
+    assert not dispatcher._queue._waiting
     assert not dispatcher._inflight
 
 
@@ -183,7 +183,7 @@ def test_the_queue_is_bounded_and_a_request_is_taken_whole_or_not(model):
     with pytest.raises(Overloaded) as refused:
         dispatcher.submit([order(model, seed) for seed in range(3)])
     assert refused.value.retry_after >= 1
-    assert len(dispatcher._waiting) == 6
+    assert len(dispatcher._queue._waiting) == 6
     dispatcher.submit([order(model, 8), order(model, 9)])
 
 
@@ -240,7 +240,7 @@ def test_previews_are_spread_and_never_the_image_itself(model, previews, positio
 def test_rows_in_flight_are_bounded_too(model, dispatcher):
     futures = dispatcher.submit([order(model, seed) for seed in range(8)])
     dispatcher.turn()
-    assert (len(dispatcher._inflight), len(dispatcher._waiting)) == (4, 4)
+    assert (len(dispatcher._inflight), len(dispatcher._queue._waiting)) == (4, 4)
     finish(dispatcher, futures)
 
 
@@ -250,7 +250,7 @@ def test_memory_bounds_what_is_in_flight(model):
     dispatcher = Dispatcher(model, Admission(max_seconds=60), max_wave_rows=4, cache_bytes=5 * each + 7)
     futures = dispatcher.submit([order(model, seed) for seed in range(4)])
     dispatcher.turn()
-    assert (len(dispatcher._inflight), len(dispatcher._waiting)) == (2, 2)
+    assert (len(dispatcher._inflight), len(dispatcher._queue._waiting)) == (2, 2)
     finish(dispatcher, futures)
     with pytest.raises(InvalidInput, match="cache_mib"):
         Dispatcher(model, Admission(max_seconds=60), max_wave_rows=4, cache_bytes=2 * each - 1)
@@ -272,7 +272,7 @@ def test_gather_gives_up_all_when_one_fails(model, running):
     async def go():
         with pytest.raises(GenerationFailed):
             await gather(running.submit(orders))
-        while running._inflight or running._waiting:
+        while running._inflight or running._queue._waiting:
             await asyncio.sleep(0.01)
 
     asyncio.run(asyncio.wait_for(go(), 60))
@@ -285,7 +285,7 @@ def test_gather_can_be_cancelled(model, running):
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        while running._inflight or running._waiting:
+        while running._inflight or running._queue._waiting:
             await asyncio.sleep(0.01)
 
     asyncio.run(asyncio.wait_for(go(), 60))
@@ -301,3 +301,54 @@ def test_close_fails_what_is_left(model, running):
             raise AssertionError("closing must say why") from None
     with pytest.raises(NotReady):
         running.submit([order(model)])
+
+
+def idle(model, seed=0) -> Order:
+    return replace(order(model, seed, segments=(Segment(),) * 4), tier="shadow", idle=True)
+
+
+def test_idle_work_stands_still_while_a_client_is_served(model, dispatcher):
+    (background,) = dispatcher.submit([idle(model, 1)])
+    dispatcher.turn()
+    (row,) = dispatcher._inflight
+    assert row.position == 1
+    (client,) = dispatcher.submit([order(model, 2, segments=(Segment(),) * 4)])
+    for _ in range(4):
+        assert not client.done()
+        dispatcher.turn()
+    assert client.done(), "a wave was not the client's"
+    assert row.position == 1
+    finish(dispatcher, [background])
+    assert background.result().macs == model.macs.of_program(idle(model).program, 2)
+
+
+def test_idle_work_makes_room_for_clients_and_ends_as_it_would_have(model, dispatcher):
+    (alone,) = dispatcher.submit([idle(model, 1)])
+    finish(dispatcher, [alone])
+    (background,) = dispatcher.submit([idle(model, 1)])
+    dispatcher.turn()
+    clients = dispatcher.submit([order(model, seed) for seed in range(4)])  # all the memory there is
+    dispatcher.turn()
+    assert {ticket.order.idle for ticket in dispatcher._inflight.values()} == {False}
+    finish(dispatcher, [*clients, background])
+    torch.testing.assert_close(background.result().pixels, alone.result().pixels)
+    assert background.result().steps == alone.result().steps
+
+
+def test_idle_work_waits_for_clients_and_counts_in_no_queue(model):
+    admission = Admission(max_seconds=1, pace=1.0)
+    dispatcher = Dispatcher(model, admission, max_wave_rows=4)
+    background = dispatcher.submit([idle(model, seed) for seed in range(3)])
+    assert admission.seconds == len(dispatcher._queue) == 0
+    (client,) = dispatcher.submit([order(model, 9)])
+    finish(dispatcher, [client])
+    assert not any(future.done() for future in background)
+    background[0].cancel()
+    finish(dispatcher, background)
+    assert admission.seconds == 0
+
+
+def test_closing_ends_idle_work(model, running):
+    futures = running.submit([idle(model, seed) for seed in range(5)])
+    running.close()
+    assert all(future.done() for future in futures)
