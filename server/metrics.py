@@ -73,6 +73,7 @@ registry_last_success_timestamp_seconds = Gauge(
     multiprocess_mode="livemin",
 )  # fmt: skip
 registry_errors_total = Counter("flexi_registry_errors_total", "Looks at the registry that failed.")
+api_keys_errors_total = Counter("flexi_api_keys_errors_total", "Changed API key files that could not be used.")
 
 
 def page() -> bytes:
@@ -110,6 +111,3 @@ class _Present:
 def _folder() -> Path | None:
     name = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
     return Path(name) if name else None
-
-
-api_keys_errors_total = Counter("flexi_api_keys_errors_total", "Changed API key files that could not be used.")
