@@ -32,4 +32,6 @@ EXPOSE 3000
 # Live as soon as the process answers; whether it may get traffic is /readyz, which the orchestrator asks.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:3000/livez', timeout=2)"]
+# It listens on every address, so it starts only with FLEXI_API_KEYS (a mounted file) or with FLEXI_ALLOW_ANONYMOUS=true.
+# SIGTERM drains: stop it with more time than FLEXI_DRAIN_SECONDS.
 CMD ["bentoml", "serve", "server.service:Flexiffusion", "--host", "0.0.0.0", "--port", "3000"]

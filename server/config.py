@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from registry.errors import InvalidInput
@@ -50,6 +50,11 @@ class Settings(BaseSettings):
     request_seconds: Annotated[
         float, Field(gt=0, le=280, description="Longest time a request may take, whatever its deadline_ms.")
     ] = 240.0
+    drain_seconds: Annotated[
+        float, Field(ge=0, le=600, description="After SIGTERM, how long running requests may go on; then they get 503.")
+    ] = 30.0
+    api_keys: Annotated[Path | None, Field(description="File of API keys; without it, only this machine gets in.")] = None
+    allow_anonymous: Annotated[bool, Field(description="Listen beyond this machine without API keys.")] = False
     watch_seconds: Annotated[
         float, Field(ge=0.1, le=3600, description="Pause between two looks at the registry's aliases.")
     ] = 5.0
@@ -74,6 +79,12 @@ class Settings(BaseSettings):
         if "://" in url and not (url.startswith("s3://") and url.removeprefix("s3://").partition("/")[0]):
             raise ValueError("give a folder or s3://bucket/prefix")
         return url
+
+    @model_validator(mode="after")
+    def _either_keys_or_everybody(self) -> Self:
+        if self.api_keys and self.allow_anonymous:
+            raise ValueError("allow_anonymous: with api_keys every request needs a key; set one of the two")
+        return self
 
 
 def load() -> Settings:

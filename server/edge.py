@@ -1,4 +1,5 @@
-"""The edge of the HTTP server: an ASGI layer that gives every answer a request id and every error one shape.
+"""The edge of the HTTP server: an ASGI layer that lets in who may come in, and gives every answer a request id and every
+error one shape.
 
 BentoML, FastAPI and Starlette each have error bodies of their own. None of them can be configured away, so all answers
 pass here: an error that does not have our shape yet is put into it, whoever made it. Their own validation stays in use,
@@ -20,21 +21,27 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from registry.errors import FlexiError
 from server import metrics
-from server.errors import BodyTooLarge, ClientGone, UnsupportedMediaType, problem
+from server.drain import Drain
+from server.errors import BodyTooLarge, ClientGone, Unauthorized, UnsupportedMediaType, problem
+from server.keys import ANONYMOUS, Key, Keys
 
 log = logging.getLogger(__name__)
 
 MAX_BODY = 64 * 1024  # bytes; the longest valid request is a tenth of it
 RETRY_AFTER = "5"  # seconds, for a 429 or 503 that does not say it itself
-QUIET = {"/livez", "/readyz", "/healthz", "/metrics"}  # asked every few seconds: not worth a line
+PROBES = {"/livez", "/readyz", "/healthz", "/metrics"}  # asked every few seconds, also by those who have no key: no log lines
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class Edge:
-    """Wraps the application. What handlers put into `scope["state"]["log"]` gets into the request's log line."""
+    """Wraps the application. Handlers find `request_id` and `key` in `scope["state"]`, and what they put into its `log`
+    gets into the request's log line."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, drain: Drain, keys: Keys | None = None) -> None:
+        """Without `keys` everybody is `ANONYMOUS`."""
         self._app = app
+        self._drain = drain
+        self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -47,21 +54,46 @@ class Edge:
         scope["state"] = {**scope.get("state", {}), "request_id": request_id, "log": fields}
         answer = Answer(send, request_id)
         try:
-            if scope["method"] == "POST":
-                _refuse_other_types(Headers(scope=scope))
-                receive = await _read_body(receive)
-            await self._app(scope, receive, answer.send)
+            if scope["path"] in PROBES:
+                await self._app(scope, receive, answer.send)
+            else:
+                async with self._drain.request():
+                    await self._admit(scope, receive, answer.send)
         except FlexiError as error:
-            await problem(error)(scope, receive, answer.send)
+            if answer.status == 0:
+                await problem(error)(scope, receive, answer.send)
+            else:  # in the middle of a stream: returning breaks it off, which the client notices
+                fields["broken_off"] = error.code
         except Exception:
             log.exception("unhandled", extra={"fields": {"request_id": request_id}})
             if answer.status == 0:
                 await problem(FlexiError("internal error"))(scope, receive, answer.send)
-        if scope["path"] not in QUIET:
+        if scope["path"] not in PROBES:
+            metrics.http_responses_total.labels(answer.status).inc()
             if answer.code and answer.status not in (ClientGone.status, 500):
                 metrics.rejected_total.labels(answer.code).inc()
             line = {"request_id": request_id, "method": scope["method"], "path": scope["path"], "status": answer.status}
             log.info("request", extra={"fields": line | {"ms": round(1000 * (monotonic() - start), 1)} | fields})
+
+    async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope)
+        key = self._identify(headers)
+        scope["state"]["key"] = key
+        scope["state"]["log"]["key"] = key.name
+        if scope["method"] == "POST":
+            _refuse_other_types(headers)
+            receive = await _read_body(receive)
+        await self._app(scope, receive, send)
+
+    def _identify(self, headers: Headers) -> Key:
+        if self._keys is None:
+            return ANONYMOUS
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer":  # a proxy's own, or none
+            token = headers.get("x-api-key", "")
+        if key := self._keys.find(token.strip()):
+            return key
+        raise Unauthorized("give a valid API key: Authorization: Bearer KEY, or X-API-Key: KEY")
 
 
 class Answer:

@@ -6,14 +6,33 @@ import math
 
 from starlette.responses import JSONResponse
 
-from registry.errors import FlexiError
+from registry.errors import FlexiError, Overloaded
 
 
 class NotReady(FlexiError):
-    """The model is still loading, or the server is going down."""
+    """The model is still loading, or the engine has stopped."""
 
     status = 503
     code = "not_ready"
+
+
+class Stopping(NotReady):
+    """The server is going down; another one may take the request."""
+
+    code = "stopping"
+
+
+class Unauthorized(FlexiError):
+    """No API key, or one that is not in force."""
+
+    status = 401
+    code = "unauthorized"
+
+
+class QuotaExceeded(Overloaded):
+    """The key has used what it may use in a minute. `retry_after` is in seconds."""
+
+    code = "quota_exceeded"
 
 
 class DeadlineExceeded(FlexiError):
@@ -69,4 +88,8 @@ def problem(error: FlexiError) -> JSONResponse:
         response.headers["X-Should-Retry"] = "false"  # the official openai client would try again, which nobody wants
     if (seconds := getattr(error, "retry_after", None)) is not None:
         response.headers["Retry-After"] = str(math.ceil(seconds))
+    if isinstance(error, Unauthorized):
+        response.headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, Stopping):
+        response.headers["Connection"] = "close"  # the next request had better go elsewhere
     return response

@@ -17,12 +17,12 @@ from registry.errors import FlexiError, Overloaded
 from server import VERSION, metrics
 from server.api import GenerateRequest, GenerateResponse, Steps
 from server.dispatch import gather
-from server.errors import Cancelled, ClientGone, DeadlineExceeded
+from server.errors import Cancelled, ClientGone, DeadlineExceeded, QuotaExceeded
 from server.keys import Key
 from server.order import Order, Picture, Preview
 from server.pictures import png
 from server.plan import Plan, Planner
-from server.quota import QuotaExceeded, Quotas
+from server.quota import Quotas
 from server.running import Running, while_wanted
 
 OUTCOMES: dict[type[FlexiError], str] = {

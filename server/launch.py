@@ -10,11 +10,22 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 
 ROOT = Path(__file__).resolve().parent.parent
+SERVICE = "server.service:Flexiffusion"
+END_SECONDS = 60  # longer than a worker takes at most: FLEXI_DRAIN_SECONDS, and then its last resort
+
+
+@dataclass(frozen=True)
+class Served:
+    """A service that is ready: where clients find it, and BentoML's supervisor, whose children are the workers."""
+
+    address: str
+    supervisor: subprocess.Popen[bytes]
 
 
 @contextmanager
@@ -25,10 +36,23 @@ def serving(settings: Mapping[str, str], log: Path, port: int = 0, patience: flo
     seconds, and when `port` (0: any free one) is taken. The process and its children are ended on the way out, also when
     this process is told to end by SIGTERM.
     """
+    with started(settings, log, port, patience) as served:
+        yield served.address
+
+
+@contextmanager
+def started(
+    settings: Mapping[str, str],
+    log: Path,
+    port: int = 0,
+    patience: float = 180.0,
+    host: str = "127.0.0.1",
+    service: str = SERVICE,
+) -> Iterator[Served]:
+    """`serving`, on any address and with any variant of the service, and with the process itself for tests that end it."""
     port = _free_port(port)
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "bentoml", "serve", "server.service:Flexiffusion"]
-    command += ["--host", "127.0.0.1", "--port", str(port)]
+    command = [sys.executable, "-m", "bentoml", "serve", service, "--host", host, "--port", str(port)]
     environment = {**os.environ, "BENTOML_DO_NOT_TRACK": "true", **settings}
     with log.open("w") as output:
         process = subprocess.Popen(
@@ -38,7 +62,7 @@ def serving(settings: Mapping[str, str], log: Path, port: int = 0, patience: flo
         try:
             address = f"http://127.0.0.1:{port}"
             _wait_until_ready(address, process, log, patience)
-            yield address
+            yield Served(address, process)
         finally:
             _end(process)
             signal.signal(signal.SIGTERM, before)
@@ -59,12 +83,11 @@ def _wait_until_ready(address: str, process: subprocess.Popen[bytes], log: Path,
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the whole group: bentoml's supervisor starts workers of its own."""
-    for sign in (signal.SIGTERM, signal.SIGKILL):
-        with suppress(ProcessLookupError):  # the supervisor may be gone and its workers not
-            os.killpg(process.pid, sign)
+    """Ask the supervisor, who waits for its workers."""
+    for ask in (process.terminate, process.kill):
+        ask()
         with suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=15)
+            process.wait(timeout=END_SECONDS)
 
 
 def _end_of(log: Path, lines: int = 30) -> str:

@@ -1,13 +1,19 @@
-"""Every metric of the server; nothing else defines one. Labels have bounded sets of values, but for the
-digest and version of `schedule_info`, which grow by one with each promotion.
+"""Every metric of the server; nothing else defines one. Labels have bounded sets of values.
 
 Worker processes share them through prometheus_client's multiprocess files: gauges say how values of several workers
-combine, and a label set once used stays (`schedule_info` is 0 for what is not in force any more).
+combine. A label set once used stays in the files, so `page` leaves out what `schedule_info` says of the past.
 """
 
 from __future__ import annotations
 
-from prometheus_client import Counter, Gauge, Histogram
+import os
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 128)
@@ -26,6 +32,13 @@ forecast_ratio = Histogram(
     "flexi_forecast_ratio", "A request's time until its pixels over the predicted one.", ["tier"],
     buckets=(0.1, 0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2, 4, 10),
 )  # fmt: skip
+engine_up = Gauge(
+    "flexi_engine_up", "1 while the engine's thread takes orders; the least of all workers.", multiprocess_mode="livemin"
+)
+queue_seconds = Gauge(
+    "flexi_queue_seconds", "Predicted time for the work accepted and not done; the most of all workers.",
+    multiprocess_mode="livemax",
+)  # fmt: skip
 queue_rows = Gauge("flexi_queue_rows", "Images that wait for the engine.", multiprocess_mode="livesum")
 inflight_rows = Gauge("flexi_inflight_rows", "Images in the engine.", multiprocess_mode="livesum")
 cache_bytes = Gauge(
@@ -37,7 +50,20 @@ wave_seconds = Histogram("flexi_wave_seconds", "Duration of a wave.", ["kind"], 
 steps_total = Counter("flexi_steps_total", "Steps executed, and null steps jumped over.", ["kind", "tier"])
 macs_total = Counter("flexi_macs_total", "UNet MACs executed, guidance rows included.", ["tier", "arm", "kind"])
 image_macs = Histogram("flexi_image_macs", "UNet MACs executed for a finished image.", ["tier"], buckets=MACS)
+planned_macs_total = Counter(
+    "flexi_planned_macs_total", "MACs of finished images by the cost in their schedules' documents, if there.", ["tier"]
+)
+teacher_macs_total = Counter(
+    "flexi_teacher_macs_total", "MACs that the teacher would have taken for the finished images.", ["tier", "arm"]
+)
+planned_steps_total = Counter("flexi_planned_steps_total", "Steps of finished images by their schedules.", ["kind", "tier"])
+finished_steps_total = Counter(
+    "flexi_finished_steps_total", "Steps of finished images as executed or jumped over.", ["kind", "tier"]
+)
 images_total = Counter("flexi_images_total", "Images by how they ended.", ["tier", "arm", "outcome"])
+http_responses_total = Counter(
+    "flexi_http_responses_total", "Answers by HTTP status, without those to probes and /metrics.", ["status"]
+)
 rejected_total = Counter("flexi_rejected_total", "Requests refused, by error code.", ["reason"])
 relative_cost = Gauge(
     "flexi_relative_cost", "A tier's MACs relative to the teacher's.", ["tier"], multiprocess_mode="livemostrecent"
@@ -51,3 +77,41 @@ registry_last_success_timestamp_seconds = Gauge(
     multiprocess_mode="livemin",
 )  # fmt: skip
 registry_errors_total = Counter("flexi_registry_errors_total", "Looks at the registry that failed.")
+api_keys_errors_total = Counter("flexi_api_keys_errors_total", "Changed API key files that could not be used.")
+
+
+def page() -> bytes:
+    """The text for Prometheus: of all workers where there are several processes, and of this one else."""
+    registry = CollectorRegistry()
+    registry.register(_Present(MultiProcessCollector(None) if _folder() else REGISTRY))
+    return generate_latest(registry)
+
+
+def forget_dead_workers() -> None:
+    """Remove the gauges of processes that ended without saying so: their queue would be counted for ever."""
+    if folder := _folder():
+        for pid in {
+            int(found[1]) for file in folder.iterdir() if (found := re.fullmatch(r"gauge_live\w+_(\d+)\.db", file.name))
+        }:
+            if not Path(f"/proc/{pid}").exists():
+                with suppress(FileNotFoundError):  # another worker that starts does the same
+                    mark_process_dead(pid)
+
+
+class _Present:
+    """Ours of another collector's metrics, without the zeros of `schedule_info`."""
+
+    def __init__(self, source: MultiProcessCollector | CollectorRegistry) -> None:
+        self._source = source
+
+    def collect(self) -> Iterator[Metric]:
+        for metric in self._source.collect():
+            if metric.name == "flexi_schedule_info":
+                metric.samples = [sample for sample in metric.samples if sample.value]
+            if metric.name.startswith("flexi_"):
+                yield metric
+
+
+def _folder() -> Path | None:
+    name = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    return Path(name) if name else None

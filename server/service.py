@@ -11,23 +11,29 @@ from pydantic import Field
 from starlette.responses import JSONResponse
 
 from registry.errors import FlexiError, InvalidInput
-from server import VERSION, config, v1
+from server import VERSION, bind, config, metrics, v1
 from server.api import GenerateRequest, GenerateResponse
+from server.drain import Drain
 from server.edge import Edge
 from server.errors import NotReady, problem
 from server.house import House, open_house
-from server.keys import ANONYMOUS
+from server.keys import Keys
 from server.log import configure
 from server.running import disconnected
 
 log = logging.getLogger(__name__)
 
+LEAVE_SECONDS = 5.0  # for answers that are on their way when the engine is lost
 ERROR = {"$ref": "#/components/schemas/ErrorView"}
 
 try:
     settings = config.load()
+    bind.refuse_strangers(settings)
+    keys = Keys(settings.api_keys) if settings.api_keys else None
 except InvalidInput as wrong:
     raise SystemExit(f"error: {wrong.message}") from None
+
+drain = Drain()
 
 
 class Generate(GenerateRequest):
@@ -38,6 +44,7 @@ class Generate(GenerateRequest):
 
 @bentoml.service(
     workers=1,
+    http={"host": bind.HOST},
     traffic={"timeout": 300},  # above FLEXI_REQUEST_SECONDS' limit, so that our own 504 comes first; admission is ours
     logging={"access": {"enabled": False}},  # the edge writes one line per request
 )
@@ -52,6 +59,8 @@ class Flexiffusion:
     @bentoml.on_startup
     async def open(self) -> None:
         """Begin to load beside the event loop: /livez answers at once, /readyz when the model is warm."""
+        metrics.forget_dead_workers()
+        drain.at_sigterm(settings.drain_seconds)
         self._opening = asyncio.create_task(self._open())
 
     @bentoml.on_shutdown
@@ -69,9 +78,7 @@ class Flexiffusion:
             if self._house is None:
                 raise NotReady("the model is loading")
             request = Generate.model_construct(**fields)  # BentoML has validated them
-            response = await self._house.generation.answer(
-                request, state.request_id, getattr(state, "key", ANONYMOUS), disconnected(ctx.request)
-            )
+            response = await self._house.generation.answer(request, state.request_id, state.key, disconnected(ctx.request))
         except FlexiError as error:
             ctx.response.status_code = error.status  # BentoML puts this one over the response's own
             return problem(error)
@@ -80,7 +87,7 @@ class Flexiffusion:
 
     async def __is_ready__(self) -> bool:
         """For /readyz."""
-        return self._house is not None and self._house.dispatcher.alive
+        return self._house is not None and self._house.dispatcher.alive and not drain.stopping
 
     async def __is_alive__(self) -> bool:
         """For /livez: a server that failed to start or lost its engine asks to be restarted."""
@@ -94,10 +101,16 @@ class Flexiffusion:
             return
         v1.app.state.house = self._house
         log.info("ready", extra={"fields": {"tiers": [entry.tier for entry in self._house.schedules.tiers()]}})
+        metrics.engine_up.set(1)
+        while self._house.dispatcher.alive:
+            await asyncio.sleep(1)
+        metrics.engine_up.set(0)
+        log.error("the engine is lost: this process ends, so that another one takes its place")
+        drain.begin(LEAVE_SECONDS)
 
 
 service: Any = Flexiffusion  # the decorator made a bentoml.Service of the class; its annotations do not say so
-service.add_asgi_middleware(Edge)
+service.add_asgi_middleware(Edge, drain=drain, keys=keys)
 
 
 @v1.app.get("/docs.json", include_in_schema=False)

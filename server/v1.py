@@ -12,7 +12,7 @@ from server import openai
 from server.api import REF, CancelView, ErrorView, GenerateResponse, ScheduleView, Steps, TiersView, TierView
 from server.errors import ClientGone, NotReady, problem
 from server.house import House
-from server.keys import ANONYMOUS, Key
+from server.keys import Key
 from server.running import disconnected, while_wanted
 from server.schedules import InForce
 
@@ -33,7 +33,8 @@ def _house(request: Request) -> House:
 
 
 def _key(request: Request) -> Key:
-    return getattr(request.state, "key", ANONYMOUS)
+    key: Key = request.state.key
+    return key
 
 
 Open = Annotated[House, Depends(_house)]

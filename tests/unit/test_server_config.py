@@ -44,6 +44,8 @@ def test_values_are_read_once_and_frozen(monkeypatch):
         ("FLEXI_REGISTRY", "http://elsewhere", "s3://bucket/prefix"),
         ("FLEXI_REGISTRY", "s3://", "s3://bucket/prefix"),
         ("FLEXI_MODEL", "/nowhere", "model_index.json"),
+        ("FLEXI_DRAIN_SECONDS", "-1", "greater than or equal to 0"),
+        ("FLEXI_ALLOW_ANONYMOUS", "perhaps", "boolean"),
         ("FLEXI_MAX_IMAGE", "2", "no such setting"),
     ],
 )
@@ -53,6 +55,13 @@ def test_a_wrong_value_is_refused(monkeypatch, name, value, limit):
         config.load()
     assert refused.value.message.startswith(f"{name}: ")
     assert refused.value.param == name
+
+
+def test_keys_and_everybody_exclude_each_other(monkeypatch):
+    monkeypatch.setenv("FLEXI_API_KEYS", "keys.json")
+    monkeypatch.setenv("FLEXI_ALLOW_ANONYMOUS", "true")
+    with pytest.raises(InvalidInput, match=r"^FLEXI_ALLOW_ANONYMOUS: with api_keys every request needs a key"):
+        config.load()
 
 
 def test_all_faults_are_told_at_once(monkeypatch):

@@ -12,12 +12,16 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from registry.errors import NotFound, Overloaded
+from server.drain import Drain
 from server.edge import MAX_BODY, Edge, shaped
 from server.errors import problem
+from server.key_file import KeyEntry, KeyFile, sha256
+from server.keys import Keys
 
 
 async def echo(request):
-    return JSONResponse({"length": len(await request.body()), "id": request.state.request_id})
+    state = request.state
+    return JSONResponse({"length": len(await request.body()), "id": state.request_id, "key": state.key.name})
 
 
 async def known(_):
@@ -40,11 +44,23 @@ async def fine(_):
     return PlainTextResponse("fine", headers={"X-Own": "1"})
 
 
+def application():
+    paths = {"/known": known, "/busy": busy, "/broken": broken, "/down": down, "/fine": fine, "/livez": fine}
+    routes = [Route("/echo", echo, methods=["POST"]), *(Route(path, handler) for path, handler in paths.items())]
+    return Starlette(routes=routes)
+
+
 @pytest.fixture
 def client():
-    paths = {"/known": known, "/busy": busy, "/broken": broken, "/down": down, "/fine": fine}
-    routes = [Route("/echo", echo, methods=["POST"]), *(Route(path, handler) for path, handler in paths.items())]
-    return TestClient(Edge(Starlette(routes=routes)), raise_server_exceptions=False)
+    return TestClient(Edge(application(), Drain()), raise_server_exceptions=False)
+
+
+@pytest.fixture
+def locked(tmp_path):
+    """A client of a server with two keys."""
+    entries = tuple(KeyEntry(name=name, sha256=sha256(token)) for name, token in (("shop", "s3cret"), ("lab", "s4cret")))
+    (tmp_path / "keys.json").write_text(KeyFile(keys=entries).model_dump_json())
+    return TestClient(Edge(application(), Drain(), Keys(tmp_path / "keys.json")), raise_server_exceptions=False)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +94,11 @@ def test_good_answers_pass_unchanged(client):
 
 
 def test_the_application_reads_the_body_again(client):
-    assert client.post("/echo", json="x" * 100, headers={"X-Request-Id": "abc"}).json() == {"length": 102, "id": "abc"}
+    assert client.post("/echo", json="x" * 100, headers={"X-Request-Id": "abc"}).json() == {
+        "length": 102,
+        "id": "abc",
+        "key": "anonymous",
+    }
 
 
 def test_chunked_bodies_have_the_same_limit(client):
@@ -105,3 +125,58 @@ def test_only_json_comes_in(client, kind):
 def test_validation_errors_name_the_field(fault, code, message, param):
     status, error = shaped(422, json.dumps({"error": "1 validation error", "detail": [fault]}).encode())
     assert (status, error) == (400, {"code": code, "message": message, "param": param})
+
+
+@pytest.mark.parametrize(
+    ("headers", "name"),
+    [
+        ({"Authorization": "Bearer s3cret"}, "shop"),
+        ({"Authorization": "bearer  s4cret"}, "lab"),
+        ({"X-API-Key": "s4cret"}, "lab"),
+        ({"Authorization": "Basic cHJveHk6", "X-API-Key": "s3cret"}, "shop"),
+    ],
+)
+def test_a_key_says_who_asks(locked, headers, name):
+    assert locked.post("/echo", json={}, headers=headers).json()["key"] == name
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Authorization": "Bearer "},
+        {"Authorization": "Bearer s3cre"},
+        {"Authorization": "s3cret"},
+        {"Authorization": "Bearer wrong", "X-API-Key": "s3cret"},
+        {"Authorization": b"Bearer s3cret\xe9"},
+        {"X-API-Key": sha256("s3cret")},
+    ],
+)
+@pytest.mark.parametrize("path", ["/echo", "/fine", "/nowhere", "/livez/", "/docs.json"])
+def test_nobody_gets_in_without_a_key(locked, headers, path):
+    reply = locked.get(path, headers=headers)
+    assert (reply.status_code, reply.headers["www-authenticate"]) == (401, "Bearer")
+    error = reply.json()["error"]
+    assert (error["code"], error["request_id"]) == ("unauthorized", reply.headers["x-request-id"])
+    assert "s3cret" not in reply.text
+
+
+def test_an_unknown_client_cannot_make_the_server_read_its_body(locked):
+    def chunks():
+        yield b"x"
+        raise AssertionError("the body was read")
+
+    assert locked.post("/echo", content=chunks()).status_code == 401
+
+
+def test_probes_need_no_key(locked):
+    assert locked.get("/livez").status_code == 200
+
+
+def test_logs_have_the_name_and_not_the_key(locked, caplog):
+    with caplog.at_level("INFO", logger="server"):
+        locked.get("/fine", headers={"X-API-Key": "s3cret"})
+        locked.get("/fine", headers={"X-API-Key": "s3cret-not"})
+    lines = [record.fields for record in caplog.records]
+    assert [(line["status"], line.get("key")) for line in lines] == [(200, "shop"), (401, None)]
+    assert "s3cret" not in str(lines) + caplog.text

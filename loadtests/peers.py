@@ -1,0 +1,82 @@
+"""Our service beside a naive server and BentoML's own batching: same model, same tiers, same clients, one run.
+
+    python -m loadtests.peers --simulated            # a device that likes large batches; held to goals
+    python -m loadtests.peers --real                 # the bundled model on the CPU
+
+All servers stay up, and the rounds alternate between them, so that a machine with other things to do favours nobody: look at
+the ratios. Writes peers.json and peers.txt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from engine.models import load
+from loadtests.clients import Tally, drive
+from loadtests.contenders import contenders, running
+from loadtests.fluid import Fluid
+from loadtests.mixes import MODEL, Mix, mixes
+from loadtests.simulated import LABEL
+from loadtests.standings import goals, standing, table
+
+OUT = Path(".flexi/peers")
+
+
+def main() -> int:
+    """Run what the arguments ask for, print the tables, and return 1 when a goal is missed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    kind = parser.add_mutually_exclusive_group(required=True)
+    kind.add_argument("--simulated", action="store_true", help="UNet calls take 16 + 1·rows ms of sleep")
+    kind.add_argument("--real", action="store_true", help="the bundled model on the CPU")
+    parser.add_argument("--clients", type=int, nargs="+", default=[8, 16, 32, 64])
+    parser.add_argument("--seconds", type=float, default=20.0, help="measured in each round")
+    parser.add_argument("--warm-up", type=float, default=8.0, help="seconds before each round that are not measured")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--mix", choices=["fewer", "partial"], nargs="+", default=["fewer", "partial"])
+    parser.add_argument("--max-rows", type=int, default=16, help="UNet rows in one call, the same for everybody")
+    parser.add_argument("--only", nargs="+", help="names of servers; the others stay out")
+    given = parser.parse_args()
+    results = [compete(mix, given) for name, mix in mixes().items() if name in given.mix]
+    text = "\n\n".join(map(table, results))
+    (OUT / "peers.json").write_text(json.dumps(results, indent=1) + "\n")
+    (OUT / "peers.txt").write_text(text + "\n")
+    print(text)
+    return int(any(not goal["kept"] for result in results for goal in result["goals"]))
+
+
+def compete(mix: Mix, given: argparse.Namespace) -> dict[str, Any]:
+    """All servers on one mix: rounds of everybody in turn, for each number of clients."""
+    registry = OUT / f"registry-{mix.name}"
+    mix.publish(str(registry))
+    entrants = contenders(mix.name, given.simulated, registry, given.max_rows)
+    entrants = [entrant for entrant in entrants if not given.only or entrant.name in given.only]
+    shares, rows = mix.shares(load(MODEL).macs), []
+    with running(entrants, OUT / mix.name) as addresses:
+        for clients in given.clients:
+            tallies = {entrant.name: Tally() for entrant in entrants}
+            for seed in range(given.rounds):
+                for entrant in entrants:
+                    address = addresses[entrant.name]
+                    tally = asyncio.run(drive(address, entrant.body, clients, given.warm_up, given.seconds, seed))
+                    tallies[entrant.name] += tally
+                    print(f"{mix.name}, {clients} clients, round {seed + 1}, {entrant.name}: {tally.rate:.2f}/s", flush=True)
+            fluid = Fluid(clients, given.max_rows, shares)
+            rows += [standing(name, fluid, tally, tallies["ours"].rate) for name, tally in tallies.items()]
+    return {
+        "mix": f"{mix.name}: {mix.about}",
+        "device": LABEL if given.simulated else "the bundled model on the CPU",
+        "max_rows": given.max_rows,
+        "load_average": os.getloadavg()[0],
+        "rows": rows,
+        "goals": goals(rows) if given.simulated else [],
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

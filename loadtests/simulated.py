@@ -1,0 +1,67 @@
+"""A simulation, never a measurement of a GPU: a model whose UNet calls only take time, as on a device that likes large batches.
+
+A full step of `rows` UNet rows sleeps OWN_MS + EACH_MS · rows. A partial step sleeps its share of the full step's MACs of
+that. Sleeping releases the interpreter's lock, as waiting for a device does. The prediction is the latent itself, and
+cached features are zeros of their real size. The VAE's decoder, which belongs on the device too, only enlarges the latent.
+Everything else is real: text encoding, the latents' arithmetic, scheduling, slots, PNG, HTTP.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from engine.anatomy import Anatomy, UNet
+from engine.condition import Condition
+from engine.macs import StepMacs
+from engine.models import Model
+
+OWN_MS, EACH_MS = 16.0, 1.0
+LABEL = f"SIMULATION: a UNet call sleeps {OWN_MS:.0f} + {EACH_MS:.0f}·rows ms; the VAE decoder only enlarges"
+
+
+def call_seconds(rows: float, share: float = 1.0) -> float:
+    """What a UNet call of `rows` rows takes; `share` is a partial step's part of the full step's MACs."""
+    return share * (OWN_MS + EACH_MS * rows) / 1000
+
+
+def simulated(model: Model) -> Model:
+    """The same model on the simulated device."""
+    return replace(model, anatomy=SimulatedUNet(model.anatomy.unet, model.macs), decoder=Enlarge(model.decoder.scale))
+
+
+class SimulatedUNet(Anatomy):
+    """Sleeps instead of computing."""
+
+    def __init__(self, unet: UNet, macs: StepMacs) -> None:
+        super().__init__(unet)
+        self._macs = macs
+
+    def full(
+        self, sample: Tensor, timesteps: Tensor, condition: Condition, keep: Collection[int] = ()
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """As `Anatomy.full`, in simulated time."""
+        time.sleep(call_seconds(len(sample)))
+        shapes = self._macs.features
+        return sample, {branch: torch.zeros(len(sample), *shapes[branch]) for branch in keep if branch in shapes}
+
+    def partial(self, sample: Tensor, timesteps: Tensor, condition: Condition, branch: int, feature: Tensor) -> Tensor:
+        """As `Anatomy.partial`, in simulated time."""
+        time.sleep(call_seconds(len(sample), self._macs.of("partial", branch) / self._macs.of("full", 0)))
+        return sample
+
+
+@dataclass(frozen=True)
+class Enlarge:
+    """A decoder that takes no time: three of the latent's channels, `scale` times as wide and high."""
+
+    scale: int
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        """Latents (n, c, h, w) to images (n, 3, H, W)."""
+        return interpolate(latents[:, :3], scale_factor=float(self.scale))

@@ -1,0 +1,92 @@
+"""How the peers stand: rates and latencies of each, and the goals that ours is held to. Pure: numbers in, lines out."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from loadtests.clients import Tally
+from loadtests.fluid import Fluid
+from loadtests.mixes import TIERS
+
+MIN_RATE = 2.5  # times the request-level batcher's
+MAX_CHEAPEST = 0.2  # of the batcher's p50 of the cheapest tier
+MIN_FLUID = 0.97  # of the fluid limit
+MAX_SLOWDOWN = 1.3  # p95 of `reference` over its fair share
+
+
+def standing(name: str, fluid: Fluid, tally: Tally, ours: float) -> dict[str, Any]:
+    """One server at one number of clients; `ours` is our rate. Milliseconds."""
+    reference = tally.latencies["reference"]
+    return {
+        "server": name,
+        "clients": fluid.clients,
+        "requests": tally.requests,
+        "errors": tally.errors,
+        "rate": tally.rate,
+        "ours_over_it": ours / tally.rate if tally.rate else None,
+        "of_fluid": tally.rate / fluid.rate(tally) if tally.requests else None,
+        "reference_slowdown": float(np.percentile(reference, 95)) / fluid.fair_seconds("reference") if reference else None,
+        "p50_ms": {tier: _percentile(tally.latencies[tier], 50) for tier in TIERS},
+        "p95_ms": {tier: _percentile(tally.latencies[tier], 95) for tier in TIERS},
+    }
+
+
+def goals(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each goal at each number of clients: what was wanted, what was found, whether it is kept."""
+    found = []
+    for ours in (row for row in rows if row["server"] == "ours"):
+        clients, cheapest = ours["clients"], TIERS[0]
+        for batcher in (row for row in rows if row["server"].startswith("batcher") and row["clients"] == clients):
+            mine, its = ours["p50_ms"][cheapest], batcher["p50_ms"][cheapest]
+            found += [
+                _goal(clients, f"requests/s over those of {batcher['server']}", batcher["ours_over_it"], least=MIN_RATE),
+                _goal(
+                    clients,
+                    f"p50 of {cheapest} over that of {batcher['server']}",
+                    mine / its if mine and its else None,
+                    most=MAX_CHEAPEST,
+                ),
+            ]
+        found += [
+            _goal(clients, "of the fluid limit", ours["of_fluid"], least=MIN_FLUID),
+            _goal(clients, "p95 of reference over its fair share", ours["reference_slowdown"], most=MAX_SLOWDOWN),
+        ]
+    return found
+
+
+def table(result: dict[str, Any]) -> str:
+    """What `peers` writes, as text."""
+    console = Console(width=150, record=True, file=io.StringIO())
+    title = f"{result['device']}\nmix {result['mix']}; at most {result['max_rows']} UNet rows in a call"
+    columns = ("clients", "server", "req/s", "ours is", "of fluid", *(f"{tier} p50 / p95 ms" for tier in TIERS))
+    shown = Table(*columns, title=title, title_justify="left")
+    for row in result["rows"]:
+        times = (f"{_show(row['p50_ms'][tier], '.0f')} / {_show(row['p95_ms'][tier], '.0f')}" for tier in TIERS)
+        ratios = (f"{_show(row['ours_over_it'], '.2f')}×", _show(row["of_fluid"], ".3f"))
+        shown.add_row(str(row["clients"]), row["server"], f"{row['rate']:.2f}", *ratios, *times)
+    console.print(shown)
+    for goal in result["goals"]:
+        wanted = f"at least {goal['least']}" if goal["least"] is not None else f"at most {goal['most']}"
+        verdict = "kept  " if goal["kept"] else "MISSED"
+        console.print(f"{verdict} {goal['clients']:3} clients: {_show(goal['found'], '.3f')} {goal['what']} ({wanted})")
+    return console.export_text().rstrip()
+
+
+def _goal(
+    clients: int, what: str, found: float | None, least: float | None = None, most: float | None = None
+) -> dict[str, Any]:
+    kept = found is not None and (least is None or found >= least) and (most is None or found <= most)
+    return {"clients": clients, "what": what, "found": found, "least": least, "most": most, "kept": kept}
+
+
+def _percentile(seconds: list[float], share: float) -> float | None:
+    return 1000 * float(np.percentile(seconds, share)) if seconds else None
+
+
+def _show(number: float | None, form: str) -> str:
+    return "–" if number is None else format(number, form)

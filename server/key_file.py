@@ -1,0 +1,109 @@
+"""API keys at rest: the file that FLEXI_API_KEYS names.
+
+A key is a random token of 256 bits, and the file holds its plain SHA-256. Slow and salted hashes protect secrets that
+people choose and others can guess; 2²⁵⁶ tokens cannot be tried, so they would protect nothing here and cost every request.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, ValidationError, field_validator
+
+from registry.errors import InvalidInput, StoreUnavailable
+from registry.schedule import Document, Name
+
+EVERYBODY = "anonymous"  # the name of requests without a key: no key may have it
+
+
+class KeyEntry(Document):
+    """A key's name, the SHA-256 of the key, and what its holder may use; None is no limit."""
+
+    name: Name
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    macs_per_minute: Annotated[int | None, Field(ge=1)] = None
+    queue_seconds: Annotated[float | None, Field(gt=0)] = None
+    note: str = ""
+
+    @field_validator("name")
+    @classmethod
+    def _is_somebody(cls, name: str) -> str:
+        if name == EVERYBODY:
+            raise ValueError(f"{name!r} is the name of requests without a key")
+        return name
+
+
+class KeyFile(Document):
+    """The whole file."""
+
+    keys: tuple[KeyEntry, ...] = ()
+
+    @field_validator("keys")
+    @classmethod
+    def _are_told_apart(cls, keys: tuple[KeyEntry, ...]) -> tuple[KeyEntry, ...]:
+        for field in ("name", "sha256"):
+            values = [getattr(entry, field) for entry in keys]
+            if twice := {value for value in values if values.count(value) > 1}:
+                raise ValueError(f"the {field} {min(twice)} is there twice")
+        return keys
+
+
+def sha256(token: str) -> str:
+    """What is kept of a key: 64 hex digits."""
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def read(path: Path) -> KeyFile:
+    """The document in this file. Raises `InvalidInput` that names the file and the fault, never what stands there."""
+    try:
+        return KeyFile.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise InvalidInput(f"FLEXI_API_KEYS: cannot read {path}: {error.strerror}", param="api_keys") from error
+    except ValidationError as error:
+        raise InvalidInput(f"FLEXI_API_KEYS: {path}: {first_fault(error)}", param="api_keys") from None
+
+
+@contextmanager
+def changing(path: Path) -> Iterator[list[KeyEntry]]:
+    """The entries, to be changed in place; a missing file has none. Raises `InvalidInput` and `StoreUnavailable`.
+
+    Only one process changes a folder's keys at a time, and the file is the old one or the new one, never half of it.
+    """
+    try:
+        lock = os.open(path.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            entries = list(read(path).keys) if path.exists() else []
+            yield entries
+            _replace(path, KeyFile(keys=tuple(entries)).model_dump_json(indent=1).encode() + b"\n")
+            os.fsync(lock)
+        finally:
+            os.close(lock)
+    except OSError as error:
+        raise StoreUnavailable(f"cannot change {path}: {error.strerror}", param="file") from error
+
+
+def first_fault(error: ValidationError) -> str:
+    """The first thing that is wrong, and where; without the value, which may be a secret."""
+    fault = error.errors(include_url=False, include_input=False)[0]
+    place = ".".join(str(part) for part in fault["loc"])
+    return f"{place}: {fault['msg']}" if place else fault["msg"]
+
+
+def _replace(path: Path, data: bytes) -> None:
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".keys-", delete=False) as file:  # its mode is 0600
+        temporary = Path(file.name)
+        try:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
