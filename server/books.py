@@ -16,5 +16,6 @@ def balance(ticket: Ticket) -> None:
         metrics.planned_steps_total.labels(kind, order.tier).inc(steps)
         metrics.finished_steps_total.labels(kind, order.tier).inc(ticket.steps[kind])
     cost = schedule.cost
+    metrics.teacher_macs_total.labels(order.tier, order.arm).inc(order.teacher_macs)
     metrics.planned_macs_total.labels(order.tier).inc(order.unet_rows * cost.macs / cost.rows if cost else ticket.macs)
     metrics.image_macs.labels(order.tier).observe(ticket.macs)

@@ -24,13 +24,14 @@ from engine.program import Program
 from engine.slots import Slots, slot_bytes
 from engine.waves import Row, Wave, Waves
 from registry.errors import FlexiError, InvalidInput
-from server import metrics
+from server import books, metrics
 from server.admission import Admission
 from server.errors import GenerationFailed, NotReady
 from server.forecast import Load
 from server.order import Order, Picture, Preview, Ticket, macs_before
 from server.queue import Queue
 from server.stages import Stages
+from server.tracing import journey
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ class Dispatcher:
         `preview` is called in the engine's thread.
         """
         now, first = monotonic(), orders[0]
-        tickets = [Ticket(order, now, macs_before(order, self._model.macs), preview) for order in orders]
+        tickets = [Ticket(order, now, macs_before(order, self._model.macs), preview, journey=journey()) for order in orders]
         macs = sum(ticket.remaining_macs for ticket in tickets)
         if not first.idle:
             self._admission.enter(first.key, macs, first.key_seconds)
@@ -158,10 +159,12 @@ class Dispatcher:
         self._queue.put_back(tickets)
 
     def _encode(self, tickets: list[Ticket]) -> None:
-        start, rows = monotonic(), self._stages.encode(tickets)
+        start, rows, now = monotonic(), self._stages.encode(tickets), monotonic()
         for ticket, row in zip(tickets, rows, strict=True):  # nothing below can fail: a retry must find no half of a batch
             ticket.row, ticket.taken = row, start
             metrics.stage_seconds.labels("queue").observe(start - ticket.queued)
+            ticket.journey.add("queue", ticket.queued, start)
+            ticket.journey.add("encode", start, now, images=len(rows))
             self._inflight[row] = ticket
             self._waves.add(row)
 
@@ -181,7 +184,7 @@ class Dispatcher:
             self._give_up_after(FAILED_WAVES)
             return []
         self._failed_waves = 0
-        self._account(wave, monotonic() - start)
+        self._account(wave, start)
         return [self._inflight[row] for row in wave.rows]
 
     def _give_up_after(self, limit: int) -> None:
@@ -191,27 +194,31 @@ class Dispatcher:
             log.error("stopping after %d failed waves in a row", self._failed_waves)
             self._queue.close()
 
-    def _account(self, wave: Wave, seconds: float) -> None:
+    def _account(self, wave: Wave, start: float) -> None:
         kind, total, now = wave.need.kind, 0, monotonic()
+        seconds = now - start
         for ticket in (self._inflight[row] for row in wave.rows):
             macs, null = ticket.ran(wave.need)
             ticket.denoised, total = now, total + macs
             self._settle(ticket, macs)
+            ticket.journey.add(kind, start, now, branch=wave.need.branch, unet_rows=wave.unet_rows)
             metrics.macs_total.labels(ticket.order.tier, ticket.order.arm, kind).inc(macs)
             metrics.steps_total.labels(kind, ticket.order.tier).inc()
             metrics.steps_total.labels("null", ticket.order.tier).inc(null)
         metrics.wave_rows.labels(kind).observe(wave.unet_rows)
         metrics.wave_seconds.labels(kind).observe(seconds)
+        metrics.queue_seconds.set(self._admission.seconds)
         self._admission.measured(total, seconds)
         if not wave.failed:  # else it was several calls
             self._policy.curve.observe(wave.need, wave.unet_rows, seconds)
 
     def _hand_out(self, tickets: list[Ticket]) -> None:
-        images = self._stages.decode([ticket.latent for ticket in tickets])
+        start, images, now = monotonic(), self._stages.decode([ticket.latent for ticket in tickets]), monotonic()
         for ticket, pixels in zip(tickets, images, strict=True):
             spent = ticket.denoised - ticket.taken
             metrics.stage_seconds.labels("denoise").observe(spent)
-            metrics.image_macs.labels(ticket.order.tier).observe(ticket.macs)
+            ticket.journey.add("decode", start, now, images=len(tickets))
+            books.balance(ticket)
             self._leave(ticket, "ok")
             with suppress(InvalidStateError):  # cancelled this very moment
                 ticket.future.set_result(Picture(pixels, ticket.macs, ticket.steps, ticket.taken - ticket.queued, spent))
@@ -260,6 +267,7 @@ class Dispatcher:
             self._inflight.pop(ticket.row, None)
         self._settle(ticket, ticket.macs_before[-1] - ticket.settled)
         metrics.images_total.labels(ticket.order.tier, ticket.order.arm, outcome).inc()
+        ticket.journey.end(monotonic(), tier=ticket.order.tier, outcome=outcome)
 
     def _settle(self, ticket: Ticket, macs: int) -> None:
         ticket.settled += macs

@@ -16,6 +16,7 @@ from engine.macs import StepMacs
 from engine.program import Need, Program
 from engine.waves import Row
 from server.metrics import CUSTOM, NO_ARM
+from server.tracing import UNTRACED, Journey
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Order:
     key: str = "anonymous"
     key_seconds: float | None = None
     previews: int = 0
+    teacher_macs: int = 0  # of the same image, had the teacher made it
     idle: bool = False  # only for what the engine does while no client waits
 
     @property
@@ -77,6 +79,7 @@ class Ticket:
     settled: int = 0  # MACs that admission counts no longer
     steps: Counter[str] = field(default_factory=Counter)
     row: Row | None = None
+    journey: Journey = UNTRACED
     waits: int = 0  # a policy asks, and a ticket that is not in the engine yet lets no wave go by
     future: Future[Picture] = field(default_factory=Future)
 

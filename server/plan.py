@@ -78,6 +78,7 @@ class Planner:
             deadline=monotonic() + limit,
             key=key.name,
             key_seconds=key.queue_seconds,
+            teacher_macs=round(self._macs.of_program(entry.program, unet_rows) / entry.relative_cost),
         )
         orders = [replace(first, seed=first.seed + i) for i in range(request.num_images)]
         macs = len(orders) * self._macs.of_program(entry.program, unet_rows)
