@@ -122,7 +122,7 @@ def test_a_request_is_cancelled_by_its_id_and_its_key(generation, renderer):
 
     async def go():
         request = GenerateRequest(prompt="x")
-        mine = asyncio.create_task(generation.answer(request, "id-1", Key("me"), never()))
+        mine = asyncio.create_task(generation.answer(request, "id-1", Key("me", None, None), never()))
         await asyncio.sleep(0.01)
         assert generation.running.cancel("somebody else", "id-1") == 0
         assert generation.running.cancel("me", "id-2") == 0
