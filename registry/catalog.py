@@ -12,14 +12,17 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from registry.errors import Conflict, FlexiError, InvalidInput, NotFound, Tampered
+from registry.errors import Conflict, FlexiError, InvalidInput, NotFound, Tampered, Unsupported
 from registry.records import Alias, Audit, Promotion, Resolved, Target, Text, Version
 from registry.schedule import Name, Schedule
 from registry.store import ObjectStore
+
+if TYPE_CHECKING:
+    from registry.signing import SigningKey, TrustedKeys
 
 log = logging.getLogger(__name__)
 
@@ -52,12 +55,20 @@ class Catalog:
     """The schedules of one model: content-addressed, immutable, numbered; and the tiers that point at them."""
 
     def __init__(
-        self, store: ObjectStore, model: str, *, clock: Callable[[], datetime] = now, author: str | None = None
+        self,
+        store: ObjectStore,
+        model: str,
+        *,
+        clock: Callable[[], datetime] = now,
+        author: str | None = None,
+        trusted: TrustedKeys | None = None,
     ) -> None:
+        """With `trusted` keys, `schedule` and what calls it raise `Untrusted` for a schedule that none of them signed."""
         self.model = _checked(_NAME, model, "model")
         self.author = _checked(_TEXT, author or whoami(), "author")
         self.store = store
         self._clock = clock
+        self._trusted = trusted
         self._read_versions: dict[int, Version] = {}  # they never change: each is read once
 
     def publish(self, schedule: Schedule, note: str = "") -> Version:
@@ -91,15 +102,37 @@ class Catalog:
     def schedule(self, digest: str) -> Schedule:
         """The schedule with this (whole) digest. What was read is verified."""
         key = self._schedule_key(digest)
+        data = self._get(key, f"schedule {digest}")
         try:
-            schedule = Schedule.parse(self._get(key, f"schedule {digest}"))
+            schedule = Schedule.parse(data)
         except InvalidInput as error:
             raise Tampered(f"{key} is not a schedule: {error.message}", param=key) from error
+        except Unsupported as error:
+            raise Unsupported(f"{key} cannot be read: {error.message}", param=key) from error
         if schedule.digest != digest:
             raise Tampered(f"{key} was changed after it was published: its digest is {schedule.digest}", param=key)
         if schedule.model.name != self.model:
             raise Tampered(f"{key} is for the model {schedule.model.name}, not {self.model}", param=key)
+        if self._trusted:
+            self._trusted.check(key, data, lambda by: self.store.get(self._signature_key(digest, by)).data)
         return schedule
+
+    def sign(self, schedule: Schedule, key: SigningKey) -> None:
+        """Vouch for a published schedule and its description. Signing again changes nothing.
+
+        Raises `Conflict` if what was published under its digest is described otherwise: nobody should sign what they did
+        not see. Raises `Tampered` if something else lies where the signature belongs.
+        """
+        stored = self._get(self._schedule_key(schedule.digest), f"schedule {schedule.digest}")
+        if stored != schedule.document():
+            message = f"schedule {schedule.digest} was published with another description: look at it, and sign that one"
+            raise Conflict(message, param="sign")
+        name, signature = self._signature_key(schedule.digest, key.id), key.sign(stored).document()
+        try:
+            self.store.create(name, signature)
+        except Conflict:
+            if self.store.get(name).data != signature:
+                raise Tampered(f"{name} is not the signature that this key makes: remove it first", param=name) from None
 
     def version(self, number: int) -> Version:
         """The record of one version."""
@@ -141,6 +174,11 @@ class Catalog:
     def alias(self, tier: str) -> Alias:
         """What a tier means now, and meant before."""
         return self._alias(tier)[0]
+
+    def moved(self, tier: str, etag: str) -> tuple[Alias, str] | None:
+        """A tier's alias and its etag if that is another than the one seen last; None while nothing moved."""
+        found = self.store.changed(self._alias_key(tier), etag)
+        return found and (self._read_alias(tier, found.data), found.etag)
 
     def aliases(self) -> list[Alias]:
         """The aliases of all tiers, sorted by name. One that is damaged fails the call: see `tiers` to read one by one."""
@@ -236,10 +274,14 @@ class Catalog:
             data, etag = self.store.get(key)
         except NotFound:
             raise NotFound(f"{self.model} has no tier {tier}", param=tier) from None
+        return self._read_alias(tier, data), etag
+
+    def _read_alias(self, tier: str, data: bytes) -> Alias:
+        key = self._alias_key(tier)
         alias = Alias.read(key, data)
         if alias.tier != tier:
             raise Tampered(f"{key} is the alias of tier {alias.tier}", param=key)
-        return alias, etag
+        return alias
 
     def _get(self, key: str, what: str) -> bytes:
         try:
@@ -272,6 +314,9 @@ class Catalog:
 
     def _schedule_key(self, digest: str) -> str:
         return f"{self.model}/schedules/{digest}.json"
+
+    def _signature_key(self, digest: str, by: str) -> str:
+        return f"{self.model}/signatures/{digest}/{by}.json"
 
     def _version_key(self, number: int) -> str:
         return f"{self.model}/versions/{number:06d}.json"

@@ -36,6 +36,11 @@ class FolderStore:
                 raise missing(key) from None
         return Stored(data, etag_of(data))
 
+    def changed(self, key: str, etag: str) -> Stored | None:
+        """See `ObjectStore.changed`."""
+        found = self.get(key)
+        return None if found.etag == etag else found
+
     def create(self, key: str, data: bytes) -> str:
         """See `ObjectStore.create`."""
         path = self._path(key)

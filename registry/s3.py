@@ -81,6 +81,19 @@ class S3Store:
                     raise missing(key) from None
                 raise
 
+    def changed(self, key: str, etag: str) -> Stored | None:
+        """See `ObjectStore.changed`."""
+        with self._spoken("read", check_key(key)):
+            try:
+                answer = self._client.get_object(Bucket=self._bucket, Key=self._prefix + key, IfNoneMatch=etag)
+                return Stored(answer["Body"].read(), answer["ETag"])
+            except ClientError as error:
+                if _status(error) == 304:
+                    return None
+                if _code(error) == "NoSuchKey":
+                    raise missing(key) from None
+                raise
+
     def create(self, key: str, data: bytes) -> str:
         """See `ObjectStore.create`."""
         etag = self._put(check_key(key), data, IfNoneMatch="*")

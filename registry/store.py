@@ -32,6 +32,9 @@ class ObjectStore(Protocol):
     def get(self, key: str) -> Stored:
         """Read an object, or raise `NotFound`."""
 
+    def changed(self, key: str, etag: str) -> Stored | None:
+        """Read an object unless it still has this etag (None), or raise `NotFound`. Cheaper than `get` where little changes."""
+
     def create(self, key: str, data: bytes) -> str:
         """Write a new object and return its etag; raise `Conflict` if the key is taken."""
 
@@ -85,6 +88,11 @@ class MemoryStore:
         except KeyError:
             raise missing(key) from None
         return Stored(data, etag_of(data))
+
+    def changed(self, key: str, etag: str) -> Stored | None:
+        """See `ObjectStore.changed`."""
+        found = self.get(key)
+        return None if found.etag == etag else found
 
     def create(self, key: str, data: bytes) -> str:
         """See `ObjectStore.create`."""
