@@ -22,7 +22,7 @@ from registry.schedule import Name, Schedule
 from registry.store import ObjectStore
 
 if TYPE_CHECKING:
-    from registry.signing import SigningKey, TrustedKeys
+    from registry.signing import Signature, SigningKey, TrustedKeys
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +101,10 @@ class Catalog:
 
     def schedule(self, digest: str) -> Schedule:
         """The schedule with this (whole) digest. What was read is verified."""
+        return self.signed(digest)[0]
+
+    def signed(self, digest: str) -> tuple[Schedule, Signature | None]:
+        """The same, and the signature that let it pass where there are trusted keys."""
         key = self._schedule_key(digest)
         data = self._get(key, f"schedule {digest}")
         try:
@@ -113,9 +117,9 @@ class Catalog:
             raise Tampered(f"{key} was changed after it was published: its digest is {schedule.digest}", param=key)
         if schedule.model.name != self.model:
             raise Tampered(f"{key} is for the model {schedule.model.name}, not {self.model}", param=key)
-        if self._trusted:
-            self._trusted.check(key, data, lambda by: self.store.get(self._signature_key(digest, by)).data)
-        return schedule
+        if self._trusted is None:
+            return schedule, None
+        return schedule, self._trusted.check(key, data, lambda by: self.store.get(self._signature_key(digest, by)).data)
 
     def sign(self, schedule: Schedule, key: SigningKey) -> None:
         """Vouch for a published schedule and its description. Signing again changes nothing.

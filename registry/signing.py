@@ -25,18 +25,17 @@ from cryptography.hazmat.primitives.serialization import (
 from pydantic import Field
 
 from registry.errors import InvalidInput, NotFound, Tampered, Untrusted
-from registry.records import Digest, Record
+from registry.records import Record
 
 PURPOSE = b"flexiffusion-serve stored document, SHA-256\n"  # a signature made for anything else never fits
 _END = b"-----END PUBLIC KEY-----"
 
 
 class Signature(Record):
-    """`key` is the signer's id, `sha256` that of the bytes that were signed, `signature` its 64 bytes in base64."""
+    """`key` is the signer's id, `signature` its 64 bytes in base64."""
 
     format: Literal[1] = 1
     key: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
-    sha256: Digest
     signature: Annotated[str, Field(pattern=r"^[A-Za-z0-9+/]{86}==$")]
 
 
@@ -51,7 +50,7 @@ class SigningKey:
     def read(cls, path: Path) -> SigningKey:
         """From an unencrypted PKCS #8 PEM file. Raises `InvalidInput`, in words that never hold what is in the file."""
         try:
-            private = load_pem_private_key(_read(path), password=None)
+            private = load_pem_private_key(_read(path, "key"), password=None)
         except TypeError as error:
             raise InvalidInput(f"key: {path} is encrypted: decrypt it first (openssl pkey -in …)", param="key") from error
         except (ValueError, UnsupportedAlgorithm) as error:
@@ -82,7 +81,7 @@ class SigningKey:
     def sign(self, document: bytes) -> Signature:
         """Vouch for these bytes. The same bytes get the same signature, whenever they are signed."""
         made = base64.b64encode(self._private.sign(_message(document))).decode()
-        return Signature(key=self.id, sha256=hashlib.sha256(document).hexdigest(), signature=made)
+        return Signature(key=self.id, signature=made)
 
 
 class TrustedKeys(NamedTuple):
@@ -93,14 +92,14 @@ class TrustedKeys(NamedTuple):
     @classmethod
     def read(cls, path: Path) -> TrustedKeys:
         """From a PEM file, which may hold several keys, or from all `*.pem` of a folder. Raises `InvalidInput`."""
-        files = sorted(path.glob("*.pem")) if path.is_dir() else [path]
+        files = sorted(path.glob("*.pem")) if path.is_dir() else [path]  # a mounted secret or ConfigMap is a folder
         keys = {key_id(key): key for file in files for key in _public_keys(file)}
         if not keys:
             raise InvalidInput(f"trusted_keys: there is no *.pem file in {path}", param="trusted_keys")
         return cls(keys)
 
-    def check(self, what: str, document: bytes, read: Callable[[str], bytes]) -> None:
-        """Pass if a trusted key signed these bytes; `read` gets the signature of a key id, or raises `NotFound`.
+    def check(self, what: str, document: bytes, read: Callable[[str], bytes]) -> Signature:
+        """The first signature of these bytes by a trusted key; `read` gets that of a key id, or raises `NotFound`.
 
         Raises `Tampered` if there are only signatures that do not fit, `Untrusted` if there are none.
         """
@@ -109,7 +108,7 @@ class TrustedKeys(NamedTuple):
             try:
                 signature = Signature.read(f"the signature of {what} by {name}", read(name))
                 key.verify(base64.b64decode(signature.signature), _message(document))
-                return
+                return signature
             except NotFound:
                 continue
             except (InvalidSignature, Tampered):
@@ -131,7 +130,7 @@ def _message(document: bytes) -> bytes:
 
 
 def _public_keys(file: Path) -> list[Ed25519PublicKey]:
-    blocks = _read(file).split(_END)[:-1]
+    blocks = _read(file, "trusted_keys").split(_END)[:-1]
     if not blocks:
         raise InvalidInput(f"trusted_keys: {file} holds no public key in PEM", param="trusted_keys")
     keys = []
@@ -146,8 +145,8 @@ def _public_keys(file: Path) -> list[Ed25519PublicKey]:
     return keys
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, field: str) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise InvalidInput(f"key: cannot read {path}: {error.strerror}", param="key") from error
+        raise InvalidInput(f"{field}: cannot read {path}: {error.strerror}", param=field) from error
