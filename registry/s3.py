@@ -108,14 +108,28 @@ class S3Store:
             raise moved(key)
         return new
 
-    def list(self, prefix: str) -> Iterator[str]:
+    def delete(self, key: str) -> None:
+        """See `ObjectStore.delete`. In a bucket with versions, the object's versions stay behind a delete marker."""
+        with self._spoken("delete", check_key(key)):
+            self._client.delete_object(Bucket=self._bucket, Key=self._prefix + key)
+
+    def list(self, prefix: str, after: str = "") -> Iterator[str]:
         """See `ObjectStore.list`. Sorted here, for not every vendor sorts by whole keys (SeaweedFS: by folders)."""
-        pages = self._client.get_paginator("list_objects_v2").paginate(
-            Bucket=self._bucket, Prefix=self._prefix + check_prefix(prefix)
-        )
+        start = {"StartAfter": self._prefix + after} if after else {}
         with self._spoken("list", prefix):
-            keys = [found["Key"].removeprefix(self._prefix) for page in pages for found in page.get("Contents", ())]
-        return iter(sorted(key for key in keys if key != PROBE))
+            found = [found for page in self._pages(prefix, **start) for found in page.get("Contents", ())]
+        keys = (each["Key"].removeprefix(self._prefix) for each in found)
+        return iter(sorted(key for key in keys if key != PROBE and key > after))
+
+    def folders(self, prefix: str) -> list[str]:
+        """See `ObjectStore.folders`."""
+        with self._spoken("list", prefix):
+            found = [found for page in self._pages(prefix, Delimiter="/") for found in page.get("CommonPrefixes", ())]
+        return sorted(each["Prefix"].removeprefix(self._prefix + prefix).rstrip("/") for each in found)
+
+    def _pages(self, prefix: str, **options: str) -> Iterator[Any]:
+        listed = self._client.get_paginator("list_objects_v2")
+        return iter(listed.paginate(Bucket=self._bucket, Prefix=self._prefix + check_prefix(prefix), **options))
 
     def _put(self, key: str, data: bytes, **condition: str) -> str | None:
         """The new etag, or None where the condition does not hold and the writer was not us."""
