@@ -81,12 +81,12 @@ class FolderStore:
                 keys += [path for path in paths if path.startswith(prefix) and path > after and KEY.fullmatch(path)]
         return iter(sorted(keys))
 
-    def folders(self, prefix: str) -> list[str]:
+    def folders(self, prefix: str) -> Iterator[str]:
         """See `ObjectStore.folders`. One that a delete has left empty is told too."""
         with self._spoken("list", prefix), suppress(FileNotFoundError, NotADirectoryError):
             found = os.scandir(self.root / check_prefix(prefix))
-            return sorted(each.name for each in found if KEY.fullmatch(each.name) and each.is_dir())
-        return []
+            return iter(sorted(each.name for each in found if KEY.fullmatch(each.name) and each.is_dir()))
+        return iter(())
 
     def _path(self, key: str) -> Path:
         return self.root / check_key(key)

@@ -121,11 +121,11 @@ class S3Store:
         keys = (each["Key"].removeprefix(self._prefix) for each in found)
         return iter(sorted(key for key in keys if key != PROBE and key > after))
 
-    def folders(self, prefix: str) -> list[str]:
+    def folders(self, prefix: str) -> Iterator[str]:
         """See `ObjectStore.folders`."""
         with self._spoken("list", prefix):
             found = [found for page in self._pages(prefix, Delimiter="/") for found in page.get("CommonPrefixes", ())]
-        return sorted(each["Prefix"].removeprefix(self._prefix + prefix).rstrip("/") for each in found)
+        return iter(sorted(each["Prefix"].removeprefix(self._prefix + prefix).rstrip("/") for each in found))
 
     def _pages(self, prefix: str, **options: str) -> Iterator[Any]:
         listed = self._client.get_paginator("list_objects_v2")

@@ -47,8 +47,8 @@ class ObjectStore(Protocol):
     def list(self, prefix: str, after: str = "") -> Iterator[str]:
         """All keys that begin with `prefix`, sorted; those past `after`, a key in the folder that the prefix names."""
 
-    def folders(self, prefix: str) -> list[str]:
-        """The names that stand between `prefix`, which is empty or ends in `/`, and a later `/`, sorted; no walk of all keys."""
+    def folders(self, prefix: str) -> Iterator[str]:
+        """The names between `prefix`, which is empty or ends in `/`, and the next `/`, sorted. Walks no further."""
 
 
 def check_key(key: str) -> str:
@@ -128,10 +128,10 @@ class MemoryStore:
             keys = [key for key in self._objects if key.startswith(prefix) and key > after]
         return iter(sorted(keys))
 
-    def folders(self, prefix: str) -> list[str]:
+    def folders(self, prefix: str) -> Iterator[str]:
         """See `ObjectStore.folders`."""
         inner = (key.removeprefix(prefix) for key in self.list(prefix))
-        return sorted({rest.partition("/")[0] for rest in inner if "/" in rest})
+        return iter(sorted({rest.partition("/")[0] for rest in inner if "/" in rest}))
 
 
 def etag_of(data: bytes) -> str:
