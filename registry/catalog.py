@@ -179,9 +179,10 @@ class Catalog:
         """What a tier means now, and meant before."""
         return self._alias(tier)[0]
 
-    def moved(self, tier: str, etag: str) -> tuple[Alias, str] | None:
-        """A tier's alias and its etag if that is another than the one seen last; None while nothing moved."""
-        found = self.store.changed(self._alias_key(tier), etag)
+    def moved(self, tier: str, etag: str | None) -> tuple[Alias, str] | None:
+        """A tier's alias and its etag; None if that is still the one that was seen last."""
+        key = self._alias_key(tier)
+        found = self.store.changed(key, etag) if etag else self.store.get(key)
         return found and (self._read_alias(tier, found.data), found.etag)
 
     def aliases(self) -> list[Alias]:
