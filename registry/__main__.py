@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from registry.address import open_store
-from registry.catalog import Catalog, models
+from registry.catalog import Catalog
 from registry.cli import command_line
 from registry.errors import FlexiError, InvalidInput, NotFound
 from registry.records import Alias
@@ -180,7 +180,7 @@ def _catalog(registry: str, model: str | None) -> Catalog:
     store = open_store(registry)
     if model:
         return Catalog(store, model)
-    found = models(store)
+    found = list(store.folders(""))
     if not found:
         raise NotFound(f"no model in {registry} yet: publish a schedule first", param="registry")
     if len(found) > 1:
