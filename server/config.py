@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from registry.errors import InvalidInput
 from registry.schedule import Name
+from registry.signing import TrustedKeys
 
 PREFIX = "FLEXI_"
 
@@ -25,6 +26,10 @@ class Settings(BaseSettings):
     s3_endpoint: Annotated[str | None, Field(description="URL of an S3 store that is not AWS; registry.s3 reads it too.")] = (
         None
     )
+    trusted_keys: Annotated[
+        Path | None, Field(description="PEM file, or folder of *.pem, of public keys; only what one of them signed is loaded.")
+    ] = None
+    state: Annotated[Path, Field(description="Folder for the last good set of tiers.")] = Path(".flexi/state")
     device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$", description="Where the model runs.")] = "cpu"
     dtype: Annotated[
         Literal["float32", "float16", "bfloat16"], Field(description="Of the weights; latents are float32 always.")
@@ -62,6 +67,16 @@ class Settings(BaseSettings):
         if not (folder / "model_index.json").is_file():
             raise ValueError(f"{folder} is not a diffusers pipeline folder (it has no model_index.json)")
         return folder
+
+    @field_validator("trusted_keys")
+    @classmethod
+    def _are_keys(cls, path: Path | None) -> Path | None:
+        try:
+            if path:
+                TrustedKeys.read(path)
+        except InvalidInput as error:
+            raise ValueError(error.message.partition(": ")[2]) from error
+        return path
 
     @field_validator("registry")
     @classmethod

@@ -67,7 +67,7 @@ class Generation:
 
     async def _entry(self, request: GenerateRequest) -> InForce:
         if request.schedule is not None:
-            return await asyncio.to_thread(self._schedules.explicit, request.schedule)
+            return await self._schedules.find(request.schedule)
         return self._schedules.tier(request.tier or self._schedules.default(self._settings.default_tier))
 
     async def _make(self, request: GenerateRequest, request_id: str, entry: InForce) -> GenerateResponse:

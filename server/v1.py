@@ -43,9 +43,9 @@ def tiers(schedules: InUse, request: Request) -> TiersView:
 
 
 @app.get("/v1/schedules/{ref}")
-def schedule(ref: Annotated[str, Path(pattern=REF)], schedules: InUse) -> ScheduleView:
+async def schedule(ref: Annotated[str, Path(pattern=REF)], schedules: InUse) -> ScheduleView:
     """A schedule by version number, digest, or a digest's beginning."""
-    entry = schedules.explicit(ref)
+    entry = await schedules.find(ref)
     return ScheduleView(digest=entry.digest, version=entry.version, schedule=entry.schedule)
 
 
