@@ -6,9 +6,10 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from registry.address import refuse_secrets
 from registry.errors import InvalidInput
 from registry.schedule import Name
 from registry.signing import TrustedKeys
@@ -78,6 +79,15 @@ class Settings(BaseSettings):
             raise ValueError(error.message.partition(": ")[2]) from error
         return path
 
+    @field_validator("registry", "s3_endpoint")
+    @classmethod
+    def _holds_no_secret(cls, url: str | None, about: ValidationInfo) -> str | None:
+        try:
+            refuse_secrets(url or "", str(about.field_name))
+        except InvalidInput as error:
+            raise ValueError(error.message.partition(": ")[2]) from error
+        return url
+
     @field_validator("registry")
     @classmethod
     def _is_a_place(cls, url: str) -> str:
@@ -102,7 +112,9 @@ def load() -> Settings:
         for fault in error.errors(include_url=False):
             text = fault["msg"].removeprefix("Value error, ")
             field, got = str(fault["loc"][0]) if fault["loc"] else "", f", got {fault['input']!r}"
-            if not field:  # the model validator's text begins with the field's own name
+            if field in ("registry", "s3_endpoint"):  # which may hold what nobody should read in a log
+                got = ""
+            elif not field:  # the model validator's text begins with the field's own name
                 (field, _, text), got = text.partition(": "), ""
             faults.append(f"{PREFIX}{field.upper()}: {text}{got}")
     if faults or settings is None:
