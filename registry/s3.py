@@ -16,7 +16,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from registry.address import refuse_secrets
 from registry.errors import Conflict, InvalidInput, StoreUnavailable, Unsupported
-from registry.s3_advice import ENDPOINT, FAULTS, advice, code, one_line, status
+from registry.s3_advice import ENDPOINT, FAULTS, advice, code, status
 from registry.store import Stored, check_key, check_prefix, missing, moved, taken
 
 # boto3 makes its clients at run time and ships no types: they are `Any` here.
@@ -39,7 +39,7 @@ def open_s3(url: str) -> S3Store:
     except ValueError as error:
         raise InvalidInput(f"{ENDPOINT}: give a URL as http://host:port", param=ENDPOINT) from error
     except BotoCoreError as error:
-        raise StoreUnavailable(f"cannot open {url}: {one_line(error)}", param="registry") from error
+        raise StoreUnavailable(f"cannot open {url}: {advice(error)}", param="registry") from error
     refuse_secrets(client.meta.endpoint_url, "AWS_ENDPOINT_URL")  # where boto3's own settings name one
     store = S3Store(client, bucket, prefix)
     refuse_without_conditional_writes(store)

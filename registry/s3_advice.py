@@ -58,16 +58,15 @@ def advice(error: Exception) -> str:
         case ClientError() if status(error) >= 500:
             return f"the store has a fault of its own ({code(error)} {status(error)}): try again later, check {ENDPOINT}"
         case ClientError():
-            return _ADVICE.get(code(error)) or one_line(error)
+            return _ADVICE.get(code(error)) or _one_line(error)
         case IncompleteReadError():
-            return f"the answer broke off ({one_line(error)}): try again, check the network"
+            return f"the answer broke off ({_one_line(error)}): try again, check the network"
         case ConnectionError() | HTTPClientError():
-            return f"no answer ({one_line(error)}): check the network, {ENDPOINT} and that the store is up"
+            return f"no answer ({_one_line(error)}): check the network, {ENDPOINT} and that the store is up"
         case ResponseParserError() | KeyError():
-            return f"what answers there does not speak S3 ({one_line(error)}): check {ENDPOINT}"
-    return one_line(error)
+            return f"what answers there does not speak S3 ({_one_line(error)}): check {ENDPOINT}"
+    return _one_line(error)
 
 
-def one_line(error: Exception) -> str:
-    """The error's own text, without line breaks and not for ever."""
+def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
