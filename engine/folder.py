@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from engine.fingerprint import fingerprint
 from registry.errors import NotFound, Unsupported
 
 
@@ -65,9 +65,4 @@ class Folder:
         files = {self.root / "model_index.json"}
         for path in components:
             files |= {f for f in (path.iterdir() if path == self.root else path.rglob("*")) if f.is_file()}
-        digest = hashlib.sha256()
-        for file in sorted(files):
-            with file.open("rb") as stream:
-                content = hashlib.file_digest(stream, "sha256").hexdigest()
-            digest.update(f"{file.relative_to(self.root).as_posix()} {content}\n".encode())
-        return f"sha256:{digest.hexdigest()}"
+        return fingerprint(self.root, files)

@@ -86,6 +86,9 @@ class Model:
                 f"({schedule.model.fingerprint[:19]}…), the loaded model is {self.ref.name} ({self.ref.fingerprint[:19]}…)",
                 param="model.fingerprint",
             )
+        if schedule.model.family != self.ref.family:
+            message = f"model.family: the schedule was made for {schedule.model.family}, the loaded model is {self.ref.family}"
+            raise InvalidInput(message, param="model.family")
         return compile_program(schedule, self.levels, self.anatomy.branches)
 
     def slots(self, capacity: int) -> Slots:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
@@ -15,12 +15,16 @@ from rich.table import Table
 from rich.text import Text
 
 from registry.address import open_store
-from registry.catalog import Catalog, models
+from registry.catalog import Catalog
 from registry.cli import command_line
 from registry.errors import FlexiError, InvalidInput, NotFound
 from registry.records import Alias
 from registry.schedule import Kind, Schedule
 
+if TYPE_CHECKING:
+    from registry.signing import SigningKey
+
+KEY = "A private key (Ed25519, PEM): see keygen."
 DEFAULT = ".flexi/registry"
 STRIP: dict[Kind, tuple[str, str]] = {
     "full": ("F", "black on green"),
@@ -95,16 +99,48 @@ def show(ref: Ref, registry: Registry = DEFAULT, model: Model = None, as_json: A
 
 
 @app.command()
-def publish(files: Files, registry: Registry = DEFAULT, model: Model = None, note: Note = "", as_json: AsJson = False) -> None:
+def publish(
+    files: Files,
+    registry: Registry = DEFAULT,
+    model: Model = None,
+    note: Note = "",
+    sign: Annotated[Path | None, typer.Option("--sign", help=KEY)] = None,
+    as_json: AsJson = False,
+) -> None:
     """Keep schedules and give them version numbers. All files are checked before the first one is published."""
-    schedules = [_read(path) for path in files]
+    schedules, key = [_read(path) for path in files], _signing_key(sign) if sign else None
     store = open_store(registry)
-    versions = [Catalog(store, model or each.model.name).publish(each, note) for each in schedules]
+    versions = []
+    for schedule in schedules:
+        catalog = Catalog(store, model or schedule.model.name)
+        versions.append(catalog.publish(schedule, note))
+        if key:
+            catalog.sign(schedule, key)
     if as_json:
         _print_json([version.model_dump(mode="json") for version in versions])
         return
     for version, path in zip(versions, files, strict=True):
         typer.echo(f"version {version.number}  {version.digest[:8]}  {path}")
+
+
+@app.command("sign")
+def sign_(
+    ref: Ref, key: Annotated[Path, typer.Option("--key", help=KEY)], registry: Registry = DEFAULT, model: Model = None
+) -> None:
+    """Vouch for a schedule that is published already: its steps and everything it says of itself."""
+    catalog, signer = _catalog(registry, model), _signing_key(key)
+    schedule = catalog.resolve(ref).schedule
+    catalog.sign(schedule, signer)
+    typer.echo(f"{schedule.digest[:8]} is signed by {signer.id}")
+
+
+@app.command()
+def keygen(file: Annotated[Path, typer.Argument(help="Where the private key goes; the public one lies beside it.")]) -> None:
+    """Make a key to sign with. Keep FILE to yourself; give the public half to the servers (FLEXI_TRUSTED_KEYS)."""
+    from registry.signing import SigningKey
+
+    key, public = SigningKey.make(file)
+    typer.echo(f"{key.id}: sign with {file}, trust {public}")
 
 
 @app.command()
@@ -144,12 +180,18 @@ def _catalog(registry: str, model: str | None) -> Catalog:
     store = open_store(registry)
     if model:
         return Catalog(store, model)
-    found = models(store)
+    found = list(store.folders(""))
     if not found:
         raise NotFound(f"no model in {registry} yet: publish a schedule first", param="registry")
     if len(found) > 1:
         raise InvalidInput(f"{registry} has several models, choose by --model: {', '.join(found)}", param="model")
     return Catalog(store, found[0])
+
+
+def _signing_key(path: Path) -> SigningKey:
+    from registry.signing import SigningKey  # cryptography takes a moment to import: only who signs pays
+
+    return SigningKey.read(path)
 
 
 def _read(path: Path) -> Schedule:

@@ -43,6 +43,13 @@ class Tampered(FlexiError):
     code = "tampered"
 
 
+class Untrusted(FlexiError):
+    """A schedule that no trusted key has signed, where only signed ones may be loaded."""
+
+    status = 403
+    code = "untrusted"
+
+
 class Unsupported(FlexiError):
     """A model, solver, document format or store that this version cannot work with."""
 

@@ -7,7 +7,7 @@ import fcntl
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from registry.errors import StoreUnavailable
@@ -36,6 +36,11 @@ class FolderStore:
                 raise missing(key) from None
         return Stored(data, etag_of(data))
 
+    def changed(self, key: str, etag: str) -> Stored | None:
+        """See `ObjectStore.changed`."""
+        found = self.get(key)
+        return None if found.etag == etag else found
+
     def create(self, key: str, data: bytes) -> str:
         """See `ObjectStore.create`."""
         path = self._path(key)
@@ -58,15 +63,30 @@ class FolderStore:
                 temporary.replace(path)
         return etag_of(data)
 
-    def list(self, prefix: str) -> Iterator[str]:
+    def delete(self, key: str) -> None:
+        """See `ObjectStore.delete`. Folders stay: another process may be about to write there."""
+        path = self._path(key)
+        with self._spoken("delete", key), suppress(FileNotFoundError, NotADirectoryError):
+            path.unlink()
+            _flush_folder(path.parent)
+
+    def list(self, prefix: str, after: str = "") -> Iterator[str]:
         """See `ObjectStore.list`."""
-        folder = self.root / check_prefix(prefix).rpartition("/")[0]
-        keys = []
+        inside = check_prefix(prefix).rpartition("/")[0]
+        keys: list[str] = []
         with self._spoken("list", prefix):
-            for parent, _, names in os.walk(folder, onerror=_unless_missing):
-                paths = (Path(parent, name).relative_to(self.root).as_posix() for name in names)
-                keys += [path for path in paths if path.startswith(prefix) and KEY.fullmatch(path)]
+            for parent, _, names in os.walk(self.root / inside, onerror=_unless_missing):
+                place = f"{Path(parent).relative_to(self.root).as_posix()}/".removeprefix("./")
+                paths = (place + name for name in names)
+                keys += [path for path in paths if path.startswith(prefix) and path > after and KEY.fullmatch(path)]
         return iter(sorted(keys))
+
+    def folders(self, prefix: str) -> Iterator[str]:
+        """See `ObjectStore.folders`. One that a delete has left empty is told too."""
+        with self._spoken("list", prefix), suppress(FileNotFoundError, NotADirectoryError):
+            found = os.scandir(self.root / check_prefix(prefix))
+            return iter(sorted(each.name for each in found if KEY.fullmatch(each.name) and each.is_dir()))
+        return iter(())
 
     def _path(self, key: str) -> Path:
         return self.root / check_key(key)

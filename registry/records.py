@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, NamedTuple, Self
 
-from pydantic import AwareDatetime, Field, ValidationError, model_validator
+from pydantic import AwareDatetime, Field, TypeAdapter, ValidationError, model_validator
 
-from registry.errors import Tampered
+from registry.errors import InvalidInput, Tampered
 from registry.schedule import Document, Name, Schedule, canonical, first_fault
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Number = Annotated[int, Field(ge=1)]
 Text = Annotated[str, Field(max_length=2000)]
+Action = Literal["promote", "rollback"]
 
 
 class Record(Document):
@@ -41,30 +42,12 @@ class Version(Record):
     note: Text
 
 
-class Promotion(Record):
-    """One entry of an alias's history: from `time` on, the tier meant this schedule."""
+class Claim(Record):
+    """The number that a digest has, or is about to get: a version record with another digest there makes it void."""
 
     digest: Digest
-    version: Number
+    number: Number
     time: AwareDatetime
-    author: Text
-    reason: Text
-
-
-class Alias(Record):
-    """What a tier means now, and what it meant before (newest last)."""
-
-    tier: Name
-    digest: Digest
-    version: Number
-    history: tuple[Promotion, ...] = Field(min_length=1)
-
-    @model_validator(mode="after")
-    def _is_its_newest_entry(self) -> Self:
-        newest = self.history[-1]
-        if (self.digest, self.version) != (newest.digest, newest.version):
-            raise ValueError("the alias does not point where its newest history entry does")
-        return self
 
 
 class Target(Record):
@@ -74,16 +57,70 @@ class Target(Record):
     version: Number
 
 
-class Audit(Record):
-    """Who did what to which tier, with the state before (none at first) and after."""
+class Move(Target):
+    """One entry of a tier's history: from `time` on, it meant this schedule. Older ones tell neither action nor host."""
 
     time: AwareDatetime
     author: Text
-    action: Literal["promote", "rollback"]
+    reason: Text
+    action: Action | None = None
+    host: Text = ""
+
+
+class Alias(Record):
+    """What a tier means now, and its newest moves (the newest last); the first `archived` moves are in pages."""
+
+    tier: Name
+    digest: Digest
+    version: Number
+    history: tuple[Move, ...] = Field(min_length=1)
+    archived: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _is_its_newest_move(self) -> Self:
+        newest = self.history[-1]
+        if (self.digest, self.version) != (newest.digest, newest.version):
+            raise ValueError("the alias does not point where its newest history entry does")
+        return self
+
+    @property
+    def moves(self) -> int:
+        """How often the tier was moved: its newest move has this number, counted from 1."""
+        return self.archived + len(self.history)
+
+
+class Page(Record):
+    """Moves of a tier that its alias no longer carries; `first` is the number of the first one."""
+
+    tier: Name
+    first: Number
+    history: tuple[Move, ...] = Field(min_length=1)
+
+
+class Audit(Record):
+    """Who moved which tier from which host, with the state before (none at first) and after.
+
+    `move` is the number of the move in its tier's history; older entries have neither it nor a host.
+    """
+
+    time: AwareDatetime
+    author: Text
+    action: Action
     tier: Name
     before: Target | None
     after: Target
     reason: Text
+    host: Text = ""
+    move: Number | None = None
+
+
+class Removal(Record):
+    """What garbage collection leaves where a schedule was: that it is gone is no damage."""
+
+    digest: Digest
+    time: AwareDatetime
+    author: Text
+    host: Text
 
 
 class Resolved(NamedTuple):
@@ -92,3 +129,11 @@ class Resolved(NamedTuple):
     schedule: Schedule
     version: int | None
     tier: str | None
+
+
+def checked(adapter: TypeAdapter[str], value: str, field: str) -> str:
+    """The value, or `InvalidInput` that names the field."""
+    try:
+        return adapter.validate_python(value)
+    except ValidationError as error:
+        raise InvalidInput(f"{field}: {error.errors()[0]['msg']}, got {value[:80]!r}", param=field) from error

@@ -12,33 +12,19 @@ from typing import Any
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTTPClientError, NoCredentialsError
-from botocore.parsers import ResponseParserError
+from botocore.exceptions import BotoCoreError, ClientError
 
+from registry.address import refuse_secrets
 from registry.errors import Conflict, InvalidInput, StoreUnavailable, Unsupported
+from registry.s3_advice import ENDPOINT, FAULTS, advice, code, status
 from registry.store import Stored, check_key, check_prefix, missing, moved, taken
 
 # boto3 makes its clients at run time and ships no types: they are `Any` here.
 
-ENDPOINT = "FLEXI_S3_ENDPOINT"
-CONFIG = Config(connect_timeout=3, read_timeout=10, retries={"mode": "standard", "total_max_attempts": 3})
+# A request that nothing answers ends after 3 × (3 + 5) s and two pauses of at most 3 s together. Our objects are small.
+CONFIG = Config(connect_timeout=3, read_timeout=5, retries={"mode": "standard", "total_max_attempts": 3})
 ATTEMPTS_WHEN_BUSY = 5
 PROBE = ".conditional-writes"  # a leading dot: no key of the catalog, never listed
-
-_CREDENTIALS = "the store does not accept these credentials: check the access key, the secret key and their expiry"
-_REGION = "the bucket is in another region: set AWS_REGION to the bucket's"
-_ADVICE = {
-    "NoSuchBucket": "the bucket does not exist: create it, or correct the registry's address",
-    "AccessDenied": "access denied: the credentials need s3:GetObject, s3:PutObject and s3:ListBucket here",
-    "InvalidAccessKeyId": _CREDENTIALS,
-    "SignatureDoesNotMatch": _CREDENTIALS,
-    "InvalidToken": _CREDENTIALS,
-    "ExpiredToken": _CREDENTIALS,
-    "PermanentRedirect": _REGION,
-    "AuthorizationHeaderMalformed": _REGION,
-    "IllegalLocationConstraintException": _REGION,
-    "RequestTimeTooSkewed": "this machine's clock is wrong: synchronise it",
-}
 
 
 def open_s3(url: str) -> S3Store:
@@ -47,12 +33,14 @@ def open_s3(url: str) -> S3Store:
     if not bucket:
         raise InvalidInput(f"registry: {url!r} names no bucket", param="registry")
     endpoint = os.environ.get(ENDPOINT) or None
+    refuse_secrets(endpoint or "", ENDPOINT)
     try:
         client = boto3.client("s3", endpoint_url=endpoint, config=CONFIG)
     except ValueError as error:
-        raise InvalidInput(f"{ENDPOINT}: {error}", param=ENDPOINT) from error
+        raise InvalidInput(f"{ENDPOINT}: give a URL as http://host:port", param=ENDPOINT) from error
     except BotoCoreError as error:
-        raise StoreUnavailable(f"cannot open {url}: {error}", param="registry") from error
+        raise StoreUnavailable(f"cannot open {url}: {advice(error)}", param="registry") from error
+    refuse_secrets(client.meta.endpoint_url, "AWS_ENDPOINT_URL")  # where boto3's own settings name one
     store = S3Store(client, bucket, prefix)
     refuse_without_conditional_writes(store)
     return store
@@ -73,12 +61,16 @@ class S3Store:
     def get(self, key: str) -> Stored:
         """See `ObjectStore.get`."""
         with self._spoken("read", check_key(key)):
+            return self._get(key)
+
+    def changed(self, key: str, etag: str) -> Stored | None:
+        """See `ObjectStore.changed`."""
+        with self._spoken("read", check_key(key)):
             try:
-                answer = self._client.get_object(Bucket=self._bucket, Key=self._prefix + key)
-                return Stored(answer["Body"].read(), answer["ETag"])
+                return self._get(key, IfNoneMatch=etag)
             except ClientError as error:
-                if _code(error) == "NoSuchKey":
-                    raise missing(key) from None
+                if status(error) == 304:
+                    return None
                 raise
 
     def create(self, key: str, data: bytes) -> str:
@@ -95,14 +87,37 @@ class S3Store:
             raise moved(key)
         return new
 
-    def list(self, prefix: str) -> Iterator[str]:
+    def delete(self, key: str) -> None:
+        """See `ObjectStore.delete`. In a bucket with versions, the object's versions stay behind a delete marker."""
+        with self._spoken("delete", check_key(key)):
+            self._client.delete_object(Bucket=self._bucket, Key=self._prefix + key)
+
+    def list(self, prefix: str, after: str = "") -> Iterator[str]:
         """See `ObjectStore.list`. Sorted here, for not every vendor sorts by whole keys (SeaweedFS: by folders)."""
-        pages = self._client.get_paginator("list_objects_v2").paginate(
-            Bucket=self._bucket, Prefix=self._prefix + check_prefix(prefix)
-        )
+        start = {"StartAfter": self._prefix + after} if after else {}
         with self._spoken("list", prefix):
-            keys = [found["Key"].removeprefix(self._prefix) for page in pages for found in page.get("Contents", ())]
-        return iter(sorted(key for key in keys if key != PROBE))
+            found = [found for page in self._pages(prefix, **start) for found in page.get("Contents", ())]
+        keys = (each["Key"].removeprefix(self._prefix) for each in found)
+        return iter(sorted(key for key in keys if key != PROBE and key > after))
+
+    def folders(self, prefix: str) -> Iterator[str]:
+        """See `ObjectStore.folders`."""
+        with self._spoken("list", prefix):
+            found = [found for page in self._pages(prefix, Delimiter="/") for found in page.get("CommonPrefixes", ())]
+        return iter(sorted(each["Prefix"].removeprefix(self._prefix + prefix).rstrip("/") for each in found))
+
+    def _pages(self, prefix: str, **options: str) -> Iterator[Any]:
+        listed = self._client.get_paginator("list_objects_v2")
+        return iter(listed.paginate(Bucket=self._bucket, Prefix=self._prefix + check_prefix(prefix), **options))
+
+    def _get(self, key: str, **condition: str) -> Stored:
+        try:
+            answer = self._client.get_object(Bucket=self._bucket, Key=self._prefix + key, **condition)
+        except ClientError as error:
+            if code(error) == "NoSuchKey":
+                raise missing(key) from None
+            raise
+        return Stored(answer["Body"].read(), answer["ETag"])
 
     def _put(self, key: str, data: bytes, **condition: str) -> str | None:
         """The new etag, or None where the condition does not hold and the writer was not us."""
@@ -118,9 +133,9 @@ class S3Store:
                 )
                 return str(answer["ETag"])
             except ClientError as error:
-                if _status(error) == 412 or _code(error) == "NoSuchKey":  # AWS says 404 to If-Match on a missing key
+                if status(error) == 412 or code(error) == "NoSuchKey":  # AWS says 404 to If-Match on a missing key
                     return None
-                if _code(error) != "ConditionalRequestConflict":
+                if code(error) != "ConditionalRequestConflict":
                     raise
             time.sleep(random.uniform(0, 0.02 * 2**attempt))  # two writers in the same moment: ask again
         raise Conflict(f"{key} is being written by many at once: try again", param=key)
@@ -129,7 +144,7 @@ class S3Store:
         try:
             found = self._client.head_object(Bucket=self._bucket, Key=self._prefix + key)
         except ClientError as error:
-            if _status(error) == 404:
+            if status(error) == 404:
                 return None
             raise
         return str(found["ETag"]) if found["Metadata"].get("writer") == token else None
@@ -139,10 +154,10 @@ class S3Store:
         """Say what went wrong in words that tell the operator what to do."""
         try:
             yield
-        except (ClientError, BotoCoreError, ResponseParserError, KeyError) as error:
+        except FAULTS as error:
             where = f"s3://{self._bucket}/{self._prefix}{key}"
             raise StoreUnavailable(
-                f"cannot {verb} {where} at {self._client.meta.endpoint_url}: {_advice(error)}", param="registry"
+                f"cannot {verb} {where} at {self._client.meta.endpoint_url}: {advice(error)}", param="registry"
             ) from error
 
 
@@ -160,10 +175,9 @@ def refuse_without_conditional_writes(store: S3Store) -> None:
         made = passes(IfNoneMatch="*")
         ignored = (made and passes(IfNoneMatch="*")) or passes(IfMatch='"00000000000000000000000000000000"')
     except StoreUnavailable as error:
-        code = _code(error.__cause__)
-        if code == "AccessDenied":
+        if code(error.__cause__) == "AccessDenied":
             return
-        if code != "NotImplemented":
+        if code(error.__cause__) != "NotImplemented":
             raise
         ignored = True
     if ignored:
@@ -172,29 +186,3 @@ def refuse_without_conditional_writes(store: S3Store) -> None:
             "other. Use a store that has them (AWS S3, MinIO, SeaweedFS 4 and others) or a folder",
             param="registry",
         )
-
-
-def _code(error: object) -> str:
-    return str(error.response.get("Error", {}).get("Code", "")) if isinstance(error, ClientError) else ""
-
-
-def _status(error: ClientError) -> int:
-    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-
-
-def _advice(error: Exception) -> str:
-    if isinstance(error, NoCredentialsError):
-        return "no credentials found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a role"
-    if isinstance(error, ClientError):
-        if _status(error) >= 500:
-            return f"the store has a fault of its own ({_code(error)} {_status(error)}): try again later, check {ENDPOINT}"
-        return _ADVICE.get(_code(error)) or _one_line(error)
-    if isinstance(error, ConnectionError | HTTPClientError):
-        return f"no answer ({_one_line(error)}): check the network, {ENDPOINT} and that the store is up"
-    if isinstance(error, ResponseParserError | KeyError):
-        return f"what answers there does not speak S3 ({_one_line(error)}): check {ENDPOINT}"
-    return _one_line(error)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

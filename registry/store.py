@@ -1,7 +1,7 @@
-"""Where documents are kept: four verbs over bytes. In memory here; see `registry.folder` and `registry.s3` for real ones.
+"""Where documents are kept: a few verbs over bytes. In memory here; see `registry.folder` and `registry.s3` for real ones.
 
 `create` and `swap` are atomic in every store, so that two writers never lose an update, and readers see the old bytes
-or the new ones, never a mixture. Nothing is ever deleted.
+or the new ones, never a mixture.
 """
 
 from __future__ import annotations
@@ -32,14 +32,23 @@ class ObjectStore(Protocol):
     def get(self, key: str) -> Stored:
         """Read an object, or raise `NotFound`."""
 
+    def changed(self, key: str, etag: str) -> Stored | None:
+        """Read an object unless it still has this etag (None), or raise `NotFound`. Cheaper than `get` where little changes."""
+
     def create(self, key: str, data: bytes) -> str:
         """Write a new object and return its etag; raise `Conflict` if the key is taken."""
 
     def swap(self, key: str, data: bytes, etag: str) -> str:
         """Replace the object that still has this etag, return the new one; `Conflict` if it differs or is missing."""
 
-    def list(self, prefix: str) -> Iterator[str]:
-        """All keys that begin with `prefix`, sorted."""
+    def delete(self, key: str) -> None:
+        """Remove an object; one that is missing is no error."""
+
+    def list(self, prefix: str, after: str = "") -> Iterator[str]:
+        """All keys that begin with `prefix`, sorted; those past `after`, a key in the folder that the prefix names."""
+
+    def folders(self, prefix: str) -> Iterator[str]:
+        """The names between `prefix`, which is empty or ends in `/`, and the next `/`, sorted. Walks no further."""
 
 
 def check_key(key: str) -> str:
@@ -86,6 +95,11 @@ class MemoryStore:
             raise missing(key) from None
         return Stored(data, etag_of(data))
 
+    def changed(self, key: str, etag: str) -> Stored | None:
+        """See `ObjectStore.changed`."""
+        found = self.get(key)
+        return None if found.etag == etag else found
+
     def create(self, key: str, data: bytes) -> str:
         """See `ObjectStore.create`."""
         with self._lock:
@@ -102,12 +116,22 @@ class MemoryStore:
             self._objects[key] = data
         return etag_of(data)
 
-    def list(self, prefix: str) -> Iterator[str]:
+    def delete(self, key: str) -> None:
+        """See `ObjectStore.delete`."""
+        with self._lock:
+            self._objects.pop(check_key(key), None)
+
+    def list(self, prefix: str, after: str = "") -> Iterator[str]:
         """See `ObjectStore.list`."""
         check_prefix(prefix)
         with self._lock:
-            keys = sorted(self._objects)
-        return (key for key in keys if key.startswith(prefix))
+            keys = [key for key in self._objects if key.startswith(prefix) and key > after]
+        return iter(sorted(keys))
+
+    def folders(self, prefix: str) -> Iterator[str]:
+        """See `ObjectStore.folders`."""
+        inner = (key.removeprefix(prefix) for key in self.list(prefix))
+        return iter(sorted({rest.partition("/")[0] for rest in inner if "/" in rest}))
 
 
 def etag_of(data: bytes) -> str:

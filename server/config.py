@@ -6,11 +6,13 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from registry.address import refuse_secrets
 from registry.errors import InvalidInput
 from registry.schedule import Name
+from registry.signing import TrustedKeys
 
 PREFIX = "FLEXI_"
 
@@ -25,6 +27,10 @@ class Settings(BaseSettings):
     s3_endpoint: Annotated[str | None, Field(description="URL of an S3 store that is not AWS; registry.s3 reads it too.")] = (
         None
     )
+    trusted_keys: Annotated[
+        Path | None, Field(description="PEM file, or folder of *.pem, of public keys; only what one of them signed is loaded.")
+    ] = None
+    state: Annotated[Path, Field(description="Folder for the last good set of tiers.")] = Path(".flexi/state")
     device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$", description="Where the model runs.")] = "cpu"
     dtype: Annotated[
         Literal["float32", "float16", "bfloat16"], Field(description="Of the weights; latents are float32 always.")
@@ -73,6 +79,25 @@ class Settings(BaseSettings):
             raise ValueError(f"{folder} is not a diffusers pipeline folder (it has no model_index.json)")
         return folder
 
+    @field_validator("trusted_keys")
+    @classmethod
+    def _are_keys(cls, path: Path | None) -> Path | None:
+        try:
+            if path:
+                TrustedKeys.read(path)
+        except InvalidInput as error:
+            raise ValueError(error.message.partition(": ")[2]) from error
+        return path
+
+    @field_validator("registry", "s3_endpoint")
+    @classmethod
+    def _holds_no_secret(cls, url: str | None, about: ValidationInfo) -> str | None:
+        try:
+            refuse_secrets(url or "", str(about.field_name))
+        except InvalidInput as error:
+            raise ValueError(error.message.partition(": ")[2]) from error
+        return url
+
     @field_validator("registry")
     @classmethod
     def _is_a_place(cls, url: str) -> str:
@@ -97,7 +122,9 @@ def load() -> Settings:
         for fault in error.errors(include_url=False):
             text = fault["msg"].removeprefix("Value error, ")
             field, got = str(fault["loc"][0]) if fault["loc"] else "", f", got {fault['input']!r}"
-            if not field:  # the model validator's text begins with the field's own name
+            if field in ("registry", "s3_endpoint"):  # which may hold what nobody should read in a log
+                got = ""
+            elif not field:  # the model validator's text begins with the field's own name
                 (field, _, text), got = text.partition(": "), ""
             faults.append(f"{PREFIX}{field.upper()}: {text}{got}")
     if faults or settings is None:

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 
@@ -17,13 +18,16 @@ from engine.waves import Row, Waves
 from registry.address import open_store
 from registry.catalog import Catalog
 from registry.schedule import Schedule, Segment
+from registry.signing import TrustedKeys
 from server.admission import Admission
 from server.config import Settings
 from server.dispatch import Dispatcher
 from server.generation import Generation
+from server.lastgood import LastGood
 from server.plan import Planner
 from server.quota import Quotas
 from server.schedules import Schedules
+from server.watch import Watch
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +41,7 @@ class House:
     dispatcher: Dispatcher
     generation: Generation
     settings: Settings
-    watch: asyncio.Task[None]
+    following: asyncio.Task[None]
     opened: int = field(default_factory=lambda: int(time.time()))  # Unix time
 
     @property
@@ -53,14 +57,15 @@ class House:
 
     async def close(self) -> None:
         """Stop watching and working; requests still waiting fail with `NotReady`."""
-        self.watch.cancel()
+        self.following.cancel()
         await asyncio.to_thread(self.dispatcher.close)
 
 
 async def open_house(settings: Settings) -> House:
     """Load and warm the model, read the registry, start the engine's thread. The event loop stays free meanwhile."""
-    model, schedules = await asyncio.to_thread(_prepare, settings)
-    while not await asyncio.to_thread(schedules.refresh):  # without its tiers the server is of no use to anybody
+    model = await asyncio.to_thread(_load, settings)
+    schedules, watch = _schedules(settings, model)
+    while not await asyncio.to_thread(lambda: watch.refresh() or watch.restore()):  # without tiers it is of no use to anybody
         await asyncio.sleep(settings.watch_seconds)
     pace = await asyncio.to_thread(warm_up, model, (entry.schedule for entry in schedules.tiers()), settings.max_wave_rows)
     cache = None if settings.cache_mib is None else settings.cache_mib * 2**20
@@ -69,12 +74,10 @@ async def open_house(settings: Settings) -> House:
     dispatcher.start()
     planner = Planner(schedules, model.macs, dispatcher.forecast, settings, guides=model.prompts.guides)
     generation = Generation(planner, dispatcher, Quotas())
-    return House(
-        model, schedules, dispatcher, generation, settings, asyncio.create_task(schedules.watch(settings.watch_seconds))
-    )
+    return House(model, schedules, dispatcher, generation, settings, asyncio.create_task(watch.follow(settings.watch_seconds)))
 
 
-def _prepare(settings: Settings) -> tuple[Model, Schedules]:
+def _load(settings: Settings) -> Model:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     model = load(
@@ -88,10 +91,18 @@ def _prepare(settings: Settings) -> tuple[Model, Schedules]:
     }
     log.info("loaded", extra={"fields": about})
 
-    def open_catalog() -> Catalog:
-        return Catalog(open_store(settings.registry), model.ref.name)
+    return model
 
-    return model, Schedules(open_catalog, model, settings.teacher_steps)
+
+def _schedules(settings: Settings, model: Model) -> tuple[Schedules, Watch]:
+    trusted = TrustedKeys.read(settings.trusted_keys) if settings.trusted_keys else None
+
+    @cache  # an error is not kept: the store may be down when the server starts
+    def open_catalog() -> Catalog:
+        return Catalog(open_store(settings.registry), model.ref.name, trusted=trusted)
+
+    schedules = Schedules(open_catalog, model, settings.teacher_steps)
+    return schedules, Watch(schedules, open_catalog, LastGood(settings.state, settings.registry, model.ref.name, trusted))
 
 
 def warm_up(model: Model, schedules: Iterable[Schedule], max_wave_rows: int) -> float:

@@ -72,11 +72,15 @@ schedule_info = Gauge(
     "flexi_schedule_info", "1 for what a tier means now.", ["tier", "arm", "digest", "version"],
     multiprocess_mode="livemax",
 )  # fmt: skip
+tier_stale = Gauge(
+    "flexi_tier_stale", "1 while a tier does not mean what its alias says, because that was refused.", ["tier"],
+    multiprocess_mode="livemax",
+)  # fmt: skip
 registry_last_success_timestamp_seconds = Gauge(
     "flexi_registry_last_success_timestamp_seconds", "When the registry was last read, in Unix time.",
     multiprocess_mode="livemin",
 )  # fmt: skip
-registry_errors_total = Counter("flexi_registry_errors_total", "Looks at the registry that failed.")
+registry_errors_total = Counter("flexi_registry_errors_total", "Looks at the registry, or at one tier in it, that failed.")
 api_keys_errors_total = Counter("flexi_api_keys_errors_total", "Changed API key files that could not be used.")
 
 

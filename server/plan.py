@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import secrets
 from collections.abc import Callable, Sequence
@@ -96,7 +95,7 @@ class Planner:
             return self._forecast(entry.program, unet_rows, request.num_images, entry.tier or metrics.CUSTOM)
 
         if request.schedule is not None:
-            entry = await asyncio.to_thread(self._schedules.explicit, request.schedule)
+            entry = await self._schedules.find(request.schedule)
         elif request.tier == AUTO and limit < math.inf:
             tiers = self._schedules.tiers()  # the cheapest first
             offers = [offer for offer in tiers if offer.tier != REFERENCE] or tiers

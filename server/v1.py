@@ -53,9 +53,9 @@ def tiers(house: Open) -> TiersView:
 
 
 @app.get("/v1/schedules/{ref}")
-def schedule(ref: Annotated[str, Path(pattern=REF)], house: Open) -> ScheduleView:
+async def schedule(ref: Annotated[str, Path(pattern=REF)], house: Open) -> ScheduleView:
     """A schedule by version number, digest, or a digest's beginning."""
-    entry = house.schedules.explicit(ref)
+    entry = await house.schedules.find(ref)
     return ScheduleView(digest=entry.digest, version=entry.version, schedule=entry.schedule)
 
 

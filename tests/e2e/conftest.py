@@ -48,7 +48,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("server")
     store, log = open_store(str(folder / "registry")), folder / "server.log"
     schedules = publish(store)
-    with serving(SETTINGS | {"FLEXI_REGISTRY": str(folder / "registry")}, log, patience=PATIENCE) as address:
+    own = {"FLEXI_REGISTRY": str(folder / "registry"), "FLEXI_STATE": str(folder / "state")}
+    with serving(SETTINGS | own, log, patience=PATIENCE) as address:
         yield Server(address, Catalog(store, "emoji64"), schedules, log)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 
 from registry.address import open_store
 from registry.catalog import Catalog
 from registry.schedule import Schedule, Segment
 from server.schedules import Schedules
+from server.watch import Watch
 
 
 @pytest.fixture
@@ -19,19 +22,24 @@ def address(s3_server, monkeypatch):
 
 def test_schedules_in_force_follow_the_bucket(model, address, monkeypatch):
     writer = Catalog(open_store(address), model.ref.name, author="test")
-    schedules = Schedules(lambda: Catalog(open_store(address), model.ref.name), model, teacher_steps=4)
-    assert schedules.refresh()
+
+    def following():
+        open_catalog = cache(lambda: Catalog(open_store(address), model.ref.name))
+        schedules = Schedules(open_catalog, model, teacher_steps=4)
+        return schedules, Watch(schedules, open_catalog)
+
+    schedules, watch = following()
+    assert watch.refresh()
     assert [entry.tier for entry in schedules.tiers()] == ["reference"]
 
     for number, segments in enumerate([(Segment(),), (Segment(partial=(1,), branch=2),) * 2], start=1):
         schedule = Schedule(model=model.ref, solver=model.solver("ddim", 4), segments=segments)
         writer.publish(schedule)
         writer.promote("fast", schedule.digest)
-        assert schedules.refresh()
+        assert watch.refresh()
         entry = schedules.tier("fast")
         assert (entry.digest, entry.version) == (schedule.digest, number)
 
     monkeypatch.setenv("FLEXI_S3_ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
-    late = Schedules(lambda: Catalog(open_store(address), model.ref.name), model, teacher_steps=4)
-    assert not late.refresh()
-    assert schedules.refresh(), "an open store does not look at the environment again"
+    assert not following()[1].refresh()
+    assert watch.refresh(), "an open store does not look at the environment again"

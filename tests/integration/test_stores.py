@@ -170,6 +170,34 @@ class TestEveryStore:
         ):
             assert list(store.list(prefix)) == sorted(key for key in keys if key.startswith(prefix)), prefix
 
+    @pytest.mark.parametrize("after", ["m/a/03", "m/a/035", "m/a/00", "m/a/09", "m/a/1", "m/a/"])
+    def test_lists_what_comes_after(self, store: ObjectStore, after: str) -> None:
+        keys = [f"m/a/{i:02d}" for i in range(10)]
+        for key in (*keys, "m/b/05", "m/0"):
+            store.create(key, b"")
+        assert list(store.list("m/a/", after)) == [key for key in keys if key > after]
+
+    def test_tells_the_folders(self, store: ObjectStore) -> None:
+        for key in ("one/a/x", "one/a/y", "one/b", "two.3/c/x", "top"):
+            store.create(key, b"")
+        assert list(store.folders("")) == ["one", "two.3"]
+        assert list(store.folders("one/")) == ["a"]
+        assert [*store.folders("two.3/c/"), *store.folders("nothing/")] == []
+
+    def test_deletes_and_creates_again(self, store: ObjectStore) -> None:
+        old = store.create("m/a", b"1")
+        store.create("m/b", b"2")
+        for _ in range(2):
+            store.delete("m/a")
+            with pytest.raises(NotFound, match="m/a"):
+                store.get("m/a")
+        with pytest.raises(Conflict):
+            store.swap("m/a", b"2", old)
+        assert list(store.list("")) == ["m/b"]
+        store.create("m/a", b"3")
+        assert store.get("m/a").data == b"3"
+        store.delete("m/a/b/c")
+
     def test_lists_an_empty_store(self, store: ObjectStore) -> None:
         assert list(store.list("")) == []
         assert list(store.list("m/")) == []
@@ -180,6 +208,7 @@ class TestEveryStore:
             lambda: store.get(key),
             lambda: store.create(key, b""),
             lambda: store.swap(key, b"", "etag"),
+            lambda: store.delete(key),
         ):
             with pytest.raises(InvalidInput, match="key"):
                 verb()

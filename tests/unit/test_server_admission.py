@@ -20,6 +20,7 @@ from server.forecast import Load
 from server.keys import ANONYMOUS
 from server.plan import Planner
 from server.schedules import Schedules
+from server.watch import Watch
 
 WORK = st.integers(min_value=1, max_value=100)
 
@@ -104,7 +105,7 @@ def planner(tiny):
         catalog.publish(schedule)
         catalog.promote(tier, schedule.digest)
     schedules = Schedules(lambda: catalog, model, 4)
-    schedules.refresh()
+    Watch(schedules, lambda: catalog).refresh()
 
     class Settings:
         max_images, request_seconds, default_tier, default_guidance = 3, 60.0, "balanced", 3.0

@@ -71,5 +71,20 @@ def test_all_faults_are_told_at_once(monkeypatch):
         config.load()
 
 
+@pytest.mark.parametrize("name", ["FLEXI_REGISTRY", "FLEXI_S3_ENDPOINT"])
+@pytest.mark.parametrize("url", ["s3://key:hunter2@bucket/prefix", "http://user:hunter2@host", "https://host/?token=hunter2"])
+def test_a_secret_in_an_address_is_refused_and_not_repeated(monkeypatch, name, url):
+    monkeypatch.setenv(name, url)
+    with pytest.raises(InvalidInput, match=name) as refused:
+        config.load()
+    assert "hunter2" not in refused.value.message
+
+
+def test_trusted_keys_must_be_some(monkeypatch, tmp_path):
+    monkeypatch.setenv("FLEXI_TRUSTED_KEYS", str(tmp_path))
+    with pytest.raises(InvalidInput, match=r"FLEXI_TRUSTED_KEYS: there is no \*\.pem file"):
+        config.load()
+
+
 def test_every_setting_is_described():
     assert all(field.description for field in config.Settings.model_fields.values())

@@ -6,11 +6,12 @@ import pytest
 from server_model import small_model
 
 from registry.catalog import Catalog
-from registry.errors import InvalidInput, NotFound, StoreUnavailable, Unsupported
+from registry.errors import InvalidInput, NotFound, StoreUnavailable
 from registry.schedule import Schedule, Segment
 from registry.store import MemoryStore
 from server import metrics
 from server.schedules import Schedules
+from server.watch import Watch
 
 
 class Moody(MemoryStore):
@@ -47,6 +48,11 @@ def schedules(catalog, model):
     return Schedules(lambda: catalog, model, teacher_steps=4)
 
 
+@pytest.fixture
+def watch(schedules, catalog):
+    return Watch(schedules, lambda: catalog)
+
+
 def promoted(catalog, model, tier, *segments):
     schedule = Schedule(model=model.ref, solver=model.solver("ddim", 4), segments=segments)
     catalog.publish(schedule)
@@ -60,13 +66,13 @@ def test_reference_is_there_without_a_registry(schedules):
     assert entry.schedule.counts()["full"] == 4
 
 
-def test_tiers_follow_their_aliases(schedules, catalog, model):
+def test_tiers_follow_their_aliases(schedules, watch, catalog, model):
     first = promoted(catalog, model, "fast", Segment(), Segment())
-    assert schedules.refresh()
+    assert watch.refresh()
     entry = schedules.tier("fast")
     assert (entry.digest, entry.version, entry.relative_cost) == (first.digest, 1, 0.5)
     second = promoted(catalog, model, "fast", Segment())
-    schedules.refresh()
+    watch.refresh()
     assert (schedules.tier("fast").digest, schedules.tier("fast").version) == (second.digest, 2)
     assert [entry.tier for entry in schedules.tiers()] == ["fast", "reference"]
     info = {
@@ -77,11 +83,11 @@ def test_tiers_follow_their_aliases(schedules, catalog, model):
     assert info == {first.digest: 0, second.digest: 1}
 
 
-def test_costs_are_relative_to_the_reference_in_force(schedules, catalog, model):
+def test_costs_are_relative_to_the_reference_in_force(schedules, watch, catalog, model):
     promoted(catalog, model, "fast", Segment(), Segment())
     longer = Schedule(model=model.ref, solver=model.solver("ddim", 8), segments=(Segment(),) * 8)
     catalog.promote("reference", catalog.publish(longer).number)
-    schedules.refresh()
+    watch.refresh()
     assert schedules.tier("reference").relative_cost == 1.0
     assert schedules.tier("fast").relative_cost == 0.25
     other = Schedule(model=model.ref, solver=model.solver("ddim", 4), segments=(Segment(),))
@@ -89,61 +95,53 @@ def test_costs_are_relative_to_the_reference_in_force(schedules, catalog, model)
     assert schedules.explicit(other.digest).relative_cost == 0.125
 
 
-def test_a_program_is_compiled_once_per_digest(schedules, catalog, model):
+def test_a_program_is_compiled_once_per_digest(schedules, watch, catalog, model):
     promoted(catalog, model, "fast", Segment(), Segment())
-    schedules.refresh()
+    watch.refresh()
     program = schedules.tier("fast").program
     catalog.promote("best", schedules.tier("fast").digest)
-    schedules.refresh()
+    watch.refresh()
     assert schedules.tier("fast").program is schedules.tier("best").program is program
 
 
-def test_a_store_that_fails_changes_nothing(schedules, catalog, model, store):
+def test_a_store_that_fails_changes_nothing(schedules, watch, catalog, model, store):
     promoted(catalog, model, "fast", Segment(), Segment())
-    schedules.refresh()
+    watch.refresh()
     before, errors = schedules.tiers(), metrics.registry_errors_total._value.get()
     store.down = True
-    assert not schedules.refresh()
+    assert not watch.refresh()
     assert schedules.tiers() == before
     assert metrics.registry_errors_total._value.get() == errors + 1
     assert schedules.explicit(before[0].digest).program is before[0].program  # needs no store
 
 
-def test_a_bad_document_leaves_its_tier_as_it_was(schedules, catalog, model, store):
+def test_a_bad_document_leaves_its_tier_as_it_was(schedules, watch, catalog, model, store):
     good = promoted(catalog, model, "fast", Segment(), Segment())
-    schedules.refresh()
+    watch.refresh()
     bad = promoted(catalog, model, "fast", Segment())
     store.overwrite(f"{model.ref.name}/schedules/{bad.digest}.json", b"{}")
     other = promoted(catalog, model, "best", *[Segment()] * 4)
-    assert schedules.refresh()
+    assert watch.refresh()
     assert schedules.tier("fast").digest == good.digest
     assert schedules.tier("best").digest == other.digest
 
 
-def test_a_damaged_alias_or_a_stray_file_freezes_no_other_tier(schedules, catalog, model, store):
+def test_a_damaged_alias_or_a_stray_file_freezes_no_other_tier(schedules, watch, catalog, model, store):
     good = promoted(catalog, model, "fast", Segment(), Segment())
-    schedules.refresh()
+    watch.refresh()
     store.overwrite(f"{model.ref.name}/aliases/fast.json", b"{}")
     store.overwrite(f"{model.ref.name}/aliases/README.json", b"not ours")
     other = promoted(catalog, model, "best", *[Segment()] * 4)
-    assert schedules.refresh()
+    assert watch.refresh()
     assert (schedules.tier("fast").digest, schedules.tier("best").digest) == (good.digest, other.digest)
 
 
-def test_a_registry_that_can_never_be_read_stops_the_start(model):
-    def unfit():
-        raise Unsupported("the store ignores If-None-Match")
-
-    with pytest.raises(Unsupported):
-        Schedules(unfit, model, teacher_steps=4).refresh()
-
-
-def test_a_schedule_for_other_weights_is_not_put_in_force(schedules, catalog, model):
+def test_a_schedule_for_other_weights_is_not_put_in_force(schedules, watch, catalog, model):
     ref = model.ref.model_copy(update={"fingerprint": f"sha256:{'1' * 64}"})
     other = Schedule(model=ref, solver=model.solver("ddim", 4), segments=(Segment(),))
     catalog.publish(other)
     catalog.promote("fast", other.digest)
-    schedules.refresh()
+    watch.refresh()
     with pytest.raises(NotFound, match="reference"):
         schedules.tier("fast")
     with pytest.raises(InvalidInput) as refused:
@@ -160,16 +158,3 @@ def test_explicit(schedules, catalog, model):
     with pytest.raises(NotFound) as missing:
         schedules.explicit("2")
     assert missing.value.param == "schedule"
-
-
-def test_the_store_may_be_down_at_the_start(catalog, model):
-    answers = [StoreUnavailable("not yet"), catalog]
-
-    def open_catalog():
-        answer = answers.pop(0)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    schedules = Schedules(open_catalog, model, teacher_steps=4)
-    assert [schedules.refresh(), schedules.refresh(), schedules.refresh()] == [False, True, True]

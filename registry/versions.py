@@ -1,0 +1,142 @@
+"""The versions of a model: who was published when, under dense numbers that are never reused."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from contextlib import suppress
+
+from registry.errors import Conflict, NotFound, Tampered
+from registry.records import Claim, Version
+from registry.store import ObjectStore
+from registry.writer import ATTEMPTS, Writer, stand_back
+
+GALLOP = 10  # how much longer each stride to the newest number is than the one before
+
+
+class Versions:
+    """Version records, made once and never removed, and for each digest a claim that says which number is its own.
+
+    A claim is written before the version that it announces, and moves on only when another digest took the number. So a
+    publication that was cut off is completed under its number by the next one, and one digest never gets two.
+    """
+
+    def __init__(self, store: ObjectStore, model: str, writer: Writer) -> None:
+        self._store = store
+        self._model = model
+        self._writer = writer
+        self._read: dict[int, Version] = {}  # they never change: each is read once
+        self._newest = 0  # the highest number that this process saw
+
+    def get(self, number: int) -> Version:
+        """The record of one version."""
+        if number not in self._read:
+            key = self.key(number)
+            try:
+                version = Version.read(key, self._store.get(key).data)
+            except NotFound:
+                raise NotFound(f"{self._model} has no version {number}", param=f"version {number}") from None
+            if version.number != number:
+                raise Tampered(f"{key} is the record of version {version.number}", param=key)
+            self._read[number] = version
+        return self._read[number]
+
+    def newest(self) -> int:
+        """The highest number, 0 where there is none: sought from the highest seen, in about 23 reads at 100,000."""
+        low, stride = self._newest, 1
+        while self._exists(low + stride):
+            low, stride = low + stride, stride * GALLOP
+        between = range(low + 1, low + stride)
+        self._newest = low + bisect_left(between, True, key=lambda number: not self._exists(number))
+        return self._newest
+
+    def last(self, number: int | None = None) -> list[Version]:
+        """All versions, or the last so many; the newest at the end."""
+        newest = self.newest()
+        first = 1 if number is None else max(1, newest - number + 1)
+        return [self.get(each) for each in range(first, newest + 1)]
+
+    def of(self, digest: str) -> Version | None:
+        """The first version of this digest."""
+        self._complete_claims()
+        claim, _ = self.claim(digest)
+        version = self._at(claim.number) if claim else None
+        return version if version and version.digest == digest else None
+
+    def claim(self, digest: str) -> tuple[Claim | None, str]:
+        """The claim of a digest, if any, and its etag."""
+        key = f"{self._model}/digests/{digest}.json"
+        try:
+            data, etag = self._store.get(key)
+        except NotFound:
+            return None, ""
+        claim = Claim.read(key, data)
+        if claim.digest != digest:
+            raise Tampered(f"{key} is the claim of {claim.digest}", param=key)
+        return claim, etag
+
+    def publish(self, digest: str, note: str) -> Version:
+        """The version that this digest has, or its new one."""
+        self._complete_claims()
+        for attempt in range(ATTEMPTS):
+            claim, etag = self.claim(digest)
+            with suppress(Conflict):
+                version = self._at(claim.number) if claim else None
+                if version and version.digest == digest:
+                    return version
+                if claim and not version:
+                    return self._create(claim.number, digest, note)
+                self._stake(digest, self.newest() + 1, etag)
+                continue
+            stand_back(attempt)
+        raise _crowded()
+
+    def publish_again(self, digest: str, note: str) -> Version:
+        """One more version of a digest that has one."""
+        for attempt in range(ATTEMPTS):
+            with suppress(Conflict):
+                return self._create(self.newest() + 1, digest, note)
+            stand_back(attempt)
+        raise _crowded()
+
+    def key(self, number: int) -> str:
+        """Where the record of a version is kept."""
+        return f"{self._model}/versions/{number:06d}.json"
+
+    def _create(self, number: int, digest: str, note: str) -> Version:
+        writer = self._writer
+        version = Version(number=number, digest=digest, time=writer.clock(), author=writer.author, note=note)
+        self._store.create(self.key(number), version.document())
+        return version
+
+    def _stake(self, digest: str, number: int, etag: str = "") -> None:
+        key = f"{self._model}/digests/{digest}.json"
+        claim = Claim(digest=digest, number=number, time=self._writer.clock()).document()
+        if etag:
+            self._store.swap(key, claim, etag)
+        else:
+            self._store.create(key, claim)
+
+    def _complete_claims(self) -> None:
+        """Claim for every version of a registry that was written before there were claims; for any other, one look.
+
+        The newest version is claimed last, so that a completion that was cut off is not taken for done.
+        """
+        newest = self.newest()
+        if not newest or self.claim(self.get(newest).digest)[0]:
+            return
+        for number in range(1, newest + 1):
+            with suppress(Conflict):
+                self._stake(self.get(number).digest, number)
+
+    def _at(self, number: int) -> Version | None:
+        try:
+            return self.get(number)
+        except NotFound:
+            return None
+
+    def _exists(self, number: int) -> bool:
+        return self._at(number) is not None
+
+
+def _crowded() -> Conflict:
+    return Conflict("too many others publish at the same time: try again", param="version")

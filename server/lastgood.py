@@ -1,0 +1,89 @@
+"""The last good set of tiers on disk, so that a server starts while the registry is away."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from pydantic import AwareDatetime
+
+from registry.errors import NotFound, StoreUnavailable, Tampered
+from registry.records import Digest, Number, Record
+from registry.schedule import Name, Schedule
+from registry.signing import Signature, TrustedKeys
+
+
+class KeptTier(Record):
+    """What a tier meant: the document as the registry stores it, and the signature that let it pass, if one had to."""
+
+    tier: Name
+    version: Number
+    digest: Digest
+    schedule: str
+    signature: Signature | None
+
+    def verified(self, trusted: TrustedKeys | None) -> Schedule:
+        """The schedule. Raises `Tampered` if it is not the one of this digest, `Untrusted` if no trusted key signed it."""
+        what = f"the kept schedule {self.digest}"
+        schedule = Schedule.parse(self.schedule)
+        if schedule.digest != self.digest:
+            raise Tampered(f"{what} was changed: its digest is {schedule.digest}", param="digest")
+        if trusted:
+            trusted.check(what, self.schedule.encode(), self._signature_by)
+        return schedule
+
+    def _signature_by(self, key: str) -> bytes:
+        if self.signature is None or self.signature.key != key:
+            raise NotFound(f"no signature by {key} was kept", param="signature")
+        return self.signature.document()
+
+
+class KeptSet(Record):
+    """All tiers that were in force at `time`, of one model in one registry."""
+
+    format: Literal[1] = 1
+    registry: str
+    model: Name
+    time: AwareDatetime
+    tiers: tuple[KeptTier, ...]
+
+
+class LastGood:
+    """One file for each registry and model, replaced as a whole: a reader finds the old set or the new one."""
+
+    def __init__(self, folder: Path, registry: str, model: str, trusted: TrustedKeys | None = None) -> None:
+        self.path = folder / f"{model}-{hashlib.sha256(registry.encode()).hexdigest()[:12]}.json"
+        self.trusted = trusted
+        self._registry, self._model = registry, model
+        self._kept: tuple[KeptTier, ...] | None = None
+
+    def keep(self, tiers: Sequence[KeptTier]) -> None:
+        """Write the set, unless it is the one written last. Raises `StoreUnavailable` where the disk does not take it."""
+        if self._kept == tuple(tiers):
+            return
+        kept = KeptSet(registry=self._registry, model=self._model, time=datetime.now(UTC), tiers=tuple(tiers))
+        fresh = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with fresh.open("wb") as file:
+                file.write(kept.document())
+                file.flush()
+                os.fsync(file.fileno())
+            fresh.replace(self.path)
+        except OSError as error:
+            raise StoreUnavailable(f"the last good set cannot be kept in {self.path}: {error.strerror}") from error
+        self._kept = kept.tiers
+
+    def read(self) -> KeptSet:
+        """The set kept last, its tiers not verified yet. Raises `NotFound`, and `Tampered` for a file that is damaged."""
+        try:
+            kept = KeptSet.read(str(self.path), self.path.read_bytes())
+        except OSError as error:
+            raise NotFound(f"no last good set in {self.path}: {error.strerror}") from error
+        if (kept.registry, kept.model) != (self._registry, self._model):
+            raise Tampered(f"{self.path} was kept for {kept.model} of {kept.registry}")
+        return kept

@@ -1,0 +1,374 @@
+"""The watch: what a look costs, what a bad tier does to the others, and a start without the registry."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from server_model import small_model
+
+from registry.catalog import Catalog
+from registry.errors import StoreUnavailable, Unsupported, Untrusted
+from registry.schedule import Schedule, Segment, Validated, teacher
+from registry.signing import SigningKey, TrustedKeys
+from registry.store import MemoryStore
+from server import metrics
+from server.lastgood import LastGood
+from server.schedules import Schedules
+from server.watch import Watch
+
+PRIVATE = Ed25519PrivateKey.generate()
+KEY, TRUSTED = SigningKey(PRIVATE), TrustedKeys({SigningKey(PRIVATE).id: PRIVATE.public_key()})
+
+
+class Watched(MemoryStore):
+    """Fails on demand, can be written behind the catalog's back, and notes what is asked of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.down, self.asked = None, []
+
+    def get(self, key):
+        self._note("get", key)
+        return super().get(key)
+
+    def changed(self, key, etag):
+        self._note("changed", key)
+        found = super().get(key)
+        return None if found.etag == etag else found
+
+    def list(self, prefix):
+        self._note("list", prefix)
+        return super().list(prefix)
+
+    def _note(self, *what):
+        if self.down:
+            raise self.down
+        self.asked.append(what)
+
+    def overwrite(self, key, data):
+        self._objects[key] = data
+
+    def remove(self, key):
+        del self._objects[key]
+
+
+@pytest.fixture(scope="module")
+def model(tiny):
+    return small_model(tiny)
+
+
+@pytest.fixture
+def store():
+    return Watched()
+
+
+class Site:
+    """A publisher, and servers that watch what he publishes."""
+
+    def __init__(self, store, model, state):
+        self.store, self.model, self.state = store, model, state
+        self.publisher = Catalog(store, model.ref.name, author="test")
+
+    def server(self, trusted=None, registry="memory"):
+        """Schedules and watch of a server that starts now."""
+        catalog = Catalog(self.store, self.model.ref.name, trusted=trusted)
+        schedules = Schedules(lambda: catalog, self.model, teacher_steps=4)
+        last_good = LastGood(self.state, registry, self.model.ref.name, trusted)
+        return schedules, Watch(schedules, lambda: catalog, last_good)
+
+    def schedule(self, *branches, **fields):
+        """One segment for each branch; 0 for none."""
+        segments = tuple(Segment(partial=(1,), branch=b) if b else Segment() for b in branches)
+        return Schedule(model=self.model.ref, solver=self.model.solver("ddim", 4), segments=segments).model_copy(update=fields)
+
+    def promote(self, tier, schedule, sign=False):
+        self.publisher.publish(schedule)
+        if sign:
+            self.publisher.sign(schedule, KEY)
+        self.publisher.promote(tier, schedule.digest)
+        return schedule
+
+    def key(self, rest):
+        return f"{self.model.ref.name}/{rest}"
+
+
+@pytest.fixture
+def site(store, model, tmp_path):
+    return Site(store, model, tmp_path / "state")
+
+
+def stale(tier):
+    return metrics.tier_stale.labels(tier)._value.get()
+
+
+class TestFollowing:
+    def test_a_look_at_what_did_not_move_reads_no_document(self, site):
+        for tier, branch in (("fast", 0), ("best", 1)):
+            site.promote(tier, site.schedule(branch))
+        schedules, watch = site.server()
+        watch.refresh()
+        in_force = schedules.tiers()
+        site.store.asked.clear()
+        watch.refresh()
+        aliases = [("changed", site.key(f"aliases/{tier}.json")) for tier in ("best", "fast")]
+        assert site.store.asked[-2:] == aliases
+        assert [verb for verb, _ in site.store.asked].count("get") == 0
+        assert schedules.tiers() == in_force
+
+    def test_only_the_tier_that_moved_is_read(self, site):
+        site.promote("fast", site.schedule(0))
+        site.promote("best", site.schedule(1))
+        schedules, watch = site.server()
+        watch.refresh()
+        best = schedules.tier("best")
+        moved = site.promote("fast", site.schedule(1, 1))
+        site.store.asked.clear()
+        watch.refresh()
+        assert [key for verb, key in site.store.asked if verb == "get"] == [site.key(f"schedules/{moved.digest}.json")]
+        assert schedules.tier("fast").digest == moved.digest
+        assert schedules.tier("best").program is best.program
+
+    def test_a_request_that_runs_keeps_its_schedule(self, site):
+        first = site.promote("fast", site.schedule(0))
+        schedules, watch = site.server()
+        watch.refresh()
+        running = schedules.tier("fast")
+        site.promote("fast", site.schedule(1))
+        watch.refresh()
+        assert running.digest == first.digest != schedules.tier("fast").digest
+        assert running.program.schedule == first
+
+    def test_nothing_that_vanishes_takes_a_tier_away(self, site):
+        good = site.promote("fast", site.schedule(0))
+        schedules, watch = site.server()
+        watch.refresh()
+        site.store.remove(site.key("aliases/fast.json"))
+        assert watch.refresh()
+        assert (schedules.tier("fast").digest, stale("fast")) == (good.digest, 1)
+        assert [entry.tier for entry in _started(site).tiers()] == ["reference"]
+
+    def test_a_fault_is_told_once_and_counted_each_time(self, site, caplog):
+        site.promote("fast", site.schedule(0))
+        _, watch = site.server()
+        watch.refresh()
+        site.store.down = StoreUnavailable("no answer")
+        before = metrics.registry_errors_total._value.get()
+        with caplog.at_level(logging.INFO, "server.watch"):
+            for _ in range(3):
+                assert not watch.refresh()
+            site.store.down = None
+            assert watch.refresh()
+        said = [record.getMessage() for record in caplog.records]
+        fault = "the registry could not be read: no answer"
+        assert said == [fault, f"no longer: {fault}"]
+        assert metrics.registry_errors_total._value.get() == before + 3
+
+    def test_looks_are_spread_in_time(self, site, monkeypatch):
+        pauses = []
+
+        async def sleep(seconds):
+            pauses.append(seconds)
+            if len(pauses) == 200:
+                raise asyncio.CancelledError
+
+        _, watch = site.server()
+        monkeypatch.setattr("server.watch.asyncio.sleep", sleep)
+        with pytest.raises(asyncio.CancelledError):
+            asyncio.run(watch.follow(5))
+        assert 4 <= min(pauses) < 4.5 < 5.5 < max(pauses) <= 6
+
+    def test_a_registry_that_can_never_be_read_stops_the_start_and_nothing_later(self, site):
+        def unfit():
+            raise Unsupported("the store ignores If-None-Match")
+
+        schedules, watch = site.server()
+        with pytest.raises(Unsupported):
+            Watch(schedules, unfit).refresh()
+        watch.refresh()
+        watch._open_catalog = unfit
+        assert not watch.refresh()
+
+
+class TestRefusals:
+    """Each bad document leaves its tier as it was, names what and why, and freezes no other tier."""
+
+    def refused(self, site, caplog, bad, *, trusted=None, damage=None):
+        """The log line about `bad`, promoted to `fast` where a good schedule was."""
+        good = site.promote("fast", site.schedule(0), sign=True)
+        schedules, watch = site.server(trusted)
+        watch.refresh()
+        site.promote("fast", bad)
+        if damage:
+            site.store.overwrite(site.key(f"schedules/{bad.digest}.json"), damage)
+        other = site.promote("best", site.schedule(1), sign=True)
+        with caplog.at_level(logging.WARNING, "server.watch"):
+            assert watch.refresh()
+        assert (schedules.tier("fast").digest, schedules.tier("best").digest) == (good.digest, other.digest)
+        assert (stale("fast"), stale("best")) == (1, 0)
+        (record,) = caplog.records
+        assert record.getMessage().startswith(f"tier fast keeps version 1 ({good.digest[:8]}): ")
+        return record.getMessage()
+
+    def test_tampered(self, site, caplog):
+        bad = site.schedule(1, 1)
+        said = self.refused(site, caplog, bad, damage=site.schedule(2).document())
+        assert f"schedules/{bad.digest}.json was changed after it was published" in said
+
+    def test_of_a_format_to_come(self, site, caplog):
+        bad = site.schedule(1, 1)
+        document = json.dumps(json.loads(bad.document()) | {"format": 2}).encode()
+        said = self.refused(site, caplog, bad, damage=document)
+        assert f"schedules/{bad.digest}.json cannot be read: format: this version reads 1, got 2" in said
+
+    def test_of_an_unknown_solver(self, site, caplog):
+        bad = site.schedule(1, 1)
+        said = self.refused(site, caplog, bad, damage=bad.document().replace(b'"ddim"', b'"heun"'))
+        assert f"schedules/{bad.digest}.json is not a schedule: solver.name" in said
+
+    def test_for_other_weights(self, site, caplog):
+        ref = site.model.ref.model_copy(update={"fingerprint": f"sha256:{'1' * 64}"})
+        assert "model.fingerprint: the schedule was made for" in self.refused(site, caplog, site.schedule(1, 1, model=ref))
+
+    def test_for_another_family(self, site, caplog):
+        ref = site.model.ref.model_copy(update={"family": "unet2d"})
+        said = self.refused(site, caplog, site.schedule(1, 1, model=ref))
+        assert "model.family: the schedule was made for unet2d, the loaded model is unet2d-condition" in said
+
+    def test_measured_at_another_size(self, site, caplog):
+        bad = site.schedule(1, 1, validated=Validated(sizes=((16, 8), (32, 32)), guidance=(3.0,)))
+        said = self.refused(site, caplog, bad)
+        assert "validated.sizes: the schedule was measured at 16×8, 32×32, the model makes 8×8" in said
+
+    def test_unsigned(self, site, caplog):
+        bad = site.schedule(1, 1)
+        said = self.refused(site, caplog, bad, trusted=TRUSTED)
+        assert f"schedules/{bad.digest}.json is not signed by a trusted key ({KEY.id})" in said
+
+    def test_measured_at_this_size_among_others(self, site):
+        good = site.promote("fast", site.schedule(1, validated=Validated(sizes=((16, 8), (8, 8)), guidance=(3.0,))))
+        assert _started(site).tier("fast").digest == good.digest
+
+
+class TestTrust:
+    def test_a_signature_made_later_mends_the_tier(self, site):
+        schedule = site.promote("fast", site.schedule(1))
+        schedules, watch = site.server(TRUSTED)
+        watch.refresh()
+        assert [entry.tier for entry in schedules.tiers()] == ["reference"]
+        with pytest.raises(Untrusted) as refused:
+            schedules.explicit(schedule.digest)
+        assert refused.value.param == "schedule"
+        site.publisher.sign(schedule, KEY)
+        watch.refresh()
+        assert (schedules.tier("fast").digest, stale("fast")) == (schedule.digest, 0)
+
+    def test_signatures_are_read_when_a_schedule_is_loaded_and_not_at_each_look(self, site):
+        site.promote("fast", site.schedule(1), sign=True)
+        _, watch = site.server(TRUSTED)
+
+        def signatures_read():
+            return sum("/signatures/" in key for _, key in site.store.asked)
+
+        site.store.asked.clear()
+        watch.refresh()
+        assert signatures_read() == 1
+        watch.refresh()
+        assert signatures_read() == 1
+
+    def test_the_own_teacher_needs_no_signature(self, site):
+        own = teacher(site.model.ref, site.model.solver("ddim", 4))
+        site.promote("reference", own)
+        schedules, watch = site.server(TRUSTED)
+        assert watch.refresh()
+        assert (schedules.tier("reference").version, stale("reference")) == (1, 0)
+
+
+class TestLastGood:
+    @pytest.mark.parametrize("trusted", [None, TRUSTED])
+    def test_a_server_starts_with_the_registry_away(self, site, trusted):
+        for tier, branches in {"fast": (1, 1), "best": (0, 2), "reference": (0, 0, 0, 0)}.items():
+            site.promote(tier, site.schedule(*branches), sign=True)
+        before = _started(site, trusted).tiers()
+        site.store.down = StoreUnavailable("no answer")
+        schedules, watch = site.server(trusted)
+        assert not watch.refresh()
+        assert watch.restore()
+        assert schedules.tiers() == before
+        site.store.down = None
+        moved = site.promote("fast", site.schedule(2), sign=True)
+        assert watch.refresh()
+        assert schedules.tier("fast").digest == moved.digest
+
+    def test_nothing_is_restored_where_nothing_was_kept(self, site):
+        schedules, watch = site.server()
+        assert not watch.restore()
+        site.promote("fast", site.schedule(1))
+        _started(site)
+        _, of_another_registry = site.server(registry="s3://elsewhere")
+        assert not of_another_registry.restore()
+        assert [entry.tier for entry in schedules.tiers()] == ["reference"]
+
+    @pytest.mark.parametrize("damage", [b"", b"{}", b"\x00", b'{"format": 2}'])
+    def test_a_damaged_file_is_not_restored(self, site, damage):
+        site.promote("fast", site.schedule(1))
+        _started(site)
+        self.file(site).write_bytes(damage)
+        _, watch = site.server()
+        assert not watch.restore()
+
+    def test_each_kept_tier_is_verified(self, site):
+        """One document was changed, one lost its signature, one is as it was."""
+        tiers = {"changed": (1,), "unsigned": (2,), "whole": (0, 1)}
+        schedules = {tier: site.promote(tier, site.schedule(*branches), sign=True) for tier, branches in tiers.items()}
+        _started(site, TRUSTED)
+        kept = json.loads(self.file(site).read_bytes())
+        by_name = {each["tier"]: each for each in kept["tiers"]}
+        by_name["changed"]["schedule"] = by_name["changed"]["schedule"].replace('"branch":1', '"branch":3')
+        by_name["unsigned"]["signature"] = None
+        self.file(site).write_text(json.dumps(kept))
+        restored, watch = site.server(TRUSTED)
+        assert watch.restore()
+        assert {entry.tier for entry in restored.tiers()} == {"whole", "reference"}
+        assert restored.tier("whole").digest == schedules["whole"].digest
+
+    def test_a_key_that_is_trusted_no_more_restores_nothing(self, site):
+        site.promote("fast", site.schedule(1), sign=True)
+        _started(site, TRUSTED)
+        other = Ed25519PrivateKey.generate()
+        schedules, watch = site.server(TrustedKeys({SigningKey(other).id: other.public_key()}))
+        watch.restore()
+        assert [entry.tier for entry in schedules.tiers()] == ["reference"]
+
+    def test_it_is_written_when_something_moved(self, site):
+        site.promote("fast", site.schedule(1))
+        _, watch = site.server()
+        watch.refresh()
+        written = self.file(site).stat().st_ino
+        watch.refresh()
+        assert self.file(site).stat().st_ino == written
+        site.promote("fast", site.schedule(2))
+        watch.refresh()
+        assert self.file(site).stat().st_ino != written
+        assert [path.name for path in site.state.iterdir()] == [self.file(site).name]
+
+    def test_a_disk_that_takes_nothing_stops_no_server(self, site):
+        site.state.write_bytes(b"a file where the folder should be")
+        site.promote("fast", site.schedule(1))
+        schedules, watch = site.server()
+        assert watch.refresh()
+        assert schedules.tier("fast").version == 1
+
+    @staticmethod
+    def file(site):
+        (path,) = site.state.glob("*.json")
+        return path
+
+
+def _started(site, trusted=None):
+    schedules, watch = site.server(trusted)
+    assert watch.refresh()
+    return schedules
