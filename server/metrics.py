@@ -81,6 +81,8 @@ registry_last_success_timestamp_seconds = Gauge(
     multiprocess_mode="livemin",
 )  # fmt: skip
 registry_errors_total = Counter("flexi_registry_errors_total", "Looks at the registry, or at one tier in it, that failed.")
+events_total = Counter("flexi_events_total", "Events of experiments written to disk, on their way to the store.")
+events_lost_total = Counter("flexi_events_lost_total", "Events that could not be kept, or that a killed process had in memory.")
 api_keys_errors_total = Counter("flexi_api_keys_errors_total", "Changed API key files that could not be used.")
 
 
