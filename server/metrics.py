@@ -81,6 +81,13 @@ registry_last_success_timestamp_seconds = Gauge(
     multiprocess_mode="livemin",
 )  # fmt: skip
 registry_errors_total = Counter("flexi_registry_errors_total", "Looks at the registry, or at one tier in it, that failed.")
+assignment_total = Counter("flexi_assignment_total", "Requests enrolled in an experiment.", ["experiment", "arm"])
+experiment_running = Gauge(
+    "flexi_experiment_running", "1 while an experiment splits traffic here.", ["experiment"], multiprocess_mode="livemostrecent"
+)
+rollbacks_total = Counter(
+    "flexi_rollbacks_total", "Experiments that this server's guardrails rolled back.", ["experiment", "arm", "metric"]
+)
 events_total = Counter("flexi_events_total", "Events of experiments written to disk, on their way to the store.")
 events_lost_total = Counter("flexi_events_lost_total", "Events that could not be kept, or that a killed process had in memory.")
 api_keys_errors_total = Counter("flexi_api_keys_errors_total", "Changed API key files that could not be used.")

@@ -1,0 +1,126 @@
+"""The experiments that split this server's traffic now."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from registry.errors import FlexiError, StoreUnavailable
+from registry.experiment import Experiment
+from registry.experiments import Experiments
+from server import metrics
+from server.experiments.assign import arm_of, enrolled, hashed_unit
+from server.experiments.events import Enrolment
+from server.schedules import InForce, Schedules
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Running:
+    """An experiment at one stage of its ramp, with its arms' schedules compiled."""
+
+    experiment: Experiment
+    stage: int
+    arms: Mapping[str, InForce]
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What an experiment means for one request. `arm` and `unit` (hashed) are there if it is enrolled."""
+
+    experiment: Experiment
+    enrolment: Enrolment
+    arm: str | None = None
+    unit: str | None = None
+
+
+class Live:
+    """Follows the experiments' states by etag, as the watch follows aliases, and assigns requests.
+
+    `refresh` blocks; it replaces the whole set in one assignment. While the store is away the last known set stays: an arm
+    that does harm is then stopped by this server's own guard. `withdraw` is how.
+    """
+
+    def __init__(self, open_experiments: Callable[[], Experiments], schedules: Schedules) -> None:
+        """`open_experiments` gives the same ones each time, or raises while the store is away."""
+        self._open = open_experiments
+        self._schedules = schedules
+        self._seen: dict[str, tuple[str, Running | None]] = {}  # by name: the state's etag, and what it says
+        self._by_tier: dict[str, Running] = {}
+        self._faults: dict[str, str] = {}
+        self._withdrawn: set[tuple[str, int]] = set()
+
+    def running(self) -> list[Running]:
+        """Those in force."""
+        return list(self._by_tier.values())
+
+    def assign(self, entry: InForce, unit: str | None, request_id: str) -> tuple[InForce, Assignment | None]:
+        """What serves a request of this tier's traffic: its arm's schedule, or the tier's own. Pure but for what is running."""
+        running = self._by_tier.get(entry.tier or "")
+        if running is None:
+            return entry, None
+        experiment = running.experiment
+        key = request_id if experiment.unit == "request" else unit
+        if key is None:
+            return entry, Assignment(experiment, "no_unit")
+        if not enrolled(experiment, running.stage, key):
+            return entry, Assignment(experiment, "not_in_share")
+        arm = arm_of(experiment, key).name
+        assignment = Assignment(experiment, "enrolled", arm, hashed_unit(experiment.salt, key))
+        metrics.assignment_total.labels(experiment.name, arm).inc()
+        return replace(running.arms[arm], tier=entry.tier), assignment
+
+    def bypassed(self, digest: str) -> Assignment | None:
+        """For a request that names its schedule itself: the experiment that has it as an arm, if any."""
+        for running in self._by_tier.values():
+            if any(arm.digest == digest for arm in running.experiment.arms):
+                return Assignment(running.experiment, "bypass")
+        return None
+
+    def withdraw(self, experiment: Experiment) -> None:
+        """Split no traffic by this version any more, whatever the registry says."""
+        self._withdrawn.add((experiment.name, experiment.version))
+        self._put(self._seen)
+
+    def refresh(self) -> None:
+        """Look at all experiments once. One whose documents or schedules are bad is not in force, and said to be so."""
+        try:
+            experiments = self._open()
+            names = experiments.names()
+            seen = {name: self._look(experiments, name) for name in names}
+        except StoreUnavailable:
+            return  # the watch tells it
+        self._seen = {name: found for name, found in seen.items() if found}
+        self._put(self._seen)
+
+    def _look(self, experiments: Experiments, name: str) -> tuple[str, Running | None] | None:
+        before = self._seen.get(name)
+        try:
+            found = experiments.changed(name, before[0] if before else None)
+            if found is None:
+                return before
+            state, etag = found
+            if state.status != "running":
+                return etag, None
+            experiment = experiments.experiment(name, state.version)
+            arms = {arm.name: replace(self._schedules.load(arm.digest), version=None) for arm in experiment.arms}
+        except StoreUnavailable:
+            raise
+        except FlexiError as error:
+            if self._faults.get(name) != error.message:
+                log.warning("the experiment %s is not in force: %s", name, error)
+            self._faults[name] = error.message
+            return None
+        self._faults.pop(name, None)
+        return etag, Running(experiment, state.stage, arms)
+
+    def _put(self, seen: Mapping[str, tuple[str, Running | None]]) -> None:
+        by_tier: dict[str, Running] = {}
+        for _, running in seen.values():
+            if running and (running.experiment.name, running.experiment.version) not in self._withdrawn:
+                by_tier.setdefault(running.experiment.tier, running)  # of two, the first by name, on every server
+        for name in {each.experiment.name for each in (*by_tier.values(), *self._by_tier.values())}:
+            metrics.experiment_running.labels(name).set(any(each.experiment.name == name for each in by_tier.values()))
+        self._by_tier = by_tier
