@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import httpx
 
@@ -53,8 +54,9 @@ def started(
     port = _free_port(port)
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "bentoml", "serve", service, "--host", host, "--port", str(port)]
-    environment = {**os.environ, "BENTOML_DO_NOT_TRACK": "true", **settings}
-    with log.open("w") as output:
+    with log.open("w") as output, TemporaryDirectory(prefix="bentoml-") as home:
+        # Workers meet in a folder of BENTOML_HOME to add up metrics, and a start empties it: of another server's, too.
+        environment = {**os.environ, "BENTOML_DO_NOT_TRACK": "true", "BENTOML_HOME": home, **settings}
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )

@@ -24,6 +24,10 @@ from server.running import disconnected
 log = logging.getLogger(__name__)
 
 LEAVE_SECONDS = 5.0  # for answers that are on their way when the engine is lost
+SECURITY = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
 ERROR = {"$ref": "#/components/schemas/ErrorView"}
 
 try:
@@ -124,4 +128,6 @@ def documents() -> JSONResponse:
         "description": "Any other error; 429 and 503 say when to come back",
         "content": {"application/json": {"schema": ERROR}},
     }
+    if keys:
+        spec["components"]["securitySchemes"], spec["security"] = SECURITY, [{name: []} for name in SECURITY]
     return JSONResponse(spec)

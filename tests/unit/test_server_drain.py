@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +20,8 @@ from starlette.routing import Route
 from server import drain as module
 from server.drain import Drain
 from server.edge import Edge
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass
@@ -156,3 +161,24 @@ def test_a_timeout_of_the_application_stays_its_own():
 
     with pytest.raises(TimeoutError, match="a store's"):
         asyncio.run(scene())
+
+
+HANGS = """
+import asyncio, os, signal, time
+from server import drain
+drain.LAST_RESORT_SECONDS = 0.2
+
+async def main():
+    own = drain.Drain()
+    own.at_sigterm(0.1)
+    async with own.request():
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(0.05)
+        time.sleep(60)  # the device hangs, and holds the event loop
+
+asyncio.run(main())
+"""
+
+
+def test_a_process_that_hangs_ends_all_the_same():
+    assert subprocess.run([sys.executable, "-c", HANGS], cwd=ROOT, timeout=50).returncode == 1

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import gzip
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from itertools import pairwise
-from threading import Thread
 from time import monotonic, time_ns
 
 import pytest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+from otlp_receiver import receiving
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -37,8 +34,8 @@ def engine(journey: tracing.Journey) -> None:
     now = monotonic()
     journey.add("queue", now - 4, now - 3)
     journey.add("encode", now - 3, now - 2.5, images=2)
-    journey.add("full wave", now - 2.5, now - 2, unet_rows=8)
-    journey.add("partial wave", now - 2, now - 1, unet_rows=6, branch=3)
+    journey.add("full", now - 2.5, now - 2, unet_rows=8)
+    journey.add("partial", now - 2, now - 1, unet_rows=6, branch=3)
     journey.add("decode", now - 1, now, images=1)
     journey.end(now, tier="fast", outcome="ok")
 
@@ -81,10 +78,10 @@ def test_an_images_parts_are_below_its_request_and_the_request_below_its_caller(
     assert format(request.context.trace_id, "032x") == TRACE
     assert format(request.parent.span_id, "016x") == CALLER
     assert image.parent.span_id == found.pop("png").parent.span_id == request.context.span_id
-    assert list(found) == ["queue", "encode", "full wave", "partial wave", "decode"]
+    assert list(found) == ["queue", "encode", "full", "partial", "decode"]
     assert {span.parent.span_id for span in found.values()} == {image.context.span_id}
     assert {span.context.trace_id for span in found.values()} == {request.context.trace_id}
-    assert dict(found["partial wave"].attributes) == {"unet_rows": 6, "branch": 3}
+    assert dict(found["partial"].attributes) == {"unet_rows": 6, "branch": 3}
     assert dict(image.attributes) == {"tier": "fast", "outcome": "ok"}
     assert request.attributes["flexi.request_id"] == "mine"
     assert request.attributes["http.response.status_code"] == 200
@@ -95,7 +92,7 @@ def test_times_of_the_monotonic_clock_become_times_of_day():
     with traced() as exporter:
         CLIENT.post("/generate")
     found = spans(exporter)
-    image, parts = found["image"], [found[name] for name in ("queue", "encode", "full wave", "partial wave", "decode")]
+    image, parts = found["image"], [found[name] for name in ("queue", "encode", "full", "partial", "decode")]
     assert [part.end_time - part.start_time for part in parts] == pytest.approx([1e9, 5e8, 5e8, 1e9, 1e9], abs=1000)
     assert all(a.end_time == b.start_time for a, b in pairwise(parts))
     assert (image.start_time, image.end_time) == (parts[0].start_time, parts[-1].end_time)
@@ -123,49 +120,18 @@ def test_names_of_spans_do_not_come_from_clients():
     assert [span.status.is_ok for span in exporter.get_finished_spans()] == [True, True, False]
 
 
-@pytest.fixture
-def receiver() -> Iterator[tuple[str, list[ExportTraceServiceRequest]]]:
-    """The address of an OTLP/HTTP receiver and what it received."""
-    received: list[ExportTraceServiceRequest] = []
-
-    class Receiver(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["content-length"]))
-            body = gzip.decompress(body) if self.headers.get("content-encoding") == "gzip" else body
-            if self.path == "/v1/traces":
-                received.append(ExportTraceServiceRequest.FromString(body))
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Receiver) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}", received
-        server.shutdown()
-
-
-def test_the_standard_variables_send_spans_to_a_receiver(receiver, monkeypatch):
-    address, received = receiver
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", address)
+def test_the_standard_variables_send_spans_to_a_receiver(monkeypatch):
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test")
-    tracing.configure()
-    try:
-        CLIENT.post("/generate", headers=TRACEPARENT)
-    finally:
-        tracing.use(None)
-    (resource,) = [resource for export in received for resource in export.resource_spans][:1]
-    about = {attribute.key: attribute.value.string_value for attribute in resource.resource.attributes}
-    assert about.items() >= {"service.name": "flexiffusion-serve", "deployment.environment.name": "test"}.items()
-    names = {
-        span.name
-        for export in received
-        for resource in export.resource_spans
-        for scope in resource.scope_spans
-        for span in scope.spans
-    }
-    assert names == {"POST /generate", "image", "queue", "encode", "full wave", "partial wave", "decode", "png"}
+    with receiving() as receiver:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.address)
+        tracing.configure()
+        try:
+            CLIENT.post("/generate", headers=TRACEPARENT)
+        finally:
+            tracing.use(None)
+    assert receiver.resource.items() >= {"service.name": "flexiffusion-serve", "deployment.environment.name": "test"}.items()
+    names = {span.name for span in receiver.spans}
+    assert names == {"POST /generate", "image", "queue", "encode", "full", "partial", "decode", "png"}
 
 
 @pytest.mark.parametrize("variables", [{}, {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://x", "OTEL_TRACES_EXPORTER": "none"}])

@@ -1,0 +1,214 @@
+"""What the dashboard shows: titles, what they mean and how it is computed, and the queries.
+
+Queries go to the exported metrics themselves, so the dashboard works without the recording rules.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A graph. `queries` are {legend: PromQL}; FILTER stands for the chosen servers, WINDOW for Grafana's own choice."""
+
+    title: str
+    about: str
+    unit: str
+    queries: dict[str, str]
+    stacked: bool = False
+    kind: str = "timeseries"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of panels below a title."""
+
+    title: str
+    panels: list[Panel] = field(default_factory=list)
+
+
+def quantiles(metric: str, by: str, condition: str = "") -> dict[str, str]:
+    """p50, p95 and p99 of a histogram."""
+    rate = f"rate({metric}_bucket{{FILTER{condition}}}[WINDOW])"
+    legend = f"{{{{{by}}}}}"
+    return {f"{legend} p{q}": f"histogram_quantile({q / 100}, sum by ({by}, le) ({rate}))" for q in (50, 95, 99)}
+
+
+def rate(metric: str, *by: str, condition: str = "") -> str:
+    """Per second, summed over everything but `by`."""
+    return f"sum by ({', '.join(by)}) (rate({metric}{{FILTER{condition}}}[WINDOW]))"
+
+
+ROWS = [
+    Row(
+        "Requests",
+        [
+            Panel(
+                "Latency by tier",
+                "From a valid request to its answer, of requests that were answered. Only as exact as the histogram's buckets.",
+                "s",
+                quantiles("flexi_request_seconds", "tier", ', outcome="ok"'),
+            ),
+            Panel(
+                "Requests by tier and outcome",
+                "ok, cancelled (the client left), deadline, rejected (429), error.",
+                "reqps",
+                {"{{tier}} {{outcome}}": rate("flexi_request_seconds_count", "tier", "outcome")},
+                stacked=True,
+            ),
+            Panel(
+                "Answers by status, refusals by reason",
+                "All routes but probes. 500 is a fault of ours; 429 and 503 are refusals; 504 is a deadline that passed.",
+                "reqps",
+                {
+                    "{{status}}": rate("flexi_http_responses_total", "status"),
+                    "{{reason}}": rate("flexi_rejected_total", "reason"),
+                },
+            ),
+        ],
+    ),
+    Row(
+        "Work",
+        [
+            Panel(
+                "MACs per second by tier and kind",
+                "UNet multiply-accumulates as waves run them, guidance rows and abandoned images included.",
+                "none",
+                {"{{tier}} {{kind}}": rate("flexi_macs_total", "tier", "kind")},
+                stacked=True,
+            ),
+            Panel(
+                "MACs saved against the teacher",
+                "Share of the teacher's MACs that finished images did not need: 1 − flexi_image_macs_sum ÷ "
+                "flexi_teacher_macs_total. The latter: each image's own MACs divided by its schedule's relative cost.",
+                "percentunit",
+                {
+                    "{{tier}}": f"1 - {rate('flexi_image_macs_sum', 'tier')} / {rate('flexi_teacher_macs_total', 'tier')}",
+                    "all": f"1 - {rate('flexi_image_macs_sum')} / {rate('flexi_teacher_macs_total')}",
+                },
+            ),
+            Panel(
+                "MACs spent on abandoned images",
+                "Share of the MACs run that no finished image accounts for: clients that left, deadlines, failures; and, for a "
+                "moment, images in flight.",
+                "percentunit",
+                {"abandoned": f"clamp_min(1 - {rate('flexi_image_macs_sum')} / {rate('flexi_macs_total')}, 0)"},
+            ),
+        ],
+    ),
+    Row(
+        "Engine",
+        [
+            Panel(
+                "Rows per wave by kind",
+                "How much company a UNet call has; an image with guidance takes two rows.",
+                "none",
+                {
+                    "{{kind}} mean": f"{rate('flexi_wave_rows_sum', 'kind')} / {rate('flexi_wave_rows_count', 'kind')}",
+                    **quantiles("flexi_wave_rows", "kind"),
+                },
+            ),
+            Panel(
+                "Waves per second by kind",
+                "UNet calls.",
+                "ops",
+                {"{{kind}}": rate("flexi_wave_rows_count", "kind")},
+                stacked=True,
+            ),
+            Panel("Duration of a wave by kind", "One UNet call.", "s", quantiles("flexi_wave_seconds", "kind")),
+            Panel(
+                "Images waiting and in flight",
+                "Sums over all workers.",
+                "none",
+                {
+                    "waiting {{instance}}": "sum by (instance) (flexi_queue_rows{FILTER})",
+                    "in flight {{instance}}": "sum by (instance) (flexi_inflight_rows{FILTER})",
+                },
+            ),
+            Panel(
+                "Time in the queue",
+                "Predicted: accepted work × measured pace, of the fullest worker. Measured: 95 % of the images waited less.",
+                "s",
+                {
+                    "predicted {{instance}}": "max by (instance) (flexi_queue_seconds{FILTER})",
+                    "measured p95": "histogram_quantile(0.95, "
+                    + rate("flexi_stage_seconds_bucket", "le", condition=', stage="queue"')
+                    + ")",
+                },
+            ),
+            Panel(
+                "Mean time in a stage",
+                "queue and denoise per image; encode, decode and png per batch.",
+                "s",
+                {"{{stage}}": f"{rate('flexi_stage_seconds_sum', 'stage')} / {rate('flexi_stage_seconds_count', 'stage')}"},
+            ),
+        ],
+    ),
+    Row(
+        "Schedules",
+        [
+            Panel(
+                "In force",
+                "What each tier means now. Several lines of a tier: a promotion is on its way, or an experiment runs.",
+                "none",
+                {"": "max by (tier, arm, version, digest) (flexi_schedule_info{FILTER})"},
+                kind="table",
+            ),
+            Panel(
+                "Relative cost by tier",
+                "MACs of the schedule in force, relative to the teacher's.",
+                "percentunit",
+                {"{{tier}}": "max by (tier) (flexi_relative_cost{FILTER})"},
+            ),
+            Panel(
+                "Age of what was read from the registry",
+                "Promotions and rollbacks reach a server only while this stays at FLEXI_WATCH_SECONDS; failed looks beside it.",
+                "s",
+                {
+                    "{{instance}}": "max by (instance) (time() - flexi_registry_last_success_timestamp_seconds{FILTER})",
+                    "failed looks a minute": f"60 * {rate('flexi_registry_errors_total')}",
+                },
+            ),
+            Panel(
+                "Drift: steps and MACs, done against planned",
+                "Of finished images, against their schedules' documents. Must be 0.",
+                "none",
+                {
+                    "steps {{tier}} {{kind}}": "sum by (tier, kind) (flexi_finished_steps_total{FILTER}) "
+                    "- sum by (tier, kind) (flexi_planned_steps_total{FILTER})",
+                    "MACs {{tier}}": "sum by (tier) (flexi_image_macs_sum{FILTER}) "
+                    "- sum by (tier) (flexi_planned_macs_total{FILTER})",
+                },
+            ),
+        ],
+    ),
+    Row(
+        "Arms",
+        [
+            Panel(
+                "Latency by tier and arm",
+                "95 % of the answered requests took less. `none` is outside experiments.",
+                "s",
+                {
+                    "{{tier}} {{arm}}": "histogram_quantile(0.95, "
+                    + rate("flexi_request_seconds_bucket", "tier", "arm", "le", condition=', outcome="ok"')
+                    + ")"
+                },
+            ),
+            Panel(
+                "Images by tier, arm and outcome",
+                "Also by how they failed.",
+                "ops",
+                {"{{tier}} {{arm}} {{outcome}}": rate("flexi_images_total", "tier", "arm", "outcome")},
+                stacked=True,
+            ),
+            Panel(
+                "MACs per second by tier and arm",
+                "As waves run them.",
+                "none",
+                {"{{tier}} {{arm}}": rate("flexi_macs_total", "tier", "arm")},
+            ),
+        ],
+    ),
+]
