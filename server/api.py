@@ -74,7 +74,8 @@ class GenerateResponse(BaseModel):
     tier: Annotated[str | None, Field(description="Null when the request named a schedule.")]
     schedule: Annotated[str, Field(description="Digest of the schedule that made the images.")]
     version: Annotated[int | None, Field(description="The registry's number of it, where known.")]
-    arm: Annotated[str | None, Field(description="The experiment's arm, if the request took part in one.")] = None
+    experiment: Annotated[str | None, Field(description="The experiment that the request took part in, if any.")] = None
+    arm: Annotated[str | None, Field(description="Which of its arms made the images.")] = None
     seed: Annotated[int, Field(description="Of the first image; image i has seed + i.")]
     macs: Annotated[int, Field(description="UNet MACs executed for all images, guidance rows included.")]
     macs_per_image: int

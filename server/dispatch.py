@@ -116,6 +116,7 @@ class Dispatcher:
         self._show([ticket for ticket in advanced if ticket.position in ticket.preview_at])
         metrics.queue_rows.set(len(self._queue))
         metrics.inflight_rows.set(len(self._inflight))
+        metrics.queue_seconds.set(self._admission.seconds)
 
     def _run(self) -> None:
         while self._has_work():
@@ -207,7 +208,6 @@ class Dispatcher:
             metrics.steps_total.labels("null", ticket.order.tier).inc(null)
         metrics.wave_rows.labels(kind).observe(wave.unet_rows)
         metrics.wave_seconds.labels(kind).observe(seconds)
-        metrics.queue_seconds.set(self._admission.seconds)
         self._admission.measured(total, seconds)
         if not wave.failed:  # else it was several calls
             self._policy.curve.observe(wave.need, wave.unet_rows, seconds)

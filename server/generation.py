@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from registry.errors import FlexiError, Overloaded
-from server import VERSION, metrics
+from server import VERSION, metrics, tracing
 from server.api import GenerateRequest, GenerateResponse, Steps
 from server.dispatch import gather
 from server.errors import Cancelled, ClientGone, DeadlineExceeded, QuotaExceeded
@@ -62,14 +62,22 @@ class Finished:
     picture: Picture
 
 
-class Generation:
-    """Plan, pay, queue, wait, answer."""
+class Ended(Protocol):
+    """Somebody who wants to know what became of requests."""
 
-    def __init__(self, planner: Planner, renderer: Renderer, quotas: Quotas) -> None:
+    def ended(self, plan: Plan, outcome: str, seconds: float, pictures: Sequence[Picture]) -> None:
+        """Told at the end of each request; `outcome` is "ok" or the code of the error."""
+
+
+class Generation:
+    """Plan, pay, queue, wait, answer, tell."""
+
+    def __init__(self, planner: Planner, renderer: Renderer, quotas: Quotas, observers: Sequence[Ended] = ()) -> None:
         self.planner = planner
         self.running = Running()
         self._renderer = renderer
         self._quotas = quotas
+        self._observers = observers
 
     async def answer(
         self, request: GenerateRequest, request_id: str, key: Key, gone: Coroutine[Any, Any, None]
@@ -80,9 +88,9 @@ class Generation:
         except FlexiError:
             gone.close()
             raise
-        with self._underway(plan) as stop:
+        with self._underway(plan) as (stop, pictures):
             ends = [(gone, ClientGone("the client closed the connection")), (stop.wait(), CANCELLED)]
-            return await while_wanted(self._make(plan), ends, plan.limit)
+            return await while_wanted(self._make(plan, pictures), ends, plan.limit)
 
     async def stream(self, plan: Plan, previews: int) -> AsyncGenerator[Partial | Finished]:
         """Previews of each image as they come, and each image as soon as it is done. Raises members of `FlexiError`.
@@ -96,7 +104,7 @@ class Generation:
         def tell(event: Event) -> None:  # in the engine's thread
             loop.call_soon_threadsafe(events.put_nowait, event)
 
-        with self._underway(plan) as stop:
+        with self._underway(plan) as (stop, pictures):
             futures = self._submit(plan, orders, lambda order, i, pixels: tell((order.seed - plan.seed, i, pixels)))
             for image, future in enumerate(futures):
                 future.add_done_callback(partial(_done, tell, image))
@@ -111,14 +119,15 @@ class Generation:
                     else:
                         picture = event[1].result()
                         left.remove(image)
+                        pictures.append(picture)
                         yield Finished(image, await _file(plan, orders[image], picture.pixels), picture)
             finally:
                 for future in futures:
                     future.cancel()
 
-    async def _make(self, plan: Plan) -> GenerateResponse:
+    async def _make(self, plan: Plan, pictures: list[Picture]) -> GenerateResponse:
         start = monotonic()
-        pictures = await gather(self._submit(plan, plan.orders))
+        pictures += await gather(self._submit(plan, plan.orders))
         metrics.forecast_ratio.labels(plan.label).observe((monotonic() - start) / max(plan.predicted, 1e-3))
         start = monotonic()
         images = [await _file(plan, order, picture.pixels) for order, picture in zip(plan.orders, pictures, strict=True)]
@@ -135,21 +144,24 @@ class Generation:
             raise
 
     @contextmanager
-    def _underway(self, plan: Plan) -> Iterator[asyncio.Event]:
-        """Counted, and open to be cancelled."""
-        start, outcome = monotonic(), "error"
+    def _underway(self, plan: Plan) -> Iterator[tuple[asyncio.Event, list[Picture]]]:
+        """Counted, told, and open to be cancelled. Inside, the pictures that are done are put into the list."""
+        start, outcome, code, pictures = monotonic(), "error", FlexiError.code, list[Picture]()
         try:
             with self.running.entered(plan.key.name, plan.request_id) as stop:
-                yield stop
-            outcome = "ok"
+                yield stop, pictures
+            outcome = code = "ok"
         except FlexiError as error:
-            outcome = OUTCOMES.get(type(error), "error")
+            outcome, code = OUTCOMES.get(type(error), "error"), error.code
             raise
         except (GeneratorExit, asyncio.CancelledError):
-            outcome = "cancelled"
+            outcome, code = "cancelled", ClientGone.code
             raise
         finally:
-            metrics.request_seconds.labels(plan.label, metrics.NO_ARM, outcome).observe(monotonic() - start)
+            seconds = monotonic() - start
+            metrics.request_seconds.labels(plan.label, plan.orders[0].arm, outcome).observe(seconds)
+            for observer in self._observers:
+                observer.ended(plan, code, seconds, pictures)
 
 
 CANCELLED = Cancelled("the request was cancelled")
@@ -165,6 +177,8 @@ def response(plan: Plan, pictures: Sequence[Picture], images: list[str]) -> Gene
         tier=entry.tier,
         schedule=entry.digest,
         version=entry.version,
+        arm=plan.assignment.arm if plan.assignment else None,
+        experiment=plan.assignment.experiment.name if plan.assignment and plan.assignment.arm else None,
         seed=plan.seed,
         macs=macs,
         macs_per_image=macs // len(pictures),
@@ -192,4 +206,5 @@ async def _file(plan: Plan, order: Order, pixels: Tensor) -> str:
         "schedule": plan.entry.digest,
         "software": f"flexiffusion-serve {VERSION}",
     }
-    return await asyncio.to_thread(png, pixels, about)
+    with tracing.span("png"):
+        return await asyncio.to_thread(png, pixels, about)

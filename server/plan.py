@@ -14,6 +14,7 @@ from registry.errors import InvalidInput
 from server import metrics
 from server.api import AUTO, GenerateRequest
 from server.config import Settings
+from server.experiments.live import Assignment, Live
 from server.keys import Key
 from server.order import Order
 from server.schedules import REFERENCE, InForce, Schedules
@@ -24,7 +25,10 @@ Forecast = Callable[[Program, int, int, str], float]
 
 @dataclass(frozen=True)
 class Plan:
-    """The schedule, an order for each image, their MACs and the predicted seconds; `limit`: the seconds it may take at most."""
+    """The schedule, an order for each image, their MACs and the predicted seconds; `limit`: the seconds it may take at most.
+
+    `assignment` says what an experiment on its tier made of it.
+    """
 
     request: GenerateRequest
     request_id: str
@@ -34,6 +38,7 @@ class Plan:
     macs: int
     predicted: float
     limit: float
+    assignment: Assignment | None = None
 
     @property
     def seed(self) -> int:
@@ -50,10 +55,17 @@ class Planner:
     """Chooses by what is in force and by the present load. Nothing is queued here."""
 
     def __init__(
-        self, schedules: Schedules, macs: StepMacs, forecast: Forecast, settings: Settings, guides: bool = True
+        self,
+        schedules: Schedules,
+        live: Live,
+        macs: StepMacs,
+        forecast: Forecast,
+        settings: Settings,
+        guides: bool = True,
     ) -> None:
         """`guides`: whether the model knows classifier-free guidance; one that does not gets the scale 1 by default."""
         self._schedules = schedules
+        self._live = live
         self._macs = macs
         self._forecast = forecast
         self._settings = settings
@@ -66,7 +78,11 @@ class Planner:
         limit = math.inf if request.deadline_ms is None else request.deadline_ms / 1000
         guidance = request.guidance_scale or self._guidance
         unet_rows = 1 if guidance == 1 else 2
-        entry, predicted = await self._choose(request, unet_rows, limit)
+        entry = await self._choose(request, unet_rows, limit)
+        if request.schedule is not None:
+            assignment = self._live.bypassed(entry.digest)
+        else:
+            entry, assignment = self._live.assign(entry, request.unit, request_id)
         first = Order(
             program=entry.program,
             prompt=request.prompt,
@@ -74,6 +90,7 @@ class Planner:
             guidance=guidance,
             seed=secrets.randbelow(2**32) if request.seed is None else request.seed,
             tier=entry.tier or metrics.CUSTOM,
+            arm=(assignment and assignment.arm) or metrics.NO_ARM,
             deadline=monotonic() + limit,
             key=key.name,
             key_seconds=key.queue_seconds,
@@ -82,29 +99,26 @@ class Planner:
         orders = [replace(first, seed=first.seed + i) for i in range(request.num_images)]
         macs = len(orders) * self._macs.of_program(entry.program, unet_rows)
         limit = min(limit, self._settings.request_seconds)
-        return Plan(request, request_id, key, entry, orders, macs, predicted, limit)
+        predicted = self._predicted(entry, unet_rows, request.num_images)
+        return Plan(request, request_id, key, entry, orders, macs, predicted, limit, assignment)
 
-    async def _choose(self, request: GenerateRequest, unet_rows: int, limit: float) -> tuple[InForce, float]:
-        """The schedule, and the predicted seconds.
+    def _predicted(self, entry: InForce, unet_rows: int, images: int) -> float:
+        return self._forecast(entry.program, unet_rows, images, entry.tier or metrics.CUSTOM)
+
+    async def _choose(self, request: GenerateRequest, unet_rows: int, limit: float) -> InForce:
+        """What the request's tier means, or the schedule that it names.
 
         `auto` with a deadline means the dearest tier below the teacher that should keep it, or the cheapest when none
         should; without a deadline, the default tier.
         """
-
-        def predicted(entry: InForce) -> float:
-            return self._forecast(entry.program, unet_rows, request.num_images, entry.tier or metrics.CUSTOM)
-
         if request.schedule is not None:
-            entry = await self._schedules.find(request.schedule)
-        elif request.tier == AUTO and limit < math.inf:
+            return await self._schedules.find(request.schedule)
+        if request.tier == AUTO and limit < math.inf:
             tiers = self._schedules.tiers()  # the cheapest first
             offers = [offer for offer in tiers if offer.tier != REFERENCE] or tiers
-            return next(
-                ((offer, seconds) for offer in reversed(offers) if (seconds := predicted(offer)) <= limit),
-                (offers[0], predicted(offers[0])),
-            )
-        elif request.tier in (None, AUTO):
-            entry = self._schedules.tier(self._schedules.default(self._settings.default_tier))
-        else:
-            entry = self._schedules.tier(request.tier)
-        return entry, predicted(entry)
+            images = request.num_images
+            keeping = (offer for offer in reversed(offers) if self._predicted(offer, unet_rows, images) <= limit)
+            return next(keeping, offers[0])
+        if request.tier in (None, AUTO):
+            return self._schedules.tier(self._schedules.default(self._settings.default_tier))
+        return self._schedules.tier(request.tier)

@@ -11,7 +11,7 @@ from pydantic import Field
 from starlette.responses import JSONResponse
 
 from registry.errors import FlexiError, InvalidInput
-from server import VERSION, bind, config, metrics, v1
+from server import VERSION, bind, config, metrics, tracing, v1
 from server.api import GenerateRequest, GenerateResponse
 from server.drain import Drain
 from server.edge import Edge
@@ -34,6 +34,7 @@ try:
     settings = config.load()
     bind.refuse_strangers(settings)
     keys = Keys(settings.api_keys) if settings.api_keys else None
+    tracing.configure()
 except InvalidInput as wrong:
     raise SystemExit(f"error: {wrong.message}") from None
 
@@ -50,6 +51,7 @@ class Generate(GenerateRequest):
     workers=1,
     http={"host": bind.HOST},
     traffic={"timeout": 300},  # above FLEXI_REQUEST_SECONDS' limit, so that our own 504 comes first; admission is ours
+    metrics={"enabled": False},  # theirs are labelled with the paths of requests, so that anybody can make them grow
     logging={"access": {"enabled": False}},  # the edge writes one line per request
 )
 @bentoml.asgi_app(v1.app, path="/")
@@ -73,6 +75,7 @@ class Flexiffusion:
         self._opening.cancel()
         if self._house:
             await self._house.close()
+        await asyncio.to_thread(tracing.use, None)
 
     @bentoml.api(input_spec=Generate, output_spec=GenerateResponse)
     async def generate(self, ctx: bentoml.Context, **fields: Any) -> Any:
@@ -114,6 +117,7 @@ class Flexiffusion:
 
 
 service: Any = Flexiffusion  # the decorator made a bentoml.Service of the class; its annotations do not say so
+service.add_asgi_middleware(tracing.Traced)
 service.add_asgi_middleware(Edge, drain=drain, keys=keys)
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Path, Request
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response, StreamingResponse
 
 from registry.errors import FlexiError, NotFound
-from server import openai
+from server import metrics, openai
 from server.api import REF, CancelView, ErrorView, GenerateResponse, ScheduleView, Steps, TiersView, TierView
 from server.errors import ClientGone, NotReady, problem
 from server.house import House
@@ -39,6 +40,12 @@ def _key(request: Request) -> Key:
 
 Open = Annotated[House, Depends(_house)]
 Caller = Annotated[Key, Depends(_key)]
+
+
+@app.get("/metrics", include_in_schema=False)
+def metrics_page() -> Response:
+    """What Prometheus reads, of all workers."""
+    return Response(metrics.page(), media_type=CONTENT_TYPE_LATEST)
 
 
 @app.get("/v1/tiers")
