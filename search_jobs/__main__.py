@@ -175,12 +175,12 @@ def evaluate(
     dtype: str = "float32",
 ) -> None:
     """Measure one schedule against the teacher and print the figures as JSON; with --real, the teacher's own as well."""
+    from engine.features import extractor
+    from engine.features.distance import gaussian
+    from engine.features.real import real_features
     from engine.models import load
     from registry.schedule import Schedule
     from search_jobs.config import read_prompts
-    from search_jobs.features import extractor
-    from search_jobs.features.distance import gaussian
-    from search_jobs.features.real import real_features
     from search_jobs.objective import Objective, Sample
 
     scale = guidance or (3.0 if prompts else 1.0)

@@ -12,11 +12,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self
 
+from engine.features import Extractor, extractor
 from engine.models import Model, load
 from registry.errors import InvalidInput
 from registry.schedule import Schedule
 from search_jobs.config import JobConfig
-from search_jobs.features import Extractor, extractor
 from search_jobs.objective import Objective, Result
 from search_jobs.stages import RUNGS, Stage, stages
 

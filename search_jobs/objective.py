@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.condition import Condition
+from engine.features import Extractor, clip_score, frechet_distance
+from engine.features.distance import Gaussian
 from engine.models import Model
 from engine.program import Program, path_of
 from engine.prompts import Classes
 from registry.errors import InvalidInput
 from registry.schedule import Schedule, teacher
-from search_jobs.features import Extractor, clip_score, frechet_distance
-from search_jobs.features.distance import Gaussian
 from search_jobs.path import walk
 from search_jobs.reference import Reference
 from search_jobs.rollout import Rollout, Spent

@@ -113,6 +113,45 @@ class ScheduleView(BaseModel):
     schedule: Schedule
 
 
+class Feedback(BaseModel):
+    """What a client thinks of a finished request."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, hide_input_in_errors=True)
+
+    request_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$", description="Of the answer.")]
+    rating: Annotated[float, Field(ge=0, le=1, description="From 0 (bad) to 1 (good).")]
+
+
+class Accepted(BaseModel):
+    """It was taken, and will be written down."""
+
+    accepted: bool = True
+
+
+class ArmView(BaseModel):
+    """A schedule under test."""
+
+    name: str
+    schedule: str
+    weight: int
+
+
+class ExperimentView(BaseModel):
+    """An experiment that splits traffic."""
+
+    name: str
+    version: int
+    tier: str
+    share: Annotated[float, Field(description="Per cent of the tier's units that are enrolled.")]
+    arms: list[ArmView]
+
+
+class ExperimentsView(BaseModel):
+    """All of them."""
+
+    experiments: list[ExperimentView]
+
+
 class CancelView(BaseModel):
     """How many requests were cancelled."""
 

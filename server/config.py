@@ -30,7 +30,9 @@ class Settings(BaseSettings):
     trusted_keys: Annotated[
         Path | None, Field(description="PEM file, or folder of *.pem, of public keys; only what one of them signed is loaded.")
     ] = None
-    state: Annotated[Path, Field(description="Folder for the last good set of tiers.")] = Path(".flexi/state")
+    state: Annotated[
+        Path, Field(description="Folder for the last good set of tiers, and for events on their way to the registry.")
+    ] = Path(".flexi/state")
     device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$", description="Where the model runs.")] = "cpu"
     dtype: Annotated[
         Literal["float32", "float16", "bfloat16"], Field(description="Of the weights; latents are float32 always.")
@@ -51,6 +53,15 @@ class Settings(BaseSettings):
     ] = 60.0
     max_key_queue_seconds: Annotated[
         float | None, Field(gt=0, le=3600, description="The same for each API key; without it, as much as in all.")
+    ] = None
+    shadow_share: Annotated[
+        float, Field(ge=0, le=1, description="Share of finished images that the teacher makes again while the engine idles.")
+    ] = 0.0
+    shadow_macs_per_minute: Annotated[
+        int | None, Field(ge=1, description="What that may take in a minute; without it, whatever idle time gives.")
+    ] = None
+    features: Annotated[
+        Path | None, Field(description="CLIP folder or Inception file for the distance to the teacher's images.")
     ] = None
     max_images: Annotated[int, Field(ge=1, le=64, description="Images in one request.")] = 4
     request_seconds: Annotated[

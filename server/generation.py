@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -65,8 +65,11 @@ class Finished:
 class Ended(Protocol):
     """Somebody who wants to know what became of requests."""
 
-    def ended(self, plan: Plan, outcome: str, seconds: float, pictures: Sequence[Picture]) -> None:
-        """Told at the end of each request; `outcome` is "ok" or the code of the error."""
+    def ended(self, plan: Plan, outcome: str, seconds: float, pictures: Mapping[int, Picture]) -> None:
+        """Told at the end of each request; `outcome` is "ok" or the code of the error.
+
+        `pictures` are those that were done, by their place among the plan's orders.
+        """
 
 
 class Generation:
@@ -119,15 +122,16 @@ class Generation:
                     else:
                         picture = event[1].result()
                         left.remove(image)
-                        pictures.append(picture)
+                        pictures[image] = picture
                         yield Finished(image, await _file(plan, orders[image], picture.pixels), picture)
             finally:
                 for future in futures:
                     future.cancel()
 
-    async def _make(self, plan: Plan, pictures: list[Picture]) -> GenerateResponse:
+    async def _make(self, plan: Plan, done: dict[int, Picture]) -> GenerateResponse:
         start = monotonic()
-        pictures += await gather(self._submit(plan, plan.orders))
+        pictures = await gather(self._submit(plan, plan.orders))
+        done.update(enumerate(pictures))
         metrics.forecast_ratio.labels(plan.label).observe((monotonic() - start) / max(plan.predicted, 1e-3))
         start = monotonic()
         images = [await _file(plan, order, picture.pixels) for order, picture in zip(plan.orders, pictures, strict=True)]
@@ -144,9 +148,9 @@ class Generation:
             raise
 
     @contextmanager
-    def _underway(self, plan: Plan) -> Iterator[tuple[asyncio.Event, list[Picture]]]:
-        """Counted, told, and open to be cancelled. Inside, the pictures that are done are put into the list."""
-        start, outcome, code, pictures = monotonic(), "error", FlexiError.code, list[Picture]()
+    def _underway(self, plan: Plan) -> Iterator[tuple[asyncio.Event, dict[int, Picture]]]:
+        """Counted, told, and open to be cancelled. Inside, the pictures that are done are put into the dictionary."""
+        start, outcome, code, pictures = monotonic(), "error", FlexiError.code, dict[int, Picture]()
         try:
             with self.running.entered(plan.key.name, plan.request_id) as stop:
                 yield stop, pictures

@@ -8,25 +8,31 @@ import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cached_property
 
 import torch
 
+from engine.features import extractor
 from engine.models import Model, load
 from engine.policy import Oldest
 from engine.waves import Row, Waves
 from registry.address import open_store
 from registry.catalog import Catalog
+from registry.experiments import Experiments
 from registry.schedule import Schedule, Segment
 from registry.signing import TrustedKeys
 from server.admission import Admission
 from server.config import Settings
 from server.dispatch import Dispatcher
+from server.experiments.live import Live
+from server.experiments.recorder import Recorder
+from server.experiments.trials import Trials
 from server.generation import Generation
 from server.lastgood import LastGood
 from server.plan import Planner
 from server.quota import Quotas
-from server.schedules import Schedules
+from server.schedules import REFERENCE, Schedules
+from server.shadow import Shadow
 from server.watch import Watch
 
 log = logging.getLogger(__name__)
@@ -41,7 +47,9 @@ class House:
     dispatcher: Dispatcher
     generation: Generation
     settings: Settings
-    following: asyncio.Task[None]
+    trials: Trials
+    shadow: Shadow
+    following: list[asyncio.Task[None]]
     opened: int = field(default_factory=lambda: int(time.time()))  # Unix time
 
     @property
@@ -57,14 +65,20 @@ class House:
 
     async def close(self) -> None:
         """Stop watching and working; requests still waiting fail with `NotReady`."""
-        self.following.cancel()
+        for task in self.following:
+            task.cancel()
+        self.shadow.close()
         await asyncio.to_thread(self.dispatcher.close)
+        await asyncio.to_thread(self.trials.close)
 
 
 async def open_house(settings: Settings) -> House:
     """Load and warm the model, read the registry, start the engine's thread. The event loop stays free meanwhile."""
     model = await asyncio.to_thread(_load, settings)
-    schedules, watch = _schedules(settings, model)
+    opener = _Opener(settings, model)
+    schedules = Schedules(lambda: opener.catalog, model, settings.teacher_steps)
+    last_good = LastGood(settings.state, settings.registry, model.ref.name, opener.trusted)
+    watch = Watch(schedules, lambda: opener.catalog, last_good)
     while not await asyncio.to_thread(lambda: watch.refresh() or watch.restore()):  # without tiers it is of no use to anybody
         await asyncio.sleep(settings.watch_seconds)
     pace = await asyncio.to_thread(warm_up, model, (entry.schedule for entry in schedules.tiers()), settings.max_wave_rows)
@@ -72,9 +86,12 @@ async def open_house(settings: Settings) -> House:
     admission = Admission(settings.max_queue_seconds, settings.max_key_queue_seconds or math.inf, pace)
     dispatcher = Dispatcher(model, admission, settings.max_wave_rows, cache)
     dispatcher.start()
-    planner = Planner(schedules, model.macs, dispatcher.forecast, settings, guides=model.prompts.guides)
-    generation = Generation(planner, dispatcher, Quotas())
-    return House(model, schedules, dispatcher, generation, settings, asyncio.create_task(watch.follow(settings.watch_seconds)))
+    trials = _trials(settings, opener, model, schedules)
+    planner = Planner(schedules, trials.live, model.macs, dispatcher.forecast, settings, guides=model.prompts.guides)
+    shadow = await asyncio.to_thread(_shadow, settings, dispatcher, schedules, trials)
+    generation = Generation(planner, dispatcher, Quotas(), [trials, shadow])
+    following = [asyncio.create_task(each.follow(settings.watch_seconds)) for each in (watch, trials)]
+    return House(model, schedules, dispatcher, generation, settings, trials, shadow, following)
 
 
 def _load(settings: Settings) -> Model:
@@ -94,15 +111,37 @@ def _load(settings: Settings) -> Model:
     return model
 
 
-def _schedules(settings: Settings, model: Model) -> tuple[Schedules, Watch]:
-    trusted = TrustedKeys.read(settings.trusted_keys) if settings.trusted_keys else None
+class _Opener:
+    """The catalog, once the store could be opened: it may be down when the server starts."""
 
-    @cache  # an error is not kept: the store may be down when the server starts
-    def open_catalog() -> Catalog:
-        return Catalog(open_store(settings.registry), model.ref.name, trusted=trusted)
+    def __init__(self, settings: Settings, model: Model) -> None:
+        self.trusted = TrustedKeys.read(settings.trusted_keys) if settings.trusted_keys else None
+        self._address, self._model = settings.registry, model.ref.name
 
-    schedules = Schedules(open_catalog, model, settings.teacher_steps)
-    return schedules, Watch(schedules, open_catalog, LastGood(settings.state, settings.registry, model.ref.name, trusted))
+    @cached_property
+    def catalog(self) -> Catalog:
+        """Raises what is wrong with the store; an error is not kept."""
+        return Catalog(open_store(self._address), self._model, trusted=self.trusted)
+
+    @cached_property
+    def experiments(self) -> Experiments:
+        """The same."""
+        return Experiments(self.catalog.store, self._model)
+
+
+def _trials(settings: Settings, opener: _Opener, model: Model, schedules: Schedules) -> Trials:
+    recorder = Recorder(lambda: opener.catalog.store, model.ref.name, settings.state / "outbox" / model.ref.name)
+    recorder.start()
+    return Trials(Live(lambda: opener.experiments, schedules), recorder, lambda: opener.experiments)
+
+
+def _shadow(settings: Settings, dispatcher: Dispatcher, schedules: Schedules, trials: Trials) -> Shadow:
+    """Loads the feature extractor where one is wanted."""
+    features = None
+    if settings.shadow_share and settings.features:
+        features = extractor(settings.features, settings.device).images
+    budget = settings.shadow_macs_per_minute
+    return Shadow(dispatcher, lambda: schedules.tier(REFERENCE), features, settings.shadow_share, budget, [trials])
 
 
 def warm_up(model: Model, schedules: Iterable[Schedule], max_wave_rows: int) -> float:

@@ -17,6 +17,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 128)
+DECIBELS = (10, 15, 20, 25, 30, 35, 40, 45, 50, 60, 80, 100)
 MACS = tuple(10.0**power * digit for power in range(8, 16) for digit in (1, 2, 5))
 CUSTOM = "custom"  # tier label of requests that name a schedule
 NO_ARM = "none"  # arm label outside experiments
@@ -87,6 +88,20 @@ experiment_running = Gauge(
 )
 rollbacks_total = Counter(
     "flexi_rollbacks_total", "Experiments that this server's guardrails rolled back.", ["experiment", "arm", "metric"]
+)
+fidelity_psnr = Histogram(
+    "flexi_fidelity_psnr", "PSNR in dB of sampled images against the teacher's.", ["tier", "arm"], buckets=DECIBELS
+)
+fidelity_distance = Histogram(
+    "flexi_fidelity_distance", "Distance in feature space of sampled images to the teacher's.", ["tier", "arm"],
+    buckets=(0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50),
+)  # fmt: skip
+rfid = Gauge(
+    "flexi_rfid", "Fréchet distance of the newest sampled images to the teacher's of the same noise.", ["tier", "arm"],
+    multiprocess_mode="livemostrecent",
+)  # fmt: skip
+shadow_images_total = Counter(
+    "flexi_shadow_images_total", "Sampled images made again by the teacher, by how it went.", ["outcome"]
 )
 events_total = Counter("flexi_events_total", "Events of experiments written to disk, on their way to the store.")
 events_lost_total = Counter("flexi_events_lost_total", "Events that could not be kept, or that a killed process had in memory.")

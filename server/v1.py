@@ -10,8 +10,23 @@ from starlette.responses import Response, StreamingResponse
 
 from registry.errors import FlexiError, NotFound
 from server import metrics, openai
-from server.api import REF, CancelView, ErrorView, GenerateResponse, ScheduleView, Steps, TiersView, TierView
+from server.api import (
+    REF,
+    Accepted,
+    ArmView,
+    CancelView,
+    ErrorView,
+    ExperimentsView,
+    ExperimentView,
+    Feedback,
+    GenerateResponse,
+    ScheduleView,
+    Steps,
+    TiersView,
+    TierView,
+)
 from server.errors import ClientGone, NotReady, problem
+from server.experiments.live import Running
 from server.house import House
 from server.keys import Key
 from server.running import disconnected, while_wanted
@@ -74,6 +89,19 @@ def cancel(request_id: Annotated[str, Path(max_length=64)], house: Open, key: Ca
     raise NotFound("no such request is running", param="request_id")
 
 
+@app.post("/v1/feedback", status_code=202)
+def feedback(body: Feedback, house: Open) -> Accepted:
+    """Rate a finished request, for the experiment it took part in. Kept whether or not the request is known here."""
+    house.trials.rate(body.request_id, body.rating)
+    return Accepted()
+
+
+@app.get("/v1/experiments")
+def experiments(house: Open) -> ExperimentsView:
+    """The experiments that split traffic now."""
+    return ExperimentsView(experiments=[_experiment_view(running) for running in house.trials.live.running()])
+
+
 @app.get("/v1/models")
 def models(house: Open) -> openai.ModelsView:
     """The model, as OpenAI's clients list it."""
@@ -108,6 +136,17 @@ def about(made: GenerateResponse) -> dict[str, Any]:
     """What a request's log line says of its answer."""
     fields = made.model_dump(include={"tier", "schedule", "arm", "macs", "predicted_ms", "queue_ms", "denoise_ms"})
     return fields | {"images": len(made.images)}
+
+
+def _experiment_view(running: Running) -> ExperimentView:
+    experiment = running.experiment
+    return ExperimentView(
+        name=experiment.name,
+        version=experiment.version,
+        tier=experiment.tier,
+        share=experiment.ramp[running.stage].share,
+        arms=[ArmView(name=arm.name, schedule=arm.digest, weight=arm.weight) for arm in experiment.arms],
+    )
 
 
 def _tier_view(entry: InForce) -> TierView:

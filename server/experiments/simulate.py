@@ -7,14 +7,10 @@ docs/experiments.md come from here.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
 
 import numpy as np
-import typer
-from rich.console import Console
-from rich.table import Table
 from scipy import stats
 
 from server.experiments import statistics

@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from engine.features import Clip, Extractor, Features, Inception, extractor, frechet_distance, gaussian
+from engine.features import inception as inception_module
+from engine.features import real as real_module
+from engine.features.real import real_features
 from registry.errors import FlexiError, InvalidInput, NotFound, Unsupported
-from search_jobs.features import Clip, Extractor, Features, Inception, extractor, frechet_distance, gaussian
-from search_jobs.features import inception as inception_module
-from search_jobs.features import real as real_module
-from search_jobs.features.real import real_features
 
 ROOT = Path(__file__).resolve().parents[2]
 CLIP = ROOT / "models" / "emoji64" / "clip"
@@ -90,7 +90,7 @@ def test_clip_features_do_not_depend_on_the_batch(clip: Extractor, monkeypatch: 
     images = torch.rand(5, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     whole = clip.images(images)
     assert whole.dtype == np.float64
-    monkeypatch.setattr("search_jobs.features.clip.BATCH", 2)
+    monkeypatch.setattr("engine.features.clip.BATCH", 2)
     np.testing.assert_allclose(clip.images(images), whole, atol=1e-5)
 
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from engine.features import extractor
 from engine.models import Model
 from registry.schedule import Schedule, Segment
 from search_jobs import objective as module
-from search_jobs.features import extractor
 from search_jobs.objective import WORST, Objective, Sample
 
 SAMPLE = Sample.draw(["red heart", "cat face", "tomato"], 5, 1)

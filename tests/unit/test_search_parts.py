@@ -7,11 +7,11 @@ import pytest
 from schedule_strategies import schedule
 from scipy.linalg import sqrtm
 
+from engine.features import Clip, clip_score, frechet_distance
 from registry.errors import InvalidInput, NotFound
 from registry.schedule import Correction, Schedule
 from search_jobs.config import JobConfig, read_prompts
 from search_jobs.crew import Task
-from search_jobs.features import Clip, clip_score, frechet_distance
 from search_jobs.ledger import Ledger
 from search_jobs.objective import Measure, Result, Sample
 from search_jobs.rollout import Spent

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from engine.config import reason
+from engine.features.distance import Features
 from registry.errors import Unsupported
-from search_jobs.features.distance import Features
 
 BATCH = 64  # images in one call: bounds memory
 LAYER = "2048"  # the last pooling, which FID is defined on

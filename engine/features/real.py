@@ -11,8 +11,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from engine.config import reason
+from engine.features import Extractor, Features
 from registry.errors import InvalidInput, NotFound
-from search_jobs.features import Extractor, Features
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 BATCH = 64  # pictures in memory at once

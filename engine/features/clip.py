@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from engine.config import reason
+from engine.features.distance import Features
 from engine.folder import read_object
 from registry.errors import NotFound, Unsupported
-from search_jobs.features.distance import Features
 
 BATCH = 64  # images or texts in one call: bounds memory
 

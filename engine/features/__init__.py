@@ -8,10 +8,10 @@ from typing import Protocol
 
 from torch import Tensor
 
+from engine.features.clip import Clip
+from engine.features.distance import Features, Gaussian, clip_score, frechet_distance, gaussian
+from engine.features.inception import Inception
 from registry.errors import NotFound
-from search_jobs.features.clip import Clip
-from search_jobs.features.distance import Features, Gaussian, clip_score, frechet_distance, gaussian
-from search_jobs.features.inception import Inception
 
 __all__ = [
     "Clip",
