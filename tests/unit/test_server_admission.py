@@ -16,6 +16,7 @@ from registry.schedule import Schedule, Segment
 from registry.store import MemoryStore
 from server.admission import Admission
 from server.api import GenerateRequest
+from server.experiments.live import Live
 from server.forecast import Load
 from server.keys import ANONYMOUS
 from server.plan import Planner
@@ -110,7 +111,8 @@ def planner(tiny):
     class Settings:
         max_images, request_seconds, default_tier, default_guidance = 3, 60.0, "balanced", 3.0
 
-    return Planner(schedules, model.macs, lambda program, rows, images, tier: images * len(program.steps), Settings())
+    live = Live(lambda: None, schedules)
+    return Planner(schedules, live, model.macs, lambda program, rows, images, tier: images * len(program.steps), Settings())
 
 
 @pytest.mark.parametrize(

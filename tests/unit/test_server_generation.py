@@ -17,6 +17,7 @@ from server_model import small_model
 from registry.errors import InvalidInput, NotFound, Overloaded
 from server.api import GenerateRequest
 from server.errors import Cancelled, ClientGone, DeadlineExceeded
+from server.experiments.live import Live
 from server.generation import Finished, Generation, Partial
 from server.keys import ANONYMOUS, Key
 from server.order import Picture
@@ -61,7 +62,8 @@ def model(tiny):
 
 @pytest.fixture
 def generation(model, renderer):
-    planner = Planner(Schedules(lambda: None, model, 4), model.macs, lambda *_: 0.25, Settings())
+    schedules = Schedules(lambda: None, model, 4)
+    planner = Planner(schedules, Live(lambda: None, schedules), model.macs, lambda *_: 0.25, Settings())
     return Generation(planner, renderer, Quotas())
 
 
