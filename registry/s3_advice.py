@@ -55,6 +55,8 @@ def advice(error: Exception) -> str:
             return "no credentials found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a role"
         case CredentialRetrievalError():  # whose text is whatever a credential process printed
             return f"no credentials came from {error.kwargs['provider']}: try it by hand"
+        case ClientError() if status(error) >= 500 and code(error).isdecimal():  # what botocore makes of half an answer, too
+            return f"the store has a fault of its own ({status(error)}), or its answer broke off: try again, check {ENDPOINT}"
         case ClientError() if status(error) >= 500:
             return f"the store has a fault of its own ({code(error)} {status(error)}): try again later, check {ENDPOINT}"
         case ClientError():

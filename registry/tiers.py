@@ -142,21 +142,10 @@ class Tiers:
     def _write_audit(self, alias: Alias) -> None:
         """The audit entry of the newest move, unless it is there. Moves that tell no action have one under another key."""
         newest, before = alias.history[-1], alias.history[-2:-1]
-        if newest.action is None:
-            return
-        audit = Audit(
-            time=newest.time,
-            author=newest.author,
-            host=newest.host,
-            action=newest.action,
-            tier=alias.tier,
-            move=alias.moves,
-            before=Target(digest=before[0].digest, version=before[0].version) if before else None,
-            after=Target(digest=newest.digest, version=newest.version),
-            reason=newest.reason,
-        )
-        with suppress(Conflict):
-            self._store.create(self.audit_key(alias.tier, alias.moves, newest), audit.document())
+        if newest.action:
+            audit = audit_of(alias.tier, alias.moves, newest, newest.action, before[0] if before else None)
+            with suppress(Conflict):
+                self._store.create(self.audit_key(alias.tier, alias.moves, newest), audit.document())
 
     def _read_or_none(self, tier: str) -> tuple[Alias | None, str]:
         try:
@@ -170,3 +159,18 @@ class Tiers:
         if alias.tier != tier:
             raise Tampered(f"{key} is the alias of tier {alias.tier}", param=key)
         return alias
+
+
+def audit_of(tier: str, number: int, move: Move, action: Action, before: Move | None) -> Audit:
+    """The audit entry of a move: nothing that the history does not tell, in a document of its own that never changes."""
+    return Audit(
+        time=move.time,
+        author=move.author,
+        host=move.host,
+        action=action,
+        tier=tier,
+        move=number,
+        before=Target(digest=before.digest, version=before.version) if before else None,
+        after=Target(digest=move.digest, version=move.version),
+        reason=move.reason,
+    )

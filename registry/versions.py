@@ -64,7 +64,7 @@ class Versions:
 
     def claim(self, digest: str) -> tuple[Claim | None, str]:
         """The claim of a digest, if any, and its etag."""
-        key = f"{self._model}/digests/{digest}.json"
+        key = self.claim_key(digest)
         try:
             data, etag = self._store.get(key)
         except NotFound:
@@ -102,6 +102,10 @@ class Versions:
         """Where the record of a version is kept."""
         return f"{self._model}/versions/{number:06d}.json"
 
+    def claim_key(self, digest: str) -> str:
+        """Where the claim of a digest is kept."""
+        return f"{self._model}/digests/{digest}.json"
+
     def _create(self, number: int, digest: str, note: str) -> Version:
         writer = self._writer
         version = Version(number=number, digest=digest, time=writer.clock(), author=writer.author, note=note)
@@ -109,7 +113,7 @@ class Versions:
         return version
 
     def _stake(self, digest: str, number: int, etag: str = "") -> None:
-        key = f"{self._model}/digests/{digest}.json"
+        key = self.claim_key(digest)
         claim = Claim(digest=digest, number=number, time=self._writer.clock()).document()
         if etag:
             self._store.swap(key, claim, etag)

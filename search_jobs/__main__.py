@@ -113,17 +113,25 @@ def report(folder: Run) -> None:
 
 
 @app.command()
-def publish(folder: Run, registry: Registry = ".flexi/registry") -> None:
+def publish(
+    folder: Run,
+    registry: Registry = ".flexi/registry",
+    sign: Annotated[
+        Path | None, typer.Option(help="A private key (python -m registry keygen): sign what is published.")
+    ] = None,
+) -> None:
     """Publish a finished search's tiers to a registry and move the tiers to them."""
     from registry.address import open_store
     from registry.catalog import Catalog
+    from registry.signing import SigningKey
     from search_jobs.publish import artifacts
     from search_jobs.publish import publish as publish_report
     from search_jobs.report import read
 
     found = read(folder).report
+    key = SigningKey.read(sign) if sign else None
     catalog = Catalog(open_store(registry), found["model"]["name"])
-    for alias in publish_report(found, artifacts(folder), catalog):
+    for alias in publish_report(found, artifacts(folder), catalog, key):
         out.print(f"{alias.tier:10} version {alias.version}  {alias.digest[:12]}")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from registry.catalog import Catalog
 from registry.records import Alias
 from registry.schedule import Schedule
+from registry.signing import SigningKey
 
 ARTIFACTS = ("report.json", "report.html", "pareto.png", "samples.png", "strips.png")
 
@@ -18,8 +19,10 @@ def artifacts(folder: Path) -> list[Path]:
     return [folder / name for name in ARTIFACTS if (folder / name).is_file()]
 
 
-def publish(report: dict[str, Any], artifacts: Sequence[Path], catalog: Catalog) -> list[Alias]:
+def publish(report: dict[str, Any], artifacts: Sequence[Path], catalog: Catalog, key: SigningKey | None = None) -> list[Alias]:
     """Publish every tier's schedule and `reference`, the teacher, and move the tiers to them. Returns the aliases.
+
+    With a key each schedule is signed before its tier moves.
 
     Artifacts are create-only and belong to a digest: where an earlier run made the same schedule, the first ones stay.
     """
@@ -30,6 +33,8 @@ def publish(report: dict[str, Any], artifacts: Sequence[Path], catalog: Catalog)
     for tier, document in wanted.items():
         schedule = Schedule.model_validate(document)
         version = catalog.publish(schedule, note=f"{tier} of search job {job}")
+        if key:
+            catalog.sign(schedule, key)
         for file in artifacts if tier != "reference" else ():
             catalog.attach(schedule.digest, file.name, file.read_bytes())
         aliases.append(catalog.promote(tier, version.number, reason=f"search job {job}"))

@@ -1,5 +1,6 @@
 """Documentation is held to the code: settings, metrics, commands, links."""
 
+import json
 import re
 from pathlib import Path
 
@@ -37,6 +38,13 @@ def test_links_between_documents_lead_somewhere() -> None:
     for page in (ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("models/*/README.md")):
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} -> {target}"
+
+
+def test_examples_of_json_are_json() -> None:
+    examples = [
+        example for page in ROOT.glob("docs/*.md") for example in re.findall(r"```json\n(.+?)```", page.read_text(), re.DOTALL)
+    ]
+    assert [json.loads(example)["Version"] for example in examples] == ["2012-10-17"]
 
 
 def test_the_readme_names_only_make_targets_that_exist() -> None:

@@ -49,6 +49,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     store, log = open_store(str(folder / "registry")), folder / "server.log"
     schedules = publish(store)
     own = {"FLEXI_REGISTRY": str(folder / "registry"), "FLEXI_STATE": str(folder / "state")}
+    own["BENTOML_HOME"] = str(folder / "bentoml")  # which the start of another server clears of our metrics
     with serving(SETTINGS | own, log, patience=PATIENCE) as address:
         yield Server(address, Catalog(store, "emoji64"), schedules, log)
 

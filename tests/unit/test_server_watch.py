@@ -320,20 +320,20 @@ class TestLastGood:
         _, watch = site.server()
         assert not watch.restore()
 
-    def test_each_kept_tier_is_verified(self, site):
+    @pytest.mark.parametrize(("trusted", "good"), [(TRUSTED, {"whole"}), (None, {"whole", "unsigned"})])
+    def test_each_kept_tier_is_verified(self, site, trusted, good):
         """One document was changed, one lost its signature, one is as it was."""
-        tiers = {"changed": (1,), "unsigned": (2,), "whole": (0, 1)}
-        schedules = {tier: site.promote(tier, site.schedule(*branches), sign=True) for tier, branches in tiers.items()}
+        for tier, branches in {"changed": (1,), "unsigned": (2,), "whole": (0, 1)}.items():
+            site.promote(tier, site.schedule(*branches), sign=True)
         _started(site, TRUSTED)
         kept = json.loads(self.file(site).read_bytes())
         by_name = {each["tier"]: each for each in kept["tiers"]}
         by_name["changed"]["schedule"] = by_name["changed"]["schedule"].replace('"branch":1', '"branch":3')
         by_name["unsigned"]["signature"] = None
         self.file(site).write_text(json.dumps(kept))
-        restored, watch = site.server(TRUSTED)
+        restored, watch = site.server(trusted)
         assert watch.restore()
-        assert {entry.tier for entry in restored.tiers()} == {"whole", "reference"}
-        assert restored.tier("whole").digest == schedules["whole"].digest
+        assert {entry.tier for entry in restored.tiers()} == {*good, "reference"}
 
     def test_a_key_that_is_trusted_no_more_restores_nothing(self, site):
         site.promote("fast", site.schedule(1), sign=True)
