@@ -78,7 +78,7 @@ def test_the_path_passes_through_the_teachers_own_latents(scene: Scene) -> None:
 
 
 def test_a_clipped_path_has_the_latent_of_each_step_at_its_level(tmp_path: Path) -> None:
-    """Where x₀ is clipped, α x₀ + σ ε of the step that begins at a level is not the latent there: the step before ends there."""
+    """With x₀ clipped, α x₀ + σ ε of the step that begins at a level is not the latent there; the step before ends there."""
     model = load(model_folders.ddpm(tmp_path / "pixels"))
     program = model.compile(teacher(model.ref, model.solver("ddim", STEPS)))
     points = path_of(program.schedule, model.levels)
