@@ -22,6 +22,7 @@ out = Console(width=None if sys.stdout.isatty() else 110)
 err = Console(stderr=True)
 
 Run = Annotated[Path, typer.Argument(help="The run folder.")]
+Guidance = Annotated[float | None, typer.Option(help="Scale, 1 to 30; without it 3, or 1 without prompts.")]
 Registry = Annotated[str, typer.Option(envvar="FLEXI_REGISTRY", help="A folder or s3://bucket/prefix.")]
 
 
@@ -48,7 +49,10 @@ class Bars:
 @app.command()
 def run(
     model: Annotated[Path, typer.Option(help="A diffusers pipeline folder.")],
-    to: Annotated[Path, typer.Option("--out", help="The run folder; the same command on it again goes on where it stopped.")],
+    to: Annotated[
+        Path,
+        typer.Option("--out", file_okay=False, help="The run folder; the same command on it again goes on where it stopped."),
+    ],
     prompts: Annotated[
         Path | None, typer.Option(help="A text file, one prompt or class a line; half held out. None if unconditional.")
     ] = None,
@@ -56,7 +60,7 @@ def run(
         Path | None, typer.Option(help="A CLIP folder, or a file of FID's InceptionV3 weights; default: MODEL/clip.")
     ] = None,
     teacher_steps: Annotated[int, typer.Option(help="Steps of the teacher (DDIM).")] = 50,
-    guidance: Annotated[float | None, typer.Option(help="Scale; without it 3, or 1 without prompts.")] = None,
+    guidance: Guidance = None,
     screen: Annotated[int, typer.Option(help="Images by which most children are discarded.")] = 4,
     images: Annotated[int, typer.Option(help="Images that corrections are fitted on, in one batch.")] = 12,
     select: Annotated[int, typer.Option(help="Images that choose parents.")] = 24,
@@ -84,9 +88,10 @@ def run(
     """Search schedules for a model; write the run folder's report.json and pictures."""
     from search_jobs.config import JobConfig, digest_of
 
+    looks = features or model / "clip"
     config = {
-        "model": str(model), "prompts": str(prompts or ""), "features": str(features or model / "clip"),
-        "teacher_steps": teacher_steps, "guidance": guidance or (3.0 if prompts else 1.0),
+        "model": str(model), "prompts": str(prompts or ""), "features": str(looks), "features_digest": digest_of(looks),
+        "teacher_steps": teacher_steps, "guidance": _scale(guidance, prompts),
         "screen": screen, "images": images, "select": select, "finals": finals, "heldout": heldout,
         "generations": generations, "population": population, "seed": seed, "batch": batch, "share_mib": share_mib,
         "offsets": "paper" if paper else "free", "retime": retime and not paper, "correct": correct and not paper,
@@ -151,6 +156,7 @@ def compare(
     from search_jobs.report import read, write
 
     config = JobConfig.parse(read(folder).report["config"])
+    config.refuse_changed_files()
     with _bars() as bars:
         from search_jobs.compare import compare as measure
         from search_jobs.compare import table
@@ -167,37 +173,44 @@ def compare(
 
 @app.command()
 def evaluate(
-    schedule: Annotated[Path, typer.Argument(help="A schedule document.")],
+    schedule: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A schedule document.")],
     model: Annotated[Path, typer.Option(help="A diffusers pipeline folder.")],
     prompts: Annotated[Path | None, typer.Option(help="A text file, one prompt or class a line.")] = None,
     features: Annotated[
         Path | None, typer.Option(help="A CLIP folder, or a file of FID's InceptionV3 weights; default: MODEL/clip.")
     ] = None,
     real: Annotated[Path | None, typer.Option(help="A folder of real images: adds the Fréchet distance to them.")] = None,
-    images: int = 32,
-    teacher_steps: int = 50,
-    guidance: Annotated[float | None, typer.Option(help="Scale; without it 3, or 1 without prompts.")] = None,
-    seed: int = 0,
-    batch: int = 8,
+    all_prompts: Annotated[bool, typer.Option("--all-prompts", help="Of a file that no search saw: not half of it.")] = False,
+    images: Annotated[int, typer.Option(min=2, max=100_000)] = 32,
+    teacher_steps: Annotated[int, typer.Option(min=4, max=900, help="Steps of the teacher (DDIM).")] = 50,
+    guidance: Guidance = None,
+    seed: Annotated[int, typer.Option(min=0, max=1_000_000, help="Of the noise, which is no search's.")] = 0,
+    batch: Annotated[int, typer.Option(min=1, max=1024, help="Images generated at once: bounds memory.")] = 8,
     device: str = "cpu",
     dtype: str = "float32",
 ) -> None:
-    """Measure one schedule against the teacher and print the figures as JSON; with --real, the teacher's own as well."""
+    """Measure one schedule against the teacher and print the figures as JSON; with --real, the teacher's own as well.
+
+    Noise is that of no search. Prompts are the half of the file that a search on it holds out; a search on another file may
+    have seen them.
+    """
     from engine.features import extractor
     from engine.features.distance import gaussian
     from engine.features.real import real_features
     from engine.models import load
     from registry.schedule import Schedule
     from search_jobs.config import read_prompts
-    from search_jobs.objective import Objective, Sample
+    from search_jobs.objective import Objective
+    from search_jobs.stages import fresh, halves
 
-    scale = guidance or (3.0 if prompts else 1.0)
-    document = Schedule.parse(schedule.read_bytes())
-    sample = Sample.draw(read_prompts(prompts) if prompts else [""], images, seed)
+    scale, document = _scale(guidance, prompts), Schedule.parse(schedule.read_bytes())
+    given = read_prompts(prompts) if prompts else ["", ""]
+    sample = fresh(given if all_prompts else halves(given)[1], images, seed)
     loaded, looks = load(model, device, dtype), extractor(features or model / "clip", device)
     pictures = gaussian(real_features(real, looks, loaded.image_size)) if real else None
     objective = Objective(loaded, looks, sample, teacher_steps, scale, batch, bootstrap=True, real=pictures)
-    found = {"features": looks.name, **objective.evaluate(document).measure.row()}
+    held_out = ["noise"] if all_prompts or not prompts else ["noise", "prompts"]
+    found = {"features": looks.name, "held_out": held_out, **objective.evaluate(document).measure.row()}
     if pictures is not None:
         found["teacher_to_real"] = objective.measure(objective.teacher, objective.reference.images).to_real
     print(json.dumps(found))
@@ -211,6 +224,14 @@ def _show(folder: Path) -> None:
     out.print(table(run))
     out.print("by hand: the strongest schedule that a user could set without searching, under the same ceiling")
     out.print(f"{page}, with {', '.join(path.name for path in pictures)}", soft_wrap=True)
+
+
+def _scale(guidance: float | None, prompts: Path | None) -> float:
+    """What was asked for, else 3, or 1 where nothing guides. Raises `InvalidInput`."""
+    scale = guidance if guidance is not None else 3.0 if prompts else 1.0
+    if not 1 <= scale <= 30:
+        raise InvalidInput(f"guidance: must be from 1 to 30, got {scale:g}", param="guidance")
+    return scale
 
 
 def _ceiling(text: str) -> tuple[str, float]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from registry.schedule import ModelRef, Schedule, Segment, Solver, SolverName
+from registry.schedule import MAX_TEACHER_STEPS, ModelRef, Schedule, Segment, Solver, SolverName
 
 BRANCHES = 4  # at most: deeper ones cost more than the full step that they save
 SOLVERS: tuple[SolverName, ...] = ("ddim", "dpmsolver++")
@@ -59,7 +59,8 @@ class Hand:
         """Uniform DeepCache of the teacher's trajectory: the smallest interval that the budget affords, for every branch."""
         for branch in range(1, min(self.branches, BRANCHES) + 1):
             for every in range(2, teacher_steps + 1):
-                schedule = self.uniform("ddim", max(1, round(teacher_steps / every)), every, branch)
+                full = min(round(teacher_steps / every), MAX_TEACHER_STEPS // every)
+                schedule = self.uniform("ddim", full, every, branch)
                 if self.cost_of(schedule) <= budget:
                     yield Baseline("uniform DeepCache", f"DeepCache N={every} s={branch}", schedule)
                     break

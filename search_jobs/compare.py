@@ -11,7 +11,7 @@ from rich.table import Table
 from registry.errors import InvalidInput, NotFound
 from registry.schedule import Schedule
 from search_jobs.job import Job, write_json
-from search_jobs.objective import Measure
+from search_jobs.objective import WORST, Measure
 from search_jobs.optimiser import Point, hypervolume
 from search_jobs.report import read
 from search_jobs.results import WORST_POINT
@@ -24,9 +24,9 @@ def compare(job: Job, budgets: Sequence[float], twins: Sequence[Path] = ()) -> d
     """Measure, for each budget, the searched schedule and the strongest baseline of each family; write compare.json.
 
     Baselines are chosen on the images of the search, over solver steps, intervals and branches, as the searched schedule was
-    chosen without the held-out images. `twins` are run folders of other searches of the same model: theirs are measured too.
-    A twin of another seed has split the prompts otherwise, and may have been fitted on some that are held out here.
-    Raises `InvalidInput` for a budget that is no fraction, and for a twin of another model.
+    chosen without the held-out images. `twins` are run folders of other searches of the same model and prompts, which hold out
+    the same half of them: theirs are measured too.
+    Raises `InvalidInput` for a budget that is no fraction, and for a twin of another model or of other prompts.
     """
     for i, budget in enumerate(budgets):
         if not 0 < budget <= 1:
@@ -89,13 +89,26 @@ def table(document: dict[str, Any]) -> Table:
             if entry is None:
                 grid.add_row(f"{budget['relative']:.3f}" if i == 0 else "", f"{name}: none this cheap", style="dim")
                 continue
-            low, high = entry["intervals"]["rfid"]
-            score = "–" if entry["clip_score"] is None else f"{entry['clip_score']:.2f}"
-            ratio = f"{searched['rfid'] / entry['rfid']:.3f}" if i and searched and entry["rfid"] > 0 else ""
-            figures = (f"{entry['cost']:.3f}", f"{entry['rfid']:.4f}", f"{low:.3f}–{high:.3f}", f"{entry['psnr']:.2f}", score)
+            figures = (f"{entry['cost']:.3f}", *_figures(entry), _ratio(searched, entry) if i else "")
             budget_name = f"{budget['relative']:.3f}" if i == 0 else ""
-            grid.add_row(budget_name, name, *figures, ratio, style="bold" if i == 0 else "", end_section=i + 1 == len(lines))
+            grid.add_row(budget_name, name, *figures, style="bold" if i == 0 else "", end_section=i + 1 == len(lines))
     return grid
+
+
+def _figures(entry: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    """rFID, its interval, PSNR and CLIP score, as text."""
+    if entry["rfid"] == WORST:
+        return "not finite", "–", "–", "–"
+    low, high = entry["intervals"]["rfid"]
+    score = "–" if entry["clip_score"] is None else f"{entry['clip_score']:.2f}"
+    return f"{entry['rfid']:.4f}", f"{low:.3f}–{high:.3f}", f"{entry['psnr']:.2f}", score
+
+
+def _ratio(searched: Mapping[str, Any] | None, entry: Mapping[str, Any]) -> str:
+    """The searched rFID over this one's; empty where there is none to speak of."""
+    if searched is None or WORST in (searched["rfid"], entry["rfid"]) or entry["rfid"] == 0:
+        return ""
+    return f"{searched['rfid'] / entry['rfid']:.3f}"
 
 
 def _named(folder: Path, twins: Sequence[Path]) -> dict[str, Path]:
@@ -110,6 +123,11 @@ def _chosen(folder: Path, job: Job, budgets: Sequence[float]) -> dict[float, Sch
     report = read(folder).report
     if report["model"] != job.desk.model.ref.model_dump(mode="json"):
         raise InvalidInput(f"twin: {folder} is a search of another model", param="twin")
+    if report["config"]["prompts_digest"] != job.config.prompts_digest:
+        message = (
+            f"twin: {folder} is a search on other prompts, which may be held out here; search again on those of {job.folder}"
+        )
+        raise InvalidInput(message, param="twin")
     if not report["budgets"]:
         raise NotFound(f"run: {folder} chose no schedule", param="run")
     chosen = {}

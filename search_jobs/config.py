@@ -12,6 +12,7 @@ from registry.errors import InvalidInput
 from registry.schedule import Document, Name, first_fault
 
 TIERS = {"best": 1 / 3, "balanced": 1 / 5, "fast": 1 / 8, "draft": 1 / 12}
+MAX_SEED = 1_000_000
 BUDGETS = (1 / 2, 1 / 3, 1 / 5, 1 / 8, 1 / 12)
 
 
@@ -27,6 +28,7 @@ class JobConfig(Document):
     device: str = "cpu"
     dtype: str = "float32"
     features: str
+    features_digest: str = Field(default="", description="SHA-256 of the features' files: other weights are another job")
     teacher_steps: int = Field(default=50, ge=4, le=900)
     guidance: float = Field(default=3.0, ge=1, le=30)
     screen: int = Field(default=4, ge=2, le=100_000, description="images by which most children are discarded")
@@ -43,7 +45,7 @@ class JobConfig(Document):
     offsets: Literal["free", "paper"] = Field(default="free", description="paper: partial steps directly after the full one")
     retime: bool = Field(default=True, description="whether the search moves timesteps off the solver's own grid")
     correct: bool = Field(default=True, description="whether schedules get corrections")
-    seed: int = Field(default=0, ge=0, le=1_000_000)
+    seed: int = Field(default=0, ge=0, le=MAX_SEED)
     batch: int = Field(default=8, ge=1, le=1024, description="images generated at once: bounds memory")
     share_mib: int = Field(default=512, ge=0, le=1 << 20, description="memory for UNet calls that schedules have in common")
     tiers: dict[Name, float] = TIERS
@@ -51,10 +53,15 @@ class JobConfig(Document):
 
     @model_validator(mode="after")
     def _costs(self) -> Self:
-        for name, ceiling in [*self.tiers.items(), *((str(i), budget) for i, budget in enumerate(self.budgets))]:
+        least = 1 / self.teacher_steps
+        aims = {f"tiers.{name}": ceiling for name, ceiling in self.tiers.items()}
+        aims |= {f"budgets.{i}": ceiling for i, ceiling in enumerate(self.budgets)}
+        for field, ceiling in aims.items():
             if not 0 < ceiling <= 1:
-                field = f"tiers.{name}" if name in self.tiers else f"budgets.{name}"
                 raise ValueError(f"{field}: a ceiling is a fraction of the teacher's cost in (0, 1], got {ceiling}")
+            if ceiling < least:
+                limit = f"one of the teacher's {self.teacher_steps} steps costs {least:.4g}"
+                raise ValueError(f"{field}: nothing is as cheap as {ceiling:.4g}: {limit}")
         if not self.tiers and not self.budgets:
             raise ValueError("tiers: there must be a tier or a budget to aim at")
         return self
@@ -79,22 +86,35 @@ class JobConfig(Document):
             message, field = first_fault(error)
             raise InvalidInput(message, param=field) from error
 
+    def refuse_changed_files(self) -> None:
+        """Raises `InvalidInput` where the prompts or the features are not what they were when the search began."""
+        for name, path, digest in (
+            ("prompts", self.prompts, self.prompts_digest),
+            ("features", self.features, self.features_digest),
+        ):
+            if digest and digest_of(Path(path)) != digest:  # a run of an older version has none
+                raise InvalidInput(f"{name}: {path} is not what it was when the search began", param=name)
+
     def read_prompts(self) -> list[str]:
         """Those of the file, or empty ones where none was named. Raises `InvalidInput` for too few."""
         return read_prompts(self.prompts) if self.prompts else ["", ""]
 
 
 def read_prompts(path: str | Path) -> list[str]:
-    """The prompts, one a line. Raises `InvalidInput` when there are too few to split between search and report."""
+    """The prompts, one a line, each once. Raises `InvalidInput` when there are too few to split between search and report."""
     file = Path(path)
     if not file.is_file():
         raise InvalidInput(f"prompts: {file} is not a file", param="prompts")
-    lines = [line.strip() for line in file.read_text().splitlines() if line.strip()]
+    lines = list(dict.fromkeys(line.strip() for line in file.read_text().splitlines() if line.strip()))
     if len(lines) < 2:
-        raise InvalidInput(f"prompts: {file} must hold at least 2 prompts, got {len(lines)}", param="prompts")
+        raise InvalidInput(f"prompts: {file} must hold at least 2 different prompts, got {len(lines)}", param="prompts")
     return lines
 
 
-def digest_of(prompts: Path) -> str:
-    """SHA-256 of the prompts file; empty where there is none, which `read_prompts` says better."""
-    return hashlib.sha256(prompts.read_bytes()).hexdigest() if prompts.is_file() else ""
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file, or of the names and contents of a folder's files; empty where nothing is, which its reader says."""
+    if path.is_file():
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else []
+    return hashlib.sha256(repr([(file.name, digest_of(file)) for file in files]).encode()).hexdigest() if files else ""

@@ -1,27 +1,20 @@
-"""Who measures schedules: this process, or workers of a Dask cluster. Both give the same answers to the same questions."""
+"""Who measures schedules: this process, or others (`cluster.py`). All give the same answers to the same questions."""
 
 from __future__ import annotations
 
-import logging
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self
 
 from engine.features import Extractor, extractor
 from engine.models import Model, load
-from registry.errors import InvalidInput
 from registry.schedule import Schedule
 from search_jobs.config import JobConfig
 from search_jobs.objective import Objective, Result
 from search_jobs.stages import RUNGS, Stage, stages
-
-GROUP = 4  # schedules that one worker measures in one go: neighbours share their beginnings
-RETRIES = 5  # of a group that raised
 
 
 class Task(NamedTuple):
@@ -96,7 +89,7 @@ class Alone(AbstractContextManager["Alone"]):
 
     def measure(self, tasks: Sequence[Task], done: Callable[[int], None]) -> Iterator[tuple[int, Result]]:
         """In an order in which neighbours share their beginnings."""
-        for i in _by_beginning(tasks):
+        for i in by_beginning(tasks):
             result = self.desk.measure(tasks[i])
             done(result.measure.images)
             yield i, result
@@ -105,80 +98,7 @@ class Alone(AbstractContextManager["Alone"]):
         """Nothing to end."""
 
 
-class Cluster(AbstractContextManager["Cluster"]):
-    """Workers of a Dask cluster measure: of a local one on 127.0.0.1, or of the scheduler at an address.
-
-    Each worker loads the model once. A group whose worker dies is given to another one, as often as the scheduler allows
-    (`distributed.scheduler.allowed-failures`); one that raises is tried `RETRIES` times more.
-    """
-
-    def __init__(self, config: JobConfig, folder: Path, workers: int, scheduler: str | None = None) -> None:
-        """Raises `InvalidInput` when Dask is not installed or nobody answers at `scheduler`."""
-        try:
-            import dask
-            from distributed import Client, LocalCluster
-        except ImportError as error:
-            raise InvalidInput("workers: needs Dask: pip install 'distributed'", param="workers") from error
-        self.config, self.folder = config.model_dump_json(), str(folder.resolve())
-        self._local = None
-        if scheduler is None:
-            # Without Dask's MALLOC_TRIM_THRESHOLD_: under it every tensor takes fresh pages, two workers were slower than one.
-            with dask.config.set({"distributed.nanny.pre-spawn-environ": {"OMP_NUM_THREADS": 1}}):
-                self._local = LocalCluster(
-                    n_workers=workers,
-                    threads_per_worker=1,
-                    host="127.0.0.1",
-                    dashboard_address=None,
-                    silence_logs=logging.ERROR,
-                    preload=__name__,
-                )
-        try:
-            self.client = Client(scheduler or self._local, timeout=30)
-        except OSError as error:
-            raise InvalidInput(f"scheduler: nobody answers at {scheduler}: {error}", param="scheduler") from error
-
-    def measure(self, tasks: Sequence[Task], done: Callable[[int], None]) -> Iterator[tuple[int, Result]]:
-        """In groups of neighbours, as they finish."""
-        from distributed import as_completed
-
-        order, workers = _by_beginning(tasks), max(1, len(self.client.scheduler_info(n_workers=-1)["workers"]))
-        size = max(1, min(GROUP, len(order) // (2 * workers)))  # two groups for each at least: nobody waits long for the last
-        groups = [order[start : start + size] for start in range(0, len(order), size)]
-        futures = {
-            self.client.submit(
-                _measure, self.config, self.folder, [tasks[i] for i in group], retries=RETRIES, pure=False
-            ): group
-            for group in groups
-        }
-        for future in as_completed(list(futures)):
-            for i, result in zip(futures[future], future.result(), strict=True):
-                done(result.measure.images)
-                yield i, result
-
-    def __exit__(self, *_: object) -> None:
-        """Close the connection, and the local cluster with its workers."""
-        self.client.close()
-        if self._local is not None:
-            self._local.close()
-
-
-def dask_setup(_: object) -> None:
-    """Called by Dask in each worker of a local cluster. Ctrl-C at a terminal reaches workers too, but only the job decides."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _measure(config: str, folder: str, tasks: Sequence[Task]) -> list[Result]:
-    """In a worker."""
-    desk = _desk(config, folder)
-    return [desk.measure(task) for task in tasks]
-
-
-@lru_cache(maxsize=1)
-def _desk(config: str, folder: str) -> Desk:
-    return Desk.open(JobConfig.model_validate_json(config), Path(folder))
-
-
-def _by_beginning(tasks: Sequence[Task]) -> list[int]:
+def by_beginning(tasks: Sequence[Task]) -> list[int]:
     """Places of the tasks, schedules that begin alike beside each other."""
 
     def beginning(i: int) -> Any:

@@ -8,12 +8,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from pydantic import ValidationError
+
 from registry.errors import InvalidInput
-from registry.schedule import Schedule
+from registry.schedule import Schedule, first_fault
 from search_jobs.baselines import Baseline, Hand
+from search_jobs.cluster import Cluster
 from search_jobs.config import JobConfig
-from search_jobs.crew import Alone, Cluster, Crew, Desk, Task
+from search_jobs.crew import Alone, Crew, Desk, Task
 from search_jobs.ledger import Ledger
+from search_jobs.lock import lock
 from search_jobs.objective import Objective, Result
 from search_jobs.optimiser import Child, Evolution, Point, survivors
 from search_jobs.results import Choice, Results
@@ -41,13 +45,14 @@ class Job:
     def __init__(
         self, config: JobConfig, folder: Path, progress: Progress, workers: int = 1, scheduler: str | None = None
     ) -> None:
-        """Load the model; the folder is this job's once all inputs were found good.
+        """Keep other processes out of the folder while this object lives, and load the model.
 
         With several `workers`, or the address of a Dask `scheduler`, others measure. Raises `InvalidInput` when the folder
-        belongs to a job with another configuration.
+        belongs to a job with another configuration, `Conflict` when another process is at work in it.
         """
         self.config, self.folder, self.progress = config, folder, progress
         self.workers, self.scheduler = workers, scheduler
+        self._lock = lock(folder)
         self._refuse_foreign_folder()
         self.desk = Desk.open(config, folder)
         model, high = self.desk.model, min(config.max_segments, config.teacher_steps)
@@ -61,7 +66,6 @@ class Job:
             retime=config.retime,
             offsets=config.offsets,
         )
-        folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / CONFIG, config.model_dump(mode="json"))  # now that every input was found good
         self.hand = Hand(model.ref, model.solver, model.anatomy.branches, lambda schedule: self.cost(schedule))
         self.ledger = Ledger(folder / "ledger.jsonl")
@@ -70,9 +74,9 @@ class Job:
     def run(self) -> dict[str, Any]:
         """Search, decide, measure, write report.json and return it. Run again on the same folder, it goes on where it was."""
         started = datetime.now(UTC)
-        for stage in self.desk.stages:
-            self.objective(stage)
-        with self.crew() as crew:
+        with self.crew() as crew:  # before the teacher's images: what is wrong with it is said at once
+            for stage in self.desk.stages:
+                self.objective(stage)
             evolution = self._search(crew)
             rivals = self.rivals(
                 crew, {aim: list(self.hand.strongest(aim, self.config.teacher_steps)) for aim in self.config.aims}
@@ -205,8 +209,19 @@ class Job:
 
     def _refuse_foreign_folder(self) -> None:
         path = self.folder / CONFIG
-        if path.is_file() and JobConfig.model_validate_json(path.read_bytes()) != self.config:
-            raise InvalidInput(f"out: {self.folder} holds a job with another configuration; choose another folder", param="out")
+        if not path.is_file():
+            return
+        try:
+            stored = JobConfig.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            fault = first_fault(error)[0].removeprefix(": ")
+            raise InvalidInput(f"out: {path} is no configuration of this version: {fault}", param="out") from error
+        other = [name for name in JobConfig.model_fields if getattr(stored, name) != getattr(self.config, name)]
+        if other:
+            raise InvalidInput(
+                f"out: {self.folder} holds a job with another configuration ({', '.join(other)}); choose another folder",
+                param="out",
+            )
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from registry.errors import InvalidInput
 from registry.schedule import Schedule
 from search_jobs.crew import Task
 from search_jobs.objective import Measure, Result
@@ -23,18 +24,24 @@ class Ledger:
     """Results by task, one JSON line each, on disk before `add` returns."""
 
     def __init__(self, path: Path) -> None:
-        """Read what is there. A last line that a kill cut short is dropped, and only that."""
+        """Read what is there. A last line that a kill cut short is dropped, and only that.
+
+        Raises `InvalidInput` naming a whole line that is no measurement.
+        """
         self.path = path
         self._results: dict[str, Result] = {}
         text = path.read_text() if path.is_file() else ""
         whole, _, torn = text.rpartition("\n")
         if torn:
             os.truncate(path, len((whole + "\n").encode()) if whole else 0)  # writing it anew could lose all to a second kill
-        for line in filter(None, whole.split("\n")):
-            entry = json.loads(line)
-            measure = {**entry["measure"], "intervals": _pairs(entry["measure"]["intervals"])}
-            schedule = Schedule.model_validate(entry["schedule"])
-            self._results[entry["task"]] = Result(schedule, Measure(**measure), Spent(**entry["spent"]))
+        for i, line in enumerate(whole.splitlines(), 1):
+            try:
+                entry = json.loads(line)
+                measure = {**entry["measure"], "intervals": _pairs(entry["measure"]["intervals"])}
+                schedule = Schedule.model_validate(entry["schedule"])
+                self._results[entry["task"]] = Result(schedule, Measure(**measure), Spent(**entry["spent"]))
+            except (ValueError, KeyError, TypeError) as error:
+                raise InvalidInput(f"out: {path}, line {i}: no measurement of this version", param="out") from error
 
     def __len__(self) -> int:
         return len(self._results)

@@ -16,6 +16,8 @@ from engine.noise import Trajectory
 from engine.program import Program
 from engine.sampler import guided
 
+NEAR = 1e-9  # relative: levels closer than this are one level, rounded twice
+
 
 @dataclass(frozen=True)
 class TeacherPath:
@@ -31,12 +33,13 @@ class TeacherPath:
     end: Tensor
 
     def at(self, alpha: float, sigma: float) -> Tensor:
-        """Latents (n, c, h, w) at a level: α x₀ + σ ε of the step that crosses it.
+        """Latents (n, c, h, w) at a level below the first: α x₀ + σ ε of the step that crosses it, or that ends there.
 
         A DDIM step (arXiv 2010.02502, equation 12) moves along exactly these points, so this is the teacher's own path and
         no interpolation of ours.
         """
-        i = max(0, int(np.searchsorted(-self.ratios, -_ratio(alpha, sigma), side="right")) - 1)
+        before = -_ratio(alpha, sigma) * (1 + NEAR)  # the step that begins at this very level would clip x₀ once more
+        i = max(0, int(np.searchsorted(-self.ratios, before)) - 1)
         return alpha * self.clean[i] + sigma * self.noise[i]
 
     def tensors(self) -> dict[str, Tensor]:

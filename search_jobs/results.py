@@ -144,7 +144,7 @@ class Results:
     def _spent(self) -> dict[str, Any]:
         """Images and MACs by stage, baselines' too, and what one point of the front took, with and without each saving.
 
-        The teacher's images come on top.
+        The teacher's images and MACs come on top.
         """
         history, points = self.evolution.history, max(1, len(self._front()))
         images = [len(self.desk.stages[name].sample.seeds) for name in RUNGS]
@@ -157,11 +157,13 @@ class Results:
             row["macs"] += result.spent.run
             row["macs_shared"] += result.spent.shared
         teacher = sum(len(stage.sample.seeds) for stage in self.desk.stages.values())
+        final = self.desk.objective("held-out")
         spent = [result.spent for result in self._climbed()]
         run, shared = sum(one.run for one in spent), sum(one.shared for one in spent)
         return {
             "stages": stages,
             "teacher_images": teacher,
+            "teacher_macs": teacher * self.desk.model.macs.of_program(final.teacher, final.rows),
             "search_images": searched,
             "front_points": points,
             "images_per_front_point": round(searched / points, 1),

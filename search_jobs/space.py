@@ -12,7 +12,7 @@ import numpy as np
 
 from engine.noise import NoiseLevels
 from engine.program import path_of
-from registry.schedule import ModelRef, Schedule, Segment, Solver, SolverName
+from registry.schedule import MAX_TEACHER_STEPS, ModelRef, Schedule, Segment, Solver, SolverName
 
 
 class Genome(NamedTuple):
@@ -29,8 +29,9 @@ class Space:
     """All schedules of one model with about `teacher_steps` steps.
 
     The number of segments n is a gene as well. A segment has round(teacher_steps / n) steps, so a trajectory has
-    n · round(teacher_steps / n): exactly `teacher_steps` where n divides it, otherwise the nearest multiple. `max_partial`
-    bounds what mutation adds to a segment; a genome that starts with more (uniform DeepCache) keeps them and can lose them.
+    n · round(teacher_steps / n): exactly `teacher_steps` where n divides it, otherwise the nearest multiple. `segments` bounds
+    the number that mutation goes to, `max_partial` what it adds to a segment; a genome that starts with more (a baseline of
+    many steps, uniform DeepCache) keeps them and can lose them.
     `retime`: whether timesteps move off the solver's own grid. `offsets`: free, or the paper's literal form, in which
     partial steps lie directly after the full one (arXiv 2409.17566).
     """
@@ -47,7 +48,7 @@ class Space:
 
     def length(self, count: int) -> int:
         """Steps in each of `count` segments."""
-        return max(1, round(self.teacher_steps / count))
+        return max(1, min(round(self.teacher_steps / count), MAX_TEACHER_STEPS // count))
 
     def schedule(self, genome: Genome) -> Schedule:
         """The schedule that these genes make."""
@@ -62,7 +63,7 @@ class Space:
         return tuple(round(timestep) for timestep in path_of(self.schedule(genome), self.levels).timesteps.tolist())
 
     def size(self) -> int:
-        """How many genomes have at most `max_partial` partial steps in a segment, timesteps of their own not counted.
+        """How many genomes lie within the bounds of mutation, timesteps of their own not counted.
 
         Σ_n solvers · (1 + branches · Σ_k C(L_n − 1, k))^n, with L_n = `length(n)`.
         """
@@ -91,10 +92,9 @@ class Space:
     def adopt(self, schedule: Schedule) -> Genome | None:
         """The genes of a schedule of any number of steps: same steps at the same timesteps, if the space can hold them.
 
-        None where it cannot: too few or too many segments, more partial steps than a segment of ours has room for.
+        None where it cannot: more partial steps than a segment of ours has room for.
         """
-        count, length = len(schedule.segments), self.length(len(schedule.segments))
-        segments = []
+        length, segments = self.length(len(schedule.segments)), []
         for segment in schedule.segments:
             offsets = tuple(
                 sorted({round(offset * length / schedule.length) for offset in segment.partial} & set(range(1, length)))
@@ -102,8 +102,6 @@ class Space:
             if len(offsets) < len(segment.partial):
                 return None
             segments.append(segment.model_copy(update={"partial": offsets}))
-        if not self.segments[0] <= count <= self.segments[1]:
-            return None
         grid = path_of(schedule, self.levels).timesteps
         timesteps = _descending([round(timestep) for timestep in grid.tolist()]) if self.retime else None
         return self._in_form(Genome(schedule.solver.name, tuple(segments), timesteps))
@@ -166,8 +164,9 @@ class Space:
         return self._carry(genome, tuple(map(moved, genome.segments)))
 
     def _recount(self, genome: Genome, rng: Random) -> Genome:
-        low, high = self.segments
-        return self._resample(genome, min(max(len(genome.segments) + rng.choice((-1, 1)), low), high))
+        count = len(genome.segments)
+        low, high = min(self.segments[0], count), max(self.segments[1], count)
+        return self._resample(genome, min(max(count + rng.choice((-1, 1)), low), high))
 
     def _other_solver(self, genome: Genome, rng: Random) -> Genome:
         return genome._replace(solver=rng.choice(self.solvers))

@@ -1,4 +1,7 @@
-"""The stages of a search: which images each of them looks at. No two stages that decide and report share their noise."""
+"""The stages of a search: which images each of them looks at. No two stages that decide and report share their noise.
+
+All searches split the same prompts alike, whatever their seed: what one holds out no other one was fitted on.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,13 @@ from collections.abc import Sequence
 from random import Random
 from typing import NamedTuple
 
-from search_jobs.config import JobConfig
+from search_jobs.config import MAX_SEED, JobConfig
 from search_jobs.objective import Sample
 
 RUNGS = ("screen", "search", "select")  # of the ladder that children climb
 FITTED = ("screen", "search")  # where a schedule gets its corrections; later stages take them as they are
+STAGES = 4  # that draw noise of their own, so a search of seed s draws from 4 s + 1 to 4 s + 4
+FRESH = STAGES * (MAX_SEED + 1) + 1  # the first draw that is no search's
 
 
 class Stage(NamedTuple):
@@ -22,18 +27,29 @@ class Stage(NamedTuple):
     bootstrap: bool
 
 
+def halves(prompts: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What searches see of these prompts, and what they hold out."""
+    shuffled = list(prompts)
+    Random(0).shuffle(shuffled)
+    half = len(shuffled) // 2
+    return shuffled[:half], shuffled[half:]
+
+
+def fresh(prompts: Sequence[str], count: int, seed: int) -> Sample:
+    """`count` images over the prompts in turn, of noise that no stage of any search draws."""
+    return Sample.draw(prompts, count, FRESH + seed)
+
+
 def stages(config: JobConfig, prompts: Sequence[str]) -> dict[str, Stage]:
     """By name. `screen` looks at the first images of `search`; half of the prompts are held out from all but `held-out`."""
-    shuffled = list(prompts)
-    Random(config.seed).shuffle(shuffled)
-    half = len(shuffled) // 2
-    seen, unseen = shuffled[:half], shuffled[half:]
-    search = Sample.draw(seen, config.images, 4 * config.seed + 1)
+    seen, unseen = halves(prompts)
+    first = STAGES * config.seed + 1
+    search = Sample.draw(seen, config.images, first)
     samples = {
         "screen": search.first(config.screen),
         "search": search,
-        "select": Sample.draw(seen, config.select, 4 * config.seed + 2),
-        "finals": Sample.draw(seen, config.finals, 4 * config.seed + 3),
-        "held-out": Sample.draw(unseen, config.heldout, 4 * config.seed + 4),
+        "select": Sample.draw(seen, config.select, first + 1),
+        "finals": Sample.draw(seen, config.finals, first + 2),
+        "held-out": Sample.draw(unseen, config.heldout, first + 3),
     }
     return {name: Stage(name, sample, name in FITTED, name == "held-out") for name, sample in samples.items()}

@@ -46,7 +46,7 @@ class Clip:
         if report["missing_keys"]:  # transformers would draw them at random
             missing = ", ".join(sorted(report["missing_keys"])[:3])
             raise Unsupported(f"features: the weights in {root} lack {missing}", param="features")
-        self.name = f"clip:{root.resolve().name}"
+        self.name = f"clip:{'/'.join(root.resolve().parts[-2:])}"  # as the hub names models: the last part may be only "clip"
         self.device, self.mean, self.std = device, mean, std
         self.model = model.to(device).eval()
         self.size = int(self.model.config.vision_config.image_size)

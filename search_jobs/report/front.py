@@ -41,12 +41,21 @@ def _searched(axes: Axes, run: Run) -> None:
         axes.scatter(*_columns(points), s=size, c=colour, lw=0, label=label, zorder=2 + order)
     best = sorted((p for p in report["evaluated"] if p["digest"] in set(report["front"])), key=lambda p: p["cost"])
     axes.step(*_columns(best), where="post", c=INK, lw=1, label="front", zorder=6)
-    hand = {entry["digest"]: entry for entry in report["by_hand"]}.values()
+    hand, images = {entry["digest"]: entry for entry in report["by_hand"]}.values(), report["config"]["images"]
     for family in dict.fromkeys(entry["baseline"]["family"] for entry in hand):
-        own = [e.get("search") or e["screen"] for e in hand if e["baseline"]["family"] == family]
+        own = [e["search"] for e in hand if e["baseline"]["family"] == family]
         marker, colour = FAMILIES.get(family, OTHER_FAMILY)
-        axes.scatter(*_columns(own), s=34, marker=marker, c=colour, ec="white", lw=0.6, label=f"by hand: {family}", zorder=5)
-    known = {entry["digest"]: entry.get("search") or entry["screen"] for entry in hand}
+        axes.scatter(
+            *_columns(own),
+            s=34,
+            marker=marker,
+            c=colour,
+            ec="white",
+            lw=0.6,
+            label=f"by hand, {images} images: {family}",
+            zorder=5,
+        )
+    known = {entry["digest"]: entry["search"] for entry in hand}
     known |= {point["digest"]: point for point in report["evaluated"]}
     for aim in run.aims:
         if point := known.get(aim.entry["digest"]):

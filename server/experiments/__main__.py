@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -37,7 +38,9 @@ DEFAULT = ".flexi/registry"
 
 
 @app.command()
-def declare(file: File, registry: Registry = DEFAULT, model: Model = None, reason: Reason = "", as_json: AsJson = False) -> None:
+def declare(
+    file: File, registry: Registry = DEFAULT, model: Model = None, reason: Reason = "", as_json: AsJson = False
+) -> None:
     """Keep a declaration; no traffic is split before `start`. A change of it is the next version."""
     catalog = _catalog(registry, model)
     try:
@@ -108,8 +111,7 @@ def status(
             _print_json([each.state.model_dump(mode="json", exclude={"history"}) for each in found])
             return
         rows = [
-            (each.state.name, str(each.state.version), each.experiment.tier, each.state.status, _share(each))
-            for each in found
+            (each.state.name, str(each.state.version), each.experiment.tier, each.state.status, _share(each)) for each in found
         ]
         _print_table(f"{experiments.model}: experiments", ("experiment", "version", "tier", "status", "share"), rows)
         return
@@ -191,7 +193,7 @@ def _print_json(value: object) -> None:
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
-def _print_table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def _print_table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in columns:
         table.add_column(column, no_wrap=column not in ("reason", "who"))

@@ -44,7 +44,7 @@ def changed(place: Path, file: str, **changes: Any) -> Path:
 
 def test_a_folder_is_clip_and_its_name_says_which(clip: Extractor) -> None:
     assert isinstance(clip, Clip)
-    assert clip.name == "clip:clip"
+    assert clip.name == "clip:emoji64/clip"
 
 
 def refused(path: Path) -> FlexiError:

@@ -22,6 +22,7 @@ from search_jobs.report import Run, read, table, write
 from search_jobs.report.aims import Aim, aims
 from search_jobs.report.compare import Comparison
 from search_jobs.report.figures import figure, interval, macs, power
+from search_jobs.report.front import front
 from search_jobs.report.strips import cells
 from search_jobs.report.verdict import sentence, summary, verdict
 
@@ -169,6 +170,7 @@ def test_the_page_says_every_tiers_name_and_figures(run: Path) -> None:
     text = Page(run / "report.html").text
     for expected in ("best", "draft", "≤ 0.333", "0.300", "0.0456", "0.0200–0.500", "2/3/7", "30.2", "71.0", "2+2 s=2 ddim"):
         assert expected in text
+    assert "teacher, all stages112163 GMACs–" in text, "1 schedule, 12 images of 13.6 GMACs"
     for expected in ("toy", "7.66 × 10²⁶", "2026-01-02", "DDIM, 12 steps, 13.6 GMACs", "2.75 TMACs", "711", "fingerprint"):
         assert expected in text
     assert f"python -m search_jobs publish {run}" in text
@@ -189,6 +191,13 @@ def test_the_page_needs_nothing_beside_itself(run: Path, bare: Path) -> None:
         assert all(source.startswith("data:image/png;base64,") for source in page.sources)
         assert not {"link", "iframe", "object", "base"} & set(page.tags)
         assert not re.search(r"https?://|url\(|@import", (folder / "report.html").read_text())
+
+
+def test_the_picture_of_the_front_says_on_how_many_images_each_mark_was_judged(run: Path) -> None:
+    legend = front(read(run)).axes[0].get_legend()
+    assert legend is not None
+    said = [text.get_text() for text in legend.get_texts()]
+    assert {"searched, 2 images", "searched, 4 more images", "by hand, 4 images: cached fewer-step ddim"} <= set(said)
 
 
 def test_pictures_are_left_for_every_tier(run: Path) -> None:

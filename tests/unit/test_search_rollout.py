@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from random import Random
 
+import model_folders
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,7 @@ from schedule_strategies import small
 from torch import Tensor
 
 from engine.condition import Condition
-from engine.models import Model
+from engine.models import Model, load
 from engine.program import ProgramStep, corrected, path_of
 from engine.sampler import generate
 from registry.schedule import Correction, Schedule, Segment, teacher
@@ -73,6 +75,22 @@ def test_the_path_passes_through_the_teachers_own_latents(scene: Scene) -> None:
         torch.testing.assert_close(scene.path.at(alpha, sigma), latent, rtol=0, atol=1e-3)
         begun = replace(scene.program, steps=scene.program.steps[: scene.program.steps.index(step) + 1])
         latent = generate(scene.model.anatomy, begun, *scene.given)
+
+
+def test_a_clipped_path_has_the_latent_of_each_step_at_its_level(tmp_path: Path) -> None:
+    """With x₀ clipped, α x₀ + σ ε of the step that begins at a level is not the latent there; the step before ends there."""
+    model = load(model_folders.ddpm(tmp_path / "pixels"))
+    program = model.compile(teacher(model.ref, model.solver("ddim", STEPS)))
+    points = path_of(program.schedule, model.levels)
+    given = torch.stack([model.noise(seed) for seed in range(2)]), model.encode(["", ""]), None, 1.0
+    path = walk(model.anatomy, program, points, *given)
+    assert (path.clean.abs() == model.levels.clip).any(), "nothing was clipped"
+    for i in range(1, STEPS):
+        latent = generate(model.anatomy, replace(program, steps=program.steps[:i]), *given)
+        for rounded in (1 - 1e-12, 1.0, 1 + 1e-12):
+            reached = path.at(points.alphas[i].item(), points.sigmas[i].item() * rounded)
+            torch.testing.assert_close(reached, latent, rtol=0, atol=1e-3)
+    torch.testing.assert_close(path.end, generate(model.anatomy, program, *given), rtol=0, atol=1e-4)
 
 
 def test_a_path_is_the_same_after_a_file(scene: Scene) -> None:

@@ -1,0 +1,159 @@
+"""Crews on real Dask clusters: what goes wrong with them is said, and where a worker stands changes nothing."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from registry.errors import FlexiError, InvalidInput
+from registry.schedule import Schedule, Segment
+from search_jobs import cluster as module
+from search_jobs.cluster import Cluster
+from search_jobs.config import JobConfig
+from search_jobs.crew import Alone, Desk, Task
+from search_jobs.job import Job
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = {"teacher_steps": 4, "screen": 2, "images": 2, "tiers": {"fast": 0.8}, "budgets": ()}
+CONFIG = JobConfig.parse({"model": "models/emoji64", "features": "models/emoji64/clip", **SMALL})
+
+
+class Silent:
+    """No progress."""
+
+    def stage(self, name: str, images: int) -> None: ...
+
+    def advance(self, images: int) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    """A schedule on the first rung."""
+    model = Desk.open(CONFIG, Path("nowhere")).model
+    segments = (Segment(partial=(1,), branch=2),) * 2
+    return Task("screen", Schedule(model=model.ref, solver=model.solver("ddim", 4), segments=segments), fitting=True)
+
+
+class Elsewhere:
+    """A scheduler that somebody else started."""
+
+    def __init__(self, place: Path) -> None:
+        self.place, self.processes = place, list[subprocess.Popen[str]]()
+        line = self._start("scheduler", "--host", "127.0.0.1", "--port", "0", until="Scheduler at")
+        (self.address,) = re.findall(r"tcp://\S+", line)
+
+    def add_worker(self) -> None:
+        """In a directory that is not the repository's."""
+        self._start("worker", self.address, "--nthreads", "1", "--no-nanny", until="Registered to")
+
+    def _start(self, kind: str, *arguments: str, until: str) -> str:
+        process = subprocess.Popen(
+            [sys.executable, "-m", f"distributed.cli.dask_{kind}", *arguments, "--no-dashboard"],
+            cwd=self.place,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.processes.append(process)
+        assert process.stderr is not None
+        return next(line for line in process.stderr if until in line)
+
+    def kill(self) -> None:
+        """As often as one likes."""
+        for process in self.processes:
+            process.kill()
+            process.wait()
+            process.stderr.close()
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Iterator[Elsewhere]:
+    found = Elsewhere(tmp_path)
+    yield found
+    found.kill()
+
+
+@pytest.mark.parametrize("address", ["here", "tcp://127.0.0.1", "tcp://127.0.0.1:port", "http://127.0.0.1:8786"])
+def test_what_is_no_address_is_said_before_anything_is_computed(address: str, tmp_path: Path) -> None:
+    job = Job(CONFIG, tmp_path / "run", Silent(), scheduler=address)
+    with pytest.raises(InvalidInput, match=r"scheduler: expected tcp://host:port, got") as caught:
+        job.run()
+    assert caught.value.param == "scheduler"
+    assert not list((tmp_path / "run").glob("teacher-*.pt"))
+
+
+def test_a_scheduler_that_is_not_there_or_has_no_worker_is_not_waited_for_without_end(elsewhere: Elsewhere) -> None:
+    with pytest.raises(InvalidInput, match=f"scheduler: {elsewhere.address} has no worker"):
+        Cluster(CONFIG, elsewhere.place, 1, elsewhere.address, patience=0.5)
+    elsewhere.kill()
+    with pytest.raises(InvalidInput, match=f"scheduler: nobody answers at {elsewhere.address}"):
+        Cluster(CONFIG, elsewhere.place, 1, elsewhere.address, patience=0.5)
+
+
+def test_a_worker_of_another_directory_measures_the_same_from_relative_paths(
+    elsewhere: Elsewhere, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    elsewhere.add_worker()
+    folder = elsewhere.place / "run"
+    with Cluster(CONFIG, folder, 1, elsewhere.address) as crew:
+        ((_, measured),) = crew.measure([task], lambda images: None)
+    ((_, alone),) = Alone(Desk.open(CONFIG, folder)).measure([task], lambda images: None)
+    assert measured == alone
+
+
+def test_a_scheduler_that_is_killed_is_missed(elsewhere: Elsewhere, task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = elsewhere.place / "begun"
+
+    def long(config: str, folder: str, tasks: Sequence[Task]) -> None:
+        begun.touch()
+        time.sleep(600)
+
+    def kill_it() -> None:
+        while not begun.is_file():
+            time.sleep(0.05)
+        elsewhere.kill()
+
+    monkeypatch.setattr(module, "_measure", long)
+    elsewhere.add_worker()
+    with Cluster(CONFIG, elsewhere.place, 1, elsewhere.address) as crew:
+        Thread(target=kill_it).start()
+        with pytest.raises(FlexiError, match=r"scheduler: it is gone; what was measured is kept"):
+            list(crew.measure([task], lambda images: None))
+
+
+def test_a_local_worker_has_all_memory_and_a_group_as_many_tries_after_a_death_as_after_an_error(
+    tmp_path: Path, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = tmp_path / "tries"
+
+    def dies(config: str, folder: str, tasks: Sequence[Task]) -> None:
+        with tries.open("a") as file:
+            file.write("died\n")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def raises(config: str, folder: str, tasks: Sequence[Task]) -> None:
+        with tries.open("a") as file:
+            file.write("raised\n")
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(module, "RETRIES", 1)
+    with Cluster(CONFIG, tmp_path, 1) as crew:
+        (worker,) = crew.client.scheduler_info()["workers"].values()
+        assert not worker["memory_limit"], "Dask would end a worker that is larger than it guessed"
+        monkeypatch.setattr(module, "_measure", raises)
+        with pytest.raises(RuntimeError, match="out of luck"):
+            list(crew.measure([task], lambda images: None))
+        monkeypatch.setattr(module, "_measure", dies)
+        with pytest.raises(FlexiError, match=r"workers: 2 died one after another"):
+            list(crew.measure([task], lambda images: None))
+    assert tries.read_text().split() == ["raised"] * 2 + ["died"] * 2

@@ -1,0 +1,82 @@
+"""A search held against another one of the same model: small, with random weights."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import model_folders
+import pytest
+import torch
+
+from registry.errors import InvalidInput
+from search_jobs.compare import compare
+from search_jobs.config import JobConfig, digest_of
+from search_jobs.job import Job
+from search_jobs.stages import stages
+
+CLIP = Path(__file__).resolve().parents[2] / "models" / "emoji64" / "clip"
+CEILING = 0.5
+
+
+class Silent:
+    """No progress."""
+
+    def stage(self, name: str, images: int) -> None: ...
+
+    def advance(self, images: int) -> None: ...
+
+
+class Searched(NamedTuple):
+    """A search that is over, its report, and the folder in which its model, its prompts and two other searches are."""
+
+    job: Job
+    report: dict[str, Any]
+    place: Path
+
+
+def search(place: Path, name: str, prompts: str, seed: int) -> Searched:
+    config = JobConfig.parse(
+        {
+            "model": str(place / "model"), "features": str(CLIP), "prompts": str(place / prompts),
+            "prompts_digest": digest_of(place / prompts), "teacher_steps": 4, "correct": False, "seed": seed,
+            "screen": 2, "images": 2, "select": 2, "finals": 2, "heldout": 4, "generations": 0,
+            "tiers": {"fast": CEILING}, "budgets": (),
+        }
+    )  # fmt: skip
+    job = Job(config, place / name, Silent())
+    return Searched(job, job.run(), place)
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory, tiny_config: Mapping[str, Any]) -> Searched:
+    torch.set_num_threads(1)
+    place = tmp_path_factory.mktemp("compared")
+    model_folders.sd(place / "model", tiny_config)
+    (place / "prompts.txt").write_text("red heart\ncat face\ntomato\nsunflower\n")
+    (place / "others.txt").write_text("red heart\ncat face\ntomato\npenguin\n")
+    search(place, "twin", "prompts.txt", seed=5)
+    search(place, "stranger", "others.txt", seed=0)
+    return search(place, "own", "prompts.txt", seed=0)
+
+
+def test_a_twin_of_another_seed_is_measured_on_images_that_neither_was_fitted_on(own: Searched) -> None:
+    ((entry,),) = compare(own.job, [CEILING], [own.place / "twin"])["twins"].values()
+    assert entry["images"] == 4
+    held = own.job.desk.stages["held-out"].sample
+    prompts = own.job.config.read_prompts()
+    for seed in (0, 5):
+        for stage in stages(own.job.config.model_copy(update={"seed": seed}), prompts).values():
+            assert stage.name == "held-out" or not set(stage.sample.prompts) & set(held.prompts)
+            assert (stage.name, seed) == ("held-out", 0) or not set(stage.sample.seeds) & set(held.seeds)
+
+
+def test_a_twin_on_other_prompts_is_refused(own: Searched) -> None:
+    with pytest.raises(InvalidInput, match="stranger is a search on other prompts") as caught:
+        compare(own.job, [CEILING], [own.place / "stranger"])
+    assert caught.value.param == "twin"
+
+
+def test_what_the_teacher_took_is_reported(own: Searched) -> None:
+    spent = own.report["spent"]
+    assert spent["teacher_images"] == 2 + 2 + 2 + 2 + 4
+    assert spent["teacher_macs"] == spent["teacher_images"] * own.report["teacher"]["macs"]

@@ -1,0 +1,92 @@
+"""What a search is told: which settings are refused before anything runs, and which images its stages look at."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from registry.errors import InvalidInput
+from search_jobs.config import MAX_SEED, JobConfig, digest_of, read_prompts
+from search_jobs.stages import fresh, halves, stages
+
+PATHS = {"model": "m", "prompts": "p", "features": "f"}
+PROMPTS = [f"prompt {i}" for i in range(40)]
+
+
+@given(st.integers(0, MAX_SEED), st.integers(0, MAX_SEED))
+def test_what_one_search_holds_out_no_search_of_any_seed_sees(seed: int, other: int) -> None:
+    first, second = (stages(JobConfig.parse({**PATHS, "seed": one}), PROMPTS) for one in (seed, other))
+    seen = {prompt for stage in second.values() if stage.name != "held-out" for prompt in stage.sample.prompts}
+    assert not seen & set(first["held-out"].sample.prompts)
+
+
+def test_halves_are_disjoint_and_make_the_whole() -> None:
+    seen, unseen = halves(PROMPTS)
+    assert sorted(seen + unseen) == sorted(PROMPTS)
+    assert len(seen) == len(unseen)
+
+
+@given(st.integers(0, MAX_SEED), st.integers(0, MAX_SEED))
+def test_noise_drawn_afresh_is_no_searchs(seed: int, of_a_search: int) -> None:
+    given_stages = stages(JobConfig.parse({**PATHS, "seed": of_a_search, "heldout": 100}), PROMPTS)
+    drawn = {one for stage in given_stages.values() for one in stage.sample.seeds}
+    sample = fresh(PROMPTS, 100, seed)
+    assert not drawn & set(sample.seeds)
+    assert max(sample.seeds) < 2**63, "the engine's limit"
+
+
+def test_a_prompt_that_is_there_twice_lies_in_one_half(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("a cat\nb\n a cat\nc\nb\nd\n")
+    seen, unseen = halves(read_prompts(file))
+    assert not set(seen) & set(unseen)
+    assert read_prompts(file) == ["a cat", "b", "c", "d"]
+    file.write_text("the same\nthe same\n")
+    with pytest.raises(InvalidInput, match="at least 2 different prompts, got 1"):
+        read_prompts(file)
+
+
+@pytest.mark.parametrize("aims", [{"tiers": {"fast": 0.05}, "budgets": []}, {"tiers": {"fast": 0.5}, "budgets": [0.2, 0.05]}])
+def test_a_cost_that_no_schedule_reaches_is_refused_by_name_and_with_its_limit(aims: dict[str, object]) -> None:
+    with pytest.raises(InvalidInput, match=r"^(tiers\.fast|budgets\.1): nothing is as cheap as 0\.05: .* 10 steps costs 0\.1$"):
+        JobConfig.parse({**PATHS, **aims, "teacher_steps": 10})
+
+
+@pytest.mark.parametrize("steps", range(4, 900, 7))
+def test_one_step_of_the_teacher_is_a_cost_to_aim_at(steps: int) -> None:
+    macs = 2_748_000_001
+    assert JobConfig.parse({**PATHS, "teacher_steps": steps, "tiers": {}, "budgets": [macs / (macs * steps)]}).aims
+
+
+def test_prompts_and_features_that_changed_since_the_search_are_refused(tmp_path: Path) -> None:
+    prompts, features = tmp_path / "prompts.txt", tmp_path / "clip"
+    features.mkdir()
+    weights = features / "model.safetensors"
+    prompts.write_text("a\nb\n")
+    weights.write_bytes(b"weights")
+    config = JobConfig.parse(
+        {
+            **PATHS,
+            "prompts": str(prompts),
+            "prompts_digest": digest_of(prompts),
+            "features": str(features),
+            "features_digest": digest_of(features),
+        }
+    )
+    config.refuse_changed_files()
+    weights.write_bytes(b"weightz")
+    with pytest.raises(InvalidInput, match=r"^features: "):
+        config.refuse_changed_files()
+    weights.rename(features / "other.safetensors")
+    (features / "other.safetensors").write_bytes(b"weights")
+    with pytest.raises(InvalidInput, match=r"^features: "):
+        config.refuse_changed_files()
+    (features / "other.safetensors").rename(weights)
+    prompts.write_text("a\nc\n")
+    with pytest.raises(InvalidInput, match=r"^prompts: "):
+        config.refuse_changed_files()
+
+
+def test_what_is_not_there_has_no_digest(tmp_path: Path) -> None:
+    assert digest_of(tmp_path / "nothing") == digest_of(tmp_path) == ""
