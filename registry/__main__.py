@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from registry.address import open_store
+from registry.address import open_catalog, open_store
 from registry.catalog import Catalog
 from registry.cli import command_line
-from registry.errors import FlexiError, InvalidInput, NotFound
+from registry.errors import FlexiError
 from registry.records import Alias
 from registry.schedule import Kind, Schedule
 
@@ -53,7 +53,7 @@ Last = Annotated[int, typer.Option("--last", min=1, help="Show this many version
 @app.command("list")
 def list_(registry: Registry = DEFAULT, model: Model = None, last: Last = 20, as_json: AsJson = False) -> None:
     """Tiers and versions, with their steps, cost and fidelity."""
-    catalog = _catalog(registry, model)
+    catalog = open_catalog(registry, model)
     aliases, versions = catalog.aliases(), catalog.versions(last)
     digests = {each.digest for each in aliases} | {each.digest for each in versions}
     facts = {digest: _facts(catalog.schedule(digest)) for digest in digests}
@@ -78,7 +78,7 @@ def list_(registry: Registry = DEFAULT, model: Model = None, last: Last = 20, as
 @app.command()
 def show(ref: Ref, registry: Registry = DEFAULT, model: Model = None, as_json: AsJson = False) -> None:
     """One schedule: its steps as a strip, and what is known of it."""
-    schedule, version, tier = _catalog(registry, model).resolve(ref)
+    schedule, version, tier = open_catalog(registry, model).resolve(ref)
     document = json.loads(schedule.document())
     if as_json:
         _print_json({"tier": tier, "version": version, **_facts(schedule), "schedule": document})
@@ -128,7 +128,7 @@ def sign_(
     ref: Ref, key: Annotated[Path, typer.Option("--key", help=KEY)], registry: Registry = DEFAULT, model: Model = None
 ) -> None:
     """Vouch for a schedule that is published already: its steps and everything it says of itself."""
-    catalog, signer = _catalog(registry, model), _signing_key(key)
+    catalog, signer = open_catalog(registry, model), _signing_key(key)
     schedule = catalog.resolve(ref).schedule
     catalog.sign(schedule, signer)
     typer.echo(f"{schedule.digest[:8]} is signed by {signer.id}")
@@ -153,7 +153,7 @@ def promote(
     as_json: AsJson = False,
 ) -> None:
     """Let a tier mean another schedule."""
-    _print_alias(_catalog(registry, model).promote(tier, ref, reason), as_json)
+    _print_alias(open_catalog(registry, model).promote(tier, ref, reason), as_json)
 
 
 @app.command()
@@ -161,31 +161,18 @@ def rollback(
     tier: Tier, registry: Registry = DEFAULT, model: Model = None, reason: Reason = "", as_json: AsJson = False
 ) -> None:
     """Let a tier mean again what it meant before."""
-    _print_alias(_catalog(registry, model).rollback(tier, reason), as_json)
+    _print_alias(open_catalog(registry, model).rollback(tier, reason), as_json)
 
 
 @app.command()
 def history(tier: Tier, registry: Registry = DEFAULT, model: Model = None, as_json: AsJson = False) -> None:
     """All that a tier has meant, the newest last."""
-    entries = _catalog(registry, model).history(tier)
+    entries = open_catalog(registry, model).history(tier)
     if as_json:
         _print_json([entry.model_dump(mode="json") for entry in entries])
         return
     rows = ((_minute(each.time), each.version, each.digest[:8], each.author, each.reason) for each in entries)
     _print_table(f"history of {tier}", ("time (UTC)", "version", "digest", "author", "reason"), rows)
-
-
-def _catalog(registry: str, model: str | None) -> Catalog:
-    """The catalog of the model that was named, or of the only one there is."""
-    store = open_store(registry)
-    if model:
-        return Catalog(store, model)
-    found = list(store.folders(""))
-    if not found:
-        raise NotFound(f"no model in {registry} yet: publish a schedule first", param="registry")
-    if len(found) > 1:
-        raise InvalidInput(f"{registry} has several models, choose by --model: {', '.join(found)}", param="model")
-    return Catalog(store, found[0])
 
 
 def _signing_key(path: Path) -> SigningKey:

@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from registry.address import open_store
-from registry.catalog import Catalog, models
+from registry.address import open_catalog
+from registry.catalog import Catalog
 from registry.cli import command_line
 from registry.errors import FlexiError, InvalidInput, NotFound
 from registry.experiment import Action, Experiment, ExperimentState
@@ -42,7 +42,7 @@ def declare(
     file: File, registry: Registry = DEFAULT, model: Model = None, reason: Reason = "", as_json: AsJson = False
 ) -> None:
     """Keep a declaration; no traffic is split before `start`. A change of it is the next version."""
-    catalog = _catalog(registry, model)
+    catalog = open_catalog(registry, model)
     try:
         experiment = Experiment.parse(file.read_bytes())
     except FlexiError as error:
@@ -71,7 +71,7 @@ def ramp(
     as_json: AsJson = False,
 ) -> None:
     """Go to the next stage's share, if this stage's gate is passed and no conclusion is blocked."""
-    catalog = _catalog(registry, model)
+    catalog = open_catalog(registry, model)
     declared = _experiments(catalog).declared(name)
     if not force and (missing := _gate(catalog, declared)):
         raise InvalidInput(f"the gate is not passed: {missing}; --force goes on all the same", param="ramp")
@@ -104,13 +104,13 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """What runs, and who did what when."""
-    experiments = _experiments(_catalog(registry, model))
+    experiments = _experiments(open_catalog(registry, model))
     if name is None:
         found = [experiments.declared(each) for each in experiments.names()]
         if as_json:
             _print_json([each.state.model_dump(mode="json", exclude={"history"}) for each in found])
             return
-        rows = [
+        rows: list[tuple[str, ...]] = [
             (each.state.name, str(each.state.version), each.experiment.tier, each.state.status, _share(each)) for each in found
         ]
         _print_table(f"{experiments.model}: experiments", ("experiment", "version", "tier", "status", "share"), rows)
@@ -130,7 +130,7 @@ def status(
 @app.command("report")
 def report_(name: Name, registry: Registry = DEFAULT, model: Model = None, as_json: AsJson = False) -> None:
     """What each arm did, and what follows. Looking at it as often as you like is safe: its intervals hold at all times."""
-    catalog = _catalog(registry, model)
+    catalog = open_catalog(registry, model)
     made = _report(catalog, _experiments(catalog).declared(name))
     if as_json:
         _print_json(made.as_json())
@@ -139,7 +139,7 @@ def report_(name: Name, registry: Registry = DEFAULT, model: Model = None, as_js
 
 
 def _act(registry: str, model: str | None, name: str, action: Action, reason: str, as_json: bool) -> None:
-    experiments = _experiments(_catalog(registry, model))
+    experiments = _experiments(open_catalog(registry, model))
     state = experiments.act(name, action, reason)
     _say(state, experiments.experiment(name, state.version), as_json)
 
@@ -154,19 +154,6 @@ def _gate(catalog: Catalog, declared: Declared) -> str | None:
 
 def _report(catalog: Catalog, declared: Declared) -> Report:
     return report(catalog.store, catalog.model, declared.experiment, declared.state, datetime.now(UTC))
-
-
-def _catalog(registry: str, model: str | None) -> Catalog:
-    """The catalog of the model that was named, or of the only one there is."""
-    store = open_store(registry)
-    if model:
-        return Catalog(store, model)
-    found = models(store)
-    if not found:
-        raise NotFound(f"no model in {registry} yet: publish a schedule first", param="registry")
-    if len(found) > 1:
-        raise InvalidInput(f"{registry} has several models, choose by --model: {', '.join(found)}", param="model")
-    return Catalog(store, found[0])
 
 
 def _experiments(catalog: Catalog) -> Experiments:

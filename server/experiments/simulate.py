@@ -9,14 +9,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated, Any
 
 import numpy as np
+import typer
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
 from scipy import stats
 
 from server.experiments import statistics
-from server.experiments.statistics import Array, Moments
+from server.experiments.statistics import Moments
 
 ALPHA = 0.05
+Array = NDArray[Any]
 Values = Callable[[np.random.Generator, Array], Array]
 
 
@@ -91,26 +97,19 @@ def running(units: Array, values: Array, mine: Array) -> Moments:
     return Moments(*(np.cumsum(np.where(mine, step, 0.0)) for step in steps))
 
 
-def looks(world: World, dice: np.random.Generator) -> tuple[Moments, Moments, Array]:
-    """Both arms' moments after each request, and whether both arms had the minimum sample then."""
-    units, arms, values = world.stream(dice)
-    control, arm = running(units, values, arms == 0), running(units, values, arms == 1)
-    return control, arm, np.minimum(control.units, arm.units) >= world.minimum_units
-
-
 def found(world: World, control: Moments, arm: Moments) -> Array:
     """At which looks the interval excludes "no effect"."""
     if world.shares:
         effect, nothing = statistics.difference(control, arm, world.scale, ALPHA, shares=True), 0.0
     else:
         effect, nothing = statistics.ratio(control, arm, world.scale, ALPHA), 1.0
-    return (effect.low > nothing) | (effect.high < nothing)
+    return np.asarray((effect.low > nothing) | (effect.high < nothing))
 
 
-def z_test(world: World, control: Moments, arm: Moments) -> Array:
+def z_test(control: Moments, arm: Moments) -> Array:
     """At which looks an ordinary 95 % interval of the difference, clustered by unit, excludes 0."""
     (was, v_was), (now, v_now) = statistics.mean(control), statistics.mean(arm)
-    return np.abs(now - was) > stats.norm.ppf(1 - ALPHA / 2) * np.sqrt(v_was + v_now)
+    return np.asarray(np.abs(now - was) > stats.norm.ppf(1 - ALPHA / 2) * np.sqrt(v_was + v_now))
 
 
 def by_request(moments: Moments, values: Array, mine: Array) -> Moments:
@@ -132,8 +131,70 @@ def false_alarms(world: World, experiments: int, seed: int = 0) -> dict[str, flo
         ready = np.minimum(control.units, arm.units) >= world.minimum_units
         alone = by_request(control, values, arms == 0), by_request(arm, values, arms == 1)
         alarms["sequence"] += bool((found(world, control, arm) & ready).any())
-        alarms["z test"] += bool((z_test(world, control, arm) & ready).any())
+        alarms["z test"] += bool((z_test(control, arm) & ready).any())
         alarms["by request"] += bool((found(world, *alone) & ready).any())
         p = statistics.sample_ratio(np.stack([control.units, arm.units])[:, ready], world.weights)
         alarms["mismatch"] += bool((p < statistics.MISMATCH).any())
     return {name: count / experiments for name, count in alarms.items()}
+
+
+def units_needed(cv: float, effect: float, power: float, experiments: int, seed: int = 0) -> int | None:
+    """Units in both arms together after which a share `power` of experiments has found an effect of this size, looking always.
+
+    Each unit brings one request. None where the simulated stretch was too short.
+    """
+    dice, length = np.random.default_rng(seed), math.ceil(80 * (cv / effect) ** 2)
+    world = World("power", lognormal(cv), requests=length, effect=1 + effect, scale=effect)
+    stops = np.full(experiments, np.inf)
+    for i in range(experiments):
+        units, arms, values = world.stream(dice)
+        control, arm = running(units, values, arms == 0), running(units, values, arms == 1)
+        hits = np.flatnonzero(found(world, control, arm) & (np.minimum(control.units, arm.units) >= world.minimum_units))
+        if len(hits):
+            stops[i] = hits[0] + 1
+    needed = float(np.quantile(stops, power, method="higher"))
+    return int(needed) if math.isfinite(needed) else None
+
+
+def units_of_one_look(cv: float, effect: float, power: float) -> int:
+    """What an ordinary test at one time fixed beforehand would need in both arms together."""
+    z = stats.norm.ppf(1 - ALPHA / 2) + stats.norm.ppf(power)
+    return math.ceil(4 * (z * cv / effect) ** 2)
+
+
+WORLDS = (
+    World("one request each, latency", lognormal(0.5)),
+    World("units of very unequal activity", of_units(0.3, lognormal(0.5)), activity=1.2),
+    World("heavy tail, third moment infinite", pareto(3.0)),
+    World("arms of 90 and 10", of_units(0.3, lognormal(0.5)), weights=(9, 1), population=4000, requests=10_000, activity=1.5),
+    World("errors of 1 %", errors(0.01), activity=1.5, shares=True, scale=0.01),
+)
+
+app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    experiments: Annotated[int, typer.Option(min=10, help="Simulated A/A experiments in each world.")] = 2000,
+    seed: Annotated[int, typer.Option(min=0, help="Of all dice.")] = 0,
+) -> None:
+    """False alarms of A/A experiments that are looked at after each request, and the units that an effect of 5 % takes."""
+    console = Console(highlight=False, width=110)
+    table = Table(title=f"False alarms in {experiments} A/A experiments each, alpha {ALPHA}", title_justify="left")
+    for name in ("traffic", "this report", "z test, peeking", "by request", "sample ratio alarm"):
+        table.add_column(name, justify="left" if name == "traffic" else "right")
+    for world in WORLDS:
+        alarms = false_alarms(world, experiments, seed)
+        table.add_row(world.name, *(f"{share:.4f}" for share in alarms.values()))
+    console.print(table)
+    table = Table(title="Units in both arms for an effect of 5 %, power 0.8", title_justify="left")
+    for name in ("coefficient of variation", "this report, always looking", "one look, fixed beforehand"):
+        table.add_column(name, justify="right")
+    for cv in (0.25, 0.5, 1.0):
+        needed = units_needed(cv, 0.05, 0.8, min(experiments, 200), seed)
+        table.add_row(f"{cv:g}", f"{needed:,}" if needed else "more", f"{units_of_one_look(cv, 0.05, 0.8):,}")
+    console.print(table)
+
+
+if __name__ == "__main__":
+    app()

@@ -84,7 +84,7 @@ class Trials:
         self._recorder.record("fidelity", event)
         guarded = self._guarded(plan)
         if guarded and plan.assignment and plan.assignment.arm:
-            guarded.guard.fidelity(plan.assignment.arm, compared.psnr)
+            guarded.guard.fidelity(plan.assignment.arm, compared.psnr, event.time)
 
     def refresh(self) -> None:
         """Follow the registry, then let every guard look. Blocks."""
