@@ -1,53 +1,48 @@
-"""python -m registry: look at schedules, publish them, and move tiers."""
+"""python -m registry: look at schedules, publish them, move tiers. What keeps a registry in order is in `registry.upkeep`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from registry.address import open_catalog, open_store
+from registry import upkeep
+from registry.address import open_store
 from registry.catalog import Catalog
 from registry.cli import command_line
+from registry.diff import Difference
+from registry.display import (
+    COLUMNS,
+    cells,
+    facts,
+    facts_of,
+    legend,
+    minute,
+    print_alias,
+    print_difference,
+    print_json,
+    print_table,
+    print_trail,
+    strip,
+)
 from registry.errors import FlexiError
-from registry.records import Alias
-from registry.schedule import Kind, Schedule
+from registry.options import DEFAULT, AsJson, Files, Key, Last, Model, Note, Reason, Ref, Registry, Tier, open_catalog
+from registry.schedule import Schedule
+from registry.trail import trail
 
 if TYPE_CHECKING:
     from registry.signing import SigningKey
 
-KEY = "A private key (Ed25519, PEM): see keygen."
-DEFAULT = ".flexi/registry"
-STRIP: dict[Kind, tuple[str, str]] = {
-    "full": ("F", "black on green"),
-    "partial": ("p", "black on yellow"),
-    "null": (".", "dim"),
-}
-
-
 app = command_line(
-    help="Look at schedules, publish them, and move tiers.",
-    epilog="Exit codes: 0 done; 1 not possible, one line on stderr says why; 2 wrong usage. "
+    help="Look at schedules, publish them, move tiers, and keep the registry in order.",
+    epilog="Exit codes: 0 done; 1 not possible (one line on stderr says why), or verify found damage; 2 wrong usage. "
     "An s3:// registry takes its endpoint from FLEXI_S3_ENDPOINT and its credentials where the AWS tools find them.",
 )
-
-Registry = Annotated[str, typer.Option("--registry", envvar="FLEXI_REGISTRY", help="A folder or s3://bucket/prefix.")]
-Model = Annotated[str | None, typer.Option("--model", help="The model; needed where the registry has several.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
-Reason = Annotated[str, typer.Option("--reason", "-m", help="Why: it stays in the tier's history.")]
-Ref = Annotated[str, typer.Argument(help="A tier, a version number, or a digest's first 8 digits or more.")]
-Tier = Annotated[str, typer.Argument(help="The name of a tier.")]
-Files = Annotated[list[Path], typer.Argument(exists=True, dir_okay=False, readable=True, help="Schedule documents.")]
-Note = Annotated[str, typer.Option("--note", "-m", help="What these schedules are: it stays with their versions.")]
-Last = Annotated[int, typer.Option("--last", min=1, help="Show this many versions, the newest.")]
 
 
 @app.command("list")
@@ -56,22 +51,21 @@ def list_(registry: Registry = DEFAULT, model: Model = None, last: Last = 20, as
     catalog = open_catalog(registry, model)
     aliases, versions = catalog.aliases(), catalog.versions(last)
     digests = {each.digest for each in aliases} | {each.digest for each in versions}
-    facts = {digest: _facts(catalog.schedule(digest)) for digest in digests}
+    known = {digest: facts_of(catalog, digest) for digest in digests}
     if as_json:
-        tiers = [each.model_dump(mode="json", exclude={"history"}) | facts[each.digest] for each in aliases]
-        numbers = [each.model_dump(mode="json") | facts[each.digest] for each in versions]
-        _print_json({"model": catalog.model, "tiers": tiers, "versions": numbers})
+        tiers = [each.model_dump(mode="json", exclude={"history", "archived"}) | known[each.digest] for each in aliases]
+        numbers = [each.model_dump(mode="json") | known[each.digest] for each in versions]
+        print_json({"model": catalog.model, "tiers": tiers, "versions": numbers})
         return
-    columns = ("steps", "cost", "rFID", "PSNR", "digest")
-    _print_table(
+    print_table(
         f"{catalog.model}: tiers (steps: full/partial/null)",
-        ("tier", "version", *columns),
-        [(each.tier, each.version, *_cells(facts[each.digest])) for each in aliases],
+        ("tier", "version", *COLUMNS),
+        [(each.tier, each.version, *cells(known[each.digest])) for each in aliases],
     )
-    _print_table(
+    print_table(
         f"{catalog.model}: versions (the newest {len(versions)})",
-        ("version", *columns, "time (UTC)", "note"),
-        [(each.number, *_cells(facts[each.digest]), _minute(each.time), each.note) for each in versions],
+        ("version", *COLUMNS, "time (UTC)", "note"),
+        [(each.number, *cells(known[each.digest]), minute(each.time), each.note) for each in versions],
     )
 
 
@@ -81,16 +75,11 @@ def show(ref: Ref, registry: Registry = DEFAULT, model: Model = None, as_json: A
     schedule, version, tier = open_catalog(registry, model).resolve(ref)
     document = json.loads(schedule.document())
     if as_json:
-        _print_json({"tier": tier, "version": version, **_facts(schedule), "schedule": document})
+        print_json({"tier": tier, "version": version, **facts(schedule), "schedule": document})
         return
-    strip = Text()
-    for step in schedule.steps():
-        strip.append(*STRIP[step.kind])
-    counts = schedule.counts()
-    legend = ", ".join(f"{STRIP[kind][0]} {kind} {counts[kind]}" for kind in counts)
     console = Console(highlight=False)
-    console.print(strip)
-    console.print(f"{legend}; from noise to image", style="dim")
+    console.print(strip(schedule.steps()))
+    console.print(legend(schedule))
     del document["format"], document["segments"]  # the strip says it better
     for name, value in {"tier": tier, "version": version, "digest": schedule.digest, **document}.items():
         if value is not None:
@@ -104,7 +93,9 @@ def publish(
     registry: Registry = DEFAULT,
     model: Model = None,
     note: Note = "",
-    sign: Annotated[Path | None, typer.Option("--sign", help=KEY)] = None,
+    sign: Annotated[
+        Path | None, typer.Option("--sign", help="Sign them with this private key (Ed25519, PEM): see keygen.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Keep schedules and give them version numbers. All files are checked before the first one is published."""
@@ -117,16 +108,14 @@ def publish(
         if key:
             catalog.sign(schedule, key)
     if as_json:
-        _print_json([version.model_dump(mode="json") for version in versions])
+        print_json([version.model_dump(mode="json") for version in versions])
         return
     for version, path in zip(versions, files, strict=True):
         typer.echo(f"version {version.number}  {version.digest[:8]}  {path}")
 
 
 @app.command("sign")
-def sign_(
-    ref: Ref, key: Annotated[Path, typer.Option("--key", help=KEY)], registry: Registry = DEFAULT, model: Model = None
-) -> None:
+def sign_(ref: Ref, key: Key, registry: Registry = DEFAULT, model: Model = None) -> None:
     """Vouch for a schedule that is published already: its steps and everything it says of itself."""
     catalog, signer = open_catalog(registry, model), _signing_key(key)
     schedule = catalog.resolve(ref).schedule
@@ -153,7 +142,7 @@ def promote(
     as_json: AsJson = False,
 ) -> None:
     """Let a tier mean another schedule."""
-    _print_alias(open_catalog(registry, model).promote(tier, ref, reason), as_json)
+    print_alias(open_catalog(registry, model).promote(tier, ref, reason), as_json)
 
 
 @app.command()
@@ -161,18 +150,59 @@ def rollback(
     tier: Tier, registry: Registry = DEFAULT, model: Model = None, reason: Reason = "", as_json: AsJson = False
 ) -> None:
     """Let a tier mean again what it meant before."""
-    _print_alias(open_catalog(registry, model).rollback(tier, reason), as_json)
+    print_alias(open_catalog(registry, model).rollback(tier, reason), as_json)
 
 
 @app.command()
-def history(tier: Tier, registry: Registry = DEFAULT, model: Model = None, as_json: AsJson = False) -> None:
+def history(
+    tier: Tier,
+    registry: Registry = DEFAULT,
+    model: Model = None,
+    last: Annotated[int | None, typer.Option("--last", min=1, help="Only so many, the newest.")] = None,
+    as_json: AsJson = False,
+) -> None:
     """All that a tier has meant, the newest last."""
-    entries = open_catalog(registry, model).history(tier)
+    entries = open_catalog(registry, model).history(tier, last)
     if as_json:
-        _print_json([entry.model_dump(mode="json") for entry in entries])
+        print_json([entry.model_dump(mode="json") for entry in entries])
         return
-    rows = ((_minute(each.time), each.version, each.digest[:8], each.author, each.reason) for each in entries)
-    _print_table(f"history of {tier}", ("time (UTC)", "version", "digest", "author", "reason"), rows)
+    rows = ((minute(each.time), each.version, each.digest[:8], each.author, each.reason) for each in entries)
+    print_table(f"history of {tier}", ("time (UTC)", "version", "digest", "author", "reason"), rows)
+
+
+@app.command()
+def diff(
+    a: Ref,
+    b: Ref,
+    registry: Registry = DEFAULT,
+    model: Model = None,
+    as_json: AsJson = False,
+) -> None:
+    """What changes from schedule A to schedule B: steps, segments, cost and fidelity."""
+    catalog = open_catalog(registry, model)
+    found = Difference(catalog.resolve(a).schedule, catalog.resolve(b).schedule)
+    if as_json:
+        print_json({"a": facts(found.a), "b": facts(found.b), **found.document()})
+        return
+    print_difference(found, a, b)
+
+
+@app.command()
+def audit(
+    registry: Registry = DEFAULT,
+    model: Model = None,
+    tier: Annotated[str | None, typer.Option("--tier", help="Only moves of this tier.")] = None,
+    since: Annotated[
+        datetime | None, typer.Option("--since", formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M"], help="Only from this time (UTC) on.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Who moved which tier, when, from where, and why; the newest last."""
+    entries = trail(open_catalog(registry, model), tier, since and since.replace(tzinfo=UTC))
+    if as_json:
+        print_json([entry.audit.model_dump(mode="json") | {"written": entry.written} for entry in entries])
+        return
+    print_trail(entries)
 
 
 def _signing_key(path: Path) -> SigningKey:
@@ -188,46 +218,7 @@ def _read(path: Path) -> Schedule:
         raise type(error)(f"{path}: {error.message}", param=error.param) from error
 
 
-def _facts(schedule: Schedule) -> dict[str, Any]:
-    described = schedule.model_dump(mode="json", include={"cost", "fidelity"})
-    return {"digest": schedule.digest, "steps": schedule.counts(), **described}
-
-
-def _cells(facts: dict[str, Any]) -> tuple[str, ...]:
-    """Steps, cost, rFID, PSNR and digest as a row shows them; a dash for what was never measured."""
-    cost, fidelity = facts["cost"], facts["fidelity"]
-    return (
-        "/".join(str(count) for count in facts["steps"].values()),
-        f"{cost['relative']:.3f}" if cost else "-",
-        f"{fidelity['rfid']:.2f}" if fidelity else "-",
-        f"{fidelity['psnr']:.1f}" if fidelity else "-",
-        facts["digest"][:8],
-    )
-
-
-def _minute(time: datetime) -> str:
-    return f"{time.astimezone(UTC):%Y-%m-%d %H:%M}"
-
-
-def _print_alias(alias: Alias, as_json: bool) -> None:
-    if as_json:
-        _print_json(alias.model_dump(mode="json", exclude={"history"}))
-        return
-    typer.echo(f"{alias.tier} means version {alias.version}  {alias.digest[:8]}")
-
-
-def _print_json(value: object) -> None:
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
-
-
-def _print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in columns:
-        table.add_column(column, no_wrap=column not in ("note", "reason", "author"))
-    for row in rows:
-        table.add_row(*(Text(str(cell)) for cell in row))  # Text: a note in [brackets] is no markup
-    Console(highlight=False).print(table)
-
+app.add_typer(upkeep.app)
 
 if __name__ == "__main__":
     app(prog_name="python -m registry")

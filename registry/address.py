@@ -1,11 +1,10 @@
-"""From an address, as settings and command lines give it, to a store or a catalog."""
+"""From an address, as settings and command lines give it, to a store."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from registry.catalog import Catalog
-from registry.errors import InvalidInput, NotFound
+from registry.errors import InvalidInput
 from registry.folder import FolderStore
 from registry.store import ObjectStore
 
@@ -30,16 +29,3 @@ def refuse_secrets(url: str, field: str) -> None:
     if "://" in url and set(url) & {"@", "?", "#"}:
         message = f"{field}: no user, password or query in a URL: credentials come from the environment, a profile or a role"
         raise InvalidInput(message, param=field)
-
-
-def open_catalog(address: str, model: str | None) -> Catalog:
-    """The catalog of the model that was named, or of the only one there is."""
-    store = open_store(address)
-    if model:
-        return Catalog(store, model)
-    found = list(store.folders(""))
-    if not found:
-        raise NotFound(f"no model in {address} yet: publish a schedule first", param="registry")
-    if len(found) > 1:
-        raise InvalidInput(f"{address} has several models, choose by --model: {', '.join(found)}", param="model")
-    return Catalog(store, found[0])

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich import box
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from registry.address import open_catalog
 from registry.catalog import Catalog
 from registry.cli import command_line
+from registry.display import minute, print_json, print_table
 from registry.errors import FlexiError, InvalidInput, NotFound
 from registry.experiment import Action, Experiment, ExperimentState
 from registry.experiments import Declared, Experiments
+from registry.options import DEFAULT, AsJson, Model, Reason, Registry, open_catalog
 from server.experiments.report import Report, print_report, report
 
 app = command_line(
@@ -27,14 +23,9 @@ app = command_line(
     epilog="Exit codes: 0 done; 1 not possible, one line on stderr says why; 2 wrong usage. The guide is docs/experiments.md.",
 )
 
-Registry = Annotated[str, typer.Option("--registry", envvar="FLEXI_REGISTRY", help="A folder or s3://bucket/prefix.")]
-Model = Annotated[str | None, typer.Option("--model", help="The model's name; needed where the registry has several.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
-Reason = Annotated[str, typer.Option("--reason", "-m", help="Why: it stays in the experiment's history.")]
 Name = Annotated[str, typer.Argument(help="The experiment's name.")]
 File = Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True, help="The declaration, JSON.")]
 Force = Annotated[bool, typer.Option("--force", help="Although the stage's gate is not passed yet.")]
-DEFAULT = ".flexi/registry"
 
 
 @app.command()
@@ -108,23 +99,23 @@ def status(
     if name is None:
         found = [experiments.declared(each) for each in experiments.names()]
         if as_json:
-            _print_json([each.state.model_dump(mode="json", exclude={"history"}) for each in found])
+            print_json([each.state.model_dump(mode="json", exclude={"history"}) for each in found])
             return
-        rows: list[tuple[str, ...]] = [
+        rows = [
             (each.state.name, str(each.state.version), each.experiment.tier, each.state.status, _share(each)) for each in found
         ]
-        _print_table(f"{experiments.model}: experiments", ("experiment", "version", "tier", "status", "share"), rows)
+        print_table(f"{experiments.model}: experiments", ("experiment", "version", "tier", "status", "share"), rows)
         return
     state = experiments.state(name)
     if as_json:
-        _print_json(state.model_dump(mode="json"))
+        print_json(state.model_dump(mode="json"))
         return
     rows = [
-        (_minute(each.time), each.action, each.status, str(each.version), f"{each.author}@{each.host}", each.reason)
+        (minute(each.time), each.action, each.status, str(each.version), f"{each.author}@{each.host}", each.reason)
         for each in state.history
     ]
     columns = ("time (UTC)", "action", "status", "version", "who", "reason")
-    _print_table(f"history of {name}", columns, rows)
+    print_table(f"history of {name}", columns, rows)
 
 
 @app.command("report")
@@ -133,7 +124,7 @@ def report_(name: Name, registry: Registry = DEFAULT, model: Model = None, as_js
     catalog = open_catalog(registry, model)
     made = _report(catalog, _experiments(catalog).declared(name))
     if as_json:
-        _print_json(made.as_json())
+        print_json(made.as_json())
     else:
         print_report(made, Console(highlight=False))
 
@@ -166,27 +157,10 @@ def _share(declared: Declared) -> str:
 
 def _say(state: ExperimentState, experiment: Experiment, as_json: bool) -> None:
     if as_json:
-        _print_json(state.model_dump(mode="json", exclude={"history"}))
+        print_json(state.model_dump(mode="json", exclude={"history"}))
         return
     share = _share(Declared(experiment, state))
     typer.echo(f"{state.name} version {state.version} is {state.status}" + (f", share {share}" if share != "-" else ""))
-
-
-def _minute(time: datetime) -> str:
-    return f"{time.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
-
-
-def _print_json(value: object) -> None:
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
-
-
-def _print_table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in columns:
-        table.add_column(column, no_wrap=column not in ("reason", "who"))
-    for row in rows:
-        table.add_row(*map(Text, row))
-    Console(highlight=False).print(table)
 
 
 if __name__ == "__main__":

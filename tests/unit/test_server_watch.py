@@ -1,4 +1,4 @@
-"""The watch: what a look costs, what a bad tier does to the others, and a start without the registry."""
+"""The watch: what a look costs, and what a bad tier does to itself and to the others."""
 
 from __future__ import annotations
 
@@ -7,98 +7,18 @@ import json
 import logging
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from server_model import small_model
+from watched_site import KEY, TRUSTED, Site, Watched
 
-from registry.catalog import Catalog
 from registry.errors import StoreUnavailable, Unsupported, Untrusted
-from registry.schedule import Schedule, Segment, Validated, teacher
-from registry.signing import SigningKey, TrustedKeys
-from registry.store import MemoryStore
+from registry.schedule import Validated, teacher
 from server import metrics
-from server.lastgood import LastGood
-from server.schedules import Schedules
 from server.watch import Watch
 
-PRIVATE = Ed25519PrivateKey.generate()
-KEY, TRUSTED = SigningKey(PRIVATE), TrustedKeys({SigningKey(PRIVATE).id: PRIVATE.public_key()})
-
-
-class Watched(MemoryStore):
-    """Fails on demand, can be written behind the catalog's back, and notes what is asked of it."""
-
-    def __init__(self):
-        super().__init__()
-        self.down, self.asked = None, []
-
-    def get(self, key):
-        self._note("get", key)
-        return super().get(key)
-
-    def changed(self, key, etag):
-        self._note("changed", key)
-        found = super().get(key)
-        return None if found.etag == etag else found
-
-    def list(self, prefix):
-        self._note("list", prefix)
-        return super().list(prefix)
-
-    def _note(self, *what):
-        if self.down:
-            raise self.down
-        self.asked.append(what)
-
-    def overwrite(self, key, data):
-        self._objects[key] = data
-
-    def remove(self, key):
-        del self._objects[key]
-
-
-@pytest.fixture(scope="module")
-def model(tiny):
-    return small_model(tiny)
-
 
 @pytest.fixture
-def store():
-    return Watched()
-
-
-class Site:
-    """A publisher, and servers that watch what he publishes."""
-
-    def __init__(self, store, model, state):
-        self.store, self.model, self.state = store, model, state
-        self.publisher = Catalog(store, model.ref.name, author="test")
-
-    def server(self, trusted=None, registry="memory"):
-        """Schedules and watch of a server that starts now."""
-        catalog = Catalog(self.store, self.model.ref.name, trusted=trusted)
-        schedules = Schedules(lambda: catalog, self.model, teacher_steps=4)
-        last_good = LastGood(self.state, registry, self.model.ref.name, trusted)
-        return schedules, Watch(schedules, lambda: catalog, last_good)
-
-    def schedule(self, *branches, **fields):
-        """One segment for each branch; 0 for none."""
-        segments = tuple(Segment(partial=(1,), branch=b) if b else Segment() for b in branches)
-        return Schedule(model=self.model.ref, solver=self.model.solver("ddim", 4), segments=segments).model_copy(update=fields)
-
-    def promote(self, tier, schedule, sign=False):
-        self.publisher.publish(schedule)
-        if sign:
-            self.publisher.sign(schedule, KEY)
-        self.publisher.promote(tier, schedule.digest)
-        return schedule
-
-    def key(self, rest):
-        return f"{self.model.ref.name}/{rest}"
-
-
-@pytest.fixture
-def site(store, model, tmp_path):
-    return Site(store, model, tmp_path / "state")
+def site(tiny, tmp_path):
+    return Site(Watched(), small_model(tiny), tmp_path / "state")
 
 
 def stale(tier):
@@ -149,7 +69,7 @@ class TestFollowing:
         site.store.remove(site.key("aliases/fast.json"))
         assert watch.refresh()
         assert (schedules.tier("fast").digest, stale("fast")) == (good.digest, 1)
-        assert [entry.tier for entry in _started(site).tiers()] == ["reference"]
+        assert [entry.tier for entry in site.started().tiers()] == ["reference"]
 
     def test_a_fault_is_told_once_and_counted_each_time(self, site, caplog):
         site.promote("fast", site.schedule(0))
@@ -250,7 +170,7 @@ class TestRefusals:
 
     def test_measured_at_this_size_among_others(self, site):
         good = site.promote("fast", site.schedule(1, validated=Validated(sizes=((16, 8), (8, 8)), guidance=(3.0,))))
-        assert _started(site).tier("fast").digest == good.digest
+        assert site.started().tier("fast").digest == good.digest
 
 
 class TestTrust:
@@ -285,90 +205,3 @@ class TestTrust:
         schedules, watch = site.server(TRUSTED)
         assert watch.refresh()
         assert (schedules.tier("reference").version, stale("reference")) == (1, 0)
-
-
-class TestLastGood:
-    @pytest.mark.parametrize("trusted", [None, TRUSTED])
-    def test_a_server_starts_with_the_registry_away(self, site, trusted):
-        for tier, branches in {"fast": (1, 1), "best": (0, 2), "reference": (0, 0, 0, 0)}.items():
-            site.promote(tier, site.schedule(*branches), sign=True)
-        before = _started(site, trusted).tiers()
-        site.store.down = StoreUnavailable("no answer")
-        schedules, watch = site.server(trusted)
-        assert not watch.refresh()
-        assert watch.restore()
-        assert schedules.tiers() == before
-        site.store.down = None
-        moved = site.promote("fast", site.schedule(2), sign=True)
-        assert watch.refresh()
-        assert schedules.tier("fast").digest == moved.digest
-
-    def test_nothing_is_restored_where_nothing_was_kept(self, site):
-        schedules, watch = site.server()
-        assert not watch.restore()
-        site.promote("fast", site.schedule(1))
-        _started(site)
-        _, of_another_registry = site.server(registry="s3://elsewhere")
-        assert not of_another_registry.restore()
-        assert [entry.tier for entry in schedules.tiers()] == ["reference"]
-
-    @pytest.mark.parametrize("damage", [b"", b"{}", b"\x00", b'{"format": 2}'])
-    def test_a_damaged_file_is_not_restored(self, site, damage):
-        site.promote("fast", site.schedule(1))
-        _started(site)
-        self.file(site).write_bytes(damage)
-        _, watch = site.server()
-        assert not watch.restore()
-
-    @pytest.mark.parametrize(("trusted", "good"), [(TRUSTED, {"whole"}), (None, {"whole", "unsigned"})])
-    def test_each_kept_tier_is_verified(self, site, trusted, good):
-        """One document was changed, one lost its signature, one is as it was."""
-        for tier, branches in {"changed": (1,), "unsigned": (2,), "whole": (0, 1)}.items():
-            site.promote(tier, site.schedule(*branches), sign=True)
-        _started(site, TRUSTED)
-        kept = json.loads(self.file(site).read_bytes())
-        by_name = {each["tier"]: each for each in kept["tiers"]}
-        by_name["changed"]["schedule"] = by_name["changed"]["schedule"].replace('"branch":1', '"branch":3')
-        by_name["unsigned"]["signature"] = None
-        self.file(site).write_text(json.dumps(kept))
-        restored, watch = site.server(trusted)
-        assert watch.restore()
-        assert {entry.tier for entry in restored.tiers()} == {*good, "reference"}
-
-    def test_a_key_that_is_trusted_no_more_restores_nothing(self, site):
-        site.promote("fast", site.schedule(1), sign=True)
-        _started(site, TRUSTED)
-        other = Ed25519PrivateKey.generate()
-        schedules, watch = site.server(TrustedKeys({SigningKey(other).id: other.public_key()}))
-        watch.restore()
-        assert [entry.tier for entry in schedules.tiers()] == ["reference"]
-
-    def test_it_is_written_when_something_moved(self, site):
-        site.promote("fast", site.schedule(1))
-        _, watch = site.server()
-        watch.refresh()
-        written = self.file(site).stat().st_ino
-        watch.refresh()
-        assert self.file(site).stat().st_ino == written
-        site.promote("fast", site.schedule(2))
-        watch.refresh()
-        assert self.file(site).stat().st_ino != written
-        assert [path.name for path in site.state.iterdir()] == [self.file(site).name]
-
-    def test_a_disk_that_takes_nothing_stops_no_server(self, site):
-        site.state.write_bytes(b"a file where the folder should be")
-        site.promote("fast", site.schedule(1))
-        schedules, watch = site.server()
-        assert watch.refresh()
-        assert schedules.tier("fast").version == 1
-
-    @staticmethod
-    def file(site):
-        (path,) = site.state.glob("*.json")
-        return path
-
-
-def _started(site, trusted=None):
-    schedules, watch = site.server(trusted)
-    assert watch.refresh()
-    return schedules

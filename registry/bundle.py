@@ -1,0 +1,158 @@
+"""Bundles: schedules of one model in a tar file, with what belongs to them, on their way to another registry.
+
+Members have the keys of a registry. A bundle carries schedules and tiers, not the registry's own history: where it is imported
+the schedules get numbers of that registry, in the order of their old ones. A backup is a copy of the folder or bucket.
+"""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from registry.catalog import Catalog
+from registry.errors import Conflict, InvalidInput, NotFound, Tampered
+from registry.records import Alias, Version
+from registry.schedule import Schedule
+from registry.store import KEY
+
+LARGEST = 2**26  # bytes of a member
+
+
+class Done(NamedTuple):
+    """What an import did with one thing."""
+
+    kind: str
+    name: str
+    outcome: str
+
+
+class Bundle:
+    """The contents of a bundle, checked: every document is what its key says."""
+
+    def __init__(self, members: Mapping[str, bytes]) -> None:
+        """Raises `InvalidInput` for what is no bundle, `Tampered` for documents that do not fit their keys."""
+        models = {key.partition("/")[0] for key in members}
+        if len(models) != 1:
+            raise InvalidInput(f"bundle: must hold one model, got {sorted(models)}", param="bundle")
+        (self.model,) = models
+        self.members = members
+        self.schedules = {_name(key): self._schedule(_name(key), data) for key, data in self._under("schedules")}
+        self.versions = sorted(
+            (Version.read(name, data) for name, data in self._under("versions")), key=lambda each: each.number
+        )
+        self.aliases = [Alias.read(name, data) for name, data in self._under("aliases")]
+        named = {version.digest for version in self.versions} | {alias.digest for alias in self.aliases}
+        if missing := sorted(named - self.schedules.keys()):
+            raise Tampered(f"bundle: names the schedule {missing[0]} but does not hold it", param="bundle")
+
+    @classmethod
+    def of(cls, catalog: Catalog, refs: Sequence[str] = ()) -> Bundle:
+        """These schedules, or all; a tier goes along where it was named, or where everything goes."""
+        model, store = catalog.model, catalog.store
+        if refs:
+            found = [catalog.resolve(ref) for ref in refs]
+            digests, tiers = {each.schedule.digest for each in found}, [each.tier for each in found if each.tier]
+        else:
+            keys = store.list(f"{model}/schedules/")
+            digests, tiers = {_name(key) for key in keys if key.endswith(".json")}, catalog.tiers()
+        members = {catalog.schedule_key(digest): catalog.schedule(digest).document() for digest in digests}
+        for version in catalog.versions():
+            if version.digest in digests:
+                members[catalog.numbers.key(version.number)] = version.document()
+        for tier in tiers:
+            members[catalog.pointers.key(tier)] = catalog.alias(tier).document()
+        for folder in ("artifacts", "signatures"):
+            prefixes = [f"{model}/{folder}/{digest}/" for digest in digests] if refs else [f"{model}/{folder}/"]
+            for key in (key for prefix in prefixes for key in store.list(prefix)):
+                if key.split("/")[2] in digests:
+                    members[key] = store.get(key).data
+        return cls(members)
+
+    @classmethod
+    def read(cls, path: Path) -> Bundle:
+        """From a file. Raises `InvalidInput` where it is no tar file, or holds what no bundle does."""
+        members = {}
+        try:
+            with tarfile.open(path) as tar:
+                for member in tar:
+                    if not member.isfile() or not KEY.fullmatch(member.name) or member.size > LARGEST:
+                        raise InvalidInput(f"bundle: {path} holds {member.name!r}, which belongs in no bundle", param="bundle")
+                    file = tar.extractfile(member)
+                    members[member.name] = file.read() if file else b""
+        except (OSError, EOFError, tarfile.TarError) as error:
+            raise InvalidInput(f"bundle: {path} cannot be read as a tar file: {error}", param="bundle") from error
+        return cls(members)
+
+    def write(self, path: Path) -> None:
+        """To a new file, compressed if its name ends in gz. The same contents make the same tar."""
+        mode = "x:gz" if path.suffix in (".gz", ".tgz") else "x"
+        try:
+            with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]  # typeshed wants a literal
+                for key, data in sorted(self.members.items()):
+                    member = tarfile.TarInfo(key)
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+        except FileExistsError:
+            raise InvalidInput(f"bundle: {path} exists already", param="bundle") from None
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            raise InvalidInput(f"bundle: cannot write {path}: {error.strerror}", param="bundle") from error
+
+    def publish(self, catalog: Catalog) -> Iterator[Done]:
+        """Publish what the catalog lacks, and promote the tiers that it lacks. Doing it again changes nothing."""
+        notes = {version.digest: version.note for version in reversed(self.versions)}
+        for digest in dict.fromkeys([*(version.digest for version in self.versions), *self.schedules]):
+            yield self._publish(catalog, digest, notes.get(digest, ""))
+        for alias in self.aliases:
+            yield self._promote(catalog, alias)
+
+    def _publish(self, catalog: Catalog, digest: str, note: str) -> Done:
+        version = catalog.numbers.of(digest)
+        outcome = "there already"
+        try:
+            kept = catalog.schedule(digest)
+        except NotFound:
+            kept = self.schedules[digest]
+            outcome = "put back" if version else "published"
+        if version is None or outcome == "put back":
+            version = catalog.publish(kept, note)
+        for name, data in self._under(f"artifacts/{digest}"):
+            catalog.attach(digest, name, data)
+        if kept == self.schedules[digest]:
+            for name, data in self._under(f"signatures/{digest}"):
+                with suppress(Conflict):
+                    catalog.store.create(f"{self.model}/signatures/{digest}/{name}", data)
+        else:
+            outcome += ", described otherwise (signatures stay out)"
+        return Done("schedule", digest, f"{outcome}: version {version.number}")
+
+    def _promote(self, catalog: Catalog, alias: Alias) -> Done:
+        if alias.tier in catalog.tiers():
+            return Done("tier", alias.tier, f"there already: left at version {catalog.alias(alias.tier).version}")
+        version = catalog.numbers.of(alias.digest)
+        assert version is not None  # published above
+        moved = catalog.promote(alias.tier, version.number, f"import: {alias.history[-1].reason}"[:2000])
+        return Done("tier", alias.tier, f"promoted: version {moved.version}")
+
+    def _schedule(self, digest: str, data: bytes) -> Schedule:
+        try:
+            schedule = Schedule.parse(data)
+        except InvalidInput as error:
+            raise Tampered(f"bundle: schedule {digest} is not a schedule: {error.message}", param="bundle") from error
+        if schedule.digest != digest or schedule.model.name != self.model:
+            raise Tampered(f"bundle: schedule {digest} was changed: its digest is {schedule.digest}", param="bundle")
+        return schedule
+
+    def _under(self, folder: str) -> Iterator[tuple[str, bytes]]:
+        start = f"{self.model}/{folder}/"
+        for key, data in sorted(self.members.items()):
+            if key.startswith(start):
+                yield key.removeprefix(start), data
+
+
+def _name(key: str) -> str:
+    return key.rpartition("/")[2].removesuffix(".json")

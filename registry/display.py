@@ -1,0 +1,152 @@
+"""How schedules, tiers and times look in a terminal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from registry.catalog import Catalog
+from registry.diff import Difference
+from registry.errors import NotFound, Tampered
+from registry.records import Alias
+from registry.schedule import Kind, Schedule, Segment, Step
+from registry.trail import Entry
+
+STRIP: dict[Kind, tuple[str, str]] = {
+    "full": ("F", "black on green"),
+    "partial": ("p", "black on yellow"),
+    "null": (".", "dim"),
+}
+COLUMNS = ("steps", "cost", "rFID", "PSNR", "digest")  # of `cells`
+WRAPPED = ("note", "reason", "author", "host", "what", "outcome")
+
+Facts = dict[str, Any]
+
+
+def strip(steps: Iterable[Step]) -> Text:
+    """One letter for each step, from noise to image."""
+    text = Text()
+    for step in steps:
+        text.append(*STRIP[step.kind])
+    return text
+
+
+def legend(schedule: Schedule) -> Text:
+    """What the letters of a strip mean, and how many there are of each."""
+    counts = schedule.counts()
+    return Text(", ".join(f"{STRIP[kind][0]} {kind} {counts[kind]}" for kind in counts) + "; from noise to image", style="dim")
+
+
+def facts(schedule: Schedule) -> Facts:
+    """Digest, steps, cost and fidelity, for JSON and for `cells`."""
+    described = schedule.model_dump(mode="json", include={"cost", "fidelity"})
+    return {"digest": schedule.digest, "steps": schedule.counts(), **described}
+
+
+def facts_of(catalog: Catalog, digest: str) -> Facts:
+    """The same by digest. One schedule that is gone or damaged must not hide the others: it has an `error`."""
+    try:
+        return facts(catalog.schedule(digest))
+    except (NotFound, Tampered) as error:
+        return {"digest": digest, "steps": None, "cost": None, "fidelity": None, "error": error.message}
+
+
+def cells(found: Facts) -> tuple[str, ...]:
+    """Facts as a row shows them; a dash for what was never measured."""
+    steps, cost, fidelity = found["steps"], found["cost"], found["fidelity"]
+    return (
+        "/".join(str(count) for count in steps.values()) if steps else "gone",
+        f"{cost['relative']:.3f}" if cost else "-",
+        f"{fidelity['rfid']:.2f}" if fidelity else "-",
+        f"{fidelity['psnr']:.1f}" if fidelity else "-",
+        found["digest"][:8],
+    )
+
+
+def minute(time: datetime) -> str:
+    """A time in UTC, to the minute."""
+    return f"{time.astimezone(UTC):%Y-%m-%d %H:%M}"
+
+
+def print_alias(alias: Alias, as_json: bool) -> None:
+    """What a tier means now."""
+    if as_json:
+        print_json(alias.model_dump(mode="json", exclude={"history", "archived"}))
+        return
+    typer.echo(f"{alias.tier} means version {alias.version}  {alias.digest[:8]}")
+
+
+def print_json(value: object) -> None:
+    """For scripts."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """For people."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in columns:
+        table.add_column(column, no_wrap=column not in WRAPPED)
+    for row in rows:
+        table.add_row(
+            *(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row)
+        )  # a note in [brackets] is no markup
+    Console(highlight=False).print(table)
+
+
+def print_trail(entries: Sequence[Entry]) -> None:
+    """Moves of tiers, the one without audit entry marked."""
+    rows = []
+    for audit, written in entries:
+        before = audit.before.version if audit.before else "-"
+        reason = audit.reason if written else f"{audit.reason} (without audit entry)".strip()
+        moved = f"{before} → {audit.after.version}"
+        rows.append((minute(audit.time), audit.tier, audit.action, moved, audit.author, audit.host or "-", reason))
+    print_table("audit trail", ("time (UTC)", "tier", "action", "version", "author", "host", "reason"), rows)
+
+
+def print_difference(found: Difference, a: str, b: str) -> None:
+    """Two strips, a mark under every step that differs, and what else does."""
+    console, wide = Console(highlight=False), max(len(a), len(b))
+    for ref, schedule in ((a, found.a), (b, found.b)):
+        console.print(Text(f"{ref:<{wide}}  ", style="bold") + strip(schedule.steps()))
+    if found.steps:
+        marks = "".join("^" if i in found.steps else " " for i in range(found.steps[-1] + 1))
+        console.print(Text(" " * (wide + 2) + marks))
+    for change in found.segments or ():
+        text = f"segment {change.segment}, steps {change.first} to {change.last}: "
+        console.print(Text(f"{text}{_partial(change.a)} → {_partial(change.b)}"))
+    for name, sides in found.fields.items():
+        console.print(Text.assemble((f"{name} ", "bold"), " → ".join(_short(side) for side in sides)))
+    if found.a.digest == found.b.digest:
+        console.print("the same schedule")
+    rows = [(name, _figure(one), _figure(other), _change(one, other)) for name, (one, other) in found.figures.items()]
+    print_table("figures", ("", a, b, "change"), rows)
+
+
+def _partial(segment: Segment) -> str:
+    if not segment.partial:
+        return "no partial step"
+    return f"partial at {', '.join(map(str, segment.partial))}, branch {segment.branch}"
+
+
+def _short(value: object) -> str:
+    text = "-" if value is None else value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:36]} …"
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:,}"
+
+
+def _change(one: float | None, other: float | None) -> str:
+    if one is None or other is None or one == other:
+        return ""
+    return f"{other - one:+,.4g}" + (f" ({(other - one) / abs(one):+.1%})" if one else "")
