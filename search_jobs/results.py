@@ -157,13 +157,12 @@ class Results:
             row["macs"] += result.spent.run
             row["macs_shared"] += result.spent.shared
         teacher = sum(len(stage.sample.seeds) for stage in self.desk.stages.values())
-        final = self.desk.objective("held-out")
         spent = [result.spent for result in self._climbed()]
         run, shared = sum(one.run for one in spent), sum(one.shared for one in spent)
         return {
             "stages": stages,
             "teacher_images": teacher,
-            "teacher_macs": teacher * self.desk.model.macs.of_program(final.teacher, final.rows),
+            "teacher_macs": sum(self.desk.objective(stage).teacher_macs for stage in self.desk.stages),
             "search_images": searched,
             "front_points": points,
             "images_per_front_point": round(searched / points, 1),
