@@ -7,9 +7,9 @@ import os
 import random
 from itertools import count
 from pathlib import Path
+from time import sleep
 from typing import Any
 
-from gevent import sleep
 from locust import HttpUser, events
 
 from loadtests.ledger import Ledger
