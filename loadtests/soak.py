@@ -4,7 +4,8 @@
 
 Exit code 1, and a line for each violation, when there was a 5xx other than 503 with Retry-After, or a status not due, when
 memory grew by more than 2 % after the warm-up, or when an image of the same schedule, prompt, seed and guidance came with
-other pixels than before. Needs the dev dependencies: the registry is on a real S3 server.
+pixels more than one level of 255 from what they were (rounding in other company, docs/decisions.md).
+Needs the dev dependencies: the registry is on a real S3 server.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ import copy
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from loadtests.check import check
@@ -101,10 +102,14 @@ def test_goals_are_judged_for_each_number_of_clients_and_shown():
     assert shown.count("MISSED") == 1
 
 
+def grey(level):
+    return np.full((2, 2, 3), level, np.uint8)
+
+
 def steady_witness():
     witness = Witness(resident=[100] * 100, moves=1, outages=1)
-    witness.drawn("a cat", "pixels")
-    witness.drawn("a cat", "pixels")
+    witness.drawn("a cat", grey(100))
+    witness.drawn("a cat", grey(101))
     return witness
 
 
@@ -122,7 +127,7 @@ def test_a_soak_without_fault_has_none():
         (lambda witness: witness.answered("waits", 500, None), "status 500"),
         (lambda witness: witness.answered("waits", 503, None), "Retry-After None"),
         (lambda witness: witness.answered("talks nonsense", 200, None, expected=400), "status 200 where 400"),
-        (lambda witness: witness.drawn("a cat", "other pixels"), "other pixels"),
+        (lambda witness: witness.drawn("a cat", grey(98)), "2 levels"),
         (lambda witness: witness.resident.extend([103] * 100), "memory grew by 3.00%"),
         (lambda witness: witness.resident.clear(), "not seen for long enough"),
         (lambda witness: setattr(witness, "outages", 0), "no outages"),
