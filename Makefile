@@ -8,7 +8,7 @@ export BENTOML_DO_NOT_TRACK := true
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo test lint format serve search load lock image clean
+.PHONY: help demo test lint format serve search load peers soak lock image clean
 
 help: ## print this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -38,8 +38,15 @@ format: $(VENV)/.dev ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-load: $(VENV)/.dev ## a short mixed-tier load test against a service of its own, held to loadtests/limits.json
-	$(BIN)/python -m loadtests.run
+load: $(VENV)/.dev ## a load test held to its limits; PROFILE=steady, burst, mixed, arms or abandonment
+	$(BIN)/python -m loadtests.run --profile $(PROFILE)
+PROFILE ?= mixed
+
+peers: $(VENV)/.dev ## our service beside a naive one and BentoML's own batching, on a simulated device (half an hour)
+	OMP_NUM_THREADS=1 $(BIN)/python -m loadtests.peers --simulated
+
+soak: $(VENV)/.dev ## 20 minutes of everything at once, S3 going away included
+	$(BIN)/python -m loadtests.soak --minutes 20
 
 lock: $(VENV)/.dev ## resolve pyproject.toml anew into the two lock files
 	$(BIN)/pip install --quiet pip-tools

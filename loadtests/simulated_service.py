@@ -13,7 +13,7 @@ def _load(*arguments: Any, **options: Any) -> Model:
     return simulated(load(*arguments, **options))
 
 
-setattr(house, "load", _load)  # noqa: B010  # mypy knows that house does not give it away. Before the service is imported
+house.load = _load  # type: ignore[attr-defined]  # before the service is imported
 
 from server.service import Flexiffusion  # noqa: E402
 

@@ -1,0 +1,67 @@
+"""What the clients of a profile saw: times, refusals, hang-ups, and the MACs that answers billed. Pure bookkeeping."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+@dataclass
+class Ledger:
+    """Filled by the users of one locust process. `name` is a tier, or an arm; latencies in ms."""
+
+    latencies: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    failures: Counter[str] = field(default_factory=Counter)
+    refused: Counter[str] = field(default_factory=Counter)
+    abandoned: Counter[str] = field(default_factory=Counter)
+    billed: Counter[str] = field(default_factory=Counter)
+    price: dict[str, int] = field(default_factory=dict)
+    users: Counter[int] = field(default_factory=Counter)
+
+    def joined(self, user: int) -> None:
+        """A user began; one that is never answered counts too."""
+        self.users[user] += 0
+
+    def answered(self, name: str, user: int, milliseconds: float, macs: int) -> None:
+        """An image came, and this is what it cost."""
+        self.latencies[name].append(milliseconds)
+        self.billed[name] += macs
+        self.price[name] = max(macs, self.price.get(name, 0))
+        self.users[user] += 1
+
+    def result(self, exported_macs: float) -> dict[str, Any]:
+        """Everything that `check` looks at. `exported_macs`: by how much flexi_macs_total grew meanwhile.
+
+        `abandoned_macs` is what the abandoned requests would have cost had they run to their end; a name that was never
+        answered has the dearest answered image's price.
+        """
+        names = sorted({*self.latencies, *self.failures, *self.refused, *self.abandoned})
+        dearest = max(self.price.values(), default=0)
+        return {
+            "names": {name: self._one(name) for name in names},
+            "fairness": jain(list(self.users.values())),
+            "billed_macs": sum(self.billed.values()),
+            "exported_macs": exported_macs,
+            "abandoned_macs": sum(count * self.price.get(name, dearest) for name, count in self.abandoned.items()),
+        }
+
+    def _one(self, name: str) -> dict[str, float]:
+        times = self.latencies[name]
+        p50, p95 = np.percentile(times, [50, 95]).tolist() if times else (0.0, 0.0)
+        return {
+            "answered": len(times),
+            "failed": self.failures[name],
+            "refused": self.refused[name],
+            "abandoned": self.abandoned[name],
+            "p50_ms": p50,
+            "p95_ms": p95,
+        }
+
+
+def jain(shares: list[int]) -> float:
+    """(Σx)² / (n Σx²): 1 when all got the same, 1/n when one got everything (Jain, Chiu & Hawe, DEC-TR-301, 1984)."""
+    squares = sum(share * share for share in shares)
+    return sum(shares) ** 2 / (len(shares) * squares) if squares else 0.0

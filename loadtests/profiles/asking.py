@@ -1,0 +1,79 @@
+"""The user that all profiles are made of: asks, checks the answer, and writes everything into the ledger."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from itertools import count
+from pathlib import Path
+from time import sleep
+from typing import Any
+
+from locust import HttpUser, events
+
+from loadtests.ledger import Ledger
+
+PROMPTS = ("red heart", "cat face", "tomato", "sunflower", "tiger face", "hamburger")
+TIMEOUT = 300.0  # seconds; the service's own limit comes first
+
+ledger = Ledger()
+_numbers = count()
+
+
+@events.quitting.add_listener
+def write_ledger(**_: Any) -> None:
+    """Leave it for `loadtests.run`, which knows what the server exported."""
+    if path := os.environ.get("LOADTEST_LEDGER"):
+        Path(path).write_text(json.dumps(vars(ledger)))
+
+
+class Asking(HttpUser):
+    """One client that waits for each image before it asks for the next."""
+
+    abstract = True
+
+    def on_start(self) -> None:
+        """Look at what this service offers."""
+        self.number = next(_numbers)
+        ledger.joined(self.number)
+        self.offered = {tier["tier"]: tier for tier in self.client.get("/v1/tiers", name="tiers").json()["tiers"]}
+
+    def ask(self, name: str, **choice: Any) -> None:
+        """One image by a tier or a schedule; the answer must be what was asked for and bill its MACs."""
+        with self.client.post("/generate", json=self._body(choice), name=name, timeout=TIMEOUT, catch_response=True) as reply:
+            if reply.status_code == 429 and "Retry-After" in reply.headers:
+                ledger.refused[name] += 1
+                reply.success()
+                sleep(float(reply.headers["Retry-After"]))
+                return
+            fault = _fault(reply, choice)
+            if fault:
+                ledger.failures[name] += 1
+                reply.failure(fault)
+            else:
+                milliseconds = reply.request_meta["response_time"]
+                ledger.answered(name, self.number, milliseconds, reply.json()["macs"])
+
+    def hang_up(self, name: str, seconds: float, **choice: Any) -> None:
+        """Ask for an image and close the connection after `seconds`; what comes sooner is an answer like any other."""
+        with self.client.post("/generate", json=self._body(choice), name=name, timeout=seconds, catch_response=True) as reply:
+            if reply.status_code == 0:
+                ledger.abandoned[name] += 1
+                reply.success()
+            elif fault := _fault(reply, choice):
+                ledger.failures[name] += 1
+                reply.failure(fault)
+            else:
+                ledger.answered(name, self.number, reply.request_meta["response_time"], reply.json()["macs"])
+
+    def _body(self, choice: dict[str, Any]) -> dict[str, Any]:
+        return {"prompt": random.choice(PROMPTS), "seed": random.randrange(2**31), **choice}
+
+
+def _fault(reply: Any, choice: dict[str, Any]) -> str | None:
+    if reply.status_code != 200:
+        return f"status {reply.status_code}: {reply.text[:200]}"
+    answer = reply.json()
+    wrong = [f"asked for {field} {value}, got {answer[field]}" for field, value in choice.items() if answer[field] != value]
+    return wrong[0] if wrong else None if answer["macs"] > 0 else f"billed {answer['macs']} MACs"

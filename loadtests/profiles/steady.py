@@ -1,0 +1,18 @@
+"""Steady: every user wants the default tier, at most once in two seconds."""
+
+from __future__ import annotations
+
+from locust import constant_pacing, task
+
+from loadtests.profiles.asking import Asking
+
+
+class Steady(Asking):
+    """An application that knows what it wants."""
+
+    wait_time = constant_pacing(2)
+
+    @task
+    def generate(self) -> None:
+        """One balanced image."""
+        self.ask("balanced", tier="balanced")

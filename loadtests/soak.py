@@ -1,0 +1,132 @@
+"""A long run of everything at once: mixed tiers, hang-ups, nonsense, alias moves, S3 away and back.
+
+    python -m loadtests.soak --minutes 20
+
+Exit code 1, and a line for each violation, when there was a 5xx other than 503 with Retry-After, or a status not due, when
+memory grew by more than 2 % after the warm-up, or when an image of the same schedule, prompt, seed and guidance came with
+pixels more than one level of 255 from what they were (rounding in other company, docs/decisions.md).
+Needs the dev dependencies: the registry is on a real S3 server.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import random
+import sys
+from collections.abc import Coroutine, Sequence
+from itertools import count
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import httpx
+import psutil  # type: ignore[import-untyped]
+
+from loadtests import visitors
+from loadtests.mixes import MODEL, mixes
+from loadtests.witness import Witness
+from registry.address import open_store
+from registry.catalog import Catalog
+from registry.errors import StoreUnavailable
+from server.launch import started
+from tests.integration.seaweed import run_seaweed
+
+OUT = Path(".flexi/soak")
+CROWD: dict[visitors.Visitor, int] = {visitors.wait: 6, visitors.leave: 2, visitors.talk_nonsense: 1}
+SAMPLE_SECONDS, MOVE_SECONDS = 1.0, 5.0
+CALM_SECONDS, AWAY_SECONDS = 45.0, 45.0  # longer than the service's S3 client tries
+MOVED = "draft"
+
+
+def main() -> int:
+    """Run it and return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=20.0)
+    minutes, witness = parser.parse_args().minutes, Witness()
+    with run_seaweed() as s3:
+        store = next(child for child in psutil.Process().children(recursive=True) if child.name() == "weed")
+        os.environ.update(s3.environment())  # for the catalog below; the service inherits it
+        registry = f"s3://{s3.bucket}/soak"
+        first, second = mixes()["partial"], mixes()["fewer"]
+        second.publish(registry)
+        first.publish(registry)
+        digests = [schedule.digest for mix in (first, second) for schedule in mix.schedules.values()]
+        turns = [mix.schedules[MOVED].digest for mix in (second, first)]
+        settings = {"FLEXI_REGISTRY": registry, "FLEXI_WATCH_SECONDS": "1"}
+        with started(settings, OUT / "server.log") as served:
+            family = psutil.Process(served.supervisor.pid).children(recursive=True)
+            workers = [child for child in family if "_bentoml_impl.worker.service" in child.cmdline()]
+            end = monotonic() + 60 * minutes
+            besides = (move(registry, turns, witness), suffer(store, witness), watch(workers, witness))
+            asyncio.run(soak(served.address, digests, witness, end, *besides))
+    print(witness.summary())
+    broken = witness.verdict()
+    for line in broken:
+        print(f"VIOLATION: {line}")
+    print("the soak held" if not broken else f"{len(broken)} violations")
+    return 1 if broken else 0
+
+
+async def soak(address: str, digests: Sequence[str], witness: Witness, end: float, *besides: Coroutine[Any, Any, None]) -> None:
+    """Let the crowd come until `end` and the rest happen besides."""
+    async with httpx.AsyncClient(base_url=address, timeout=300) as http:
+
+        async def visit(kind: visitors.Visitor, number: int) -> None:
+            chance = random.Random(number)
+            while monotonic() < end:
+                try:
+                    await kind(http, witness, digests, chance)
+                except httpx.TransportError as error:
+                    witness.violations.append(f"no answer: {type(error).__name__}")
+                    await asyncio.sleep(1)
+
+        tasks = [asyncio.create_task(beside) for beside in besides]
+        kinds = [kind for kind, count in CROWD.items() for _ in range(count)]
+        await asyncio.gather(*(visit(kind, number) for number, kind in enumerate(kinds)))
+        for task in tasks:
+            task.cancel()
+        for ended in await asyncio.gather(*tasks, return_exceptions=True):
+            if not isinstance(ended, asyncio.CancelledError):
+                witness.violations.append(f"the soak itself: {ended!r}")
+
+
+async def move(registry: str, digests: Sequence[str], witness: Witness) -> None:
+    """Let a tier mean one schedule, then another, then roll back; a store that is away is no violation."""
+    catalog = Catalog(open_store(registry), MODEL.name, author="soak")
+    for turn in count():
+        await asyncio.sleep(MOVE_SECONDS)
+        step = turn % 3
+        try:
+            if step < 2:
+                await asyncio.to_thread(catalog.promote, MOVED, digests[step])
+            else:
+                await asyncio.to_thread(catalog.rollback, MOVED)
+            witness.moves += 1
+        except StoreUnavailable:
+            pass
+
+
+async def suffer(store: psutil.Process, witness: Witness) -> None:
+    """Take the store away, as a network does that swallows packets, and give it back."""
+    try:
+        while True:
+            await asyncio.sleep(CALM_SECONDS)
+            store.suspend()
+            witness.outages += 1
+            await asyncio.sleep(AWAY_SECONDS)
+            store.resume()
+    finally:
+        store.resume()
+
+
+async def watch(workers: Sequence[psutil.Process], witness: Witness) -> None:
+    """Sample the workers' resident memory."""
+    while True:
+        witness.resident.append(sum(worker.memory_info().rss for worker in workers))
+        await asyncio.sleep(SAMPLE_SECONDS)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

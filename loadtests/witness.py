@@ -1,0 +1,79 @@
+"""What a soak saw, and what of it must not be. Pure: observations in, sentences out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from statistics import median
+
+import numpy as np
+from numpy.typing import NDArray
+
+MAX_GROWTH = 0.02  # of memory after the warm-up
+WARM_UP = 0.25  # of the samples: caches and the allocator fill in this time
+MAX_LEVELS = 1  # of 255 between equal requests in different company: kernels round by batch size (docs/decisions.md)
+RETRYABLE = (429, 503)  # must say when to come back
+
+
+@dataclass
+class Witness:
+    """Statuses by kind of visitor, pixels by what decides them, memory by time."""
+
+    statuses: Counter[tuple[str, int]] = field(default_factory=Counter)
+    violations: list[str] = field(default_factory=list)
+    pixels: dict[Hashable, NDArray[np.uint8]] = field(default_factory=dict)
+    apart: Counter[int] = field(default_factory=Counter)
+    resident: list[int] = field(default_factory=list)
+    moves: int = 0
+    outages: int = 0
+
+    def answered(self, visitor: str, status: int, retry_after: str | None, expected: int = 200) -> bool:
+        """Note a status; whether it is the expected one. No other is allowed but a refusal that says when to come back."""
+        self.statuses[visitor, status] += 1
+        if status in RETRYABLE and status != expected:
+            if not (retry_after or "").isdigit():
+                self.violations.append(f"{visitor}: status {status} with Retry-After {retry_after!r}")
+        elif status != expected:
+            self.violations.append(f"{visitor}: status {status} where {expected} was expected")
+        return status == expected
+
+    def drawn(self, what: Hashable, pixels: NDArray[np.uint8]) -> None:
+        """Note an image: `what` is everything that decides its pixels. Counts how far repeats are apart, in levels."""
+        if what not in self.pixels:
+            self.pixels[what] = pixels
+            return
+        levels = int(np.abs(pixels.astype(np.int16) - self.pixels[what]).max())
+        self.apart[levels] += 1
+        if levels > MAX_LEVELS:
+            self.violations.append(f"an image is {levels} levels from what it was before: {what}")
+
+    @property
+    def growth(self) -> float | None:
+        """Of memory: the last quarter's median over the first one's after the warm-up. None for less than 8 samples."""
+        flat = self.resident[int(WARM_UP * len(self.resident)) :]
+        quarter = len(flat) // 4
+        return median(flat[-quarter:]) / median(flat[:quarter]) - 1 if quarter >= 2 else None
+
+    def verdict(self) -> list[str]:
+        """Every violation, those of the whole last."""
+        found = [f"{times} times: {text}" for text, times in Counter(self.violations).items()]
+        if self.growth is None or self.growth > MAX_GROWTH:
+            grown = "was not seen for long enough" if self.growth is None else f"grew by {self.growth:.2%} after the warm-up"
+            found.append(f"memory {grown}, the limit is {MAX_GROWTH:.0%}")
+        for name, count in (("repeated images", self.apart.total()), ("alias moves", self.moves), ("outages", self.outages)):
+            if not count:
+                found.append(f"no {name}: the soak proves nothing about them")
+        return found
+
+    def summary(self) -> str:
+        """A few lines."""
+        statuses = "\n".join(f"  {visitor}: {count} × {status}" for (visitor, status), count in sorted(self.statuses.items()))
+        apart = ", ".join(f"{count} at most {levels} levels apart" for levels, count in sorted(self.apart.items()))
+        growth = "unknown" if self.growth is None else f"{self.growth:+.2%}"
+        return (
+            f"answers by visitor and status (0: hung up):\n{statuses}\n"
+            f"images: {len(self.pixels)} different; repeats: {apart or 'none'}\n"
+            f"alias moves: {self.moves}; outages of the store: {self.outages}\n"
+            f"memory: {growth} after the warm-up, {max(self.resident, default=0) / 2**20:.0f} MiB at most"
+        )
