@@ -101,10 +101,10 @@ def status(
         if as_json:
             print_json([each.state.model_dump(mode="json", exclude={"history"}) for each in found])
             return
-        rows = [
+        split = [
             (each.state.name, str(each.state.version), each.experiment.tier, each.state.status, _share(each)) for each in found
         ]
-        print_table(f"{experiments.model}: experiments", ("experiment", "version", "tier", "status", "share"), rows)
+        print_table(f"{experiments.model}: experiments", ("experiment", "version", "tier", "status", "share"), split)
         return
     state = experiments.state(name)
     if as_json:

@@ -1,0 +1,204 @@
+"""Experiments on a real server: assigned, recorded, rated, compared with the teacher, killed, and rolled back by guardrails."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from served import MODEL, PATIENCE, SETTINGS, TEACHER_STEPS, made, publish
+
+from registry.address import open_store
+from registry.catalog import Catalog
+from registry.experiment import Experiment
+from registry.experiments import Experiments
+from registry.schedule import Correction, Schedule, Segment
+from server.experiments.assign import arm_of, enrolled
+from server.launch import serving
+
+ROOT = Path(__file__).resolve().parents[2]
+BROKEN = made("ddim", *[Segment()] * TEACHER_STEPS).model_copy(
+    update={"corrections": (Correction(latent=100.0),) * TEACHER_STEPS}
+)  # overflows: every image fails
+RUINED = made("dpmsolver++", Segment(), Segment()).model_copy(update={"corrections": (Correction(output=1.5),) * 2})
+ARMS = {"good": None, "slow": made("euler", *[Segment()] * TEACHER_STEPS), "broken": BROKEN, "ruined": RUINED}
+
+
+@dataclass
+class Laboratory:
+    """A server of its own, and what a client and an operator do with it."""
+
+    address: str
+    registry: str
+    folder: Path
+    catalog: Catalog
+    schedules: dict[str, Schedule]
+    log: Path
+
+    def cli(self, *words: str, code: int = 0) -> str:
+        command = [sys.executable, "-m", "server.experiments", *words, "--registry", self.registry]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def declare(self, name: str, treatment: str, **fields: Any) -> Experiment:
+        """Control is what the tier means: two full steps."""
+        arms = {"control": self.schedules["draft"], treatment: self.schedules[treatment]}
+        document = {
+            "name": name,
+            "version": 1,
+            "hypothesis": f"{treatment} may become draft",
+            "tier": "draft",
+            "arms": [{"name": arm, "digest": schedule.digest, "weight": 1} for arm, schedule in arms.items()],
+            "control": "control",
+            "salt": name,
+            "ramp": [{"share": 100}],
+            "primary": {"metric": "service_seconds", "minimal_effect": 0.05},
+            "minimum_units": 100,
+            "maximum_units": 1000,
+            "end": "2099-01-01T00:00:00Z",
+        } | fields
+        file = self.folder / f"{name}.json"
+        file.write_text(json.dumps(document))
+        self.cli("declare", str(file))
+        return Experiment.parse(json.dumps(document))
+
+    def start(self, name: str) -> None:
+        self.cli("start", name)
+        self.until(lambda: name in [each["name"] for each in self.running()], "it is not in force")
+
+    def running(self) -> list[dict[str, Any]]:
+        return httpx.get(f"{self.address}/v1/experiments", timeout=60).json()["experiments"]
+
+    def ask(self, unit: str | None, **fields: Any) -> httpx.Response:
+        body = {"prompt": "red heart", "tier": "draft", "seed": 1} | ({"unit": unit} if unit else {}) | fields
+        return httpx.post(f"{self.address}/generate", json=body, timeout=120)
+
+    def until(self, holds: Any, otherwise: str) -> None:
+        end = time.monotonic() + 90
+        while not holds():
+            assert time.monotonic() < end, otherwise
+            time.sleep(0.1)
+
+    def metrics(self) -> str:
+        return httpx.get(f"{self.address}/metrics", timeout=60).text
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laboratory]:
+    folder = tmp_path_factory.mktemp("laboratory")
+    registry, log = str(folder / "registry"), folder / "server.log"
+    schedules = publish(open_store(registry))
+    catalog = Catalog(open_store(registry), "emoji64")
+    schedules |= {name: schedule or schedules["fast"] for name, schedule in ARMS.items()}
+    for name in ARMS:
+        catalog.publish(schedules[name])
+    settings = SETTINGS | {
+        "FLEXI_REGISTRY": registry,
+        "FLEXI_STATE": str(folder / "state"),
+        "FLEXI_SHADOW_SHARE": "1",
+        "FLEXI_FEATURES": str(MODEL / "clip"),
+    }
+    with serving(settings, log, patience=PATIENCE) as address:
+        yield Laboratory(address, registry, folder, catalog, schedules, log)
+
+
+def test_a_life(lab):
+    """Assigned as the pure rule says, answered and exported with the arm, recorded, rated, reported, killed."""
+    experiment = lab.declare("life", "good")
+    assert lab.ask("u1").json()["arm"] is None, "declared is not started"
+    lab.start("life")
+    answers = {f"u{i}": lab.ask(f"u{i}").json() for i in range(24)}
+    for unit, answer in answers.items():
+        arm = arm_of(experiment, unit)
+        assert enrolled(experiment, 0, unit)
+        assert (answer["experiment"], answer["arm"], answer["schedule"]) == ("life", arm.name, arm.digest)
+        assert answer["tier"] == "draft"
+    assert {answer["arm"] for answer in answers.values()} == {"control", "good"}
+    again = lab.ask("u3").json()
+    assert again["arm"] == answers["u3"]["arm"]
+    nobody = lab.ask(None).json()
+    assert (nobody["arm"], nobody["schedule"]) == (None, lab.schedules["draft"].digest)
+    explicit = lab.ask("u1", tier=None, schedule=lab.schedules["good"].digest).json()
+    assert (explicit["tier"], explicit["arm"]) == (None, None)
+
+    rated = {"request_id": answers["u1"]["request_id"], "rating": 1.0}
+    assert httpx.post(f"{lab.address}/v1/feedback", json=rated, timeout=60).status_code == 202
+    assert httpx.post(f"{lab.address}/v1/feedback", json=rated | {"rating": 7}, timeout=60).status_code == 400
+
+    def report() -> dict[str, Any]:
+        return json.loads(lab.cli("report", "life", "--json"))
+
+    lab.until(lambda: sum(arm["requests"] for arm in report()["arms"]) == 25, "events are missing")
+    lab.until(lambda: "psnr" in report()["arms"][1]["effects"], "nothing was compared with the teacher")
+    found = report()
+    assert [arm["units"] for arm in found["arms"]] == [
+        sum(answer["arm"] == arm for answer in answers.values()) for arm in ("control", "good")
+    ]
+    assert found["decision"] == "keep collecting"
+    macs = found["arms"][1]["effects"]["macs"]
+    assert macs["effect"] == pytest.approx(
+        next(a["macs"] for a in answers.values() if a["arm"] == "good")
+        / next(a["macs"] for a in answers.values() if a["arm"] == "control")
+    )
+    assert "keep collecting" in lab.cli("report", "life")
+    page = lab.metrics()
+    for arm in ("control", "good"):
+        served = sum(answer["arm"] == arm for answer in (*answers.values(), again))
+        assert f'flexi_assignment_total{{arm="{arm}",experiment="life"}} {served}.0' in page
+        assert f'flexi_request_seconds_count{{arm="{arm}",outcome="ok",tier="draft"}} {served}.0' in page
+    assert 'flexi_fidelity_psnr_count{arm="good",tier="draft"}' in page
+
+    lab.cli("kill", "life", "--reason", "a drill")
+    lab.until(lambda: lab.running() == [], "it was killed and runs")
+    assert lab.ask("u1").json()["arm"] is None
+    assert "a drill" in lab.cli("status", "life")
+
+
+RAILS = {
+    "slow": {"metric": "service_p95", "compare": "ratio", "limit": 1.8},
+    "broken": {"metric": "errors", "compare": "difference", "limit": 0.2},
+    "ruined": {"metric": "psnr", "compare": "difference", "limit": 2.0},
+}
+
+
+@pytest.mark.parametrize("harm", RAILS)
+def test_an_arm_that_does_harm_is_rolled_back(lab, harm):
+    """By the server itself, with the evidence in the experiment's history, the metrics and the log."""
+    rail = RAILS[harm] | {"minimum_sample": 10, "consecutive": 2}
+    lab.declare(harm, harm, guardrails=[rail])
+    lab.start(harm)
+    experiments, i, harmed = Experiments(lab.catalog.store, "emoji64"), 0, 0.0
+    end = time.monotonic() + 240
+    while experiments.state(harm).status == "running":
+        assert time.monotonic() < end, "the guardrail did not trip"
+        reply = lab.ask(f"u{i}")
+        harmed = harmed or (time.time() if reply.status_code != 200 or reply.json()["arm"] == harm else 0.0)
+        i += 1
+    state = experiments.state(harm)
+    newest = state.history[-1]
+    assert (newest.action, newest.status) == ("roll_back", "rolled_back")
+    assert newest.evidence is not None
+    assert (newest.evidence["arm"], newest.evidence["metric"]) == (harm, rail["metric"])
+    print(f"{harm}: {newest.time.timestamp() - harmed:.1f} s from the first harm, {i} requests: {newest.reason}")  # noqa: T201
+    lab.until(lambda: lab.running() == [], "it is rolled back and runs")
+    for unit in range(6):
+        answer = lab.ask(f"u{unit}").json()
+        assert (answer["arm"], answer["schedule"]) == (None, lab.schedules["draft"].digest)
+    assert f'flexi_rollbacks_total{{arm="{harm}",experiment="{harm}",metric="{rail["metric"]}"}} 1.0' in lab.metrics()
+    assert f"the experiment {harm} is rolled back" in lab.log.read_text()
+
+
+def test_two_experiments_on_one_tier(lab):
+    lab.declare("first", "good")
+    lab.declare("second", "slow")
+    lab.start("first")
+    assert "taken by the experiment first" in lab.cli("start", "second", code=1)
+    lab.cli("stop", "first")
