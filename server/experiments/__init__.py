@@ -1,0 +1,1 @@
+"""Experiments on live traffic: who sees which schedule, what came of it, and what follows."""

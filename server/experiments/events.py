@@ -1,0 +1,91 @@
+"""What happened to a request, as lines of JSON: its outcome, and what was learned of it later. Records only, no storing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Literal, Self
+
+from pydantic import AwareDatetime, Field, TypeAdapter, ValidationError, model_validator
+
+from registry.errors import Tampered
+from registry.records import Digest, Number
+from registry.schedule import Document, Name, first_fault
+
+RequestId = Annotated[str, Field(min_length=1, max_length=128)]
+Seconds = Annotated[float, Field(ge=0)]
+Macs = Annotated[int, Field(ge=0)]
+Enrolment = Literal["enrolled", "not_in_share", "no_unit", "bypass"]
+
+
+class Outcome(Document):
+    """One request, at the moment its schedule was used up: one line whether it ended well or not.
+
+    Only an `enrolled` request has an arm and a hashed unit. `bypass` names its schedule itself; `fallback` says that
+    something else than what the arm or tier means was used, because that could not be loaded.
+    """
+
+    event: Literal["outcome"] = "outcome"
+    time: AwareDatetime
+    request_id: RequestId
+    enrolment: Enrolment
+    experiment: Name | None = None
+    version: Number | None = None
+    arm: Name | None = None
+    unit: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")] | None = None
+    tier: Name
+    digest: Digest
+    fallback: bool = False
+    outcome: Annotated[str, Field(pattern=r"^[a-z_]{1,64}$")]  # "ok", or the code of the error
+    queue_seconds: Seconds
+    service_seconds: Seconds
+    macs_planned: Macs
+    macs_executed: Macs
+    steps_planned: Annotated[int, Field(ge=0)]
+    steps_executed: Annotated[int, Field(ge=0)]
+
+    @model_validator(mode="after")
+    def _enrolled_in_something(self) -> Self:
+        for field in ("experiment", "version", "arm", "unit"):
+            if self.enrolment == "enrolled" and getattr(self, field) is None:
+                raise ValueError(f"{field}: an enrolled request has one")
+        if self.enrolment != "enrolled" and (self.arm or self.unit):
+            raise ValueError(f"arm: only an enrolled request has an arm and a unit, this one is {self.enrolment}")
+        return self
+
+
+class Rating(Document):
+    """What a client thought of a finished request, from 0 (bad) to 1 (good)."""
+
+    event: Literal["rating"] = "rating"
+    time: AwareDatetime
+    request_id: RequestId
+    rating: Annotated[float, Field(ge=0, le=1)]
+
+
+class Fidelity(Document):
+    """A finished request held against the teacher's image of the same prompt and noise: PSNR in dB (100 at most: the same image)."""
+
+    event: Literal["fidelity"] = "fidelity"
+    time: AwareDatetime
+    request_id: RequestId
+    psnr: Annotated[float, Field(le=100)]
+    feature_distance: Annotated[float, Field(ge=0)] | None = None
+
+
+Event = Outcome | Rating | Fidelity
+_EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="event")])
+
+
+def write(events: Iterable[Event]) -> bytes:
+    """One line of JSON for each event, UTF-8, each ended by a newline."""
+    return b"".join(event.model_dump_json(exclude_none=True).encode() + b"\n" for event in events)
+
+
+def read(key: str, data: bytes) -> Iterator[Event]:
+    """The events of the lines stored under `key`, or `Tampered` naming the line: only this program writes these."""
+    for number, line in enumerate(data.splitlines(), 1):
+        try:
+            yield _EVENT.validate_json(line)
+        except ValidationError as error:
+            message, _ = first_fault(error)
+            raise Tampered(f"{key}, line {number} is not an event: {message}", param=key) from error

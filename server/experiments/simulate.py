@@ -1,0 +1,143 @@
+"""python -m server.experiments.simulate: false alarms under continuous peeking and units needed, by simulation.
+
+Every simulated experiment is looked at after each of its requests, from the minimum sample on. The figures of
+docs/experiments.md come from here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+from scipy import stats
+
+from server.experiments import statistics
+from server.experiments.statistics import Array, Moments
+
+ALPHA = 0.05
+Values = Callable[[np.random.Generator, Array], Array]
+
+
+def lognormal(cv: float) -> Values:
+    """Positive values with mean 1 and this coefficient of variation."""
+    sigma = math.sqrt(math.log1p(cv**2))
+    return lambda dice, units: dice.lognormal(-(sigma**2) / 2, sigma, units.shape)
+
+
+def of_units(cv: float, within: Values) -> Values:
+    """Values of units that differ: each is `within` times its unit's own factor, lognormal with mean 1 and this variation."""
+    own = lognormal(cv)
+    return lambda dice, units: own(dice, np.empty(units.max() + 1))[units] * within(dice, units)
+
+
+def pareto(shape: float) -> Values:
+    """Lomax values with mean 1: for a shape of 3 or less the third moment is infinite."""
+    return lambda dice, units: dice.pareto(shape, units.shape) * (shape - 1)
+
+
+def errors(share: float) -> Values:
+    """Zeros and ones, where units have a share of errors of their own, beta distributed around this one."""
+    return lambda dice, units: (
+        dice.random(units.shape) < dice.beta(share * 20, (1 - share) * 20, units.max() + 1)[units]
+    ).astype(float)
+
+
+@dataclass(frozen=True)
+class World:
+    """What traffic is like. `activity` is the Pareto shape of how often units come, None where each comes once.
+
+    `effect` multiplies the values of the second arm; 1 is an A/A experiment.
+    """
+
+    name: str
+    values: Values
+    weights: tuple[int, int] = (1, 1)
+    requests: int = 5000
+    population: int = 1000
+    activity: float | None = None
+    shares: bool = False
+    scale: float = 0.05
+    minimum_units: int = 100
+    effect: float = 1.0
+
+    def stream(self, dice: np.random.Generator) -> tuple[Array, Array, Array]:
+        """One experiment's requests: their units, arms (0 or 1) and values, each (requests,)."""
+        if self.activity is None:
+            units = np.arange(self.requests)
+        else:
+            rate = dice.pareto(self.activity, self.population) + 0.1
+            units = dice.choice(self.population, self.requests, p=rate / rate.sum())
+        arms = (dice.random(units.max() + 1) < self.weights[1] / sum(self.weights))[units].astype(int)
+        values = self.values(dice, units)
+        return units, arms, np.where(arms == 1, values * self.effect, values)
+
+
+def running(units: Array, values: Array, mine: Array) -> Moments:
+    """An arm's moments after each request of the stream, each (requests,): what the report would have seen then.
+
+    When unit u brings one more value x, n² grows by 2n + 1, s² by 2sx + x², and n·s by nx + s + x.
+    """
+    order = np.argsort(units, kind="stable")
+    starts = np.flatnonzero(np.diff(units[order], prepend=-1))
+    lengths = np.diff(starts, append=len(units))
+    n, s = np.empty(len(units)), np.empty(len(units))
+    before = np.cumsum(values[order]) - values[order]
+    n[order] = np.arange(len(units)) - np.repeat(starts, lengths)
+    s[order] = before - np.repeat(before[starts], lengths)
+    x = values
+    steps = (n == 0, np.ones_like(x), x, 2 * n + 1, 2 * s * x + x**2, n * x + s + x)
+    return Moments(*(np.cumsum(np.where(mine, step, 0.0)) for step in steps))
+
+
+def looks(world: World, dice: np.random.Generator) -> tuple[Moments, Moments, Array]:
+    """Both arms' moments after each request, and whether both arms had the minimum sample then."""
+    units, arms, values = world.stream(dice)
+    control, arm = running(units, values, arms == 0), running(units, values, arms == 1)
+    return control, arm, np.minimum(control.units, arm.units) >= world.minimum_units
+
+
+def found(world: World, control: Moments, arm: Moments) -> Array:
+    """At which looks the interval excludes "no effect"."""
+    if world.shares:
+        effect, nothing = statistics.difference(control, arm, world.scale, ALPHA, shares=True), 0.0
+    else:
+        effect, nothing = statistics.ratio(control, arm, world.scale, ALPHA), 1.0
+    return (effect.low > nothing) | (effect.high < nothing)
+
+
+def z_test(world: World, control: Moments, arm: Moments) -> Array:
+    """At which looks an ordinary 95 % interval of the difference, clustered by unit, excludes 0."""
+    (was, v_was), (now, v_now) = statistics.mean(control), statistics.mean(arm)
+    return np.abs(now - was) > stats.norm.ppf(1 - ALPHA / 2) * np.sqrt(v_was + v_now)
+
+
+def by_request(moments: Moments, values: Array, mine: Array) -> Moments:
+    """The same arm with every request taken for a unit of its own."""
+    squares = np.cumsum(np.where(mine, values**2, 0.0))
+    return Moments(moments.n, moments.n, moments.s, moments.n, squares, moments.s)
+
+
+def false_alarms(world: World, experiments: int, seed: int = 0) -> dict[str, float]:
+    """Shares of A/A experiments in which some look found an effect: ours, the ordinary interval, ours by request.
+
+    `mismatch` is the share in which some look's chi-squared test cried sample ratio mismatch.
+    """
+    dice = np.random.default_rng(seed)
+    alarms = dict.fromkeys(("sequence", "z test", "by request", "mismatch"), 0)
+    for _ in range(experiments):
+        units, arms, values = world.stream(dice)
+        control, arm = running(units, values, arms == 0), running(units, values, arms == 1)
+        ready = np.minimum(control.units, arm.units) >= world.minimum_units
+        alone = by_request(control, values, arms == 0), by_request(arm, values, arms == 1)
+        alarms["sequence"] += bool((found(world, control, arm) & ready).any())
+        alarms["z test"] += bool((z_test(world, control, arm) & ready).any())
+        alarms["by request"] += bool((found(world, *alone) & ready).any())
+        p = statistics.sample_ratio(np.stack([control.units, arm.units])[:, ready], world.weights)
+        alarms["mismatch"] += bool((p < statistics.MISMATCH).any())
+    return {name: count / experiments for name, count in alarms.items()}
