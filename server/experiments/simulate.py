@@ -7,7 +7,7 @@ docs/experiments.md come from here.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -63,7 +63,7 @@ class World:
     activity: float | None = None
     shares: bool = False
     scale: float = 0.05
-    minimum_units: int = 100
+    minimum_units: int = 200
     effect: float = 1.0
 
     def stream(self, dice: np.random.Generator) -> tuple[Array, Array, Array]:
@@ -93,13 +93,6 @@ def running(units: Array, values: Array, mine: Array) -> Moments:
     x = values
     steps = (n == 0, np.ones_like(x), x, 2 * n + 1, 2 * s * x + x**2, n * x + s + x)
     return Moments(*(np.cumsum(np.where(mine, step, 0.0)) for step in steps))
-
-
-def looks(world: World, dice: np.random.Generator) -> tuple[Moments, Moments, Array]:
-    """Both arms' moments after each request, and whether both arms had the minimum sample then."""
-    units, arms, values = world.stream(dice)
-    control, arm = running(units, values, arms == 0), running(units, values, arms == 1)
-    return control, arm, np.minimum(control.units, arm.units) >= world.minimum_units
 
 
 def found(world: World, control: Moments, arm: Moments) -> Array:
@@ -141,3 +134,52 @@ def false_alarms(world: World, experiments: int, seed: int = 0) -> dict[str, flo
         p = statistics.sample_ratio(np.stack([control.units, arm.units])[:, ready], world.weights)
         alarms["mismatch"] += bool((p < statistics.MISMATCH).any())
     return {name: count / experiments for name, count in alarms.items()}
+
+
+def units_needed(world: World, experiments: int, power: float = 0.8, seed: int = 0) -> float:
+    """Units in each arm by when this share of experiments with an effect has found it; infinite if fewer do."""
+    dice = np.random.default_rng(seed)
+    needed = np.full(experiments, np.inf)
+    for i in range(experiments):
+        units, arms, values = world.stream(dice)
+        control, arm = running(units, values, arms == 0), running(units, values, arms == 1)
+        smaller = np.minimum(control.units, arm.units)
+        hits = np.flatnonzero(found(world, control, arm) & (smaller >= world.minimum_units))
+        if hits.size:
+            needed[i] = smaller[hits[0]]
+    return float(np.quantile(needed, power, method="higher"))
+
+
+ALIKE = (
+    World("each request a unit, CV 0.5", lognormal(0.5)),
+    World("each request a unit, CV 2, 20 %", lognormal(2), scale=0.2),
+    World("third moment infinite, 20 %", pareto(2.5), scale=0.2),
+    World("units come unequally often and differ, 10 %", of_units(0.5, lognormal(0.5)), activity=1.5, scale=0.1),
+    World("the same, heavy-tailed, 30 %", of_units(1.0, pareto(2.5)), activity=1.2, scale=0.3),
+    World("arms 90/10", lognormal(0.5), weights=(9, 1), requests=10_000),
+    World("arms 90/10, third moment infinite, 20 %", pareto(2.5), weights=(9, 1), requests=10_000, scale=0.2),
+    World("arms 90/10, units unequal, heavy-tailed, 20 %", of_units(0.5, pareto(2.5)), (9, 1), 10_000, 4000, 1.5, scale=0.2),
+    World("errors of 1 %, within 1 point", errors(0.01), activity=3.0, population=5000, shares=True, scale=0.01),
+)
+VARIATIONS = (0.3, 0.5, 1.0)
+
+
+def main(
+    experiments: Annotated[int, typer.Option(min=1, help="Simulated experiments of each kind.")] = 2000,
+    seed: Annotated[int, typer.Option(help="Of all random numbers.")] = 0,
+) -> None:
+    """False alarms under continuous peeking, and the units that a 5 % effect takes. A few minutes."""
+    table = Table("A/A experiments", "sequence", "z test", "by request", "mismatch", title=f"{experiments} experiments each")
+    for world in ALIKE:
+        table.add_row(world.name, *(f"{share:.2%}" for share in false_alarms(world, experiments, seed).values()))
+    Console(width=120).print(table)
+    table = Table("CV of unit means", "units an arm, 80 %", "fixed sample", title="A 5 % effect")
+    for cv in VARIATIONS:
+        fixed = 2 * (stats.norm.ppf(1 - ALPHA / 2) + stats.norm.ppf(0.8)) ** 2 * (cv / 0.05) ** 2
+        world = World("", lognormal(cv), requests=max(4000, int(150 * (cv / 0.05) ** 2)), effect=1.05)
+        table.add_row(f"{cv}", f"{units_needed(world, experiments, seed=seed):.0f}", f"{fixed:.0f}")
+    Console(width=120).print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -33,7 +33,7 @@ from scipy import stats
 
 MISMATCH = 0.001  # a sample ratio with a smaller p-value blocks every conclusion
 
-Array = NDArray[np.float64]
+Array = NDArray[Any]
 
 
 class Moments(NamedTuple):
