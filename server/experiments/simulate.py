@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Annotated
 
 import numpy as np
@@ -17,7 +18,9 @@ from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
+from registry.experiment import Arm, Experiment, Guardrail, Primary, Stage
 from server.experiments import statistics
+from server.experiments.guard import Guard
 from server.experiments.statistics import Array, Moments
 
 ALPHA = 0.05
@@ -150,6 +153,43 @@ def units_needed(world: World, experiments: int, power: float = 0.8, seed: int =
     return float(np.quantile(needed, power, method="higher"))
 
 
+def guard_trips(guardrail: Guardrail, experiments: int, requests: int, harm: float = 1.0, seed: int = 0) -> Array:
+    """After how many requests of the arm a guardrail trips in each simulated experiment; infinite where it does not.
+
+    90/10 arms, service times lognormal (CV 1) times `harm` in the arm, one request a second, errors of 1 %.
+    """
+    dice, draw = np.random.default_rng(seed), lognormal(1.0)
+    tripped = np.full(experiments, np.inf)
+    for i in range(experiments):
+        guard, seen = Guard(_guarded(guardrail)), 0
+        arms, values = dice.random(requests) < 0.1, draw(dice, np.empty(requests))
+        failed = dice.random(requests) < 0.01
+        for second, (arm, value, fails) in enumerate(zip(arms.tolist(), values.tolist(), failed.tolist(), strict=True)):
+            seen += arm
+            name, factor = ("arm", harm) if arm else ("control", 1.0)
+            if guard.observe(float(second), name, {"service_p95": value * factor, "errors": float(fails)}):
+                tripped[i] = seen
+                break
+    return tripped
+
+
+def _guarded(guardrail: Guardrail) -> Experiment:
+    return Experiment(
+        name="simulated",
+        version=1,
+        hypothesis="None.",
+        tier="simulated",
+        arms=(Arm(name="control", digest="0" * 64, weight=9), Arm(name="arm", digest="1" * 64, weight=1)),
+        control="control",
+        salt="simulated",
+        ramp=(Stage(share=100),),
+        primary=Primary(metric="service_seconds", minimal_effect=0.05),
+        guardrails=(guardrail,),
+        maximum_units=10**6,
+        end=datetime.max.replace(tzinfo=UTC),
+    )
+
+
 ALIKE = (
     World("each request a unit, CV 0.5", lognormal(0.5)),
     World("each request a unit, CV 2, 20 %", lognormal(2), scale=0.2),
@@ -162,6 +202,12 @@ ALIKE = (
     World("errors of 1 %, within 1 point", errors(0.01), activity=3.0, population=5000, shares=True, scale=0.01),
 )
 VARIATIONS = (0.3, 0.5, 1.0)
+RAILS = (
+    Guardrail(metric="service_p95", compare="ratio", limit=1.5),
+    Guardrail(metric="service_p95", compare="ratio", limit=1.25),
+    Guardrail(metric="errors", compare="difference", limit=0.05),
+    Guardrail(metric="errors", compare="difference", limit=0.02),
+)
 
 
 def main(
@@ -178,6 +224,12 @@ def main(
         fixed = 2 * (stats.norm.ppf(1 - ALPHA / 2) + stats.norm.ppf(0.8)) ** 2 * (cv / 0.05) ** 2
         world = World("", lognormal(cv), requests=max(4000, int(150 * (cv / 0.05) ** 2)), effect=1.05)
         table.add_row(f"{cv}", f"{units_needed(world, experiments, seed=seed):.0f}", f"{fixed:.0f}")
+    Console(width=120).print(table)
+    few = max(1, experiments // 4)
+    table = Table("guardrail", "trips on A/A", title=f"{few} experiments of 10,000 requests, 90/10, three checks of 50")
+    for rail in RAILS:
+        trips = np.isfinite(guard_trips(rail, few, 10_000, seed=seed)).mean()
+        table.add_row(f"{rail.metric} {rail.compare} {rail.limit:g}", f"{trips:.2%}")
     Console(width=120).print(table)
 
 
