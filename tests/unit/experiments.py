@@ -30,7 +30,7 @@ def experiment(**changes: Any) -> Experiment:
     return Experiment.model_validate(DECLARATION | changes)
 
 
-def outcome(request: int, arm: str, unit: int, **changes: Any) -> Outcome:
+def outcome(request: int, arm: str, unit: int, /, **changes: Any) -> Outcome:
     """A request of the experiment that went well."""
     fields: dict[str, Any] = {
         "time": START + timedelta(seconds=request), "request_id": f"r{request}", "enrolment": "enrolled",

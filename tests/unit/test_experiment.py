@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+import re
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 from experiments import DECLARATION, START, experiment
@@ -11,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from registry.errors import Conflict, InvalidInput
-from registry.experiment import MOVES, OVER, Action, Experiment, ExperimentState, transition
+from registry.experiment import MOVES, OVER, Action, Experiment, ExperimentState, Harm, transition
 
+GUIDE = Path(__file__).parents[2] / "docs" / "experiments.md"
 SAID: dict[str, Any] = {"time": START, "author": "ann", "host": "here", "reason": "because"}
 ARMS = DECLARATION["arms"]
 SPOILT: dict[str, dict[str, Any]] = {
@@ -46,6 +49,14 @@ def test_what_is_no_json_object_is_refused(text: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         Experiment.parse(text)
     assert "\n" not in caught.value.message
+
+
+def test_the_guides_declaration_is_valid() -> None:
+    (text,) = re.findall(r"```json\n(.+?)```", GUIDE.read_text(), re.DOTALL)
+    declared = Experiment.parse(text)
+    assert declared.treatments == ["cheaper"]
+    assert [stage.share for stage in declared.ramp] == [1, 5, 25, 50]
+    assert {guardrail.metric for guardrail in declared.guardrails} == set(get_args(Harm))
 
 
 def test_one_tier_has_one_experiment() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -57,6 +58,13 @@ def test_the_golden_vectors_are_what_the_code_computes() -> None:
 def test_another_language_computes_the_golden_vectors() -> None:
     done = subprocess.run(["node", "-e", NODE, str(GOLDEN)], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == VECTORS["vectors"]
+
+
+def test_the_guides_shell_lines_compute_a_golden_vector() -> None:
+    (lines,) = re.findall(r"```sh\n(hex=.+?)```", (GOLDEN.parent / "experiments.md").read_text(), re.DOTALL)
+    done = subprocess.run(["bash", "-c", lines], capture_output=True, text=True, check=True)
+    assert VECTORS["vectors"][0]["unit"] == "alice"
+    assert int(done.stdout) == VECTORS["vectors"][0]["enrolment_bucket"]
 
 
 @settings(max_examples=200, deadline=None)
