@@ -20,7 +20,7 @@ MAX_ARMS = 8
 
 Metric = Literal["queue_seconds", "service_seconds", "errors", "macs", "rating", "psnr"]
 Harm = Literal["service_p95", "errors", "unplanned_steps", "psnr", "macs"]
-Comparison = Literal["ratio", "difference", "value"]
+Against = Literal["ratio", "difference", "value"]
 Status = Literal["draft", "running", "paused", "stopped", "killed", "rolled_back", "finished"]
 Action = Literal["declare", "start", "ramp", "pause", "stop", "kill", "roll_back", "finish"]
 
@@ -90,7 +90,7 @@ class Guardrail(Document):
     """
 
     metric: Harm
-    compare: Comparison
+    compare: Against
     limit: float = Field(gt=0)
     minimum_sample: int = Field(default=50, ge=10, le=10_000)
     consecutive: int = Field(default=3, ge=1, le=100)
@@ -124,8 +124,8 @@ class Experiment(Document):
     ramp: tuple[Stage, ...] = Field(min_length=1, max_length=20)
     primary: Primary
     guardrails: tuple[Guardrail, ...] = ()
-    minimum_units: int = Field(default=200, ge=100, le=10**9, description="In each arm, before anything is concluded.")
-    maximum_units: int = Field(ge=100, le=10**9, description="In the largest arm; then it ends without a decision.")
+    minimum_units: int = Field(default=200, ge=200, le=10**9, description="In each arm, before anything is concluded.")
+    maximum_units: int = Field(ge=200, le=10**9, description="In the largest arm; then it ends without a decision.")
     end: AwareDatetime
     alpha: float = Field(default=0.05, gt=0, le=0.2)
 

@@ -16,7 +16,9 @@ from registry.errors import FlexiError, InvalidInput, NotFound
 from registry.experiment import Action, Experiment, ExperimentState
 from registry.experiments import Declared, Experiments
 from registry.options import DEFAULT, AsJson, Model, Reason, Registry, open_catalog
-from server.experiments.report import Report, print_report, report
+from server.experiments.archive import stored
+from server.experiments.report import Report, as_json, as_tables, report
+from server.experiments.summary import summarise
 
 app = command_line(
     help="A/B test schedules in production.",
@@ -119,14 +121,17 @@ def status(
 
 
 @app.command("report")
-def report_(name: Name, registry: Registry = DEFAULT, model: Model = None, as_json: AsJson = False) -> None:
+def report_(name: Name, registry: Registry = DEFAULT, model: Model = None, json_: AsJson = False) -> None:
     """What each arm did, and what follows. Looking at it as often as you like is safe: its intervals hold at all times."""
-    catalog = open_catalog(registry, model)
-    made = _report(catalog, _experiments(catalog).declared(name))
-    if as_json:
-        print_json(made.as_json())
-    else:
-        print_report(made, Console(highlight=False))
+    catalog, damaged = open_catalog(registry, model), list[str]()
+    made = _report(catalog, _experiments(catalog).declared(name), damaged)
+    if json_:
+        print_json(as_json(made) | {"damaged": damaged})
+        return
+    console = Console(highlight=False)
+    console.print(as_tables(made))
+    for line in damaged:
+        console.print(f"left out: {line}", style="red", markup=False)
 
 
 def _act(registry: str, model: str | None, name: str, action: Action, reason: str, as_json: bool) -> None:
@@ -138,13 +143,15 @@ def _act(registry: str, model: str | None, name: str, action: Action, reason: st
 def _gate(catalog: Catalog, declared: Declared) -> str | None:
     """What the stage still waits for."""
     since = declared.state.history[-1].time
-    made = _report(catalog, declared)
+    units = min(summary.units for summary in _report(catalog, declared, []).summaries)
     minutes = (datetime.now(UTC) - since).total_seconds() / 60
-    return declared.experiment.ramp[declared.state.stage].missing(minutes, made.smallest_arm)
+    return declared.experiment.ramp[declared.state.stage].missing(minutes, units)
 
 
-def _report(catalog: Catalog, declared: Declared) -> Report:
-    return report(catalog.store, catalog.model, declared.experiment, declared.state, datetime.now(UTC))
+def _report(catalog: Catalog, declared: Declared, damaged: list[str]) -> Report:
+    experiment = declared.experiment
+    events = stored(catalog.store, catalog.model, experiment.name, damaged)
+    return report(experiment, summarise(experiment, events), datetime.now(UTC))
 
 
 def _experiments(catalog: Catalog) -> Experiments:

@@ -63,7 +63,7 @@ class Rating(Document):
 
 
 class Fidelity(Document):
-    """A finished request against the teacher's image of the same prompt and noise: PSNR in dB, 100 at most (the same image)."""
+    """A finished request held against the teacher's image of the same prompt and noise. PSNR in dB, 100 for the same image."""
 
     event: Literal["fidelity"] = "fidelity"
     time: AwareDatetime

@@ -1,146 +1,131 @@
-"""The guardrails of one experiment, watched by one server over what it served itself."""
+"""Guardrails on live traffic: one arm's recent requests against control's. Pure: it is told, and says when one trips.
+
+A guard answers fast and crudely: a point estimate beyond its limit, several times in a row, each time with new requests.
+What it lets pass the judge still weighs with intervals; how often it trips without cause is measured in its test.
+"""
 
 from __future__ import annotations
 
-import threading
-from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from typing import NamedTuple
 
 import numpy as np
-from pydantic import JsonValue
 
 from registry.experiment import HIGHER_IS_BETTER, Experiment, Guardrail, Harm
 from server.experiments.events import Outcome
+from server.experiments.summary import NEITHER
 
-CAPACITY = 10_000  # observations kept of an arm; older ones go, as if they had left the window
-CLIENTS_OWN = frozenset({"cancelled", "client_gone", "overloaded", "quota_exceeded", "not_ready", "stopping", "invalid_input"})
-"""Outcomes that say nothing of the arm: the client's own doing, or the whole server's."""
-
-UNITS: dict[Harm, str] = {
-    "service_p95": "s of service time at the 95th percentile",
-    "errors": "of requests failed",
-    "unplanned_steps": "of requests ran other steps than planned",
-    "psnr": "dB to the teacher",
-    "macs": "MACs a request",
-}
-READ: dict[Harm, Callable[[Sequence[float]], float]] = {
-    "service_p95": lambda values: float(np.quantile(values, 0.95)),
-    **dict.fromkeys(("errors", "unplanned_steps", "psnr", "macs"), lambda values: float(np.mean(values))),
-}
-
-
-@dataclass(frozen=True)
-class Trip:
-    """A guardrail that was crossed: the evidence. `control` is None where the limit is on the value itself."""
-
-    arm: str
-    metric: Harm
-    compare: str
-    value: float
-    control: float | None
-    limit: float
-    sample: int
-    checks: int
-
-    def evidence(self) -> dict[str, JsonValue]:
-        """For the experiment's history and the log."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
-
-    def sentence(self) -> str:
-        """For people."""
-        against = "" if self.control is None else f" against {self.control:.4g} of control"
-        return (
-            f"arm {self.arm}: {self.value:.4g} {UNITS[self.metric]}{against}, "
-            f"beyond the {self.compare} limit {self.limit:g} in {self.checks} checks ({self.sample} observations)"
-        )
+KEPT = 10_000  # observations of one arm and guardrail, whatever the window
+DIGITS = 6
 
 
 @dataclass
-class _Series:
-    """Observations of one metric in one arm, and what its guardrail has seen of them."""
+class _Window:
+    """Recent values of one arm for one guardrail, oldest first, and how many came since the last check."""
 
-    values: deque[tuple[datetime, float]] = field(default_factory=lambda: deque(maxlen=CAPACITY))
-    new: int = 0  # since the last check
-    beyond: int = 0  # checks in a row
+    times: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT))
+    values: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT))
+    new: int = 0
+    strikes: int = 0
 
-    def since(self, time: datetime) -> list[float]:
-        """The values in the window."""
-        while self.values and self.values[0][0] < time:
+    def add(self, time: float, value: float) -> None:
+        self.times.append(time)
+        self.values.append(value)
+        self.new += 1
+
+    def forget(self, before: float) -> None:
+        while self.times and self.times[0] < before:
+            self.times.popleft()
             self.values.popleft()
-        return [value for _, value in self.values]
+
+
+class Trip(NamedTuple):
+    """A guardrail that an arm broke, with the figures that show it."""
+
+    guardrail: Guardrail
+    arm: str
+    seen: float
+    evidence: dict[str, float | int | str]
+
+
+def harms(outcome: Outcome) -> dict[Harm, float]:
+    """What one request says to the guardrails."""
+    if outcome.outcome in NEITHER:
+        return {}
+    if outcome.outcome != "ok":
+        return {"errors": 1.0}
+    return {
+        "errors": 0.0,
+        "service_p95": outcome.service_seconds,
+        "macs": float(outcome.macs_executed),
+        "unplanned_steps": float(outcome.steps_executed != outcome.steps_planned),
+    }
 
 
 class Guard:
-    """Fed by the event loop, checked by another thread. Memory is bounded.
-
-    A check of an arm takes place when it has `minimum_sample` new observations; `consecutive` checks in a row beyond the limit
-    trip it. So noise of one check does not, and harm is seen after `minimum_sample · consecutive` observations at the latest.
-    """
+    """All guardrails of one version of an experiment. Times are in seconds of any one clock and do not go back."""
 
     def __init__(self, experiment: Experiment) -> None:
-        self._experiment = experiment
-        self._rails = {(rail.metric, rail.compare): rail for rail in experiment.guardrails}
-        self._series: defaultdict[tuple[str, Harm, str], _Series] = defaultdict(_Series)
-        self._lock = threading.Lock()
+        self._control, self._guardrails = experiment.control, experiment.guardrails
+        self._windows: dict[tuple[Guardrail, str], _Window] = {
+            (guardrail, arm): _Window() for guardrail in experiment.guardrails for arm in experiment.names
+        }
+        self._treatments = frozenset(experiment.treatments)
 
-    def outcome(self, event: Outcome) -> None:
-        """An enrolled request ended."""
-        if event.outcome in CLIENTS_OWN or event.arm is None:
-            return
-        failed = event.outcome != "ok"
-        seen: dict[Harm, float] = {"errors": float(failed)}
-        if not failed:
-            seen |= {
-                "service_p95": event.service_seconds,
-                "unplanned_steps": float(event.steps_executed != event.steps_planned),
-                "macs": float(event.macs_executed),
-            }
-        for metric, value in seen.items():
-            self._observe(event.arm, metric, event.time, value)
+    def observe(self, time: float, arm: str, values: dict[Harm, float]) -> Trip | None:
+        """Note what one request of an arm showed (see `harms`; `psnr` in dB comes later). The first trip it causes, if any."""
+        trips = [self._observe(time, arm, guardrail, values[guardrail.metric])
+                 for guardrail in self._guardrails if guardrail.metric in values]  # fmt: skip
+        return next((trip for trip in trips if trip), None)
 
-    def fidelity(self, arm: str, psnr: float, time: datetime) -> None:
-        """An image of this arm was held against the teacher's; psnr in dB."""
-        self._observe(arm, "psnr", time, psnr)
-
-    def check(self, now: datetime) -> Trip | None:
-        """The first guardrail that trips, if one does."""
-        with self._lock:
-            for rail in self._rails.values():
-                for arm in self._experiment.treatments:
-                    if trip := self._check(rail, arm, now):
-                        return trip
-        return None
-
-    def _observe(self, arm: str, metric: Harm, time: datetime, value: float) -> None:
-        with self._lock:
-            for kind, compare in self._rails:
-                if kind == metric:
-                    series = self._series[arm, metric, compare]
-                    series.values.append((time, value))
-                    series.new += 1
-
-    def _check(self, rail: Guardrail, arm: str, now: datetime) -> Trip | None:
-        series, since = self._series[arm, rail.metric, rail.compare], now - timedelta(seconds=rail.window_seconds)
-        if series.new < rail.minimum_sample:
+    def _observe(self, time: float, arm: str, guardrail: Guardrail, value: float) -> Trip | None:
+        mine, control = self._windows[guardrail, arm], self._windows[guardrail, self._control]
+        mine.add(time, value)
+        if arm not in self._treatments or mine.new < guardrail.minimum_sample:
             return None
-        seen = series.since(since)
-        control = self._series[self._experiment.control, rail.metric, rail.compare].since(since)
-        if len(seen) < rail.minimum_sample or (rail.compare != "value" and len(control) < rail.minimum_sample):
+        for window in (mine, control):
+            window.forget(time - guardrail.window_seconds)
+        needed = mine.values if guardrail.compare == "value" else min(mine.values, control.values, key=len)
+        if len(needed) < guardrail.minimum_sample:
             return None
-        series.new = 0
-        read = READ[rail.metric]
-        value, other = read(seen), None if rail.compare == "value" else read(control)
-        series.beyond = series.beyond + 1 if _beyond(rail, value, other) else 0
-        if series.beyond < rail.consecutive:
+        mine.new = 0
+        seen = _harm(guardrail, mine.values, control.values)
+        mine.strikes = mine.strikes + 1 if seen > guardrail.limit else 0
+        if mine.strikes < guardrail.consecutive:
             return None
-        return Trip(arm, rail.metric, rail.compare, value, other, rail.limit, len(seen), series.beyond)
+        return Trip(guardrail, arm, seen, _evidence(guardrail, arm, seen, mine, control))
 
 
-def _beyond(rail: Guardrail, value: float, control: float | None) -> bool:
-    if control is None:
-        return value > rail.limit
-    if rail.compare == "ratio":
-        return value > rail.limit * control
-    return (control - value if rail.metric in HIGHER_IS_BETTER else value - control) > rail.limit
+def _figure(guardrail: Guardrail, values: Iterable[float]) -> float:
+    numbers = np.fromiter(values, float)
+    return float(np.percentile(numbers, 95) if guardrail.metric == "service_p95" else numbers.mean())
+
+
+def _harm(guardrail: Guardrail, arm: Iterable[float], control: Iterable[float]) -> float:
+    """What is held against the limit: larger is worse."""
+    now = _figure(guardrail, arm)
+    if guardrail.compare == "value":
+        return now
+    was = _figure(guardrail, control)
+    if guardrail.compare == "ratio":
+        return now / was if was else float("inf") if now else 1.0
+    return was - now if guardrail.metric in HIGHER_IS_BETTER else now - was
+
+
+def _evidence(guardrail: Guardrail, arm: str, seen: float, mine: _Window, control: _Window) -> dict[str, float | int | str]:
+    """Plain JSON: it goes into the experiment's history, the audit trail and a log line."""
+    evidence: dict[str, float | int | str] = {
+        "metric": guardrail.metric,
+        "compare": guardrail.compare,
+        "limit": guardrail.limit,
+        "arm": arm,
+        "seen": round(seen, DIGITS) if np.isfinite(seen) else "infinite",
+        "arm_figure": round(_figure(guardrail, mine.values), DIGITS),
+        "arm_sample": len(mine.values),
+        "checks": mine.strikes,
+    }
+    if control.values:
+        evidence |= {"control_figure": round(_figure(guardrail, control.values), DIGITS), "control_sample": len(control.values)}
+    return evidence

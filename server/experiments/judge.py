@@ -1,138 +1,137 @@
-"""What follows from an experiment's figures. Pure: the same summaries give the same verdict."""
+"""What an experiment's numbers mean: a pure function from summaries to a verdict with its reason."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal, NamedTuple
+from typing import Literal
 
-from registry.experiment import BY_RATIO, HIGHER_IS_BETTER, SHARES, Experiment, Metric
+from registry.experiment import BY_RATIO, HIGHER_IS_BETTER, SHARES, Experiment, Guardrail, Metric
 from server.experiments import statistics
-from server.experiments.summaries import Summary
+from server.experiments.comparison import METRICS, Comparison, Interval, compare
+from server.experiments.summary import ArmSummary
 
-Decision = Literal["keep collecting", "ship", "ship, no worse", "keep control", "blocked", "no decision"]
-SCALES: dict[Metric, float] = {
-    "queue_seconds": 0.05,
-    "service_seconds": 0.05,
-    "macs": 0.05,
-    "errors": 0.01,
-    "rating": 0.05,
-    "psnr": 0.5,
-}  # where the intervals are tightest; the primary metric's is its minimal effect
+Decision = Literal["collecting", "ship", "ship_not_inferior", "control_better", "no_effect", "harm"]
+Conclusion = Literal["collecting", "ship", "ship_not_inferior", "stop", "sample_ratio_mismatch", "undecided"]
 
 
-class Compared(NamedTuple):
-    """An arm's mean of a metric, and its effect against control with an interval that holds at all times.
+@dataclass(frozen=True)
+class Finding:
+    """What follows for one arm, in a word and in a sentence. `gain` is how much better its primary metric is, if known."""
 
-    The effect is a ratio for seconds and MACs, a difference otherwise.
-    """
-
-    mean: float
-    control: float
-    effect: float
-    low: float
-    high: float
+    arm: str
+    decision: Decision
+    reason: str
+    gain: Interval | None = None
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The decision, the arm it is about, and the reason in a sentence."""
+    """What follows for the experiment. `arm` is the one to ship, if any; `mismatch` the p-value of the sample ratio."""
 
-    decision: Decision
+    outcome: Conclusion
     arm: str | None
     reason: str
+    mismatch: float | None
+    findings: tuple[Finding, ...] = ()
 
 
-def mismatch(experiment: Experiment, summaries: Mapping[str, Summary]) -> float:
-    """p-value of the arms' units against their weights; not a number without any unit."""
-    units = [summaries[name].units for name in experiment.names]
-    if not sum(units):
-        return math.nan
-    return float(statistics.sample_ratio(units, [arm.weight for arm in experiment.arms]))
-
-
-def compare(experiment: Experiment, metric: Metric, control: Summary, arm: Summary) -> Compared | None:
-    """None where either has too few units to say anything. Of several arms each gets its share of alpha."""
-    if metric not in control.metrics or metric not in arm.metrics:
-        return None
-    was, now = control.metrics[metric], arm.metrics[metric]
-    if min(was.units, now.units) < 2:
-        return None
-    alpha = experiment.alpha / len(experiment.treatments)
-    scale = experiment.primary.minimal_effect if metric == experiment.primary.metric else SCALES[metric]
-    if metric in BY_RATIO:
-        effect = statistics.ratio(was, now, scale, alpha)
-    else:
-        effect = statistics.difference(was, now, scale, alpha, shares=metric in SHARES)
-    figures = Compared(float(now.s / now.n), float(was.s / was.n), *(float(value) for value in effect))
-    return figures if all(map(math.isfinite, figures)) else None
-
-
-def judge(experiment: Experiment, summaries: Mapping[str, Summary], now: datetime) -> Verdict:
-    """First whether anything may be concluded, then the primary metric, then whether there is time left."""
+def judge(experiment: Experiment, summaries: Sequence[ArmSummary], now: datetime) -> Verdict:
+    """The verdict at this moment. It may be asked for as often as one likes: its intervals hold at all times."""
     p = mismatch(experiment, summaries)
-    if p < statistics.MISMATCH:
-        shown = ", ".join(f"{name} {summaries[name].units}" for name in experiment.names)
-        reason = (
-            f"the arms' units ({shown}) do not fit their weights, p = {p:.2g}: something loses or doubles requests of an arm"
-        )
-        return Verdict("blocked", None, reason)
-    smallest, largest = _extremes(summaries)
-    over = now >= experiment.end or largest >= experiment.maximum_units
-    if smallest < experiment.minimum_units:
-        waiting = f"{smallest} of {experiment.minimum_units} units in the smallest arm"
-        return Verdict("no decision", None, f"it ended with {waiting}") if over else Verdict("keep collecting", None, waiting)
-    return _by_primary(experiment, summaries) or (
-        Verdict("no decision", None, "it ended, and every interval still holds both a gain and a loss")
-        if over
-        else Verdict("keep collecting", None, f"the interval of {experiment.primary.metric} does not decide yet")
-    )
+    if p is not None and p < statistics.MISMATCH:
+        counts = ", ".join(f"{each.name} {each.units}" for each in summaries)
+        reason = f"Units do not follow the weights ({counts}; p = {p:.2g}): find out why before concluding anything."
+        return Verdict("sample_ratio_mismatch", None, reason, p)
+    by_name = {each.name: each for each in summaries}
+    control = by_name[experiment.control]
+    findings = tuple(_finding(experiment, control, by_name[name]) for name in experiment.treatments)
+    winners = [each for each in findings if each.decision.startswith("ship")]
+    if winners:
+        best = max(winners, key=lambda each: each.gain.estimate if each.gain else 0.0)
+        outcome: Conclusion = "ship" if best.decision == "ship" else "ship_not_inferior"
+        return Verdict(outcome, best.arm, best.reason, p, findings)
+    reasons = " ".join(each.reason for each in findings)
+    if all(each.decision != "collecting" for each in findings):
+        return Verdict("stop", None, reasons, p, findings)
+    if now >= experiment.end:
+        return Verdict("undecided", None, f"Ended without a decision: its time is over. {reasons}", p, findings)
+    if max(each.units for each in summaries) >= experiment.maximum_units:
+        full = f"Ended without a decision: the maximum of {experiment.maximum_units} units is reached."
+        return Verdict("undecided", None, f"{full} {reasons}", p, findings)
+    return Verdict("collecting", None, reasons, p, findings)
 
 
-def _by_primary(experiment: Experiment, summaries: Mapping[str, Summary]) -> Verdict | None:
-    metric, margin = experiment.primary.metric, experiment.primary.minimal_effect
-    control = summaries[experiment.control]
-    gains: dict[str, tuple[float, float, float]] = {}  # (estimate, low, high), above 0 is better
-    for name in experiment.treatments:
-        if (found := compare(experiment, metric, control, summaries[name])) is None:
-            return None
-        gains[name] = _gain(metric, found)
-    better = {name: gain for name, gain in gains.items() if gain[1] > 0}
-    if better:
-        best = max(better, key=lambda name: better[name][0])
-        return Verdict("ship", best, f"{metric} of {best} is better than control's: {_interval(metric, gains[best])}")
-    if experiment.primary.goal == "not_inferior":
-        harmless = {name: gain for name, gain in gains.items() if gain[1] > -_loss(metric, margin)}
-        if harmless:
-            best = max(harmless, key=lambda name: harmless[name][0])
-            reason = f"{metric} of {best} is worse by less than {margin:g}, if at all: {_interval(metric, gains[best])}"
-            return Verdict("ship, no worse", best, reason)
-    if all(high < 0 for _, _, high in gains.values()):
-        worst = min(gains, key=lambda name: gains[name][0])
-        return Verdict("keep control", None, f"{metric} of every arm is worse: {worst} {_interval(metric, gains[worst])}")
-    return None
+def mismatch(experiment: Experiment, summaries: Sequence[ArmSummary]) -> float | None:
+    """p-value of the sample ratio; None while an arm expects fewer than 5 units, where chi-squared is no approximation."""
+    weights, units = [arm.weight for arm in experiment.arms], [each.units for each in summaries]
+    if sum(units) * min(weights) < 5 * sum(weights):
+        return None
+    return float(statistics.sample_ratio(units, weights))
 
 
-def _gain(metric: Metric, found: Compared) -> tuple[float, float, float]:
-    """The effect in the direction that is better; of a ratio its logarithm."""
-    estimate, low, high = (math.log(x) if metric in BY_RATIO else x for x in (found.effect, found.low, found.high))
-    return (estimate, low, high) if metric in HIGHER_IS_BETTER else (-estimate, -high, -low)
+def _finding(experiment: Experiment, control: ArmSummary, arm: ArmSummary) -> Finding:
+    primary, name = experiment.primary, arm.name
+    compared = compare(experiment, primary.metric, control, arm)
+    gain = _gain(compared)
+    holding = {each: _holds(experiment, each, control, arm) for each in experiment.guardrails if each.metric in METRICS}
+    broken = [each.metric for each, holds in holding.items() if holds is False]
+    if broken:
+        return Finding(name, "harm", f"{name} is worse than control by more than the limit of {', '.join(broken)}.", gain)
+    seen = min(_units(summary, primary.metric) for summary in (control, arm))
+    if seen < experiment.minimum_units or gain is None:
+        reason = f"Keep collecting: {seen} of {experiment.minimum_units} units with {primary.metric} in {name} or control."
+        return Finding(name, "collecting", reason, gain)
+    margin, shown = primary.minimal_effect, _shown(primary.metric, gain)
+    wanted = 0.0 if primary.goal == "superior" else -margin
+    if gain.high < wanted:
+        return Finding(name, "control_better", f"Stop {name}: control is better in {primary.metric}, {shown}.", gain)
+    if gain.low > wanted:
+        waiting = [each.metric for each, holds in holding.items() if holds is None]
+        if waiting:
+            reason = (
+                f"Keep collecting: {name} is good in {primary.metric}, {shown}, but not yet surely within {', '.join(waiting)}."
+            )
+            return Finding(name, "collecting", reason, gain)
+        if gain.low > 0:
+            return Finding(name, "ship", f"Ship {name}: better in {primary.metric}, {shown}.", gain)
+        reason = f"Ship {name}: no worse in {primary.metric} by the margin of {margin:g}, {shown}."
+        return Finding(name, "ship_not_inferior", reason, gain)
+    if primary.goal == "superior" and gain.high < margin:
+        reason = f"Stop {name}: whatever it gains in {primary.metric} is below {margin:g}, {shown}."
+        return Finding(name, "no_effect", reason, gain)
+    return Finding(name, "collecting", f"Keep collecting: {name} in {primary.metric}, {shown}.", gain)
 
 
-def _loss(metric: Metric, margin: float) -> float:
-    return math.log1p(margin) if metric in BY_RATIO else margin
+def _gain(compared: Comparison) -> Interval | None:
+    """How much better the arm is: relative for seconds and MACs, else a difference; positive is good."""
+    interval, neutral = (compared.ratio, 1.0) if compared.metric in BY_RATIO else (compared.difference, 0.0)
+    if interval is None:
+        return None
+    low, high, estimate = interval.low - neutral, interval.high - neutral, interval.estimate - neutral
+    return Interval(estimate, low, high) if compared.metric in HIGHER_IS_BETTER else Interval(-estimate, -high, -low)
 
 
-def _interval(metric: Metric, gain: tuple[float, float, float]) -> str:
-    """The effect as the report shows it."""
-    estimate, low, high = gain if metric in HIGHER_IS_BETTER else (-gain[0], -gain[2], -gain[1])
-    if metric in BY_RATIO:
-        return f"{math.exp(estimate):.3f} times ({math.exp(low):.3f} to {math.exp(high):.3f})"
-    return f"{estimate:+.4g} ({low:+.4g} to {high:+.4g})"
+def _holds(experiment: Experiment, guardrail: Guardrail, control: ArmSummary, arm: ArmSummary) -> bool | None:
+    """Whether an arm surely holds a limit (True), surely breaks it (False), or neither. A `value` is the guard's alone."""
+    assert guardrail.metric in METRICS, "a percentile has no interval here"
+    if guardrail.compare == "value":
+        return True
+    compared = compare(experiment, guardrail.metric, control, arm)
+    interval = compared.ratio if guardrail.compare == "ratio" else compared.difference
+    if interval is None:
+        return None
+    low, high = (-interval.high, -interval.low) if guardrail.metric in HIGHER_IS_BETTER else (interval.low, interval.high)
+    return False if low > guardrail.limit else True if high < guardrail.limit else None
 
 
-def _extremes(summaries: Mapping[str, Summary]) -> tuple[int, int]:
-    units = [summary.units for summary in summaries.values()]
-    return min(units), max(units)
+def _units(summary: ArmSummary, metric: Metric) -> int:
+    found = summary.moments.get(metric)
+    return int(found.units) if found else 0
+
+
+def _shown(metric: Metric, gain: Interval) -> str:
+    if metric in BY_RATIO or metric in SHARES:
+        return f"by {gain.estimate:+.1%} (surely {gain.low:+.1%} to {gain.high:+.1%})"
+    return f"by {gain.estimate:+.3g} (surely {gain.low:+.3g} to {gain.high:+.3g})"

@@ -79,10 +79,14 @@ class Live:
                 return Assignment(running.experiment, "bypass")
         return None
 
-    def withdraw(self, experiment: Experiment) -> None:
-        """Split no traffic by this version any more, whatever the registry says."""
-        self._withdrawn.add((experiment.name, experiment.version))
+    def withdraw(self, experiment: Experiment) -> bool:
+        """Split no traffic by this version any more, whatever the registry says; False if it was withdrawn before."""
+        version = experiment.name, experiment.version
+        if version in self._withdrawn:
+            return False
+        self._withdrawn.add(version)
         self._put(self._seen)
+        return True
 
     def refresh(self) -> None:
         """Look at all experiments once. One whose documents or schedules are bad is not in force, and said to be so."""

@@ -1,135 +1,110 @@
-"""An experiment's report: read from the store, judged, and shown to people or scripts."""
+"""An experiment's report: a table for people, JSON for scripts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, get_args
+from typing import Any
 
 from rich import box
-from rich.console import Console
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from registry.errors import Tampered
-from registry.experiment import BY_RATIO, Experiment, ExperimentState, Metric
-from registry.store import ObjectStore
-from server.experiments import events, statistics
-from server.experiments.events import Event
-from server.experiments.judge import Compared, Verdict, compare, judge, mismatch
-from server.experiments.summaries import Summary, summarize
-
-METRICS: tuple[Metric, ...] = get_args(Metric)
+from registry.experiment import BY_RATIO, SHARES, Experiment, Metric
+from server.experiments.comparison import METRICS, Comparison, Interval, compare
+from server.experiments.judge import Verdict, judge
+from server.experiments.summary import ArmSummary
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Report:
-    """What each arm did, and what follows. `effects` is by treatment and metric."""
+    """Everything that is known of an experiment at one time."""
 
     experiment: Experiment
-    state: ExperimentState
-    summaries: dict[str, Summary]
-    effects: dict[str, dict[Metric, Compared]]
-    sample_ratio_p: float
+    summaries: Sequence[ArmSummary]
+    comparisons: Sequence[Comparison]
     verdict: Verdict
-    damaged: list[str]
-
-    @property
-    def smallest_arm(self) -> int:
-        """Units."""
-        return min(summary.units for summary in self.summaries.values())
-
-    def as_json(self) -> dict[str, Any]:
-        """For scripts."""
-        return {
-            "experiment": self.experiment.name,
-            "version": self.experiment.version,
-            "tier": self.experiment.tier,
-            "status": self.state.status,
-            "hypothesis": self.experiment.hypothesis,
-            "primary": self.experiment.primary.model_dump(mode="json"),
-            "alpha": self.experiment.alpha,
-            "sample_ratio_p": self.sample_ratio_p if self.sample_ratio_p == self.sample_ratio_p else None,
-            "arms": [
-                {
-                    "name": arm.name,
-                    "schedule": arm.digest,
-                    "control": arm.name == self.experiment.control,
-                    "units": self.summaries[arm.name].units,
-                    "requests": self.summaries[arm.name].requests,
-                    "effects": {metric: found._asdict() for metric, found in self.effects.get(arm.name, {}).items()},
-                }
-                for arm in self.experiment.arms
-            ],
-            "decision": self.verdict.decision,
-            "arm": self.verdict.arm,
-            "reason": self.verdict.reason,
-            "damaged": self.damaged,
-        }
 
 
-def report(store: ObjectStore, model: str, experiment: Experiment, state: ExperimentState, now: datetime) -> Report:
-    """Reads every event of the experiment, ratings and fidelity. Files that are damaged are left out and named."""
-    damaged: list[str] = []
-    prefixes = (f"{model}/experiments/{experiment.name}/events/", f"{model}/feedback/", f"{model}/fidelity/")
-    summaries = summarize(experiment, (event for prefix in prefixes for event in _read(store, prefix, damaged)))
-    control, effects = summaries[experiment.control], dict[str, dict[Metric, Compared]]()
-    for name in experiment.treatments:
-        found = {metric: compare(experiment, metric, control, summaries[name]) for metric in METRICS}
-        effects[name] = {metric: each for metric, each in found.items() if each}
-    p = mismatch(experiment, summaries)
-    return Report(experiment, state, summaries, effects, p, judge(experiment, summaries, now), damaged)
+def report(experiment: Experiment, summaries: Sequence[ArmSummary], now: datetime) -> Report:
+    """Compare every arm with control in every metric, and judge."""
+    by_name = {each.name: each for each in summaries}
+    control = by_name[experiment.control]
+    comparisons = [compare(experiment, metric, control, by_name[name]) for name in experiment.treatments for metric in METRICS]
+    return Report(experiment, summaries, comparisons, judge(experiment, summaries, now))
 
 
-def print_report(made: Report, console: Console) -> None:
-    """For people."""
-    experiment = made.experiment
-    console.print(
-        Text.assemble(
-            (f"{experiment.name} version {experiment.version}", "bold"), f", tier {experiment.tier}: {made.state.status}"
-        )
-    )
-    console.print(Text(experiment.hypothesis, style="dim"))
-    arms = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in ("arm", "schedule", "weight", "units", "requests"):
-        arms.add_column(column, justify="left" if column in ("arm", "schedule") else "right")
-    for arm in experiment.arms:
-        summary = made.summaries[arm.name]
-        name = f"{arm.name} (control)" if arm.name == experiment.control else arm.name
-        arms.add_row(name, arm.digest[:8], str(arm.weight), str(summary.units), str(summary.requests))
-    console.print(arms)
-    share = "no units yet" if made.sample_ratio_p != made.sample_ratio_p else f"p = {made.sample_ratio_p:.3g}"
-    alarm = " ALARM" if made.sample_ratio_p < statistics.MISMATCH else ""
-    console.print(f"Sample ratio: {share} (alarm below {statistics.MISMATCH}){alarm}")
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in ("arm", "metric", "control", "arm's", "effect", f"{100 * (1 - experiment.alpha):g} %, at all times"):
-        table.add_column(column, justify="left" if column in ("arm", "metric") else "right", no_wrap=True)
-    for name, effects in made.effects.items():
-        for metric, found in effects.items():
-            primary = " *" if metric == experiment.primary.metric else ""
-            table.add_row(name, metric + primary, f"{found.control:.4g}", f"{found.mean:.4g}", *_effect(metric, found))
-    console.print(table)
-    console.print(
-        "* the primary metric, which decides. Effects: ratios of seconds and MACs, differences of the others.", style="dim"
-    )
-    for line in made.damaged:
-        console.print(Text(f"left out: {line}", style="red"))
-    verdict = made.verdict
-    console.print(
-        Text.assemble((verdict.decision + (f": {verdict.arm}" if verdict.arm else ""), "bold"), f". {verdict.reason}")
+def as_json(report: Report) -> dict[str, Any]:
+    """Plain values; an interval is {estimate, low, high}."""
+    return {
+        "experiment": report.experiment.name,
+        "version": report.experiment.version,
+        "alpha": report.experiment.alpha,
+        "arms": [
+            {"name": each.name, "units": each.units, "requests": each.requests, "fallbacks": each.fallbacks,
+             "service_p95": each.service_p95}
+            for each in report.summaries
+        ],
+        "comparisons": [
+            {"metric": each.metric, "arm": each.arm, "value": each.value, "control": each.control,
+             "difference": _interval(each.difference), "ratio": _interval(each.ratio)}
+            for each in report.comparisons
+        ],
+        "verdict": {
+            "outcome": report.verdict.outcome, "arm": report.verdict.arm, "reason": report.verdict.reason,
+            "mismatch": report.verdict.mismatch,
+            "findings": [{"arm": each.arm, "decision": each.decision, "reason": each.reason, "gain": _interval(each.gain)}
+                         for each in report.verdict.findings],
+        },
+    }  # fmt: skip
+
+
+def as_tables(report: Report) -> Group:
+    """Arms, comparisons and verdict for a terminal."""
+    experiment = report.experiment
+    weights = {arm.name: arm.weight for arm in experiment.arms}
+    arms = _table(f"{experiment.name} version {experiment.version}, tier {experiment.tier}",
+                  "arm", "weight", "units", "requests", "fallbacks", "service p95")  # fmt: skip
+    for each in report.summaries:
+        name = f"{each.name} (control)" if each.name == experiment.control else each.name
+        p95 = "–" if each.service_p95 is None else f"{each.service_p95:.3g} s"
+        arms.add_row(name, str(weights[each.name]), str(each.units), str(each.requests), str(each.fallbacks), p95)
+    level = 1 - experiment.alpha / len(experiment.treatments)
+    metrics = _table(f"Against control, with intervals that hold at all times at once ({level:.4g})",
+                     "arm", "metric", "control", "arm's", "difference", "ratio")  # fmt: skip
+    for comparison in report.comparisons:
+        metrics.add_row(comparison.arm, comparison.metric, *_cells(comparison))
+    return Group(arms, metrics, Text(f"{report.verdict.outcome}: {report.verdict.reason}", style="bold"))
+
+
+def _table(title: str, *columns: str) -> Table:
+    return Table(*columns, title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+
+
+def _cells(comparison: Comparison) -> tuple[str, str, str, str]:
+    metric = comparison.metric
+    ratio = comparison.ratio
+    return (
+        _number(metric, comparison.control),
+        _number(metric, comparison.value),
+        _span(comparison.difference, lambda x: _number(metric, x)),
+        _span(ratio, lambda x: f"{x:.3f}") if metric in BY_RATIO else "",
     )
 
 
-def _effect(metric: Metric, found: Compared) -> tuple[str, str]:
-    if metric in BY_RATIO:
-        return f"×{found.effect:.3f}", f"{found.low:.3f} to {found.high:.3f}"
-    return f"{found.effect:+.4g}", f"{found.low:+.4g} to {found.high:+.4g}"
+def _span(interval: Interval | None, show: Any) -> str:
+    if interval is None:
+        return "–"
+    return f"{show(interval.estimate)} [{show(interval.low)}, {show(interval.high)}]"
 
 
-def _read(store: ObjectStore, prefix: str, damaged: list[str]) -> Iterator[Event]:
-    for key in store.list(prefix):
-        try:
-            yield from events.read(key, store.get(key).data)
-        except Tampered as error:
-            damaged.append(error.message)
+def _number(metric: Metric, value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.2%}" if metric in SHARES else f"{value:.3g}"
+
+
+def _interval(interval: Interval | None) -> dict[str, float] | None:
+    return interval._asdict() if interval else None

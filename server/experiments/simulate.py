@@ -9,20 +9,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from datetime import UTC, datetime
+from typing import Annotated
 
 import numpy as np
 import typer
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
+from registry.experiment import Arm, Experiment, Guardrail, Primary, Stage
 from server.experiments import statistics
-from server.experiments.statistics import Moments
+from server.experiments.guard import Guard
+from server.experiments.statistics import Array, Moments
 
 ALPHA = 0.05
-Array = NDArray[Any]
 Values = Callable[[np.random.Generator, Array], Array]
 
 
@@ -65,7 +66,7 @@ class World:
     activity: float | None = None
     shares: bool = False
     scale: float = 0.05
-    minimum_units: int = 100
+    minimum_units: int = 200
     effect: float = 1.0
 
     def stream(self, dice: np.random.Generator) -> tuple[Array, Array, Array]:
@@ -103,13 +104,13 @@ def found(world: World, control: Moments, arm: Moments) -> Array:
         effect, nothing = statistics.difference(control, arm, world.scale, ALPHA, shares=True), 0.0
     else:
         effect, nothing = statistics.ratio(control, arm, world.scale, ALPHA), 1.0
-    return np.asarray((effect.low > nothing) | (effect.high < nothing))
+    return (effect.low > nothing) | (effect.high < nothing)
 
 
-def z_test(control: Moments, arm: Moments) -> Array:
+def z_test(world: World, control: Moments, arm: Moments) -> Array:
     """At which looks an ordinary 95 % interval of the difference, clustered by unit, excludes 0."""
     (was, v_was), (now, v_now) = statistics.mean(control), statistics.mean(arm)
-    return np.asarray(np.abs(now - was) > stats.norm.ppf(1 - ALPHA / 2) * np.sqrt(v_was + v_now))
+    return np.abs(now - was) > stats.norm.ppf(1 - ALPHA / 2) * np.sqrt(v_was + v_now)
 
 
 def by_request(moments: Moments, values: Array, mine: Array) -> Moments:
@@ -131,70 +132,106 @@ def false_alarms(world: World, experiments: int, seed: int = 0) -> dict[str, flo
         ready = np.minimum(control.units, arm.units) >= world.minimum_units
         alone = by_request(control, values, arms == 0), by_request(arm, values, arms == 1)
         alarms["sequence"] += bool((found(world, control, arm) & ready).any())
-        alarms["z test"] += bool((z_test(control, arm) & ready).any())
+        alarms["z test"] += bool((z_test(world, control, arm) & ready).any())
         alarms["by request"] += bool((found(world, *alone) & ready).any())
         p = statistics.sample_ratio(np.stack([control.units, arm.units])[:, ready], world.weights)
         alarms["mismatch"] += bool((p < statistics.MISMATCH).any())
     return {name: count / experiments for name, count in alarms.items()}
 
 
-def units_needed(cv: float, effect: float, power: float, experiments: int, seed: int = 0) -> int | None:
-    """Units in both arms together after which a share `power` of experiments has found an effect of this size, looking always.
-
-    Each unit brings one request. None where the simulated stretch was too short.
-    """
-    dice, length = np.random.default_rng(seed), math.ceil(80 * (cv / effect) ** 2)
-    world = World("power", lognormal(cv), requests=length, effect=1 + effect, scale=effect)
-    stops = np.full(experiments, np.inf)
+def units_needed(world: World, experiments: int, power: float = 0.8, seed: int = 0) -> float:
+    """Units in each arm by when this share of experiments with an effect has found it; infinite if fewer do."""
+    dice = np.random.default_rng(seed)
+    needed = np.full(experiments, np.inf)
     for i in range(experiments):
         units, arms, values = world.stream(dice)
         control, arm = running(units, values, arms == 0), running(units, values, arms == 1)
-        hits = np.flatnonzero(found(world, control, arm) & (np.minimum(control.units, arm.units) >= world.minimum_units))
-        if len(hits):
-            stops[i] = hits[0] + 1
-    needed = float(np.quantile(stops, power, method="higher"))
-    return int(needed) if math.isfinite(needed) else None
+        smaller = np.minimum(control.units, arm.units)
+        hits = np.flatnonzero(found(world, control, arm) & (smaller >= world.minimum_units))
+        if hits.size:
+            needed[i] = smaller[hits[0]]
+    return float(np.quantile(needed, power, method="higher"))
 
 
-def units_of_one_look(cv: float, effect: float, power: float) -> int:
-    """What an ordinary test at one time fixed beforehand would need in both arms together."""
-    z = stats.norm.ppf(1 - ALPHA / 2) + stats.norm.ppf(power)
-    return math.ceil(4 * (z * cv / effect) ** 2)
+def guard_trips(guardrail: Guardrail, experiments: int, requests: int, harm: float = 1.0, seed: int = 0) -> Array:
+    """After how many requests of the arm a guardrail trips in each simulated experiment; infinite where it does not.
+
+    90/10 arms, service times lognormal (CV 1) times `harm` in the arm, one request a second, errors of 1 %.
+    """
+    dice, draw = np.random.default_rng(seed), lognormal(1.0)
+    tripped = np.full(experiments, np.inf)
+    for i in range(experiments):
+        guard, seen = Guard(_guarded(guardrail)), 0
+        arms, values = dice.random(requests) < 0.1, draw(dice, np.empty(requests))
+        failed = dice.random(requests) < 0.01
+        for second, (arm, value, fails) in enumerate(zip(arms.tolist(), values.tolist(), failed.tolist(), strict=True)):
+            seen += arm
+            name, factor = ("arm", harm) if arm else ("control", 1.0)
+            if guard.observe(float(second), name, {"service_p95": value * factor, "errors": float(fails)}):
+                tripped[i] = seen
+                break
+    return tripped
 
 
-WORLDS = (
-    World("one request each, latency", lognormal(0.5)),
-    World("units of very unequal activity", of_units(0.3, lognormal(0.5)), activity=1.2),
-    World("heavy tail, third moment infinite", pareto(3.0)),
-    World("arms of 90 and 10", of_units(0.3, lognormal(0.5)), weights=(9, 1), population=4000, requests=10_000, activity=1.5),
-    World("errors of 1 %", errors(0.01), activity=1.5, shares=True, scale=0.01),
+def _guarded(guardrail: Guardrail) -> Experiment:
+    return Experiment(
+        name="simulated",
+        version=1,
+        hypothesis="None.",
+        tier="simulated",
+        arms=(Arm(name="control", digest="0" * 64, weight=9), Arm(name="arm", digest="1" * 64, weight=1)),
+        control="control",
+        salt="simulated",
+        ramp=(Stage(share=100),),
+        primary=Primary(metric="service_seconds", minimal_effect=0.05),
+        guardrails=(guardrail,),
+        maximum_units=10**6,
+        end=datetime.max.replace(tzinfo=UTC),
+    )
+
+
+ALIKE = (
+    World("each request a unit, CV 0.5", lognormal(0.5)),
+    World("each request a unit, CV 2, 20 %", lognormal(2), scale=0.2),
+    World("third moment infinite, 20 %", pareto(2.5), scale=0.2),
+    World("units come unequally often and differ, 10 %", of_units(0.5, lognormal(0.5)), activity=1.5, scale=0.1),
+    World("the same, heavy-tailed, 30 %", of_units(1.0, pareto(2.5)), activity=1.2, scale=0.3),
+    World("arms 90/10", lognormal(0.5), weights=(9, 1), requests=10_000),
+    World("arms 90/10, third moment infinite, 20 %", pareto(2.5), weights=(9, 1), requests=10_000, scale=0.2),
+    World("arms 90/10, units unequal, heavy-tailed, 20 %", of_units(0.5, pareto(2.5)), (9, 1), 10_000, 4000, 1.5, scale=0.2),
+    World("errors of 1 %, within 1 point", errors(0.01), activity=3.0, population=5000, shares=True, scale=0.01),
+)
+VARIATIONS = (0.3, 0.5, 1.0)
+RAILS = (
+    Guardrail(metric="service_p95", compare="ratio", limit=1.5),
+    Guardrail(metric="service_p95", compare="ratio", limit=1.25),
+    Guardrail(metric="errors", compare="difference", limit=0.05),
+    Guardrail(metric="errors", compare="difference", limit=0.02),
 )
 
-app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 
-
-@app.command()
 def main(
-    experiments: Annotated[int, typer.Option(min=10, help="Simulated A/A experiments in each world.")] = 2000,
-    seed: Annotated[int, typer.Option(min=0, help="Of all dice.")] = 0,
+    experiments: Annotated[int, typer.Option(min=1, help="Simulated experiments of each kind.")] = 2000,
+    seed: Annotated[int, typer.Option(help="Of all random numbers.")] = 0,
 ) -> None:
-    """False alarms of A/A experiments that are looked at after each request, and the units that an effect of 5 % takes."""
-    console = Console(highlight=False, width=110)
-    table = Table(title=f"False alarms in {experiments} A/A experiments each, alpha {ALPHA}", title_justify="left")
-    for name in ("traffic", "this report", "z test, peeking", "by request", "sample ratio alarm"):
-        table.add_column(name, justify="left" if name == "traffic" else "right")
-    for world in WORLDS:
-        alarms = false_alarms(world, experiments, seed)
-        table.add_row(world.name, *(f"{share:.4f}" for share in alarms.values()))
-    console.print(table)
-    table = Table(title="Units in both arms for an effect of 5 %, power 0.8", title_justify="left")
-    for name in ("coefficient of variation", "this report, always looking", "one look, fixed beforehand"):
-        table.add_column(name, justify="right")
-    for cv in (0.25, 0.5, 1.0):
-        needed = units_needed(cv, 0.05, 0.8, min(experiments, 200), seed)
-        table.add_row(f"{cv:g}", f"{needed:,}" if needed else "more", f"{units_of_one_look(cv, 0.05, 0.8):,}")
-    console.print(table)
+    """False alarms under continuous peeking, and the units that a 5 % effect takes. A few minutes."""
+    table = Table("A/A experiments", "sequence", "z test", "by request", "mismatch", title=f"{experiments} experiments each")
+    for world in ALIKE:
+        table.add_row(world.name, *(f"{share:.2%}" for share in false_alarms(world, experiments, seed).values()))
+    Console(width=120).print(table)
+    table = Table("CV of unit means", "units an arm, 80 %", "fixed sample", title="A 5 % effect")
+    for cv in VARIATIONS:
+        fixed = 2 * (stats.norm.ppf(1 - ALPHA / 2) + stats.norm.ppf(0.8)) ** 2 * (cv / 0.05) ** 2
+        world = World("", lognormal(cv), requests=max(4000, int(150 * (cv / 0.05) ** 2)), effect=1.05)
+        table.add_row(f"{cv}", f"{units_needed(world, experiments, seed=seed):.0f}", f"{fixed:.0f}")
+    Console(width=120).print(table)
+    few = max(1, experiments // 4)
+    table = Table("guardrail", "trips on A/A", title=f"{few} experiments of 10,000 requests, 90/10, three checks of 50")
+    for rail in RAILS:
+        trips = np.isfinite(guard_trips(rail, few, 10_000, seed=seed)).mean()
+        table.add_row(f"{rail.metric} {rail.compare} {rail.limit:g}", f"{trips:.2%}")
+    Console(width=120).print(table)
 
 
 if __name__ == "__main__":
-    app()
+    typer.run(main)

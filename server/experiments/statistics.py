@@ -15,8 +15,8 @@ observations; ours counts information 1/V, because units come back and a returni
 
 which also inverts the mixture sequential probability ratio test with effects drawn from N(0, τ²) (Johari et al. 2022,
 arXiv 1512.04922). τ is the only tuning parameter: the interval is tightest, relative to its standard error, about when its
-half-width is τ. For a steady stream of units an estimate at a later time has with an earlier one the covariance that Brownian
-motion at clock 1/V has; `simulate.py` measures what is left of the approximations.
+half-width is τ (1.06 τ at α = 0.05). For a steady stream of requests, an estimate has with an earlier one the covariance that
+Brownian motion has at clock 1/V; `simulate.py` measures what is left of the approximations.
 
 All functions take numbers or arrays that broadcast.
 """
@@ -33,7 +33,7 @@ from scipy import stats
 
 MISMATCH = 0.001  # a sample ratio with a smaller p-value blocks every conclusion
 
-Array = NDArray[np.float64]
+Array = NDArray[Any]
 
 
 class Moments(NamedTuple):

@@ -1,0 +1,89 @@
+"""From events to what each arm did: sums by unit, of every metric. Analysed as assigned: a fallback counts in its arm."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from registry.experiment import Experiment, Metric
+from server.experiments.events import Event, Fidelity, Outcome, Rating
+from server.experiments.statistics import Moments, moments
+
+NEITHER = frozenset({"client_gone", "cancelled", "overloaded", "quota_exceeded", "not_ready", "stopping"})
+"""Outcomes that are no success, and no fault of the arm's: the client's own doing, or the whole server's."""
+
+
+@dataclass(frozen=True)
+class ArmSummary:
+    """What one arm did. `moments` has the metrics that were seen at all; the percentile is of finished requests, in seconds."""
+
+    name: str
+    units: int
+    requests: int
+    fallbacks: int
+    service_p95: float | None
+    moments: dict[Metric, Moments]
+
+
+def values(outcome: Outcome) -> dict[Metric, float]:
+    """What one request says of its arm. Only a finished one has times and MACs worth comparing."""
+    if outcome.outcome in NEITHER:
+        return {}
+    if outcome.outcome != "ok":
+        return {"errors": 1.0}
+    return {
+        "errors": 0.0,
+        "queue_seconds": outcome.queue_seconds,
+        "service_seconds": outcome.service_seconds,
+        "macs": float(outcome.macs_executed),
+    }
+
+
+def summarise(experiment: Experiment, events: Iterable[Event]) -> list[ArmSummary]:
+    """One summary for each arm, in the declaration's order, of this version's enrolled requests.
+
+    Ratings and fidelities find their arm by the request's id, in whatever order they come; a request's last one counts.
+    """
+    outcomes: dict[str, Outcome] = {}
+    later: dict[tuple[str, Metric], float] = {}
+    for event in events:
+        match event:
+            case Rating():
+                later[event.request_id, "rating"] = event.rating
+            case Fidelity():
+                later[event.request_id, "psnr"] = event.psnr
+            case Outcome(enrolment="enrolled") if (event.experiment, event.version) == (experiment.name, experiment.version):
+                outcomes[event.request_id] = event
+    sums: dict[str, dict[Metric, dict[str, list[float]]]] = {
+        name: defaultdict(lambda: defaultdict(lambda: [0.0, 0.0])) for name in experiment.names
+    }
+
+    def add(outcome: Outcome, metric: Metric, value: float) -> None:
+        assert outcome.arm, "an enrolled request has an arm"
+        assert outcome.unit, "an enrolled request has a unit"
+        total = sums[outcome.arm][metric][outcome.unit]
+        total[0] += 1
+        total[1] += value
+
+    for outcome in outcomes.values():
+        for metric, value in values(outcome).items():
+            add(outcome, metric, value)
+    for (request_id, metric), value in later.items():
+        if request_id in outcomes:
+            add(outcomes[request_id], metric, value)
+    return [_summary(name, [each for each in outcomes.values() if each.arm == name], sums[name]) for name in experiment.names]
+
+
+def _summary(name: str, mine: list[Outcome], sums: dict[Metric, dict[str, list[float]]]) -> ArmSummary:
+    seconds = [each.service_seconds for each in mine if each.outcome == "ok"]
+    return ArmSummary(
+        name=name,
+        units=len({each.unit for each in mine}),
+        requests=len(mine),
+        fallbacks=sum(each.fallback for each in mine),
+        service_p95=float(np.percentile(seconds, 95)) if seconds else None,
+        moments={metric: moments(*np.array(list(units.values())).T) for metric, units in sums.items()},
+    )
