@@ -40,12 +40,12 @@ ARMS = {"good": None, "slow": made("euler", *[Segment()] * TEACHER_STEPS), "brok
 class Laboratory:
     """A server of its own, and what a client and an operator do with it."""
 
-    address: str
     registry: str
     folder: Path
     catalog: Catalog
     schedules: dict[str, Schedule]
     log: Path
+    client: httpx.Client
 
     def cli(self, *words: str, code: int = 0) -> str:
         command = [sys.executable, "-m", "server.experiments", *words, "--registry", self.registry]
@@ -80,11 +80,11 @@ class Laboratory:
         self.until(lambda: name in [each["name"] for each in self.running()], "it is not in force")
 
     def running(self) -> list[dict[str, Any]]:
-        return httpx.get(f"{self.address}/v1/experiments", timeout=60).json()["experiments"]
+        return self.client.get("/v1/experiments").json()["experiments"]
 
     def ask(self, unit: str | None, **fields: Any) -> httpx.Response:
         body = {"prompt": "red heart", "tier": "draft", "seed": 1} | ({"unit": unit} if unit else {}) | fields
-        return httpx.post(f"{self.address}/generate", json=body, timeout=120)
+        return self.client.post("/generate", json=body)
 
     def until(self, holds: Any, otherwise: str) -> None:
         end = time.monotonic() + 90
@@ -93,7 +93,7 @@ class Laboratory:
             time.sleep(0.1)
 
     def metrics(self) -> str:
-        return httpx.get(f"{self.address}/metrics", timeout=60).text
+        return self.client.get("/metrics").text
 
 
 @pytest.fixture(scope="module")
@@ -111,8 +111,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laboratory]:
         "FLEXI_SHADOW_SHARE": "1",
         "FLEXI_FEATURES": str(MODEL / "clip"),
     }
-    with serving(settings, log, patience=PATIENCE) as address:
-        yield Laboratory(address, registry, folder, catalog, schedules, log)
+    with serving(settings, log, patience=PATIENCE) as address, httpx.Client(base_url=address, timeout=120) as client:
+        yield Laboratory(registry, folder, catalog, schedules, log, client)
 
 
 def test_a_life(lab):
@@ -135,8 +135,8 @@ def test_a_life(lab):
     assert (explicit["tier"], explicit["arm"]) == (None, None)
 
     rated = {"request_id": answers["u1"]["request_id"], "rating": 1.0}
-    assert httpx.post(f"{lab.address}/v1/feedback", json=rated, timeout=60).status_code == 202
-    assert httpx.post(f"{lab.address}/v1/feedback", json=rated | {"rating": 7}, timeout=60).status_code == 400
+    assert lab.client.post("/v1/feedback", json=rated).status_code == 202
+    assert lab.client.post("/v1/feedback", json=rated | {"rating": 7}).status_code == 400
 
     def report() -> dict[str, Any]:
         return json.loads(lab.cli("report", "life", "--json"))
