@@ -66,8 +66,8 @@ def compete(mix: Mix, given: argparse.Namespace) -> dict[str, Any]:
                     tally = asyncio.run(drive(address, entrant.body, clients, given.warm_up, given.seconds, seed))
                     tallies[entrant.name] += tally
                     print(f"{mix.name}, {clients} clients, round {seed + 1}, {entrant.name}: {tally.rate:.2f}/s", flush=True)
-            fluid = Fluid(clients, given.max_rows, shares)
-            rows += [standing(name, fluid, tally, tallies["ours"].rate) for name, tally in tallies.items()]
+            fluid = Fluid(clients, given.max_rows, shares) if given.simulated else None
+            rows += [standing(name, clients, tally, tallies["ours"].rate, fluid) for name, tally in tallies.items()]
     return {
         "mix": f"{mix.name}: {mix.about}",
         "device": LABEL if given.simulated else "the bundled model on the CPU",
