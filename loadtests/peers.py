@@ -40,7 +40,6 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--mix", choices=["fewer", "partial"], nargs="+", default=["fewer", "partial"])
     parser.add_argument("--max-rows", type=int, default=16, help="UNet rows in one call, the same for everybody")
-    parser.add_argument("--only", nargs="+", help="names of servers; the others stay out")
     given = parser.parse_args()
     results = [compete(mix, given) for name, mix in mixes().items() if name in given.mix]
     text = "\n\n".join(map(table, results))
@@ -55,7 +54,6 @@ def compete(mix: Mix, given: argparse.Namespace) -> dict[str, Any]:
     registry = OUT / f"registry-{mix.name}"
     mix.publish(str(registry))
     entrants = contenders(mix.name, given.simulated, registry, given.max_rows)
-    entrants = [entrant for entrant in entrants if not given.only or entrant.name in given.only]
     shares, rows = mix.shares(load(MODEL).macs), []
     with running(entrants, OUT / mix.name) as addresses:
         for clients in given.clients:
@@ -66,8 +64,8 @@ def compete(mix: Mix, given: argparse.Namespace) -> dict[str, Any]:
                     tally = asyncio.run(drive(address, entrant.body, clients, given.warm_up, given.seconds, seed))
                     tallies[entrant.name] += tally
                     print(f"{mix.name}, {clients} clients, round {seed + 1}, {entrant.name}: {tally.rate:.2f}/s", flush=True)
-            fluid = Fluid(clients, given.max_rows, shares)
-            rows += [standing(name, fluid, tally, tallies["ours"].rate) for name, tally in tallies.items()]
+            fluid = Fluid(clients, given.max_rows, shares) if given.simulated else None
+            rows += [standing(name, clients, tally, tallies["ours"].rate, fluid) for name, tally in tallies.items()]
     return {
         "mix": f"{mix.name}: {mix.about}",
         "device": LABEL if given.simulated else "the bundled model on the CPU",

@@ -19,18 +19,18 @@ MIN_FLUID = 0.97  # of the fluid limit
 MAX_SLOWDOWN = 1.3  # p95 of `reference` over its fair share
 
 
-def standing(name: str, fluid: Fluid, tally: Tally, ours: float) -> dict[str, Any]:
-    """One server at one number of clients; `ours` is our rate. Milliseconds."""
-    reference = tally.latencies["reference"]
+def standing(name: str, clients: int, tally: Tally, ours: float, fluid: Fluid | None) -> dict[str, Any]:
+    """One server at one number of clients; `ours` is our rate, `fluid` known only where a call's cost is. Milliseconds."""
+    slowest = _percentile(tally.latencies["reference"], 95)
     return {
         "server": name,
-        "clients": fluid.clients,
+        "clients": clients,
         "requests": tally.requests,
         "errors": tally.errors,
         "rate": tally.rate,
         "ours_over_it": ours / tally.rate if tally.rate else None,
-        "of_fluid": tally.rate / fluid.rate(tally) if tally.requests else None,
-        "reference_slowdown": float(np.percentile(reference, 95)) / fluid.fair_seconds("reference") if reference else None,
+        "of_fluid": tally.rate / fluid.rate(tally) if fluid and tally.requests else None,
+        "reference_slowdown": slowest / 1000 / fluid.fair_seconds("reference") if fluid and slowest else None,
         "p50_ms": {tier: _percentile(tally.latencies[tier], 50) for tier in TIERS},
         "p95_ms": {tier: _percentile(tally.latencies[tier], 95) for tier in TIERS},
     }

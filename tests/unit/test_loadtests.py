@@ -89,7 +89,7 @@ def test_goals_are_judged_for_each_number_of_clients_and_shown():
     fluid = Fluid(16, 16, {"draft": 10.0, "balanced": 20.0, "reference": 50.0})
     best = Tally(1.0, {tier: [0.1] * weight for tier, weight in zip(TIERS, WEIGHTS, strict=True)})
     slow = Tally(1.0, {"draft": [1.0], "balanced": [1.0], "reference": [1.0]})
-    rows = [standing("batcher", fluid, slow, best.rate), standing("ours", fluid, best, best.rate)]
+    rows = [standing("batcher", 16, slow, best.rate, fluid), standing("ours", 16, best, best.rate, fluid)]
     judged = {goal["what"]: goal["kept"] for goal in goals(rows)}
     assert judged == {
         "requests/s over those of batcher": True,
