@@ -177,6 +177,11 @@ class Objective:
         """What all measurements together have taken."""
         return Spent(sum(r.spent.run for r in self.rollouts), sum(r.spent.shared for r in self.rollouts))
 
+    @property
+    def teacher_macs(self) -> int:
+        """What the teacher's images of this sample take, guidance rows included; `spent` does not count them."""
+        return len(self.noise) * self._macs(self.teacher)
+
     def relative(self, program: Program) -> float:
         """MACs relative to the teacher's."""
         return self.model.macs.relative(program, self.teacher)

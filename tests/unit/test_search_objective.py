@@ -33,7 +33,8 @@ def coarse(model: Model) -> Schedule:
 
 
 def test_the_teacher_is_its_own_equal(judge: Objective) -> None:
-    measure = judge.evaluate(judge.teacher.schedule).measure
+    _, measure, spent = judge.evaluate(judge.teacher.schedule)
+    assert spent.run == judge.teacher_macs
     assert measure.cost == 1
     assert measure.images == 5
     assert measure.loss < 1e-6
