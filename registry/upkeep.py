@@ -66,7 +66,7 @@ def gc(
     if found:
         rows = [(each.digest[:8], ", ".join(map(str, each.versions)) or "-", len(each.beside)) for each in found]
         print_table(f"{catalog.model}: {'would be removed' if dry_run else 'removed'}", ("digest", "versions", "files"), rows)
-    typer.echo(f"{len(found)} schedules {'would be' if dry_run else 'were'} removed")
+    typer.echo(f"schedules that {'would be' if dry_run else 'were'} removed: {len(found)}")
 
 
 @app.command()
