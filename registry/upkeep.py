@@ -42,7 +42,7 @@ def verify(registry: Registry = DEFAULT, model: Model = None, trusted: Trusted =
     else:
         for finding in sorted(found.findings, key=lambda finding: not finding.damage):
             typer.echo(f"{'DAMAGED' if finding.damage else 'note':<8} {finding.key}: {finding.message}")
-        verdict = f"{len(found.damage)} faults" if found.damage else "no damage"
+        verdict = f"damaged in {len(found.damage)} places" if found.damage else "no damage"
         typer.echo(f"{catalog.model}: {len(found.keys)} objects read, {verdict}")
     raise typer.Exit(1 if found.damage else 0)
 

@@ -134,13 +134,19 @@ OTHER: Schedule = A.model_copy(update={"model": MODEL.model_copy(update={"name":
         ({SCHEDULE: A.document(), "emoji64/aliases/fast.json": b""}, "not a valid Alias"),
         ({SCHEDULE: A.document(), f"sd15/schedules/{OTHER.digest}.json": OTHER.document()}, "must hold one model"),
         ({}, "must hold one model"),
-        ({"../evil": b""}, "belongs in no bundle"),
-        ({"/etc/passwd": b""}, "belongs in no bundle"),
     ],
 )
-def test_a_bundle_is_checked_before_anything_is_published(tmp_path: Path, members: dict[str, bytes], message: str) -> None:
+def test_a_bundle_is_checked_before_anything_is_published(members: dict[str, bytes], message: str) -> None:
     with pytest.raises(FlexiError, match=message):
-        Bundle.read(tar(tmp_path / "b.tar", members))
+        Bundle(members)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("../evil", "belongs in no"), ("/etc/passwd", "belongs in no"), ("a/b", "has no man")]
+)
+def test_a_tar_file_of_another_kind_is_refused(tmp_path: Path, name: str, message: str) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        Bundle.read(tar(tmp_path / "b.tar", {name: b""}))
 
 
 def test_a_bundle_holds_what_it_names(source: Catalog) -> None:
@@ -156,6 +162,32 @@ def test_links_and_other_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "c.tar").write_bytes(b"no tar")
     with pytest.raises(InvalidInput, match="cannot be read as a tar file"):
         Bundle.read(tmp_path / "c.tar")
+
+
+@pytest.mark.parametrize("name", ["b.tar", "b.tar.gz"])
+@pytest.mark.parametrize("part", [0.1, 0.3, 0.5, 0.7, 0.9])
+def test_a_bundle_that_was_cut_is_refused(source: Catalog, tmp_path: Path, name: str, part: float) -> None:
+    """Half a tar file is a tar file too, with fewer members."""
+    whole, cut = tmp_path / name, tmp_path / f"cut.{name}"
+    Bundle.of(source).write(whole)
+    size = int(whole.stat().st_size * part) // 512 * 512 if name == "b.tar" else int(whole.stat().st_size * part)
+    if name == "b.tar":
+        with tarfile.open(whole) as file:
+            size = min(size, max(member.offset for member in file.getmembers()))
+    cut.write_bytes(whole.read_bytes()[:size])
+    with pytest.raises((InvalidInput, Tampered), match=r"cannot be read as a tar file|was cut or changed|has no manifest"):
+        Bundle.read(cut)
+
+
+def test_a_changed_artifact_is_refused(source: Catalog, tmp_path: Path) -> None:
+    Bundle.of(source).write(tmp_path / "b.tar")
+    with tarfile.open(tmp_path / "b.tar") as file:
+        members = {each.name: file.extractfile(each).read() for each in file}  # type: ignore[union-attr]
+    key = f"emoji64/artifacts/{A.digest}/report.json"
+    with pytest.raises(Tampered, match=key):
+        Bundle.read(tar(tmp_path / "c.tar", members | {key: b"?"}))
+    with pytest.raises(Tampered, match="not a valid Manifest: format"):
+        Bundle.read(tar(tmp_path / "d.tar", members | {"manifest.json": b'{"format":2,"sha256":{}}'}))
 
 
 def test_a_file_that_is_there_is_not_overwritten(source: Catalog, tmp_path: Path) -> None:
