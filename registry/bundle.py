@@ -1,25 +1,36 @@
 """Bundles: schedules of one model in a tar file, with what belongs to them, on their way to another registry.
 
-Members have the keys of a registry. A bundle carries schedules and tiers, not the registry's own history: where it is imported
-the schedules get numbers of that registry, in the order of their old ones. A backup is a copy of the folder or bucket.
+Members have the keys of a registry, after a manifest of them all: a file that was cut short is noticed. A bundle carries
+schedules and tiers, not the registry's own history: where it is imported the schedules get numbers of that registry, in the
+order of their old ones. A backup is a copy of the folder or bucket.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import tarfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from registry.catalog import Catalog
 from registry.errors import Conflict, InvalidInput, NotFound, Tampered
-from registry.records import Alias, Version
+from registry.records import Alias, Record, Version
 from registry.schedule import Schedule
 from registry.store import KEY
 
+MANIFEST = "manifest.json"
 LARGEST = 2**26  # bytes of a member
+
+
+class Manifest(Record):
+    """The first member: what else the file holds, by key, with the SHA-256 of its bytes."""
+
+    format: Literal[1] = 1
+    sha256: dict[str, str]
 
 
 class Done(NamedTuple):
@@ -74,7 +85,7 @@ class Bundle:
 
     @classmethod
     def read(cls, path: Path) -> Bundle:
-        """From a file. Raises `InvalidInput` where it is no tar file, or holds what no bundle does."""
+        """From a file. Raises `InvalidInput` where it is no bundle, `Tampered` where it is not as it was written."""
         members = {}
         try:
             with tarfile.open(path) as tar:
@@ -83,16 +94,25 @@ class Bundle:
                         raise InvalidInput(f"bundle: {path} holds {member.name!r}, which belongs in no bundle", param="bundle")
                     file = tar.extractfile(member)
                     members[member.name] = file.read() if file else b""
-        except (OSError, EOFError, tarfile.TarError) as error:
-            raise InvalidInput(f"bundle: {path} cannot be read as a tar file: {error}", param="bundle") from error
+        except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
+            reason = str(error).splitlines()[0].rstrip(": ")
+            raise InvalidInput(f"bundle: {path} cannot be read as a tar file: {reason}", param="bundle") from error
+        if MANIFEST not in members:
+            raise InvalidInput(f"bundle: {path} has no {MANIFEST}: export did not make it", param="bundle")
+        written = Manifest.read(f"{path}: {MANIFEST}", members.pop(MANIFEST)).sha256
+        found = _sha256(members)
+        if found != written:
+            key = min(key for key in found.keys() | written.keys() if found.get(key) != written.get(key))
+            raise Tampered(f"bundle: {path} was cut or changed after it was written, first at {key}", param="bundle")
         return cls(members)
 
     def write(self, path: Path) -> None:
         """To a new file, compressed if its name ends in gz. The same contents make the same tar."""
         mode = "x:gz" if path.suffix in (".gz", ".tgz") else "x"
+        manifest = Manifest(sha256=_sha256(self.members)).document()
         try:
             with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]  # typeshed wants a literal
-                for key, data in sorted(self.members.items()):
+                for key, data in ((MANIFEST, manifest), *sorted(self.members.items())):
                     member = tarfile.TarInfo(key)
                     member.size = len(data)
                     tar.addfile(member, io.BytesIO(data))
@@ -156,3 +176,7 @@ class Bundle:
 
 def _name(key: str) -> str:
     return key.rpartition("/")[2].removesuffix(".json")
+
+
+def _sha256(members: Mapping[str, bytes]) -> dict[str, str]:
+    return {key: hashlib.sha256(data).hexdigest() for key, data in members.items()}

@@ -56,14 +56,15 @@ def facts_of(catalog: Catalog, digest: str) -> Facts:
     try:
         return facts(catalog.schedule(digest))
     except (NotFound, Tampered) as error:
-        return {"digest": digest, "steps": None, "cost": None, "fidelity": None, "error": error.message}
+        state = "gone" if isinstance(error, NotFound) else "damaged"
+        return {"digest": digest, "steps": None, "cost": None, "fidelity": None, "state": state, "error": error.message}
 
 
 def cells(found: Facts) -> tuple[str, ...]:
     """Facts as a row shows them; a dash for what was never measured."""
     steps, cost, fidelity = found["steps"], found["cost"], found["fidelity"]
     return (
-        "/".join(str(count) for count in steps.values()) if steps else "gone",
+        "/".join(str(count) for count in steps.values()) if steps else found["state"],
         f"{cost['relative']:.3f}" if cost else "-",
         f"{fidelity['rfid']:.2f}" if fidelity else "-",
         f"{fidelity['psnr']:.1f}" if fidelity else "-",

@@ -70,7 +70,7 @@ class Collector:
         for each, document in documents.items():
             if each.digest in named and document:
                 self._put_back(each.digest, document)
-        gone = [each for each in documents if each.digest not in named]
+        gone = [each for each in documents if each.digest not in named and not self._is_back(each.digest)]
         for each in gone:
             for key in each.beside:
                 self._store.delete(key)
@@ -88,6 +88,14 @@ class Collector:
             self._store.create(self._catalog.removal_key(digest), removal.document())
         self._store.delete(key)
         return document
+
+    def _is_back(self, digest: str) -> bool:
+        """Whether somebody published it again after it was removed."""
+        try:
+            self._store.get(self._catalog.schedule_key(digest))
+        except NotFound:
+            return False
+        return True
 
     def _put_back(self, digest: str, document: bytes) -> None:
         with suppress(Conflict):

@@ -42,7 +42,7 @@ def verify(registry: Registry = DEFAULT, model: Model = None, trusted: Trusted =
     else:
         for finding in sorted(found.findings, key=lambda finding: not finding.damage):
             typer.echo(f"{'DAMAGED' if finding.damage else 'note':<8} {finding.key}: {finding.message}")
-        verdict = f"{len(found.damage)} faults" if found.damage else "no damage"
+        verdict = f"damaged in {len(found.damage)} places" if found.damage else "no damage"
         typer.echo(f"{catalog.model}: {len(found.keys)} objects read, {verdict}")
     raise typer.Exit(1 if found.damage else 0)
 
@@ -66,7 +66,7 @@ def gc(
     if found:
         rows = [(each.digest[:8], ", ".join(map(str, each.versions)) or "-", len(each.beside)) for each in found]
         print_table(f"{catalog.model}: {'would be removed' if dry_run else 'removed'}", ("digest", "versions", "files"), rows)
-    typer.echo(f"{len(found)} schedules {'would be' if dry_run else 'were'} removed")
+    typer.echo(f"schedules that {'would be' if dry_run else 'were'} removed: {len(found)}")
 
 
 @app.command()

@@ -25,7 +25,7 @@ from registry.records import Version
 from registry.verify import Verification
 
 SERIES = 50  # kills in one registry: each is followed by a look at everything that is there
-LONGEST = 0.05  # seconds from a publisher's first write to its end; a publication takes some milliseconds
+PUBLICATIONS = 3  # how many a publisher could complete, at the most, before it is killed
 
 
 def publish_for_ever(place: Place, first: int, ready: Connection) -> None:
@@ -41,14 +41,15 @@ def publish_for_ever(place: Place, first: int, ready: Connection) -> None:
 def kill(place: Place, kills: int) -> str:
     """Kill so many publishers. Raises `AssertionError` if one of them left something wrong."""
     catalog, moments = Catalog(place.open(), "emoji64"), Counter[str]()
-    versions: list[Version] = []
+    longest = PUBLICATIONS * min(_seconds(catalog, 2**40 + i) for i in range(5))
+    versions = catalog.versions()
     for turn in range(kills):
         first = 1000 * turn
         ready, theirs = multiprocessing.Pipe(duplex=False)
         victim = multiprocessing.get_context("fork").Process(target=publish_for_ever, args=(place, first, theirs))
         victim.start()
         ready.recv_bytes()
-        time.sleep(random.uniform(0, LONGEST))
+        time.sleep(random.uniform(0, longest))
         victim.kill()
         victim.join()
         assert victim.exitcode == -9
@@ -66,6 +67,12 @@ def kill(place: Place, kills: int) -> str:
     assert len(set(digests)) == len(digests)
     cut = ", ".join(f"{number} {moment}" for moment, number in moments.most_common())
     return f"{kills} kills, {len(versions)} versions without gap; cut off: {cut}"
+
+
+def _seconds(catalog: Catalog, number: int) -> float:
+    began = time.monotonic()
+    catalog.promote("fast", catalog.publish(schedule_number(number)).number)
+    return time.monotonic() - began
 
 
 def _check(catalog: Catalog, before: list[Version]) -> Counter[str]:

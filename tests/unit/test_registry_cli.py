@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 FIDELITY = {"rfid": 0.914, "psnr": 21.26, "images": 1024}
 CHEAP = schedule(cost={"macs": 5, "rows": 2, "relative": 0.1})
 MIDDLE = schedule(5, cost={"macs": 9, "rows": 2, "relative": 0.134}, fidelity=FIDELITY, provenance={"job": "[red]7"})
-COMMANDS = ["list", "show", "publish", "promote", "rollback", "history"]
+COMMANDS = ["list", "show", "publish", "promote", "rollback", "history", "diff", "audit", "verify", "gc", "export", "import"]
 
 
 class Shell:
@@ -141,6 +142,99 @@ def test_rollback_and_history(shell: Shell) -> None:
     ]
     assert "worse [after all]" in shell.run("history", "fast").stdout
     assert shell.json("promote", "best", "fast")["version"] == 1
+
+
+def test_history_of_the_last_moves(shell: Shell) -> None:
+    assert [entry["version"] for entry in shell.json("history", "fast", "--last", "1")] == [2]
+
+
+def test_diff_marks_the_steps_that_differ(shell: Shell) -> None:
+    lines = shell.run("diff", "1", "fast").stdout.splitlines()
+    assert lines[:3] == ["1     " + "F........." * 5, "fast  " + "F....p...." * 5, "      " + ("     ^    " * 5).rstrip()]
+    text = "\n".join(lines)
+    for words in ("segment 4, steps 40 to 49: no partial step → partial at 5, branch 3", "+0.034 (+34.0%)", "0.914"):
+        assert words in text
+    found = shell.json("diff", "1", "fast")
+    assert (found["a"]["digest"], found["b"]["digest"]) == (CHEAP.digest, MIDDLE.digest)
+    assert found["steps"] == [5, 15, 25, 35, 45]
+    assert found["segments"][0]["b"] == {"partial": [5], "branch": 3}
+    assert found["figures"]["relative cost"] == [0.1, 0.134]
+    assert "the same schedule" in shell.run("diff", "2", "fast").stdout
+
+
+def test_diff_of_other_solvers_tells_the_fields(shell: Shell) -> None:
+    other = MIDDLE.model_copy(update={"solver": MIDDLE.solver.model_copy(update={"name": "ddim"})})
+    shell.run("publish", shell.file(other, "c.json"))
+    assert "solver.name dpmsolver++ → ddim" in shell.run("diff", "2", "3").stdout
+    assert shell.json("diff", "2", "3")["fields"] == {"solver.name": ["dpmsolver++", "ddim"]}
+
+
+def test_audit_tells_who_moved_what_from_where_and_why(shell: Shell) -> None:
+    shell.run("rollback", "fast", "-m", "worse [after all]")
+    shell.run("promote", "best", "2")
+    text = shell.run("audit").stdout
+    for words in ("2 → 1", "rollback", "ada", socket.gethostname(), "worse [after all]", "- → 2"):
+        assert words in text
+    found = shell.json("audit", "--tier", "fast")
+    assert [(entry["action"], entry["after"]["version"], entry["host"]) for entry in found] == [
+        ("promote", 1, socket.gethostname()),
+        ("promote", 2, socket.gethostname()),
+        ("rollback", 1, socket.gethostname()),
+    ]
+    assert shell.json("audit", "--since", "2999-01-01") == []
+    assert len(shell.json("audit", "--since", "2020-01-01T12:00")) == 4
+    shell.run("audit", "--since", "yesterday", code=2)
+    assert "no tier slow" in shell.fails("audit", "--tier", "slow")
+
+
+def test_verify_reports_damage_with_exit_code_1(shell: Shell) -> None:
+    assert "no damage" in shell.run("verify").stdout
+    assert shell.json("verify")["damaged"] == 0
+    key = f"emoji64/schedules/{MIDDLE.digest}.json"
+    (shell.folder / "registry" / key).write_bytes(CHEAP.document())
+    (shell.folder / "registry/emoji64/README").write_text("?")
+    lines = shell.run("verify", code=1).stdout.splitlines()
+    assert lines[0].startswith(f"DAMAGED  {key}: ")
+    assert lines[1].startswith("note     emoji64/README: ")
+    assert lines[2].endswith("damaged in 1 places")
+    found = json.loads(shell.run("verify", "--json", code=1).stdout)
+    assert [(finding["key"], finding["damage"]) for finding in found["findings"]] == [("emoji64/README", False), (key, True)]
+
+
+def test_list_shows_the_others_where_one_is_gone_or_damaged(shell: Shell) -> None:
+    (shell.folder / f"registry/emoji64/schedules/{CHEAP.digest}.json").write_bytes(MIDDLE.document())
+    assert "damaged" in shell.run("list").stdout
+    (shell.folder / f"registry/emoji64/schedules/{CHEAP.digest}.json").unlink()
+    assert "gone" in shell.run("list").stdout
+    first, second = shell.json("list")["versions"]
+    assert (first["steps"], first["state"], second["steps"]) == (None, "gone", MIDDLE.counts())
+
+
+def test_gc_tells_before_it_removes(shell: Shell) -> None:
+    third = shell.file(schedule(7), "c.json")
+    shell.run("publish", third)
+    assert shell.json("gc") == {"model": "emoji64", "dry_run": False, "removed": []}
+    looked = shell.json("gc", "--dry-run", "--days", "0")
+    assert [(each["digest"], each["versions"]) for each in looked["removed"]] == [(schedule(7).digest, [3])]
+    assert "would be removed: 1" in shell.run("gc", "--dry-run", "--days", "0").stdout
+    assert "were removed: 1" in shell.run("gc", "--days", "0").stdout
+    assert "removed by garbage collection" in shell.fails("show", "3")
+    assert "version 3" in shell.run("publish", third).stdout
+    shell.run("gc", "--days", "-1", code=2)
+
+
+def test_export_and_import(shell: Shell) -> None:
+    bundle, there = str(shell.folder / "b.tar.gz"), str(shell.folder / "other")
+    assert "2 schedules of emoji64, tiers: fast" in shell.run("export", bundle).stdout
+    lines = shell.run("import", bundle, "--registry", there).stdout.splitlines()
+    assert lines[1:] == [f"schedule {MIDDLE.digest[:8]}: published: version 2", "tier fast: promoted: version 2"]
+    done = shell.json("import", bundle, "--registry", there)["done"]
+    assert [each["outcome"] for each in done][2] == "there already: left at version 2"
+    assert shell.json("show", "fast", "--registry", there)["digest"] == MIDDLE.digest
+    assert "exists already" in shell.fails("export", bundle)
+    assert shell.json("export", str(shell.folder / "c.tar"), "1")["schedules"] == [CHEAP.digest]
+    (shell.folder / "bad.tar").write_bytes(b"no tar")
+    assert "cannot be read as a tar file" in shell.fails("import", str(shell.folder / "bad.tar"), "--registry", there)
 
 
 def test_the_model_is_asked_for_only_where_there_are_several(shell: Shell) -> None:
