@@ -5,13 +5,12 @@ A declaration never changes once it is stored; a change is a new version. Only t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from datetime import datetime
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import AwareDatetime, Field, JsonValue, ValidationError, model_validator
 
-from registry.errors import Conflict, InvalidInput
+from registry.errors import InvalidInput
 from registry.records import Digest, Number, Record, Text
 from registry.schedule import Document, Name, first_fault
 
@@ -175,12 +174,6 @@ class Experiment(Document):
     def treatments(self) -> list[str]:
         """All arms but control."""
         return [name for name in self.names if name != self.control]
-
-    def check_alone(self, running: Iterable[Experiment]) -> None:
-        """Raise `Conflict` if another experiment already splits this tier: two at once would answer for each other."""
-        for other in running:
-            if other.tier == self.tier and other.name != self.name:
-                raise Conflict(f"tier {self.tier} is taken by the experiment {other.name}: stop that one first", param="tier")
 
 
 class Transition(Document):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NamedTuple
 
 from pydantic import JsonValue
 
 from registry.errors import Conflict, NotFound, Tampered
 from registry.experiment import Action, Experiment, ExperimentState, transition
-from registry.schedule import canonical
+from registry.records import Record
+from registry.schedule import Name, canonical
 from registry.store import ObjectStore
 from registry.writer import ATTEMPTS, Writer, stand_back
 
@@ -19,6 +21,13 @@ class Declared(NamedTuple):
 
     experiment: Experiment
     state: ExperimentState
+
+
+class Claim(Record):
+    """Which experiment may split a tier's traffic: the one that asked last while no other one ran."""
+
+    tier: Name
+    experiment: Name
 
 
 class Experiments:
@@ -103,11 +112,9 @@ class Experiments:
         """Start, ramp, pause, stop, kill, roll back or finish.
 
         Raises `InvalidInput` for a move that cannot be made now, and `Conflict` if the experiment is not at `version`
-        any more or, at a start, if another one has the tier.
+        any more or, at a start, if another one runs on its tier.
         """
         experiment = self.declared(name).experiment
-        if action == "start":
-            experiment.check_alone(other.experiment for other in self.running())
 
         def following(state: ExperimentState | None) -> ExperimentState:
             if state and version is not None and state.version != version:
@@ -115,18 +122,52 @@ class Experiments:
             current = self.experiment(name, state.version) if state else experiment
             return self._next(state, action, current, reason, evidence)
 
+        if action != "start":
+            return self._move(name, following)
+        following(self.state(name))  # refuses before anything is written
+        self._claim(experiment)
         state = self._move(name, following)
-        if action == "start":
-            self._give_way(state)
+        if (holder := self._claim_of(experiment.tier)[0]) != name:
+            self.act(name, "pause", f"{holder} has claimed tier {experiment.tier}")
+            raise _taken(experiment.tier, holder)
         return state
 
-    def _give_way(self, state: ExperimentState) -> None:
-        """Two that start at the same moment do not see each other before: whoever is not the first then stops again."""
-        mine = self.experiment(state.name, state.version)
-        rivals = [each.experiment for each in self.running() if each.experiment.tier == mine.tier]
-        if rivals and rivals[0].name != mine.name:
-            self.act(mine.name, "pause", f"{rivals[0].name} has started on tier {mine.tier} before")
-            mine.check_alone(rivals)
+    def _claim(self, experiment: Experiment) -> None:
+        """Make the tier this experiment's own, unless another one runs on it. Raises `Conflict`.
+
+        Two that start at the same moment cannot both run: a holder that runs is seen, before or after the claim was taken from
+        it; one that was about to run sees, when it has begun, that it holds the claim no more, and pauses.
+        """
+        key, mine = f"{self.model}/claims/{experiment.tier}.json", Claim(tier=experiment.tier, experiment=experiment.name)
+        for attempt in range(ATTEMPTS):
+            holder, etag = self._claim_of(experiment.tier)
+            self._refuse_beside(experiment, holder)
+            try:
+                taken = self.store.swap(key, mine.document(), etag) if etag else self.store.create(key, mine.document())
+            except Conflict:
+                stand_back(attempt)
+                continue
+            try:
+                self._refuse_beside(experiment, holder)
+            except Conflict:
+                with suppress(Conflict):
+                    self.store.swap(key, Claim(tier=experiment.tier, experiment=holder).document(), taken)
+                raise
+            return
+        raise Conflict(f"tier {experiment.tier} is claimed by many at the same time: try again", param="tier")
+
+    def _refuse_beside(self, experiment: Experiment, holder: str) -> None:
+        if holder and holder != experiment.name and self.state(holder).status == "running":
+            raise _taken(experiment.tier, holder)
+
+    def _claim_of(self, tier: str) -> tuple[str, str]:
+        """Whose the tier is, and the claim's etag; both empty while it is nobody's."""
+        key = f"{self.model}/claims/{tier}.json"
+        try:
+            data, etag = self.store.get(key)
+        except NotFound:
+            return "", ""
+        return Claim.read(key, data).experiment, etag
 
     def _move(self, name: str, following: Callable[[ExperimentState | None], ExperimentState]) -> ExperimentState:
         key = self._state_key(name)
@@ -179,3 +220,7 @@ class Experiments:
 
     def _key(self, name: str, version: int) -> str:
         return f"{self.model}/experiments/{name}/{version:06d}.json"
+
+
+def _taken(tier: str, holder: str) -> Conflict:
+    return Conflict(f"tier {tier} is taken by the experiment {holder}: stop that one first", param="tier")

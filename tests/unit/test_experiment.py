@@ -12,7 +12,7 @@ from experiments import DECLARATION, START, experiment
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from registry.errors import Conflict, InvalidInput
+from registry.errors import InvalidInput
 from registry.experiment import MOVES, OVER, Action, Experiment, ExperimentState, Harm, transition
 
 GUIDE = Path(__file__).parents[2] / "docs" / "experiments.md"
@@ -57,13 +57,6 @@ def test_the_guides_declaration_is_valid() -> None:
     assert declared.treatments == ["cheaper"]
     assert [stage.share for stage in declared.ramp] == [1, 5, 25, 50]
     assert {guardrail.metric for guardrail in declared.guardrails} == set(get_args(Harm))
-
-
-def test_one_tier_has_one_experiment() -> None:
-    mine = experiment()
-    mine.check_alone([mine, experiment(version=2), experiment(name="other", tier="fast")])
-    with pytest.raises(Conflict, match=r"balanced is taken by .* other"):
-        mine.check_alone([experiment(name="other")])
 
 
 def test_a_stage_says_what_it_waits_for() -> None:
