@@ -5,44 +5,63 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Path, Request
-from starlette.responses import Response, StreamingResponse
+from fastapi.exceptions import RequestValidationError
+from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from registry.errors import FlexiError, NotFound
 from server import openai
-from server.api import REF, CancelView, ErrorView, GenerateResponse, ScheduleView, Steps, TiersView, TierView
+from server.api import REF, CancelView, GenerateResponse, ScheduleView, Steps, TiersView, TierView
+from server.documents import COMMON, WITH_IMAGES, errors
 from server.errors import ClientGone, NotReady, problem
 from server.house import House
 from server.keys import Key
 from server.running import disconnected, while_wanted
 from server.schedules import InForce
 
-app = FastAPI(title="Flexiffusion Serve", openapi_url=None, responses={"default": {"model": ErrorView}})
+app = FastAPI(
+    title="Flexiffusion Serve",
+    description="Text to image at a chosen cost: clients name a tier, operators decide which schedule it means.",
+    openapi_url=None,  # server.documents writes one for this and for BentoML's routes
+)
 
 
 @app.exception_handler(FlexiError)
-def _problem(_: Request, error: Exception) -> Response:
+async def _problem(_: Request, error: Exception) -> Response:
     assert isinstance(error, FlexiError)
     return problem(error)
 
 
-def _house(request: Request) -> House:
+@app.exception_handler(RequestValidationError)
+async def _refused(_: Request, error: Exception) -> Response:
+    """As FastAPI does it, but without what was sent: no JSON can repeat an infinity."""
+    assert isinstance(error, RequestValidationError)
+    return JSONResponse({"detail": [{key: fault[key] for key in ("type", "loc", "msg")} for fault in error.errors()]}, 422)
+
+
+async def _house(request: Request) -> House:
     house: House | None = getattr(request.app.state, "house", None)
     if house is None:
         raise NotReady("the model is loading")
     return house
 
 
-def _key(request: Request) -> Key:
+async def _key(request: Request) -> Key:
     key: Key = request.state.key
     return key
 
 
+EVENTS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The images; with `stream` true, events as they come",
+        "content": {"text/event-stream": {"schema": openai.EVENT}},
+    }
+}
 Open = Annotated[House, Depends(_house)]
 Caller = Annotated[Key, Depends(_key)]
 
 
-@app.get("/v1/tiers")
-def tiers(house: Open) -> TiersView:
+@app.get("/v1/tiers", responses=errors(*COMMON))
+async def tiers(house: Open) -> TiersView:
     """What each tier means now."""
     entries = house.schedules.tiers()
     return TiersView(
@@ -52,36 +71,36 @@ def tiers(house: Open) -> TiersView:
     )
 
 
-@app.get("/v1/schedules/{ref}")
+@app.get("/v1/schedules/{ref}", responses=errors(400, 403, 404, *COMMON))
 async def schedule(ref: Annotated[str, Path(pattern=REF)], house: Open) -> ScheduleView:
     """A schedule by version number, digest, or a digest's beginning."""
     entry = await house.schedules.find(ref)
     return ScheduleView(digest=entry.digest, version=entry.version, schedule=entry.schedule)
 
 
-@app.delete("/v1/requests/{request_id}")
-def cancel(request_id: Annotated[str, Path(max_length=64)], house: Open, key: Caller) -> CancelView:
+@app.delete("/v1/requests/{request_id}", responses=errors(400, 404, *COMMON))
+async def cancel(request_id: Annotated[str, Path(min_length=1, max_length=64)], house: Open, key: Caller) -> CancelView:
     """Cancel the running requests with this X-Request-Id that came with the same API key; their rows are given up at once."""
     if cancelled := house.generation.running.cancel(key.name, request_id):
         return CancelView(cancelled=cancelled)
     raise NotFound("no such request is running", param="request_id")
 
 
-@app.get("/v1/models")
-def models(house: Open) -> openai.ModelsView:
+@app.get("/v1/models", responses=errors(*COMMON))
+async def models(house: Open) -> openai.ModelsView:
     """The model, as OpenAI's clients list it."""
     return openai.ModelsView(data=[openai.ModelView(id=house.model.ref.name, created=house.opened)])
 
 
-@app.get("/v1/models/{model}")
-def model(model: Annotated[str, Path(max_length=64)], house: Open) -> openai.ModelView:
+@app.get("/v1/models/{model}", responses=errors(400, 404, *COMMON))
+async def model(model: Annotated[str, Path(min_length=1, max_length=64)], house: Open) -> openai.ModelView:
     """The model, by its name."""
     if model != house.model.ref.name:
         raise NotFound(f"this server has {house.model.ref.name}", param="model")
     return openai.ModelView(id=model, created=house.opened)
 
 
-@app.post("/v1/images/generations", response_model=openai.ImagesAnswer)
+@app.post("/v1/images/generations", response_model=openai.ImagesAnswer, responses=EVENTS | errors(*COMMON, *WITH_IMAGES))
 async def images(body: openai.ImagesRequest, request: Request, house: Open, key: Caller) -> Response | openai.ImagesAnswer:
     """OpenAI's images API: whole, or as a stream of server-sent events."""
     state, generation, size = request.state, house.generation, house.size

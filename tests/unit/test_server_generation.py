@@ -209,7 +209,7 @@ def test_what_is_refused_is_paid_back(generation, renderer, monkeypatch):
         {"seed": True},
         {"guidance_scale": float("nan")},
         {"guidance_scale": 0.99},
-        {"num_images": 1.0},
+        {"num_images": 1.5},
         {"unknown": 1},
     ],
 )
