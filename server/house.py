@@ -73,7 +73,7 @@ async def open_house(settings: Settings) -> House:
     dispatcher = Dispatcher(model, admission, settings.max_wave_rows, cache)
     dispatcher.start()
     planner = Planner(schedules, model.macs, dispatcher.forecast, settings, guides=model.prompts.guides)
-    generation = Generation(planner, dispatcher, Quotas())
+    generation = Generation(planner, dispatcher, Quotas(), settings.commit)
     return House(model, schedules, dispatcher, generation, settings, asyncio.create_task(watch.follow(settings.watch_seconds)))
 
 

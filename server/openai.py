@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
@@ -15,6 +14,7 @@ from server.api import AUTO, CLIENTS, GIVEN, MAX_DEADLINE, MAX_SEED, REF, WHOLE,
 from server.errors import fault
 from server.generation import Finished, Partial, response
 from server.plan import Plan
+from server.sse import event
 
 Quality = Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"]
 TIERS: dict[Quality, str] = {
@@ -162,7 +162,7 @@ def answer(made: GenerateResponse, size: str) -> ImagesAnswer:
 
 async def events(
     plan: Plan, first: Partial | Finished, rest: AsyncGenerator[Partial | Finished], size: str
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes]:
     """Server-sent events: `image_generation.partial_image`, `image_generation.completed` for each image, or an error.
 
     The last image's event holds what the whole request took.
@@ -171,18 +171,18 @@ async def events(
     about: dict[str, Any] = Served(quality=_quality(plan.entry.tier), size=size).model_dump()
     try:
         async with aclosing(rest):
-            async for event in _chain(first, rest):
-                body = {**about, "created_at": int(time.time()), "b64_json": event.png, "image_index": event.image}
-                if isinstance(event, Partial):
-                    yield _event("image_generation.partial_image", body | {"partial_image_index": event.index})
+            async for made in _chain(first, rest):
+                body = {**about, "created_at": int(time.time()), "b64_json": made.png, "image_index": made.image}
+                if isinstance(made, Partial):
+                    yield event("image_generation.partial_image", body | {"partial_image_index": made.index})
                     continue
-                finished.append(event)
-                body |= {"seed": plan.seed + event.image, "macs": event.picture.macs, "usage": NO_TOKENS}
+                finished.append(made)
+                body |= {"seed": plan.seed + made.image, "macs": made.picture.macs, "usage": NO_TOKENS}
                 if len(finished) == len(plan.orders):
                     body |= {"request": _summary(plan, finished)}
-                yield _event("image_generation.completed", body)
+                yield event("image_generation.completed", body)
     except FlexiError as error:
-        yield _event("error", {"error": fault(error) | {"request_id": plan.request_id}})
+        yield event("error", {"error": fault(error) | {"request_id": plan.request_id}})
 
 
 NO_TOKENS = {  # the official client's type wants them; a diffusion model has none
@@ -195,8 +195,8 @@ NO_TOKENS = {  # the official client's type wants them; a diffusion model has no
 
 async def _chain(first: Partial | Finished, rest: AsyncIterator[Partial | Finished]) -> AsyncIterator[Partial | Finished]:
     yield first
-    async for event in rest:
-        yield event
+    async for made in rest:
+        yield made
 
 
 def _summary(plan: Plan, finished: Sequence[Finished]) -> dict[str, Any]:
@@ -207,7 +207,3 @@ def _summary(plan: Plan, finished: Sequence[Finished]) -> dict[str, Any]:
 
 def _quality(tier: str | None) -> Quality:
     return QUALITIES.get(tier or "", "auto")
-
-
-def _event(name: str, body: dict[str, Any]) -> bytes:
-    return f"event: {name}\ndata: {json.dumps({'type': name} | body)}\n\n".encode()

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import bentoml
 from pydantic import Field
+from starlette.responses import RedirectResponse
 
 from registry.errors import FlexiError, InvalidInput
 from server import bind, config, documents, metrics, v1
@@ -119,3 +120,10 @@ async def docs() -> dict[str, Any]:
     if house := getattr(v1.app.state, "house", None):
         narrowed |= {"model": {"const": house.model.ref.name}, "size": {"enum": ["auto", house.size]}}
     return documents.document(v1.app, Generate, narrowed, needs_key=keys is not None)
+
+
+@v1.app.head("/", include_in_schema=False)
+@v1.app.get("/", include_in_schema=False)
+async def index() -> RedirectResponse:
+    """Instead of BentoML's page, which loads scripts from elsewhere."""
+    return RedirectResponse("/docs.json")

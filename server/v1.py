@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Path, Request
 from fastapi.exceptions import RequestValidationError
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 
 from registry.errors import FlexiError, NotFound
 from server import openai
@@ -17,6 +17,7 @@ from server.house import House
 from server.keys import Key
 from server.running import disconnected, while_wanted
 from server.schedules import InForce
+from server.sse import EventStream
 
 app = FastAPI(
     title="Flexiffusion Serve",
@@ -113,7 +114,7 @@ async def images(body: openai.ImagesRequest, request: Request, house: Open, key:
     stream = generation.stream(plan, body.partial_images or 0)
     gone = ClientGone("the client closed the connection")
     first = await while_wanted(anext(stream), [(disconnected(request), gone)], plan.limit)  # so that a refusal has its status
-    return StreamingResponse(openai.events(plan, first, stream, size), media_type="text/event-stream")
+    return EventStream(openai.events(plan, first, stream, size))
 
 
 def about(made: GenerateResponse) -> dict[str, Any]:
