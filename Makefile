@@ -8,7 +8,7 @@ export BENTOML_DO_NOT_TRACK := true
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo test lint format serve search load peers soak lock image clean
+.PHONY: help demo test fuzz lint format serve search load peers soak lock image clean
 
 help: ## print this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -26,6 +26,9 @@ search: $(VENV)/.runtime ## a longer search than the demo's, into .flexi/runs/em
 
 test: $(VENV)/.dev ## the whole test suite (minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+fuzz: $(VENV)/.dev ## schemathesis against a real service: every answer is declared, no 5xx; EXAMPLES=200 a route
+	FUZZ="--max-examples $(or $(EXAMPLES),200)" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s --timeout 7200 tests/e2e/test_fuzz.py
 
 lint: $(VENV)/.dev ## formatting, style, types, import layers, Dockerfile
 	$(BIN)/ruff format --check .

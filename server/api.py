@@ -4,19 +4,37 @@ from __future__ import annotations
 
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
 from registry.schedule import Fidelity, Schedule
 
 MAX_SEED = 2**63 - 1
+MAX_DEADLINE = 24 * 3600 * 1000  # milliseconds
 AUTO = "auto"  # the tier that the server chooses itself
 REF = r"^([0-9]{1,7}|[0-9a-f]{8,64})$"  # never a tier's name: those mean something else tomorrow
+CLIENTS = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, hide_input_in_errors=True)
+GIVEN: dict[str, JsonValue] = {"not": {"type": "null"}}
+
+
+def _as_integer(value: object) -> object:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+WHOLE = BeforeValidator(_as_integer)  # 2.0 is the integer 2 to JSON Schema, and so to some clients
+
+
+def together(**fields: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    """JSON Schema for objects that have all of these fields, and each fits its schema."""
+    return {"required": list(fields), "properties": dict(fields)}
+
+
+REFUSED = together(tier=GIVEN, schedule=GIVEN)  # what `_fits_together` refuses; BentoML's own document could not hold it
 
 
 class GenerateRequest(BaseModel):
     """One prompt, one or several images. Give a `tier` or a `schedule`, or neither for the default tier."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, hide_input_in_errors=True)
+    model_config = CLIENTS
 
     prompt: Annotated[str, Field(min_length=1, max_length=1000, description="What to draw.")]
     negative_prompt: Annotated[
@@ -37,16 +55,18 @@ class GenerateRequest(BaseModel):
             description="A version number, a digest, or a digest's first 8 hex digits or more.",
         ),
     ] = None
-    seed: Annotated[int | None, Field(ge=0, le=MAX_SEED, description="Image i uses seed + i. Drawn at random if absent.")] = (
-        None
-    )
-    num_images: Annotated[int, Field(ge=1, description="How many images.")] = 1
+    seed: Annotated[
+        int | None, Field(ge=0, le=MAX_SEED, description="Image i uses seed + i. Drawn at random if absent."), WHOLE
+    ] = None
+    num_images: Annotated[int, Field(ge=1, description="How many images."), WHOLE] = 1
     guidance_scale: Annotated[
         float | None,
         Field(ge=1, le=20, description="How strongly the prompt pulls; 1 switches guidance off and halves the cost."),
     ] = None
     unit: Annotated[str | None, Field(min_length=1, max_length=128, description="User or session, for experiments.")] = None
-    deadline_ms: Annotated[int | None, Field(ge=1, description="Give up after so many milliseconds, with status 504.")] = None
+    deadline_ms: Annotated[
+        int | None, Field(ge=1, le=MAX_DEADLINE, description="Give up after so many milliseconds, with status 504."), WHOLE
+    ] = None
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

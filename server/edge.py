@@ -20,14 +20,13 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from registry.errors import FlexiError
-from server import metrics
+from server import body, metrics
 from server.drain import Drain
-from server.errors import BodyTooLarge, ClientGone, Unauthorized, UnsupportedMediaType, problem
+from server.errors import ClientGone, Unauthorized, problem
 from server.keys import ANONYMOUS, Key, Keys
 
 log = logging.getLogger(__name__)
 
-MAX_BODY = 64 * 1024  # bytes; the longest valid request is a tenth of it
 RETRY_AFTER = "5"  # seconds, for a 429 or 503 that does not say it itself
 PROBES = {"/livez", "/readyz", "/healthz", "/metrics"}  # asked every few seconds, also by those who have no key: no log lines
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -81,8 +80,7 @@ class Edge:
         scope["state"]["key"] = key
         scope["state"]["log"]["key"] = key.name
         if scope["method"] == "POST":
-            _refuse_other_types(headers)
-            receive = await _read_body(receive)
+            receive = await body.checked(receive, headers)
         await self._app(scope, receive, send)
 
     def _identify(self, headers: Headers) -> Key:
@@ -125,25 +123,25 @@ class Answer:
     async def _send_error(self) -> None:
         self.status, error = shaped(self.status, self._body)
         self.code = error["code"]
-        body = json.dumps({"error": error | {"request_id": self._request_id}}).encode()
+        content = json.dumps({"error": error | {"request_id": self._request_id}}).encode()
         headers = MutableHeaders(raw=self._start["headers"])
-        headers["Content-Type"], headers["Content-Length"] = "application/json", str(len(body))
+        headers["Content-Type"], headers["Content-Length"] = "application/json", str(len(content))
         if self.status in (429, 503):
             headers.setdefault("Retry-After", RETRY_AFTER)
         await self._send({**self._start, "status": self.status})
-        await self._send({"type": "http.response.body", "body": body})
+        await self._send({"type": "http.response.body", "body": content})
 
 
-def shaped(status: int, body: bytes) -> tuple[int, dict[str, Any]]:
+def shaped(status: int, content: bytes) -> tuple[int, dict[str, Any]]:
     """(status, error object without request id) for anybody's error body."""
     try:
-        content = json.loads(body)
+        said = json.loads(content)
     except ValueError:
-        content = None
-    if isinstance(content, dict) and isinstance(content.get("error"), dict) and "code" in content["error"]:
-        return status, content["error"]
-    if isinstance(content, dict) and isinstance(content.get("detail"), list) and content["detail"]:
-        return 400, _validation(content["detail"][0])
+        said = None
+    if isinstance(said, dict) and isinstance(said.get("error"), dict) and "code" in said["error"]:
+        return status, said["error"]
+    if isinstance(said, dict) and isinstance(said.get("detail"), list) and said["detail"]:
+        return 400, _validation(said["detail"][0])
     phrase = HTTPStatus(status).phrase
     code = "not_ready" if status == 503 else "internal_error" if status >= 500 else phrase.lower().replace(" ", "_")
     return status, {"code": code, "message": phrase, "param": None}
@@ -161,31 +159,3 @@ def _validation(fault: dict[str, Any]) -> dict[str, Any]:
         place.append(field)
     param = ".".join(place) or None
     return {"code": "invalid_input", "message": f"{param}: {text}" if param else text, "param": param}
-
-
-def _refuse_other_types(headers: Headers) -> None:
-    """JSON only. BentoML would read forms and its own binary formats too, none of which this API documents."""
-    media_type = headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-    if media_type != "application/json":
-        raise UnsupportedMediaType(f"the body must be application/json, got {media_type[:64]!r}", param="Content-Type")
-
-
-async def _read_body(receive: Receive) -> Receive:
-    """Read the whole body, within the limit, and return a `receive` that gives it again."""
-    body = bytearray()
-    while True:
-        message = await receive()
-        if message["type"] != "http.request":
-            break  # the client left in the middle
-        body += message.get("body", b"")
-        if len(body) > MAX_BODY:
-            raise BodyTooLarge(f"the body is longer than {MAX_BODY} bytes", param="body")
-        if not message.get("more_body", False):
-            message = {"type": "http.request", "body": bytes(body), "more_body": False}
-            break
-    first: list[Message] = [message]
-
-    async def again() -> Message:
-        return first.pop() if first else await receive()
-
-    return again

@@ -6,7 +6,7 @@ import math
 
 from starlette.responses import JSONResponse
 
-from registry.errors import FlexiError, Overloaded
+from registry.errors import FlexiError, InvalidInput, Overloaded
 
 
 class NotReady(FlexiError):
@@ -69,8 +69,21 @@ class BodyTooLarge(FlexiError):
     code = "body_too_large"
 
 
+class BodyTooSlow(FlexiError):
+    """The request's body is still not there."""
+
+    status = 408
+    code = "body_too_slow"
+
+
+class InvalidJson(InvalidInput):
+    """The body is not JSON as RFC 8259 has it, in UTF-8, or it is nested too deep."""
+
+    code = "invalid_json"
+
+
 class UnsupportedMediaType(FlexiError):
-    """The body is not JSON."""
+    """The body is not JSON, or is compressed."""
 
     status = 415
     code = "unsupported_media_type"

@@ -75,12 +75,16 @@ class Ended(Protocol):
 class Generation:
     """Plan, pay, queue, wait, answer, tell."""
 
-    def __init__(self, planner: Planner, renderer: Renderer, quotas: Quotas, observers: Sequence[Ended] = ()) -> None:
+    def __init__(
+        self, planner: Planner, renderer: Renderer, quotas: Quotas, observers: Sequence[Ended] = (), commit: str = ""
+    ) -> None:
+        """`commit`: of this build; it is in every PNG, where it is known."""
         self.planner = planner
         self.running = Running()
         self._renderer = renderer
         self._quotas = quotas
         self._observers = observers
+        self._software = f"flexiffusion-serve {VERSION}" + (f" ({commit})" if commit else "")
 
     async def answer(
         self, request: GenerateRequest, request_id: str, key: Key, gone: Coroutine[Any, Any, None]
@@ -118,12 +122,12 @@ class Generation:
                     event = await while_wanted(events.get(), ends, until - monotonic(), plan.limit)
                     image = event[0]
                     if len(event) == 3:
-                        yield Partial(image, event[1], await _file(plan, orders[image], event[2]))
+                        yield Partial(image, event[1], await self._file(plan, orders[image], event[2]))
                     else:
                         picture = event[1].result()
                         left.remove(image)
                         pictures[image] = picture
-                        yield Finished(image, await _file(plan, orders[image], picture.pixels), picture)
+                        yield Finished(image, await self._file(plan, orders[image], picture.pixels), picture)
             finally:
                 for future in futures:
                     future.cancel()
@@ -134,7 +138,7 @@ class Generation:
         done.update(enumerate(pictures))
         metrics.forecast_ratio.labels(plan.label).observe((monotonic() - start) / max(plan.predicted, 1e-3))
         start = monotonic()
-        images = [await _file(plan, order, picture.pixels) for order, picture in zip(plan.orders, pictures, strict=True)]
+        images = [await self._file(plan, order, picture.pixels) for order, picture in zip(plan.orders, pictures, strict=True)]
         metrics.stage_seconds.labels("png").observe(monotonic() - start)
         return response(plan, pictures, images)
 
@@ -146,6 +150,21 @@ class Generation:
         except FlexiError:
             self._quotas.give_back(plan.key, plan.macs)
             raise
+
+    async def _file(self, plan: Plan, order: Order, pixels: Tensor) -> str:
+        """The PNG file. Compressing takes a while for large images: it runs beside the event loop."""
+        about = {
+            "prompt": order.prompt,
+            "negative_prompt": order.negative,
+            "seed": order.seed,
+            "guidance_scale": order.guidance,
+            "model": plan.entry.schedule.model.name,
+            "tier": plan.entry.tier or "",
+            "schedule": plan.entry.digest,
+            "software": self._software,
+        }
+        with tracing.span("png"):
+            return await asyncio.to_thread(png, pixels, about)
 
     @contextmanager
     def _underway(self, plan: Plan) -> Iterator[tuple[asyncio.Event, dict[int, Picture]]]:
@@ -196,19 +215,3 @@ def response(plan: Plan, pictures: Sequence[Picture], images: list[str]) -> Gene
 
 def _done(tell: Callable[[Event], None], image: int, future: Future[Picture]) -> None:
     tell((image, future))
-
-
-async def _file(plan: Plan, order: Order, pixels: Tensor) -> str:
-    """The PNG file. Compressing takes a while for large images: it runs beside the event loop."""
-    about = {
-        "prompt": order.prompt,
-        "negative_prompt": order.negative,
-        "seed": order.seed,
-        "guidance_scale": order.guidance,
-        "model": plan.entry.schedule.model.name,
-        "tier": plan.entry.tier or "",
-        "schedule": plan.entry.digest,
-        "software": f"flexiffusion-serve {VERSION}",
-    }
-    with tracing.span("png"):
-        return await asyncio.to_thread(png, pixels, about)

@@ -89,7 +89,7 @@ async def open_house(settings: Settings) -> House:
     trials = _trials(settings, opener, model, schedules)
     planner = Planner(schedules, trials.live, model.macs, dispatcher.forecast, settings, guides=model.prompts.guides)
     shadow = await asyncio.to_thread(_shadow, settings, dispatcher, schedules, trials)
-    generation = Generation(planner, dispatcher, Quotas(), [trials, shadow])
+    generation = Generation(planner, dispatcher, Quotas(), [trials, shadow], settings.commit)
     following = [asyncio.create_task(each.follow(settings.watch_seconds)) for each in (watch, trials)]
     return House(model, schedules, dispatcher, generation, settings, trials, shadow, following)
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from registry.errors import FlexiError, InvalidInput
-from server.api import AUTO, REF, GenerateRequest, GenerateResponse
+from server.api import AUTO, CLIENTS, GIVEN, MAX_DEADLINE, MAX_SEED, REF, WHOLE, GenerateRequest, GenerateResponse, together
 from server.errors import fault
 from server.generation import Finished, Partial, response
 from server.plan import Plan
+from server.sse import event
 
 Quality = Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"]
 TIERS: dict[Quality, str] = {
@@ -29,16 +29,32 @@ TIERS: dict[Quality, str] = {
 }
 QUALITIES: dict[str, Quality] = {"draft": "low", "fast": "low", "balanced": "medium", "best": "high", "reference": "max"}
 MAX_PREVIEWS = 3
+PREFERRED: dict[str, JsonValue] = {"enum": [quality for quality in TIERS if quality != "auto"]}
+PREVIEWED: dict[str, JsonValue] = {"partial_images": {"type": "integer", "minimum": 1}, "stream": {"not": {"const": True}}}
+REFUSED: list[JsonValue] = [  # what `_fits_together` refuses, as far as JSON Schema can say it
+    together(tier=GIVEN, schedule=GIVEN),
+    together(quality=PREFERRED, tier=GIVEN),
+    together(quality=PREFERRED, schedule=GIVEN),
+    {"required": ["partial_images"], "properties": PREVIEWED},
+]
+EVENT: dict[str, Any] = {  # JSON Schema of a server-sent event
+    "type": "object",
+    "properties": {
+        "event": {"enum": ["image_generation.partial_image", "image_generation.completed", "error"]},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+    },
+    "required": ["event", "data"],
+}
 
 
 class ImagesRequest(BaseModel):
     """`POST /v1/images/generations`. From `seed` on, fields are this server's own: `extra_body` of the official client."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, hide_input_in_errors=True)
+    model_config = CLIENTS | ConfigDict(json_schema_extra={"not": {"anyOf": REFUSED}})
 
     prompt: Annotated[str, Field(min_length=1, max_length=1000, description="What to draw.")]
     model: Annotated[str | None, Field(max_length=64, description="The model of GET /v1/models, or nothing.")] = None
-    n: Annotated[int | None, Field(ge=1, description="How many images.")] = None
+    n: Annotated[int | None, Field(ge=1, description="How many images."), WHOLE] = None
     size: Annotated[str | None, Field(pattern=r"^(auto|[0-9]{1,5}x[0-9]{1,5})$", description="`auto`, or the model's own.")] = (
         None
     )
@@ -52,25 +68,29 @@ class ImagesRequest(BaseModel):
     moderation: Annotated[Literal["auto", "low"] | None, Field(description="Accepted; this server moderates nothing.")] = None
     stream: Annotated[bool | None, Field(description="Answer by server-sent events, each image as soon as it is done.")] = None
     partial_images: Annotated[
-        int | None, Field(ge=0, le=MAX_PREVIEWS, description="Previews of each image on the way; needs `stream`.")
+        int | None, Field(ge=0, le=MAX_PREVIEWS, description="Previews of each image on the way; needs `stream`."), WHOLE
     ] = None
     user: Annotated[str | None, Field(min_length=1, max_length=128, description="User or session, for experiments.")] = None
-    seed: Annotated[int | None, Field(ge=0, le=2**63 - 1, description="Image i uses seed + i.")] = None
+    seed: Annotated[int | None, Field(ge=0, le=MAX_SEED, description="Image i uses seed + i."), WHOLE] = None
     tier: Annotated[str | None, Field(min_length=1, max_length=64, description="A tier by name, instead of `quality`.")] = None
     schedule: Annotated[str | None, Field(pattern=REF, description="A version number or a digest, instead of both.")] = None
     negative_prompt: Annotated[str, Field(max_length=1000, description="What to keep away from.")] = ""
     guidance_scale: Annotated[float | None, Field(ge=1, le=20, description="How strongly the prompt pulls.")] = None
-    deadline_ms: Annotated[int | None, Field(ge=1, description="Give up after so many milliseconds, with status 504.")] = None
+    deadline_ms: Annotated[
+        int | None, Field(ge=1, le=MAX_DEADLINE, description="Give up after so many milliseconds, with status 504."), WHOLE
+    ] = None
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        chosen = [name for name in ("quality", "tier", "schedule") if getattr(self, name) not in (None, "auto")]
+        chosen = [name for name in ("quality", "tier", "schedule") if getattr(self, name) is not None]
+        if self.quality == "auto":  # which some clients always say
+            chosen.remove("quality")
         if len(chosen) > 1:
             raise ValueError(f"{chosen[1]}: give one of quality, tier and schedule")
         if self.partial_images and not self.stream:
             raise ValueError("partial_images: only with stream true")
-        if self.seed is not None and self.seed + (self.n or 1) - 1 > 2**63 - 1:
-            raise ValueError(f"seed: the last image's seed, seed + n - 1, must be at most {2**63 - 1}")
+        if self.seed is not None and self.seed + (self.n or 1) - 1 > MAX_SEED:
+            raise ValueError(f"seed: the last image's seed, seed + n - 1, must be at most {MAX_SEED}")
         return self
 
     def generate_request(self, model: str, size: str, max_images: int) -> GenerateRequest:
@@ -81,7 +101,7 @@ class ImagesRequest(BaseModel):
             raise InvalidInput(f"size: this model makes {size} only", param="size")
         if (self.n or 1) > max_images:
             raise InvalidInput(f"n: the limit is {max_images}", param="n")
-        tier = self.tier or (None if self.schedule else TIERS[self.quality or "auto"])
+        tier = None if self.schedule else self.tier or TIERS[self.quality or "auto"]
         return GenerateRequest(
             prompt=self.prompt,
             negative_prompt=self.negative_prompt,
@@ -142,7 +162,7 @@ def answer(made: GenerateResponse, size: str) -> ImagesAnswer:
 
 async def events(
     plan: Plan, first: Partial | Finished, rest: AsyncGenerator[Partial | Finished], size: str
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes]:
     """Server-sent events: `image_generation.partial_image`, `image_generation.completed` for each image, or an error.
 
     The last image's event holds what the whole request took.
@@ -151,18 +171,18 @@ async def events(
     about: dict[str, Any] = Served(quality=_quality(plan.entry.tier), size=size).model_dump()
     try:
         async with aclosing(rest):
-            async for event in _chain(first, rest):
-                body = {**about, "created_at": int(time.time()), "b64_json": event.png, "image_index": event.image}
-                if isinstance(event, Partial):
-                    yield _event("image_generation.partial_image", body | {"partial_image_index": event.index})
+            async for made in _chain(first, rest):
+                body = {**about, "created_at": int(time.time()), "b64_json": made.png, "image_index": made.image}
+                if isinstance(made, Partial):
+                    yield event("image_generation.partial_image", body | {"partial_image_index": made.index})
                     continue
-                finished.append(event)
-                body |= {"seed": plan.seed + event.image, "macs": event.picture.macs, "usage": NO_TOKENS}
+                finished.append(made)
+                body |= {"seed": plan.seed + made.image, "macs": made.picture.macs, "usage": NO_TOKENS}
                 if len(finished) == len(plan.orders):
                     body |= {"request": _summary(plan, finished)}
-                yield _event("image_generation.completed", body)
+                yield event("image_generation.completed", body)
     except FlexiError as error:
-        yield _event("error", {"error": fault(error) | {"request_id": plan.request_id}})
+        yield event("error", {"error": fault(error) | {"request_id": plan.request_id}})
 
 
 NO_TOKENS = {  # the official client's type wants them; a diffusion model has none
@@ -175,8 +195,8 @@ NO_TOKENS = {  # the official client's type wants them; a diffusion model has no
 
 async def _chain(first: Partial | Finished, rest: AsyncIterator[Partial | Finished]) -> AsyncIterator[Partial | Finished]:
     yield first
-    async for event in rest:
-        yield event
+    async for made in rest:
+        yield made
 
 
 def _summary(plan: Plan, finished: Sequence[Finished]) -> dict[str, Any]:
@@ -187,7 +207,3 @@ def _summary(plan: Plan, finished: Sequence[Finished]) -> dict[str, Any]:
 
 def _quality(tier: str | None) -> Quality:
     return QUALITIES.get(tier or "", "auto")
-
-
-def _event(name: str, body: dict[str, Any]) -> bytes:
-    return f"event: {name}\ndata: {json.dumps({'type': name} | body)}\n\n".encode()

@@ -8,11 +8,11 @@ from typing import Annotated, Any
 
 import bentoml
 from pydantic import Field
-from starlette.responses import JSONResponse
+from starlette.responses import RedirectResponse
 
 from registry.errors import FlexiError, InvalidInput
-from server import VERSION, bind, config, metrics, tracing, v1
-from server.api import GenerateRequest, GenerateResponse
+from server import bind, config, documents, metrics, tracing, v1
+from server.api import WHOLE, GenerateRequest, GenerateResponse
 from server.drain import Drain
 from server.edge import Edge
 from server.errors import NotReady, problem
@@ -24,11 +24,6 @@ from server.running import disconnected
 log = logging.getLogger(__name__)
 
 LEAVE_SECONDS = 5.0  # for answers that are on their way when the engine is lost
-SECURITY = {
-    "bearer": {"type": "http", "scheme": "bearer"},
-    "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
-}
-ERROR = {"$ref": "#/components/schemas/ErrorView"}
 
 try:
     settings = config.load()
@@ -44,7 +39,7 @@ drain = Drain()
 class Generate(GenerateRequest):
     """The request, with the bound that is this server's own."""
 
-    num_images: Annotated[int, Field(ge=1, le=settings.max_images, description="How many images.")] = 1
+    num_images: Annotated[int, Field(ge=1, le=settings.max_images, description="How many images."), WHOLE] = 1
 
 
 @bentoml.service(
@@ -121,17 +116,18 @@ service.add_asgi_middleware(tracing.Traced)
 service.add_asgi_middleware(Edge, drain=drain, keys=keys)
 
 
-@v1.app.get("/docs.json", include_in_schema=False)
-def documents() -> JSONResponse:
-    """BentoML's OpenAPI document, told that errors look like ours: this route comes before BentoML's own."""
-    spec = service.openapi_spec.asdict()
-    spec["info"] = {"title": v1.app.title, "version": VERSION, "description": service.inner.__doc__}
-    for theirs in ("InvalidArgument", "NotFound", "InternalServerError"):
-        spec["components"]["schemas"][theirs] = ERROR
-    spec["paths"]["/generate"]["post"]["responses"]["default"] = {
-        "description": "Any other error; 429 and 503 say when to come back",
-        "content": {"application/json": {"schema": ERROR}},
-    }
-    if keys:
-        spec["components"]["securitySchemes"], spec["security"] = SECURITY, [{name: []} for name in SECURITY]
-    return JSONResponse(spec)
+@v1.app.head("/docs.json", include_in_schema=False)
+@v1.app.get("/docs.json", summary="This document", responses=documents.errors(*documents.COMMON))
+async def docs() -> dict[str, Any]:
+    """The OpenAPI document, instead of BentoML's own: this route comes before it."""
+    narrowed: dict[str, dict[str, Any]] = {"n": {"maximum": settings.max_images}}
+    if house := getattr(v1.app.state, "house", None):
+        narrowed |= {"model": {"const": house.model.ref.name}, "size": {"enum": ["auto", house.size]}}
+    return documents.document(v1.app, Generate, narrowed, needs_key=keys is not None)
+
+
+@v1.app.head("/", include_in_schema=False)
+@v1.app.get("/", include_in_schema=False)
+async def index() -> RedirectResponse:
+    """Instead of BentoML's page, which loads scripts from elsewhere."""
+    return RedirectResponse("/docs.json")

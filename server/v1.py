@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Path, Request
+from fastapi.exceptions import RequestValidationError
 from prometheus_client import CONTENT_TYPE_LATEST
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 
 from registry.errors import FlexiError, NotFound
 from server import metrics, openai
@@ -15,7 +16,6 @@ from server.api import (
     Accepted,
     ArmView,
     CancelView,
-    ErrorView,
     ExperimentsView,
     ExperimentView,
     Feedback,
@@ -25,34 +25,53 @@ from server.api import (
     TiersView,
     TierView,
 )
+from server.documents import COMMON, WITH_IMAGES, errors
 from server.errors import ClientGone, NotReady, problem
 from server.experiments.live import Running
 from server.house import House
 from server.keys import Key
 from server.running import disconnected, while_wanted
 from server.schedules import InForce
+from server.sse import EventStream
 
-app = FastAPI(title="Flexiffusion Serve", openapi_url=None, responses={"default": {"model": ErrorView}})
+app = FastAPI(
+    title="Flexiffusion Serve",
+    description="Text to image at a chosen cost: clients name a tier, operators decide which schedule it means.",
+    openapi_url=None,  # server.documents writes one for this and for BentoML's routes
+)
 
 
 @app.exception_handler(FlexiError)
-def _problem(_: Request, error: Exception) -> Response:
+async def _problem(_: Request, error: Exception) -> Response:
     assert isinstance(error, FlexiError)
     return problem(error)
 
 
-def _house(request: Request) -> House:
+@app.exception_handler(RequestValidationError)
+async def _refused(_: Request, error: Exception) -> Response:
+    """As FastAPI does it, but without what was sent: no JSON can repeat an infinity."""
+    assert isinstance(error, RequestValidationError)
+    return JSONResponse({"detail": [{key: fault[key] for key in ("type", "loc", "msg")} for fault in error.errors()]}, 422)
+
+
+async def _house(request: Request) -> House:
     house: House | None = getattr(request.app.state, "house", None)
     if house is None:
         raise NotReady("the model is loading")
     return house
 
 
-def _key(request: Request) -> Key:
+async def _key(request: Request) -> Key:
     key: Key = request.state.key
     return key
 
 
+EVENTS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The images; with `stream` true, events as they come",
+        "content": {"text/event-stream": {"schema": openai.EVENT}},
+    }
+}
 Open = Annotated[House, Depends(_house)]
 Caller = Annotated[Key, Depends(_key)]
 
@@ -63,8 +82,8 @@ def metrics_page() -> Response:
     return Response(metrics.page(), media_type=CONTENT_TYPE_LATEST)
 
 
-@app.get("/v1/tiers")
-def tiers(house: Open) -> TiersView:
+@app.get("/v1/tiers", responses=errors(*COMMON))
+async def tiers(house: Open) -> TiersView:
     """What each tier means now."""
     entries = house.schedules.tiers()
     return TiersView(
@@ -74,49 +93,49 @@ def tiers(house: Open) -> TiersView:
     )
 
 
-@app.get("/v1/schedules/{ref}")
+@app.get("/v1/schedules/{ref}", responses=errors(400, 403, 404, *COMMON))
 async def schedule(ref: Annotated[str, Path(pattern=REF)], house: Open) -> ScheduleView:
     """A schedule by version number, digest, or a digest's beginning."""
     entry = await house.schedules.find(ref)
     return ScheduleView(digest=entry.digest, version=entry.version, schedule=entry.schedule)
 
 
-@app.delete("/v1/requests/{request_id}")
-def cancel(request_id: Annotated[str, Path(max_length=64)], house: Open, key: Caller) -> CancelView:
+@app.delete("/v1/requests/{request_id}", responses=errors(400, 404, *COMMON))
+async def cancel(request_id: Annotated[str, Path(min_length=1, max_length=64)], house: Open, key: Caller) -> CancelView:
     """Cancel the running requests with this X-Request-Id that came with the same API key; their rows are given up at once."""
     if cancelled := house.generation.running.cancel(key.name, request_id):
         return CancelView(cancelled=cancelled)
     raise NotFound("no such request is running", param="request_id")
 
 
-@app.post("/v1/feedback", status_code=202)
-def feedback(body: Feedback, house: Open) -> Accepted:
+@app.post("/v1/feedback", status_code=202, responses=errors(*COMMON, 400, 413, 415))
+async def feedback(body: Feedback, house: Open) -> Accepted:
     """Rate a finished request, for the experiment it took part in. Kept whether or not the request is known here."""
     house.trials.rate(body.request_id, body.rating)
     return Accepted()
 
 
-@app.get("/v1/experiments")
-def experiments(house: Open) -> ExperimentsView:
+@app.get("/v1/experiments", responses=errors(*COMMON))
+async def experiments(house: Open) -> ExperimentsView:
     """The experiments that split traffic now."""
     return ExperimentsView(experiments=[_experiment_view(running) for running in house.trials.live.running()])
 
 
-@app.get("/v1/models")
-def models(house: Open) -> openai.ModelsView:
+@app.get("/v1/models", responses=errors(*COMMON))
+async def models(house: Open) -> openai.ModelsView:
     """The model, as OpenAI's clients list it."""
     return openai.ModelsView(data=[openai.ModelView(id=house.model.ref.name, created=house.opened)])
 
 
-@app.get("/v1/models/{model}")
-def model(model: Annotated[str, Path(max_length=64)], house: Open) -> openai.ModelView:
+@app.get("/v1/models/{model}", responses=errors(400, 404, *COMMON))
+async def model(model: Annotated[str, Path(min_length=1, max_length=64)], house: Open) -> openai.ModelView:
     """The model, by its name."""
     if model != house.model.ref.name:
         raise NotFound(f"this server has {house.model.ref.name}", param="model")
     return openai.ModelView(id=model, created=house.opened)
 
 
-@app.post("/v1/images/generations", response_model=openai.ImagesAnswer)
+@app.post("/v1/images/generations", response_model=openai.ImagesAnswer, responses=EVENTS | errors(*COMMON, *WITH_IMAGES))
 async def images(body: openai.ImagesRequest, request: Request, house: Open, key: Caller) -> Response | openai.ImagesAnswer:
     """OpenAI's images API: whole, or as a stream of server-sent events."""
     state, generation, size = request.state, house.generation, house.size
@@ -129,7 +148,7 @@ async def images(body: openai.ImagesRequest, request: Request, house: Open, key:
     stream = generation.stream(plan, body.partial_images or 0)
     gone = ClientGone("the client closed the connection")
     first = await while_wanted(anext(stream), [(disconnected(request), gone)], plan.limit)  # so that a refusal has its status
-    return StreamingResponse(openai.events(plan, first, stream, size), media_type="text/event-stream")
+    return EventStream(openai.events(plan, first, stream, size))
 
 
 def about(made: GenerateResponse) -> dict[str, Any]:

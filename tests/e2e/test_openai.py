@@ -47,6 +47,26 @@ def test_quality_chooses_the_tier(server, api, quality, tier):
     assert made._request_id == made.request_id
 
 
+def test_auto_keeps_the_deadline_by_choosing_the_tier(server, client, api):
+    """An empty server, so that the best tier is in time for a generous deadline, and none for one of a millisecond."""
+    settled(client)
+    made = api.images.generate(prompt=PROMPT, extra_body={"tier": "auto", "deadline_ms": 200_000})
+    assert made.tier == "best"
+    assert 0 < made.predicted_ms < 200_000
+    assert api.images.generate(prompt=PROMPT, extra_body={"tier": "auto"}).tier == "balanced"
+    cheapest = min(client.get("/v1/tiers").json()["tiers"], key=lambda tier: tier["relative_cost"])["tier"]
+    before = ended(client, "deadline", cheapest)
+    with pytest.raises(openai.InternalServerError):
+        api.images.generate(prompt=PROMPT, extra_body={"tier": "auto", "deadline_ms": 1})
+    assert ended(client, "deadline", cheapest) == before + 1
+
+
+def ended(client, outcome, tier) -> float:
+    lines = client.get("/metrics").text.splitlines()
+    wanted = f'flexi_request_seconds_count{{arm="none",outcome="{outcome}",tier="{tier}"}}'
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(wanted))
+
+
 def test_it_answers_what_generate_answers(client, api):
     fields = {"tier": "fast", "seed": 11, "negative_prompt": "blue", "guidance_scale": 2.0}
     made = api.images.generate(prompt=PROMPT, n=2, user="anna", size="64x64", extra_body=fields).model_dump()

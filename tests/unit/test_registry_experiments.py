@@ -18,8 +18,8 @@ def declared(name: str = "a", version: int = 1, **fields) -> Experiment:
     arms = (Arm(name="control", digest="0" * 64, weight=1), Arm(name="cheap", digest="1" * 64, weight=1))
     return Experiment(
         **{
-            "name": name, "version": version, "hypothesis": "h", "tier": "draft", "arms": arms, "control": "control", "salt": "s",
-            "ramp": (Stage(share=1), Stage(share=50)), "primary": Primary(metric="macs", minimal_effect=0.05),
+            "name": name, "version": version, "hypothesis": "h", "tier": "draft", "arms": arms, "control": "control",
+            "salt": "s", "ramp": (Stage(share=1), Stage(share=50)), "primary": Primary(metric="macs", minimal_effect=0.05),
             "maximum_units": 1000, "end": datetime(2099, 1, 1, tzinfo=UTC),
         } | fields
     )  # fmt: skip

@@ -12,8 +12,9 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from registry.errors import NotFound, Overloaded
+from server.body import MAX_BYTES
 from server.drain import Drain
-from server.edge import MAX_BODY, Edge, shaped
+from server.edge import Edge, shaped
 from server.errors import problem
 from server.key_file import KeyEntry, KeyFile, sha256
 from server.keys import Keys
@@ -102,7 +103,7 @@ def test_the_application_reads_the_body_again(client):
 
 
 def test_chunked_bodies_have_the_same_limit(client):
-    chunks = (b"x" * 1024 for _ in range(MAX_BODY // 1024 + 1))
+    chunks = (b"x" * 1024 for _ in range(MAX_BYTES // 1024 + 1))
     reply = client.post("/echo", content=chunks, headers={"content-type": "application/json"})
     assert (reply.status_code, reply.json()["error"]["code"]) == (413, "body_too_large")
 

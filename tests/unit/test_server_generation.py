@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from server_model import small_model
 
 from registry.errors import InvalidInput, NotFound, Overloaded
+from server import VERSION
 from server.api import GenerateRequest
 from server.errors import Cancelled, ClientGone, DeadlineExceeded
 from server.experiments.live import Live
@@ -91,6 +92,13 @@ def test_the_answer(generation, renderer):
     assert [text["seed"] for text in texts] == ["5", "6", "7"]
     assert texts[0]["prompt"] == "ein Herz ♥"
     assert texts[0]["schedule"] == response.schedule
+
+
+def test_files_name_the_build(model, renderer):
+    planner = Planner(Schedules(lambda: None, model, 4), model.macs, lambda *_: 0.25, Settings())
+    for commit, said in (("", f"flexiffusion-serve {VERSION}"), ("1a2b3c", f"flexiffusion-serve {VERSION} (1a2b3c)")):
+        (image,) = answer(Generation(planner, renderer, Quotas(), commit)).images
+        assert Image.open(io.BytesIO(base64.b64decode(image))).text["software"] == said
 
 
 def test_a_seed_is_drawn_and_told(generation, renderer):
@@ -211,7 +219,7 @@ def test_what_is_refused_is_paid_back(generation, renderer, monkeypatch):
         {"seed": True},
         {"guidance_scale": float("nan")},
         {"guidance_scale": 0.99},
-        {"num_images": 1.0},
+        {"num_images": 1.5},
         {"unknown": 1},
     ],
 )
