@@ -7,12 +7,13 @@ hand-over for every image; the price is that a wave waits while at most `BATCH` 
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import threading
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
+from functools import partial
 from time import monotonic
 
 import torch
@@ -37,7 +38,7 @@ log = logging.getLogger(__name__)
 
 FAILED_WAVES = 5  # in a row, and the engine counts as lost
 BATCH = 8  # texts encoded, or latents decoded, at once
-WAVES_IN_FLIGHT = 2  # in full waves: rows on different steps need company to fill a wave, and more only makes all later
+WAVES_IN_FLIGHT = 4  # in full waves: rows on different steps need company to fill a wave, and more only makes all later
 
 
 class Dispatcher:
@@ -48,7 +49,7 @@ class Dispatcher:
     """
 
     def __init__(self, model: Model, admission: Admission, max_wave_rows: int, cache_bytes: int | None = None) -> None:
-        """At most two full waves of rows are in flight, or as many as fit into `cache_bytes`.
+        """At most four full waves of rows are in flight, or as many as fit into `cache_bytes`.
 
         Raises `InvalidInput` when that is not even one image.
         """
@@ -60,6 +61,7 @@ class Dispatcher:
         metrics.cache_bytes.set(self._waves.slots.bytes)
         self._queue = Queue(Door(self._policy))
         self._inflight: dict[Row, Ticket] = {}
+        self._cancelled: deque[Ticket] = deque()  # by their clients, and not dropped yet
         self._failed_waves = 0  # in a row
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -85,6 +87,8 @@ class Dispatcher:
         """
         now, first = monotonic(), orders[0]
         tickets = [Ticket(order, now, macs_before(order, self._model.macs), preview, journey=journey()) for order in orders]
+        for ticket in tickets:
+            ticket.future.add_done_callback(partial(self._ended, ticket))
         macs = sum(ticket.remaining_macs for ticket in tickets)
         if not first.idle:
             self._admission.enter(first.key, macs, first.key_seconds)
@@ -136,9 +140,16 @@ class Dispatcher:
         return self._queue.is_open
 
     def _drop_cancelled(self) -> None:
-        inflight = [ticket for ticket in self._inflight.values() if ticket.future.cancelled()]
-        for ticket in (*self._queue.drop_cancelled(), *inflight):
-            self._leave(ticket, "cancelled")
+        while self._cancelled:
+            ticket = self._cancelled.popleft()
+            if not ticket.left:
+                self._queue.remove(ticket)
+                self._leave(ticket, "cancelled")
+
+    def _ended(self, ticket: Ticket, future: Future[Picture]) -> None:
+        """In whatever thread ended it."""
+        if future.cancelled():
+            self._cancelled.append(ticket)
 
     def _take_in(self) -> None:
         """Clients before idle work, which gives up its place as soon as one comes, and begins anew later."""
@@ -197,15 +208,19 @@ class Dispatcher:
 
     def _account(self, wave: Wave, start: float) -> None:
         kind, total, now = wave.need.kind, 0, monotonic()
-        seconds = now - start
+        seconds, spent, steps = now - start, Counter[tuple[str, str]](), Counter[tuple[str, str]]()
         for ticket in (self._inflight[row] for row in wave.rows):
             macs, null = ticket.ran(wave.need)
             ticket.denoised, total = now, total + macs
             self._settle(ticket, macs)
             ticket.journey.add(kind, start, now, branch=wave.need.branch, unet_rows=wave.unet_rows)
-            metrics.macs_total.labels(ticket.order.tier, ticket.order.arm, kind).inc(macs)
-            metrics.steps_total.labels(kind, ticket.order.tier).inc()
-            metrics.steps_total.labels("null", ticket.order.tier).inc(null)
+            spent[ticket.order.tier, ticket.order.arm] += macs
+            steps[kind, ticket.order.tier] += 1
+            steps["null", ticket.order.tier] += null
+        for (tier, arm), macs in spent.items():
+            metrics.macs_total.labels(tier, arm, kind).inc(macs)
+        for labels, count in steps.items():
+            metrics.steps_total.labels(*labels).inc(count)
         metrics.wave_rows.labels(kind).observe(wave.unet_rows)
         metrics.wave_seconds.labels(kind).observe(seconds)
         self._admission.measured(total, seconds)
@@ -262,6 +277,7 @@ class Dispatcher:
 
     def _leave(self, ticket: Ticket, outcome: str) -> None:
         """The one way out: the row's memory is free, no work is owed, and the image is counted."""
+        ticket.left = True
         if ticket.row is not None:
             self._waves.cancel(ticket.row)
             self._inflight.pop(ticket.row, None)
@@ -273,16 +289,6 @@ class Dispatcher:
         ticket.settled += macs
         if not ticket.order.idle:
             self._admission.done(ticket.order.key, macs)
-
-
-async def gather(futures: Sequence[Future[Picture]]) -> list[Picture]:
-    """Wait for all; one failure, or cancellation, gives up all of them."""
-    waiting = [asyncio.wrap_future(future) for future in futures]
-    try:
-        return await asyncio.gather(*waiting)
-    finally:
-        for each in waiting:
-            each.cancel()  # reaches the thread's own future; too late for a finished one, which is right
 
 
 def _slots(model: Model, wanted: int, cache_bytes: int | None) -> Slots:

@@ -16,14 +16,13 @@ from torch import Tensor
 from registry.errors import FlexiError, Overloaded
 from server import VERSION, metrics, tracing
 from server.api import GenerateRequest, GenerateResponse, Steps
-from server.dispatch import gather
 from server.errors import Cancelled, ClientGone, DeadlineExceeded, QuotaExceeded
 from server.keys import Key
 from server.order import Order, Picture, Preview
 from server.pictures import png
 from server.plan import Plan, Planner
 from server.quota import Quotas
-from server.running import Running, while_wanted
+from server.running import Running, gather, while_wanted
 
 OUTCOMES: dict[type[FlexiError], str] = {
     Cancelled: "cancelled",

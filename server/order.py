@@ -80,6 +80,7 @@ class Ticket:
     steps: Counter[str] = field(default_factory=Counter)
     row: Row | None = None
     journey: Journey = UNTRACED
+    left: bool = False  # the dispatcher is done with it
     waits: int = 0  # a policy asks, and a ticket that is not in the engine yet lets no wave go by
     future: Future[Picture] = field(default_factory=Future)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter, deque
 from collections.abc import Sequence
+from contextlib import suppress
 from time import monotonic
 
 from engine.door import Door
@@ -69,14 +70,10 @@ class Queue:
         with self._changed:
             return [self._idle.popleft()] if self._idle and not self._waiting else []
 
-    def drop_cancelled(self) -> list[Ticket]:
-        """Take out those whose futures were cancelled."""
-        with self._changed:
-            gone = [ticket for ticket in (*self._waiting, *self._idle) if ticket.future.cancelled()]
-            if gone:
-                self._waiting = deque(ticket for ticket in self._waiting if ticket not in gone)
-                self._idle = deque(ticket for ticket in self._idle if ticket not in gone)
-        return gone
+    def remove(self, ticket: Ticket) -> None:
+        """Take out one that may wait here, or not."""
+        with self._changed, suppress(ValueError):
+            (self._idle if ticket.order.idle else self._waiting).remove(ticket)
 
     def close(self) -> None:
         """Let nobody in any more."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Awaitable, Coroutine, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -73,3 +74,13 @@ async def while_wanted(
     finally:
         for each in (task, *watchers):
             each.cancel()
+
+
+async def gather(futures: Sequence[Future[T]]) -> list[T]:
+    """Wait for all; one failure, or cancellation, gives up all of them."""
+    waiting = [asyncio.wrap_future(future) for future in futures]
+    try:
+        return await asyncio.gather(*waiting)
+    finally:
+        for each in waiting:
+            each.cancel()  # reaches the thread's own future; too late for a finished one, which is right

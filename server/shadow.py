@@ -20,12 +20,12 @@ from torch import Tensor
 from engine.features import Features, frechet_distance
 from registry.errors import FlexiError
 from server import metrics
-from server.dispatch import gather
 from server.generation import Renderer
 from server.keys import Key
 from server.order import Order, Picture
 from server.plan import Plan
 from server.quota import Quotas
+from server.running import gather
 from server.schedules import InForce
 
 log = logging.getLogger(__name__)

@@ -15,9 +15,10 @@ from engine.sampler import generate
 from registry.errors import InvalidInput, Overloaded
 from registry.schedule import Schedule, Segment
 from server.admission import Admission
-from server.dispatch import Dispatcher, gather
+from server.dispatch import Dispatcher
 from server.errors import GenerationFailed, NotReady
 from server.order import Order, Ticket, macs_before
+from server.running import gather
 
 MIXED = (Segment(partial=(1,), branch=2), Segment())
 
@@ -238,9 +239,9 @@ def test_previews_are_spread_and_never_the_image_itself(model, previews, positio
 
 
 def test_rows_in_flight_are_bounded_too(model, dispatcher):
-    futures = dispatcher.submit([order(model, seed) for seed in range(8)])
+    futures = dispatcher.submit([order(model, seed) for seed in range(12)])
     dispatcher.turn()
-    assert (len(dispatcher._inflight), len(dispatcher._queue._waiting)) == (4, 4)
+    assert (len(dispatcher._inflight), len(dispatcher._queue._waiting)) == (8, 4)
     finish(dispatcher, futures)
 
 
@@ -257,12 +258,12 @@ def test_memory_bounds_what_is_in_flight(model):
 
 
 def test_a_tier_that_floods_does_not_shut_out_another(model, dispatcher):
-    flood = dispatcher.submit([replace(order(model, seed), tier="best") for seed in range(6)])
+    flood = dispatcher.submit([replace(order(model, seed), tier="best") for seed in range(14)])
     dispatcher.turn()
     (late,) = dispatcher.submit([replace(order(model, 9), tier="draft")])
     while not late.done():
         dispatcher.turn()
-    assert sum(future.done() for future in flood) <= 5, "four were in flight already, and one has the same turn as it"
+    assert sum(future.done() for future in flood) <= 9, "eight were in flight already, and one has the same turn as it"
     finish(dispatcher, flood)
 
 
@@ -327,7 +328,7 @@ def test_idle_work_makes_room_for_clients_and_ends_as_it_would_have(model, dispa
     finish(dispatcher, [alone])
     (background,) = dispatcher.submit([idle(model, 1)])
     dispatcher.turn()
-    clients = dispatcher.submit([order(model, seed) for seed in range(4)])  # all the memory there is
+    clients = dispatcher.submit([order(model, seed) for seed in range(8)])  # all the memory there is
     dispatcher.turn()
     assert {ticket.order.idle for ticket in dispatcher._inflight.values()} == {False}
     finish(dispatcher, [*clients, background])

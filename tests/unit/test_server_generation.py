@@ -95,9 +95,10 @@ def test_the_answer(generation, renderer):
 
 
 def test_files_name_the_build(model, renderer):
-    planner = Planner(Schedules(lambda: None, model, 4), model.macs, lambda *_: 0.25, Settings())
+    schedules = Schedules(lambda: None, model, 4)
+    planner = Planner(schedules, Live(lambda: None, schedules), model.macs, lambda *_: 0.25, Settings())
     for commit, said in (("", f"flexiffusion-serve {VERSION}"), ("1a2b3c", f"flexiffusion-serve {VERSION} (1a2b3c)")):
-        (image,) = answer(Generation(planner, renderer, Quotas(), commit)).images
+        (image,) = answer(Generation(planner, renderer, Quotas(), commit=commit)).images
         assert Image.open(io.BytesIO(base64.b64decode(image))).text["software"] == said
 
 
