@@ -10,6 +10,8 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ OUT = Path("demo")
 PROMPTS = ("tiger face", "hamburger", "strawberry", "penguin")
 SEED = 7
 SEARCH = ("--seed", 1, "--budget", 0, "--generations", 3, "--population", 24, "--select", 16, "--finals", 16, "--heldout", 24)
+USERS = 440  # of the experiment; the report wants 200 in each arm
 REPEATS = 3  # latency is the median of so many requests
 
 console = Console(width=None if sys.stdout.isatty() else 110)
@@ -39,7 +42,7 @@ Picture = NDArray[np.uint8]
 
 
 def main() -> None:
-    """Run the four acts and leave pictures, answers and a summary in demo/."""
+    """Run the five acts and leave pictures, answers and a summary in demo/."""
     started = time.monotonic()
     shutil.rmtree(OUT, ignore_errors=True)
     OUT.mkdir()
@@ -51,7 +54,8 @@ def main() -> None:
     shutil.copy(OUT / "run" / "pareto.png", OUT / "pareto.png")
     shutil.copy(OUT / "run" / "samples.png", OUT / "heldout-samples.png")
     say("3. Serve: one BentoML service, every tier of it in one process")
-    settings = {"FLEXI_MODEL": str(MODEL), "FLEXI_REGISTRY": str(REGISTRY)}
+    settings = {"FLEXI_MODEL": str(MODEL), "FLEXI_REGISTRY": str(REGISTRY), "FLEXI_WATCH_SECONDS": "1"}
+    settings |= {"FLEXI_SHADOW_SHARE": "0.2", "FLEXI_FEATURES": str(MODEL / "clip")}  # sampled images against the teacher's
     with serving(settings, OUT / "server.log") as address, httpx.Client(base_url=address, timeout=300) as client:
         console.print(f"ready at {address}")
         say(f'4. Generate: "{PROMPTS[0]}", seed {SEED}, by every tier')
@@ -59,6 +63,8 @@ def main() -> None:
         write_answers(answers)
         show(answers)
         show_metrics(client.get("/metrics").text)
+        say("5. Experiment: may a cheaper schedule become `fast`? Half of the users get it, and the report decides")
+        experiment(client)
     console.print(f"\n{sum(1 for _ in OUT.rglob('*.png'))} pictures and summary.json in {OUT}/: see {OUT}/tiers.png first.")
     console.print(f"Done in {(time.monotonic() - started) / 60:.1f} minutes. `make serve` keeps a service running.")
 
@@ -161,6 +167,48 @@ def show_metrics(text: str) -> None:
     for line in text.splitlines():
         if line.startswith(wanted):
             console.print(line, highlight=False, soft_wrap=True)
+
+
+def experiment(client: httpx.Client) -> None:
+    """Declare, start, serve USERS users, report, stop. Every run of the demo is a new experiment, as a declaration never changes."""
+    digests = {tier["tier"]: tier["digest"] for tier in client.get("/v1/tiers").json()["tiers"]}
+    name = f"demo-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
+    declaration = {
+        "name": name,
+        "version": 1,
+        "hypothesis": "draft's schedule in the place of fast's: at least 5 % fewer MACs, and no more errors",
+        "tier": "fast",
+        "arms": [
+            {"name": "control", "digest": digests["fast"], "weight": 1},
+            {"name": "cheaper", "digest": digests["draft"], "weight": 1},
+        ],
+        "control": "control",
+        "salt": name,
+        "ramp": [{"share": 100}],
+        "primary": {"metric": "macs", "minimal_effect": 0.05},
+        "guardrails": [{"metric": "errors", "compare": "difference", "limit": 0.05}],
+        "minimum_units": 200,
+        "maximum_units": 100_000,
+        "end": "2099-01-01T00:00:00Z",
+    }
+    file = OUT / "experiment.json"
+    file.write_text(json.dumps(declaration, indent=1) + "\n")
+    command("server.experiments", "declare", file, "--registry", REGISTRY)
+    command("server.experiments", "start", name, "--registry", REGISTRY)
+    while name not in [each["name"] for each in client.get("/v1/experiments").json()["experiments"]]:
+        time.sleep(0.2)
+    with ThreadPoolExecutor(8) as crowd:
+        arms = Counter(crowd.map(lambda user: visit(client, user), range(USERS)))
+    console.print(f"{USERS} users served: " + ", ".join(f"{count} by {arm}" for arm, count in sorted(arms.items())))
+    time.sleep(8)  # events reach the registry within some seconds, and the teacher makes the last sampled images again
+    command("server.experiments", "report", name, "--registry", REGISTRY)
+    command("server.experiments", "stop", name, "--registry", REGISTRY, "--reason", "the demo is over")
+
+
+def visit(client: httpx.Client, user: int) -> str:
+    """One user's image; which arm made it."""
+    body = {"prompt": PROMPTS[user % len(PROMPTS)], "tier": "fast", "seed": user, "unit": f"user-{user}"}
+    return str(client.post("/generate", json=body).raise_for_status().json()["arm"])
 
 
 def psnr(images: list[Picture], reference: list[Picture]) -> float | None:

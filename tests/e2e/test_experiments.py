@@ -180,14 +180,15 @@ RAILS = {
 @pytest.mark.parametrize("harm", RAILS)
 def test_an_arm_that_does_harm_is_rolled_back(lab, harm):
     """By the server itself, with the evidence in the experiment's history, the metrics and the log."""
-    rail = RAILS[harm] | {"minimum_sample": 10, "consecutive": 2}
+    rail = RAILS[harm] | {"minimum_sample": 10, "consecutive": 1}
     lab.declare(harm, harm, guardrails=[rail])
     lab.start(harm)
     experiments, i, harmed = Experiments(lab.catalog.store, "emoji64"), 0, 0.0
     end = time.monotonic() + 240
     while experiments.state(harm).status == "running":
         assert time.monotonic() < end, "the guardrail did not trip"
-        reply = lab.ask(f"u{i}")
+        reply = lab.ask(f"u{i}", num_images=2)
+        time.sleep(1.0 if harm == "ruined" else 0.0)  # the teacher's images are made in idle time
         harmed = harmed or (time.time() if reply.status_code != 200 or reply.json()["arm"] == harm else 0.0)
         i += 1
     state = experiments.state(harm)
