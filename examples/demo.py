@@ -34,7 +34,7 @@ OUT = Path("demo")
 PROMPTS = ("tiger face", "hamburger", "strawberry", "penguin")
 SEED = 7
 SEARCH = ("--seed", 1, "--budget", 0, "--generations", 3, "--population", 24, "--select", 16, "--finals", 16, "--heldout", 24)
-USERS = 440  # of the experiment; the report wants 200 in each arm
+USERS = 480  # of the experiment; the report wants 200 in each arm
 REPEATS = 3  # latency is the median of so many requests
 
 console = Console(width=None if sys.stdout.isatty() else 110)
@@ -170,7 +170,7 @@ def show_metrics(text: str) -> None:
 
 
 def experiment(client: httpx.Client) -> None:
-    """Declare, start, serve USERS users, report, stop. Every run of the demo is a new experiment, as a declaration never changes."""
+    """Declare, start, serve USERS users, report, stop. Each run is a new experiment, as a declaration never changes."""
     digests = {tier["tier"]: tier["digest"] for tier in client.get("/v1/tiers").json()["tiers"]}
     name = f"demo-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
     declaration = {
