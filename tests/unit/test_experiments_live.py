@@ -1,0 +1,199 @@
+"""What a server does with experiments: follows them, assigns requests, holds arms to guardrails, and tells the registry."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import torch
+from server_model import small_model
+
+from registry.catalog import Catalog
+from registry.errors import StoreUnavailable
+from registry.experiment import Arm, Experiment, Guardrail, Primary, Stage
+from registry.experiments import Experiments
+from registry.schedule import Schedule, Segment
+from registry.store import MemoryStore
+from server.api import GenerateRequest
+from server.experiments.assign import arm_of
+from server.experiments.live import Live
+from server.experiments.trials import Trials
+from server.keys import ANONYMOUS
+from server.order import Picture
+from server.plan import Planner
+from server.schedules import Schedules
+from server.watch import Watch
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+class Store(MemoryStore):
+    away = False
+
+    def swap(self, key, data, etag):
+        if self.away:
+            raise StoreUnavailable("away")
+        return super().swap(key, data, etag)
+
+
+class Recorder(list):
+    def record(self, stream, event):
+        self.append((stream, event))
+
+
+class Settings:
+    max_images, request_seconds, default_tier, default_guidance = 4, 60.0, "fast", 2.0
+
+
+class House:
+    def __init__(self, model):
+        self.store = Store()
+        self.catalog = Catalog(self.store, model.ref.name, author="test")
+        self.digests = {}
+        for name, segments in {"fast": 2, "cheap": 1}.items():
+            schedule = Schedule(model=model.ref, solver=model.solver("ddim", 4), segments=(Segment(),) * segments)
+            self.catalog.publish(schedule)
+            self.digests[name] = schedule.digest
+        self.catalog.promote("fast", self.digests["fast"])
+        schedules = Schedules(lambda: self.catalog, model, 4)
+        Watch(schedules, lambda: self.catalog).refresh()
+        self.experiments = Experiments(self.store, model.ref.name)
+        self.live, self.recorder, self.now = Live(lambda: self.experiments, schedules), Recorder(), NOW
+        self.trials = Trials(self.live, self.recorder, lambda: self.experiments, clock=lambda: self.now)
+        self.planner = Planner(schedules, self.live, model.macs, lambda *_: 0.0, Settings())
+
+    def start(self, name="x", **fields):
+        arms = (
+            Arm(name="control", digest=self.digests["fast"], weight=1),
+            Arm(name="cheap", digest=fields.pop("cheap", self.digests["cheap"]), weight=1),
+        )
+        experiment = Experiment(
+            **{
+                "name": name, "version": 1, "hypothesis": "h", "tier": "fast", "arms": arms, "control": "control", "salt": name,
+                "ramp": (Stage(share=100),), "primary": Primary(metric="macs", minimal_effect=0.05), "maximum_units": 1000,
+                "end": NOW + timedelta(days=1),
+            } | fields
+        )  # fmt: skip
+        self.experiments.declare(experiment)
+        self.experiments.act(name, "start")
+        self.trials.refresh()
+        return experiment
+
+    def plan(self, request_id="id", **fields):
+        return asyncio.run(self.planner.plan(GenerateRequest(prompt="a", **fields), request_id, ANONYMOUS))
+
+    def end(self, plan, outcome="ok", steps=None):
+        picture = Picture(torch.zeros(3, 8, 8), plan.macs, steps or Counter(plan.entry.schedule.counts()), 0.5, 1.0)
+        self.trials.ended(plan, outcome, 2.0, {0: picture} if outcome == "ok" else {})
+
+
+@pytest.fixture(scope="module")
+def model(tiny):
+    return small_model(tiny)
+
+
+@pytest.fixture
+def house(model):
+    return House(model)
+
+
+def test_an_enrolled_unit_gets_its_arm_and_the_tier_keeps_its_name(house):
+    experiment = house.start()
+    for unit in map(str, range(20)):
+        plan, arm = house.plan(unit=unit), arm_of(experiment, unit)
+        assert (plan.entry.digest, plan.entry.tier, plan.orders[0].arm) == (arm.digest, "fast", arm.name)
+        assert plan.assignment.arm == arm.name
+
+
+def test_without_a_unit_nobody_is_enrolled_unless_requests_are_the_units(house):
+    house.start()
+    plan = house.plan()
+    assert (plan.assignment.enrolment, plan.entry.digest) == ("no_unit", house.digests["fast"])
+    house.experiments.act("x", "stop")
+    experiment = house.start("y", unit="request")
+    for request_id in map(str, range(10)):
+        assert house.plan(request_id).assignment.arm == arm_of(experiment, request_id).name
+
+
+def test_an_explicit_schedule_bypasses_and_is_told_as_such(house):
+    house.start()
+    plan = house.plan(schedule=house.digests["cheap"], unit="u")
+    assert (plan.assignment.enrolment, plan.entry.tier, plan.assignment.arm) == ("bypass", None, None)
+    house.end(plan)
+    ((stream, event),) = house.recorder
+    assert (stream, event.enrolment, event.unit) == ("experiments/x/events", "bypass", None)
+
+
+def test_the_event_of_a_request(house):
+    house.start()
+    plan = house.plan(unit="u")
+    house.end(plan)
+    ((_, event),) = house.recorder
+    assert (event.time, event.outcome, event.queue_seconds, event.service_seconds) == (NOW, "ok", 0.5, 1.5)
+    assert event.macs_planned == event.macs_executed == plan.macs
+    assert event.steps_planned == event.steps_executed == len(plan.entry.program.steps)
+    assert "u" not in event.model_dump_json(include={"unit"}).replace('"unit"', "")
+
+
+def test_a_pause_an_end_and_a_kill_give_the_traffic_back(house):
+    house.start()
+    for action in ("pause", "start", "kill"):
+        house.experiments.act("x", action)
+        house.trials.refresh()
+        assert bool(house.live.running()) == (action == "start")
+    house.start("y")
+    house.now += timedelta(days=2)
+    house.trials.refresh()
+    assert house.experiments.state("y").status == "finished"
+
+
+def test_an_experiment_with_a_bad_arm_is_not_in_force_and_the_tier_is(house):
+    house.start(cheap="0" * 64)
+    assert house.live.running() == []
+    assert house.plan(unit="u").entry.digest == house.digests["fast"]
+
+
+RAIL = Guardrail(metric="errors", compare="difference", limit=0.2, minimum_sample=10, consecutive=1)
+
+
+def harm(house):
+    for unit in map(str, range(60)):
+        plan = house.plan(f"r{unit}", unit=unit)
+        if plan.assignment is None:
+            return
+        house.end(plan, "generation_failed" if plan.assignment.arm == "cheap" else "ok")
+
+
+def test_harm_ends_the_experiment_here_at_once_and_then_everywhere(house):
+    house.start(guardrails=(RAIL,))
+    harm(house)
+    assert house.live.running() == [], "before the registry is told"
+    assert house.experiments.state("x").status == "running"
+    house.trials.refresh()
+    newest = house.experiments.state("x").history[-1]
+    assert (newest.action, newest.evidence["arm"], newest.evidence["metric"]) == ("roll_back", "cheap", "errors")
+    assert "cheap" in newest.reason
+
+
+def test_a_roll_back_is_told_when_the_store_is_back(house):
+    house.start(guardrails=(RAIL,))
+    house.store.away = True
+    harm(house)
+    house.trials.refresh()
+    assert house.live.running() == []
+    assert house.experiments.state("x").status == "running"
+    house.store.away = False
+    house.trials.refresh()
+    assert house.experiments.state("x").status == "rolled_back"
+
+
+def test_steps_that_were_not_planned_trip(house):
+    house.start(guardrails=(Guardrail(metric="unplanned_steps", compare="value", limit=0.1, minimum_sample=10, consecutive=1),))
+    for unit in map(str, range(60)):
+        plan = house.plan(f"r{unit}", unit=unit)
+        if plan.assignment is None:
+            break
+        house.end(plan, steps=Counter(full=3) if plan.assignment.arm == "cheap" else None)
+    assert house.live.running() == []
