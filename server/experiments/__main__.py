@@ -40,12 +40,10 @@ def declare(
         experiment = Experiment.parse(file.read_bytes())
     except FlexiError as error:
         raise type(error)(f"{file}: {error.message}", param=error.param) from error
-    for arm in experiment.arms:
-        try:
-            catalog.schedule(arm.digest)
-        except NotFound as error:
-            raise NotFound(f"arms: {arm.name}: {error.message}", param="arms") from error
-    _say(_experiments(catalog).declare(experiment, reason), experiment, as_json)
+    _refuse_missing(catalog, experiment)
+    state = _experiments(catalog).declare(experiment, reason)
+    _refuse_missing(catalog, experiment)  # garbage collection may have come between; now that they are named it will not
+    _say(state, experiment, as_json)
 
 
 @app.command()
@@ -132,6 +130,14 @@ def report_(name: Name, registry: Registry = DEFAULT, model: Model = None, json_
     console.print(as_tables(made))
     for line in damaged:
         console.print(f"left out: {line}", style="red", markup=False)
+
+
+def _refuse_missing(catalog: Catalog, experiment: Experiment) -> None:
+    for arm in experiment.arms:
+        try:
+            catalog.schedule(arm.digest)
+        except NotFound as error:
+            raise NotFound(f"arms: {arm.name}: {error.message}", param="arms") from error
 
 
 def _act(registry: str, model: str | None, name: str, action: Action, reason: str, as_json: bool) -> None:
