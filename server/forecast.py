@@ -11,7 +11,7 @@ class Underway(Protocol):
     """A row in flight."""
 
     def next_macs(self, steps: int) -> int:
-        """MACs of its next so many steps, or of all that are left."""
+        """MACs of its next so many steps, and of whoever comes in its place."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,8 @@ class Load:
         Two bounds, and the larger one counts. `alone`: its own steps one after another in waves of its own. Shared: its own
         MACs, those of its tier that wait before it, as much again of every other tier that waits (the door shares MACs
         evenly between tiers, `engine.door`), and of each row in flight the steps that run while its own do: a row
-        advances about once whenever another does.
+        advances about once whenever another does, and clients that come later take the places of those that leave. Without
+        them, promises under a steady load were half of what it took.
         """
         own = self.waiting.get(tier, 0) + macs
         others = sum(min(queued, own) for other, queued in self.waiting.items() if other != tier)

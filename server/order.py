@@ -137,9 +137,10 @@ class Ticket:
         self.steps.clear()
 
     def next_macs(self, steps: int) -> int:
-        """MACs of the next so many steps, or of all that are left."""
-        position = self.position
-        return self.macs_before[min(position + steps, len(self.macs_before) - 1)] - self.macs_before[position]
+        """MACs of the next so many steps. After its last one, another of its kind is taken to have come in its place."""
+        position, length, whole = self.position, len(self.macs_before) - 1, self.macs_before[-1]
+        later = max(position + steps - length, 0)
+        return self.macs_before[position + steps - later] - self.macs_before[position] + later * whole // length
 
     @property
     def latent(self) -> Tensor:
