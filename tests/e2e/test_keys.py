@@ -113,7 +113,7 @@ def test_keys_come_and_go_while_it_runs(guarded):
 def test_the_log_names_the_key_and_tells_no_secret(guarded):
     """Over all that the tests above have asked, and bad requests, which quote what they got in their answers."""
     for bad in ({**BODY, "seed": PROMPT}, {**BODY, PROMPT: 1}, {**BODY, "tier": PROMPT}):
-        headers = {"X-API-Key": guarded.token}
+        headers = {"X-API-Key": guarded.token, "Content-Type": "application/json"}
         assert httpx.post(f"{guarded.address}/generate", json=bad, headers=headers).status_code in (400, 404)
     assert httpx.post(f"{guarded.address}/generate", content=f'{{"{PROMPT}', headers=headers).status_code == 400
     assert guarded.status(guarded.token) == 200

@@ -34,6 +34,7 @@ def wait_for(condition) -> None:
 def test_sigterm_drains(tmp_path: Path):
     publish(open_store(str(tmp_path / "registry")))
     settings = {"FLEXI_REGISTRY": str(tmp_path / "registry"), "FLEXI_TEACHER_STEPS": "1000", "FLEXI_DRAIN_SECONDS": "15"}
+    settings |= {"FLEXI_MAX_QUEUE_SECONDS": "3600"}
     with started(SETTINGS | settings, tmp_path / "server.log", patience=PATIENCE) as served, ThreadPoolExecutor() as pool:
         (worker,) = psutil.Process(served.supervisor.pid).children()
         client = httpx.Client(base_url=served.address, timeout=PATIENCE)
