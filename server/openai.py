@@ -31,7 +31,7 @@ QUALITIES: dict[str, Quality] = {"draft": "low", "fast": "low", "balanced": "med
 MAX_PREVIEWS = 3
 PREFERRED: dict[str, JsonValue] = {"enum": [quality for quality in TIERS if quality != "auto"]}
 PREVIEWED: dict[str, JsonValue] = {"partial_images": {"type": "integer", "minimum": 1}, "stream": {"not": {"const": True}}}
-REFUSED: list[JsonValue] = [  # what `_fits_together` refuses, as far as JSON Schema can say it
+REFUSED: list[JsonValue] = [  # what `_fits_together` refuses
     together(tier=GIVEN, schedule=GIVEN),
     together(quality=PREFERRED, tier=GIVEN),
     together(quality=PREFERRED, schedule=GIVEN),
@@ -89,8 +89,6 @@ class ImagesRequest(BaseModel):
             raise ValueError(f"{chosen[1]}: give one of quality, tier and schedule")
         if self.partial_images and not self.stream:
             raise ValueError("partial_images: only with stream true")
-        if self.seed is not None and self.seed + (self.n or 1) - 1 > MAX_SEED:
-            raise ValueError(f"seed: the last image's seed, seed + n - 1, must be at most {MAX_SEED}")
         return self
 
     def generate_request(self, model: str, size: str, max_images: int) -> GenerateRequest:

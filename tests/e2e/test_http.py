@@ -18,7 +18,7 @@ BAD_BODIES = [
     ({**GOOD, "negative_prompt": "x" * 1001}, 400, "negative_prompt"),
     ({**GOOD, "seed": -1}, 400, "seed"),
     ({**GOOD, "seed": 2**63}, 400, "seed"),
-    ({**GOOD, "seed": 2**63 - 1, "num_images": 2}, 400, "seed"),
+    ({**GOOD, "seed": 2**63 - 63}, 400, "seed"),
     ({**GOOD, "seed": "7"}, 400, "seed"),
     ({**GOOD, "num_images": 0}, 400, "num_images"),
     ({**GOOD, "num_images": 5}, 400, "num_images"),
@@ -183,7 +183,7 @@ def test_openapi_says_what_holds_for_this_server(client):
     schemas = document["components"]["schemas"]
     asked, openai = schemas["Generate"]["properties"], schemas["ImagesRequest"]["properties"]
     assert (asked["prompt"]["maxLength"], asked["num_images"]["maximum"]) == (1000, 4)
-    assert asked["seed"]["anyOf"][0]["maximum"] == 2**63 - 1
+    assert asked["seed"]["anyOf"][0]["maximum"] == 2**63 - 64
     assert openai["n"]["anyOf"][0]["maximum"] == 4
     assert openai["model"]["anyOf"][0]["const"] == "emoji64"
     assert openai["size"]["anyOf"][0]["enum"] == ["auto", "64x64"]

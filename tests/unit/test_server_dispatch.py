@@ -238,6 +238,14 @@ def test_previews_are_spread_and_never_the_image_itself(model, previews, positio
     assert ticket.preview_at == {position: i for i, position in enumerate(positions)}
 
 
+def test_whoever_leaves_is_followed_by_another_of_its_kind(model):
+    """So the work beside a request is that of a steady load, and not of one that runs dry."""
+    wanted = order(model, segments=(Segment(),) * 4)
+    ticket = Ticket(wanted, 0.0, macs_before(wanted, model.macs))
+    whole = ticket.remaining_macs
+    assert [ticket.next_macs(steps) for steps in (0, 1, 4, 6, 8)] == [0, whole // 4, whole, whole * 3 // 2, 2 * whole]
+
+
 def test_rows_in_flight_are_bounded_too(model, dispatcher):
     futures = dispatcher.submit([order(model, seed) for seed in range(12)])
     dispatcher.turn()
