@@ -200,9 +200,18 @@ def experiment(client: httpx.Client) -> None:
     with ThreadPoolExecutor(8) as crowd:
         arms = Counter(crowd.map(lambda user: visit(client, user), range(USERS)))
     console.print(f"{USERS} users served: " + ", ".join(f"{count} by {arm}" for arm, count in sorted(arms.items())))
-    time.sleep(8)  # events reach the registry within some seconds, and the teacher makes the last sampled images again
+    wait_for_fidelity(client)
     command("server.experiments", "report", name, "--registry", REGISTRY)
     command("server.experiments", "stop", name, "--registry", REGISTRY, "--reason", "the demo is over")
+
+
+def wait_for_fidelity(client: httpx.Client, patience: float = 90.0) -> None:
+    """Now that nobody asks, the teacher makes the last sampled images again; events are in the registry soon after."""
+    until = time.monotonic() + patience
+    counted = [f'flexi_fidelity_psnr_count{{arm="{arm}",tier="fast"}}' for arm in ("control", "cheaper")]
+    while time.monotonic() < until and not all(line in client.get("/metrics").text for line in counted):
+        time.sleep(1)
+    time.sleep(8)
 
 
 def visit(client: httpx.Client, user: int) -> str:

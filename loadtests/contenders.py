@@ -53,13 +53,13 @@ def running(entrants: list[Contender], logs: Path) -> Iterator[dict[str, str]]:
     with ExitStack() as stack:
         started = [(entrant, *stack.enter_context(_process(entrant, logs))) for entrant in entrants]
         for entrant, address, process in started:
-            launch._wait_until_ready(address, process, _log(logs, entrant), READY)
+            launch.wait_until_ready(address, process, _log(logs, entrant), READY)
         yield {entrant.name: address for entrant, address, _ in started}
 
 
 @contextmanager
 def _process(entrant: Contender, logs: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    port = launch._free_port(0)
+    port = launch.free_port(0)
     command = [sys.executable, *entrant.command, "--host", "127.0.0.1", "--port", str(port)]
     environment = {**os.environ, "BENTOML_DO_NOT_TRACK": "true", **entrant.environment}
     with _log(logs, entrant).open("w") as output:
@@ -69,7 +69,7 @@ def _process(entrant: Contender, logs: Path) -> Iterator[tuple[str, subprocess.P
         try:
             yield f"http://127.0.0.1:{port}", process
         finally:
-            launch._end(process)
+            launch.end(process)
 
 
 def _log(logs: Path, entrant: Contender) -> Path:

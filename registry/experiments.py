@@ -23,8 +23,8 @@ class Declared(NamedTuple):
     state: ExperimentState
 
 
-class Claim(Record):
-    """Which experiment may split a tier's traffic: the one that asked last while no other one ran."""
+class Hold(Record):
+    """Which experiment may split a tier's traffic: the one that took hold of it last while no other one ran."""
 
     tier: Name
     experiment: Name
@@ -70,11 +70,6 @@ class Experiments:
         """An experiment and its state."""
         state = self.state(name)
         return Declared(self.experiment(name, state.version), state)
-
-    def running(self) -> list[Declared]:
-        """Those that split traffic, the earliest start first."""
-        found = [each for each in map(self.declared, self.names()) if each.state.status == "running"]
-        return sorted(found, key=lambda each: (each.state.history[-1].time, each.experiment.name))
 
     def declare(self, experiment: Experiment, reason: str = "") -> ExperimentState:
         """Keep a declaration. Declaring the same once more changes nothing.
@@ -125,49 +120,51 @@ class Experiments:
         if action != "start":
             return self._move(name, following)
         following(self.state(name))  # refuses before anything is written
-        self._claim(experiment)
+        self._take_hold(experiment)
         state = self._move(name, following)
-        if (holder := self._claim_of(experiment.tier)[0]) != name:
-            self.act(name, "pause", f"{holder} has claimed tier {experiment.tier}")
+        if (holder := self._holder(experiment.tier)[0]) != name:
+            self.act(name, "pause", f"{holder} has taken hold of tier {experiment.tier}")
             raise _taken(experiment.tier, holder)
         return state
 
-    def _claim(self, experiment: Experiment) -> None:
+    def _take_hold(self, experiment: Experiment) -> None:
         """Make the tier this experiment's own, unless another one runs on it. Raises `Conflict`.
 
-        Two that start at the same moment cannot both run: a holder that runs is seen, before or after the claim was taken from
-        it; one that was about to run sees, when it has begun, that it holds the claim no more, and pauses.
+        Who starts takes hold, looks at all others, runs, and looks whether the hold is still its own; if not, it pauses. Of
+        two, one took hold later: if after the other's last look, it sees that one run; if before, the other sees the hold
+        gone. So two never both run; that both give way can happen.
         """
-        key, mine = f"{self.model}/claims/{experiment.tier}.json", Claim(tier=experiment.tier, experiment=experiment.name)
+        key, mine = self._hold_key(experiment.tier), Hold(tier=experiment.tier, experiment=experiment.name)
+        self._refuse_beside(experiment)
         for attempt in range(ATTEMPTS):
-            holder, etag = self._claim_of(experiment.tier)
-            self._refuse_beside(experiment, holder)
+            _, etag = self._holder(experiment.tier)
             try:
-                taken = self.store.swap(key, mine.document(), etag) if etag else self.store.create(key, mine.document())
+                if etag:
+                    self.store.swap(key, mine.document(), etag)
+                else:
+                    self.store.create(key, mine.document())
             except Conflict:
                 stand_back(attempt)
                 continue
-            try:
-                self._refuse_beside(experiment, holder)
-            except Conflict:
-                with suppress(Conflict):
-                    self.store.swap(key, Claim(tier=experiment.tier, experiment=holder).document(), taken)
-                raise
+            self._refuse_beside(experiment)
             return
-        raise Conflict(f"tier {experiment.tier} is claimed by many at the same time: try again", param="tier")
+        raise Conflict(f"tier {experiment.tier} is wanted by many at the same time: try again", param="tier")
 
-    def _refuse_beside(self, experiment: Experiment, holder: str) -> None:
-        if holder and holder != experiment.name and self.state(holder).status == "running":
-            raise _taken(experiment.tier, holder)
+    def _refuse_beside(self, experiment: Experiment) -> None:
+        for name in self.names():
+            with suppress(NotFound):  # its declaration was cut off
+                other = self.declared(name)
+                if name != experiment.name and other.state.status == "running" and other.experiment.tier == experiment.tier:
+                    raise _taken(experiment.tier, name)
 
-    def _claim_of(self, tier: str) -> tuple[str, str]:
-        """Whose the tier is, and the claim's etag; both empty while it is nobody's."""
-        key = f"{self.model}/claims/{tier}.json"
+    def _holder(self, tier: str) -> tuple[str, str]:
+        """Who holds the tier, and the etag of that record; both empty while nobody does."""
+        key = self._hold_key(tier)
         try:
             data, etag = self.store.get(key)
         except NotFound:
             return "", ""
-        return Claim.read(key, data).experiment, etag
+        return Hold.read(key, data).experiment, etag
 
     def _move(self, name: str, following: Callable[[ExperimentState | None], ExperimentState]) -> ExperimentState:
         key = self._state_key(name)
@@ -214,6 +211,9 @@ class Experiments:
         if state.name != name:
             raise Tampered(f"{key} is the state of {state.name}", param=key)
         return state
+
+    def _hold_key(self, tier: str) -> str:
+        return f"{self.model}/holds/{tier}.json"
 
     def _state_key(self, name: str) -> str:
         return f"{self.model}/experiments/{name}/state.json"

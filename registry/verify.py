@@ -14,6 +14,7 @@ from registry.records import Alias, Audit, Move, Removal, Version
 from registry.tiers import audit_of
 
 RECORDS = ("aliases", "audit", "digests", "history", "removed", "schedules", "versions")
+OF_EXPERIMENTS = ("experiments", "feedback", "fidelity", "holds")  # read as JSON here, and by `registry.experiments`
 BESIDE = ("artifacts", "signatures")  # what lies beside a schedule, in a folder named by its digest
 
 
@@ -58,7 +59,7 @@ class Verification:
             if folder in BESIDE and len(rest) > 1:
                 if not self._exists(self._catalog.schedule_key(rest[0])):
                     self._note(key, "is left of a schedule that is gone: gc removes it")
-            elif folder == "experiments" and rest:
+            elif folder in OF_EXPERIMENTS and rest:
                 if key.endswith(".json"):
                     with self._reading(key):
                         self._check_json(key)

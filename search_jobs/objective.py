@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.condition import Condition
-from engine.features import Extractor, clip_score, frechet_distance
+from engine.features import Extractor, clip_score, frechet_distance, psnr
 from engine.features.distance import Gaussian
 from engine.models import Model
 from engine.program import Program, path_of
@@ -25,7 +25,6 @@ from search_jobs.reference import Reference
 from search_jobs.rollout import Rollout, Spent
 
 WORST = 1e30  # the loss of images that are not finite; a number, because infinity is no JSON
-DARK = 1e-10  # mean squared error of what cannot be told from the teacher's image: 100 dB
 RESAMPLES = 200  # of the bootstrap
 
 
@@ -150,7 +149,7 @@ class Objective:
             found = {
                 "loss": float(distances[chosen].mean()),
                 "rfid": frechet_distance(features[chosen], self.features[chosen]),
-                "psnr": float(-10 * np.log10(max(errors[chosen].mean(), DARK))),
+                "psnr": psnr(errors[chosen].mean()),
             }
             if self.texts is not None:
                 found["clip_score"] = clip_score(features[chosen], self.texts[chosen])

@@ -22,13 +22,13 @@ from engine.door import Door
 from engine.models import Model
 from engine.policy import Balanced
 from engine.program import Program
-from engine.slots import Slots, slot_bytes
 from engine.waves import Row, Wave, Waves
-from registry.errors import FlexiError, InvalidInput
+from registry.errors import FlexiError
 from server import books, metrics
 from server.admission import Admission
 from server.errors import GenerationFailed, NotReady
 from server.forecast import Load
+from server.memory import slots_within
 from server.order import Order, Picture, Preview, Ticket, macs_before
 from server.queue import Queue
 from server.stages import Stages
@@ -57,7 +57,7 @@ class Dispatcher:
         self._admission = admission
         self._stages = Stages(model)
         self._policy = Balanced(max_unet_rows=max_wave_rows)
-        self._waves = Waves(model.anatomy, _slots(model, WAVES_IN_FLIGHT * max_wave_rows, cache_bytes), self._policy)
+        self._waves = Waves(model.anatomy, slots_within(model, WAVES_IN_FLIGHT * max_wave_rows, cache_bytes), self._policy)
         metrics.cache_bytes.set(self._waves.slots.bytes)
         self._queue = Queue(Door(self._policy))
         self._inflight: dict[Row, Ticket] = {}
@@ -289,13 +289,3 @@ class Dispatcher:
         ticket.settled += macs
         if not ticket.order.idle:
             self._admission.done(ticket.order.key, macs)
-
-
-def _slots(model: Model, wanted: int, cache_bytes: int | None) -> Slots:
-    each = max(slot_bytes(model.latent_shape, model.macs.features, model.dtype).values())
-    capacity = wanted if cache_bytes is None else min(wanted, cache_bytes // each)
-    if capacity < 2:
-        message = f"cache_mib: an image with guidance needs {2 * each / 2**20:.1f} MiB, got {cache_bytes or 0} bytes"
-        raise InvalidInput(message, param="cache_mib")
-    log.info("%d UNet rows fit in flight, %.1f MiB each", capacity, each / 2**20)
-    return model.slots(capacity)

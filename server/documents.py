@@ -107,7 +107,7 @@ def _generate_route(generate: type[BaseModel]) -> APIRoute:
 
 
 def _of_bentoml() -> Object:
-    """What BentoML answers itself."""
+    """What BentoML answers itself, and the page for Prometheus."""
 
     def page(summary: str, content: Object, *statuses: int) -> Object:
         found = {str(status): {"description": WHY[status], "content": ERROR} for status in statuses}

@@ -28,7 +28,7 @@ from server.experiments.live import Live
 from server.experiments.recorder import Recorder
 from server.experiments.trials import Trials
 from server.generation import Generation
-from server.lastgood import LastGood
+from server.lastgood import LastGood, name_of
 from server.plan import Planner
 from server.quota import Quotas
 from server.schedules import REFERENCE, Schedules
@@ -130,7 +130,8 @@ class _Opener:
 
 
 def _trials(settings: Settings, opener: _Opener, model: Model, schedules: Schedules) -> Trials:
-    recorder = Recorder(lambda: opener.catalog.store, model.ref.name, settings.state / "outbox" / model.ref.name)
+    outbox = settings.state / "outbox" / name_of(settings.registry, model.ref.name)
+    recorder = Recorder(lambda: opener.catalog.store, model.ref.name, outbox)
     recorder.start()
     return Trials(Live(lambda: opener.experiments, schedules), recorder, lambda: opener.experiments)
 

@@ -52,11 +52,16 @@ class KeptSet(Record):
     tiers: tuple[KeptTier, ...]
 
 
+def name_of(registry: str, model: str) -> str:
+    """What is kept on disk for a model in a registry is kept under this name: it must not come into another registry."""
+    return f"{model}-{hashlib.sha256(registry.encode()).hexdigest()[:12]}"
+
+
 class LastGood:
     """One file for each registry and model, replaced as a whole: a reader finds the old set or the new one."""
 
     def __init__(self, folder: Path, registry: str, model: str, trusted: TrustedKeys | None = None) -> None:
-        self.path = folder / f"{model}-{hashlib.sha256(registry.encode()).hexdigest()[:12]}.json"
+        self.path = folder / f"{name_of(registry, model)}.json"
         self.trusted = trusted
         self._registry, self._model = registry, model
         self._kept: tuple[KeptTier, ...] | None = None

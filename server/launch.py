@@ -51,7 +51,7 @@ def started(
     service: str = SERVICE,
 ) -> Iterator[Served]:
     """`serving`, on any address and with any variant of the service, and with the process itself for tests that end it."""
-    port = _free_port(port)
+    port = free_port(port)
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "bentoml", "serve", service, "--host", host, "--port", str(port)]
     with log.open("w") as output, TemporaryDirectory(prefix="bentoml-") as home:
@@ -63,14 +63,15 @@ def started(
         before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `finally` below runs
         try:
             address = f"http://127.0.0.1:{port}"
-            _wait_until_ready(address, process, log, patience)
+            wait_until_ready(address, process, log, patience)
             yield Served(address, process)
         finally:
-            _end(process)
+            end(process)
             signal.signal(signal.SIGTERM, before)
 
 
-def _wait_until_ready(address: str, process: subprocess.Popen[bytes], log: Path, patience: float) -> None:
+def wait_until_ready(address: str, process: subprocess.Popen[bytes], log: Path, patience: float) -> None:
+    """Return when /readyz says so. Raises `RuntimeError` with the log's end when the process stops, or time is over."""
     give_up = time.monotonic() + patience
     while time.monotonic() < give_up:
         if process.poll() is not None:
@@ -84,7 +85,7 @@ def _wait_until_ready(address: str, process: subprocess.Popen[bytes], log: Path,
     raise RuntimeError(f"the service was not ready after {patience:.0f} s:\n{_end_of(log)}")
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def end(process: subprocess.Popen[bytes]) -> None:
     """Ask the supervisor, who waits for its workers."""
     for ask in (process.terminate, process.kill):
         ask()
@@ -96,7 +97,7 @@ def _end_of(log: Path, lines: int = 30) -> str:
     return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
 
 
-def _free_port(wanted: int) -> int:
+def free_port(wanted: int) -> int:
     """`wanted` if nobody has it, any free port for 0. Else somebody else's /readyz would be taken for ours."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

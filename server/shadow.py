@@ -7,17 +7,16 @@ import asyncio
 import logging
 import math
 import random
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.features import Features, frechet_distance
+from engine.features import Features, frechet_distance, psnr
 from registry.errors import FlexiError
 from server import metrics
 from server.generation import Renderer
@@ -32,7 +31,6 @@ log = logging.getLogger(__name__)
 
 LABEL = "shadow"  # the tier under which its work is counted
 PENDING = 16  # images that wait for idle time; more are not sampled, so that memory is bounded
-SAME = 100.0  # dB: what PSNR says of two equal images
 WINDOW = 512  # newest images of a tier and arm that the running rFID is of
 FEWEST = 64  # and how many it takes at least
 EVERY = 16  # images between two computations of it
@@ -98,7 +96,8 @@ class Shadow:
         self._told = told
         self._dice = dice
         self._tasks: set[asyncio.Task[None]] = set()
-        self._samples: defaultdict[tuple[str, str], Sample | None] = defaultdict(lambda: None)
+        self._samples: dict[tuple[str, str], Sample] = {}  # by tier and arm
+        self._measuring = asyncio.Lock()  # the extractor and the samples are one thread's at a time
 
     def ended(self, plan: Plan, outcome: str, seconds: float, pictures: Mapping[int, Picture]) -> None:
         """Maybe make some of its images again. The teacher's own are not held against themselves."""
@@ -125,7 +124,8 @@ class Shadow:
     async def _compare(self, plan: Plan, picture: Picture, order: Order) -> None:
         try:
             (again,) = await gather(self._renderer.submit([order]))
-            compared = await asyncio.to_thread(self._measure, plan, picture.pixels, again.pixels)
+            async with self._measuring:
+                compared = await asyncio.to_thread(self._measure, plan, picture.pixels, again.pixels)
         except FlexiError as error:
             log.warning("a shadow image failed: %s", error)
             metrics.shadow_images_total.labels("failed").inc()
@@ -136,14 +136,14 @@ class Shadow:
 
     def _measure(self, plan: Plan, ours: Tensor, teachers: Tensor) -> Compared:
         tier, arm = plan.label, plan.orders[0].arm
-        quality = psnr(ours.numpy(), teachers.numpy())
+        quality = psnr(float(((ours - teachers).double() ** 2).mean()))
         metrics.fidelity_psnr.labels(tier, arm).observe(quality)
         if self._features is None:
             return Compared(quality, None)
         features = self._features(torch.stack([ours, teachers]))
         distance = float(np.linalg.norm(features[0] - features[1]))
         metrics.fidelity_distance.labels(tier, arm).observe(distance)
-        sample = self._samples[tier, arm]
+        sample = self._samples.get((tier, arm))
         if sample is None or sample.digest != plan.entry.digest:
             sample = self._samples[tier, arm] = Sample(plan.entry.digest)
         rfid = sample.add(features[0], features[1])
@@ -155,9 +155,3 @@ class Shadow:
 def shadow_of(order: Order, teacher: InForce) -> Order:
     """The same image by the teacher, in idle time."""
     return replace(order, program=teacher.program, tier=LABEL, arm=metrics.NO_ARM, deadline=math.inf, previews=0, idle=True)
-
-
-def psnr(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
-    """Peak signal-to-noise ratio in dB of images in [0, 1]; 100 at most."""
-    error = float(np.mean((a.astype(np.float64) - b) ** 2))
-    return SAME if error == 0 else min(SAME, -10 * math.log10(error))

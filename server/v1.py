@@ -1,4 +1,4 @@
-"""Everything under /v1, as a FastAPI application that is mounted into the service."""
+"""Everything under /v1 and the page for Prometheus, as a FastAPI application that is mounted into the service."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from typing import Protocol
 from torch import Tensor
 
 from engine.features.clip import Clip
-from engine.features.distance import Features, Gaussian, clip_score, frechet_distance, gaussian
+from engine.features.distance import Features, Gaussian, clip_score, frechet_distance, gaussian, psnr
 from engine.features.inception import Inception
 from registry.errors import NotFound
 
@@ -23,6 +23,7 @@ __all__ = [
     "extractor",
     "frechet_distance",
     "gaussian",
+    "psnr",
 ]
 
 

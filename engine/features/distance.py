@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Features: TypeAlias = NDArray[np.float64]
+DARK = 1e-10  # mean squared error of images that count as the same
 
 
 class Gaussian(NamedTuple):
@@ -38,6 +39,11 @@ def frechet_distance(a: Features | Gaussian, b: Features | Gaussian) -> float:
     (mean_a, root_a), (mean_b, root_b) = (one if isinstance(one, Gaussian) else gaussian(one) for one in (a, b))
     trace = np.linalg.norm(root_a @ root_b.T, ord="nuc")
     return float(((mean_a - mean_b) ** 2).sum() + (root_a**2).sum() + (root_b**2).sum() - 2 * trace)
+
+
+def psnr(error: float) -> float:
+    """Peak signal-to-noise ratio in dB for a mean squared error of images in [0, 1]; 100 at most."""
+    return float(-10 * np.log10(max(error, DARK)))
 
 
 def clip_score(images: Features, texts: Features) -> float:

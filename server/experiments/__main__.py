@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -126,7 +127,7 @@ def report_(name: Name, registry: Registry = DEFAULT, model: Model = None, json_
     if json_:
         print_json(as_json(made) | {"damaged": damaged})
         return
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)  # in a log, 80 would break every line
     console.print(as_tables(made))
     for line in damaged:
         console.print(f"left out: {line}", style="red", markup=False)

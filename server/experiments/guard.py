@@ -13,12 +13,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from registry.experiment import HIGHER_IS_BETTER, Experiment, Guardrail, Harm
+from registry.experiment import HIGHER_IS_BETTER, Experiment, Guardrail, Harm, Metric
 from server.experiments.events import Outcome
-from server.experiments.summary import NEITHER
+from server.experiments.summary import values
 
 KEPT = 10_000  # observations of one arm and guardrail, whatever the window
 DIGITS = 6
+METRICS: dict[Harm, Metric] = {"errors": "errors", "service_p95": "service_seconds", "macs": "macs"}
 
 
 @dataclass
@@ -51,17 +52,12 @@ class Trip(NamedTuple):
 
 
 def harms(outcome: Outcome) -> dict[Harm, float]:
-    """What one request says to the guardrails."""
-    if outcome.outcome in NEITHER:
-        return {}
-    if outcome.outcome != "ok":
-        return {"errors": 1.0}
-    return {
-        "errors": 0.0,
-        "service_p95": outcome.service_seconds,
-        "macs": float(outcome.macs_executed),
-        "unplanned_steps": float(outcome.steps_executed != outcome.steps_planned),
-    }
+    """What one request says to the guardrails: what it says to the report, and whether its steps were as planned."""
+    seen = values(outcome)
+    told = {harm: seen[metric] for harm, metric in METRICS.items() if metric in seen}
+    if outcome.outcome == "ok":
+        told["unplanned_steps"] = float(outcome.steps_executed != outcome.steps_planned)
+    return told
 
 
 class Guard:

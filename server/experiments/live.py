@@ -109,7 +109,7 @@ class Live:
             if state.status != "running":
                 return etag, None
             experiment = experiments.experiment(name, state.version)
-            arms = {arm.name: replace(self._schedules.load(arm.digest), version=None) for arm in experiment.arms}
+            arms = {arm.name: self._schedules.explicit(arm.digest) for arm in experiment.arms}
         except StoreUnavailable:
             raise
         except FlexiError as error:

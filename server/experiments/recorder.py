@@ -118,6 +118,8 @@ class Recorder:
         with self._lock:
             lost = len(self._events)
             self._events.clear()
+            if self._outbox:
+                self._outbox.accept(-lost)  # they are told now, and not once more after a crash
         metrics.events_lost_total.inc(lost)
         log.error("%d events are lost: %s", lost, why)
 

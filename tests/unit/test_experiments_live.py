@@ -17,7 +17,7 @@ from registry.experiments import Experiments
 from registry.schedule import Schedule, Segment
 from registry.store import MemoryStore
 from server.api import GenerateRequest
-from server.experiments.assign import arm_of
+from server.experiments.assign import arm_of, hashed_unit
 from server.experiments.live import Live
 from server.experiments.trials import Trials
 from server.keys import ANONYMOUS
@@ -105,6 +105,7 @@ def test_an_enrolled_unit_gets_its_arm_and_the_tier_keeps_its_name(house):
         plan, arm = house.plan(unit=unit), arm_of(experiment, unit)
         assert (plan.entry.digest, plan.entry.tier, plan.orders[0].arm) == (arm.digest, "fast", arm.name)
         assert plan.assignment.arm == arm.name
+        assert plan.entry.relative_cost == {"control": 0.5, "cheap": 0.25}[arm.name]
 
 
 def test_without_a_unit_nobody_is_enrolled_unless_requests_are_the_units(house):
@@ -134,7 +135,7 @@ def test_the_event_of_a_request(house):
     assert (event.time, event.outcome, event.queue_seconds, event.service_seconds) == (NOW, "ok", 0.5, 1.5)
     assert event.macs_planned == event.macs_executed == plan.macs
     assert event.steps_planned == event.steps_executed == len(plan.entry.program.steps)
-    assert "u" not in event.model_dump_json(include={"unit"}).replace('"unit"', "")
+    assert event.unit == hashed_unit("x", "u")
 
 
 def test_a_pause_an_end_and_a_kill_give_the_traffic_back(house):

@@ -121,6 +121,18 @@ def test_memory_is_bounded_and_the_loss_is_told(make, store, monkeypatch):
     assert (len(stored(store)), lost() - before) == (3, 2)
 
 
+def test_what_was_lost_while_the_store_was_away_is_told_once(make, store, monkeypatch):
+    monkeypatch.setattr(recorder, "FILES", 0)
+    it, before = make(), lost()
+    for i in range(3):
+        it.record("feedback", rating(i))
+    it.write()
+    assert lost() - before == 3
+    it._outbox._lock.close()  # as if it had died
+    make().send()
+    assert lost() - before == 3
+
+
 def test_a_folder_that_cannot_be_made_records_nothing_and_fails_nobody(store, tmp_path):
     (tmp_path / "file").write_text("")
     it = Recorder(lambda: store, "m", tmp_path / "file" / "outbox")

@@ -19,6 +19,9 @@ from registry.tiers import PAGE
 from registry.verify import Verification
 
 A, B = schedule(5), schedule(3, 6)
+OF_EXPERIMENTS = (
+    "experiments/e/1.json", "experiments/e/events/1.jsonl", "holds/fast.json", "feedback/1.jsonl", "fidelity/1.jsonl",
+)  # fmt: skip
 SCHEDULE = f"emoji64/schedules/{A.digest}.json"
 
 
@@ -35,7 +38,14 @@ def catalog(store: DyingStore) -> Catalog:
         catalog.attach(each.digest, "report.json", b"{}")
     for turn in range(2 * PAGE + 1):
         catalog.promote("fast", 1 + turn % 2)
-    store.create("emoji64/experiments/e/1.json", b"{}")
+    for key in (
+        "experiments/e/1.json",
+        "experiments/e/events/1.jsonl",
+        "holds/fast.json",
+        "feedback/1.jsonl",
+        "fidelity/1.jsonl",
+    ):
+        store.create(f"emoji64/{key}", b"{}")
     return catalog
 
 
@@ -50,7 +60,7 @@ def last_audit(store: DyingStore, nth: int) -> str:
 def test_a_sound_registry_has_no_findings(catalog: Catalog) -> None:
     found = Verification(catalog)
     assert found.findings == []
-    assert len(found.keys) == 2 * 4 + 1 + 1 + (2 * PAGE + 1) + 1
+    assert len(found.keys) == 2 * 4 + 1 + 1 + (2 * PAGE + 1) + len(OF_EXPERIMENTS)
 
 
 DAMAGE: dict[str, tuple[Callable[[DyingStore], object], str]] = {
