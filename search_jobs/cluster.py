@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from search_jobs.objective import Result
 
 GROUP = 4  # schedules that one worker measures in one go: neighbours share their beginnings
 RETRIES = 5  # of a group that raised, and of one whose worker died: Dask counts the two apart
+PATIENCE = 30.0  # seconds for a scheduler or a worker to come
 KEPT = "what was measured is kept: run the same command again to go on"
 PATHS = ("model", "features", "prompts")  # in a configuration
 
@@ -30,7 +31,7 @@ class Cluster(AbstractContextManager["Cluster"]):
     """
 
     def __init__(
-        self, config: JobConfig, folder: Path, workers: int, scheduler: str | None = None, patience: float = 30
+        self, config: JobConfig, folder: Path, workers: int, scheduler: str | None = None, patience: float = PATIENCE
     ) -> None:
         """Wait up to `patience` seconds for the scheduler, and again for its first worker.
 
@@ -42,6 +43,7 @@ class Cluster(AbstractContextManager["Cluster"]):
             raise InvalidInput("workers: needs Dask: pip install 'distributed'", param="workers") from error
         paths = {name: str(Path(path).absolute()) for name in PATHS if (path := getattr(config, name))}
         self.config, self.folder = config.model_copy(update=paths).model_dump_json(), str(folder.resolve())
+        self._workers = workers
         self._local = _local(workers) if scheduler is None else None
         try:
             self.client = Client(scheduler or self._local, timeout=patience)
@@ -81,7 +83,11 @@ class Cluster(AbstractContextManager["Cluster"]):
                 yield i, result
 
     def __exit__(self, *_: object) -> None:
-        """Close the connection, and the local cluster with its workers."""
+        """Close the connection, and the local cluster with its workers: a dead one's successor first starts, as Dask fails to
+        close one that is starting."""
+        if self._local is not None:
+            with suppress(TimeoutError):
+                self.client.wait_for_workers(self._workers, timeout=PATIENCE)
         self.client.close()
         if self._local is not None:
             self._local.close()

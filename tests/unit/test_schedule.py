@@ -55,7 +55,8 @@ def test_digest_ignores_what_only_describes(one: Schedule, description: dict[str
 @FEW
 @given(schedules(MODELS), schedules(MODELS))
 def test_digest_is_the_identity(one: Schedule, other: Schedule) -> None:
-    same = all(getattr(one, field) == getattr(other, field) for field in ("model", "solver", "segments", "timesteps"))
+    fields = ("model", "solver", "segments", "timesteps", "corrections")
+    same = all(getattr(one, field) == getattr(other, field) for field in fields)
     assert (one.digest == other.digest) is same
 
 
