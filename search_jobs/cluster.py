@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -83,11 +84,11 @@ class Cluster(AbstractContextManager["Cluster"]):
                 yield i, result
 
     def __exit__(self, *_: object) -> None:
-        """Close the connection, and the local cluster with its workers: a dead one's successor first starts, as Dask fails to
-        close one that is starting."""
-        if self._local is not None:
-            with suppress(TimeoutError):
-                self.client.wait_for_workers(self._workers, timeout=PATIENCE)
+        """Close the connection, and the local cluster with its workers."""
+        if self._local is not None:  # and all of them up: Dask fails to close one between its death and its next start
+            latest = time.monotonic() + PATIENCE
+            while len(self.client.scheduler_info(n_workers=-1)["workers"]) < self._workers and time.monotonic() < latest:
+                time.sleep(0.1)
         self.client.close()
         if self._local is not None:
             self._local.close()
