@@ -78,11 +78,9 @@ class Planner:
         limit = math.inf if request.deadline_ms is None else request.deadline_ms / 1000
         guidance = request.guidance_scale or self._guidance
         unet_rows = 1 if guidance == 1 else 2
-        entry = await self._choose(request, unet_rows, limit)
-        if request.schedule is not None:
-            assignment = self._live.bypassed(entry.digest)
-        else:
-            entry, assignment = self._live.assign(entry, request.unit, request_id)
+        entry, assignment = await self._choose(request, request_id, unet_rows, limit)
+        if assignment and assignment.arm:
+            metrics.assignment_total.labels(assignment.experiment.name, assignment.arm).inc()
         first = Order(
             program=entry.program,
             prompt=request.prompt,
@@ -105,20 +103,27 @@ class Planner:
     def _predicted(self, entry: InForce, unet_rows: int, images: int) -> float:
         return self._forecast(entry.program, unet_rows, images, entry.tier or metrics.CUSTOM)
 
-    async def _choose(self, request: GenerateRequest, unet_rows: int, limit: float) -> InForce:
-        """What the request's tier means, or the schedule that it names.
+    async def _choose(
+        self, request: GenerateRequest, request_id: str, unet_rows: int, limit: float
+    ) -> tuple[InForce, Assignment | None]:
+        """What the request's tier means, as an experiment on it says, or the schedule that it names.
 
         `auto` with a deadline means the dearest tier below the teacher that should keep it, or the cheapest when none
         should; without a deadline, the default tier.
         """
         if request.schedule is not None:
-            return await self._schedules.find(request.schedule)
+            entry = await self._schedules.find(request.schedule)
+            return entry, self._live.bypassed(entry.digest)
+
+        def served(entry: InForce) -> tuple[InForce, Assignment | None]:
+            return self._live.assign(entry, request.unit, request_id)
+
         if request.tier == AUTO and limit < math.inf:
             tiers = self._schedules.tiers()  # the cheapest first
-            offers = [offer for offer in tiers if offer.tier != REFERENCE] or tiers
+            offers = [served(offer) for offer in tiers if offer.tier != REFERENCE] or [served(offer) for offer in tiers]
             images = request.num_images
-            keeping = (offer for offer in reversed(offers) if self._predicted(offer, unet_rows, images) <= limit)
+            keeping = (offer for offer in reversed(offers) if self._predicted(offer[0], unet_rows, images) <= limit)
             return next(keeping, offers[0])
         if request.tier in (None, AUTO):
-            return self._schedules.tier(self._schedules.default(self._settings.default_tier))
-        return self._schedules.tier(request.tier)
+            return served(self._schedules.tier(self._schedules.default(self._settings.default_tier)))
+        return served(self._schedules.tier(request.tier))

@@ -17,6 +17,8 @@ import httpx
 import pytest
 import yaml
 
+from deploy.grafana.panels import Panel
+
 SHIPPED = Path(__file__).resolve().parents[1] / "deploy" / "prometheus"
 JOB = "flexiffusion"
 
@@ -58,6 +60,13 @@ class Prometheus:
         while max(self.query(f'timestamp(up{{job="{JOB}"}}) and up == 1').values(), default=0.0) <= after:
             assert time.monotonic() < until, f"no scrape: {self.get('targets')['activeTargets']}"
             time.sleep(0.2)
+
+
+def shows(prometheus: Prometheus, panel: Panel) -> None:
+    """Fails unless each query of a dashboard's panel has an answer."""
+    for expr in panel.queries.values():
+        expr = expr.replace("WINDOW", "5m").replace("{FILTER}", "").replace("FILTER, ", "")
+        assert prometheus.query(expr), expr
 
 
 @contextmanager

@@ -209,6 +209,55 @@ ROWS = [
                 "none",
                 {"{{tier}} {{arm}}": rate("flexi_macs_total", "tier", "arm")},
             ),
+            Panel(
+                "Experiments: units' requests by arm",
+                "Of those that split traffic. Arms of equal weights run side by side; a line that ends was stopped.",
+                "reqps",
+                {"{{experiment}} {{arm}}": rate("flexi_assignment_total", "experiment", "arm")},
+            ),
+            Panel(
+                "Rolled back by guardrails",
+                "Since the servers' start: for which arm, by which metric. The experiment's history has the evidence.",
+                "none",
+                {"": "sum by (experiment, arm, metric) (flexi_rollbacks_total{FILTER})"},
+                kind="table",
+            ),
+            Panel(
+                "Events of experiments",
+                "Kept on their way to the registry, and lost: by a full disk, or in the memory of a process that was killed.",
+                "ops",
+                {"kept": rate("flexi_events_total"), "lost": rate("flexi_events_lost_total")},
+            ),
+        ],
+    ),
+    Row(
+        "Fidelity to the teacher",
+        [
+            Panel(
+                "PSNR by tier and arm",
+                "Of images sampled (FLEXI_SHADOW_SHARE), against the teacher's of the same noise: mean, and what 90 % exceed.",
+                "dB",
+                {
+                    "{{tier}} {{arm}} mean": f"{rate('flexi_fidelity_psnr_sum', 'tier', 'arm')} "
+                    f"/ {rate('flexi_fidelity_psnr_count', 'tier', 'arm')}",
+                    "{{tier}} {{arm}} p10": "histogram_quantile(0.1, "
+                    + rate("flexi_fidelity_psnr_bucket", "tier", "arm", "le")
+                    + ")",
+                },
+            ),
+            Panel(
+                "rFID by tier and arm",
+                "Fréchet distance of the newest 512 to the teacher's, from 64 on; comparable for one extractor only.",
+                "none",
+                {"{{tier}} {{arm}}": "avg by (tier, arm) (flexi_rfid{FILTER})"},
+            ),
+            Panel(
+                "Sampled images",
+                "What became of the samples: compared, or dropped because clients came first or the budget was spent.",
+                "ops",
+                {"{{outcome}}": rate("flexi_shadow_images_total", "outcome")},
+            ),
         ],
     ),
 ]
+EXPERIMENTS = ("Arms", "Fidelity to the teacher")  # rows that say little without one

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Running:
-    """An experiment at one stage of its ramp, with its arms' schedules compiled."""
+    """An experiment at one stage of its ramp, with its arms' schedules compiled: of those arms that could be loaded."""
 
     experiment: Experiment
     stage: int
@@ -28,12 +28,16 @@ class Running:
 
 @dataclass(frozen=True)
 class Assignment:
-    """What an experiment means for one request. `arm` and `unit` (hashed) are there if it is enrolled."""
+    """What an experiment means for one request. `arm` and `unit` (hashed) are there if it is enrolled.
+
+    `fallback`: the arm's schedule could not be loaded here, and the tier's own serves.
+    """
 
     experiment: Experiment
     enrolment: Enrolment
     arm: str | None = None
     unit: str | None = None
+    fallback: bool = False
 
 
 class Live:
@@ -57,7 +61,11 @@ class Live:
         return list(self._by_tier.values())
 
     def assign(self, entry: InForce, unit: str | None, request_id: str) -> tuple[InForce, Assignment | None]:
-        """What serves a request of this tier's traffic: its arm's schedule, or the tier's own. Pure but for what is running."""
+        """What serves a request of this tier's traffic: its arm's schedule, or the tier's own. Pure but for what is running.
+
+        A unit whose arm cannot be loaded stays in it and is served by the tier's own schedule: were it not counted, the arms
+        would no longer be alike.
+        """
         running = self._by_tier.get(entry.tier or "")
         if running is None:
             return entry, None
@@ -68,9 +76,9 @@ class Live:
         if not enrolled(experiment, running.stage, key):
             return entry, Assignment(experiment, "not_in_share")
         arm = arm_of(experiment, key).name
-        assignment = Assignment(experiment, "enrolled", arm, hashed_unit(experiment.salt, key))
-        metrics.assignment_total.labels(experiment.name, arm).inc()
-        return replace(running.arms[arm], tier=entry.tier), assignment
+        served = running.arms.get(arm)
+        assignment = Assignment(experiment, "enrolled", arm, hashed_unit(experiment.salt, key), fallback=served is None)
+        return replace(served or entry, tier=entry.tier), assignment
 
     def bypassed(self, digest: str) -> Assignment | None:
         """For a request that names its schedule itself: the experiment that has it as an arm, if any."""
@@ -89,7 +97,10 @@ class Live:
         return True
 
     def refresh(self) -> None:
-        """Look at all experiments once. One whose documents or schedules are bad is not in force, and said to be so."""
+        """Look at all experiments once. One whose documents are bad is not in force; an arm whose schedule is bad falls back.
+
+        Either is said once, and looked at again the next time.
+        """
         try:
             experiments = self._open()
             names = experiments.names()
@@ -109,16 +120,26 @@ class Live:
             if state.status != "running":
                 return etag, None
             experiment = experiments.experiment(name, state.version)
-            arms = {arm.name: self._schedules.explicit(arm.digest) for arm in experiment.arms}
         except StoreUnavailable:
             raise
         except FlexiError as error:
-            if self._faults.get(name) != error.message:
-                log.warning("the experiment %s is not in force: %s", name, error)
-            self._faults[name] = error.message
+            self._tell(name, f"the experiment {name} is not in force: {error}")
             return None
-        self._faults.pop(name, None)
-        return etag, Running(experiment, state.stage, arms)
+        arms, faults = dict[str, InForce](), list[str]()
+        for arm in experiment.arms:
+            try:
+                arms[arm.name] = self._schedules.explicit(arm.digest)
+            except StoreUnavailable:
+                raise
+            except FlexiError as error:
+                faults.append(f"its arm {arm.name} falls back on the tier's own schedule: {error}")
+        self._tell(name, "; ".join((f"the experiment {name} runs", *faults)) if faults else "")
+        return "" if faults else etag, Running(experiment, state.stage, arms)
+
+    def _tell(self, name: str, fault: str) -> None:
+        if fault and self._faults.get(name) != fault:
+            log.warning("%s", fault)
+        self._faults[name] = fault
 
     def _put(self, seen: Mapping[str, tuple[str, Running | None]]) -> None:
         by_tier: dict[str, Running] = {}

@@ -103,8 +103,8 @@ class Trials:
         that see the harm, the first wins.
         """
         assignment = plan.assignment
-        if assignment is None or assignment.arm is None or not values:
-            return
+        if assignment is None or assignment.arm is None or assignment.fallback or not values:
+            return  # what a fallback shows is not the arm's doing
         experiment = assignment.experiment
         guard = self._guards.get((experiment.name, experiment.version))
         trip = guard.observe(monotonic(), assignment.arm, values) if guard else None
@@ -150,6 +150,7 @@ def outcome_of(plan: Plan, outcome: str, seconds: float, pictures: Mapping[int, 
         unit=assignment.unit,
         tier=plan.label,
         digest=plan.entry.digest,
+        fallback=assignment.fallback,
         outcome=outcome,
         queue_seconds=queued,
         service_seconds=max(seconds - queued, 0.0),

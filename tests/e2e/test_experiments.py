@@ -13,8 +13,10 @@ from typing import Any
 
 import httpx
 import pytest
+from prometheus_server import Prometheus, shows, watching
 from served import MODEL, PATIENCE, SETTINGS, TEACHER_STEPS, made, publish
 
+from deploy.grafana.panels import EXPERIMENTS, ROWS
 from registry.address import open_store
 from registry.catalog import Catalog
 from registry.experiment import Experiment
@@ -115,7 +117,14 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laboratory]:
         yield Laboratory(registry, folder, catalog, schedules, log, client)
 
 
-def test_a_life(lab):
+@pytest.fixture(scope="module")
+def prometheus(lab: Laboratory, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    """Watches from before the first experiment to after the last."""
+    with watching(lab.client.base_url.netloc.decode(), tmp_path_factory.mktemp("prometheus")) as prometheus:
+        yield prometheus
+
+
+def test_a_life(lab, prometheus):
     """Assigned as the pure rule says, answered and exported with the arm, recorded, rated, reported, killed."""
     experiment = lab.declare("life", "good")
     assert lab.ask("u1").json()["arm"] is None, "declared is not started"
@@ -211,3 +220,21 @@ def test_two_experiments_on_one_tier(lab):
     lab.start("first")
     assert "taken by the experiment first" in lab.cli("start", "second", code=1)
     lab.cli("stop", "first")
+
+
+PANELS = [panel for row in ROWS if row.title in EXPERIMENTS for panel in row.panels]
+
+
+@pytest.mark.parametrize(
+    "panel", [panel for panel in PANELS if not panel.title.startswith("rFID")], ids=lambda panel: panel.title
+)
+def test_the_dashboard_shows_what_arms_did(prometheus, panel):
+    """But for rFID, which takes 64 images of an arm."""
+    shows(prometheus, panel)
+
+
+def test_the_dashboard_shows_every_roll_back(prometheus):
+    (panel,) = [panel for panel in PANELS if panel.title.startswith("Rolled back")]
+    (expr,) = panel.queries.values()
+    found = prometheus.query(expr.replace("{FILTER}", ""))
+    assert found == {(harm, harm, rail["metric"]): 1 for harm, rail in RAILS.items()}

@@ -12,10 +12,10 @@ from typing import Any
 import httpx
 import pytest
 import yaml
-from prometheus_server import SHIPPED, Prometheus, watching
+from prometheus_server import SHIPPED, Prometheus, shows, watching
 from served import reference
 
-from deploy.grafana.dashboard import dashboard
+from deploy.grafana.panels import EXPERIMENTS, ROWS
 
 TIERS = ("draft", "fast", "balanced", "best", "reference")
 WANTED = [(tier, images) for tier in TIERS for images in (1, 2, 3)]
@@ -163,8 +163,9 @@ def test_every_rule_is_a_query_that_prometheus_takes(watched, rule):
     watched.prometheus.query(rule["expr"])
 
 
-@pytest.mark.parametrize("panel", [p for p in dashboard()["panels"] if p["type"] != "row"], ids=lambda panel: panel["title"])
+@pytest.mark.parametrize(
+    "panel", [p for row in ROWS if row.title not in EXPERIMENTS for p in row.panels], ids=lambda p: p.title
+)
 def test_every_panel_shows_something(watched, panel):
-    for target in panel["targets"]:
-        expr = target["expr"].replace("$__rate_interval", "5m").replace("$instance", ".*")
-        assert watched.prometheus.query(expr), expr
+    """Those of experiments: `test_experiments`."""
+    shows(watched.prometheus, panel)

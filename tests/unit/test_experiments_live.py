@@ -57,12 +57,13 @@ class House:
             self.catalog.publish(schedule)
             self.digests[name] = schedule.digest
         self.catalog.promote("fast", self.digests["fast"])
-        schedules = Schedules(lambda: self.catalog, model, 4)
-        Watch(schedules, lambda: self.catalog).refresh()
+        self.model, self.schedules = model, Schedules(lambda: self.catalog, model, 4)
+        self.watch = Watch(self.schedules, lambda: self.catalog)
+        self.watch.refresh()
         self.experiments = Experiments(self.store, model.ref.name)
-        self.live, self.recorder, self.now = Live(lambda: self.experiments, schedules), Recorder(), NOW
+        self.live, self.recorder, self.now = Live(lambda: self.experiments, self.schedules), Recorder(), NOW
         self.trials = Trials(self.live, self.recorder, lambda: self.experiments, clock=lambda: self.now)
-        self.planner = Planner(schedules, self.live, model.macs, lambda *_: 0.0, Settings())
+        self.planner = Planner(self.schedules, self.live, model.macs, lambda *_: 0.0, Settings())
 
     def start(self, name="x", **fields):
         arms = (
@@ -150,10 +151,41 @@ def test_a_pause_an_end_and_a_kill_give_the_traffic_back(house):
     assert house.experiments.state("y").status == "finished"
 
 
-def test_an_experiment_with_a_bad_arm_is_not_in_force_and_the_tier_is(house):
-    house.start(cheap="0" * 64)
-    assert house.live.running() == []
-    assert house.plan(unit="u").entry.digest == house.digests["fast"]
+def test_a_unit_of_an_arm_that_cannot_be_loaded_stays_in_it_and_is_served_by_the_tier(house, caplog):
+    house.start(cheap="0" * 64, guardrails=(RAIL,))
+    house.trials.refresh()
+    assert [message for message in caplog.messages if "arm cheap falls back" in message] == caplog.messages, "said once"
+    harm(house)
+    assert house.live.running(), "no arm is to blame for what the tier's own schedule did"
+    events = [event for _, event in house.recorder]
+    assert len(events) == 60
+    assert {event.digest for event in events} == {house.digests["fast"]}
+    assert {(event.arm, event.fallback) for event in events} == {("control", False), ("cheap", True)}
+
+
+def test_an_arm_that_can_be_loaded_later_is_served_from_then_on(house):
+    late = Schedule(model=house.model.ref, solver=house.model.solver("ddim", 8), segments=(Segment(),) * 2)
+    experiment = house.start(cheap=late.digest)
+    unit = next(unit for unit in map(str, range(100)) if arm_of(experiment, unit).name == "cheap")
+    assert house.plan(unit=unit).assignment.fallback
+    house.catalog.publish(late)
+    house.trials.refresh()
+    plan = house.plan(unit=unit)
+    assert (plan.assignment.fallback, plan.entry.digest) == (False, late.digest)
+
+
+def test_auto_predicts_for_the_arm_that_would_serve(house):
+    experiment = house.start()
+    seconds = {1: 1.0, 2: 3.0}  # by the steps of a program: only the arm `cheap` is done within two seconds
+    house.planner = Planner(
+        house.schedules, house.live, house.model.macs, lambda program, *_: seconds[len(program.steps)], Settings()
+    )
+    house.catalog.promote("dear", house.digests["fast"])
+    house.watch.refresh()
+    for unit in map(str, range(20)):
+        plan = house.plan(unit=unit, tier="auto", deadline_ms=2000)
+        arm = arm_of(experiment, unit).name
+        assert (plan.entry.tier, plan.orders[0].arm, plan.predicted) == ("fast", arm, {"control": 3.0, "cheap": 1.0}[arm])
 
 
 RAIL = Guardrail(metric="errors", compare="difference", limit=0.2, minimum_sample=10, consecutive=1)
