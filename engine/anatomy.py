@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from engine.condition import Condition
 from engine.config import refuse_unknown
+from engine.device import Fence, fence
 from registry.errors import InvalidInput, Unsupported
 
 UNet: TypeAlias = UNet2DConditionModel | UNet2DModel
@@ -82,6 +83,10 @@ class Anatomy:
     def dtype(self) -> torch.dtype:
         """What the UNet computes in."""
         return cast(Tensor, self.unet.conv_in.weight).dtype
+
+    def fence(self) -> Fence:
+        """Behind every call so far."""
+        return fence(self.device)
 
     def given(self, sample: Tensor, timesteps: Tensor, condition: Condition) -> Given:
         """What the items look at. sample (rows, c, h, w), timesteps (rows,), one condition per row."""

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from engine.device import to_host
+
 
 class Decoder(Protocol):
     """`scale` is how many pixels a latent's element is wide."""
@@ -57,6 +59,7 @@ class Pixels:
 
 @torch.inference_mode()
 def pictures(decoder: Decoder, latents: Tensor) -> Tensor:
-    """Images (n, 3, H, W), float32 in [0, 1] on the CPU; grey becomes three equal channels."""
-    images = (decoder(latents).float() / 2 + 0.5).clamp(0, 1).cpu()
+    """Images (n, 3, H, W), float32 in [0, 1] on the CPU, once a fence behind this call is passed; grey becomes three equal
+    channels."""
+    images = to_host((decoder(latents).float() / 2 + 0.5).clamp(0, 1))
     return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images

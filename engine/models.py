@@ -17,6 +17,7 @@ from engine.components import fitting_unet, refuse_width
 from engine.condition import Condition
 from engine.config import reason, sides
 from engine.decoders import Autoencoder, Decoder, Pixels, pictures
+from engine.device import to_device
 from engine.folder import Folder, readable
 from engine.macs import StepMacs, count_steps, meta_unet
 from engine.noise import NoiseLevels, noise_levels
@@ -67,10 +68,16 @@ class Model:
         if not 0 <= seed < 2**63:
             raise InvalidInput(f"seed: must be between 0 and 2^63 - 1, got {seed}", param="seed")
         generator = torch.Generator("cpu").manual_seed(seed)
-        return torch.randn(self.latent_shape, generator=generator).to(self.device)
+        return to_device(torch.randn(self.latent_shape, generator=generator), self.device)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (n, c, h, w) to images (n, 3, H, W), float32 in [0, 1] on the CPU."""
+        images = self.decode_later(latents)
+        self.anatomy.fence().wait()
+        return images
+
+    def decode_later(self, latents: Tensor) -> Tensor:
+        """`decode` for those who have other things to do: the images are there once a fence behind this call is passed."""
         return pictures(self.decoder, latents)
 
     def solver(self, name: SolverName, teacher_steps: int) -> Solver:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from engine.condition import Condition
+from engine.device import to_device
 from registry.errors import InvalidInput
 
 
@@ -71,7 +72,7 @@ class Text:
         tokens = self.tokenizer(
             list(prompts), padding="max_length", max_length=self.tokens, truncation=True, return_tensors="pt"
         )
-        return self.encoder(tokens.input_ids.to(self.encoder.device), **options)
+        return self.encoder(to_device(tokens.input_ids, self.encoder.device), **options)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from engine.anatomy import Anatomy
 from engine.condition import Condition
+from engine.device import Fence, to_device, to_host
 from engine.policy import Oldest, Policy
 from engine.program import Need, Program, ProgramStep
 from engine.slots import Slots
@@ -78,15 +79,24 @@ class Row:
 
 @dataclass(frozen=True)
 class Wave:
-    """What one tick did: the kind of step, the UNet rows it took, the rows that advanced and those that failed.
+    """One wave: the kind of step, the UNet rows it took, the rows that advanced and those that failed.
 
-    The done ones and the failed ones have left.
+    The done ones and the failed ones have left. The device works from the fence `begin` to the fence `end`; `finite` says of
+    each done row whether its latent is, once `end` is passed.
     """
 
     need: Need
     unet_rows: int
     rows: Sequence[Row]
     failed: Sequence[Row]
+    begin: Fence
+    end: Fence
+    finite: Tensor | None = None
+
+    @property
+    def seconds(self) -> float:
+        """What it took the device, after the wave has landed."""
+        return self.end.since(self.begin)
 
 
 class Waves:
@@ -115,26 +125,49 @@ class Waves:
             self._leave(row)
 
     def tick(self, now: float = 0.0) -> Wave | None:
-        """Let the policy form one wave, run it, advance its rows and let the done ones go. None when nothing is in flight."""
+        """One wave from its forming to its end. None when nothing is in flight."""
+        wave = self.launch(now)
+        return wave and self.land(wave)
+
+    def launch(self, now: float = 0.0) -> Wave | None:
+        """Let the policy form one wave, ask the device for it, advance its rows and let the done ones go.
+
+        A GPU is still at work when this returns, and the next wave may be launched behind it: which steps follow is known
+        beforehand, and whatever reads a row's state is asked of the device after what writes it.
+        """
         if not self.rows:
             return None
         chosen = self.policy.choose([row for row in self.rows if not row.idle] or self.rows, now)
-        need, unet_rows = chosen[0].need, sum(row.unet_rows for row in chosen)
+        need, unet_rows, begin = chosen[0].need, sum(row.unet_rows for row in chosen), self.anatomy.fence()
         failed = self._attempt(chosen)
+        ready = [row for row in chosen if row.done and not row.error]
+        for row in ready:
+            row.latent = self.slots.latent(row.slots[0])
+        finite = to_host(_finite([row.latent for row in ready if row.latent is not None])) if ready else None
         waiting = [row for row in self.rows if row not in chosen]
         for row in waiting:
             row.waits += 1
         for row in chosen:
             row.waits = 0
-            if row.done:
-                row.latent = self.slots.latent(row.slots[0])
-                if not torch.isfinite(row.latent).all():
-                    row.error = FloatingPointError("the latent is not finite")
-                    failed.append(row)
             if row.done or row.error:
                 self._leave(row)
         self.rows = waiting + [row for row in chosen if row.slots]
-        return Wave(need, unet_rows, [row for row in chosen if row not in failed], failed)
+        advanced = [row for row in chosen if row not in failed]
+        return Wave(need, unet_rows, advanced, failed, begin, self.anatomy.fence(), finite)
+
+    def land(self, wave: Wave) -> Wave:
+        """Wait for a wave's end; done rows whose latent is not finite are then among the failed ones.
+
+        Raises what the device raises. Waves land in the order in which they were launched.
+        """
+        wave.end.wait()
+        if wave.finite is None or wave.finite.all():
+            return wave
+        ready = [row for row in wave.rows if row.done]
+        bad = [row for row, finite in zip(ready, wave.finite.tolist(), strict=True) if not finite]
+        for row in bad:
+            row.error = FloatingPointError("the latent is not finite")
+        return replace(wave, rows=[row for row in wave.rows if row not in bad], failed=[*wave.failed, *bad])
 
     def _attempt(self, rows: Sequence[Row]) -> list[Row]:
         """Run one wave; if that fails, its halves, so that only the culprits fail, and a wave too large for memory still runs.
@@ -162,7 +195,7 @@ class Waves:
         table = np.array(
             [(*row.step.numbers, row.guidance * row.step.guidance) for row in rows], dtype=np.float32
         )  # torch.tensor is slower
-        numbers = torch.from_numpy(table).to(homes.device)  # torch.tensor of a list is slower
+        numbers = to_device(torch.from_numpy(table), homes.device)
         latent, before = self.slots.state(homes)
         sample, timesteps = latent, numbers[:, 0]
         if guiding:
@@ -188,7 +221,7 @@ class Waves:
             row.position += 1
 
     def _index(self, numbers: list[int]) -> Tensor:
-        return torch.tensor(numbers).to(self.anatomy.device)
+        return to_device(torch.tensor(numbers), self.anatomy.device)
 
     def _leave(self, row: Row) -> None:
         self.slots.give_back(row.slots)
@@ -203,8 +236,13 @@ def _guided(output: Tensor, guidance: Tensor, guiding: Sequence[int]) -> Tensor:
     conditional, unconditional = output[:rows], output[rows:]
     if len(guiding) == rows:
         return unconditional + guidance * (conditional - unconditional)
-    some = torch.tensor(guiding).to(output.device)
+    some = to_device(torch.tensor(guiding), output.device)
     return conditional.index_copy(0, some, unconditional + guidance[some] * (conditional[some] - unconditional))
+
+
+def _finite(latents: Sequence[Tensor]) -> Tensor:
+    """Of each, whether all its numbers are."""
+    return torch.isfinite(torch.stack(list(latents))).flatten(1).all(dim=1)
 
 
 def _advance(

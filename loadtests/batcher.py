@@ -80,6 +80,6 @@ class Batcher:
         ]
         for row in rows:
             waves.add(row)
-        while waves.tick():
+        while waves.launch():  # each behind the one before it: the decoding waits for all
             pass
         return torch.stack([row.latent for row in rows if row.latent is not None])

@@ -6,7 +6,6 @@ Started by `loadtests.contenders`; LOADTEST_SIMULATED puts its UNet on the simul
 from __future__ import annotations
 
 import os
-import time
 from threading import Lock
 from typing import Any
 
@@ -16,7 +15,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 
 from loadtests.mixes import MODEL, mixes
-from loadtests.simulated import Enlarge, call_seconds
+from loadtests.simulated import Device, Enlarge, call_seconds
 from server.pictures import png
 
 STEPS = {tier: schedule.computed for tier, schedule in mixes()["fewer"].schedules.items()}
@@ -37,14 +36,18 @@ pipeline.set_progress_bar_config(disable=True)
 turn = Lock()
 
 if os.environ.get("LOADTEST_SIMULATED"):
+    device, enlarge = Device(), Enlarge(pipeline.vae_scale_factor)
 
     def _predict(sample: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor]:
-        time.sleep(call_seconds(len(sample)))
+        device.ask(call_seconds(len(sample)))
         return (sample,)
 
-    enlarge = Enlarge(pipeline.vae_scale_factor)
+    def _decode(latents: torch.Tensor, **_: Any) -> tuple[torch.Tensor]:
+        device.fence().wait()
+        return (enlarge(latents),)
+
     pipeline.unet.forward = _predict
-    pipeline.vae.decode = lambda latents, **_: (enlarge(latents),)
+    pipeline.vae.decode = _decode
 
 
 @app.get("/readyz")

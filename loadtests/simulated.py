@@ -1,9 +1,10 @@
 """A simulation, never a measurement of a GPU: a model whose UNet calls only take time, as on a device that likes large batches.
 
-A full step of `rows` UNet rows sleeps OWN_MS + EACH_MS · rows. A partial step sleeps its share of the full step's MACs of
-that. Sleeping releases the interpreter's lock, as waiting for a device does. The prediction is the latent itself, and
-cached features are zeros of their real size. The VAE's decoder, which belongs on the device too, only enlarges the latent.
-Everything else is real: text encoding, the latents' arithmetic, scheduling, slots, PNG, HTTP.
+A full step of `rows` UNet rows takes the device OWN_MS + EACH_MS · rows, a partial step its share of the full step's MACs of
+that. As a GPU does, the device works behind the host: a call only queues work, one call after the other, and whoever needs
+what comes out waits for a fence. The prediction is the latent itself, and cached features are zeros of their real size. The
+VAE's decoder, which belongs on the device too, only enlarges the latent. Everything else is real and the host's: text
+encoding, the latents' arithmetic, scheduling, slots, PNG, HTTP.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from torch.nn.functional import interpolate
 
 from engine.anatomy import Anatomy, UNet
 from engine.condition import Condition
+from engine.device import Fence
 from engine.macs import StepMacs
 from engine.models import Model
 
 OWN_MS, EACH_MS = 16.0, 1.0
-LABEL = f"SIMULATION: a UNet call sleeps {OWN_MS:.0f} + {EACH_MS:.0f}·rows ms; the VAE decoder only enlarges"
+LABEL = f"SIMULATION: a UNet call takes a device behind the host {OWN_MS:.0f} + {EACH_MS:.0f}·rows ms; the VAE only enlarges"
 
 
 def call_seconds(rows: float, share: float = 1.0) -> float:
@@ -35,24 +37,63 @@ def simulated(model: Model) -> Model:
     return replace(model, anatomy=SimulatedUNet(model.anatomy.unet, model.macs), decoder=Enlarge(model.decoder.scale))
 
 
+class Device:
+    """Does one thing after the other, each for some seconds."""
+
+    def __init__(self) -> None:
+        self._free = 0.0
+
+    def ask(self, seconds: float) -> None:
+        """Queue work."""
+        self._free = max(self._free, time.monotonic()) + seconds
+
+    def fence(self) -> Until:
+        """Behind all of it."""
+        return Until(max(self._free, time.monotonic()))
+
+
+@dataclass(frozen=True)
+class Until:
+    """A fence that is passed at a time of the monotonic clock."""
+
+    at: float
+
+    def done(self) -> bool:
+        """Whether it is."""
+        return time.monotonic() >= self.at
+
+    def wait(self) -> None:
+        """Sleeping releases the interpreter's lock, as waiting for a GPU does."""
+        time.sleep(max(self.at - time.monotonic(), 0.0))
+
+    def since(self, earlier: Until) -> float:
+        """Of the device's time."""
+        return self.at - earlier.at
+
+
 class SimulatedUNet(Anatomy):
-    """Sleeps instead of computing."""
+    """Takes a device's time instead of computing."""
 
     def __init__(self, unet: UNet, macs: StepMacs) -> None:
         super().__init__(unet)
         self._macs = macs
+        self._device = Device()
+
+    def fence(self) -> Fence:
+        """As `Anatomy.fence`."""
+        return self._device.fence()
 
     def full(
         self, sample: Tensor, timesteps: Tensor, condition: Condition, keep: Collection[int] = ()
     ) -> tuple[Tensor, dict[int, Tensor]]:
         """As `Anatomy.full`, in simulated time."""
-        time.sleep(call_seconds(len(sample)))
+        self._device.ask(call_seconds(len(sample)))
         shapes = self._macs.features
         return sample, {branch: torch.zeros(len(sample), *shapes[branch]) for branch in keep if branch in shapes}
 
     def partial(self, sample: Tensor, timesteps: Tensor, condition: Condition, branch: int, feature: Tensor) -> Tensor:
         """As `Anatomy.partial`, in simulated time."""
-        time.sleep(call_seconds(len(sample), self._macs.of("partial", branch) / self._macs.of("full", 0)))
+        self._device.ask(call_seconds(len(sample), self._macs.of("partial", branch) / self._macs.of("full", 0)))
         return sample
 
 

@@ -3,6 +3,9 @@
 Text encoding and VAE decoding run in the same thread, between two waves and a few at a time. A second executor would not
 make them faster (they want the same cores or the same device), would make two threads share one model, and would need a
 hand-over for every image; the price is that a wave waits while at most `BATCH` images are decoded.
+
+A GPU works behind the host, so a wave is launched, with the decoding of the images it finishes, while the one before it is
+still at work: the device never waits for Python. It is formed as late as that allows, so that newcomers find a place in it.
 """
 
 from __future__ import annotations
@@ -10,13 +13,13 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from functools import partial
 from time import monotonic
 
-import torch
+from torch import Tensor
 
 from engine.door import Door
 from engine.models import Model
@@ -27,9 +30,11 @@ from registry.errors import FlexiError
 from server import books, metrics
 from server.admission import Admission
 from server.errors import GenerationFailed, NotReady
+from server.flight import Flight
 from server.forecast import Load
 from server.memory import slots_within
 from server.order import Order, Picture, Preview, Ticket, macs_before
+from server.pace import Pace
 from server.queue import Queue
 from server.stages import Stages
 from server.tracing import journey
@@ -62,6 +67,8 @@ class Dispatcher:
         self._queue = Queue(Door(self._policy))
         self._inflight: dict[Row, Ticket] = {}
         self._cancelled: deque[Ticket] = deque()  # by their clients, and not dropped yet
+        self._aloft: Flight | None = None
+        self._pace = Pace()
         self._failed_waves = 0  # in a row
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -110,17 +117,23 @@ class Dispatcher:
         return Load(self._queue.macs(), clients, pace, each).finish(tier, len(program.steps), macs, images, alone)
 
     def turn(self) -> None:
-        """Drop what nobody wants, take in what fits, run one wave, hand out what is done."""
+        """Drop what nobody wants, take in what fits, launch a wave behind the one at work, and tell what came of that one."""
+        start = monotonic()
         self._drop_cancelled()
         self._take_in()
-        advanced = self._wave()
-        done = [ticket for ticket in advanced if not ticket.remaining_macs]
-        for start in range(0, len(done), BATCH):
-            self._each(done[start : start + BATCH], self._hand_out, "decoding")
-        self._show([ticket for ticket in advanced if ticket.position in ticket.preview_at])
+        flight = self._launch()
+        if flight:
+            self._pace.formed(start, at_work=self._aloft is not None)
+        self._land()
+        self._aloft = flight
+        if flight and flight.end.done():  # a CPU's
+            self._land()
         metrics.queue_rows.set(len(self._queue))
         metrics.inflight_rows.set(len(self._inflight))
         metrics.queue_seconds.set(self._admission.seconds)
+        if self._aloft:
+            wave = self._aloft.wave
+            self._pace.doze(wave.end, self._policy.curve.seconds(wave.need, wave.unet_rows))
 
     def _run(self) -> None:
         while self._has_work():
@@ -128,6 +141,7 @@ class Dispatcher:
                 self.turn()
             except Exception as error:  # a lost device or a bug: better to fail what is in flight than to fail for ever
                 log.exception("the engine's turn failed")
+                self._aloft = None
                 self._fail([*self._inflight.values()], error, "scheduling")
                 self._give_up_after(FAILED_WAVES)
         stopping = NotReady("the server is stopping")
@@ -135,7 +149,7 @@ class Dispatcher:
 
     def _has_work(self) -> bool:
         """Sleep until there is something to do; False when it is time to stop."""
-        if not self._inflight:
+        if not self._inflight and not self._aloft:
             self._queue.wait()
         return self._queue.is_open
 
@@ -153,7 +167,7 @@ class Dispatcher:
 
     def _take_in(self) -> None:
         """Clients before idle work, which gives up its place as soon as one comes, and begins anew later."""
-        idle = [ticket for ticket in self._inflight.values() if ticket.order.idle]
+        idle = [ticket for row, ticket in self._inflight.items() if ticket.order.idle and row.slots]
         room = self._waves.slots.free + sum(ticket.unet_rows for ticket in idle)
         tickets = self._queue.take(room, BATCH)
         if sum(ticket.unet_rows for ticket in tickets) > self._waves.slots.free:
@@ -180,24 +194,84 @@ class Dispatcher:
             self._inflight[row] = ticket
             self._waves.add(row)
 
-    def _wave(self) -> list[Ticket]:
-        """Run one wave; the tickets that it brought a step further."""
-        start = monotonic()
-        wave = self._waves.tick(start)
+    def _launch(self) -> Flight | None:
+        """Ask the device for one wave, and for the pictures that it finishes."""
+        wave = self._waves.launch(monotonic())
         if wave is None:
-            return []
-        if self._model.device.type == "cuda":
-            torch.cuda.synchronize(self._model.device)  # else the time measured is that of queueing the kernels
-        for row in wave.failed:
-            assert row.error is not None, "a failed row has its error"
-            log.error("denoising failed", exc_info=row.error)
-            self._fail([self._inflight[row]], row.error, "denoising")
+            return None
+        self._fail_rows(wave)
         if not wave.rows:
             self._give_up_after(FAILED_WAVES)
-            return []
+            return None
+        tickets = {row: self._inflight[row] for row in wave.rows}
+        macs, images = self._count(wave, tickets.values()), dict[Ticket, Tensor]()
+        done = [ticket for ticket in tickets.values() if not ticket.remaining_macs]
+        for start in range(0, len(done), BATCH):
+            self._each(done[start : start + BATCH], partial(self._decode, images), "decoding")
+        previews = self._previews([ticket for ticket in tickets.values() if ticket.position in ticket.preview_at])
+        return Flight(wave, tickets, macs, images, previews, self._model.anatomy.fence())
+
+    def _count(self, wave: Wave, tickets: Iterable[Ticket]) -> int:
+        """The MACs of a wave, in the books before it is done: they are spent whatever becomes of it."""
+        kind, total = wave.need.kind, 0
+        spent, steps = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+        for ticket in tickets:
+            macs, null = ticket.ran(wave.need)
+            total += macs
+            self._settle(ticket, macs)
+            spent[ticket.order.tier, ticket.order.arm] += macs
+            steps[kind, ticket.order.tier] += 1
+            steps["null", ticket.order.tier] += null
+        for (tier, arm), macs in spent.items():
+            metrics.macs_total.labels(tier, arm, kind).inc(macs)
+        for labels, count in steps.items():
+            metrics.steps_total.labels(*labels).inc(count)
+        return total
+
+    def _land(self) -> None:
+        """Wait for the wave at work, learn from it, and hand out what it finished."""
+        if self._aloft is None:
+            self._pace.begins()
+            return
+        flight, self._aloft = self._aloft, None
+        wave = self._waves.land(flight.wave)
+        flight.end.wait()
+        self._pace.begins()
         self._failed_waves = 0
-        self._account(wave, start)
-        return [self._inflight[row] for row in wave.rows]
+        now, decoding = monotonic(), flight.end.since(wave.end)
+        denoised = now - decoding
+        self._learn(wave, flight.macs)
+        self._fail_rows(wave)
+        here = flight.still_here()
+        for ticket in here:
+            ticket.denoised = denoised
+            ticket.journey.add(
+                wave.need.kind, denoised - wave.seconds, denoised, branch=wave.need.branch, unet_rows=wave.unet_rows
+            )
+        if flight.images:
+            self._stages.took("decode", decoding, len(flight.images))
+        for ticket in here:
+            if ticket in flight.images:
+                ticket.journey.add("decode", denoised, now, images=len(flight.images))
+                self._hand_out(ticket, flight.images[ticket])
+            elif ticket in flight.previews:
+                self._show(ticket, *flight.previews[ticket])
+
+    def _learn(self, wave: Wave, macs: int) -> None:
+        kind, seconds = wave.need.kind, wave.seconds
+        metrics.wave_rows.labels(kind).observe(wave.unet_rows)
+        metrics.wave_seconds.labels(kind).observe(seconds)
+        self._admission.measured(macs, seconds)
+        if not wave.failed:  # else it was several calls
+            self._policy.curve.observe(wave.need, wave.unet_rows, seconds)
+
+    def _fail_rows(self, wave: Wave) -> None:
+        for row in wave.failed:
+            assert row.error is not None, "a failed row has its error"
+            ticket = self._inflight.get(row)
+            if ticket:  # else it left before its wave had landed
+                log.error("denoising failed", exc_info=row.error)
+                self._fail([ticket], row.error, "denoising")
 
     def _give_up_after(self, limit: int) -> None:
         """Stop the thread when nothing works any more, so that /livez asks for a restart: a lost device does not come back."""
@@ -206,49 +280,34 @@ class Dispatcher:
             log.error("stopping after %d failed waves in a row", self._failed_waves)
             self._queue.close()
 
-    def _account(self, wave: Wave, start: float) -> None:
-        kind, total, now = wave.need.kind, 0, monotonic()
-        seconds, spent, steps = now - start, Counter[tuple[str, str]](), Counter[tuple[str, str]]()
-        for ticket in (self._inflight[row] for row in wave.rows):
-            macs, null = ticket.ran(wave.need)
-            ticket.denoised, total = now, total + macs
-            self._settle(ticket, macs)
-            ticket.journey.add(kind, start, now, branch=wave.need.branch, unet_rows=wave.unet_rows)
-            spent[ticket.order.tier, ticket.order.arm] += macs
-            steps[kind, ticket.order.tier] += 1
-            steps["null", ticket.order.tier] += null
-        for (tier, arm), macs in spent.items():
-            metrics.macs_total.labels(tier, arm, kind).inc(macs)
-        for labels, count in steps.items():
-            metrics.steps_total.labels(*labels).inc(count)
-        metrics.wave_rows.labels(kind).observe(wave.unet_rows)
-        metrics.wave_seconds.labels(kind).observe(seconds)
-        self._admission.measured(total, seconds)
-        if not wave.failed:  # else it was several calls
-            self._policy.curve.observe(wave.need, wave.unet_rows, seconds)
+    def _decode(self, images: dict[Ticket, Tensor], tickets: list[Ticket]) -> None:
+        images.update(zip(tickets, self._stages.decode([ticket.latent for ticket in tickets]), strict=True))
 
-    def _hand_out(self, tickets: list[Ticket]) -> None:
-        start, images, now = monotonic(), self._stages.decode([ticket.latent for ticket in tickets]), monotonic()
-        for ticket, pixels in zip(tickets, images, strict=True):
-            spent = ticket.denoised - ticket.taken
-            metrics.stage_seconds.labels("denoise").observe(spent)
-            ticket.journey.add("decode", start, now, images=len(tickets))
-            books.balance(ticket)
-            self._leave(ticket, "ok")
-            with suppress(InvalidStateError):  # cancelled this very moment
-                ticket.future.set_result(Picture(pixels, ticket.macs, ticket.steps, ticket.taken - ticket.queued, spent))
-
-    def _show(self, tickets: list[Ticket]) -> None:
-        """Hand out previews: the clean latents that the last step predicted. That one fails costs nobody an image."""
+    def _previews(self, tickets: list[Ticket]) -> dict[Ticket, tuple[int, Tensor]]:
+        """The clean latents that their last step predicts, decoded. That one fails costs nobody an image."""
         if not tickets:
-            return
+            return {}
         try:
-            latents = [self._waves.slots.clean(ticket.row.slots[0]) for ticket in tickets if ticket.row]
-            for ticket, pixels in zip(tickets, self._stages.decode(latents, "preview"), strict=True):
-                if ticket.preview:
-                    ticket.preview(ticket.order, ticket.preview_at[ticket.position], pixels)
+            pixels = self._stages.decode([self._waves.slots.clean(ticket.row.slots[0]) for ticket in tickets if ticket.row])
         except Exception:
             log.exception("a preview failed")
+            return {}
+        return {ticket: (ticket.preview_at[ticket.position], each) for ticket, each in zip(tickets, pixels, strict=True)}
+
+    def _show(self, ticket: Ticket, preview: int, pixels: Tensor) -> None:
+        try:
+            if ticket.preview:
+                ticket.preview(ticket.order, preview, pixels)
+        except Exception:
+            log.exception("a preview failed")
+
+    def _hand_out(self, ticket: Ticket, pixels: Tensor) -> None:
+        spent = ticket.denoised - ticket.taken
+        metrics.stage_seconds.labels("denoise").observe(spent)
+        books.balance(ticket)
+        self._leave(ticket, "ok")
+        with suppress(InvalidStateError):  # cancelled this very moment
+            ticket.future.set_result(Picture(pixels, ticket.macs, ticket.steps, ticket.taken - ticket.queued, spent))
 
     def _each(self, tickets: list[Ticket], work: Callable[[list[Ticket]], None], stage: str) -> None:
         """Work on a batch; if that fails, on each ticket alone, so that only the culprits fail."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import CancelledError
 from dataclasses import replace
+from itertools import groupby
 
 import pytest
 import torch
 from server_model import small_model
 
+from engine.anatomy import Anatomy
 from engine.program import Program
 from engine.sampler import generate
 from registry.errors import InvalidInput, Overloaded
@@ -113,14 +115,14 @@ def test_a_decode_error_fails_alone(model, dispatcher, monkeypatch):
     good, bad = dispatcher.submit([order(model, 1), order(model, 2)])
     dispatcher.turn()
     (culprit,) = [job for job in dispatcher._inflight.values() if job.order.seed == 2]
-    plain = type(model).decode
+    plain = type(model).decode_later
 
     def decode(self, latents):
         if any(torch.equal(latent, culprit.latent) for latent in latents):
             raise RuntimeError("cannot decode")
         return plain(self, latents)
 
-    monkeypatch.setattr(type(model), "decode", decode)
+    monkeypatch.setattr(type(model), "decode_later", decode)
     finish(dispatcher, [good, bad])
     assert good.exception() is None
     with pytest.raises(GenerationFailed, match="decoding"):
@@ -161,14 +163,14 @@ def test_an_engine_in_which_every_wave_fails_asks_to_be_restarted(model, running
 
 
 def test_the_thread_outlives_a_bug_in_a_turn(model, running, monkeypatch):
-    plain, breakages = running._wave, [RuntimeError("bug")]
+    plain, breakages = running._launch, [RuntimeError("bug")]
 
     def sometimes():
         if breakages:
             raise breakages.pop()
         return plain()
 
-    monkeypatch.setattr(running, "_wave", sometimes)
+    monkeypatch.setattr(running, "_launch", sometimes)
     (first,) = running.submit([order(model)])
     with pytest.raises(GenerationFailed):
         first.result(timeout=60)
@@ -361,3 +363,121 @@ def test_closing_ends_idle_work(model, running):
     futures = running.submit([idle(model, seed) for seed in range(5)])
     running.close()
     assert all(future.done() for future in futures)
+
+
+class Behind(Anatomy):
+    """A device that works behind the host: it is past a fence only when somebody has waited for it. Notes what is asked."""
+
+    def __init__(self, unet):
+        super().__init__(unet)
+        self.asked, self.faults = [], []
+
+    def fence(self):
+        return Mark(self)
+
+    def full(self, *given, **options):
+        self.asked.append("wave")
+        return super().full(*given, **options)
+
+    def partial(self, *given):
+        self.asked.append("wave")
+        return super().partial(*given)
+
+
+class Mark:
+    def __init__(self, device):
+        self.device, self.at, self.passed = device, device.asked.count("wave"), False
+
+    def done(self):
+        return self.passed
+
+    def wait(self):
+        if self.device.faults:
+            raise self.device.faults.pop()
+        if not self.passed:
+            self.device.asked.append(f"waited for {self.at}")
+        self.passed = True
+
+    def since(self, earlier):
+        return 1e-3
+
+
+@pytest.fixture
+def behind(model):
+    return replace(model, anatomy=Behind(model.anatomy.unet))
+
+
+@pytest.fixture
+def ahead(behind):
+    """A dispatcher ahead of its device."""
+    return Dispatcher(behind, Admission(max_seconds=60, pace=1.0), max_wave_rows=4)
+
+
+def test_a_wave_is_launched_while_the_one_before_is_at_work(model, behind, ahead):
+    (future,) = ahead.submit([order(model, segments=(Segment(),) * 4)])
+    finish(ahead, [future])
+    asked = [each for each, _ in groupby(behind.anatomy.asked)]  # a wave and its pictures have a fence each
+    assert behind.anatomy.asked[:2] == ["wave", "wave"]
+    assert asked == ["wave", "waited for 1", "wave", "waited for 2", "wave", "waited for 3", "waited for 4"]
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_a_picture_of_a_device_behind_the_host_is_the_same(model, dispatcher, ahead, guidance):
+    orders = [order(model, seed, guidance=guidance) for seed in range(7)]
+    orders += [replace(order(model, seed, segments=(Segment(),) * 4), previews=2) for seed in range(7, 10)]
+    seen = {dispatcher: [], ahead: []}
+    pictures = {}
+    for each, previews in seen.items():
+        futures = each.submit(orders, lambda order, index, _, previews=previews: previews.append((order.seed, index)))
+        finish(each, futures)
+        pictures[each] = [future.result() for future in futures]
+    for one, other in zip(*pictures.values(), strict=True):
+        torch.testing.assert_close(one.pixels, other.pixels, atol=1e-4, rtol=0)
+        assert (one.macs, one.steps) == (other.macs, other.steps)
+    assert sorted(seen[dispatcher]) == sorted(seen[ahead])
+    assert ahead._admission.seconds == 0
+
+
+def test_who_leaves_while_the_device_is_at_work_is_told_nothing_and_owes_nothing(model, ahead):
+    first, second = ahead.submit([order(model, 1, segments=(Segment(),) * 2), order(model, 2, segments=(Segment(),) * 2)])
+    ahead.turn()
+    ahead.turn()  # the last wave of both is at work
+    first.cancel()
+    finish(ahead, [second])
+    assert first.cancelled()
+    assert second.result().macs > 0
+    ahead.turn()
+    assert not ahead._inflight
+    assert ahead._waves.slots.free == ahead._waves.slots.capacity
+    assert ahead._admission.seconds == 0
+
+
+def test_a_latent_that_is_not_finite_is_found_when_its_wave_lands(model, ahead):
+    good, bad = ahead.submit([order(model, 1), order(model, 2)])
+    ahead.turn()
+    jobs = {job.order.seed: job for job in ahead._inflight.values()}
+    ahead._waves.slots.put(jobs[2].row.slots[0], torch.full((4, 8, 8), float("nan")))
+    finish(ahead, [good, bad])
+    assert torch.isfinite(good.result().pixels).all()
+    with pytest.raises(GenerationFailed, match="finite"):
+        bad.result()
+
+
+def test_a_device_that_fails_behind_the_host_fails_what_is_in_flight_and_nothing_later(model, behind, ahead):
+    ahead.start()
+    behind.anatomy.faults.append(RuntimeError("device-side assert"))
+    with pytest.raises(GenerationFailed):
+        ahead.submit([order(model)])[0].result(timeout=60)
+    assert ahead.submit([order(model)])[0].result(timeout=60).macs > 0
+    ahead.close()
+    assert ahead._admission.seconds == 0
+
+
+def test_idle_work_gives_up_its_place_while_its_wave_is_at_work(model, ahead):
+    (background,) = ahead.submit([idle(model, 1)])
+    ahead.turn()
+    clients = ahead.submit([order(model, seed) for seed in range(8)])  # all the memory there is
+    ahead.turn()
+    assert {ticket.order.idle for ticket in ahead._inflight.values()} == {False}
+    finish(ahead, [*clients, background])
+    assert background.result().macs == model.macs.of_program(idle(model).program, 2)
