@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from engine.device import to_host
+from engine.device import to_device, to_host
 
 
 class Decoder(Protocol):
@@ -38,8 +38,10 @@ class Autoencoder:
         config, latents = self.vae.config, latents.to(self.vae.dtype)
         mean, std = config.get("latents_mean"), config.get("latents_std")
         if mean is not None and std is not None:  # some SDXL autoencoders; per channel
-            latents = latents * latents.new_tensor(std).view(1, -1, 1, 1) / config.scaling_factor
-            latents = latents + latents.new_tensor(mean).view(1, -1, 1, 1)
+            deviation, centre = (
+                to_device(torch.tensor(each, dtype=latents.dtype), latents.device).view(1, -1, 1, 1) for each in (std, mean)
+            )
+            latents = latents * deviation / config.scaling_factor + centre
         else:
             latents = latents / config.scaling_factor
         images: Tensor = self.vae.decode(latents, return_dict=False)[0]

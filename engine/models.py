@@ -229,16 +229,31 @@ def _prompts(files: Folder, config: dict[str, Any], size: tuple[int, int], devic
         return TwoTexts(first, second, size, zeros=bool(files.index.get("force_zeros_for_empty_prompt", True)))
     if files.component("text_encoder"):
         return _text(files, "", device, dtype)
-    names = {str(word): int(number) for number, word in files.index.get("id2label", {}).items()}
     if files.component("class_embedder"):
         table = _table(files.path("class_embedder")).to(device, dtype)
         refuse_width(config, table.shape[1], "class_embedder")
         null = files.config("class_embedder").get("null_class", len(table) - 1)  # latent diffusion adds it as the last row
-        return Classes(len(table), device, table, null, names)
+        if type(null) is not int or not 0 <= null < len(table):
+            message = f"model: null_class of class_embedder must be between 0 and {len(table) - 1}, got {null!r}"
+            raise Unsupported(message, param="model")
+        return Classes(len(table), device, table, null, _class_names(files, len(table)))
     classes = config.get("num_class_embeds")
     if classes is not None:
-        return Classes(int(classes), device, names=names)
+        return Classes(int(classes), device, names=_class_names(files, int(classes)))
     return Nothing()
+
+
+def _class_names(files: Folder, classes: int) -> dict[str, int]:
+    """Word to number, from the `id2label` of model_index.json. Raises `Unsupported` where it is no such table."""
+    labels = files.index.get("id2label") or {}
+    try:
+        names = {str(word): int(number) for number, word in labels.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise Unsupported(f"model: id2label must give words to class numbers: {error}", param="model") from error
+    for word, number in names.items():
+        if not 0 <= number < classes:
+            raise Unsupported(f"model: id2label names class {number} ({word}), the last one is {classes - 1}", param="model")
+    return names
 
 
 def _table(folder: Path) -> Tensor:

@@ -99,7 +99,7 @@ class TwoTexts:
         """Both encoders' hidden states side by side, the second one's pooled projection, and the sizes."""
         hidden, _ = self.first.penultimate(prompts)
         wider, pooled = self.second.penultimate(prompts)
-        sizes = torch.tensor([[*self.size, 0, 0, *self.size]], device=pooled.device, dtype=pooled.dtype)
+        sizes = to_device(torch.tensor([[*self.size, 0, 0, *self.size]], dtype=pooled.dtype), pooled.device)
         return Condition(torch.cat([hidden, wider], dim=-1), pooled, sizes.repeat(len(prompts), 1))
 
     def negative(self, prompts: Sequence[str]) -> Condition:
@@ -107,7 +107,7 @@ class TwoTexts:
         given = self.encode(prompts)
         if not self.zeros or given.context is None or given.pooled is None:
             return given
-        written = torch.tensor([bool(prompt) for prompt in prompts], device=given.pooled.device).view(-1, 1)
+        written = to_device(torch.tensor([bool(prompt) for prompt in prompts]), given.pooled.device).view(-1, 1)
         return Condition(given.context * written[..., None], given.pooled * written, given.sizes)
 
 
@@ -137,7 +137,7 @@ class Classes:
 
     def encode(self, prompts: Sequence[str]) -> Condition:
         """A prompt is a class number or one of `names`."""
-        labels = torch.tensor([self._number(prompt) for prompt in prompts], device=self.device)
+        labels = to_device(torch.tensor([self._number(prompt) for prompt in prompts]), self.device)
         return Condition(labels=labels) if self.table is None else Condition(context=self.table[labels][:, None])
 
     def negative(self, prompts: Sequence[str]) -> Condition:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from traceback import clear_frames
 
 import numpy as np
 import torch
@@ -81,8 +82,8 @@ class Row:
 class Wave:
     """One wave: the kind of step, the UNet rows it took, the rows that advanced and those that failed.
 
-    The done ones and the failed ones have left. The device works from the fence `begin` to the fence `end`; `finite` says of
-    each done row whether its latent is, once `end` is passed.
+    The done ones and the failed ones have left. The device works from the fence `begin` to the fence `end`; once that is
+    passed, `finite` says of each row that this wave `finished` whether its latent is.
     """
 
     need: Need
@@ -91,6 +92,7 @@ class Wave:
     failed: Sequence[Row]
     begin: Fence
     end: Fence
+    finished: Sequence[Row] = ()
     finite: Tensor | None = None
 
     @property
@@ -115,11 +117,11 @@ class Waves:
     def add(self, row: Row) -> None:
         """Take in a row that fits; it may join the next wave."""
         row.slots = self.slots.take(row.slots_needed)
+        self.rows.append(row)  # before the device is asked for anything: if that fails, `cancel` gives the memory back
         self.slots.put(row.slots[0], row.program.start * row.noise)
-        self.rows.append(row)
 
     def cancel(self, row: Row) -> None:
-        """Drop a row between two ticks; the others go on unchanged. A row that has left already is no error."""
+        """Drop a row between two launches; the others go on unchanged. A row that has left already is no error."""
         if row in self.rows:
             self.rows.remove(row)
             self._leave(row)
@@ -140,10 +142,10 @@ class Waves:
         chosen = self.policy.choose([row for row in self.rows if not row.idle] or self.rows, now)
         need, unet_rows, begin = chosen[0].need, sum(row.unet_rows for row in chosen), self.anatomy.fence()
         failed = self._attempt(chosen)
-        ready = [row for row in chosen if row.done and not row.error]
-        for row in ready:
+        finished = [row for row in chosen if row.done and not row.error]
+        for row in finished:
             row.latent = self.slots.latent(row.slots[0])
-        finite = to_host(_finite([row.latent for row in ready if row.latent is not None])) if ready else None
+        finite = to_host(_finite([row.latent for row in finished if row.latent is not None])) if finished else None
         waiting = [row for row in self.rows if row not in chosen]
         for row in waiting:
             row.waits += 1
@@ -153,18 +155,17 @@ class Waves:
                 self._leave(row)
         self.rows = waiting + [row for row in chosen if row.slots]
         advanced = [row for row in chosen if row not in failed]
-        return Wave(need, unet_rows, advanced, failed, begin, self.anatomy.fence(), finite)
+        return Wave(need, unet_rows, advanced, failed, begin, self.anatomy.fence(), finished, finite)
 
     def land(self, wave: Wave) -> Wave:
-        """Wait for a wave's end; done rows whose latent is not finite are then among the failed ones.
+        """Wait for a wave's end; finished rows whose latent is not finite are then among the failed ones.
 
-        Raises what the device raises. Waves land in the order in which they were launched.
+        Raises what the device raises, which may be the fault of any wave launched so far. Waves land in the order of launching.
         """
         wave.end.wait()
         if wave.finite is None or wave.finite.all():
             return wave
-        ready = [row for row in wave.rows if row.done]
-        bad = [row for row, finite in zip(ready, wave.finite.tolist(), strict=True) if not finite]
+        bad = [row for row, finite in zip(wave.finished, wave.finite.tolist(), strict=True) if not finite]
         for row in bad:
             row.error = FloatingPointError("the latent is not finite")
         return replace(wave, rows=[row for row in wave.rows if row not in bad], failed=[*wave.failed, *bad])
@@ -176,13 +177,14 @@ class Waves:
         """
         try:
             self._run(rows)
+            return []
         except Exception as error:
+            clear_frames(error.__traceback__)  # which hold the memory of the attempt
             if len(rows) == 1:
                 rows[0].error = error
                 return [rows[0]]
-            half = len(rows) // 2
-            return self._attempt(rows[:half]) + self._attempt(rows[half:])
-        return []
+        half = len(rows) // 2
+        return self._attempt(rows[:half]) + self._attempt(rows[half:])
 
     @torch.inference_mode()
     def _run(self, rows: Sequence[Row]) -> None:

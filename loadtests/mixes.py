@@ -43,11 +43,11 @@ class Mix:
 
 def mixes() -> dict[str, Mix]:
     """Few-step schedules, as any sampler has them; and such with partial steps, which only a cache makes possible."""
-    fewer = {tier: _made(steps, *[Segment()] * steps) for tier, steps in zip(TIERS, (10, 20, 50), strict=True)}
+    fewer = {tier: made(steps, *[Segment()] * steps) for tier, steps in zip(TIERS, (10, 20, 50), strict=True)}
     cached = {
-        "draft": _made(50, *[Segment(partial=(5,), branch=3)] * 5),
-        "balanced": _made(50, *[Segment(partial=(2,), branch=3)] * 10),
-        "reference": _made(50, *[Segment()] * 50),
+        "draft": made(50, *[Segment(partial=(5,), branch=3)] * 5),
+        "balanced": made(50, *[Segment(partial=(2,), branch=3)] * 10),
+        "reference": made(50, *[Segment()] * 50),
     }
     return {
         "fewer": Mix("fewer", "10, 20 and 50 full steps", fewer),
@@ -60,7 +60,7 @@ def draw(chance: random.Random) -> str:
     return chance.choices(TIERS, WEIGHTS)[0]
 
 
-def _made(teacher_steps: int, *segments: Segment) -> Schedule:
+def made(teacher_steps: int, *segments: Segment) -> Schedule:
     """DDIM on the bundled model's own spacing, as its pipeline folder says."""
     ref = ModelRef(name=MODEL.name, family="unet2d-condition", fingerprint=Folder(MODEL).fingerprint())
     return Schedule(model=ref, solver=Solver(name="ddim", teacher_steps=teacher_steps, spacing="trailing"), segments=segments)

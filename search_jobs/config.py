@@ -105,7 +105,11 @@ def read_prompts(path: str | Path) -> list[str]:
     file = Path(path)
     if not file.is_file():
         raise InvalidInput(f"prompts: {file} is not a file", param="prompts")
-    lines = list(dict.fromkeys(line.strip() for line in file.read_text().splitlines() if line.strip()))
+    try:
+        text = file.read_text("utf-8-sig")  # without the mark that some editors begin a file with
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"prompts: {file} is not UTF-8 text: {error}", param="prompts") from error
+    lines = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
     if len(lines) < 2:
         raise InvalidInput(f"prompts: {file} must hold at least 2 different prompts, got {len(lines)}", param="prompts")
     return lines

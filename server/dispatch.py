@@ -1,8 +1,9 @@
 """Between asyncio and the engine: one thread owns the model and the waves, everybody else hands in orders and waits.
 
-Text encoding and VAE decoding run in the same thread, between two waves and a few at a time. A second executor would not
-make them faster (they want the same cores or the same device), would make two threads share one model, and would need a
-hand-over for every image; the price is that a wave waits while at most `BATCH` images are decoded.
+Text encoding and VAE decoding run in the same thread, between two waves. A second executor would not make them faster (they
+want the same cores or the same device), would make two threads share one model, and would need a hand-over for every image;
+the price is that a wave waits while the texts of at most `BATCH` newcomers are encoded and what the wave before it finished
+is decoded.
 
 A GPU works behind the host, so a wave is launched, with the decoding of the images it finishes, while the one before it is
 still at work: the device never waits for Python. It is formed as late as that allows, so that newcomers find a place in it.
@@ -43,7 +44,7 @@ log = logging.getLogger(__name__)
 
 FAILED_WAVES = 5  # in a row, and the engine counts as lost
 BATCH = 8  # texts encoded, or latents decoded, at once
-WAVES_IN_FLIGHT = 4  # in full waves: rows on different steps need company to fill a wave, and more only makes all later
+ROWS_IN_FULL_WAVES = 4  # at most in flight: rows on different steps need company to fill a wave, and more only makes all later
 
 
 class Dispatcher:
@@ -62,7 +63,7 @@ class Dispatcher:
         self._admission = admission
         self._stages = Stages(model)
         self._policy = Balanced(max_unet_rows=max_wave_rows)
-        self._waves = Waves(model.anatomy, slots_within(model, WAVES_IN_FLIGHT * max_wave_rows, cache_bytes), self._policy)
+        self._waves = Waves(model.anatomy, slots_within(model, ROWS_IN_FULL_WAVES * max_wave_rows, cache_bytes), self._policy)
         metrics.cache_bytes.set(self._waves.slots.bytes)
         self._queue = Queue(Door(self._policy))
         self._inflight: dict[Row, Ticket] = {}
@@ -132,8 +133,9 @@ class Dispatcher:
         metrics.inflight_rows.set(len(self._inflight))
         metrics.queue_seconds.set(self._admission.seconds)
         if self._aloft:
-            wave = self._aloft.wave
-            self._pace.doze(wave.end, self._policy.curve.seconds(wave.need, wave.unet_rows))
+            wave, images = self._aloft.wave, len(self._aloft.images)
+            seconds = self._policy.curve.seconds(wave.need, wave.unet_rows) + self._stages.decoding(images)
+            self._pace.doze(self._aloft.end, seconds)
 
     def _run(self) -> None:
         while self._has_work():
@@ -141,9 +143,12 @@ class Dispatcher:
                 self.turn()
             except Exception as error:  # a lost device or a bug: better to fail what is in flight than to fail for ever
                 log.exception("the engine's turn failed")
-                self._aloft = None
-                self._fail([*self._inflight.values()], error, "scheduling")
+                with suppress(Exception):  # what was launched before may have come to its end
+                    self._land()
+                self._fail([*self._inflight.values()], error, "computing")
                 self._give_up_after(FAILED_WAVES)
+        with suppress(Exception):
+            self._land()
         stopping = NotReady("the server is stopping")
         self._fail([*self._inflight.values(), *self._queue.empty()], stopping, "")
 
@@ -175,6 +180,8 @@ class Dispatcher:
         if not tickets and not self._inflight:
             tickets = self._queue.take_idle()
         self._each(tickets, self._encode, "encoding")
+        if tickets and all(ticket.left for ticket in tickets):
+            self._model.anatomy.fence().done()  # raises when the device is lost: then it is not the prompts
 
     def _send_back(self, tickets: Sequence[Ticket]) -> None:
         for ticket in tickets:
@@ -186,13 +193,19 @@ class Dispatcher:
 
     def _encode(self, tickets: list[Ticket]) -> None:
         start, rows, now = monotonic(), self._stages.encode(tickets), monotonic()
-        for ticket, row in zip(tickets, rows, strict=True):  # nothing below can fail: a retry must find no half of a batch
+        try:
+            for row in rows:
+                self._waves.add(row)
+        except Exception:  # of the device; a retry must find no half of a batch
+            for row in rows:
+                self._waves.cancel(row)
+            raise
+        for ticket, row in zip(tickets, rows, strict=True):
             ticket.row, ticket.taken = row, start
             metrics.stage_seconds.labels("queue").observe(start - ticket.queued)
             ticket.journey.add("queue", ticket.queued, start)
             ticket.journey.add("encode", start, now, images=len(rows))
             self._inflight[row] = ticket
-            self._waves.add(row)
 
     def _launch(self) -> Flight | None:
         """Ask the device for one wave, and for the pictures that it finishes."""
@@ -208,8 +221,9 @@ class Dispatcher:
         done = [ticket for ticket in tickets.values() if not ticket.remaining_macs]
         for start in range(0, len(done), BATCH):
             self._each(done[start : start + BATCH], partial(self._decode, images), "decoding")
+        decoded = self._model.anatomy.fence()
         previews = self._previews([ticket for ticket in tickets.values() if ticket.position in ticket.preview_at])
-        return Flight(wave, tickets, macs, images, previews, self._model.anatomy.fence())
+        return Flight(wave, tickets, macs, images, previews, decoded, self._model.anatomy.fence())
 
     def _count(self, wave: Wave, tickets: Iterable[Ticket]) -> int:
         """The MACs of a wave, in the books before it is done: they are spent whatever becomes of it."""
@@ -238,9 +252,9 @@ class Dispatcher:
         flight.end.wait()
         self._pace.begins()
         self._failed_waves = 0
-        now, decoding = monotonic(), flight.end.since(wave.end)
-        denoised = now - decoding
-        self._learn(wave, flight.macs)
+        now, decoding = monotonic(), flight.decoded.since(wave.end)
+        denoised = now - flight.end.since(wave.end)
+        self._learn(flight)
         self._fail_rows(wave)
         here = flight.still_here()
         for ticket in here:
@@ -252,16 +266,16 @@ class Dispatcher:
             self._stages.took("decode", decoding, len(flight.images))
         for ticket in here:
             if ticket in flight.images:
-                ticket.journey.add("decode", denoised, now, images=len(flight.images))
+                ticket.journey.add("decode", denoised, denoised + decoding, images=len(flight.images))
                 self._hand_out(ticket, flight.images[ticket])
             elif ticket in flight.previews:
                 self._show(ticket, *flight.previews[ticket])
 
-    def _learn(self, wave: Wave, macs: int) -> None:
-        kind, seconds = wave.need.kind, wave.seconds
+    def _learn(self, flight: Flight) -> None:
+        wave, kind, seconds = flight.wave, flight.wave.need.kind, flight.wave.seconds
         metrics.wave_rows.labels(kind).observe(wave.unet_rows)
         metrics.wave_seconds.labels(kind).observe(seconds)
-        self._admission.measured(macs, seconds)
+        self._admission.measured(flight.macs, seconds)
         if not wave.failed:  # else it was several calls
             self._policy.curve.observe(wave.need, wave.unet_rows, seconds)
 
@@ -307,6 +321,7 @@ class Dispatcher:
         books.balance(ticket)
         self._leave(ticket, "ok")
         with suppress(InvalidStateError):  # cancelled this very moment
+            pixels = pixels.clone()  # a batch's memory is not to live as long as one of its images
             ticket.future.set_result(Picture(pixels, ticket.macs, ticket.steps, ticket.taken - ticket.queued, spent))
 
     def _each(self, tickets: list[Ticket], work: Callable[[list[Ticket]], None], stage: str) -> None:

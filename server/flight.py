@@ -23,7 +23,8 @@ class Flight:
     macs: int
     images: dict[Ticket, Tensor]
     previews: dict[Ticket, tuple[int, Tensor]]
-    end: Fence
+    decoded: Fence  # behind the images
+    end: Fence  # behind everything
 
     def still_here(self) -> list[Ticket]:
         """Those whose row is not given up, or begun anew, since the launch."""

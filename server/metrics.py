@@ -47,7 +47,7 @@ cache_bytes = Gauge(
     multiprocess_mode="livesum",
 )  # fmt: skip
 wave_rows = Histogram("flexi_wave_rows", "UNet rows of a wave.", ["kind"], buckets=ROWS)
-wave_seconds = Histogram("flexi_wave_seconds", "Duration of a wave.", ["kind"], buckets=SECONDS)
+wave_seconds = Histogram("flexi_wave_seconds", "How long a wave took the device.", ["kind"], buckets=SECONDS)
 steps_total = Counter("flexi_steps_total", "Steps executed, and null steps jumped over.", ["kind", "tier"])
 macs_total = Counter("flexi_macs_total", "UNet MACs executed, guidance rows included.", ["tier", "arm", "kind"])
 image_macs = Histogram("flexi_image_macs", "UNet MACs executed for a finished image.", ["tier"], buckets=MACS)

@@ -31,6 +31,10 @@ class Stages:
         """0 before the first image."""
         return sum(self._seconds.values())
 
+    def decoding(self, images: int) -> float:
+        """Seconds that so many images should take to decode."""
+        return images * self._seconds.get("decode", 0.0)
+
     def encode(self, tickets: Sequence[Ticket]) -> list[Row]:
         """A row for each ticket, ready for its first wave."""
         start, orders = monotonic(), [ticket.order for ticket in tickets]

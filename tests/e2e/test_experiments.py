@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +220,34 @@ def test_two_experiments_on_one_tier(lab):
     lab.start("first")
     assert "taken by the experiment first" in lab.cli("start", "second", code=1)
     lab.cli("stop", "first")
+
+
+def test_what_happens_at_one_server_holds_at_every_other(lab, tmp_path):
+    """A kill by an operator, and a roll-back by the server that saw the harm."""
+    settings = SETTINGS | {"FLEXI_REGISTRY": lab.registry, "FLEXI_STATE": str(tmp_path / "state")}
+    with serving(settings, tmp_path / "server.log", patience=PATIENCE) as address:
+        other = replace(lab, client=httpx.Client(base_url=address, timeout=120))
+        experiment = lab.declare("everywhere", "good")
+        assert lab.running() == other.running() == []
+        lab.start("everywhere")
+        other.until(lambda: other.running(), "it runs at one server only")
+        for unit in map(str, range(8)):
+            answers = [each.ask(unit).json() for each in (lab, other)]
+            assert [answer["arm"] for answer in answers] == [arm_of(experiment, unit).name] * 2
+        lab.cli("kill", "everywhere")
+        lab.until(lambda: not lab.running() and not other.running(), "it was killed and runs")
+        assert [each.ask("1").json()["arm"] for each in (lab, other)] == [None, None]
+
+        lab.declare("ill", "broken", guardrails=[RAILS["broken"] | {"minimum_sample": 10, "consecutive": 1}])
+        lab.start("ill")
+        other.until(lambda: other.running(), "it runs at one server only")
+        units, end = map(str, range(1000)), time.monotonic() + 240
+        while other.running():
+            assert time.monotonic() < end, "the guardrail did not trip"
+            other.ask(next(units))  # only this server sees harm
+        lab.until(lambda: not lab.running(), "it is rolled back at one server only")
+        assert Experiments(lab.catalog.store, "emoji64").state("ill").status == "rolled_back"
+        assert [each.ask("1").json()["arm"] for each in (lab, other)] == [None, None]
 
 
 PANELS = [panel for row in ROWS if row.title in EXPERIMENTS for panel in row.panels]

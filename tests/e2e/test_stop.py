@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -31,6 +33,14 @@ def wait_for(condition) -> None:
         time.sleep(0.02)
 
 
+def last_event(served: Served, body: dict[str, object]) -> dict[str, Any]:
+    """Of a stream that was read to its end."""
+    asked = {"prompt": body["prompt"], "tier": body["tier"], "n": body["num_images"], "stream": True, "partial_images": 1}
+    reply = httpx.post(f"{served.address}/v1/images/generations", json=asked, timeout=PATIENCE)
+    assert reply.status_code == 200
+    return json.loads(reply.text.strip().rpartition("data: ")[2])
+
+
 def test_sigterm_drains(tmp_path: Path):
     publish(open_store(str(tmp_path / "registry")))
     settings = {"FLEXI_REGISTRY": str(tmp_path / "registry"), "FLEXI_TEACHER_STEPS": "1000", "FLEXI_DRAIN_SECONDS": "15"}
@@ -43,10 +53,10 @@ def test_sigterm_drains(tmp_path: Path):
         def ask(body: dict[str, object]) -> Future[httpx.Response]:
             return pool.submit(httpx.post, f"{served.address}/generate", json=body, timeout=PATIENCE)
 
-        long = [ask(LONG) for _ in range(3)]
+        long, long_stream = [ask(LONG) for _ in range(2)], pool.submit(last_event, served, LONG)
         wait_for(lambda: running(served) == 12)
-        short = ask(SHORT)
-        wait_for(lambda: running(served) == 16)
+        short, short_stream = ask(SHORT), pool.submit(last_event, served, SHORT | {"num_images": 1})
+        wait_for(lambda: running(served) == 17)
         served.supervisor.send_signal(signal.SIGTERM)
         wait_for(lambda: client.get("/readyz").status_code == 503)
 
@@ -58,6 +68,8 @@ def test_sigterm_drains(tmp_path: Path):
             assert refusal.headers["connection"] == "close"
         assert httpx.get(f"{served.address}/livez").status_code == 200
         assert short.result().status_code == 200
+        assert short_stream.result()["type"] == "image_generation.completed"
+        assert long_stream.result()["error"]["code"] == "stopping"
         for request in long:
             assert request.result().status_code == 503
             assert request.result().json()["error"]["code"] == "stopping"
@@ -67,5 +79,5 @@ def test_sigterm_drains(tmp_path: Path):
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"{served.address}/livez")
     text = (tmp_path / "server.log").read_text()
-    assert '"event": "stopping", "running": 4' in text
+    assert '"event": "stopping", "running": 5' in text
     assert "Traceback" not in text

@@ -136,6 +136,24 @@ def test_a_table_of_classes_is_as_wide_as_the_context(folder: Path) -> None:
     assert caught.value.param == "cross_attention_dim"
 
 
+@pytest.mark.parametrize(
+    ("id2label", "said"),
+    [(["tench"], "id2label"), ({"first": "tench"}, "'first'"), ({"6": "tench"}, r"class 6 \(tench\), the last one is 5")],
+)
+def test_names_of_classes_are_a_table_of_those_there_are(folder: Path, id2label: object, said: str) -> None:
+    change(folder / "model_index.json", **CLASSES, id2label=id2label)
+    with pytest.raises(Unsupported, match=f"^model: id2label .*{said}"):
+        load(folder)
+
+
+@pytest.mark.parametrize("null", [6, -1, "5", True])
+def test_the_class_that_means_none_is_one_of_them(folder: Path, null: object) -> None:
+    change(folder / "model_index.json", **CLASSES)
+    (folder / "class_embedder" / "config.json").write_text(json.dumps({"null_class": null}))
+    with pytest.raises(Unsupported, match=r"^model: null_class of class_embedder must be between 0 and 5"):
+        load(folder)
+
+
 def test_class_labels_beside_a_table_of_classes_are_refused(folder: Path) -> None:
     assert refused(folder, {"num_class_embeds": 6}, CLASSES).param == "num_class_embeds"
 

@@ -47,6 +47,15 @@ def test_a_prompt_that_is_there_twice_lies_in_one_half(tmp_path: Path) -> None:
         read_prompts(file)
 
 
+def test_prompts_are_utf_8_with_or_without_its_mark(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_bytes("\ufeffein Bär\nein Mädchen\n".encode())
+    assert read_prompts(file) == ["ein Bär", "ein Mädchen"]
+    file.write_bytes("ein Bär\nein Mädchen\n".encode("latin-1"))
+    with pytest.raises(InvalidInput, match=r"^prompts: .*prompts\.txt is not UTF-8 text"):
+        read_prompts(file)
+
+
 @pytest.mark.parametrize("aims", [{"tiers": {"fast": 0.05}, "budgets": []}, {"tiers": {"fast": 0.5}, "budgets": [0.2, 0.05]}])
 def test_a_cost_that_no_schedule_reaches_is_refused_by_name_and_with_its_limit(aims: dict[str, object]) -> None:
     with pytest.raises(InvalidInput, match=r"^(tiers\.fast|budgets\.1): nothing is as cheap as 0\.05: .* 10 steps costs 0\.1$"):

@@ -463,6 +463,56 @@ def test_a_latent_that_is_not_finite_is_found_when_its_wave_lands(model, ahead):
         bad.result()
 
 
+def test_who_is_not_finite_fails_alone_though_the_next_wave_has_finished_another(model, behind, ahead, monkeypatch):
+    """When the wave that finishes the first one lands, the wave that finishes the second one has been launched."""
+    plain = type(behind).noise
+    monkeypatch.setattr(type(behind), "noise", lambda self, seed: plain(self, seed) * (float("nan") if seed == 1 else 1))
+    bad, good = ahead.submit([order(model, seed, segments=(Segment(),) * seed) for seed in (1, 2)])
+    finish(ahead, [bad, good])
+    assert good.result().macs > 0
+    with pytest.raises(GenerationFailed, match="finite"):
+        bad.result()
+
+
+def test_a_lost_device_ends_the_engine_though_no_wave_can_be_formed(model, behind, ahead, monkeypatch):
+    """Newcomers fail before they are in a wave; that is not their prompts' fault."""
+    ahead.start()
+    assert ahead.submit([order(model)])[0].result(timeout=60).macs > 0
+
+    def lost(*_):
+        raise RuntimeError("device lost")
+
+    monkeypatch.setattr(type(behind), "noise", lost)
+    monkeypatch.setattr(Mark, "done", lost)
+    for seed in range(20):
+        try:
+            (future,) = ahead.submit([order(model, seed)])
+        except NotReady:
+            break
+        assert future.exception(timeout=60) is not None
+    else:
+        pytest.fail("it went on for ever")
+    ahead._thread.join(timeout=60)
+    assert not ahead.alive
+
+
+def test_a_newcomer_that_the_device_has_no_room_for_leaves_nothing_behind(model, dispatcher, monkeypatch):
+    plain, breakages = dispatcher._waves.slots.put, [RuntimeError("out of memory")] * 2
+
+    def put(slot, latent):
+        if slot and breakages:
+            raise breakages.pop()
+        plain(slot, latent)
+
+    monkeypatch.setattr(dispatcher._waves.slots, "put", put)
+    futures = dispatcher.submit([order(model, seed) for seed in range(2)])
+    finish(dispatcher, futures)
+    assert [future.exception() is None for future in futures] == [False, True], "each was tried alone"
+    assert dispatcher._waves.slots.free == dispatcher._waves.slots.capacity
+    assert not dispatcher._inflight
+    assert dispatcher._admission.seconds == 0
+
+
 def test_a_device_that_fails_behind_the_host_fails_what_is_in_flight_and_nothing_later(model, behind, ahead):
     ahead.start()
     behind.anatomy.faults.append(RuntimeError("device-side assert"))

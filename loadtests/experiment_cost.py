@@ -1,0 +1,120 @@
+"""What an experiment costs the requests it splits: one server and the same clients, with it running and paused, in turns.
+
+    python -m loadtests.experiment_cost
+
+On the simulated device with the shortest steps that make sense, so that the request's own path is a large part of its time.
+Both arms cost the same MACs. Looks at requests per second, at latency, and at CPU seconds per request (of all processes of the
+server, the recorder's threads included), each as the ratio of neighbouring turns. Writes experiment_cost.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import psutil  # type: ignore[import-untyped]
+
+from loadtests.clients import Tally, drive
+from loadtests.mixes import MODEL, made, mixes
+from registry.address import open_store
+from registry.catalog import Catalog
+from registry.experiment import Arm, Experiment, Guardrail, Primary, Stage
+from registry.experiments import Experiments
+from registry.schedule import Segment
+from server.launch import Served, started
+
+OUT = Path(".flexi/experiment-cost")
+NAME = "cost"
+
+
+def main() -> int:
+    """Print the ratios, running over paused, with their ranges over the turns."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--seconds", type=float, default=15.0, help="of a turn")
+    parser.add_argument("--turns", type=int, default=6, help="of each kind")
+    given = parser.parse_args()
+    registry = str(OUT / "registry")
+    experiments = declared(registry)
+    settings = {"FLEXI_REGISTRY": registry, "FLEXI_STATE": str(OUT / "state"), "FLEXI_WATCH_SECONDS": "0.2"}
+    service = "loadtests.simulated_service:Flexiffusion"
+    with started(settings, OUT / "server.log", service=service) as served:
+        pairs = [  # whoever was first is second the next time
+            {running: measure(served, experiments, running, given, turn) for running in (turn % 2 == 0, turn % 2 == 1)}
+            for turn in range(given.turns)
+        ]
+        page = httpx.get(f"{served.address}/metrics").text.splitlines()
+    ratios = {what: [pair[True][what] / pair[False][what] for pair in pairs] for what in pairs[0][True]}
+    result = {"clients": given.clients, "ratios": ratios, "turns": [{str(k): v for k, v in pair.items()} for pair in pairs]}
+    (OUT / "experiment_cost.json").write_text(json.dumps(result, indent=1) + "\n")
+    for what, each in ratios.items():
+        seen = f"{min(each):.3f} to {max(each):.3f} in {len(each)} pairs of turns"
+        print(f"{what}: running over paused {np.median(each):.3f} ({seen})")
+    print("\n".join(line for line in page if line.startswith("flexi_events")))
+    return 0
+
+
+def declared(registry: str) -> Experiments:
+    """A tier of ten full steps, and an experiment on it whose arms take as many."""
+    mixes()["fewer"].publish(registry)
+    catalog = Catalog(open_store(registry), MODEL.name, author="loadtests")
+    control, twin = mixes()["fewer"].schedules["draft"], made(20, *[Segment(partial=())] * 10)
+    catalog.publish(twin)
+    experiments = Experiments(catalog.store, MODEL.name)
+    arms = (Arm(name="control", digest=control.digest, weight=1), Arm(name="twin", digest=twin.digest, weight=1))
+    rails = tuple(
+        Guardrail(metric=metric, compare="difference", limit=1e6, minimum_sample=100, consecutive=3)
+        for metric in ("service_p95", "errors", "unplanned_steps")
+    )
+    experiments.declare(
+        Experiment(
+            name=NAME, version=1, hypothesis="an experiment costs little", tier="draft", arms=arms, control="control",
+            salt=NAME, ramp=(Stage(share=100),), primary=Primary(metric="service_seconds", minimal_effect=0.05),
+            guardrails=rails, maximum_units=10**6, end=datetime.now(UTC) + timedelta(days=1),
+        )
+    )  # fmt: skip
+    experiments.act(NAME, "start")
+    return experiments
+
+
+def measure(served: Served, experiments: Experiments, running: bool, given: argparse.Namespace, turn: int) -> dict[str, float]:
+    """One turn."""
+    status = experiments.state(NAME).status
+    if (status == "running") != running:
+        experiments.act(NAME, "start" if running else "pause")
+    while bool(httpx.get(f"{served.address}/v1/experiments").json()["experiments"]) != running:
+        time.sleep(0.1)
+
+    def body(wanted: dict[str, Any]) -> dict[str, Any]:
+        return wanted | {"tier": "draft", "guidance_scale": 1.0, "unit": str(wanted["seed"])}
+
+    before = cpu_seconds(served)
+    tally: Tally = asyncio.run(drive(served.address, body, given.clients, 1.0, given.seconds, turn))
+    latencies = [latency for tier in tally.latencies.values() for latency in tier]
+    assert not tally.errors, f"{tally.errors} requests failed"
+    spent = (cpu_seconds(served) - before) * given.seconds / (given.seconds + 1.0)
+    return {
+        "requests per second": tally.rate,
+        "p50 latency": float(np.percentile(latencies, 50)),
+        "p95 latency": float(np.percentile(latencies, 95)),
+        "CPU seconds per request": spent / tally.requests,
+    }
+
+
+def cpu_seconds(served: Served) -> float:
+    """Of the supervisor and its workers."""
+    supervisor = psutil.Process(served.supervisor.pid)
+    times = [process.cpu_times() for process in (supervisor, *supervisor.children(recursive=True))]
+    return float(sum(each.user + each.system for each in times))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
