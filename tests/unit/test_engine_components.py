@@ -138,7 +138,7 @@ def test_a_table_of_classes_is_as_wide_as_the_context(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("id2label", "said"),
-    [(["tench"], "id2label"), ({"first": "tench"}, "'first'"), ({"6": "tench"}, r"class 6 \(tench\), the last one is 5")],
+    [(["tench"], "list"), ({"first": "tench"}, "'first'"), ({"6": "tench"}, r"class 6 \(tench\), the last one is 5")],
 )
 def test_names_of_classes_are_a_table_of_those_there_are(folder: Path, id2label: object, said: str) -> None:
     change(folder / "model_index.json", **CLASSES, id2label=id2label)
