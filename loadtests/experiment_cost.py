@@ -71,7 +71,7 @@ def declared(registry: str) -> Experiments:
     experiments = Experiments(catalog.store, MODEL.name)
     arms = (Arm(name="control", digest=control.digest, weight=1), Arm(name="twin", digest=twin.digest, weight=1))
     rails = tuple(
-        Guardrail(metric=metric, compare="difference", limit=1e6, minimum_sample=100, consecutive=3)
+        Guardrail(metric=metric, compare="difference", limit=0.99, minimum_sample=100, consecutive=3)
         for metric in ("service_p95", "errors", "unplanned_steps")
     )
     experiments.declare(
