@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import shutil
 import sys
 import time
 from datetime import UTC, datetime, timedelta
@@ -43,6 +44,7 @@ def main() -> int:
     parser.add_argument("--turns", type=int, default=6, help="of each kind")
     given = parser.parse_args()
     registry = str(OUT / "registry")
+    shutil.rmtree(OUT, ignore_errors=True)  # a declaration is for ever, and this one ends a day from now
     experiments = declared(registry)
     settings = {"FLEXI_REGISTRY": registry, "FLEXI_STATE": str(OUT / "state"), "FLEXI_WATCH_SECONDS": "0.2"}
     service = "loadtests.simulated_service:Flexiffusion"
