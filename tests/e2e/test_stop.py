@@ -34,11 +34,10 @@ def wait_for(condition) -> None:
 
 
 def last_event(served: Served, body: dict[str, object]) -> dict[str, Any]:
-    """Of a stream that was read to its end."""
+    """Of a stream that was read to its end; of one that had not begun, the answer in its place."""
     asked = {"prompt": body["prompt"], "tier": body["tier"], "n": body["num_images"], "stream": True, "partial_images": 1}
     reply = httpx.post(f"{served.address}/v1/images/generations", json=asked, timeout=PATIENCE)
-    assert reply.status_code == 200
-    return json.loads(reply.text.strip().rpartition("data: ")[2])
+    return json.loads(reply.text.strip().rpartition("data: ")[2])  # where there are no events, the whole text
 
 
 def test_sigterm_drains(tmp_path: Path):
