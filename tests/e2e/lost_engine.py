@@ -17,11 +17,11 @@ __all__ = ["Flexiffusion"]
 
 FILE = Path(os.environ["LOST_ENGINE"])
 fault = ""
-tick = Waves.tick
+launch = Waves.launch
 
 
 def faulty(self: Waves, *arguments: Any) -> Any:
-    """`Waves.tick`, but in the engine's thread only as long as there is no fault; warming up is left alone."""
+    """`Waves.launch`, but in the engine's thread only as long as there is no fault; warming up is left alone."""
     global fault
     if threading.current_thread().name == "engine" and not fault and (fault := FILE.read_text()):
         FILE.write_text("")
@@ -29,7 +29,7 @@ def faulty(self: Waves, *arguments: Any) -> Any:
         raise RuntimeError("the device is gone")
     if fault == "thread":
         raise SystemExit  # ends a thread without a word, and no `except Exception` sees it
-    return tick(self, *arguments)
+    return launch(self, *arguments)
 
 
-Waves.tick = faulty  # type: ignore[method-assign]
+Waves.launch = faulty  # type: ignore[method-assign]
