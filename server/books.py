@@ -1,9 +1,29 @@
-"""A finished image's work beside what its schedule prescribes, so that Prometheus can hold one to the other."""
+"""The work of waves, and a finished image's beside what its schedule prescribes: Prometheus can hold one to the other."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Collection
+
+from engine.program import Need
 from server import metrics
 from server.order import Ticket
+
+
+def spend(need: Need, tickets: Collection[Ticket]) -> list[int]:
+    """Count the steps and MACs of a launched wave: they are spent whatever becomes of it. Returns each ticket's MACs."""
+    spent, steps, each = Counter[tuple[str, str]](), Counter[tuple[str, str]](), list[int]()
+    for ticket in tickets:
+        macs, null = ticket.ran(need)
+        each.append(macs)
+        spent[ticket.order.tier, ticket.order.arm] += macs
+        steps[need.kind, ticket.order.tier] += 1
+        steps["null", ticket.order.tier] += null
+    for (tier, arm), macs in spent.items():
+        metrics.macs_total.labels(tier, arm, need.kind).inc(macs)
+    for labels, count in steps.items():
+        metrics.steps_total.labels(*labels).inc(count)
+    return each
 
 
 def balance(ticket: Ticket) -> None:

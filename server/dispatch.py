@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from functools import partial
@@ -31,11 +31,11 @@ from registry.errors import FlexiError
 from server import books, metrics
 from server.admission import Admission
 from server.errors import GenerationFailed, NotReady
-from server.flight import Flight
 from server.forecast import Load
+from server.launched import Launched
+from server.lead import Lead
 from server.memory import slots_within
 from server.order import Order, Picture, Preview, Ticket, macs_before
-from server.pace import Pace
 from server.queue import Queue
 from server.stages import Stages
 from server.tracing import journey
@@ -68,8 +68,8 @@ class Dispatcher:
         self._queue = Queue(Door(self._policy))
         self._inflight: dict[Row, Ticket] = {}
         self._cancelled: deque[Ticket] = deque()  # by their clients, and not dropped yet
-        self._aloft: Flight | None = None
-        self._pace = Pace()
+        self._aloft: Launched | None = None
+        self._lead = Lead()
         self._failed_waves = 0  # in a row
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -122,12 +122,12 @@ class Dispatcher:
         start = monotonic()
         self._drop_cancelled()
         self._take_in()
-        flight = self._launch()
-        if flight:
-            self._pace.formed(start, at_work=self._aloft is not None)
+        launched = self._launch()
+        if launched:
+            self._lead.formed(start, at_work=self._aloft is not None)
         self._land()
-        self._aloft = flight
-        if flight and flight.end.done():  # a CPU's
+        self._aloft = launched
+        if launched and launched.end.done():  # a CPU's
             self._land()
         metrics.queue_rows.set(len(self._queue))
         metrics.inflight_rows.set(len(self._inflight))
@@ -135,7 +135,7 @@ class Dispatcher:
         if self._aloft:
             wave, images = self._aloft.wave, len(self._aloft.images)
             seconds = self._policy.curve.seconds(wave.need, wave.unet_rows) + self._stages.decoding(images)
-            self._pace.doze(self._aloft.end, seconds)
+            self._lead.doze(self._aloft.end, seconds)
 
     def _run(self) -> None:
         while self._has_work():
@@ -207,7 +207,7 @@ class Dispatcher:
             ticket.journey.add("encode", start, now, images=len(rows))
             self._inflight[row] = ticket
 
-    def _launch(self) -> Flight | None:
+    def _launch(self) -> Launched | None:
         """Ask the device for one wave, and for the pictures that it finishes."""
         wave = self._waves.launch(monotonic())
         if wave is None:
@@ -217,65 +217,48 @@ class Dispatcher:
             self._give_up_after(FAILED_WAVES)
             return None
         tickets = {row: self._inflight[row] for row in wave.rows}
-        macs, images = self._count(wave, tickets.values()), dict[Ticket, Tensor]()
+        spent, images = books.spend(wave.need, tickets.values()), dict[Ticket, Tensor]()
+        for ticket, macs in zip(tickets.values(), spent, strict=True):
+            self._settle(ticket, macs)
         done = [ticket for ticket in tickets.values() if not ticket.remaining_macs]
         for start in range(0, len(done), BATCH):
             self._each(done[start : start + BATCH], partial(self._decode, images), "decoding")
         decoded = self._model.anatomy.fence()
         previews = self._previews([ticket for ticket in tickets.values() if ticket.position in ticket.preview_at])
-        return Flight(wave, tickets, macs, images, previews, decoded, self._model.anatomy.fence())
-
-    def _count(self, wave: Wave, tickets: Iterable[Ticket]) -> int:
-        """The MACs of a wave, in the books before it is done: they are spent whatever becomes of it."""
-        kind, total = wave.need.kind, 0
-        spent, steps = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
-        for ticket in tickets:
-            macs, null = ticket.ran(wave.need)
-            total += macs
-            self._settle(ticket, macs)
-            spent[ticket.order.tier, ticket.order.arm] += macs
-            steps[kind, ticket.order.tier] += 1
-            steps["null", ticket.order.tier] += null
-        for (tier, arm), macs in spent.items():
-            metrics.macs_total.labels(tier, arm, kind).inc(macs)
-        for labels, count in steps.items():
-            metrics.steps_total.labels(*labels).inc(count)
-        return total
+        return Launched(wave, tickets, sum(spent), images, previews, decoded, self._model.anatomy.fence())
 
     def _land(self) -> None:
         """Wait for the wave at work, learn from it, and hand out what it finished."""
         if self._aloft is None:
-            self._pace.begins()
+            self._lead.begins()
             return
-        flight, self._aloft = self._aloft, None
-        wave = self._waves.land(flight.wave)
-        flight.end.wait()
-        self._pace.begins()
+        launched, self._aloft = self._aloft, None
+        wave = self._waves.land(launched.wave)
+        launched.end.wait()
+        self._lead.begins()
         self._failed_waves = 0
-        now, decoding = monotonic(), flight.decoded.since(wave.end)
-        denoised = now - flight.end.since(wave.end)
-        self._learn(flight)
+        now, decoding = monotonic(), launched.decoded.since(wave.end)
+        denoised = now - launched.end.since(wave.end)
+        self._learn(launched)
         self._fail_rows(wave)
-        here = flight.still_here()
+        here, begun = launched.still_here(), denoised - wave.seconds
         for ticket in here:
             ticket.denoised = denoised
-            ticket.journey.add(
-                wave.need.kind, denoised - wave.seconds, denoised, branch=wave.need.branch, unet_rows=wave.unet_rows
-            )
-        if flight.images:
-            self._stages.took("decode", decoding, len(flight.images))
+            ticket.journey.add(wave.need.kind, begun, denoised, branch=wave.need.branch, unet_rows=wave.unet_rows)
+        if launched.images:
+            self._stages.took("decode", decoding, len(launched.images))
         for ticket in here:
-            if ticket in flight.images:
-                ticket.journey.add("decode", denoised, denoised + decoding, images=len(flight.images))
-                self._hand_out(ticket, flight.images[ticket])
-            elif ticket in flight.previews:
-                self._show(ticket, *flight.previews[ticket])
+            if ticket in launched.images:
+                ticket.journey.add("decode", denoised, denoised + decoding, images=len(launched.images))
+                self._hand_out(ticket, launched.images[ticket])
+            elif ticket in launched.previews:
+                self._show(ticket, *launched.previews[ticket])
 
-    def _learn(self, flight: Flight) -> None:
-        wave, kind, seconds = flight.wave, flight.wave.need.kind, flight.wave.seconds
+    def _learn(self, launched: Launched) -> None:
+        wave, kind, seconds = launched.wave, launched.wave.need.kind, launched.wave.seconds
         metrics.wave_rows.labels(kind).observe(wave.unet_rows)
         metrics.wave_seconds.labels(kind).observe(seconds)
-        self._admission.measured(flight.macs, seconds)
+        self._admission.measured(launched.macs, seconds)
         if not wave.failed:  # else it was several calls
             self._policy.curve.observe(wave.need, wave.unet_rows, seconds)
 

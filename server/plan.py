@@ -120,7 +120,7 @@ class Planner:
 
         if request.tier == AUTO and limit < math.inf:
             tiers = self._schedules.tiers()  # the cheapest first
-            offers = [served(offer) for offer in tiers if offer.tier != REFERENCE] or [served(offer) for offer in tiers]
+            offers = [served(offer) for offer in [each for each in tiers if each.tier != REFERENCE] or tiers]
             images = request.num_images
             keeping = (offer for offer in reversed(offers) if self._predicted(offer[0], unet_rows, images) <= limit)
             return next(keeping, offers[0])

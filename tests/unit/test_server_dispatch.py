@@ -145,21 +145,26 @@ def test_an_exception_in_a_wave_fails_its_rows_only(model, dispatcher, monkeypat
     assert dispatcher._waves.rows == []
 
 
-def test_an_engine_in_which_every_wave_fails_asks_to_be_restarted(model, running, monkeypatch):
-    def lost(*_, **__):
-        raise RuntimeError("device lost")
-
-    monkeypatch.setattr(running._waves.anatomy, "full", lost)
+def gives_up(dispatcher, model):
+    """Each order fails, and after some of them it takes no more."""
     for seed in range(20):
         try:
-            (future,) = running.submit([order(model, seed)])
+            (future,) = dispatcher.submit([order(model, seed)])
         except NotReady:
             break
         assert future.exception(timeout=60) is not None
     else:
         pytest.fail("it went on for ever")
-    running._thread.join(timeout=60)
-    assert not running.alive
+    dispatcher._thread.join(timeout=60)
+    assert not dispatcher.alive
+
+
+def test_an_engine_in_which_every_wave_fails_asks_to_be_restarted(model, running, monkeypatch):
+    def lost(*_, **__):
+        raise RuntimeError("device lost")
+
+    monkeypatch.setattr(running._waves.anatomy, "full", lost)
+    gives_up(running, model)
 
 
 def test_the_thread_outlives_a_bug_in_a_turn(model, running, monkeypatch):
@@ -484,16 +489,7 @@ def test_a_lost_device_ends_the_engine_though_no_wave_can_be_formed(model, behin
 
     monkeypatch.setattr(type(behind), "noise", lost)
     monkeypatch.setattr(Mark, "done", lost)
-    for seed in range(20):
-        try:
-            (future,) = ahead.submit([order(model, seed)])
-        except NotReady:
-            break
-        assert future.exception(timeout=60) is not None
-    else:
-        pytest.fail("it went on for ever")
-    ahead._thread.join(timeout=60)
-    assert not ahead.alive
+    gives_up(ahead, model)
 
 
 def test_a_newcomer_that_the_device_has_no_room_for_leaves_nothing_behind(model, dispatcher, monkeypatch):

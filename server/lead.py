@@ -10,13 +10,13 @@ NAP = 0.002  # seconds between two looks at the device
 DECAY = 0.95  # a wave; the longest that the host lately took to form one is what it may take again
 
 
-class Pace:
-    """Seconds of a monotonic clock. One thread's own."""
+class Lead:
+    """What the host needs to be ahead of its device. Seconds of a monotonic clock; one thread's own."""
 
     def __init__(self) -> None:
         self._began = 0.0  # the device, the wave at work
         self._due = 0.0  # the host is to form the next one
-        self._lead = 0.0  # what that takes the host, waking up included
+        self._seconds = 0.0  # what that takes the host, waking up included
 
     def begins(self) -> None:
         """The device is free for the newest wave."""
@@ -25,10 +25,10 @@ class Pace:
     def formed(self, since: float, at_work: bool) -> None:
         """The host has launched a wave that it began to form at `since`; with one at work, it may have begun too late."""
         begin = min(since, self._due) if at_work else since
-        self._lead = max(monotonic() - begin, DECAY * self._lead)
+        self._seconds = max(monotonic() - begin, DECAY * self._seconds)
 
     def doze(self, end: Fence, seconds: float) -> None:
         """Until it is time to form the next wave: the one at work should take `seconds`."""
-        self._due = self._began + max(seconds - self._lead, 0.0)
+        self._due = self._began + max(seconds - self._seconds, 0.0)
         while not end.done() and (left := self._due - monotonic()) > 0:
             sleep(min(left, NAP))

@@ -12,7 +12,7 @@ from server.order import Ticket
 
 
 @dataclass(frozen=True)
-class Flight:
+class Launched:
     """A launched wave. `images`, and `previews` of unfinished images with their numbers, are pixels (3, height, width).
 
     They are there once `end` is passed.
