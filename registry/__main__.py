@@ -27,13 +27,14 @@ from registry.display import (
     print_difference,
     print_json,
     print_table,
+    print_acts,
     print_trail,
     strip,
 )
 from registry.errors import FlexiError
 from registry.options import DEFAULT, AsJson, Files, Key, Last, Model, Note, Reason, Ref, Registry, Tier, open_catalog
 from registry.schedule import Schedule
-from registry.trail import trail
+from registry.trail import acts, trail
 
 if TYPE_CHECKING:
     from registry.signing import SigningKey
@@ -191,18 +192,23 @@ def diff(
 def audit(
     registry: Registry = DEFAULT,
     model: Model = None,
-    tier: Annotated[str | None, typer.Option("--tier", help="Only moves of this tier.")] = None,
+    tier: Annotated[str | None, typer.Option("--tier", help="Only moves of this tier, and no experiments.")] = None,
     since: Annotated[
         datetime | None, typer.Option("--since", formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M"], help="Only from this time (UTC) on.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Who moved which tier, when, from where, and why; the newest last."""
-    entries = trail(open_catalog(registry, model), tier, since and since.replace(tzinfo=UTC))
+    """Who moved which tier or experiment, when, from where, and why; the newest last."""
+    catalog, since = open_catalog(registry, model), since and since.replace(tzinfo=UTC)
+    entries, done = trail(catalog, tier, since), [] if tier else acts(catalog, since)
     if as_json:
-        print_json([entry.audit.model_dump(mode="json") | {"written": entry.written} for entry in entries])
+        moves = [entry.audit.model_dump(mode="json") | {"written": entry.written} for entry in entries]
+        told = [{"experiment": name, **each.model_dump(mode="json")} for name, each in done]
+        print_json(sorted(moves + told, key=lambda each: str(each["time"])))
         return
     print_trail(entries)
+    if done:
+        print_acts(done)
 
 
 def _signing_key(path: Path) -> SigningKey:

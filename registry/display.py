@@ -18,7 +18,7 @@ from registry.diff import Difference
 from registry.errors import NotFound, Tampered
 from registry.records import Alias
 from registry.schedule import Kind, Schedule, Segment, Step
-from registry.trail import Entry
+from registry.trail import Act, Entry
 
 STRIP: dict[Kind, tuple[str, str]] = {
     "full": ("F", "black on green"),
@@ -111,6 +111,16 @@ def print_trail(entries: Sequence[Entry]) -> None:
         moved = f"{before} → {audit.after.version}"
         rows.append((minute(audit.time), audit.tier, audit.action, moved, audit.author, audit.host or "-", reason))
     print_table("audit trail", ("time (UTC)", "tier", "action", "version", "author", "host", "reason"), rows)
+
+
+def print_acts(done: Sequence[Act]) -> None:
+    """What was done with experiments."""
+    rows = [
+        (minute(each.time), name, each.action, each.status, str(each.version), each.author, each.host, each.reason)
+        for name, each in done
+    ]
+    columns = ("time (UTC)", "experiment", "action", "status", "version", "author", "host", "reason")
+    print_table("audit trail of experiments", columns, rows)
 
 
 def print_difference(found: Difference, a: str, b: str) -> None:

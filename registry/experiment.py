@@ -17,15 +17,17 @@ from registry.schedule import Document, Name, first_fault
 BUCKETS: Final = 10_000  # a share's or a weight's resolution
 MAX_ARMS = 8
 
-Metric = Literal["queue_seconds", "service_seconds", "errors", "macs", "rating", "psnr"]
-Harm = Literal["service_p95", "errors", "unplanned_steps", "psnr", "macs"]
+Metric = Literal["queue_seconds", "service_seconds", "errors", "abandoned", "macs", "rating", "psnr", "feature_distance"]
+Harm = Literal["service_p95", "errors", "abandoned", "unplanned_steps", "psnr", "macs"]
 Against = Literal["ratio", "difference", "value"]
 Status = Literal["draft", "running", "paused", "stopped", "killed", "rolled_back", "finished"]
 Action = Literal["declare", "start", "ramp", "pause", "stop", "kill", "roll_back", "finish"]
 
 HIGHER_IS_BETTER: Final[frozenset[Metric | Harm]] = frozenset({"rating", "psnr"})
-SHARES: Final[frozenset[Metric | Harm]] = frozenset({"errors", "unplanned_steps"})  # of requests, in [0, 1]
-BY_RATIO: Final[frozenset[Metric]] = frozenset({"queue_seconds", "service_seconds", "macs"})  # the others by difference
+SHARES: Final[frozenset[Metric | Harm]] = frozenset({"errors", "abandoned", "unplanned_steps"})  # of requests, in [0, 1]
+BY_RATIO: Final[frozenset[Metric]] = frozenset(  # the others by difference
+    {"queue_seconds", "service_seconds", "macs", "feature_distance"}
+)
 
 
 class Arm(Document):
@@ -66,8 +68,8 @@ class Stage(Document):
 class Primary(Document):
     """The metric that decides. `minimal_effect` is the smallest effect worth knowing, and the margin of "no worse".
 
-    It is relative to control (0.05 is 5 %) for seconds and MACs, and a difference otherwise: a share of requests for
-    errors, points for ratings, dB for PSNR.
+    It is relative to control (0.05 is 5 %) for seconds, MACs and the feature distance, and a difference otherwise: a share of
+    requests for errors and abandoned ones, points for ratings, dB for PSNR.
     """
 
     metric: Metric
@@ -245,6 +247,8 @@ def transition(
     if experiment.version != expected:
         raise InvalidInput(f"version: to {action} {experiment.name} takes version {expected}, got {experiment.version}",
                            param="version")  # fmt: skip
+    if action in ("declare", "start") and time >= experiment.end:
+        raise InvalidInput(f"end: {experiment.name} ends at {experiment.end:%Y-%m-%d %H:%M %Z}, which is over", param="end")
     sources, status = MOVES[action]
     if before and before.status not in sources:
         allowed = " or ".join(sorted(sources))

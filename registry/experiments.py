@@ -102,18 +102,21 @@ class Experiments:
         reason: str = "",
         *,
         version: int | None = None,
+        stage: int | None = None,
         evidence: dict[str, JsonValue] | None = None,
     ) -> ExperimentState:
         """Start, ramp, pause, stop, kill, roll back or finish.
 
-        Raises `InvalidInput` for a move that cannot be made now, and `Conflict` if the experiment is not at `version`
-        any more or, at a start, if another one runs on its tier.
+        Raises `InvalidInput` for a move that cannot be made now, and `Conflict` if the experiment is not at `version` or
+        `stage` any more or, at a start, if another one runs on its tier.
         """
         experiment = self.declared(name).experiment
 
         def following(state: ExperimentState | None) -> ExperimentState:
             if state and version is not None and state.version != version:
                 raise Conflict(f"{name} is at version {state.version}, not {version}", param="version")
+            if state and stage is not None and state.stage != stage:
+                raise Conflict(f"{name} is at stage {state.stage + 1} of its ramp, not {stage + 1}", param="stage")
             current = self.experiment(name, state.version) if state else experiment
             return self._next(state, action, current, reason, evidence)
 

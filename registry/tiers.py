@@ -18,6 +18,7 @@ from registry.writer import ATTEMPTS, Writer, stand_back
 
 log = logging.getLogger(__name__)
 
+REFERENCE = "reference"  # the teacher's tier: every server has it, moved or not
 PAGE = 25  # moves in a page, a constant of the format; an alias carries fewer than twice as many
 _NAME: TypeAdapter[str] = TypeAdapter(Name)
 _OTHER_MEANING = re.compile(r"auto|[0-9]{1,7}|[0-9a-f]{8,64}")

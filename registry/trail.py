@@ -1,11 +1,15 @@
-"""The audit trail: who moved which tier, when, from where, why."""
+"""The audit trail: who moved which tier or experiment, when, from where, why."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import NamedTuple
 
 from registry.catalog import Catalog
+from registry.errors import NotFound
+from registry.experiment import Transition
+from registry.experiments import Experiments
 from registry.records import Audit
 from registry.tiers import audit_of
 
@@ -31,3 +35,19 @@ def trail(catalog: Catalog, tier: str | None = None, since: datetime | None = No
             entries.append(Entry(audit, written=False))
     wanted = [each for each in entries if tier in (None, each.audit.tier) and (since is None or each.audit.time >= since)]
     return sorted(wanted, key=lambda each: each.audit.time)
+
+
+class Act(NamedTuple):
+    """What was done with an experiment: its state's own history tells it, which is never cut."""
+
+    experiment: str
+    transition: Transition
+
+
+def acts(catalog: Catalog, since: datetime | None = None) -> list[Act]:
+    """All that was done with experiments, roll-backs by servers and their evidence included, oldest first."""
+    experiments, found = Experiments(catalog.store, catalog.model), list[Act]()
+    for name in experiments.names():
+        with suppress(NotFound):  # its declaration was cut off
+            found += [Act(name, each) for each in experiments.state(name).history if since is None or each.time >= since]
+    return sorted(found, key=lambda each: each.transition.time)

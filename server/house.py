@@ -133,7 +133,8 @@ def _trials(settings: Settings, opener: _Opener, model: Model, schedules: Schedu
     outbox = settings.state / "outbox" / name_of(settings.registry, model.ref.name)
     recorder = Recorder(lambda: opener.catalog.store, model.ref.name, outbox)
     recorder.start()
-    return Trials(Live(lambda: opener.experiments, schedules), recorder, lambda: opener.experiments)
+    live = Live(lambda: opener.experiments, schedules)
+    return Trials(live, recorder, lambda: opener.experiments, shadowed=settings.shadow_share > 0)
 
 
 def _shadow(settings: Settings, dispatcher: Dispatcher, schedules: Schedules, trials: Trials) -> Shadow:

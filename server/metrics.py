@@ -89,6 +89,14 @@ experiment_running = Gauge(
 rollbacks_total = Counter(
     "flexi_rollbacks_total", "Experiments that this server's guardrails rolled back.", ["experiment", "arm", "metric"]
 )
+rollbacks_untold = Gauge(
+    "flexi_rollbacks_untold",
+    "Roll-backs that the registry has not taken yet: other servers do not know of them.",
+    multiprocess_mode="livesum",
+)
+guard_checks_total = Counter(
+    "flexi_guard_checks_total", "Times that an arm was held against a guardrail here.", ["experiment", "arm", "metric"]
+)
 fidelity_psnr = Histogram(
     "flexi_fidelity_psnr", "PSNR in dB of sampled images against the teacher's.", ["tier", "arm"], buckets=DECIBELS
 )

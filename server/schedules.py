@@ -16,9 +16,9 @@ from registry.catalog import Catalog
 from registry.errors import InvalidInput, NotFound, Untrusted
 from registry.schedule import Schedule, teacher
 from registry.signing import Signature
+from registry.tiers import REFERENCE as REFERENCE
 from server import metrics
 
-REFERENCE = "reference"
 EXPLICIT_KEPT = 64  # compiled schedules that requests named by digest or version
 LOOKUPS = 2  # requests that may wait for the registry at once; the others wait for them, and nobody else does
 

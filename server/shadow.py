@@ -38,10 +38,14 @@ EVERY = 16  # images between two computations of it
 
 @dataclass(frozen=True)
 class Compared:
-    """One image against the teacher's. psnr in dB; distance: Euclidean, between the images' features, where there are any."""
+    """One image against the teacher's. psnr in dB; distance: Euclidean, between the images' features, where there are any.
+
+    rfid: the running one of its tier and arm, where this image caused it to be computed anew.
+    """
 
     psnr: float
-    distance: float | None
+    distance: float | None = None
+    rfid: float | None = None
 
 
 class Told(Protocol):
@@ -139,7 +143,7 @@ class Shadow:
         quality = psnr(float(((ours - teachers).double() ** 2).mean()))
         metrics.fidelity_psnr.labels(tier, arm).observe(quality)
         if self._features is None:
-            return Compared(quality, None)
+            return Compared(quality)
         features = self._features(torch.stack([ours, teachers]))
         distance = float(np.linalg.norm(features[0] - features[1]))
         metrics.fidelity_distance.labels(tier, arm).observe(distance)
@@ -149,7 +153,7 @@ class Shadow:
         rfid = sample.add(features[0], features[1])
         if rfid is not None:
             metrics.rfid.labels(tier, arm).set(rfid)
-        return Compared(quality, distance)
+        return Compared(quality, distance, rfid)
 
 
 def shadow_of(order: Order, teacher: InForce) -> Order:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +18,9 @@ from registry.errors import FlexiError, InvalidInput, NotFound
 from registry.experiment import Action, Experiment, ExperimentState
 from registry.experiments import Declared, Experiments
 from registry.options import DEFAULT, AsJson, Model, Reason, Registry, open_catalog
+from registry.tiers import REFERENCE
 from server.experiments.archive import stored
+from server.experiments.judge import Conclusion
 from server.experiments.report import Report, as_json, as_tables, report
 from server.experiments.summary import summarise
 
@@ -26,9 +29,12 @@ app = command_line(
     epilog="Exit codes: 0 done; 1 not possible, one line on stderr says why; 2 wrong usage. The guide is docs/experiments.md.",
 )
 
+AGAINST: tuple[Conclusion, ...] = ("sample_ratio_mismatch", "stop", "undecided")
+"""What the report may say that keeps a share from being raised."""
+
 Name = Annotated[str, typer.Argument(help="The experiment's name.")]
 File = Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True, help="The declaration, JSON.")]
-Force = Annotated[bool, typer.Option("--force", help="Although the stage's gate is not passed yet.")]
+Force = Annotated[bool, typer.Option("--force", help="Although something stands against it, which is said without this.")]
 
 
 @app.command()
@@ -41,16 +47,28 @@ def declare(
         experiment = Experiment.parse(file.read_bytes())
     except FlexiError as error:
         raise type(error)(f"{file}: {error.message}", param=error.param) from error
-    _refuse_missing(catalog, experiment)
+    _refuse_unfit(catalog, experiment)
     state = _experiments(catalog).declare(experiment, reason)
     _refuse_missing(catalog, experiment)  # garbage collection may have come between; now that they are named it will not
     _say(state, experiment, as_json)
 
 
 @app.command()
-def start(name: Name, registry: Registry = DEFAULT, model: Model = None, reason: Reason = "", as_json: AsJson = False) -> None:
-    """Begin to split the first stage's share of the tier's traffic, or go on after a pause."""
-    _act(registry, model, name, "start", reason, as_json)
+def start(
+    name: Name,
+    registry: Registry = DEFAULT,
+    model: Model = None,
+    reason: Reason = "",
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Begin to split the first stage's share of the tier's traffic, or go on after a pause; control must be what it means now."""
+    catalog = open_catalog(registry, model)
+    declared = _experiments(catalog).declared(name)
+    if not force:
+        _refuse_unfit(catalog, declared.experiment)
+        _refuse_other_control(catalog, declared.experiment)
+    _act(catalog, declared, "start", reason, as_json)
 
 
 @app.command()
@@ -67,25 +85,25 @@ def ramp(
     declared = _experiments(catalog).declared(name)
     if not force and (missing := _gate(catalog, declared)):
         raise InvalidInput(f"the gate is not passed: {missing}; --force goes on all the same", param="ramp")
-    _act(registry, model, name, "ramp", reason, as_json)
+    _act(catalog, declared, "ramp", reason, as_json)
 
 
 @app.command()
 def pause(name: Name, registry: Registry = DEFAULT, model: Model = None, reason: Reason = "", as_json: AsJson = False) -> None:
     """Let the tier's own schedule serve everybody for now; `start` goes on."""
-    _act(registry, model, name, "pause", reason, as_json)
+    _move(registry, model, name, "pause", reason, as_json)
 
 
 @app.command()
 def stop(name: Name, registry: Registry = DEFAULT, model: Model = None, reason: Reason = "", as_json: AsJson = False) -> None:
     """End it. Its events stay; `report` still answers."""
-    _act(registry, model, name, "stop", reason, as_json)
+    _move(registry, model, name, "stop", reason, as_json)
 
 
 @app.command()
 def kill(name: Name, registry: Registry = DEFAULT, model: Model = None, reason: Reason = "", as_json: AsJson = False) -> None:
     """End it because of harm: every server follows within its watch interval, without a restart."""
-    _act(registry, model, name, "kill", reason, as_json)
+    _move(registry, model, name, "kill", reason, as_json)
 
 
 @app.command()
@@ -98,7 +116,10 @@ def status(
     """What runs, and who did what when."""
     experiments = _experiments(open_catalog(registry, model))
     if name is None:
-        found = [experiments.declared(each) for each in experiments.names()]
+        found = list[Declared]()
+        for each in experiments.names():
+            with suppress(NotFound):  # its declaration was cut off, or is being written
+                found.append(experiments.declared(each))
         if as_json:
             print_json([each.state.model_dump(mode="json", exclude={"history"}) for each in found])
             return
@@ -120,10 +141,17 @@ def status(
 
 
 @app.command("report")
-def report_(name: Name, registry: Registry = DEFAULT, model: Model = None, json_: AsJson = False) -> None:
+def report_(
+    name: Name,
+    registry: Registry = DEFAULT,
+    model: Model = None,
+    version: Annotated[int | None, typer.Option("--version", min=1, help="An earlier one.")] = None,
+    json_: AsJson = False,
+) -> None:
     """What each arm did, and what follows. Looking at it as often as you like is safe: its intervals hold at all times."""
     catalog, damaged = open_catalog(registry, model), list[str]()
-    made = _report(catalog, _experiments(catalog).declared(name), damaged)
+    experiments = _experiments(catalog)
+    made = _report(catalog, experiments.experiment(name, version or experiments.state(name).version), damaged)
     if json_:
         print_json(as_json(made) | {"damaged": damaged})
         return
@@ -141,22 +169,58 @@ def _refuse_missing(catalog: Catalog, experiment: Experiment) -> None:
             raise NotFound(f"arms: {arm.name}: {error.message}", param="arms") from error
 
 
-def _act(registry: str, model: str | None, name: str, action: Action, reason: str, as_json: bool) -> None:
+def _refuse_unfit(catalog: Catalog, experiment: Experiment) -> None:
+    """What no declaration can know by itself: its schedules and its tier are there, and control's fidelity means something."""
+    _refuse_missing(catalog, experiment)
+    tiers = {*catalog.tiers(), REFERENCE}
+    if experiment.tier not in tiers:
+        raise NotFound(f"tier: {catalog.model} has no tier {experiment.tier}, only {', '.join(sorted(tiers))}", param="tier")
+    watched = {experiment.primary.metric, *(each.metric for each in experiment.guardrails)}
+    if "psnr" in watched and REFERENCE in catalog.tiers() and catalog.alias(REFERENCE).digest == _control(experiment):
+        raise InvalidInput(
+            "psnr: control is the teacher's own schedule, and an image has no distance to itself; leave psnr out", param="psnr"
+        )
+
+
+def _refuse_other_control(catalog: Catalog, experiment: Experiment) -> None:
+    """Whoever is not enrolled, and everybody after a roll-back, gets what the tier means."""
+    meant = catalog.alias(experiment.tier).digest if experiment.tier in catalog.tiers() else None
+    if meant and meant != _control(experiment):
+        raise InvalidInput(
+            f"control: it is {_control(experiment)[:12]}, but tier {experiment.tier} means {meant[:12]} now; declare a version "
+            "whose control is that, promote the other, or --force",
+            param="control",
+        )
+
+
+def _control(experiment: Experiment) -> str:
+    return next(arm.digest for arm in experiment.arms if arm.name == experiment.control)
+
+
+def _move(registry: str, model: str | None, name: str, action: Action, reason: str, as_json: bool) -> None:
+    """Whatever version and stage it is at: nothing may keep an operator from ending it."""
     experiments = _experiments(open_catalog(registry, model))
     state = experiments.act(name, action, reason)
     _say(state, experiments.experiment(name, state.version), as_json)
 
 
+def _act(catalog: Catalog, declared: Declared, action: Action, reason: str, as_json: bool) -> None:
+    """Only from the version and stage that was looked at: of two who ramp at once, one is told that it is done."""
+    at = declared.state
+    state = _experiments(catalog).act(at.name, action, reason, version=at.version, stage=at.stage)
+    _say(state, declared.experiment, as_json)
+
+
 def _gate(catalog: Catalog, declared: Declared) -> str | None:
-    """What the stage still waits for."""
-    since = declared.state.history[-1].time
-    units = min(summary.units for summary in _report(catalog, declared, []).summaries)
-    minutes = (datetime.now(UTC) - since).total_seconds() / 60
-    return declared.experiment.ramp[declared.state.stage].missing(minutes, units)
+    """What the stage still waits for, or what speaks against a larger share."""
+    made = _report(catalog, declared.experiment, [])
+    if made.verdict.outcome in AGAINST or any(each.decision == "harm" for each in made.verdict.findings):
+        return f"{made.verdict.outcome}: {made.verdict.reason}"
+    minutes = (datetime.now(UTC) - declared.state.history[-1].time).total_seconds() / 60
+    return declared.experiment.ramp[declared.state.stage].missing(minutes, min(each.units for each in made.summaries))
 
 
-def _report(catalog: Catalog, declared: Declared, damaged: list[str]) -> Report:
-    experiment = declared.experiment
+def _report(catalog: Catalog, experiment: Experiment, damaged: list[str]) -> Report:
     events = stored(catalog.store, catalog.model, experiment.name, damaged)
     return report(experiment, summarise(experiment, events), datetime.now(UTC))
 

@@ -40,6 +40,7 @@ class Outcome(Document):
     service_seconds: Seconds
     macs_planned: Macs
     macs_executed: Macs
+    unet_rows: Annotated[int, Field(ge=1)] = 1  # of one step of all its images: guidance takes two each
     steps_planned: Annotated[int, Field(ge=0)]
     steps_executed: Annotated[int, Field(ge=0)]
 
@@ -70,6 +71,7 @@ class Fidelity(Document):
     request_id: RequestId
     psnr: Annotated[float, Field(le=100)]
     feature_distance: Annotated[float, Field(ge=0)] | None = None
+    rfid: float | None = None  # of the newest images of its arm on this server, where this one caused it to be computed
 
 
 Event = Outcome | Rating | Fidelity

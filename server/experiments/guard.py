@@ -15,11 +15,15 @@ import numpy as np
 
 from registry.experiment import HIGHER_IS_BETTER, Experiment, Guardrail, Harm, Metric
 from server.experiments.events import Outcome
-from server.experiments.summary import values
+from server.experiments.summary import ABANDONED, values
 
 KEPT = 10_000  # observations of one arm and guardrail, whatever the window
 DIGITS = 6
-METRICS: dict[Harm, Metric] = {"errors": "errors", "service_p95": "service_seconds", "macs": "macs"}
+METRICS: dict[Harm, Metric] = {
+    "errors": "errors", "abandoned": "abandoned", "service_p95": "service_seconds", "macs": "macs",
+}  # fmt: skip
+UNFINISHED = ABANDONED | {"deadline_exceeded"}
+"""Outcomes of requests that would have taken longer than they did: to a percentile that is reason enough to count them."""
 
 
 @dataclass
@@ -42,12 +46,13 @@ class _Window:
             self.values.popleft()
 
 
-class Trip(NamedTuple):
-    """A guardrail that an arm broke, with the figures that show it."""
+class Check(NamedTuple):
+    """A guardrail held against an arm's newest requests: what was seen, with the figures that show it, and whether it trips."""
 
     guardrail: Guardrail
     arm: str
     seen: float
+    trips: bool
     evidence: dict[str, float | int | str]
 
 
@@ -55,6 +60,8 @@ def harms(outcome: Outcome) -> dict[Harm, float]:
     """What one request says to the guardrails: what it says to the report, and whether its steps were as planned."""
     seen = values(outcome)
     told = {harm: seen[metric] for harm, metric in METRICS.items() if metric in seen}
+    if outcome.outcome in UNFINISHED:
+        told["service_p95"] = outcome.service_seconds
     if outcome.outcome == "ok":
         told["unplanned_steps"] = float(outcome.steps_executed != outcome.steps_planned)
     return told
@@ -70,13 +77,13 @@ class Guard:
         }
         self._treatments = frozenset(experiment.treatments)
 
-    def observe(self, time: float, arm: str, values: dict[Harm, float]) -> Trip | None:
-        """Note what one request of an arm showed (see `harms`; `psnr` in dB comes later). The first trip it causes, if any."""
-        trips = [self._observe(time, arm, guardrail, values[guardrail.metric])
-                 for guardrail in self._guardrails if guardrail.metric in values]  # fmt: skip
-        return next((trip for trip in trips if trip), None)
+    def observe(self, time: float, arm: str, values: dict[Harm, float]) -> list[Check]:
+        """Note what one request of an arm showed (see `harms`; `psnr` in dB comes later). The checks that fall due with it."""
+        checks = [self._observe(time, arm, guardrail, values[guardrail.metric])
+                  for guardrail in self._guardrails if guardrail.metric in values]  # fmt: skip
+        return [check for check in checks if check]
 
-    def _observe(self, time: float, arm: str, guardrail: Guardrail, value: float) -> Trip | None:
+    def _observe(self, time: float, arm: str, guardrail: Guardrail, value: float) -> Check | None:
         mine, control = self._windows[guardrail, arm], self._windows[guardrail, self._control]
         mine.add(time, value)
         if arm not in self._treatments or mine.new < guardrail.minimum_sample:
@@ -89,9 +96,8 @@ class Guard:
         mine.new = 0
         seen = _harm(guardrail, mine.values, control.values)
         mine.strikes = mine.strikes + 1 if seen > guardrail.limit else 0
-        if mine.strikes < guardrail.consecutive:
-            return None
-        return Trip(guardrail, arm, seen, _evidence(guardrail, arm, seen, mine, control))
+        trips = mine.strikes >= guardrail.consecutive
+        return Check(guardrail, arm, seen, trips, _evidence(guardrail, arm, seen, mine, control))
 
 
 def _figure(guardrail: Guardrail, values: Iterable[float]) -> float:

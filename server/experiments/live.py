@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
 
 from registry.errors import FlexiError, StoreUnavailable
 from registry.experiment import Experiment
 from registry.experiments import Experiments
+from registry.writer import now
 from server import metrics
 from server.experiments.assign import arm_of, enrolled, hashed_unit
 from server.experiments.events import Enrolment
@@ -44,17 +47,21 @@ class Live:
     """Follows the experiments' states by etag, as the watch follows aliases, and assigns requests.
 
     `refresh` blocks; it replaces the whole set in one assignment. While the store is away the last known set stays: an arm
-    that does harm is then stopped by this server's own guard. `withdraw` is how.
+    that does harm is then stopped by this server's own guard (`withdraw` is how), and one that has come to its end by the clock.
     """
 
-    def __init__(self, open_experiments: Callable[[], Experiments], schedules: Schedules) -> None:
+    def __init__(
+        self, open_experiments: Callable[[], Experiments], schedules: Schedules, clock: Callable[[], datetime] = now
+    ) -> None:
         """`open_experiments` gives the same ones each time, or raises while the store is away."""
         self._open = open_experiments
         self._schedules = schedules
+        self._clock = clock
         self._seen: dict[str, tuple[str, Running | None]] = {}  # by name: the state's etag, and what it says
         self._by_tier: dict[str, Running] = {}
         self._faults: dict[str, str] = {}
         self._withdrawn: set[tuple[str, int]] = set()
+        self._lock = threading.Lock()  # the event loop withdraws while a thread refreshes
 
     def running(self) -> list[Running]:
         """Those in force."""
@@ -67,7 +74,7 @@ class Live:
         would no longer be alike.
         """
         running = self._by_tier.get(entry.tier or "")
-        if running is None:
+        if running is None or self._clock() >= running.experiment.end:
             return entry, None
         experiment = running.experiment
         key = request_id if experiment.unit == "request" else unit
@@ -90,10 +97,11 @@ class Live:
     def withdraw(self, experiment: Experiment) -> bool:
         """Split no traffic by this version any more, whatever the registry says; False if it was withdrawn before."""
         version = experiment.name, experiment.version
-        if version in self._withdrawn:
-            return False
-        self._withdrawn.add(version)
-        self._put(self._seen)
+        with self._lock:
+            if version in self._withdrawn:
+                return False
+            self._withdrawn.add(version)
+            self._put(self._seen)
         return True
 
     def refresh(self) -> None:
@@ -107,8 +115,9 @@ class Live:
             seen = {name: self._look(experiments, name) for name in names}
         except StoreUnavailable:
             return  # the watch tells it
-        self._seen = {name: found for name, found in seen.items() if found}
-        self._put(self._seen)
+        with self._lock:
+            self._seen = {name: found for name, found in seen.items() if found}
+            self._put(self._seen)
 
     def _look(self, experiments: Experiments, name: str) -> tuple[str, Running | None] | None:
         before = self._seen.get(name)

@@ -12,8 +12,10 @@ from registry.experiment import Experiment, Metric
 from server.experiments.events import Event, Fidelity, Outcome, Rating
 from server.experiments.statistics import Moments, moments
 
-NEITHER = frozenset({"client_gone", "cancelled", "overloaded", "quota_exceeded", "not_ready", "stopping"})
-"""Outcomes that are no success, and no fault of the arm's: the client's own doing, or the whole server's."""
+ABANDONED = frozenset({"client_gone", "cancelled"})
+"""Outcomes of requests that their client gave up: perhaps for its own reasons, perhaps because the arm took too long."""
+NEITHER = frozenset({"overloaded", "quota_exceeded", "not_ready", "stopping"})
+"""Outcomes that are no success, and no fault of the arm's but the whole server's."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +34,16 @@ def values(outcome: Outcome) -> dict[Metric, float]:
     """What one request says of its arm. Only a finished one has times and MACs worth comparing."""
     if outcome.outcome in NEITHER:
         return {}
+    if outcome.outcome in ABANDONED:
+        return {"abandoned": 1.0}
     if outcome.outcome != "ok":
-        return {"errors": 1.0}
+        return {"errors": 1.0, "abandoned": 0.0}
     return {
         "errors": 0.0,
+        "abandoned": 0.0,
         "queue_seconds": outcome.queue_seconds,
         "service_seconds": outcome.service_seconds,
-        "macs": float(outcome.macs_executed),
+        "macs": outcome.macs_executed / outcome.unet_rows,  # how many images, and whether they guide, is the client's choice
     }
 
 

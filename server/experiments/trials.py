@@ -6,18 +6,19 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from time import monotonic
 
 from pydantic import JsonValue
 
-from registry.errors import FlexiError, StoreUnavailable
-from registry.experiment import Action, Experiment, Harm
+from registry.errors import FlexiError
+from registry.experiment import OVER, Action, Experiment, Harm
 from registry.experiments import Experiments
+from registry.writer import now
 from server import metrics
 from server.experiments.archive import FEEDBACK, FIDELITY, stream
 from server.experiments.events import Fidelity, Outcome, Rating
-from server.experiments.guard import Guard, Trip, harms
+from server.experiments.guard import Check, Guard, harms
 from server.experiments.live import Live
 from server.experiments.recorder import Recorder
 from server.order import Picture
@@ -25,11 +26,6 @@ from server.plan import Plan
 from server.shadow import Compared
 
 log = logging.getLogger(__name__)
-
-
-def now() -> datetime:
-    """The time, with its zone."""
-    return datetime.now(UTC)
 
 
 class Trials:
@@ -41,14 +37,21 @@ class Trials:
         recorder: Recorder,
         open_experiments: Callable[[], Experiments],
         clock: Callable[[], datetime] = now,
+        *,
+        shadowed: bool = True,
     ) -> None:
-        """`open_experiments` gives the same ones each time, or raises while the store is away."""
+        """`open_experiments` gives the same ones each time, or raises while the store is away.
+
+        `shadowed`: whether any image is held against the teacher's, so that guardrails of its fidelity can see something.
+        """
         self.live = live
         self._recorder = recorder
         self._open = open_experiments
         self._clock = clock
         self._guards: dict[tuple[str, int], Guard] = {}
-        self._tripped: deque[tuple[Experiment, Trip]] = deque()  # not told to the registry yet
+        self._tripped: deque[tuple[Experiment, Check]] = deque()  # not told to the registry yet
+        self._shadowed = shadowed
+        self._refused: set[tuple[str, int]] = set()  # of those that the registry did not take, said once
 
     async def follow(self, seconds: float) -> None:
         """Look at the registry and at the guardrails for ever, with pauses of so many seconds."""
@@ -74,27 +77,40 @@ class Trials:
 
     def compared(self, plan: Plan, compared: Compared) -> None:
         """An image of this plan was held against the teacher's."""
-        event = Fidelity(time=self._clock(), request_id=plan.request_id, psnr=compared.psnr, feature_distance=compared.distance)
+        event = Fidelity(
+            time=self._clock(),
+            request_id=plan.request_id,
+            psnr=compared.psnr,
+            feature_distance=compared.distance,
+            rfid=compared.rfid,
+        )
         self._recorder.record(FIDELITY, event)
         self._guarded(plan, {"psnr": compared.psnr})
 
     def refresh(self) -> None:
-        """Follow the registry, and tell it what tripped or has come to its end. Blocks."""
+        """Follow the registry, and tell it what tripped or has come to its end. Blocks.
+
+        What it does not take is told again the next time: a store that can only be read stops nobody from following it.
+        """
         try:
-            while self._tripped:
-                experiment, trip = self._tripped[0]
-                self._act(experiment, "roll_back", sentence(trip), dict(trip.evidence))
-                self._tripped.popleft()
             self.live.refresh()
             running = {(each.experiment.name, each.experiment.version): each.experiment for each in self.live.running()}
-            self._guards = {key: self._guards.get(key) or Guard(experiment) for key, experiment in running.items()}
+            self._guards = {key: self._guards.get(key) or self._guard(experiment) for key, experiment in running.items()}
+            for _ in range(len(self._tripped)):
+                experiment, check = self._tripped.popleft()
+                if not self._act(experiment, "roll_back", sentence(check), dict(check.evidence)):
+                    self._tripped.append((experiment, check))
+            metrics.rollbacks_untold.set(len(self._tripped))
             for experiment in running.values():
                 if self._clock() >= experiment.end:
                     self._act(experiment, "finish", "its end has come")
-        except StoreUnavailable:
-            return  # the watch tells it
         except Exception:  # whatever happens here, it must go on
             log.exception("experiments could not be followed")
+
+    def _guard(self, experiment: Experiment) -> Guard:
+        if not self._shadowed and any(guardrail.metric == "psnr" for guardrail in experiment.guardrails):
+            log.warning("the guardrail psnr of the experiment %s sees nothing here: FLEXI_SHADOW_SHARE is 0", experiment.name)
+        return Guard(experiment)
 
     def _guarded(self, plan: Plan, values: dict[Harm, float]) -> None:
         """Hold what an enrolled request showed against the guardrails.
@@ -107,30 +123,49 @@ class Trials:
             return  # what a fallback shows is not the arm's doing
         experiment = assignment.experiment
         guard = self._guards.get((experiment.name, experiment.version))
-        trip = guard.observe(monotonic(), assignment.arm, values) if guard else None
+        checks = guard.observe(monotonic(), assignment.arm, values) if guard else []
+        for check in checks:
+            metrics.guard_checks_total.labels(experiment.name, check.arm, check.guardrail.metric).inc()
+        trip = next((check for check in checks if check.trips), None)
         if trip is None or not self.live.withdraw(experiment):
             return
         self._tripped.append((experiment, trip))
+        metrics.rollbacks_untold.set(len(self._tripped))
         metrics.rollbacks_total.labels(experiment.name, trip.arm, trip.guardrail.metric).inc()
         log.error(
             "the experiment %s is rolled back: %s", experiment.name, sentence(trip), extra={"fields": dict(trip.evidence)}
         )
 
-    def _act(self, experiment: Experiment, action: Action, reason: str, evidence: dict[str, JsonValue] | None = None) -> None:
-        """Raises `StoreUnavailable`: then it is tried again. Whatever else stands against it is told and done with."""
+    def _act(self, experiment: Experiment, action: Action, reason: str, evidence: dict[str, JsonValue] | None = None) -> bool:
+        """Whether nothing is left to do: it is done, or another one has ended this version. Else it must be tried again."""
+        version = experiment.name, experiment.version
         try:
             self._open().act(experiment.name, action, reason, version=experiment.version, evidence=evidence)
-        except StoreUnavailable:
-            raise
         except FlexiError as error:
-            log.warning("could not %s the experiment %s: %s", action.replace("_", " "), experiment.name, error)
+            if self._over(experiment):
+                return True
+            if version not in self._refused:  # said once
+                log.error("the registry does not know yet: could not %s the experiment %s: %s", action, experiment.name, error)
+            self._refused.add(version)
+            return False
+        if version in self._refused:
+            log.warning("the registry knows now: %s of the experiment %s", action, experiment.name)
+            self._refused.remove(version)
+        return True
+
+    def _over(self, experiment: Experiment) -> bool:
+        try:
+            state = self._open().state(experiment.name)
+        except FlexiError:
+            return False
+        return state.version != experiment.version or state.status in OVER
 
 
-def sentence(trip: Trip) -> str:
+def sentence(check: Check) -> str:
     """For people; the evidence has the figures."""
-    rail = trip.guardrail
+    rail = check.guardrail
     return (
-        f"arm {trip.arm}: {rail.metric} by {rail.compare} is {trip.seen:.4g}, the limit is {rail.limit:g}, "
+        f"arm {check.arm}: {rail.metric} by {rail.compare} is {check.seen:.4g}, the limit is {rail.limit:g}, "
         f"{rail.consecutive} checks of {rail.minimum_sample} new requests in a row"
     )
 
@@ -156,6 +191,7 @@ def outcome_of(plan: Plan, outcome: str, seconds: float, pictures: Mapping[int, 
         service_seconds=max(seconds - queued, 0.0),
         macs_planned=plan.macs,
         macs_executed=sum(picture.macs for picture in pictures.values()),
+        unet_rows=sum(order.unet_rows for order in plan.orders),
         steps_planned=len(plan.orders) * (counts["full"] + counts["partial"]),
         steps_executed=sum(picture.steps["full"] + picture.steps["partial"] for picture in pictures.values()),
     )

@@ -15,7 +15,8 @@ from rich.console import Console
 
 from registry.errors import Tampered
 from registry.experiment import Experiment
-from server.experiments import events, judge, report
+from server.experiments import events, judge, report, statistics
+from server.experiments.comparison import compare
 from server.experiments.events import Event, Fidelity, Outcome, Rating
 from server.experiments.summary import ArmSummary, summarise
 
@@ -158,6 +159,32 @@ def test_of_two_good_arms_the_better_one_ships() -> None:
         for i, name in enumerate(name for _ in range(500) for name in speeds)
     ]
     assert verdict(one, found).arm == "cheapest"
+
+
+def test_several_arms_share_alpha() -> None:
+    """Each comparison of k treatments takes α/k, so that the chance that any of them errs is α."""
+    arms = [*DECLARATION["arms"], {"name": "cheapest", "digest": "2" * 64, "weight": 1}]
+    one, found = experiment(arms=arms), made(400)
+    control, cheaper, _ = summarise(one, found)
+    was, now = control.moments["service_seconds"], cheaper.moments["service_seconds"]
+    plain = statistics.ratio(was, now, 0.05, one.alpha / 2)
+    interval = compare(one, "service_seconds", control, cheaper).ratio
+    assert interval is not None
+    assert (interval.low, interval.high) == (plain.low, plain.high)
+    assert interval.low < statistics.ratio(was, now, 0.05, one.alpha).low
+
+
+def test_who_gave_up_is_counted_apart_from_errors_and_times() -> None:
+    def leaving(arm: str, request: int) -> dict[str, Any]:
+        return {"outcome": "client_gone"} if arm == "cheaper" and request % 4 == 2 else {}
+
+    control, cheaper = summarise(experiment(), made(400, change=leaving))
+    shares = [float(each.moments["abandoned"].s / each.moments["abandoned"].n) for each in (control, cheaper)]
+    assert shares == [0.0, 0.5]
+    assert float(cheaper.moments["errors"].s) == 0
+    assert float(cheaper.moments["errors"].n) == float(cheaper.moments["service_seconds"].n) == 400
+    guarded = experiment(guardrails=[{"metric": "abandoned", "compare": "difference", "limit": 0.05}])
+    assert verdict(guarded, made(400, faster=0.8, change=leaving)).findings[0].decision == "harm"
 
 
 def test_the_report_says_the_same_to_people_and_scripts() -> None:

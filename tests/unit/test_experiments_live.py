@@ -16,6 +16,8 @@ from registry.experiment import Arm, Experiment, Guardrail, Primary, Stage
 from registry.experiments import Experiments
 from registry.schedule import Schedule, Segment
 from registry.store import MemoryStore
+from registry.writer import Writer
+from server import metrics
 from server.api import GenerateRequest
 from server.experiments.assign import arm_of, hashed_unit
 from server.experiments.live import Live
@@ -30,11 +32,11 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 class Store(MemoryStore):
-    away = False
+    read_only = False
 
     def swap(self, key, data, etag):
-        if self.away:
-            raise StoreUnavailable("away")
+        if self.read_only:
+            raise StoreUnavailable("access denied")
         return super().swap(key, data, etag)
 
 
@@ -60,23 +62,27 @@ class House:
         self.model, self.schedules = model, Schedules(lambda: self.catalog, model, 4)
         self.watch = Watch(self.schedules, lambda: self.catalog)
         self.watch.refresh()
-        self.experiments = Experiments(self.store, model.ref.name)
-        self.live, self.recorder, self.now = Live(lambda: self.experiments, self.schedules), Recorder(), NOW
+        self.recorder, self.now = Recorder(), NOW
+        self.experiments = Experiments(self.store, model.ref.name, Writer.here(clock=lambda: self.now))
+        self.live = Live(lambda: self.experiments, self.schedules, clock=lambda: self.now)
         self.trials = Trials(self.live, self.recorder, lambda: self.experiments, clock=lambda: self.now)
         self.planner = Planner(self.schedules, self.live, model.macs, lambda *_: 0.0, Settings())
 
-    def start(self, name="x", **fields):
+    def declaration(self, name, **fields):
         arms = (
             Arm(name="control", digest=self.digests["fast"], weight=1),
             Arm(name="cheap", digest=fields.pop("cheap", self.digests["cheap"]), weight=1),
         )
-        experiment = Experiment(
+        return Experiment(
             **{
                 "name": name, "version": 1, "hypothesis": "h", "tier": "fast", "arms": arms, "control": "control", "salt": name,
                 "ramp": (Stage(share=100),), "primary": Primary(metric="macs", minimal_effect=0.05), "maximum_units": 1000,
                 "end": NOW + timedelta(days=1),
             } | fields
         )  # fmt: skip
+
+    def start(self, name="x", **fields):
+        experiment = self.declaration(name, **fields)
         self.experiments.declare(experiment)
         self.experiments.act(name, "start")
         self.trials.refresh()
@@ -85,9 +91,9 @@ class House:
     def plan(self, request_id="id", **fields):
         return asyncio.run(self.planner.plan(GenerateRequest(prompt="a", **fields), request_id, ANONYMOUS))
 
-    def end(self, plan, outcome="ok", steps=None):
+    def end(self, plan, outcome="ok", steps=None, seconds=2.0):
         picture = Picture(torch.zeros(3, 8, 8), plan.macs, steps or Counter(plan.entry.schedule.counts()), 0.5, 1.0)
-        self.trials.ended(plan, outcome, 2.0, {0: picture} if outcome == "ok" else {})
+        self.trials.ended(plan, outcome, seconds, {0: picture} if outcome == "ok" else {})
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +153,7 @@ def test_a_pause_an_end_and_a_kill_give_the_traffic_back(house):
         assert bool(house.live.running()) == (action == "start")
     house.start("y")
     house.now += timedelta(days=2)
+    assert house.plan(unit="u").assignment is None, "by the clock, whether or not the registry can be told"
     house.trials.refresh()
     assert house.experiments.state("y").status == "finished"
 
@@ -210,16 +217,70 @@ def test_harm_ends_the_experiment_here_at_once_and_then_everywhere(house):
     assert "cheap" in newest.reason
 
 
-def test_a_roll_back_is_told_when_the_store_is_back(house):
+def test_a_roll_back_is_told_until_the_store_takes_it(house, caplog):
     house.start(guardrails=(RAIL,))
-    house.store.away = True
+    house.store.read_only = True
     harm(house)
-    house.trials.refresh()
-    assert house.live.running() == []
+    for _ in range(2):
+        house.trials.refresh()
+        assert house.live.running() == []
+        assert untold() == 1
     assert house.experiments.state("x").status == "running"
-    house.store.away = False
+    assert [message for message in caplog.messages if "access denied" in message] == [caplog.messages[-1]], "said once"
+    house.store.read_only = False
     house.trials.refresh()
     assert house.experiments.state("x").status == "rolled_back"
+    assert untold() == 0
+
+
+def test_a_server_that_cannot_write_follows_all_the_same(house):
+    house.start(guardrails=(RAIL,))
+    house.catalog.promote("other", house.digests["fast"])
+    house.watch.refresh()
+    house.store.read_only = True
+    harm(house)
+    house.trials.refresh()
+    house.store.read_only = False
+    house.experiments.declare(house.declaration("y", tier="other"))
+    house.experiments.act("y", "start")
+    house.store.read_only = True
+    house.trials.refresh()
+    assert [each.experiment.name for each in house.live.running()] == ["y"]
+    assert untold() == 1
+
+
+def test_a_roll_back_that_another_server_was_first_with_is_told_no_more(house):
+    house.start(guardrails=(RAIL,))
+    house.store.read_only = True
+    harm(house)
+    house.trials.refresh()
+    house.store.read_only = False
+    house.experiments.act("x", "kill")
+    house.trials.refresh()
+    assert untold() == 0
+    assert house.experiments.state("x").status == "killed"
+
+
+def test_an_arm_that_nobody_waits_for_is_rolled_back(house):
+    slow = Guardrail(metric="service_p95", compare="ratio", limit=1.5, minimum_sample=10, consecutive=1)
+    house.start(guardrails=(slow,))
+    for unit in map(str, range(60)):
+        plan = house.plan(f"r{unit}", unit=unit)
+        if plan.assignment is None:
+            break
+        house.end(plan, "client_gone" if plan.assignment.arm == "cheap" else "ok", seconds=10.0)
+    assert house.live.running() == []
+
+
+def test_a_guardrail_of_fidelity_that_can_see_nothing_is_said(house, caplog):
+    house.trials = Trials(house.live, house.recorder, lambda: house.experiments, lambda: house.now, shadowed=False)
+    house.start(guardrails=(Guardrail(metric="psnr", compare="difference", limit=3.0),))
+    house.trials.refresh()
+    assert [message for message in caplog.messages if "FLEXI_SHADOW_SHARE" in message] == caplog.messages, "once"
+
+
+def untold():
+    return metrics.rollbacks_untold._value.get()
 
 
 def test_steps_that_were_not_planned_trip(house):

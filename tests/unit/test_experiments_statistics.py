@@ -101,6 +101,12 @@ def test_taking_requests_for_units_gives_false_alarms() -> None:
     assert simulate.false_alarms(SKEWED, 60)["by request"] > 0.2
 
 
+def test_a_five_per_cent_effect_takes_about_as_many_units_as_the_guide_says() -> None:
+    """947 by 2,000 experiments; 565 is what a fixed sample takes, and no sequence can need fewer."""
+    needed = simulate.units_needed(World("", lognormal(0.3), requests=4000, effect=1.05), 100)
+    assert 565 < needed < 1.25 * 947
+
+
 def test_an_effect_is_found_and_its_interval_covers_it() -> None:
     world = dataclasses.replace(simulate.ALIKE[0], effect=1.1, requests=3000)
     needed = simulate.units_needed(world, 60)
