@@ -223,6 +223,13 @@ ROWS = [
                 kind="table",
             ),
             Panel(
+                "Guardrails' checks",
+                "Since the servers' start. A guardrail without checks sees too few requests in its window, and guards nothing.",
+                "none",
+                {"": "sum by (experiment, arm, metric) (flexi_guard_checks_total{FILTER})"},
+                kind="table",
+            ),
+            Panel(
                 "Events of experiments",
                 "Kept on their way to the registry, and lost: by a full disk, or in the memory of a process that was killed.",
                 "ops",
