@@ -151,7 +151,8 @@ def report_(
     """What each arm did, and what follows. Looking at it as often as you like is safe: its intervals hold at all times."""
     catalog, damaged = open_catalog(registry, model), list[str]()
     experiments = _experiments(catalog)
-    made = _report(catalog, experiments.experiment(name, version or experiments.state(name).version), damaged)
+    state = experiments.state(name)
+    made = _report(catalog, experiments.experiment(name, version or state.version), state, damaged)
     if json_:
         print_json(as_json(made) | {"damaged": damaged})
         return
@@ -213,15 +214,16 @@ def _act(catalog: Catalog, declared: Declared, action: Action, reason: str, as_j
 
 def _gate(catalog: Catalog, declared: Declared) -> str | None:
     """What the stage still waits for, or what speaks against a larger share."""
-    made = _report(catalog, declared.experiment, [])
+    made = _report(catalog, declared.experiment, declared.state, [])
     if made.verdict.outcome in AGAINST or any(each.decision == "harm" for each in made.verdict.findings):
         return f"{made.verdict.outcome}: {made.verdict.reason}"
     minutes = (datetime.now(UTC) - declared.state.history[-1].time).total_seconds() / 60
     return declared.experiment.ramp[declared.state.stage].missing(minutes, min(each.units for each in made.summaries))
 
 
-def _report(catalog: Catalog, experiment: Experiment, damaged: list[str]) -> Report:
-    events = stored(catalog.store, catalog.model, experiment.name, damaged)
+def _report(catalog: Catalog, experiment: Experiment, state: ExperimentState, damaged: list[str]) -> Report:
+    """Of the state's version or an earlier one."""
+    events = stored(catalog.store, catalog.model, state, experiment.version, damaged)
     return report(experiment, summarise(experiment, events), datetime.now(UTC))
 
 

@@ -48,38 +48,46 @@ def values(outcome: Outcome) -> dict[Metric, float]:
 
 
 def summarise(experiment: Experiment, events: Iterable[Event]) -> list[ArmSummary]:
-    """One summary for each arm, in the declaration's order, of this version's enrolled requests.
+    """One summary for each arm, in the declaration's order, of this version's enrolled requests, in whatever order events come.
 
-    Ratings and fidelities find their arm by the request's id, in whatever order they come; a request's last one counts.
+    Every outcome is a request, whatever its id: clients choose those, and may use one twice. A rating or fidelity belongs to
+    the unit that finished a request of its id, and to nobody if several did. Of an id's ratings the latest counts; each image
+    that was compared is one observation.
     """
-    outcomes: dict[str, Outcome] = {}
-    later: dict[tuple[str, Metric], float] = {}
+    outcomes, fidelities, ratings = list[Outcome](), list[Fidelity](), dict[str, Rating]()
     for event in events:
         match event:
-            case Rating():
-                later[event.request_id, "rating"] = event.rating
+            case Rating(request_id=request_id):
+                ratings[request_id] = max(event, ratings.get(request_id, event), key=lambda each: (each.time, each.rating))
             case Fidelity():
-                later[event.request_id, "psnr"] = event.psnr
+                fidelities.append(event)
             case Outcome(enrolment="enrolled") if (event.experiment, event.version) == (experiment.name, experiment.version):
-                outcomes[event.request_id] = event
+                outcomes.append(event)
+    outcomes.sort(key=lambda each: (each.time, each.unit))  # so that sums are the same to the last bit
+    owners: dict[str, set[tuple[str, str]]] = defaultdict(set)
     sums: dict[str, dict[Metric, dict[str, list[float]]]] = {
         name: defaultdict(lambda: defaultdict(lambda: [0.0, 0.0])) for name in experiment.names
     }
 
-    def add(outcome: Outcome, metric: Metric, value: float) -> None:
-        assert outcome.arm, "an enrolled request has an arm"
-        assert outcome.unit, "an enrolled request has a unit"
-        total = sums[outcome.arm][metric][outcome.unit]
+    def add(arm: str, unit: str, metric: Metric, value: float) -> None:
+        total = sums[arm][metric][unit]
         total[0] += 1
         total[1] += value
 
-    for outcome in outcomes.values():
+    for outcome in outcomes:
+        assert outcome.arm, "an enrolled request has an arm"
+        assert outcome.unit, "an enrolled request has a unit"
+        if outcome.outcome == "ok":
+            owners[outcome.request_id].add((outcome.arm, outcome.unit))
         for metric, value in values(outcome).items():
-            add(outcome, metric, value)
-    for (request_id, metric), value in later.items():
-        if request_id in outcomes:
-            add(outcomes[request_id], metric, value)
-    return [_summary(name, [each for each in outcomes.values() if each.arm == name], sums[name]) for name in experiment.names]
+            add(outcome.arm, outcome.unit, metric, value)
+    later: list[tuple[str, Metric, float]] = [(each.request_id, "rating", each.rating) for each in ratings.values()]
+    later += [(each.request_id, "psnr", each.psnr) for each in fidelities]
+    for request_id, metric, value in sorted(later):
+        if len(mine := owners.get(request_id, set())) == 1:
+            ((arm, unit),) = mine
+            add(arm, unit, metric, value)
+    return [_summary(name, [each for each in outcomes if each.arm == name], sums[name]) for name in experiment.names]
 
 
 def _summary(name: str, mine: list[Outcome], sums: dict[Metric, dict[str, list[float]]]) -> ArmSummary:
