@@ -77,11 +77,10 @@ def test_a_summary_counts_by_unit_and_only_this_version() -> None:
         outcome(7, "cheaper", 6, experiment="other"),
     ]  # fmt: skip
     later: list[Event] = [
-        Rating(time=START, request_id="r1", rating=0), Rating(time=START, request_id="r1", rating=1),
+        Rating(time=LATER, request_id="r1", rating=1), Rating(time=START, request_id="r1", rating=0),
         Fidelity(time=START, request_id="r5", psnr=30), Rating(time=START, request_id="nobody's", rating=0),
     ]  # fmt: skip
     control, cheaper = summarise(experiment(), found + later)
-    assert summarise(experiment(), later + found)[0].moments["rating"] == control.moments["rating"], "in any order"
     assert (control.units, control.requests, control.fallbacks) == (3, 4, 0)
     assert (cheaper.units, cheaper.requests, cheaper.fallbacks) == (1, 1, 1)
     assert [float(each) for each in control.moments["service_seconds"]] == [1, 2, 4, 4, 16, 8]
@@ -89,6 +88,43 @@ def test_a_summary_counts_by_unit_and_only_this_version() -> None:
     assert (float(control.moments["rating"].s), float(control.moments["rating"].n)) == (1, 1)
     assert float(cheaper.moments["psnr"].s) == 30
     assert "rating" not in cheaper.moments
+
+
+def test_events_of_before_there_were_numbers_of_images_tell_of_one() -> None:
+    old = outcome(1, "control", 1).model_dump_json(exclude={"images"}, exclude_none=True)
+    assert list(events.read("key", old.encode())) == [outcome(1, "control", 1, images=1)]
+
+
+def test_requests_with_the_same_id_are_counted_apart() -> None:
+    """A retry hides no failure, and a client that always sends the same id is more than one request."""
+    found: list[Event] = [outcome(1, "control", 1, outcome="engine_failed"), outcome(1, "control", 1)]
+    found += [outcome(i, "cheaper", i, request_id="same") for i in range(2, 7)]
+    found += [Rating(time=LATER, request_id="r1", rating=1), Rating(time=LATER, request_id="same", rating=1)]
+    control, cheaper = summarise(experiment(), found)
+    assert (control.requests, float(control.moments["errors"].n), float(control.moments["errors"].s)) == (2, 2, 1)
+    assert float(control.moments["rating"].n) == 1
+    assert (cheaper.requests, cheaper.units) == (5, 5)
+    assert "rating" not in cheaper.moments, "nobody knows whose it is"
+
+
+def test_each_image_that_was_compared_is_an_observation_of_its_unit() -> None:
+    found: list[Event] = [outcome(1, "control", 1, images=3), outcome(2, "control", 2)]
+    found += [
+        Fidelity(time=START, request_id=request, psnr=psnr)
+        for request, psnr in (("r1", 30), ("r1", 30), ("r1", 36), ("r2", 20))
+    ]
+    control, _ = summarise(experiment(), found)
+    assert [float(each) for each in control.moments["psnr"]] == [2, 4, 116, 10, 96**2 + 20**2, 3 * 96 + 20]
+
+
+def test_a_summary_does_not_depend_on_the_order_of_events() -> None:
+    found = made(50, cv=1.0)
+    ids = [each.request_id for each in found]
+    dice = np.random.default_rng(1)
+    found += [Rating(time=LATER, request_id=each, rating=value) for each in ids[:40] for value in dice.random(2)]
+    found += [Fidelity(time=LATER, request_id=each, psnr=value) for each in ids[:40] for value in dice.normal(30, 5, 3)]
+    shuffled = [found[i] for i in dice.permutation(len(found))]
+    assert summarise(experiment(), shuffled) == summarise(experiment(), found)
 
 
 def test_a_clear_gain_ships() -> None:

@@ -143,6 +143,8 @@ def test_the_event_of_a_request(house):
     assert event.macs_planned == event.macs_executed == plan.macs
     assert event.steps_planned == event.steps_executed == len(plan.entry.program.steps)
     assert event.unit == hashed_unit("x", "u")
+    house.end(house.plan(unit="u", num_images=3))
+    assert [event.images for _, event in house.recorder] == [1, 3]
 
 
 def test_a_pause_an_end_and_a_kill_give_the_traffic_back(house):
