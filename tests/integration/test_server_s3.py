@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from functools import cache
 
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from registry.address import open_store
 from registry.catalog import Catalog
 from registry.schedule import Schedule, Segment
+from server.experiments import events
+from server.experiments.recorder import Recorder
 from server.schedules import Schedules
 from server.watch import Watch
 
@@ -43,3 +46,18 @@ def test_schedules_in_force_follow_the_bucket(model, address, monkeypatch):
     monkeypatch.setenv("FLEXI_S3_ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
     assert not following()[1].refresh()
     assert watch.refresh(), "an open store does not look at the environment again"
+
+
+def test_an_object_of_events_grows_in_the_bucket(address, tmp_path):
+    """Sent again and again, and by the next process; each event is there once."""
+    store = open_store(address)
+    it = Recorder(lambda: store, "grown", tmp_path)
+    for i in range(3):
+        it.record("feedback", events.Rating(time=datetime.now(UTC), request_id=f"r{i}", rating=1))
+        it.write()
+        if i < 2:
+            it.send()
+    it._outbox._lock.close()  # as if it had died
+    Recorder(lambda: store, "grown", tmp_path).close()
+    (key,) = store.list("grown/feedback/")
+    assert [event.request_id for event in events.read(key, store.get(key).data)] == ["r0", "r1", "r2"]
