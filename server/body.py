@@ -12,7 +12,7 @@ from pydantic_core import from_json
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive
 
-from server.errors import BodyTooLarge, BodyTooSlow, InvalidJson, UnsupportedMediaType
+from server.errors import BodyTooLarge, BodyTooSlow, ClientGone, InvalidJson, UnsupportedMediaType
 
 MAX_BYTES = 64 * 1024  # the longest valid request is a tenth of it
 SECONDS = 30.0  # for all of it, however slowly it drips
@@ -21,7 +21,7 @@ SECONDS = 30.0  # for all of it, however slowly it drips
 async def checked(receive: Receive, headers: Headers) -> Receive:
     """A `receive` that gives the same body again.
 
-    Raises `UnsupportedMediaType`, `BodyTooLarge`, `BodyTooSlow` and `InvalidJson`.
+    Raises `UnsupportedMediaType`, `BodyTooLarge`, `BodyTooSlow`, `InvalidJson`, and `ClientGone` when the rest never comes.
     """
     if headers.get("content-length", "0") != "0" or "transfer-encoding" in headers:
         _refuse_other_types(headers)
@@ -30,12 +30,12 @@ async def checked(receive: Receive, headers: Headers) -> Receive:
         raise _too_large()
     try:
         async with asyncio.timeout(SECONDS):
-            message = await _whole(receive)
+            whole = await _whole(receive)
     except TimeoutError:
         raise BodyTooSlow(f"the body did not come in {SECONDS:g} s", param="body") from None
-    if body := message.get("body"):
-        _refuse_other_json(body)
-    first = [message]
+    if whole:
+        _refuse_other_json(whole)
+    first: list[Message] = [{"type": "http.request", "body": whole, "more_body": False}]
 
     async def again() -> Message:
         return first.pop() if first else await receive()
@@ -43,18 +43,17 @@ async def checked(receive: Receive, headers: Headers) -> Receive:
     return again
 
 
-async def _whole(receive: Receive) -> Message:
-    """One message with all of the body, or the one that says that the client left."""
+async def _whole(receive: Receive) -> bytes:
     body = bytearray()
     while True:
         message = await receive()
         if message["type"] != "http.request":
-            return message
+            raise ClientGone
         body += message.get("body", b"")
         if len(body) > MAX_BYTES:
             raise _too_large()
         if not message.get("more_body", False):
-            return {"type": "http.request", "body": bytes(body), "more_body": False}
+            return bytes(body)
 
 
 def _refuse_other_types(headers: Headers) -> None:

@@ -54,12 +54,18 @@ class ClientGone(FlexiError):
     status = 499
     code = "client_gone"
 
+    def __init__(self, message: str = "the client closed the connection") -> None:
+        super().__init__(message)
+
 
 class Cancelled(FlexiError):
     """Somebody cancelled the request by its id."""
 
     status = 409
     code = "cancelled"
+
+    def __init__(self) -> None:
+        super().__init__("the request was cancelled")
 
 
 class BodyTooLarge(FlexiError):
