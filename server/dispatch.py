@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from functools import partial
@@ -142,7 +142,7 @@ class Dispatcher:
             try:
                 self.turn()
             except Exception as error:  # a lost device or a bug: better to fail what is in flight than to fail for ever
-                log.exception("the engine's turn failed")
+                log.exception("the engine's turn failed", extra=_whose(self._inflight.values()))
                 with suppress(Exception):  # what was launched before may have come to its end
                     self._land()
                 self._fail([*self._inflight.values()], error, "computing")
@@ -267,7 +267,7 @@ class Dispatcher:
             assert row.error is not None, "a failed row has its error"
             ticket = self._inflight.get(row)
             if ticket:  # else it left before its wave had landed
-                log.error("denoising failed", exc_info=row.error)
+                log.error("denoising failed", exc_info=row.error, extra=_whose([ticket]))
                 self._fail([ticket], row.error, "denoising")
 
     def _give_up_after(self, limit: int) -> None:
@@ -287,7 +287,7 @@ class Dispatcher:
         try:
             pixels = self._stages.decode([self._waves.slots.clean(ticket.row.slots[0]) for ticket in tickets if ticket.row])
         except Exception:
-            log.exception("a preview failed")
+            log.exception("a preview failed", extra=_whose(tickets))
             return {}
         return {ticket: (ticket.preview_at[ticket.position], each) for ticket, each in zip(tickets, pixels, strict=True)}
 
@@ -296,7 +296,7 @@ class Dispatcher:
             if ticket.preview:
                 ticket.preview(ticket.order, preview, pixels)
         except Exception:
-            log.exception("a preview failed")
+            log.exception("a preview failed", extra=_whose([ticket]))
 
     def _hand_out(self, ticket: Ticket, pixels: Tensor) -> None:
         spent = ticket.denoised - ticket.taken
@@ -316,7 +316,7 @@ class Dispatcher:
             return
         except Exception as error:
             if len(tickets) == 1:
-                log.exception("%s failed", stage)
+                log.exception("%s failed", stage, extra=_whose(tickets))
                 self._fail(tickets, error, stage)
                 return
         for ticket in tickets:
@@ -346,3 +346,8 @@ class Dispatcher:
         ticket.settled += macs
         if not ticket.order.idle:
             self._admission.done(ticket.order.key, macs)
+
+
+def _whose(tickets: Iterable[Ticket]) -> dict[str, dict[str, str]]:
+    """For a log line: the requests that it is about."""
+    return {"fields": {"request_id": " ".join(dict.fromkeys(ticket.order.request_id for ticket in tickets))}}

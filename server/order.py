@@ -24,7 +24,7 @@ class Order:
     """Everything that decides the image's pixels, and under which names its work is counted and admitted.
 
     `key_seconds` bounds the predicted seconds of work that its API key may have in the queue. `previews`: how many pictures
-    of the unfinished image are wanted.
+    of the unfinished image are wanted. Log lines about it say its `request_id`.
     """
 
     program: Program
@@ -39,6 +39,7 @@ class Order:
     key_seconds: float | None = None
     previews: int = 0
     teacher_macs: int = 0  # of the same image, had the teacher made it
+    request_id: str = ""
     idle: bool = False  # only for what the engine does while no client waits
 
     @property

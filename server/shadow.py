@@ -131,7 +131,7 @@ class Shadow:
             async with self._measuring:
                 compared = await asyncio.to_thread(self._measure, plan, picture.pixels, again.pixels)
         except FlexiError as error:
-            log.warning("a shadow image failed: %s", error)
+            log.warning("a shadow image failed: %s", error, extra={"fields": {"request_id": plan.request_id}})
             metrics.shadow_images_total.labels("failed").inc()
             return
         metrics.shadow_images_total.labels("ok").inc()

@@ -129,6 +129,16 @@ def test_a_decode_error_fails_alone(model, dispatcher, monkeypatch):
         bad.result()
 
 
+def test_the_log_says_whose_image_failed_and_not_its_prompt(model, dispatcher, monkeypatch, caplog):
+    poisoned = replace(order(model, prompt="poison"), request_id="poisoned")
+    unlucky = replace(order(model, prompt="a secret"), request_id="unlucky")
+    monkeypatch.setattr(dispatcher._waves.anatomy, "partial", lambda *_: 1 / 0)
+    finish(dispatcher, dispatcher.submit([poisoned, unlucky]))
+    said = {record.getMessage(): record.fields for record in caplog.records}
+    assert said == {"encoding failed": {"request_id": "poisoned"}, "denoising failed": {"request_id": "unlucky"}}
+    assert "a secret" not in caplog.text
+
+
 def test_an_exception_in_a_wave_fails_its_rows_only(model, dispatcher, monkeypatch):
     """The partial wave breaks: the order that needs one fails, the one of full steps goes on."""
     bad, good = dispatcher.submit([order(model, 1), order(model, 2, segments=(Segment(),) * 4)])
