@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 from prometheus_client import Gauge
 
 from engine.models import Model
 from engine.program import Program
 from registry.catalog import Catalog
-from registry.errors import InvalidInput, NotFound, Untrusted
+from registry.errors import InvalidInput, NotFound, StoreUnavailable, Untrusted
 from registry.schedule import Schedule, teacher
 from registry.signing import Signature
 from registry.tiers import REFERENCE as REFERENCE
 from server import metrics
 
 EXPLICIT_KEPT = 64  # compiled schedules that requests named by digest or version
-LOOKUPS = 2  # requests that may wait for the registry at once; the others wait for them, and nobody else does
+LOOKUPS = 2  # at work in the registry at once; nobody waits for them but other lookups
+WAITING = 16  # lookups that wait for those; the next one is refused
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,9 @@ class InForce:
 class Schedules:
     """Tiers and explicit schedules of one model.
 
-    `tier` and `tiers` only look at what is in force; `load` and `explicit` may read the registry, and block. `put` replaces
-    the whole set in one assignment, so a reader in another thread sees the old set or the new one, and a request runs to its
-    end with the entry it began with.
+    `tier`, `tiers` and `at_hand` only look at what is here; `load` and `explicit` may read the registry, and block. `put`
+    replaces the whole set in one assignment, so a reader in another thread sees the old set or the new one, and a request runs
+    to its end with the entry it began with.
     """
 
     def __init__(self, open_catalog: Callable[[], Catalog], model: Model, teacher_steps: int) -> None:
@@ -59,8 +60,11 @@ class Schedules:
         self._teacher = self.compiled(teacher(model.ref, model.solver("ddim", teacher_steps)))
         self._tiers: dict[str, InForce] = {}
         self.put({})
-        self._explicit = lru_cache(EXPLICIT_KEPT)(self._resolve)
-        self._lookups = ThreadPoolExecutor(LOOKUPS, "registry")
+        self._explicit: dict[str, InForce] = {}  # by reference; the one used last is the last
+        self._lock = threading.Lock()  # of `_explicit`
+        self._threads = ThreadPoolExecutor(LOOKUPS, "registry")
+        self._free = asyncio.Semaphore(LOOKUPS)  # threads
+        self._waiting = 0
 
     def tiers(self) -> list[InForce]:
         """Everything in force, cheapest first."""
@@ -110,16 +114,45 @@ class Schedules:
 
     def explicit(self, ref: str) -> InForce:
         """A schedule by version number, digest or its beginning. Raises `NotFound`, `InvalidInput` and `Untrusted`."""
-        if known := self.known(ref):
-            return self._rated(known, self._tiers[REFERENCE])
+        if here := self.at_hand(ref):
+            return here
         try:
-            return self._rated(self._explicit(ref), self._tiers[REFERENCE])
+            found = self._resolve(ref)
         except (NotFound, InvalidInput, Untrusted) as error:
             raise type(error)(error.message, param="schedule") from error
+        with self._lock:
+            self._explicit[ref] = found
+            if len(self._explicit) > EXPLICIT_KEPT:
+                del self._explicit[next(iter(self._explicit))]
+        return self._rated(found, self._tiers[REFERENCE])
+
+    def at_hand(self, ref: str) -> InForce | None:
+        """`explicit`, where it needs no registry: what is in force, or was asked for lately."""
+        entry = self.known(ref)
+        if entry is None:
+            with self._lock:
+                if entry := self._explicit.pop(ref, None):
+                    self._explicit[ref] = entry
+        return entry and self._rated(entry, self._tiers[REFERENCE])
 
     async def find(self, ref: str) -> InForce:
-        """`explicit`, in threads of its own: a store that hangs keeps no other request waiting."""
-        return await asyncio.get_running_loop().run_in_executor(self._lookups, self.explicit, ref)
+        """`explicit`, in threads of its own: a store that hangs keeps only other lookups waiting, and few of them.
+
+        Who does not want to wait any longer cancels it. Raises `StoreUnavailable` when too many wait. One event loop's own.
+        """
+        if here := self.at_hand(ref):
+            return here
+        if self._waiting >= WAITING:
+            message = f"schedule: {WAITING} requests wait for the registry already: try again later, or name a tier"
+            raise StoreUnavailable(message, param="schedule")
+        self._waiting += 1
+        try:
+            await self._free.acquire()
+        finally:
+            self._waiting -= 1
+        lookup = asyncio.get_running_loop().run_in_executor(self._threads, self.explicit, ref)
+        lookup.add_done_callback(lambda _: self._free.release())
+        return await asyncio.shield(lookup)  # its thread goes on anyway, and is not free before
 
     def _resolve(self, ref: str) -> InForce:
         schedule, version, _ = self._open_catalog().resolve(ref)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+
 import pytest
 from server_model import small_model
 
@@ -10,7 +13,7 @@ from registry.errors import InvalidInput, NotFound, StoreUnavailable
 from registry.schedule import Schedule, Segment
 from registry.store import MemoryStore
 from server import metrics
-from server.schedules import Schedules
+from server.schedules import EXPLICIT_KEPT, LOOKUPS, WAITING, Schedules
 from server.watch import Watch
 
 
@@ -158,3 +161,55 @@ def test_explicit(schedules, catalog, model):
     with pytest.raises(NotFound) as missing:
         schedules.explicit("2")
     assert missing.value.param == "schedule"
+
+
+def test_a_schedule_that_was_asked_for_lately_needs_no_registry(schedules, catalog, model, store):
+    kept = Schedule(model=model.ref, solver=model.solver("ddim", 4), segments=(Segment(),) * 2)
+    catalog.publish(kept)
+    found = schedules.explicit("1")
+    for steps in range(5, 5 + EXPLICIT_KEPT):
+        schedule = Schedule(model=model.ref, solver=model.solver("ddim", steps), segments=(Segment(),) * 2)
+        catalog.publish(schedule)
+        schedules.explicit(schedule.digest)
+        schedules.explicit("1")
+    store.down = True
+    assert schedules.explicit("1") == schedules.at_hand("1") == found
+    assert asyncio.run(schedules.find("1")) == found
+    assert len(schedules._explicit) == EXPLICIT_KEPT
+
+
+def test_a_registry_that_hangs_keeps_few_lookups_waiting_and_nobody_else(model):
+    over = threading.Event()
+
+    def hanging():
+        over.wait(60)
+        raise StoreUnavailable("the test is over")
+
+    schedules = Schedules(hanging, model, teacher_steps=4)
+
+    async def go():
+        waiting = [asyncio.create_task(schedules.find(str(number))) for number in range(LOOKUPS + WAITING)]
+        await asyncio.sleep(0.01)
+        with pytest.raises(StoreUnavailable, match=str(WAITING)) as refused:
+            await schedules.find("99")
+        assert refused.value.param == "schedule"
+        reference = schedules.tier("reference")
+        assert (await schedules.find(reference.digest)).program is reference.program
+        for _ in range(3):  # those who give up make room, and leave nothing behind
+            waiting.pop().cancel()
+            await asyncio.sleep(0.01)
+            waiting.append(asyncio.create_task(schedules.find("99")))
+            await asyncio.sleep(0.01)
+            assert not waiting[-1].done()
+        for lookup in waiting[:LOOKUPS]:  # their threads are not free before the registry answers
+            lookup.cancel()
+        await asyncio.sleep(0.01)
+        assert schedules._threads._work_queue.empty()
+        over.set()
+        ended = await asyncio.gather(*waiting, return_exceptions=True)
+        assert {type(each) for each in ended[LOOKUPS:]} == {StoreUnavailable}
+
+    try:
+        asyncio.run(asyncio.wait_for(go(), 30))
+    finally:
+        over.set()
