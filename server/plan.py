@@ -78,7 +78,7 @@ class Planner:
         limit = math.inf if request.deadline_ms is None else request.deadline_ms / 1000
         guidance = request.guidance_scale or self._guidance
         unet_rows = 1 if guidance == 1 else 2
-        entry, assignment = await self._choose(request, request_id, unet_rows, limit)
+        entry, assignment = await self._choose(request, request_id, unet_rows)
         if assignment and assignment.arm:
             metrics.assignment_total.labels(assignment.experiment.name, assignment.arm).inc()
         first = Order(
@@ -103,27 +103,31 @@ class Planner:
     def _predicted(self, entry: InForce, unet_rows: int, images: int) -> float:
         return self._forecast(entry.program, unet_rows, images, entry.tier or metrics.CUSTOM)
 
-    async def _choose(
-        self, request: GenerateRequest, request_id: str, unet_rows: int, limit: float
-    ) -> tuple[InForce, Assignment | None]:
-        """What the request's tier means, as an experiment on it says, or the schedule that it names.
+    async def _choose(self, request: GenerateRequest, request_id: str, unet_rows: int) -> tuple[InForce, Assignment | None]:
+        """The schedule that the request names, or what its tier means, as an experiment on it says."""
+        if request.schedule is not None:
+            entry = await self._schedules.find(request.schedule)
+            return entry, self._live.bypassed(entry.digest)
+        return self._live.assign(self._tier(request, unet_rows), request.unit, request_id)
+
+    def _tier(self, request: GenerateRequest, unet_rows: int) -> InForce:
+        """By its own schedule, whatever an experiment makes of it then: who is enrolled must not depend on the arm.
 
         `auto` with a deadline means the dearest tier below the teacher that should keep it, or the cheapest when none
         should; without a deadline, the default tier.
         """
-        if request.schedule is not None:
-            entry = await self._schedules.find(request.schedule)
-            return entry, self._live.bypassed(entry.digest)
+        if request.tier not in (None, AUTO):
+            return self._schedules.tier(request.tier)
+        if request.tier is None or request.deadline_ms is None:
+            return self._schedules.tier(self._schedules.default(self._settings.default_tier))
+        tiers = self._schedules.tiers()  # the cheapest first
+        offers = [each for each in tiers if each.tier != REFERENCE] or tiers
+        keeping = (
+            offer for offer in reversed(offers) if self._predicted(offer, unet_rows, request.num_images) <= _deadline(request)
+        )
+        return next(keeping, offers[0])
 
-        def served(entry: InForce) -> tuple[InForce, Assignment | None]:
-            return self._live.assign(entry, request.unit, request_id)
 
-        if request.tier == AUTO and limit < math.inf:
-            tiers = self._schedules.tiers()  # the cheapest first
-            offers = [served(offer) for offer in [each for each in tiers if each.tier != REFERENCE] or tiers]
-            images = request.num_images
-            keeping = (offer for offer in reversed(offers) if self._predicted(offer[0], unet_rows, images) <= limit)
-            return next(keeping, offers[0])
-        if request.tier in (None, AUTO):
-            return served(self._schedules.tier(self._schedules.default(self._settings.default_tier)))
-        return served(self._schedules.tier(request.tier))
+def _deadline(request: GenerateRequest) -> float:
+    """In seconds from its arrival."""
+    return math.inf if request.deadline_ms is None else request.deadline_ms / 1000
