@@ -34,7 +34,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 class Edge:
     """Wraps the application. Handlers find `request_id` and `key` in `scope["state"]`, and what they put into its `log`
-    gets into the request's log line."""
+    gets into the request's log line, beside the `code` of an error."""
 
     def __init__(self, app: ASGIApp, drain: Drain, keys: Keys | None = None) -> None:
         """Without `keys` everybody is `ANONYMOUS`."""
@@ -62,7 +62,7 @@ class Edge:
             if answer.status == 0:
                 await problem(error)(scope, receive, answer.send)
             else:  # in the middle of a stream: returning breaks it off, which the client notices
-                fields["broken_off"] = error.code
+                fields["code"] = error.code
         except Exception:
             log.exception("unhandled", extra={"fields": {"request_id": request_id}})
             if answer.status == 0:
@@ -71,6 +71,8 @@ class Edge:
             metrics.http_responses_total.labels(answer.status).inc()
             if answer.code and answer.status not in (ClientGone.status, 500):
                 metrics.rejected_total.labels(answer.code).inc()
+            if answer.code:
+                fields["code"] = answer.code
             line = {"request_id": request_id, "method": scope["method"], "path": scope["path"], "status": answer.status}
             log.info("request", extra={"fields": line | {"ms": round(1000 * (monotonic() - start), 1)} | fields})
 

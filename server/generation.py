@@ -22,7 +22,8 @@ from server.order import Order, Picture, Preview
 from server.pictures import png
 from server.plan import Plan, Planner
 from server.quota import Quotas
-from server.running import Running, gather, while_wanted
+from server.running import Running, gather
+from server.visit import OK, Visit, milliseconds
 
 OUTCOMES: dict[type[FlexiError], str] = {
     Cancelled: "cancelled",
@@ -45,8 +46,9 @@ class Renderer(Protocol):
 
 @dataclass(frozen=True)
 class Partial:
-    """Preview `index` of image `image`, both 0-based, as a PNG in base64."""
+    """Preview `index` of image `image` of a plan, both 0-based, as a PNG in base64."""
 
+    plan: Plan
     image: int
     index: int
     png: str
@@ -54,8 +56,9 @@ class Partial:
 
 @dataclass(frozen=True)
 class Finished:
-    """Image `image`, 0-based, as a PNG in base64, and what it took."""
+    """Image `image` of a plan, 0-based, as a PNG in base64, and what it took."""
 
+    plan: Plan
     image: int
     png: str
     picture: Picture
@@ -65,7 +68,7 @@ class Ended(Protocol):
     """Somebody who wants to know what became of requests."""
 
     def ended(self, plan: Plan, outcome: str, seconds: float, pictures: Mapping[int, Picture]) -> None:
-        """Told at the end of each request; `outcome` is "ok" or the code of the error.
+        """Told at the end of each request that came to a plan; `outcome` is "ok" or the code of the error.
 
         `pictures` are those that were done, by their place among the plan's orders.
         """
@@ -86,59 +89,66 @@ class Generation:
         self._software = f"flexiffusion-serve {VERSION}" + (f" ({commit})" if commit else "")
 
     async def answer(
-        self, request: GenerateRequest, request_id: str, key: Key, gone: Coroutine[Any, Any, None]
+        self,
+        request: GenerateRequest,
+        request_id: str,
+        key: Key,
+        gone: Coroutine[Any, Any, None],
+        line: dict[str, Any] | None = None,
     ) -> GenerateResponse:
-        """Work until done, `gone` ends (the client left), somebody cancels, or time is over. Raises members of `FlexiError`."""
-        try:
-            plan = await self.planner.plan(request, request_id, key)
-        except FlexiError:
-            gone.close()
-            raise
-        with self._underway(plan) as (stop, pictures):
-            ends = [(gone, ClientGone("the client closed the connection")), (stop.wait(), CANCELLED)]
-            return await while_wanted(self._make(plan, pictures), ends, plan.limit)
+        """Work until done, `gone` ends (the client left), somebody cancels, or time is over. Raises members of `FlexiError`.
 
-    async def stream(self, plan: Plan, previews: int) -> AsyncGenerator[Partial | Finished]:
+        `line` gets what the request's log line should say of it.
+        """
+        with self._underway(request, request_id, key, line) as visit:
+            return await visit.while_wanted(self._make(visit), (gone, ClientGone()))
+
+    async def stream(
+        self, request: GenerateRequest, request_id: str, key: Key, previews: int, line: dict[str, Any] | None = None
+    ) -> AsyncGenerator[Partial | Finished]:
         """Previews of each image as they come, and each image as soon as it is done. Raises members of `FlexiError`.
 
-        Who stops listening closes the iterator, and the rows are given up.
+        Who stops listening closes the iterator, and the rows are given up. `line` as for `answer`.
         """
-        orders = [replace(order, previews=previews) for order in plan.orders]
-        loop, until = asyncio.get_running_loop(), monotonic() + plan.limit
-        events = asyncio.Queue[Event]()
+        loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
 
         def tell(event: Event) -> None:  # in the engine's thread
             loop.call_soon_threadsafe(events.put_nowait, event)
 
-        with self._underway(plan) as (stop, pictures):
+        with self._underway(request, request_id, key, line) as visit:
+            plan = await visit.while_wanted(self._plan(visit))
+            start, orders = monotonic(), [replace(order, previews=previews) for order in plan.orders]
             futures = self._submit(plan, orders, lambda order, i, pixels: tell((order.seed - plan.seed, i, pixels)))
             for image, future in enumerate(futures):
                 future.add_done_callback(partial(_done, tell, image))
-            left = set(range(len(futures)))
             try:
-                while left:
-                    ends = [(stop.wait(), CANCELLED)]
-                    event = await while_wanted(events.get(), ends, until - monotonic(), plan.limit)
+                while len(visit.pictures) < len(futures):
+                    event = await visit.while_wanted(events.get())
                     image = event[0]
                     if len(event) == 3:
-                        yield Partial(image, event[1], await self._file(plan, orders[image], event[2]))
-                    else:
-                        picture = event[1].result()
-                        left.remove(image)
-                        pictures[image] = picture
-                        yield Finished(image, await self._file(plan, orders[image], picture.pixels), picture)
+                        (file,) = await self._files(plan, [(orders[image], event[2])])
+                        yield Partial(plan, image, event[1], file)
+                        continue
+                    picture = visit.pictures[image] = event[1].result()
+                    if len(visit.pictures) == len(futures):
+                        _forecast(plan, monotonic() - start)
+                    (file,) = await self._files(plan, [(orders[image], picture.pixels)])
+                    yield Finished(plan, image, file, picture)
             finally:
                 for future in futures:
                     future.cancel()
 
-    async def _make(self, plan: Plan, done: dict[int, Picture]) -> GenerateResponse:
+    async def _plan(self, visit: Visit) -> Plan:
+        visit.plan = await self.planner.plan(visit.request, visit.request_id, visit.key, visit.arrived)
+        return visit.plan
+
+    async def _make(self, visit: Visit) -> GenerateResponse:
+        plan = await self._plan(visit)
         start = monotonic()
         pictures = await gather(self._submit(plan, plan.orders))
-        done.update(enumerate(pictures))
-        metrics.forecast_ratio.labels(plan.label).observe((monotonic() - start) / max(plan.predicted, 1e-3))
-        start = monotonic()
-        images = [await self._file(plan, order, picture.pixels) for order, picture in zip(plan.orders, pictures, strict=True)]
-        metrics.stage_seconds.labels("png").observe(monotonic() - start)
+        visit.pictures.update(enumerate(pictures))
+        _forecast(plan, monotonic() - start)
+        images = await self._files(plan, [(order, each.pixels) for order, each in zip(plan.orders, pictures, strict=True)])
         return response(plan, pictures, images)
 
     def _submit(self, plan: Plan, orders: Sequence[Order], preview: Preview | None = None) -> list[Future[Picture]]:
@@ -149,6 +159,12 @@ class Generation:
         except FlexiError:
             self._quotas.give_back(plan.key, plan.macs)
             raise
+
+    async def _files(self, plan: Plan, made: Sequence[tuple[Order, Tensor]]) -> list[str]:
+        start = monotonic()
+        files = [await self._file(plan, order, pixels) for order, pixels in made]
+        metrics.stage_seconds.labels("png").observe(monotonic() - start)
+        return files
 
     async def _file(self, plan: Plan, order: Order, pixels: Tensor) -> str:
         """The PNG file. Compressing takes a while for large images: it runs beside the event loop."""
@@ -166,27 +182,34 @@ class Generation:
             return await asyncio.to_thread(png, pixels, about)
 
     @contextmanager
-    def _underway(self, plan: Plan) -> Iterator[tuple[asyncio.Event, dict[int, Picture]]]:
-        """Counted, told, and open to be cancelled. Inside, the pictures that are done are put into the dictionary."""
-        start, outcome, code, pictures = monotonic(), "error", FlexiError.code, dict[int, Picture]()
-        try:
-            with self.running.entered(plan.key.name, plan.request_id) as stop:
-                yield stop, pictures
-            outcome = code = "ok"
-        except FlexiError as error:
-            outcome, code = OUTCOMES.get(type(error), "error"), error.code
-            raise
-        except (GeneratorExit, asyncio.CancelledError):
-            outcome, code = "cancelled", ClientGone.code
-            raise
-        finally:
-            seconds = monotonic() - start
+    def _underway(self, request: GenerateRequest, request_id: str, key: Key, line: dict[str, Any] | None) -> Iterator[Visit]:
+        """Counted, told, and open to be cancelled."""
+        outcome, code = "error", FlexiError.code
+        with self.running.entered(key.name, request_id) as stop:
+            visit = Visit(request, request_id, key, self.planner.limit(request), stop)
+            try:
+                yield visit
+                outcome = code = OK
+            except FlexiError as error:
+                outcome, code = OUTCOMES.get(type(error), "error"), error.code
+                raise
+            except (GeneratorExit, asyncio.CancelledError):
+                outcome, code = "cancelled", ClientGone.code
+                raise
+            finally:
+                if line is not None:
+                    line |= visit.line(code)
+                self._count(visit, outcome, code)
+
+    def _count(self, visit: Visit, outcome: str, code: str) -> None:
+        """Without a plan, only who gave up waiting for one: the others were refused."""
+        seconds, plan = monotonic() - visit.arrived, visit.plan
+        if plan:
             metrics.request_seconds.labels(plan.label, plan.orders[0].arm, outcome).observe(seconds)
             for observer in self._observers:
-                observer.ended(plan, code, seconds, pictures)
-
-
-CANCELLED = Cancelled("the request was cancelled")
+                observer.ended(plan, code, seconds, visit.pictures)
+        elif outcome in ("cancelled", "deadline"):
+            metrics.request_seconds.labels(metrics.CUSTOM, metrics.NO_ARM, outcome).observe(seconds)
 
 
 def response(plan: Plan, pictures: Sequence[Picture], images: list[str]) -> GenerateResponse:
@@ -206,10 +229,15 @@ def response(plan: Plan, pictures: Sequence[Picture], images: list[str]) -> Gene
         macs_per_image=macs // len(pictures),
         relative_cost=entry.relative_cost,
         steps=Steps(**{kind: pictures[0].steps[kind] for kind in Steps.model_fields}),
-        predicted_ms=round(1000 * plan.predicted, 3),
-        queue_ms=round(1000 * max(picture.queue_seconds for picture in pictures), 3),
-        denoise_ms=round(1000 * max(picture.denoise_seconds for picture in pictures), 3),
+        predicted_ms=milliseconds(plan.predicted),
+        queue_ms=milliseconds(max(picture.queue_seconds for picture in pictures)),
+        denoise_ms=milliseconds(max(picture.denoise_seconds for picture in pictures)),
     )
+
+
+def _forecast(plan: Plan, seconds: float) -> None:
+    """How good it was, now that the pixels are there."""
+    metrics.forecast_ratio.labels(plan.label).observe(seconds / max(plan.predicted, 1e-3))
 
 
 def _done(tell: Callable[[Event], None], image: int, future: Future[Picture]) -> None:

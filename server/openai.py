@@ -158,14 +158,12 @@ def answer(made: GenerateResponse, size: str) -> ImagesAnswer:
     return ImagesAnswer(**made.model_dump(), data=data, created=int(time.time()), size=size, quality=_quality(made.tier))
 
 
-async def events(
-    plan: Plan, first: Partial | Finished, rest: AsyncGenerator[Partial | Finished], size: str
-) -> AsyncGenerator[bytes]:
+async def events(first: Partial | Finished, rest: AsyncGenerator[Partial | Finished], size: str) -> AsyncGenerator[bytes]:
     """Server-sent events: `image_generation.partial_image`, `image_generation.completed` for each image, or an error.
 
     The last image's event holds what the whole request took.
     """
-    finished: list[Finished] = []
+    plan, finished = first.plan, list[Finished]()
     about: dict[str, Any] = Served(quality=_quality(plan.entry.tier), size=size).model_dump()
     try:
         async with aclosing(rest):

@@ -25,7 +25,7 @@ Forecast = Callable[[Program, int, int, str], float]
 
 @dataclass(frozen=True)
 class Plan:
-    """The schedule, an order for each image, their MACs and the predicted seconds; `limit`: the seconds it may take at most.
+    """The schedule, an order for each image, their MACs and the predicted seconds.
 
     `assignment` says what an experiment on its tier made of it.
     """
@@ -37,7 +37,6 @@ class Plan:
     orders: Sequence[Order]
     macs: int
     predicted: float
-    limit: float
     assignment: Assignment | None = None
 
     @property
@@ -71,11 +70,18 @@ class Planner:
         self._settings = settings
         self._guidance = settings.default_guidance if guides else 1.0
 
-    async def plan(self, request: GenerateRequest, request_id: str, key: Key) -> Plan:
-        """Raises `InvalidInput` and `NotFound`, which name the field."""
+    def limit(self, request: GenerateRequest) -> float:
+        """The seconds that it may take at most, from its arrival on."""
+        return min(_deadline(request), self._settings.request_seconds)
+
+    async def plan(self, request: GenerateRequest, request_id: str, key: Key, arrived: float | None = None) -> Plan:
+        """`arrived`: when, by the monotonic clock, if not now. Waits for the registry if the request names a schedule.
+
+        Raises `InvalidInput`, `NotFound` and `StoreUnavailable`, which name the field.
+        """
+        arrived = monotonic() if arrived is None else arrived
         if request.num_images > self._settings.max_images:
             raise InvalidInput(f"num_images: the limit is {self._settings.max_images}", param="num_images")
-        limit = math.inf if request.deadline_ms is None else request.deadline_ms / 1000
         guidance = request.guidance_scale or self._guidance
         unet_rows = 1 if guidance == 1 else 2
         entry, assignment = await self._choose(request, request_id, unet_rows)
@@ -89,16 +95,16 @@ class Planner:
             seed=secrets.randbelow(2**32) if request.seed is None else request.seed,
             tier=entry.tier or metrics.CUSTOM,
             arm=(assignment and assignment.arm) or metrics.NO_ARM,
-            deadline=monotonic() + limit,
+            deadline=arrived + _deadline(request),
             key=key.name,
             key_seconds=key.queue_seconds,
             teacher_macs=round(self._macs.of_program(entry.program, unet_rows) / entry.relative_cost),
+            request_id=request_id,
         )
         orders = [replace(first, seed=first.seed + i) for i in range(request.num_images)]
         macs = len(orders) * self._macs.of_program(entry.program, unet_rows)
-        limit = min(limit, self._settings.request_seconds)
         predicted = self._predicted(entry, unet_rows, request.num_images)
-        return Plan(request, request_id, key, entry, orders, macs, predicted, limit, assignment)
+        return Plan(request, request_id, key, entry, orders, macs, predicted, assignment)
 
     def _predicted(self, entry: InForce, unet_rows: int, images: int) -> float:
         return self._forecast(entry.program, unet_rows, images, entry.tier or metrics.CUSTOM)

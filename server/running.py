@@ -54,26 +54,31 @@ async def disconnected(request: Request) -> None:
 
 
 async def while_wanted(
-    work: Awaitable[T], ends: Sequence[tuple[Coroutine[Any, Any, Any], FlexiError]], seconds: float, limit: float | None = None
+    work: Awaitable[T],
+    ends: Sequence[tuple[Coroutine[Any, Any, Any], FlexiError]],
+    seconds: float | None = None,
+    limit: float | None = None,
 ) -> T:
     """The result of `work`, unless one of `ends` comes first, whose error is raised, or time is over (`DeadlineExceeded`).
 
-    `seconds` are those left of `limit`, which the error tells. A plain API method of BentoML keeps running when the client
-    goes away, so somebody has to look.
+    `seconds` are those left of `limit`, which the error tells; without them there is no hurry. Work that is given up has ended
+    when this returns. A plain API method of BentoML keeps running when the client goes away, so somebody has to look.
     """
     task = asyncio.ensure_future(work)
     watchers = {asyncio.ensure_future(end): error for end, error in ends}
     try:
-        await asyncio.wait({task, *watchers}, timeout=max(seconds, 0.0), return_when=asyncio.FIRST_COMPLETED)
+        timeout = None if seconds is None else max(seconds, 0.0)
+        await asyncio.wait({task, *watchers}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
         for watcher, error in watchers.items():
             if watcher.done():
                 raise error
-        raise DeadlineExceeded(f"not done after {(limit or seconds) * 1000:.0f} ms", param="deadline_ms")
+        raise DeadlineExceeded(f"not done after {(limit or seconds or 0.0) * 1000:.0f} ms", param="deadline_ms")
     finally:
         for each in (task, *watchers):
             each.cancel()
+        await asyncio.wait((task, *watchers))  # what it says at its end, metrics and log lines, is said before our caller's
 
 
 async def gather(futures: Sequence[Future[T]]) -> list[T]:

@@ -80,12 +80,11 @@ class Flexiffusion:
             if self._house is None:
                 raise NotReady("the model is loading")
             request = Generate.model_construct(**fields)  # BentoML has validated them
-            response = await self._house.generation.answer(request, state.request_id, state.key, disconnected(ctx.request))
+            gone = disconnected(ctx.request)
+            return await self._house.generation.answer(request, state.request_id, state.key, gone, state.log)
         except FlexiError as error:
             ctx.response.status_code = error.status  # BentoML puts this one over the response's own
             return problem(error)
-        state.log.update(v1.about(response))
-        return response
 
     async def __is_ready__(self) -> bool:
         """For /readyz."""

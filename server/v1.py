@@ -19,7 +19,6 @@ from server.api import (
     ExperimentsView,
     ExperimentView,
     Feedback,
-    GenerateResponse,
     ScheduleView,
     Steps,
     TiersView,
@@ -94,9 +93,9 @@ async def tiers(house: Open) -> TiersView:
 
 
 @app.get("/v1/schedules/{ref}", responses=errors(400, 403, 404, *COMMON))
-async def schedule(ref: Annotated[str, Path(pattern=REF)], house: Open) -> ScheduleView:
+async def schedule(ref: Annotated[str, Path(pattern=REF)], request: Request, house: Open) -> ScheduleView:
     """A schedule by version number, digest, or a digest's beginning."""
-    entry = await house.schedules.find(ref)
+    entry = await while_wanted(house.schedules.find(ref), [(disconnected(request), ClientGone())])
     return ScheduleView(digest=entry.digest, version=entry.version, schedule=entry.schedule)
 
 
@@ -108,7 +107,7 @@ async def cancel(request_id: Annotated[str, Path(min_length=1, max_length=64)], 
     raise NotFound("no such request is running", param="request_id")
 
 
-@app.post("/v1/feedback", status_code=202, responses=errors(*COMMON, 400, 413, 415))
+@app.post("/v1/feedback", status_code=202, responses=errors(*COMMON, 400, 408, 413, 415))
 async def feedback(body: Feedback, house: Open) -> Accepted:
     """Rate a finished request, for the experiment it took part in. Kept whether or not the request is known here."""
     house.trials.rate(body.request_id, body.rating)
@@ -141,20 +140,11 @@ async def images(body: openai.ImagesRequest, request: Request, house: Open, key:
     state, generation, size = request.state, house.generation, house.size
     wanted = body.generate_request(house.model.ref.name, size, house.settings.max_images)
     if not body.stream:
-        made = await generation.answer(wanted, state.request_id, key, disconnected(request))
-        state.log.update(about(made))
+        made = await generation.answer(wanted, state.request_id, key, disconnected(request), state.log)
         return openai.answer(made, size)
-    plan = await generation.planner.plan(wanted, state.request_id, key)
-    stream = generation.stream(plan, body.partial_images or 0)
-    gone = ClientGone("the client closed the connection")
-    first = await while_wanted(anext(stream), [(disconnected(request), gone)], plan.limit)  # so that a refusal has its status
-    return EventStream(openai.events(plan, first, stream, size))
-
-
-def about(made: GenerateResponse) -> dict[str, Any]:
-    """What a request's log line says of its answer."""
-    fields = made.model_dump(include={"tier", "schedule", "arm", "macs", "predicted_ms", "queue_ms", "denoise_ms"})
-    return fields | {"images": len(made.images)}
+    stream = generation.stream(wanted, state.request_id, key, body.partial_images or 0, state.log)
+    first = await while_wanted(anext(stream), [(disconnected(request), ClientGone())])  # so that a refusal has its status
+    return EventStream(openai.events(first, stream, size))
 
 
 def _experiment_view(running: Running) -> ExperimentView:

@@ -132,4 +132,4 @@ def test_auto_is_the_best_tier_that_should_keep_the_deadline(planner, deadline_m
     plan = asyncio.run(planner.plan(request, "id", ANONYMOUS))
     assert plan.entry.tier == tier
     assert plan.predicted == images * TIERS[tier]
-    assert plan.limit == (60 if deadline_ms is None else deadline_ms / 1000)
+    assert planner.limit(request) == (60 if deadline_ms is None else deadline_ms / 1000)

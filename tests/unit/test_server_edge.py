@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
@@ -181,3 +182,27 @@ def test_logs_have_the_name_and_not_the_key(locked, caplog):
     lines = [record.fields for record in caplog.records]
     assert [(line["status"], line.get("key")) for line in lines] == [(200, "shop"), (401, None)]
     assert "s3cret" not in str(lines) + caplog.text
+
+
+def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_fault_of_ours(caplog):
+    messages = [{"type": "http.request", "body": b'{"a":', "more_body": True}, {"type": "http.disconnect"}]
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"100")]
+    scope = {"type": "http", "method": "POST", "path": "/echo", "headers": headers}
+
+    async def receive():
+        return messages.pop(0)
+
+    async def send(_):
+        """Into the void."""
+
+    with caplog.at_level("INFO", logger="server"):
+        asyncio.run(Edge(application(), Drain())(scope, receive, send))
+    (record,) = caplog.records
+    assert (record.fields["status"], record.fields["code"], record.exc_info) == (499, "client_gone", None)
+
+
+def test_the_log_line_has_the_code_of_an_error(client, caplog):
+    with caplog.at_level("INFO", logger="server"):
+        client.get("/known")
+        client.get("/fine")
+    assert [record.fields.get("code") for record in caplog.records] == ["not_found", None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import threading
 from collections import Counter
 from concurrent.futures import Future
 
@@ -14,16 +15,17 @@ from PIL import Image
 from pydantic import ValidationError
 from server_model import small_model
 
-from registry.errors import InvalidInput, NotFound, Overloaded
-from server import VERSION
+from registry.errors import InvalidInput, NotFound, Overloaded, StoreUnavailable
+from server import VERSION, metrics
 from server.api import GenerateRequest
-from server.errors import Cancelled, ClientGone, DeadlineExceeded
+from server.errors import Cancelled, ClientGone, DeadlineExceeded, GenerationFailed
 from server.experiments.live import Live
 from server.generation import Finished, Generation, Partial
 from server.keys import ANONYMOUS, Key
 from server.order import Picture
 from server.plan import Planner
 from server.quota import Quotas
+from server.running import while_wanted
 from server.schedules import Schedules
 
 GREY = torch.full((3, 8, 8), 0.5)
@@ -31,6 +33,13 @@ GREY = torch.full((3, 8, 8), 0.5)
 
 class Settings:
     max_images, request_seconds, default_tier, default_guidance = 3, 60.0, "reference", 3.0
+
+
+class Told(list):
+    """An observer."""
+
+    def ended(self, plan, outcome, seconds, pictures):
+        self.append((plan.label, outcome, len(pictures)))
 
 
 class Renderer:
@@ -62,10 +71,39 @@ def model(tiny):
 
 
 @pytest.fixture
-def generation(model, renderer):
-    schedules = Schedules(lambda: None, model, 4)
+def told():
+    return Told()
+
+
+def made(model, renderer, told, open_catalog=lambda: None):
+    schedules = Schedules(open_catalog, model, 4)
     planner = Planner(schedules, Live(lambda: None, schedules), model.macs, lambda *_: 0.25, Settings())
-    return Generation(planner, renderer, Quotas())
+    return Generation(planner, renderer, Quotas(), [told])
+
+
+@pytest.fixture
+def generation(model, renderer, told):
+    return made(model, renderer, told)
+
+
+@pytest.fixture
+def hanging(model, renderer, told):
+    """The registry does not answer until the test is over."""
+    over = threading.Event()
+
+    def open_catalog():
+        over.wait(60)
+        raise StoreUnavailable("the test is over")
+
+    yield made(model, renderer, told, open_catalog)
+    over.set()
+
+
+def counted(outcome, tier):
+    """How many requests ended like this."""
+    name = "flexi_request_seconds_count"
+    found = [each for each in metrics.request_seconds.collect()[0].samples if each.name == name]
+    return sum(each.value for each in found if (each.labels["outcome"], each.labels["tier"]) == (outcome, tier))
 
 
 async def never():
@@ -147,17 +185,52 @@ def test_a_request_is_cancelled_by_its_id_and_its_key(generation, renderer):
     assert renderer.futures[0].cancelled()
 
 
-def streamed(generation, renderer, act, previews=2, **fields):
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize(
+    ("ends", "error", "outcome"),
+    [("late", DeadlineExceeded, "deadline"), ("cancelled", Cancelled, "cancelled"), ("left", ClientGone, "cancelled")],
+)
+def test_a_request_that_waits_for_the_registry_may_be_given_up(hanging, renderer, streamed, ends, error, outcome):
+    before, line = counted(outcome, metrics.CUSTOM), {}
+
+    async def go():
+        request = GenerateRequest(prompt="x", schedule="12345678", deadline_ms=50 if ends == "late" else None)
+        gone = at_once if ends == "left" else never
+        if streamed:
+            first = anext(hanging.stream(request, "id-1", ANONYMOUS, 0, line))
+            work = while_wanted(first, [(gone(), ClientGone())])
+        else:
+            work = hanging.answer(request, "id-1", ANONYMOUS, gone(), line)
+        task = asyncio.create_task(work)
+        if ends == "cancelled":
+            await asyncio.sleep(0.05)
+            assert hanging.running.cancel(ANONYMOUS.name, "id-1") == 1
+        with pytest.raises(error):
+            await asyncio.wait_for(task, 30)
+
+    asyncio.run(go())
+    assert (renderer.orders, len(hanging.running)) == ([], 0)
+    assert counted(outcome, metrics.CUSTOM) == before + 1
+    assert line == {"asked": "12345678", "code": error.code}
+
+
+def test_the_deadline_runs_from_the_arrival(generation):
+    request = GenerateRequest(prompt="x", deadline_ms=2000)
+    plan = asyncio.run(generation.planner.plan(request, "id-1", ANONYMOUS, arrived=100.0))
+    assert {order.deadline for order in plan.orders} == {102.0}
+    assert {order.request_id for order in plan.orders} == {"id-1"}
+
+
+def streamed(generation, renderer, act, previews=2, line=None, **fields):
     """What a stream of two images gives while `act(renderer)` plays the engine in another thread."""
 
     async def go():
         request = GenerateRequest(prompt="x", num_images=2, seed=7, **fields)
-        plan = await generation.planner.plan(request, "id-1", ANONYMOUS)
         events = []
         renderer.keeps = True
         asyncio.get_running_loop().call_later(0.01, lambda: asyncio.ensure_future(asyncio.to_thread(act, renderer)))
         try:
-            async for event in generation.stream(plan, previews):
+            async for event in generation.stream(request, "id-1", ANONYMOUS, previews, line):
                 events += [event]
         except Exception as error:
             events.append(error)
@@ -185,11 +258,44 @@ def test_a_stream_ends_with_the_error_of_an_image_and_gives_up_the_others(genera
     assert renderer.futures[1].cancelled()
 
 
-def test_a_stream_keeps_its_deadline(generation, renderer):
+def test_a_stream_keeps_its_deadline(generation, renderer, told):
+    before = counted("deadline", "reference")
     (error,) = streamed(generation, renderer, lambda _: None, deadline_ms=30)
+    assert counted("deadline", "reference") == before + 1
+    assert told == [("reference", "deadline_exceeded", 0)], "a client that left would be no error of its arm's"
     assert isinstance(error, DeadlineExceeded)
     assert "30 ms" in error.message
     assert all(future.cancelled() for future in renderer.futures)
+
+
+def test_a_stream_is_measured_and_its_log_line_says_what_it_took(generation, renderer):
+    def samples():
+        ratios, pngs = metrics.forecast_ratio.labels("reference"), metrics.stage_seconds.labels("png")
+        return [sum(bucket.get() for bucket in each._buckets) for each in (ratios, pngs)]
+
+    def act(renderer):
+        renderer.preview(renderer.orders[0], 0, GREY)
+        renderer.finish()
+
+    (ratios, pngs), line = samples(), {}
+    streamed(generation, renderer, act, line=line, tier="reference")
+    assert samples() == [ratios + 1, pngs + 3]
+    assert len(line.pop("schedule")) == 64
+    assert line == {
+        "asked": "reference", "tier": "reference", "arm": None, "images": 2, "macs": 20, "predicted_ms": 250.0,
+        "queue_ms": 2.0, "denoise_ms": 500.0,
+    }  # fmt: skip
+
+
+def test_the_log_line_of_a_stream_that_fails_says_so(generation, renderer):
+    def act(renderer):
+        renderer.futures[0].set_result(Picture(GREY, 10, Counter(full=4), 0.0, 0.5))
+        renderer.futures[1].set_exception(GenerationFailed("no"))
+
+    line = {}
+    events = streamed(generation, renderer, act, line=line)
+    assert [type(event) for event in events] == [Finished, GenerationFailed]
+    assert (line["code"], line["asked"], line["tier"], line["images"]) == ("generation_failed", None, "reference", 1)
 
 
 def test_what_is_refused_is_paid_back(generation, renderer, monkeypatch):
