@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from server import VERSION
 from server.api import REFUSED, ErrorView, GenerateResponse
 from server.openai import ImagesRequest
+from server.unit import HEADER, PATTERN
 
 Object = dict[str, Any]
 
@@ -58,6 +59,16 @@ SENT_WITH = {
     "429": "Retry-After",
     "503": "Retry-After",
     "504": "X-Should-Retry",
+}
+UNIT: Object = {  # for the `openapi_extra` of a route
+    "parameters": [
+        {
+            "name": HEADER,
+            "in": "header",
+            "description": "User or session, for experiments, where the body names none.",
+            "schema": {"type": "string", "pattern": PATTERN},
+        }
+    ]
 }
 SECURITY = {
     "bearer": {"type": "http", "scheme": "bearer"},
@@ -102,7 +113,13 @@ def _generate_route(generate: type[BaseModel]) -> APIRoute:
     endpoint.__annotations__["body"] = generate
     responses = errors(*COMMON, *WITH_IMAGES)
     return APIRoute(
-        "/generate", endpoint, methods=["POST"], name="generate", response_model=GenerateResponse, responses=responses
+        "/generate",
+        endpoint,
+        methods=["POST"],
+        name="generate",
+        response_model=GenerateResponse,
+        responses=responses,
+        openapi_extra=UNIT,
     )
 
 

@@ -7,7 +7,9 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+from starlette.datastructures import Headers
 
 from registry.errors import FlexiError, InvalidInput
 from server.api import AUTO, CLIENTS, GIVEN, MAX_DEADLINE, MAX_SEED, REF, WHOLE, GenerateRequest, GenerateResponse, together
@@ -15,6 +17,7 @@ from server.errors import fault
 from server.generation import Finished, Partial, response
 from server.plan import Plan
 from server.sse import event
+from server.unit import unit_of
 
 Quality = Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"]
 TIERS: dict[Quality, str] = {
@@ -37,6 +40,14 @@ REFUSED: list[JsonValue] = [  # what `_fits_together` refuses
     together(quality=PREFERRED, schedule=GIVEN),
     {"required": ["partial_images"], "properties": PREVIEWED},
 ]
+NOT_SUPPORTED = {  # parameters of OpenAI's that only null is taken for, and why
+    "complexity": "this server plans nothing; quality says what an image may cost",
+    "frame_count": "an image has one frame",
+    "frame_duration_ms": "an image has one frame",
+    "output_compression": "PNG files lose nothing",
+    "style": "say it in the prompt",
+    "svg": "images are PNG files",
+}
 EVENT: dict[str, Any] = {  # JSON Schema of a server-sent event
     "type": "object",
     "properties": {
@@ -70,7 +81,16 @@ class ImagesRequest(BaseModel):
     partial_images: Annotated[
         int | None, Field(ge=0, le=MAX_PREVIEWS, description="Previews of each image on the way; needs `stream`."), WHOLE
     ] = None
-    user: Annotated[str | None, Field(min_length=1, max_length=128, description="User or session, for experiments.")] = None
+    safety_identifier: Annotated[
+        str | None, Field(max_length=128, description="User or session, for experiments; `user` counts where it is empty.")
+    ] = None
+    user: Annotated[str | None, Field(min_length=1, max_length=128, description="The same, by its older name.")] = None
+    complexity: None = None
+    frame_count: None = None
+    frame_duration_ms: None = None
+    output_compression: None = None
+    style: None = None
+    svg: None = None
     seed: Annotated[int | None, Field(ge=0, le=MAX_SEED, description="Image i uses seed + i."), WHOLE] = None
     tier: Annotated[str | None, Field(min_length=1, max_length=64, description="A tier by name, instead of `quality`.")] = None
     schedule: Annotated[str | None, Field(pattern=REF, description="A version number or a digest, instead of both.")] = None
@@ -79,6 +99,13 @@ class ImagesRequest(BaseModel):
     deadline_ms: Annotated[
         int | None, Field(ge=1, le=MAX_DEADLINE, description="Give up after so many milliseconds, with status 504."), WHOLE
     ] = None
+
+    @field_validator(*NOT_SUPPORTED, mode="before")
+    @classmethod
+    def _leave_it_out(cls, value: object, about: ValidationInfo) -> object:
+        if value is not None:
+            raise PydanticCustomError("not_supported", f"not supported, leave it out: {NOT_SUPPORTED[about.field_name or '']}")
+        return value
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -91,7 +118,7 @@ class ImagesRequest(BaseModel):
             raise ValueError("partial_images: only with stream true")
         return self
 
-    def generate_request(self, model: str, size: str, max_images: int) -> GenerateRequest:
+    def generate_request(self, model: str, size: str, max_images: int, headers: Headers) -> GenerateRequest:
         """The same in this server's own words. Raises `InvalidInput` for what this server or its model does not do."""
         if self.model not in (None, model):
             raise InvalidInput(f"model: this server has {model}", param="model")
@@ -108,7 +135,7 @@ class ImagesRequest(BaseModel):
             seed=self.seed,
             num_images=self.n or 1,
             guidance_scale=self.guidance_scale,
-            unit=self.user,
+            unit=unit_of(self.safety_identifier or self.user, headers),
             deadline_ms=self.deadline_ms,
         )
 

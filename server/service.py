@@ -20,6 +20,7 @@ from server.house import House, open_house
 from server.keys import Keys
 from server.log import configure
 from server.running import disconnected
+from server.unit import unit_of
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +80,8 @@ class Flexiffusion:
         try:
             if self._house is None:
                 raise NotReady("the model is loading")
-            request = Generate.model_construct(**fields)  # BentoML has validated them
+            unit = unit_of(fields.get("unit"), ctx.request.headers)
+            request = Generate.model_construct(**fields | {"unit": unit})  # BentoML has validated them
             gone = disconnected(ctx.request)
             return await self._house.generation.answer(request, state.request_id, state.key, gone, state.log)
         except FlexiError as error:

@@ -24,7 +24,7 @@ from server.api import (
     TiersView,
     TierView,
 )
-from server.documents import COMMON, WITH_IMAGES, errors
+from server.documents import COMMON, UNIT, WITH_IMAGES, errors
 from server.errors import ClientGone, NotReady, problem
 from server.experiments.live import Running
 from server.house import House
@@ -134,11 +134,16 @@ async def model(model: Annotated[str, Path(min_length=1, max_length=64)], house:
     return openai.ModelView(id=model, created=house.opened)
 
 
-@app.post("/v1/images/generations", response_model=openai.ImagesAnswer, responses=EVENTS | errors(*COMMON, *WITH_IMAGES))
+@app.post(
+    "/v1/images/generations",
+    response_model=openai.ImagesAnswer,
+    responses=EVENTS | errors(*COMMON, *WITH_IMAGES),
+    openapi_extra=UNIT,
+)
 async def images(body: openai.ImagesRequest, request: Request, house: Open, key: Caller) -> Response | openai.ImagesAnswer:
     """OpenAI's images API: whole, or as a stream of server-sent events."""
     state, generation, size = request.state, house.generation, house.size
-    wanted = body.generate_request(house.model.ref.name, size, house.settings.max_images)
+    wanted = body.generate_request(house.model.ref.name, size, house.settings.max_images, request.headers)
     if not body.stream:
         made = await generation.answer(wanted, state.request_id, key, disconnected(request), state.log)
         return openai.answer(made, size)

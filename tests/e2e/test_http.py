@@ -98,6 +98,13 @@ def test_a_body_past_the_limit(client, path):
     assert error_of(reply, 413, "body")["code"] == "body_too_large"
 
 
+@pytest.mark.parametrize("path", GENERATES)
+def test_a_unit_in_a_header(client, path):
+    body = {"prompt": "red heart", "tier": "draft"}
+    assert client.post(path, json=body, headers={"X-Flexi-Unit": "anna"}).status_code == 200
+    error_of(client.post(path, json=body, headers={"X-Flexi-Unit": "x" * 129}), 400, "X-Flexi-Unit")
+
+
 def test_head_needs_no_body_to_be_right(client):
     for path in ("/livez", "/docs.json"):
         reply = client.head(path)
@@ -168,6 +175,7 @@ def test_openapi_declares_every_route_and_its_answers(client):
     images = {"200", "400", "403", "404", "408", "409", "413", "415", "429", "500", "503", "504"}
     assert answers["post", "/generate"] == answers["post", "/v1/images/generations"] == images
     assert answers["delete", "/v1/requests/{request_id}"] == {"200", "400", "404", "500", "503"}
+    assert answers["post", "/v1/feedback"] == {"202", "400", "408", "413", "415", "500", "503"}
     assert answers["get", "/readyz"] == {"200", "503"}
     for path, operations in document["paths"].items():
         for operation in operations.values():
@@ -187,6 +195,9 @@ def test_openapi_says_what_holds_for_this_server(client):
     assert openai["n"]["anyOf"][0]["maximum"] == 4
     assert openai["model"]["anyOf"][0]["const"] == "emoji64"
     assert openai["size"]["anyOf"][0]["enum"] == ["auto", "64x64"]
+    for path in GENERATES:
+        (header,) = document["paths"][path]["post"]["parameters"]
+        assert (header["in"], header["name"]) == ("header", "X-Flexi-Unit")
     streamed = document["paths"]["/v1/images/generations"]["post"]["responses"]["200"]["content"]
     assert set(streamed) == {"application/json", "text/event-stream"}
 
@@ -195,7 +206,8 @@ def test_one_log_line_per_request_without_the_prompt(server, client):
     secret = "a prompt that nobody else sends"
     good = client.post("/generate", json={"prompt": secret, "tier": "draft"})
     bad = client.post("/generate", json={"prompt": secret, "seed": secret, secret: secret})
-    for reply in (good, bad):
+    for reply, asked, code in ((good, "draft", None), (bad, None, "invalid_input")):
         (line,) = server.requests(reply.headers["x-request-id"])
         assert (line["event"], line["path"], line["status"]) == ("request", "/generate", reply.status_code)
+        assert (line.get("asked"), line.get("code")) == (asked, code)
     assert secret not in server.log.read_text()

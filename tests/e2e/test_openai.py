@@ -77,6 +77,10 @@ def test_it_answers_what_generate_answers(client, api):
     assert "images" not in made
 
 
+def test_a_unit_by_its_newer_name(api):
+    assert api.images.generate(prompt=PROMPT, quality="low", safety_identifier="bob", user="anna").tier == "draft"
+
+
 def test_an_explicit_schedule(server, api):
     digest = server.schedules["fast"].digest
     made = api.images.generate(prompt=PROMPT, extra_body={"schedule": digest})
@@ -136,6 +140,7 @@ def test_models(api):
         ({"background": "transparent"}, openai.BadRequestError, "background"),
         ({"partial_images": 2}, openai.BadRequestError, "partial_images"),
         ({"style": "vivid"}, openai.BadRequestError, "style"),
+        ({"safety_identifier": "x" * 129}, openai.BadRequestError, "safety_identifier"),
         ({"quality": "low", "extra_body": {"tier": "best"}}, openai.BadRequestError, "tier"),
         ({"extra_body": {"tier": "nope"}}, openai.NotFoundError, "tier"),
         ({"extra_body": {"schedule": "12345678"}}, openai.NotFoundError, "schedule"),
