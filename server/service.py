@@ -62,6 +62,7 @@ class Flexiffusion:
     async def open(self) -> None:
         """Begin to load beside the event loop: /livez answers at once, /readyz when the model is warm."""
         metrics.forget_dead_workers()
+        metrics.watch_seconds.set(settings.watch_seconds)  # before the first look, which may fail for ever
         drain.at_sigterm(settings.drain_seconds)
         self._opening = asyncio.create_task(self._open())
 

@@ -163,10 +163,11 @@ ROWS = [
             ),
             Panel(
                 "Age of what was read from the registry",
-                "Promotions and rollbacks reach a server only while this stays at FLEXI_WATCH_SECONDS; failed looks beside it.",
+                "Promotions and rollbacks reach a server only while this stays near the pause between two looks; failed looks beside it.",
                 "s",
                 {
                     "{{instance}}": "max by (instance) (time() - flexi_registry_last_success_timestamp_seconds{FILTER})",
+                    "pause {{instance}}": "max by (instance) (flexi_watch_seconds{FILTER})",
                     "failed looks a minute": f"60 * {rate('flexi_registry_errors_total')}",
                 },
             ),
