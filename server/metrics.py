@@ -81,9 +81,7 @@ registry_last_success_timestamp_seconds = Gauge(
     "flexi_registry_last_success_timestamp_seconds", "When the registry was last read, in Unix time.",
     multiprocess_mode="livemin",
 )  # fmt: skip
-watch_seconds = Gauge(
-    "flexi_watch_seconds", "Pause between two looks at the registry, as set.", multiprocess_mode="livemax"
-)
+watch_seconds = Gauge("flexi_watch_seconds", "Pause between two looks at the registry, as set.", multiprocess_mode="livemax")
 registry_errors_total = Counter("flexi_registry_errors_total", "Looks at the registry, or at one tier in it, that failed.")
 assignment_total = Counter("flexi_assignment_total", "Requests enrolled in an experiment.", ["experiment", "arm"])
 experiment_running = Gauge(

@@ -74,13 +74,13 @@ def _panel(panel: Panel, place: dict[str, int]) -> dict[str, Any]:
             {
                 "refId": chr(ord("A") + i),
                 "datasource": SOURCE,
-                "expr": expr.replace("FILTER", 'instance=~"$instance"').replace("WINDOW", "$__rate_interval"),
+                "expr": expr,
                 "legendFormat": legend,
                 "instant": table,
                 "range": not table,
                 "format": "table" if table else "time_series",
             }
-            for i, (legend, expr) in enumerate(panel.queries.items())
+            for i, (legend, expr) in enumerate(panel.asked("$__rate_interval", "$instance").items())
         ],
     }
 

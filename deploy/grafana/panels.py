@@ -5,6 +5,7 @@ Queries go to the exported metrics themselves, so the dashboard works without th
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 
 
@@ -18,6 +19,11 @@ class Panel:
     queries: dict[str, str]
     stacked: bool = False
     kind: str = "timeseries"
+
+    def asked(self, window: str = "5m", instance: str = ".*") -> dict[str, str]:
+        """The queries as Prometheus takes them, of the servers whose `instance` matches a regular expression."""
+        chosen = f"instance=~{json.dumps(instance, ensure_ascii=False)}"  # quoted as PromQL quotes: a backslash is two
+        return {legend: expr.replace("WINDOW", window).replace("FILTER", chosen) for legend, expr in self.queries.items()}
 
 
 @dataclass(frozen=True)
@@ -163,7 +169,7 @@ ROWS = [
             ),
             Panel(
                 "Age of what was read from the registry",
-                "Promotions and rollbacks reach a server only while this stays near the pause between two looks; failed looks beside it.",
+                "Promotions and rollbacks reach a server only while this stays near the pause; failed looks beside it.",
                 "s",
                 {
                     "{{instance}}": "max by (instance) (time() - flexi_registry_last_success_timestamp_seconds{FILTER})",

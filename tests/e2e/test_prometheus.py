@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import re
+import subprocess
+import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -169,3 +172,37 @@ def test_every_rule_is_a_query_that_prometheus_takes(watched, rule):
 def test_every_panel_shows_something(watched, panel):
     """Those of experiments: `test_experiments`."""
     shows(watched.prometheus, panel)
+
+
+def dump(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "deploy.grafana.ask", *arguments]
+    return subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=120)
+
+
+def test_the_dashboard_is_there_as_text(watched):
+    (instance,) = {key[0] for key in watched.prometheus.query("sum by (instance) (flexi_engine_up)")}
+    done = dump(watched.prometheus.address, "--window", "10m", "--instance", re.escape(instance))
+    assert done.returncode == 0, done.stderr
+    for row in ROWS:
+        for panel in row.panels:
+            text = done.stdout.split(f"\n{panel.title} [{panel.unit}]\n{panel.about}\n")[1].split("\n\n")[0]
+            queries = re.findall(r"^  (\S.*)$", text, re.MULTILINE)
+            assert queries == list(panel.asked("10m", re.escape(instance)).values())
+            assert row.title in EXPERIMENTS or "(nothing)" not in text, text
+    for (tier,), cost in watched.prometheus.query("max by (tier) (flexi_relative_cost)").items():
+        assert f"\n    {tier}: {cost:.6g}\n" in done.stdout
+    assert re.search(r"^    arm=none digest=\w+ tier=draft version=\d+: 1$", done.stdout, re.MULTILINE)
+
+
+def test_of_a_server_that_is_not_there_the_text_has_nothing(watched):
+    done = dump(watched.prometheus.address, "--instance", "nobody")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("    (nothing)\n") == sum(len(panel.queries) for row in ROWS for panel in row.panels)
+
+
+def test_what_prometheus_does_not_take_is_one_line(watched, server):
+    for arguments in ((watched.prometheus.address, "--window", "soon"), (server.address,)):
+        done = dump(*arguments)
+        assert done.returncode == 1
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("error: ")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -108,3 +109,14 @@ def test_every_panel_explains_itself_and_none_covers_another():
         assert not cells & taken
         assert max(x for x, _ in cells) < 24
         taken |= cells
+
+
+@pytest.mark.parametrize("address", ["http://user:secret@127.0.0.1:9", "prometheus:9090", "nonsense", "http://["])
+def test_the_dashboard_as_text_needs_prometheus_and_says_so_in_a_line(address):
+    command = [sys.executable, "-m", "deploy.grafana.ask", address]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert "secret" not in line
+    assert not done.stdout
