@@ -13,13 +13,14 @@ ROOT = "server"  # the loggers of this package are named after their modules
 
 
 class JsonLines(logging.Formatter):
-    """time, level, event, and what the caller gave as `extra={"fields": {...}}`."""
+    """time, level, the worker's process, event, and what the caller gave as `extra={"fields": {...}}`."""
 
     def format(self, record: logging.LogRecord) -> str:
         """One line."""
         line = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
+            "pid": record.process,
             "event": record.getMessage(),
             **getattr(record, "fields", {}),
         }

@@ -44,7 +44,7 @@ class Generate(GenerateRequest):
 
 
 @bentoml.service(
-    workers=1,
+    workers=settings.workers,
     http={"host": bind.HOST},
     traffic={"timeout": 300},  # above FLEXI_REQUEST_SECONDS' limit, so that our own 504 comes first; admission is ours
     metrics={"enabled": False},  # theirs are labelled with the paths of requests, so that anybody can make them grow
