@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -59,16 +60,24 @@ def goals(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
+def faults(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A goal at each number of clients: no errors. Who fails half of its requests has less to do, and flatters the other."""
+    errors: Counter[int] = Counter()
+    for row in rows:
+        errors[row["clients"]] += row["errors"]
+    return [_goal(clients, "errors of all servers", count, most=0) for clients, count in errors.items()]
+
+
 def table(result: dict[str, Any]) -> str:
     """What `peers` writes, as text."""
     console = Console(width=150, record=True, file=io.StringIO())
     title = f"{result['device']}\nmix {result['mix']}; at most {result['max_rows']} UNet rows in a call"
-    columns = ("clients", "server", "req/s", "ours is", "of fluid", *(f"{tier} p50 / p95 ms" for tier in TIERS))
+    columns = ("clients", "server", "req/s", "errors", "ours is", "of fluid", *(f"{tier} p50 / p95 ms" for tier in TIERS))
     shown = Table(*columns, title=title, title_justify="left")
     for row in result["rows"]:
         times = (f"{_show(row['p50_ms'][tier], '.0f')} / {_show(row['p95_ms'][tier], '.0f')}" for tier in TIERS)
         ratios = (f"{_show(row['ours_over_it'], '.2f')}×", _show(row["of_fluid"], ".3f"))
-        shown.add_row(str(row["clients"]), row["server"], f"{row['rate']:.2f}", *ratios, *times)
+        shown.add_row(str(row["clients"]), row["server"], f"{row['rate']:.2f}", str(row["errors"]), *ratios, *times)
     console.print(shown)
     for goal in result["goals"]:
         wanted = f"at least {goal['least']}" if goal["least"] is not None else f"at most {goal['most']}"
