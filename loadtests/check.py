@@ -11,10 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from scipy.stats import chisquare
+
 
 def check(result: dict[str, Any], limits: dict[str, Any]) -> list[str]:
     """The limits that are broken, each as a sentence. `result` is what `loadtests.ledger` gives."""
-    return [*_shares(result, limits), *_times(result["names"], limits), *_macs(result, limits)]
+    return [*_shares(result, limits), *_times(result["names"], limits), *_macs(result, limits), *_arms(result["units"], limits)]
 
 
 def _shares(result: dict[str, Any], limits: dict[str, Any]) -> Iterator[str]:
@@ -53,6 +55,18 @@ def _macs(result: dict[str, Any], limits: dict[str, Any]) -> Iterator[str]:
             f"{unbilled:+.0f} MACs were exported and not billed, the limits are 0 and {most:.0f} "
             f"({limits['max_unbilled_share']} of the abandoned requests' work)"
         )
+
+
+def _arms(units: dict[str, int], limits: dict[str, Any]) -> Iterator[str]:
+    """The arms that were declared, and no other, have as many units each as their weights and chance allow."""
+    weights: dict[str, int] = limits.get("arms", {})
+    if units.keys() != weights.keys():
+        yield f"units were in the arms {sorted(units)}, declared are {sorted(weights)}"
+    elif weights:
+        each = sum(units.values()) / sum(weights.values())
+        p = chisquare([units[arm] for arm in weights], [each * weight for weight in weights.values()]).pvalue
+        if p < limits["min_arms_p"]:
+            yield f"units by arm {dict(units)}, weights {weights}: p is {p:.1e}, the limit is {limits['min_arms_p']}"
 
 
 def main(result: Path, limits: Path, profile: str) -> int:

@@ -14,8 +14,6 @@ import asyncio
 import json
 import shutil
 import sys
-import time
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +22,11 @@ import numpy as np
 import psutil  # type: ignore[import-untyped]
 
 from loadtests.clients import Tally, drive
+from loadtests.experiment import begin, wait_until
 from loadtests.mixes import MODEL, made, mixes
 from registry.address import open_store
 from registry.catalog import Catalog
-from registry.experiment import Arm, Experiment, Guardrail, Primary, Stage
+from registry.experiment import Arm, Guardrail
 from registry.experiments import Experiments
 from registry.schedule import Segment
 from server.launch import Served, started
@@ -70,21 +69,12 @@ def declared(registry: str) -> Experiments:
     catalog = Catalog(open_store(registry), MODEL.name, author="loadtests")
     control, twin = mixes()["fewer"].schedules["draft"], made(20, *[Segment(partial=())] * 10)
     catalog.publish(twin)
-    experiments = Experiments(catalog.store, MODEL.name)
     arms = (Arm(name="control", digest=control.digest, weight=1), Arm(name="twin", digest=twin.digest, weight=1))
-    rails = tuple(
+    rails = [
         Guardrail(metric=metric, compare="difference", limit=0.99, minimum_sample=100, consecutive=3)
         for metric in ("service_p95", "errors", "unplanned_steps")
-    )
-    experiments.declare(
-        Experiment(
-            name=NAME, version=1, hypothesis="an experiment costs little", tier="draft", arms=arms, control="control",
-            salt=NAME, ramp=(Stage(share=100),), primary=Primary(metric="service_seconds", minimal_effect=0.05),
-            guardrails=rails, maximum_units=10**6, end=datetime.now(UTC) + timedelta(days=1),
-        )
-    )  # fmt: skip
-    experiments.act(NAME, "start")
-    return experiments
+    ]
+    return begin(catalog.store, NAME, "draft", arms, rails)
 
 
 def measure(served: Served, experiments: Experiments, running: bool, given: argparse.Namespace, turn: int) -> dict[str, float]:
@@ -92,8 +82,7 @@ def measure(served: Served, experiments: Experiments, running: bool, given: argp
     status = experiments.state(NAME).status
     if (status == "running") != running:
         experiments.act(NAME, "start" if running else "pause")
-    while bool(httpx.get(f"{served.address}/v1/experiments").json()["experiments"]) != running:
-        time.sleep(0.1)
+    wait_until(served.address, running)
 
     def body(wanted: dict[str, Any]) -> dict[str, Any]:
         return wanted | {"tier": "draft", "guidance_scale": 1.0, "unit": str(wanted["seed"])}

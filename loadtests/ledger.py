@@ -1,4 +1,4 @@
-"""What the clients of a profile saw: times, refusals, hang-ups, and the MACs that answers billed. Pure bookkeeping."""
+"""What the clients of a profile saw: times, refusals, hang-ups, arms, and the MACs that answers billed. Pure bookkeeping."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ class Ledger:
     billed: Counter[str] = field(default_factory=Counter)
     price: dict[str, int] = field(default_factory=dict)
     users: Counter[int] = field(default_factory=Counter)
+    arms: dict[str, str] = field(default_factory=dict)  # by unit
 
     def joined(self, user: int) -> None:
         """A user began; one that is never answered counts too."""
@@ -32,6 +33,10 @@ class Ledger:
         self.price[name] = max(macs, self.price.get(name, 0))
         self.users[user] += 1
 
+    def assigned(self, unit: str, arm: str) -> bool:
+        """A unit got an arm; whether it is the one that it had before."""
+        return self.arms.setdefault(unit, arm) == arm
+
     def result(self, exported_macs: float) -> dict[str, Any]:
         """Everything that `check` looks at. `exported_macs`: by how much flexi_macs_total grew meanwhile.
 
@@ -43,6 +48,7 @@ class Ledger:
         return {
             "names": {name: self._one(name) for name in names},
             "fairness": jain(list(self.users.values())),
+            "units": Counter(self.arms.values()),
             "billed_macs": sum(self.billed.values()),
             "exported_macs": exported_macs,
             "abandoned_macs": sum(count * self.price.get(name, dearest) for name, count in self.abandoned.items()),

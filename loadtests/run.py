@@ -5,15 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
+import shutil
 import subprocess
 import sys
-import time
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
-import httpx
-
+from loadtests import exported
 from loadtests.check import main as check
+from loadtests.experiment import split
 from loadtests.ledger import Ledger
 from loadtests.mixes import mixes
 from server.launch import serving
@@ -31,21 +32,32 @@ def main() -> int:
     parser.add_argument("--registry", help="with the tiers draft and balanced; without it, one made for the test")
     parser.add_argument("--users", type=int)
     parser.add_argument("--seconds", type=int)
+    parser.add_argument("--out", type=Path, default=OUT)
     given = parser.parse_args()
-    profile, out = profiles[given.profile], OUT / given.profile
-    out.mkdir(parents=True, exist_ok=True)
+    profile, out = profiles[given.profile], given.out / given.profile
+    shutil.rmtree(out, ignore_errors=True)  # an experiment of a run that was killed would still hold its tier
+    out.mkdir(parents=True)
     if given.registry is None:
         given.registry = str(out / "registry")
         mixes()["partial"].publish(given.registry)
-    with serving({"FLEXI_REGISTRY": given.registry}, out / "server.log") as address:
-        before = exported_macs(address)
-        run_locust(given.profile, address, given.users or profile.get("users"), given.seconds or profile.get("seconds"), out)
-        wait_until_idle(address)
-        exported = exported_macs(address) - before
-    result = read_ledger(out / "ledger.json").result(exported)
+    settings = {"FLEXI_REGISTRY": given.registry, "FLEXI_STATE": str(out / "state"), "FLEXI_WATCH_SECONDS": "1"}
+    weights, users, seconds = profile.get("arms"), given.users or profile.get("users"), given.seconds or profile.get("seconds")
+    with (
+        serving(settings, out / "server.log") as address,
+        split(given.registry, address, weights) if weights else nullcontext(),
+    ):
+        result = measure(given.profile, address, users, seconds, out)
     (out / "result.json").write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
     return check(out / "result.json", LIMITS, given.profile)
+
+
+def measure(profile: str, address: str, users: int | None, seconds: int | None, out: Path) -> dict[str, Any]:
+    """What the profile's users saw, and what the service exported meanwhile."""
+    before = exported.macs(address)
+    run_locust(profile, address, users, seconds, out)
+    exported.wait_until_idle(address)
+    return read_ledger(out / "ledger.json").result(exported.macs(address) - before)
 
 
 def run_locust(profile: str, address: str, users: int | None, seconds: int | None, out: Path) -> None:
@@ -66,27 +78,6 @@ def read_ledger(path: Path) -> Ledger:
     for name, value in written.items():
         getattr(ledger, name).update(value)
     return ledger
-
-
-def wait_until_idle(address: str, patience: float = 60.0) -> None:
-    """Until nothing is in the engine: the rows of the last hang-up are dropped at its next turn."""
-    give_up = time.monotonic() + patience
-    while time.monotonic() < give_up:
-        if sum(gauge(address, "flexi_inflight_rows") + gauge(address, "flexi_queue_rows")) == 0:
-            return
-        time.sleep(0.2)
-    raise RuntimeError(f"rows are in the engine {patience:.0f} s after the last client left")
-
-
-def exported_macs(address: str) -> float:
-    """The sum of flexi_macs_total over all its labels."""
-    return sum(gauge(address, "flexi_macs_total"))
-
-
-def gauge(address: str, name: str) -> list[float]:
-    """A metric's values, one for each set of labels."""
-    text = httpx.get(f"{address}/metrics").raise_for_status().text
-    return [float(value) for value in re.findall(rf"^{name}(?:{{.*}})? (\S+)$", text, re.MULTILINE)]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Abandonment: half of the requests are hung up on in the middle. Their work must stop, and only theirs."""
+"""Abandonment: a third of the requests are hung up on in the middle. Their work must stop, and only theirs."""
 
 from __future__ import annotations
 

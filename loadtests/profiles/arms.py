@@ -1,24 +1,27 @@
-"""Two arms: half of the users get one schedule, half another, each named by its digest.
-
-This stands in for experiments until the service assigns arms itself: here the client chooses, by its number.
-"""
+"""Arms: an experiment splits a tier between two schedules. The service chooses, by the unit that each request names."""
 
 from __future__ import annotations
+
+from itertools import count
 
 from locust import constant_pacing, task
 
 from loadtests.profiles.asking import Asking
 
-ARMS = {"control": "balanced", "treatment": "draft"}  # arm -> whose schedule it gets
+VISITS = 2  # of each unit, so that it can be seen to stay in its arm
 
 
-class TwoArms(Asking):
-    """A user that stays in its arm."""
+class Visitors(Asking):
+    """One person after the other at the same screen."""
 
     wait_time = constant_pacing(2)
 
+    def on_start(self) -> None:
+        """Begin to count visits."""
+        super().on_start()
+        self.visits = count()
+
     @task
     def generate(self) -> None:
-        """One image by the arm's schedule."""
-        arm = list(ARMS)[self.number % 2]
-        self.ask(arm, schedule=self.offered[ARMS[arm]]["digest"])
+        """One image of the tier, for whoever it is now."""
+        self.ask("balanced", unit=f"visitor-{self.number}-{next(self.visits) // VISITS}", tier="balanced")

@@ -39,21 +39,19 @@ class Asking(HttpUser):
         ledger.joined(self.number)
         self.offered = {tier["tier"]: tier for tier in self.client.get("/v1/tiers", name="tiers").json()["tiers"]}
 
-    def ask(self, name: str, **choice: Any) -> None:
-        """One image by a tier or a schedule; the answer must be what was asked for and bill its MACs."""
-        with self.client.post("/generate", json=self._body(choice), name=name, timeout=TIMEOUT, catch_response=True) as reply:
+    def ask(self, name: str, unit: str | None = None, **choice: Any) -> None:
+        """One image by a tier or a schedule; the answer must be what was asked for and bill its MACs.
+
+        A unit's image is booked under the unit's arm, which must always be the same.
+        """
+        body = self._body(choice) | ({"unit": unit} if unit else {})
+        with self.client.post("/generate", json=body, name=name, timeout=TIMEOUT, catch_response=True) as reply:
             if reply.status_code == 429 and "Retry-After" in reply.headers:
                 ledger.refused[name] += 1
                 reply.success()
                 sleep(float(reply.headers["Retry-After"]))
                 return
-            fault = _fault(reply, choice)
-            if fault:
-                ledger.failures[name] += 1
-                reply.failure(fault)
-            else:
-                milliseconds = reply.request_meta["response_time"]
-                ledger.answered(name, self.number, milliseconds, reply.json()["macs"])
+            self._book(reply, name, choice, unit)
 
     def hang_up(self, name: str, seconds: float, **choice: Any) -> None:
         """Ask for an image and close the connection after `seconds`; what comes sooner is an answer like any other."""
@@ -61,11 +59,20 @@ class Asking(HttpUser):
             if reply.status_code == 0:
                 ledger.abandoned[name] += 1
                 reply.success()
-            elif fault := _fault(reply, choice):
-                ledger.failures[name] += 1
-                reply.failure(fault)
             else:
-                ledger.answered(name, self.number, reply.request_meta["response_time"], reply.json()["macs"])
+                self._book(reply, name, choice)
+
+    def _book(self, reply: Any, name: str, choice: dict[str, Any], unit: str | None = None) -> None:
+        fault = _fault(reply, choice)
+        if unit and not fault:
+            name = str(reply.json()["arm"])
+            if not ledger.assigned(unit, name):
+                fault = f"{unit} was in {ledger.arms[unit]} and is in {name} now"
+        if fault:
+            ledger.failures[name] += 1
+            reply.failure(fault)
+        else:
+            ledger.answered(name, self.number, reply.request_meta["response_time"], reply.json()["macs"])
 
     def _body(self, choice: dict[str, Any]) -> dict[str, Any]:
         return {"prompt": random.choice(PROMPTS), "seed": random.randrange(2**31), **choice}
