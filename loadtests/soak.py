@@ -1,10 +1,11 @@
-"""A long run of everything at once: mixed tiers, hang-ups, nonsense, alias moves, S3 away and back.
+"""A long run of everything at once: mixed tiers, streams, hang-ups, nonsense, alias moves, S3 away and back.
 
     python -m loadtests.soak --minutes 20
 
 Exit code 1, and a line for each violation, when there was a 5xx other than 503 with Retry-After, or a status not due, when
-memory grew by more than 2 % after the warm-up, or when an image of the same schedule, prompt, seed and guidance came with
-pixels more than one level of 255 from what they were (rounding in other company, docs/decisions.md).
+less than nine in ten of those who wait got their images, when a stream ended without its images, when memory grew by more than
+2 % after the warm-up, or when an image of the same schedule, prompt, seed and guidance came with pixels more than one level of
+255 from what they were (rounding in other company, docs/decisions.md); with any other pixels, when it was alone both times.
 Needs the dev dependencies: the registry is on a real S3 server.
 """
 
@@ -24,7 +25,7 @@ from typing import Any
 import httpx
 import psutil  # type: ignore[import-untyped]
 
-from loadtests import visitors
+from loadtests import exported, visitors
 from loadtests.mixes import MODEL, mixes
 from loadtests.witness import Witness
 from registry.address import open_store
@@ -34,9 +35,13 @@ from server.launch import started
 from tests.integration.seaweed import run_seaweed
 
 OUT = Path(".flexi/soak")
-CROWD: dict[visitors.Visitor, int] = {visitors.wait: 6, visitors.leave: 2, visitors.talk_nonsense: 1}
+CROWD: dict[visitors.Visitor, int] = {
+    visitors.wait: 6,
+    visitors.follow: 2,
+    visitors.leave: 2,
+    visitors.talk_nonsense: 1,
+}
 SAMPLE_SECONDS, MOVE_SECONDS = 1.0, 5.0
-CALM_SECONDS, AWAY_SECONDS = 45.0, 45.0  # longer than the service's S3 client tries
 MOVED = "draft"
 
 
@@ -44,7 +49,10 @@ def main() -> int:
     """Run it and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=20.0)
-    minutes, witness = parser.parse_args().minutes, Witness()
+    parser.add_argument("--calm", type=float, default=45.0, help="seconds between two outages of the store")
+    parser.add_argument("--away", type=float, default=45.0, help="of an outage; the service's S3 client tries for less")
+    parser.add_argument("--out", type=Path, default=OUT)
+    given, witness = parser.parse_args(), Witness()
     with run_seaweed() as s3:
         store = next(child for child in psutil.Process().children(recursive=True) if child.name() == "weed")
         os.environ.update(s3.environment())  # for the catalog below; the service inherits it
@@ -52,14 +60,15 @@ def main() -> int:
         first, second = mixes()["partial"], mixes()["fewer"]
         second.publish(registry)
         first.publish(registry)
-        digests = [schedule.digest for mix in (first, second) for schedule in mix.schedules.values()]
+        digests = sorted({schedule.digest for mix in (first, second) for schedule in mix.schedules.values()})
         turns = [mix.schedules[MOVED].digest for mix in (second, first)]
-        settings = {"FLEXI_REGISTRY": registry, "FLEXI_WATCH_SECONDS": "1"}
-        with started(settings, OUT / "server.log") as served:
+        settings = {"FLEXI_REGISTRY": registry, "FLEXI_WATCH_SECONDS": "1", "FLEXI_STATE": str(given.out / "state")}
+        with started(settings, given.out / "server.log") as served:
             family = psutil.Process(served.supervisor.pid).children(recursive=True)
             workers = [child for child in family if "_bentoml_impl.worker.service" in child.cmdline()]
-            end = monotonic() + 60 * minutes
-            besides = (move(registry, turns, witness), suffer(store, witness), watch(workers, witness))
+            end = monotonic() + 60 * given.minutes
+            outages = suffer(store, witness, given.calm, given.away)
+            besides = (move(registry, turns, witness), outages, watch(workers, witness))
             asyncio.run(soak(served.address, digests, witness, end, *besides))
     print(witness.summary())
     broken = witness.verdict()
@@ -70,26 +79,31 @@ def main() -> int:
 
 
 async def soak(address: str, digests: Sequence[str], witness: Witness, end: float, *besides: Coroutine[Any, Any, None]) -> None:
-    """Let the crowd come until `end` and the rest happen besides."""
+    """Let the crowd come until `end` and the rest happen besides; then somebody comes alone."""
     async with httpx.AsyncClient(base_url=address, timeout=300) as http:
 
-        async def visit(kind: visitors.Visitor, number: int) -> None:
+        async def visit(kind: visitors.Visitor, chance: random.Random) -> None:
+            try:
+                await kind(http, witness, digests, chance)
+            except httpx.TransportError as error:
+                witness.violations.append(f"no answer: {type(error).__name__}")
+                await asyncio.sleep(1)
+
+        async def keep_coming(kind: visitors.Visitor, number: int) -> None:
             chance = random.Random(number)
             while monotonic() < end:
-                try:
-                    await kind(http, witness, digests, chance)
-                except httpx.TransportError as error:
-                    witness.violations.append(f"no answer: {type(error).__name__}")
-                    await asyncio.sleep(1)
+                await visit(kind, chance)
 
         tasks = [asyncio.create_task(beside) for beside in besides]
         kinds = [kind for kind, count in CROWD.items() for _ in range(count)]
-        await asyncio.gather(*(visit(kind, number) for number, kind in enumerate(kinds)))
+        await asyncio.gather(*(keep_coming(kind, number) for number, kind in enumerate(kinds)))
         for task in tasks:
             task.cancel()
         for ended in await asyncio.gather(*tasks, return_exceptions=True):
             if not isinstance(ended, asyncio.CancelledError):
                 witness.violations.append(f"the soak itself: {ended!r}")
+        await asyncio.to_thread(exported.wait_until_idle, address)
+        await visit(visitors.come_alone, random.Random(len(kinds)))
 
 
 async def move(registry: str, digests: Sequence[str], witness: Witness) -> None:
@@ -108,14 +122,14 @@ async def move(registry: str, digests: Sequence[str], witness: Witness) -> None:
             pass
 
 
-async def suffer(store: psutil.Process, witness: Witness) -> None:
+async def suffer(store: psutil.Process, witness: Witness, calm: float, away: float) -> None:
     """Take the store away, as a network does that swallows packets, and give it back."""
     try:
         while True:
-            await asyncio.sleep(CALM_SECONDS)
+            await asyncio.sleep(calm)
             store.suspend()
             witness.outages += 1
-            await asyncio.sleep(AWAY_SECONDS)
+            await asyncio.sleep(away)
             store.resume()
     finally:
         store.resume()

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 MAX_GROWTH = 0.02  # of memory after the warm-up
 WARM_UP = 0.25  # of the samples: caches and the allocator fill in this time
 MAX_LEVELS = 1  # of 255 between equal requests in different company: kernels round by batch size (docs/decisions.md)
+MIN_SERVED = 0.9  # of the requests of those who wait; the others are refused, and told when to come back
 RETRYABLE = (429, 503)  # must say when to come back
 
 
@@ -25,7 +26,11 @@ class Witness:
     pixels: dict[Hashable, NDArray[np.uint8]] = field(default_factory=dict)
     apart: Counter[int] = field(default_factory=Counter)
     resident: list[int] = field(default_factory=list)
-    moves: int = 0
+    streams: int = 0  # that were read to their end
+    previews: int = 0
+    moved_away: int = 0  # in the middle of a stream
+    pairs: int = 0  # of requests that were asked alone
+    moves: int = 0  # of an alias
     outages: int = 0
 
     def answered(self, visitor: str, status: int, retry_after: str | None, expected: int = 200) -> bool:
@@ -48,6 +53,25 @@ class Witness:
         if levels > MAX_LEVELS:
             self.violations.append(f"an image is {levels} levels from what it was before: {what}")
 
+    def streamed(self, events: Counter[str], images: int) -> None:
+        """Note a stream that was read to its end: its events by type, of which one for each image must complete it."""
+        self.streams += 1
+        self.previews += events["image_generation.partial_image"]
+        if events["image_generation.completed"] != images or events["error"]:
+            self.violations.append(f"a stream of {images} images ended after {dict(events)}")
+
+    def alone(self, what: object, first: NDArray[np.uint8], second: NDArray[np.uint8]) -> None:
+        """Note what a request was answered twice while there was no other."""
+        self.pairs += 1
+        if not np.array_equal(first, second):
+            self.violations.append(f"asked alone, an image is not the same twice: {what}")
+
+    @property
+    def served(self) -> float:
+        """Share of the requests of those who wait that were answered with images."""
+        asked = sum(count for (visitor, _), count in self.statuses.items() if visitor == "waits")
+        return self.statuses["waits", 200] / asked if asked else 0.0
+
     @property
     def growth(self) -> float | None:
         """Of memory: the last quarter's median over the first one's after the warm-up. None for less than 8 samples."""
@@ -61,10 +85,18 @@ class Witness:
         if self.growth is None or self.growth > MAX_GROWTH:
             grown = "was not seen for long enough" if self.growth is None else f"grew by {self.growth:.2%} after the warm-up"
             found.append(f"memory {grown}, the limit is {MAX_GROWTH:.0%}")
-        for name, count in (("repeated images", self.apart.total()), ("alias moves", self.moves), ("outages", self.outages)):
-            if not count:
-                found.append(f"no {name}: the soak proves nothing about them")
-        return found
+        if self.served < MIN_SERVED:
+            found.append(f"waits: {self.served:.1%} of the requests were served, the limit is {MIN_SERVED:.0%}")
+        seen = {
+            "repeated images": self.apart.total(),
+            "streams": self.streams,
+            "previews": self.previews,
+            "streams left in the middle": self.moved_away,
+            "requests alone": self.pairs,
+            "alias moves": self.moves,
+            "outages": self.outages,
+        }
+        return found + [f"no {name}: the soak proves nothing about them" for name, count in seen.items() if not count]
 
     def summary(self) -> str:
         """A few lines."""
@@ -74,6 +106,8 @@ class Witness:
         return (
             f"answers by visitor and status (0: hung up):\n{statuses}\n"
             f"images: {len(self.pixels)} different; repeats: {apart or 'none'}\n"
+            f"streams: {self.streams} with {self.previews} previews, {self.moved_away} more left in the middle\n"
+            f"asked twice alone: {self.pairs} requests\n"
             f"alias moves: {self.moves}; outages of the store: {self.outages}\n"
             f"memory: {growth} after the warm-up, {max(self.resident, default=0) / 2**20:.0f} MiB at most"
         )

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from loadtests.ledger import Ledger, jain
 from loadtests.mixes import TIERS, WEIGHTS
 from loadtests.run import read_ledger
 from loadtests.simulated import call_seconds
-from loadtests.standings import goals, standing, table
+from loadtests.standings import faults, goals, standing, table
 from loadtests.witness import Witness
 
 LIMITS = json.loads((Path(__file__).resolve().parents[2] / "loadtests" / "limits.json").read_text())
@@ -30,9 +31,18 @@ def kept():
     return ledger
 
 
+def enrolled(**units):
+    """A ledger that keeps the profile `arms`, with so many units in each arm."""
+    ledger = kept()
+    for arm, count in units.items():
+        for unit in range(count):
+            assert ledger.assigned(f"{arm}-{unit}", arm)
+    return ledger
+
+
 @pytest.mark.parametrize("profile", LIMITS)
 def test_a_good_result_keeps_every_profiles_limits(profile):
-    ledger = kept()
+    ledger = enrolled(**dict.fromkeys(LIMITS[profile].get("arms", {}), 30))
     assert check(ledger.result(sum(ledger.billed.values())), LIMITS[profile]) == []
 
 
@@ -63,8 +73,30 @@ def test_abandoned_work_bounds_what_is_exported_and_not_billed():
     assert check(ledger.result(billed + 10 * 7), LIMITS["abandonment"])
 
 
+@pytest.mark.parametrize(
+    ("units", "said"),
+    [
+        ({"control": 36, "treatment": 24}, []),
+        ({"control": 50, "treatment": 10}, ["units by arm"]),
+        ({"control": 60}, ["units were in the arms ['control']"]),
+        ({"control": 30, "treatment": 30, "None": 1}, ["units were in the arms ['None', 'control', 'treatment']"]),
+    ],
+)
+def test_units_follow_the_weights_of_their_arms(units, said):
+    ledger = enrolled(**units)
+    broken = check(ledger.result(sum(ledger.billed.values())), LIMITS["arms"])
+    assert len(broken) == len(said)
+    assert all(line.startswith(beginning) for line, beginning in zip(broken, said, strict=True))
+
+
+def test_a_unit_stays_in_its_arm():
+    ledger = enrolled(control=1)
+    assert ledger.assigned("control-0", "control")
+    assert not ledger.assigned("control-0", "treatment")
+
+
 def test_a_ledger_survives_being_written(tmp_path):
-    ledger = kept()
+    ledger = enrolled(control=3, treatment=4)
     (tmp_path / "ledger.json").write_text(json.dumps(vars(ledger)))
     assert read_ledger(tmp_path / "ledger.json").result(0.0) == ledger.result(0.0)
 
@@ -102,12 +134,27 @@ def test_goals_are_judged_for_each_number_of_clients_and_shown():
     assert shown.count("MISSED") == 1
 
 
+def test_an_error_of_any_server_misses_a_goal():
+    """Here the batcher fails a request, which makes ours look better than it is."""
+    tally = {tier: [1.0] for tier in TIERS}
+    rows = [
+        standing(name, clients, Tally(1.0, tally, errors), 3.0, None)
+        for name, clients, errors in (("batcher", 8, 0), ("ours", 8, 0), ("batcher", 16, 1), ("ours", 16, 0))
+    ]
+    assert [(goal["clients"], goal["kept"]) for goal in faults(rows)] == [(8, True), (16, False)]
+    shown = table({"device": "CPU", "mix": "fewer", "max_rows": 16, "rows": rows, "goals": faults(rows)})
+    assert shown.count("MISSED") == 1
+
+
 def grey(level):
     return np.full((2, 2, 3), level, np.uint8)
 
 
 def steady_witness():
-    witness = Witness(resident=[100] * 100, moves=1, outages=1)
+    witness = Witness(resident=[100] * 100, moves=1, outages=1, moved_away=1)
+    witness.statuses["waits", 200] = 20
+    witness.streamed(Counter({"image_generation.partial_image": 2, "image_generation.completed": 1}), 1)
+    witness.alone("a cat", grey(100), grey(100))
     witness.drawn("a cat", grey(100))
     witness.drawn("a cat", grey(101))
     return witness
@@ -121,6 +168,11 @@ def test_a_soak_without_fault_has_none():
     assert witness.verdict() == []
 
 
+def refused(witness, times):
+    for _ in range(times):
+        witness.answered("waits", 503, "5")
+
+
 @pytest.mark.parametrize(
     ("happens", "said"),
     [
@@ -131,6 +183,15 @@ def test_a_soak_without_fault_has_none():
         (lambda witness: witness.resident.extend([103] * 100), "memory grew by 3.00%"),
         (lambda witness: witness.resident.clear(), "not seen for long enough"),
         (lambda witness: setattr(witness, "outages", 0), "no outages"),
+        (lambda witness: setattr(witness, "moved_away", 0), "no streams left in the middle"),
+        (lambda witness: setattr(witness, "streams", 0), "no streams:"),
+        (lambda witness: setattr(witness, "previews", 0), "no previews"),
+        (lambda witness: setattr(witness, "pairs", 0), "no requests alone"),
+        (lambda witness: refused(witness, 3), "waits: 87.0% of the requests were served"),
+        (lambda witness: witness.statuses.clear(), "waits: 0.0% of the requests were served"),
+        (lambda witness: witness.streamed(Counter({"image_generation.completed": 1}), 2), "a stream of 2 images ended after"),
+        (lambda witness: witness.streamed(Counter({"image_generation.completed": 1, "error": 1}), 1), "a stream of 1 images"),
+        (lambda witness: witness.alone("a cat", grey(100), grey(101)), "asked alone, an image is not the same twice: a cat"),
     ],
 )
 def test_each_fault_of_a_soak_is_told(happens, said):
