@@ -9,22 +9,107 @@ import os
 import re
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+
+import httpx
+import pytest
+from api_keys import keys
+from served import PATIENCE, SETTINGS, publish
+
+from registry.address import open_store
+from server.launch import serving
 
 CONFIG = Path(__file__).with_name("schemathesis.toml")
 ARGUMENTS = os.environ.get("FUZZ", "--phases fuzzing --max-examples 50 --seed 1")
+LEAST = int(os.environ.get("FUZZ_LEAST", "200"))  # requests
+FEW = ("--phases", "fuzzing", "--max-examples", "20", "--seed", "1")  # where nearly all are refused
+IMAGES = ("--include-path", "/generate", "--include-path", "/v1/images/generations")
+DEAREST = {"prompt": "red heart", "tier": "reference", "num_images": 4}
+SERVED = 'flexi_http_responses_total{status="200"}'  # without the probes
 
 
 def test_every_answer_is_declared(server, tmp_path):
     before = server.log.read_text().count("Traceback")
-    done = fuzz(f"{server.address}/docs.json", tmp_path)
-    sys.stdout.write(done.stdout)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert int(re.search(r"(\d[\d,]*) generated", done.stdout)[1].replace(",", "")) >= 200
+    assert fuzz(f"{server.address}/docs.json", tmp_path, *ARGUMENTS.split()) >= LEAST
     assert server.log.read_text().count("Traceback") == before
 
 
-def fuzz(document: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "schemathesis.cli", "--config-file", CONFIG, "run", document, *ARGUMENTS.split()]
+@dataclass(frozen=True)
+class Guarded:
+    """A server that asks for keys, and its document, which does too."""
+
+    address: str
+    file: Path
+    boss: str
+    document: Path
+
+    def count(self, series: str) -> float:
+        """What it has counted so far."""
+        page = httpx.get(f"{self.address}/metrics").text.splitlines()
+        return sum(float(line.removeprefix(series)) for line in page if line.startswith(f"{series} "))
+
+    def ask(self, token: str) -> httpx.Response:
+        return httpx.post(f"{self.address}/generate", json=DEAREST, headers={"X-API-Key": token}, timeout=120)
+
+    def new(self, name: str, *limits: object) -> str:
+        """A key, once it is in force."""
+        token = keys("new", name, "--file", self.file, *limits)
+        until = time.monotonic() + 60
+        while httpx.get(f"{self.address}/v1/tiers", headers={"X-API-Key": token}).status_code == 401:
+            assert time.monotonic() < until, "the key does not come into force"
+            time.sleep(0.2)
+        return token
+
+    def fuzz(self, folder: Path, *arguments: str) -> int:
+        return fuzz(self.document, folder, "--url", self.address, *FEW, *arguments)
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
+    folder = tmp_path_factory.mktemp("guarded")
+    registry, file, document = folder / "registry", folder / "keys.json", folder / "docs.json"
+    publish(open_store(str(registry)))
+    boss = keys("new", "boss", "--file", file)
+    settings = {"FLEXI_REGISTRY": str(registry), "FLEXI_STATE": str(folder / "state"), "FLEXI_API_KEYS": str(file)}
+    with serving(SETTINGS | settings, folder / "server.log", patience=PATIENCE) as address:
+        document.write_text(httpx.get(f"{address}/docs.json", headers={"X-API-Key": boss}).raise_for_status().text)
+        yield Guarded(address, file, boss, document)
+
+
+def test_who_has_no_key_is_refused_as_declared(guarded, tmp_path):
+    """Without a key, and with what schemathesis takes for one. Only the probes answer 200."""
+    served = guarded.count(SERVED)
+    assert guarded.fuzz(tmp_path) >= 100
+    assert guarded.count('flexi_rejected_total{reason="unauthorized"}') >= 50
+    assert guarded.count(SERVED) == served
+
+
+def test_who_has_no_quota_left_is_refused_as_declared(guarded, tmp_path):
+    """The dearest request takes all of it, a minute's worth."""
+    token = guarded.new("poor", "--macs-per-minute", guarded.ask(guarded.boss).json()["macs"])
+    assert guarded.ask(token).status_code == 200
+    guarded.fuzz(tmp_path, *IMAGES, *with_key(token))
+    assert guarded.count('flexi_rejected_total{reason="quota_exceeded"}') >= 5
+
+
+def test_whose_queue_is_full_is_refused_as_declared(guarded, tmp_path):
+    """The key has room for one request: the two routes that make images are asked at the same time."""
+    guarded.fuzz(tmp_path, *IMAGES, *with_key(guarded.new("hurried", "--queue-seconds", 0.001)))
+    assert guarded.count('flexi_rejected_total{reason="overloaded"}') >= 1
+
+
+def with_key(token: str) -> tuple[str, ...]:
+    return "--header", f"X-API-Key: {token}", "--generation-with-security-parameters", "false"
+
+
+def fuzz(document: object, folder: Path, *arguments: str) -> int:
+    """How many requests were made."""
+    command = [sys.executable, "-m", "schemathesis.cli", "--config-file", str(CONFIG), "run", str(document), *arguments]
     command += ["--workers", "4", "--no-color", "--generation-database", "none", "--continue-on-failure"]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    sys.stdout.write(done.stdout)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return int(re.search(r"(\d[\d,]*) generated", done.stdout)[1].replace(",", ""))

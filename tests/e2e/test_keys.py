@@ -10,11 +10,10 @@ from pathlib import Path
 import bentoml
 import httpx
 import pytest
+from api_keys import keys
 from served import PATIENCE, SETTINGS
-from typer.testing import CliRunner
 
 from server.key_file import sha256
-from server.keys import app
 from server.launch import started
 
 PROMPT = "a prompt that nobody else sends"
@@ -42,12 +41,6 @@ class Guarded:
                 return False
             time.sleep(0.2)
         return True
-
-
-def keys(*arguments: object) -> str:
-    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert done.exit_code == 0, done.output
-    return done.output.strip()
 
 
 @pytest.fixture(scope="module")

@@ -7,16 +7,14 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import httpx
 import openai
 import pytest
+from api_keys import keys
 from served import PATIENCE, SETTINGS, publish
-from typer.testing import CliRunner
 
 from registry.address import open_store
-from server.keys import app
 from server.launch import started
 
 SLOW = {"prompt": "red heart", "quality": "max", "n": 4}
@@ -39,12 +37,6 @@ class Guarded:
         )
 
 
-def new_key(name: str, file: Path) -> str:
-    done = CliRunner().invoke(app, ["new", name, "--file", str(file)])
-    assert done.exit_code == 0, done.output
-    return done.output.strip()
-
-
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -55,10 +47,10 @@ def free_port() -> int:
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     """Its registry is a file at first, which no server can work with; the first 503 makes a folder of it."""
     folder = tmp_path_factory.mktemp("busy")
-    registry, keys, port = folder / "registry", folder / "keys.json", free_port()
+    registry, file, port = folder / "registry", folder / "keys.json", free_port()
     registry.write_text("")
-    tokens = [new_key(name, keys) for name in ("anna", "ben")]
-    settings = {"FLEXI_REGISTRY": str(registry), "FLEXI_STATE": str(folder / "state"), "FLEXI_API_KEYS": str(keys)}
+    tokens = [keys("new", name, "--file", file) for name in ("anna", "ben")]
+    settings = {"FLEXI_REGISTRY": str(registry), "FLEXI_STATE": str(folder / "state"), "FLEXI_API_KEYS": str(file)}
     settings |= {"FLEXI_TEACHER_STEPS": "100", "FLEXI_MAX_QUEUE_SECONDS": "0.5"}
     guarded, seen = Guarded(f"http://127.0.0.1:{port}", tokens), []
 
