@@ -1,0 +1,86 @@
+"""The load tests run, for seconds: what they measure is not judged here, but nothing may fail and their books must balance."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from loadtests.run import measure
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.mark.parametrize("profile", ["steady", "mixed", "abandonment"])
+def test_the_books_of_a_profile_balance(server, profile, tmp_path):
+    result = measure(profile, server.address, users=2, seconds=3, out=tmp_path)
+    assert_served(result)
+    assert 0 <= result["exported_macs"] - result["billed_macs"] <= result["abandoned_macs"]
+
+
+def test_a_profile_with_an_experiment(tmp_path):
+    """As `make load` runs it. Two users in five seconds are too few for its limits, but meet both arms."""
+    loadtest("run", "--profile", "arms", "--users", 2, "--seconds", 5, "--out", tmp_path)
+    result = json.loads((tmp_path / "arms" / "result.json").read_text())
+    assert_served(result)
+    assert result["exported_macs"] == result["billed_macs"]
+    assert set(result["names"]) == set(result["units"]) == {"control", "treatment"}
+
+
+def test_a_burst_can_be_read():
+    """It takes its time, which no argument shortens."""
+    assert "Bursting" in python("locust", "--list", "--locustfile", "loadtests/profiles/burst.py").stdout
+
+
+def test_all_peers_answer(tmp_path):
+    loadtest(
+        "peers", "--simulated", "--mix", "fewer", "--clients", 2, "--rounds", 1, "--warm-up", 1, "--seconds", 3,
+        "--out", tmp_path,
+    )  # fmt: skip
+    (result,) = json.loads((tmp_path / "peers.json").read_text())
+    assert [row["server"] for row in result["rows"]] == ["naive", "batcher", "batcher, together", "ours"]
+    assert all(row["requests"] > 0 and row["errors"] == 0 for row in result["rows"])
+    assert result["goals"][0] == {
+        "what": "errors of all servers",
+        "clients": 2,
+        "found": 0,
+        "least": None,
+        "most": 0,
+        "kept": True,
+    }
+
+
+def test_a_soak_sees_everything(tmp_path):
+    """All but flat memory, which takes longer: a process grows in its first seconds."""
+    done = loadtest("soak", "--minutes", 0.3, "--calm", 3, "--away", 2, "--out", tmp_path)
+    assert "asked twice alone" in done.stdout
+    broken = [line for line in done.stdout.splitlines() if line.startswith("VIOLATION")]
+    assert [line for line in broken if "VIOLATION: memory" not in line] == []
+
+
+def assert_served(result):
+    assert result["names"]
+    assert all(one["failed"] == 0 for one in result["names"].values())
+    assert sum(one["answered"] for one in result["names"].values()) > 0
+
+
+def loadtest(name, *arguments):
+    """1 is a goal or a limit that was missed, and not judged here; a fault has a traceback."""
+    done = python(f"loadtests.{name}", *arguments)
+    assert done.returncode in (0, 1), done.stdout + done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+def python(module, *arguments):
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    return subprocess.run(command, env={**os.environ, "PYTHONPATH": "."}, capture_output=True, text=True)
