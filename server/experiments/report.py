@@ -44,7 +44,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "alpha": report.experiment.alpha,
         "arms": [
             {"name": each.name, "units": each.units, "requests": each.requests, "fallbacks": each.fallbacks,
-             "service_p95": each.service_p95}
+             "service_p95": each.service_p95, "rfid": each.rfid}
             for each in report.summaries
         ],
         "comparisons": [
@@ -66,11 +66,12 @@ def as_tables(report: Report) -> Group:
     experiment = report.experiment
     weights = {arm.name: arm.weight for arm in experiment.arms}
     arms = _table(f"{experiment.name} version {experiment.version}, tier {experiment.tier}",
-                  "arm", "weight", "units", "requests", "fallbacks", "service p95")  # fmt: skip
+                  "arm", "weight", "units", "requests", "fallbacks", "service p95", "rFID")  # fmt: skip
     for each in report.summaries:
         name = f"{each.name} (control)" if each.name == experiment.control else each.name
         p95 = "–" if each.service_p95 is None else f"{each.service_p95:.3g} s"
-        arms.add_row(name, str(weights[each.name]), str(each.units), str(each.requests), str(each.fallbacks), p95)
+        rfid = "–" if each.rfid is None else f"{each.rfid:.3g}"
+        arms.add_row(name, str(weights[each.name]), str(each.units), str(each.requests), str(each.fallbacks), p95, rfid)
     level = 1 - experiment.alpha / len(experiment.treatments)
     metrics = _table(f"Against control, with intervals that hold at all times at once ({level:.4g})",
                      "arm", "metric", "control", "arm's", "difference", "ratio")  # fmt: skip

@@ -20,13 +20,17 @@ NEITHER = frozenset({"overloaded", "quota_exceeded", "not_ready", "stopping"})
 
 @dataclass(frozen=True)
 class ArmSummary:
-    """What one arm did. `moments` has the metrics that were seen at all; the percentile is of finished requests, in seconds."""
+    """What one arm did. `moments` has the metrics that were seen at all; the percentile is of finished requests, in seconds.
+
+    rfid: the newest running one that some server told of it.
+    """
 
     name: str
     units: int
     requests: int
     fallbacks: int
     service_p95: float | None
+    rfid: float | None
     moments: dict[Metric, Moments]
 
 
@@ -83,14 +87,25 @@ def summarise(experiment: Experiment, events: Iterable[Event]) -> list[ArmSummar
             add(outcome.arm, outcome.unit, metric, value)
     later: list[tuple[str, Metric, float]] = [(each.request_id, "rating", each.rating) for each in ratings.values()]
     later += [(each.request_id, "psnr", each.psnr) for each in fidelities]
+    later += [
+        (each.request_id, "feature_distance", each.feature_distance) for each in fidelities if each.feature_distance is not None
+    ]
     for request_id, metric, value in sorted(later):
         if len(mine := owners.get(request_id, set())) == 1:
             ((arm, unit),) = mine
             add(arm, unit, metric, value)
-    return [_summary(name, [each for each in outcomes if each.arm == name], sums[name]) for name in experiment.names]
+    rfids = {}
+    for each in sorted(fidelities, key=lambda each: each.time):
+        if each.rfid is not None:
+            rfids |= {arm: each.rfid for arm, _ in owners.get(each.request_id, ())}
+    return [
+        _summary(name, [each for each in outcomes if each.arm == name], sums[name], rfids.get(name)) for name in experiment.names
+    ]
 
 
-def _summary(name: str, mine: list[Outcome], sums: dict[Metric, dict[str, list[float]]]) -> ArmSummary:
+def _summary(
+    name: str, mine: list[Outcome], sums: dict[Metric, dict[str, list[float]]], rfid: float | None
+) -> ArmSummary:
     seconds = [each.service_seconds for each in mine if each.outcome == "ok"]
     return ArmSummary(
         name=name,
@@ -98,5 +113,6 @@ def _summary(name: str, mine: list[Outcome], sums: dict[Metric, dict[str, list[f
         requests=len(mine),
         fallbacks=sum(each.fallback for each in mine),
         service_p95=float(np.percentile(seconds, 95)) if seconds else None,
+        rfid=rfid,
         moments={metric: moments(*np.array(list(units.values())).T) for metric, units in sums.items()},
     )

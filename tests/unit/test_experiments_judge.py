@@ -127,6 +127,19 @@ def test_a_summary_does_not_depend_on_the_order_of_events() -> None:
     assert summarise(experiment(), shuffled) == summarise(experiment(), found)
 
 
+def test_fidelity_has_its_distance_by_unit_and_the_newest_rfid() -> None:
+    found: list[Event] = [outcome(1, "control", 1), outcome(2, "cheaper", 2)]
+    told = [
+        Fidelity(time=START + timedelta(seconds=i), request_id=f"r{2 - i % 2}", psnr=30, feature_distance=0.1 * i, rfid=rfid)
+        for i, rfid in enumerate((0.5, 0.7, None, 0.8, 0.4))
+    ]
+    for order in (told, told[::-1]):
+        control, cheaper = summarise(experiment(), [*order, *found])
+        assert (control.rfid, cheaper.rfid) == (0.8, 0.4)
+        assert float(cheaper.moments["feature_distance"].s) == pytest.approx(0.6)
+        assert [float(each.moments["feature_distance"].n) for each in (control, cheaper)] == [2, 3]
+
+
 def test_a_clear_gain_ships() -> None:
     found = verdict(experiment(), made(400, faster=0.9))
     assert (found.outcome, found.arm) == ("ship", "cheaper")
