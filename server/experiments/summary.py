@@ -94,10 +94,11 @@ def summarise(experiment: Experiment, events: Iterable[Event]) -> list[ArmSummar
         if len(mine := owners.get(request_id, set())) == 1:
             ((arm, unit),) = mine
             add(arm, unit, metric, value)
-    rfids = {}
+    rfids: dict[str, float] = {}
     for each in sorted(fidelities, key=lambda each: each.time):
-        if each.rfid is not None:
-            rfids |= {arm: each.rfid for arm, _ in owners.get(each.request_id, ())}
+        if each.rfid is not None and len(mine := owners.get(each.request_id, set())) == 1:
+            ((arm, _),) = mine
+            rfids[arm] = each.rfid
     return [
         _summary(name, [each for each in outcomes if each.arm == name], sums[name], rfids.get(name)) for name in experiment.names
     ]
