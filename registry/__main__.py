@@ -23,11 +23,11 @@ from registry.display import (
     facts_of,
     legend,
     minute,
+    print_acts,
     print_alias,
     print_difference,
     print_json,
     print_table,
-    print_acts,
     print_trail,
     strip,
 )

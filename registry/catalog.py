@@ -16,7 +16,7 @@ from registry.errors import Conflict, FlexiError, InvalidInput, NotFound, Tamper
 from registry.records import Action, Alias, Move, Removal, Resolved, Target, Text, Version, checked
 from registry.schedule import Name, Schedule
 from registry.store import ObjectStore
-from registry.tiers import Tiers
+from registry.tiers import REFERENCE, Tiers
 from registry.versions import Versions
 from registry.writer import Writer, now
 
@@ -167,7 +167,7 @@ class Catalog:
     def promote(self, tier: str, ref: str | int, reason: str = "") -> Alias:
         """Let a tier mean this schedule from now on. Nothing changes if it means this version already."""
         schedule, number, _ = self.resolve(ref)
-        if tier == "reference" and schedule.counts()["full"] < schedule.solver.teacher_steps:
+        if tier == REFERENCE and schedule.counts()["full"] < schedule.solver.teacher_steps:
             raise InvalidInput("tier: reference is the teacher, whose steps are all full", param="tier")
         if number is None:
             published = self.numbers.of(schedule.digest)

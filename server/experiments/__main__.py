@@ -62,7 +62,7 @@ def start(
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Begin to split the first stage's share of the tier's traffic, or go on after a pause; control must be what it means now."""
+    """Begin to split the first stage's share of the tier's traffic, or go on after a pause."""
     catalog = open_catalog(registry, model)
     declared = _experiments(catalog).declared(name)
     if not force:

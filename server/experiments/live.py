@@ -47,7 +47,7 @@ class Live:
     """Follows the experiments' states by etag, as the watch follows aliases, and assigns requests.
 
     `refresh` blocks; it replaces the whole set in one assignment. While the store is away the last known set stays: an arm
-    that does harm is then stopped by this server's own guard (`withdraw` is how), and one that has come to its end by the clock.
+    that does harm is then stopped by this server's own guard (`withdraw` is how), one that is over by the clock.
     """
 
     def __init__(

@@ -100,13 +100,12 @@ def summarise(experiment: Experiment, events: Iterable[Event]) -> list[ArmSummar
             ((arm, _),) = mine
             rfids[arm] = each.rfid
     return [
-        _summary(name, [each for each in outcomes if each.arm == name], sums[name], rfids.get(name)) for name in experiment.names
+        _summary(name, [each for each in outcomes if each.arm == name], sums[name], rfids.get(name))
+        for name in experiment.names
     ]
 
 
-def _summary(
-    name: str, mine: list[Outcome], sums: dict[Metric, dict[str, list[float]]], rfid: float | None
-) -> ArmSummary:
+def _summary(name: str, mine: list[Outcome], sums: dict[Metric, dict[str, list[float]]], rfid: float | None) -> ArmSummary:
     seconds = [each.service_seconds for each in mine if each.outcome == "ok"]
     return ArmSummary(
         name=name,

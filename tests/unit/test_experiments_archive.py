@@ -42,7 +42,7 @@ class Site:
     def stored(self, damaged=None):
         state = self.experiments.state(NAME)
         self.store.read.clear()
-        found = archive.stored(self.store, "m", state, [] if damaged is None else damaged)
+        found = archive.stored(self.store, "m", state, state.version, [] if damaged is None else damaged)
         return sorted(event.request_id for event in found)
 
 

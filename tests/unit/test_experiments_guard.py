@@ -14,7 +14,14 @@ from registry.experiment import Guardrail, Harm
 from server.experiments import simulate
 from server.experiments.guard import Check, Guard, harms
 
-GOOD: dict[Harm, float] = {"service_p95": 1.0, "errors": 0.0, "abandoned": 0.0, "unplanned_steps": 0.0, "macs": 100.0, "psnr": 30.0}
+GOOD: dict[Harm, float] = {
+    "service_p95": 1.0,
+    "errors": 0.0,
+    "abandoned": 0.0,
+    "unplanned_steps": 0.0,
+    "macs": 100.0,
+    "psnr": 30.0,
+}
 HARMED: list[tuple[dict[str, Any], dict[Harm, float]]] = [
     ({"metric": "service_p95", "compare": "ratio", "limit": 1.5}, {"service_p95": 2.0}),
     ({"metric": "service_p95", "compare": "value", "limit": 1.5}, {"service_p95": 2.0}),

@@ -90,9 +90,9 @@ def test_a_summary_counts_by_unit_and_only_this_version() -> None:
     assert "rating" not in cheaper.moments
 
 
-def test_events_of_before_there_were_numbers_of_images_tell_of_one() -> None:
-    old = outcome(1, "control", 1).model_dump_json(exclude={"images"}, exclude_none=True)
-    assert list(events.read("key", old.encode())) == [outcome(1, "control", 1, images=1)]
+def test_events_of_before_there_were_numbers_of_rows_tell_of_one() -> None:
+    old = outcome(1, "control", 1).model_dump_json(exclude={"unet_rows"}, exclude_none=True)
+    assert list(events.read("key", old.encode())) == [outcome(1, "control", 1, unet_rows=1)]
 
 
 def test_requests_with_the_same_id_are_counted_apart() -> None:
@@ -108,7 +108,7 @@ def test_requests_with_the_same_id_are_counted_apart() -> None:
 
 
 def test_each_image_that_was_compared_is_an_observation_of_its_unit() -> None:
-    found: list[Event] = [outcome(1, "control", 1, images=3), outcome(2, "control", 2)]
+    found: list[Event] = [outcome(1, "control", 1, unet_rows=3), outcome(2, "control", 2)]
     found += [
         Fidelity(time=START, request_id=request, psnr=psnr)
         for request, psnr in (("r1", 30), ("r1", 30), ("r1", 36), ("r2", 20))

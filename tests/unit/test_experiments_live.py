@@ -144,7 +144,8 @@ def test_the_event_of_a_request(house):
     assert event.steps_planned == event.steps_executed == len(plan.entry.program.steps)
     assert event.unit == hashed_unit("x", "u")
     house.end(house.plan(unit="u", num_images=3))
-    assert [event.images for _, event in house.recorder] == [1, 3]
+    house.end(house.plan(unit="u", num_images=3, guidance_scale=1.0))
+    assert [event.unet_rows for _, event in house.recorder] == [2, 6, 3]
 
 
 def test_a_pause_an_end_and_a_kill_give_the_traffic_back(house):
@@ -275,7 +276,11 @@ def test_an_arm_that_nobody_waits_for_is_rolled_back(house):
         plan = house.plan(f"r{unit}", unit=unit)
         if plan.assignment is None:
             break
-        house.end(plan, "client_gone" if plan.assignment.arm == "cheap" else "ok", seconds=10.0)
+        house.end(
+            plan,
+            "client_gone" if plan.assignment.arm == "cheap" else "ok",
+            seconds=10.0 if plan.assignment.arm == "cheap" else 2.0,
+        )
     assert house.live.running() == []
 
 

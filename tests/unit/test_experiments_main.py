@@ -17,6 +17,7 @@ from registry.address import open_store
 from registry.catalog import Catalog
 from registry.errors import Conflict
 from registry.experiments import Experiments
+from registry.schedule import teacher
 from server.experiments import events
 from server.experiments.__main__ import app
 from server.experiments.archive import stream
@@ -91,9 +92,16 @@ def test_control_must_be_what_the_tier_means(shell: Shell) -> None:
 
 
 def test_the_distance_of_the_teacher_to_itself_is_no_guardrail(shell: Shell) -> None:
-    shell.catalog.promote("reference", SCHEDULES["control"].digest)
+    own = teacher(MODEL, SCHEDULES["control"].solver)
+    shell.catalog.publish(own)
+    shell.catalog.promote("reference", own.digest)
+    arms = [
+        {"name": "control", "digest": own.digest, "weight": 1},
+        DECLARATION["arms"][1] | {"digest": SCHEDULES["cheaper"].digest},
+    ]
     rails = [{"metric": "psnr", "compare": "difference", "limit": 3.0}]
-    assert "psnr: control is the teacher's own" in shell.fails("declare", shell.file(guardrails=rails, tier="reference"))
+    file = shell.file(guardrails=rails, arms=arms, tier="reference")
+    assert "psnr: control is the teacher's own" in shell.fails("declare", file)
 
 
 def test_a_ramp_waits_for_its_gate_and_force_does_not(shell: Shell) -> None:
