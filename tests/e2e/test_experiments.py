@@ -162,7 +162,7 @@ def test_a_life(lab, prometheus):
         sum(answer["arm"] == arm for answer in answers.values()) for arm in ("control", "good")
     ]
     assert (found["verdict"]["outcome"], found["damaged"]) == ("collecting", [])
-    costs = {answer["arm"]: answer["macs"] for answer in answers.values()}
+    costs = {answer["arm"]: answer["macs"] / 2 for answer in answers.values()}  # of one UNet row: these guide
     assert value("macs") == (costs["control"], costs["good"])
     assert value("rating")[answers["u1"]["arm"] == "good"] == 1.0
     assert "collecting" in lab.cli("report", "life")
