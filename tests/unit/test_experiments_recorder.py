@@ -11,6 +11,7 @@ import sys
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
+from time import monotonic
 
 import pytest
 
@@ -145,6 +146,17 @@ def test_a_lost_answer_neither_loses_nor_doubles(make, store):
         assert stored(store) == [f"r{j}" for j in range(i + 1)]
 
 
+def test_an_object_that_somebody_deleted_is_made_again(make, store):
+    it = make()
+    for i in range(4):
+        it.record("feedback", rating(i))
+        it.write()
+        it.send()
+        if i == 1:
+            store.delete(next(store.list("m/feedback")))
+    assert stored(store) == [f"r{i}" for i in range(4)]
+
+
 def test_an_object_never_shrinks(make, store, tmp_path):
     """A power cut may take from the disk what the store has."""
     it = make()
@@ -232,8 +244,9 @@ def test_a_folder_that_can_be_made_later_records_from_then_on(store, tmp_path, c
     file.unlink()
     it.write()
     it.record("feedback", rating(3))
-    it.close()
-    assert (stored(store), lost()) == ([f"r{i}" for i in range(4)], before)
+    died(it)
+    Recorder(lambda: store, "m", file / "outbox").send()
+    assert (stored(store), lost() - before) == ([f"r{i}" for i in range(3)], 1)
 
 
 def test_a_folder_that_can_never_be_made_fails_nobody(store, tmp_path):
@@ -399,7 +412,9 @@ def test_a_store_that_hangs_keeps_nothing_from_the_disk(tmp_path, monkeypatch):
     assert hangs.wait(60)
     it.record("feedback", rating(1))
     it.record("experiments/x/events", rating(2))
+    closing = monotonic()
     it.close()
+    assert monotonic() - closing < 5
     on_disk = b"".join(path.read_bytes() for path in (tmp_path / "outbox").rglob("*.jsonl"))
     assert [f"r{i}".encode() in on_disk for i in range(3)] == [True] * 3
     assert stored(store) == [], "closing did not wait for the store"
