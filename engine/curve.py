@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
@@ -19,23 +20,42 @@ class CostCurve:
 
     guess: float = 1e-3
     _sums: dict[Hashable, np.ndarray] = field(default_factory=dict)
+    _fits: dict[Hashable, tuple[float, float]] = field(default_factory=dict)  # of `_sums` as they are; policies ask often
 
     def observe(self, kind: Hashable, rows: int, seconds: float) -> None:
         """A wave of `rows` UNet rows took so long."""
         old = self._sums.get(kind, np.zeros(5))
         self._sums[kind] = MEMORY * old + np.array([1.0, rows, rows * rows, seconds, rows * seconds])
+        self._fits[kind] = self._fit(kind)
 
     def fit(self, kind: Hashable) -> tuple[float, float]:
         """(own, each) in seconds, neither below 0. Waves of one size only cannot tell them apart: then all is per row."""
-        if kind not in self._sums:
-            return 0.0, self.guess
-        n, rows, squares, seconds, products = self._sums[kind]
-        spread = n * squares - rows * rows
-        each = (n * products - rows * seconds) / spread if spread > 1e-3 * squares * n else seconds / rows
-        each = min(max(each, 0.0), seconds / rows)
-        return (seconds - each * rows) / n, each
+        return self._fits.get(kind, (0.0, self.guess))
 
     def seconds(self, kind: Hashable, rows: int) -> float:
         """Of a wave of `rows` UNet rows."""
         own, each = self.fit(kind)
         return own + each * rows
+
+    def enough(self, kind: Hashable, share: float, most: int) -> int:
+        """In how many rows the call's own cost is at most this `share` of a wave, if not in more than `most`.
+
+        `most`, too, while waves of one size only are known: smaller ones could be dear.
+        """
+        own, each = self.fit(kind)
+        if not self._tells(kind) or own * (1 - share) >= share * each * most:
+            return most
+        return max(1, math.ceil(own * (1 - share) / (share * each)))
+
+    def _fit(self, kind: Hashable) -> tuple[float, float]:
+        n, rows, squares, seconds, products = self._sums[kind].tolist()
+        each = (n * products - rows * seconds) / (n * squares - rows * rows) if self._tells(kind) else seconds / rows
+        each = min(max(each, 0.0), seconds / rows)
+        return (seconds - each * rows) / n, each
+
+    def _tells(self, kind: Hashable) -> bool:
+        """Whether the sizes of its waves differ enough to tell the call's own cost from its rows'."""
+        if kind not in self._sums:
+            return False
+        n, rows, squares, *_ = self._sums[kind].tolist()
+        return bool(n * squares - rows * rows > 1e-3 * squares * n)
