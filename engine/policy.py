@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from bisect import bisect
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
@@ -64,6 +66,9 @@ class Balanced:
     cost, spread over too few rows. So rows wait for companions where that is dear (a GPU), cheap kinds hardly wait, and where
     cost is proportional to rows (a CPU) nothing is wasted and the oldest row decides, as it does when the gain is small
     (below `tolerance` of a full wave) or when `patience` waves went by without it.
+
+    While a row hurries, waves are only as large as its deadline allows, but not so small that the call's own cost would be
+    more than `tolerance` of them: a GPU's stay full, a CPU's may shrink to one row.
     """
 
     curve: CostCurve = field(default_factory=CostCurve)
@@ -72,26 +77,52 @@ class Balanced:
     tolerance: float = 0.1
 
     def choose(self, rows: Sequence[R], now: float) -> Sequence[R]:
-        """At most `max_unet_rows` UNet rows, but always at least one row; those in a hurry are seated first."""
+        """At most `max_unet_rows` UNet rows, but always at least one row.
+
+        Rows without a deadline that `patience` waves went by are seated before those in a hurry; after as many again they
+        decide of which kind the wave is, too. A row with a deadline needs no such help: it comes to hurry in time, or is lost.
+        """
         hurried = sorted((row for row in rows if self.hurries(row, now)), key=lambda row: row.deadline)
+        passed = [row for row in rows if row.deadline == math.inf and row.waits >= self.patience]
+        forgotten = [row for row in passed if row.waits >= 2 * self.patience]
         stale = max(rows, key=lambda row: row.waits)
-        first = hurried[:1] or ([stale] if stale.waits >= self.patience else [])
+        first = [*forgotten, *hurried, *([stale] if stale.waits >= self.patience else [])][:1]
         waves: dict[Need, list[R]] = {}
-        for row in dict.fromkeys((*first, *hurried, *rows)):  # without repeats: everybody, the most urgent first
+        for row in dict.fromkeys((*first, *passed, *hurried, *rows)):  # without repeats: everybody, the most urgent first
             waves.setdefault(row.need, []).append(row)
-        waves = {need: fill(group, self.max_unet_rows) for need, group in waves.items()}
         if first:
-            return waves[first[0].need]
+            seats = self._seats(first[0], hurried[0], now) if hurried else self.max_unet_rows
+            return fill(waves[first[0].need], seats)
+        waves = {need: fill(group, self.max_unet_rows) for need, group in waves.items()}
         oldest, best = waves[rows[0].need], min(waves.values(), key=self._waste)
         gain = self._waste(oldest) - self._waste(best)
         return best if gain > self.tolerance * self._full(oldest[0].need) else oldest
 
     def hurries(self, row: Candidate, now: float, margin: float = 2.0) -> bool:
-        """Whether the deadline can still be met, but not if the row takes `margin` times what its steps do in full waves."""
+        """Whether the deadline can still be met, in the smallest waves, but not in `margin` times what full ones take."""
         if row.deadline == math.inf:
             return False
-        remaining = sum(self._full(need) for need in row.ahead)
-        return row.deadline - margin * remaining < now <= row.deadline - remaining
+        left, steps = row.deadline - now, Counter(row.ahead)
+        return self._least(steps, row.unet_rows) <= left < margin * self._takes(steps, self.max_unet_rows)
+
+    def _seats(self, first: Candidate, urgent: Candidate, now: float) -> int:
+        """How large the wave of `first` may be for `urgent` to make it: in it and in waves as large, or after it."""
+        left, steps = urgent.deadline - now, Counter(urgent.ahead)
+        if first.need != urgent.need:
+            left, steps = left - self._least(steps, urgent.unet_rows), Counter([first.need])
+        least = max(first.unet_rows, self._enough(first.need))
+        return least + bisect(range(least + 1, self.max_unet_rows + 1), left, key=lambda rows: self._takes(steps, rows))
+
+    def _takes(self, steps: Mapping[Need, int], rows: int) -> float:
+        """So many steps of each kind, in waves of so many UNet rows."""
+        return sum(count * self.curve.seconds(need, rows) for need, count in steps.items())
+
+    def _least(self, steps: Mapping[Need, int], rows: int) -> float:
+        """The same in the smallest waves that are formed for a deadline, of so many rows or more."""
+        return sum(count * self.curve.seconds(need, max(rows, self._enough(need))) for need, count in steps.items())
+
+    def _enough(self, need: Need) -> int:
+        return self.curve.enough(need, self.tolerance, self.max_unet_rows)
 
     def _full(self, need: Need) -> float:
         return self.curve.seconds(need, self.max_unet_rows)
