@@ -68,7 +68,8 @@ def main() -> int:
             workers = [child for child in family if "_bentoml_impl.worker.service" in child.cmdline()]
             end = monotonic() + 60 * given.minutes
             outages = suffer(store, witness, given.calm, given.away)
-            besides = (move(registry, turns, witness), outages, watch(workers, witness))
+            catalog = Catalog(open_store(registry), MODEL.name, author="soak")
+            besides = (move(catalog, MOVED, turns, witness), outages, watch(workers, witness))
             asyncio.run(soak(served.address, digests, witness, end, *besides))
     print(witness.summary())
     broken = witness.verdict()
@@ -106,17 +107,16 @@ async def soak(address: str, digests: Sequence[str], witness: Witness, end: floa
         await visit(visitors.come_alone, random.Random(len(kinds)))
 
 
-async def move(registry: str, digests: Sequence[str], witness: Witness) -> None:
+async def move(catalog: Catalog, tier: str, digests: Sequence[str], witness: Witness) -> None:
     """Let a tier mean one schedule, then another, then roll back; a store that is away is no violation."""
-    catalog = Catalog(open_store(registry), MODEL.name, author="soak")
     for turn in count():
         await asyncio.sleep(MOVE_SECONDS)
         step = turn % 3
         try:
             if step < 2:
-                await asyncio.to_thread(catalog.promote, MOVED, digests[step])
+                await asyncio.to_thread(catalog.promote, tier, digests[step])
             else:
-                await asyncio.to_thread(catalog.rollback, MOVED)
+                await asyncio.to_thread(catalog.rollback, tier)
             witness.moves += 1
         except StoreUnavailable:
             pass
