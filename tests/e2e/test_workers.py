@@ -1,4 +1,4 @@
-"""A server of two workers: both serve, one page adds them up whoever answers, and SIGTERM ends both."""
+"""A server of two workers: both serve, one page adds them up whoever answers, a dead one is replaced, SIGTERM ends both."""
 
 from __future__ import annotations
 
@@ -42,8 +42,14 @@ def test_two_workers_are_one_server(tmp_path):
     home, log = tmp_path / "bentoml", tmp_path / "server.log"
     settings = {"FLEXI_REGISTRY": str(tmp_path / "registry"), "FLEXI_STATE": str(tmp_path / "state"), "FLEXI_WORKERS": "2"}
     with started(SETTINGS | settings | {"BENTOML_HOME": str(home)}, log, patience=PATIENCE) as served:
-        workers = psutil.Process(served.supervisor.pid).children()
-        pids = {worker.pid for worker in workers}
+
+        def workers() -> dict[int, psutil.Process]:
+            return {worker.pid: worker for worker in psutil.Process(served.supervisor.pid).children()}
+
+        def scrape() -> list[Metric]:
+            return list(text_string_to_metric_families(httpx.get(f"{served.address}/metrics", timeout=60).text))
+
+        pids = workers().keys()
         assert len(pids) == 2
         wait_for(lambda: workers_that_said("ready", log) == pids)
         assert {httpx.get(f"{served.address}/readyz").status_code for _ in range(10)} == {200}
@@ -66,7 +72,7 @@ def test_two_workers_are_one_server(tmp_path):
 
         asked = sum(answer["macs"] for answer in answers)
         for _ in range(6):  # whoever answers
-            page = list(text_string_to_metric_families(httpx.get(f"{served.address}/metrics", timeout=60).text))
+            page = scrape()
             each = [own(pid, "flexi_macs_total") for pid in pids]
             assert min(each) > 0
             assert total("flexi_macs_total", page) == sum(each) == asked
@@ -75,8 +81,16 @@ def test_two_workers_are_one_server(tmp_path):
             assert total("flexi_engine_up", page) == 1, "the least of both"
             assert total("flexi_watch_seconds", page) == 0.2, "the most of both"
 
+        killed = min(pids)
+        workers()[killed].kill()
+        wait_for(lambda: len(now := workers().keys() - {killed}) == 2 and now <= workers_that_said("ready", log))
+        wait_for(lambda: total("flexi_engine_up", scrape()) == 1)
+        assert total("flexi_macs_total", scrape()) == asked, "what a dead worker did stays counted"
+        assert total("flexi_cache_bytes", scrape()) == total("flexi_cache_bytes", page), "and what it had does not"
+
+        last = workers()
         served.supervisor.send_signal(signal.SIGTERM)
         assert served.supervisor.wait(timeout=60) == 0
-        assert not [worker for worker in workers if worker.is_running()]
-        assert workers_that_said("stopping", log) == pids
+        assert not [worker for worker in last.values() if worker.is_running()]
+        assert workers_that_said("stopping", log) == last.keys()
     assert "Traceback" not in log.read_text()
