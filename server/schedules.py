@@ -151,8 +151,13 @@ class Schedules:
         finally:
             self._waiting -= 1
         lookup = asyncio.get_running_loop().run_in_executor(self._threads, self.explicit, ref)
-        lookup.add_done_callback(lambda _: self._free.release())
+        lookup.add_done_callback(self._found)
         return await asyncio.shield(lookup)  # its thread goes on anyway, and is not free before
+
+    def _found(self, lookup: asyncio.Future[InForce]) -> None:
+        self._free.release()
+        if not lookup.cancelled():
+            lookup.exception()  # seen: else asyncio logs it, if nobody waits any more
 
     def _resolve(self, ref: str) -> InForce:
         schedule, version, _ = self._open_catalog().resolve(ref)

@@ -168,7 +168,7 @@ def test_a_schedule_that_was_asked_for_lately_needs_no_registry(schedules, catal
     catalog.publish(kept)
     found = schedules.explicit("1")
     for steps in range(5, 5 + EXPLICIT_KEPT):
-        schedule = Schedule(model=model.ref, solver=model.solver("ddim", steps), segments=(Segment(),) * 2)
+        schedule = Schedule(model=model.ref, solver=model.solver("ddim", steps), segments=(Segment(),))
         catalog.publish(schedule)
         schedules.explicit(schedule.digest)
         schedules.explicit("1")
