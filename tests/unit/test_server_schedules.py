@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 
 import pytest
@@ -178,7 +179,7 @@ def test_a_schedule_that_was_asked_for_lately_needs_no_registry(schedules, catal
     assert len(schedules._explicit) == EXPLICIT_KEPT
 
 
-def test_a_registry_that_hangs_keeps_few_lookups_waiting_and_nobody_else(model):
+def test_a_registry_that_hangs_keeps_few_lookups_waiting_and_nobody_else(model, caplog):
     over = threading.Event()
 
     def hanging():
@@ -213,3 +214,5 @@ def test_a_registry_that_hangs_keeps_few_lookups_waiting_and_nobody_else(model):
         asyncio.run(asyncio.wait_for(go(), 30))
     finally:
         over.set()
+    gc.collect()
+    assert not caplog.records, "asyncio tells of what nobody waited for"
