@@ -27,8 +27,8 @@ search: $(VENV)/.runtime ## a longer search than the demo's, into .flexi/runs/em
 test: $(VENV)/.dev ## the whole test suite (10 to 16 minutes on 2 cores); JOBS=1 one file after the other
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder
 
-fuzz: $(VENV)/.dev ## schemathesis against a real service: every answer is declared, no 5xx; EXAMPLES=200 a route
-	FUZZ="--max-examples $(or $(EXAMPLES),200)" FUZZ_LEAST=$(if $(EXAMPLES),200,10000) OMP_NUM_THREADS=1 \
+fuzz: $(VENV)/.dev ## schemathesis against a real service: every answer is declared, no 5xx; EXAMPLES=1000 a route
+	FUZZ="--workers 1 --max-examples $(or $(EXAMPLES),1000)" FUZZ_LEAST=$(if $(EXAMPLES),200,10000) OMP_NUM_THREADS=1 \
 		$(BIN)/python -m pytest -s --timeout 7200 tests/e2e/test_fuzz.py
 
 lint: $(VENV)/.dev ## formatting, style, types, import layers, Dockerfile
