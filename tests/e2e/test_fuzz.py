@@ -1,7 +1,7 @@
 """schemathesis reads /docs.json and asks what it allows and what it forbids: no answer may be a fault, or not declared.
 
-`make fuzz` does the same with more requests and in all of its phases, and in one thread: hypothesis parses source text in the
-coverage phase, and two threads of CPython 3.11 that parse at once break each other ("AST constructor recursion depth mismatch").
+`make fuzz` does the same with more requests, in all of its phases and in one thread: hypothesis parses source text in the
+coverage phase, and two threads of CPython 3.11 that parse at once break each other (AST constructor recursion depth mismatch).
 """
 
 from __future__ import annotations
