@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Coroutine
 from dataclasses import dataclass, field
 from time import monotonic
@@ -18,6 +19,7 @@ from server.running import while_wanted
 
 T = TypeVar("T")
 
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")  # of a tier; digests and version numbers are as plain
 OK = "ok"  # how it ended, where it was not by an error's code
 
 
@@ -44,8 +46,10 @@ class Visit:
         return await while_wanted(work, [*ends, (self.stop.wait(), Cancelled())], seconds, self.limit)
 
     def line(self, code: str) -> dict[str, Any]:
-        """What its log line says at the end. The tier or schedule that it asked for is there however it ended."""
-        line: dict[str, Any] = {"asked": self.request.tier or self.request.schedule}
+        """What its log line says at the end. The tier or schedule that it asked for is there however it ended, if it is a name:
+        else it may be anything, a prompt too."""
+        asked = self.request.tier or self.request.schedule
+        line: dict[str, Any] = {"asked": asked if asked and NAME.fullmatch(asked) else None}
         if code != OK:
             line["code"] = code
         if self.plan is None:
