@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from pydantic import JsonValue
@@ -70,6 +69,15 @@ class Experiments:
         """An experiment and its state."""
         state = self.state(name)
         return Declared(self.experiment(name, state.version), state)
+
+    def every(self) -> Iterator[Declared]:
+        """All of them, by name, but those whose declaration was cut off."""
+        for name in self.names():
+            try:
+                declared = self.declared(name)
+            except NotFound:
+                continue
+            yield declared
 
     def declare(self, experiment: Experiment, reason: str = "") -> ExperimentState:
         """Keep a declaration. Declaring the same once more changes nothing.
@@ -154,11 +162,9 @@ class Experiments:
         raise Conflict(f"tier {experiment.tier} is wanted by many at the same time: try again", param="tier")
 
     def _refuse_beside(self, experiment: Experiment) -> None:
-        for name in self.names():
-            with suppress(NotFound):  # its declaration was cut off
-                other = self.declared(name)
-                if name != experiment.name and other.state.status == "running" and other.experiment.tier == experiment.tier:
-                    raise _taken(experiment.tier, name)
+        for other, state in self.every():
+            if state.name != experiment.name and state.status == "running" and other.tier == experiment.tier:
+                raise _taken(experiment.tier, state.name)
 
     def _holder(self, tier: str) -> tuple[str, str]:
         """Who holds the tier, and the etag of that record; both empty while nobody does."""

@@ -17,7 +17,8 @@ MAX_TEACHER_STEPS = 1000
 Kind = Literal["full", "partial", "null"]
 SolverName = Literal["ddim", "dpmsolver++", "euler"]
 Spacing = Literal["leading", "trailing", "linspace"]
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+Name = Annotated[str, Field(pattern=NAME)]
 
 
 class Document(BaseModel):

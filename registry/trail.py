@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from datetime import UTC, datetime
 from typing import NamedTuple
 
 from registry.catalog import Catalog
-from registry.errors import NotFound
 from registry.experiment import Transition
 from registry.experiments import Experiments
 from registry.records import Audit
@@ -46,8 +44,6 @@ class Act(NamedTuple):
 
 def acts(catalog: Catalog, since: datetime | None = None) -> list[Act]:
     """All that was done with experiments, roll-backs by servers and their evidence included, oldest first."""
-    experiments, found = Experiments(catalog.store, catalog.model), list[Act]()
-    for name in experiments.names():
-        with suppress(NotFound):  # its declaration was cut off
-            found += [Act(name, each) for each in experiments.state(name).history if since is None or each.time >= since]
+    states = (declared.state for declared in Experiments(catalog.store, catalog.model).every())
+    found = [Act(state.name, each) for state in states for each in state.history if since is None or each.time >= since]
     return sorted(found, key=lambda each: each.transition.time)

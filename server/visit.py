@@ -10,6 +10,7 @@ from time import monotonic
 from typing import Any, TypeVar
 
 from registry.errors import FlexiError
+from registry.schedule import NAME
 from server.api import GenerateRequest
 from server.errors import Cancelled
 from server.keys import Key
@@ -19,7 +20,6 @@ from server.running import while_wanted
 
 T = TypeVar("T")
 
-NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")  # of a tier; digests and version numbers are as plain
 OK = "ok"  # how it ended, where it was not by an error's code
 
 
@@ -49,7 +49,7 @@ class Visit:
         """What its log line says at the end. The tier or schedule that it asked for is there however it ended, if it is a name:
         else it may be anything, a prompt too."""
         asked = self.request.tier or self.request.schedule
-        line: dict[str, Any] = {"asked": asked if asked and NAME.fullmatch(asked) else None}
+        line: dict[str, Any] = {"asked": asked if asked and re.fullmatch(NAME, asked) else None}
         if code != OK:
             line["code"] = code
         if self.plan is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -68,7 +67,7 @@ def start(
     if not force:
         _refuse_unfit(catalog, declared.experiment)
         _refuse_other_control(catalog, declared.experiment)
-    _act(catalog, declared, "start", reason, as_json)
+    _act(catalog, name, "start", reason, as_json, declared.state)
 
 
 @app.command()
@@ -85,25 +84,25 @@ def ramp(
     declared = _experiments(catalog).declared(name)
     if not force and (missing := _gate(catalog, declared)):
         raise InvalidInput(f"the gate is not passed: {missing}; --force goes on all the same", param="ramp")
-    _act(catalog, declared, "ramp", reason, as_json)
+    _act(catalog, name, "ramp", reason, as_json, declared.state)
 
 
 @app.command()
 def pause(name: Name, registry: Registry = DEFAULT, model: Model = None, reason: Reason = "", as_json: AsJson = False) -> None:
     """Let the tier's own schedule serve everybody for now; `start` goes on."""
-    _move(registry, model, name, "pause", reason, as_json)
+    _act(open_catalog(registry, model), name, "pause", reason, as_json)
 
 
 @app.command()
 def stop(name: Name, registry: Registry = DEFAULT, model: Model = None, reason: Reason = "", as_json: AsJson = False) -> None:
     """End it. Its events stay; `report` still answers."""
-    _move(registry, model, name, "stop", reason, as_json)
+    _act(open_catalog(registry, model), name, "stop", reason, as_json)
 
 
 @app.command()
 def kill(name: Name, registry: Registry = DEFAULT, model: Model = None, reason: Reason = "", as_json: AsJson = False) -> None:
     """End it because of harm: every server follows within its watch interval, without a restart."""
-    _move(registry, model, name, "kill", reason, as_json)
+    _act(open_catalog(registry, model), name, "kill", reason, as_json)
 
 
 @app.command()
@@ -116,10 +115,7 @@ def status(
     """What runs, and who did what when."""
     experiments = _experiments(open_catalog(registry, model))
     if name is None:
-        found = list[Declared]()
-        for each in experiments.names():
-            with suppress(NotFound):  # its declaration was cut off, or is being written
-                found.append(experiments.declared(each))
+        found = list(experiments.every())
         if as_json:
             print_json([each.state.model_dump(mode="json", exclude={"history"}) for each in found])
             return
@@ -198,18 +194,12 @@ def _control(experiment: Experiment) -> str:
     return next(arm.digest for arm in experiment.arms if arm.name == experiment.control)
 
 
-def _move(registry: str, model: str | None, name: str, action: Action, reason: str, as_json: bool) -> None:
-    """Whatever version and stage it is at: nothing may keep an operator from ending it."""
-    experiments = _experiments(open_catalog(registry, model))
-    state = experiments.act(name, action, reason)
+def _act(catalog: Catalog, name: str, action: Action, reason: str, as_json: bool, seen: ExperimentState | None = None) -> None:
+    """With `seen`, only from its version and stage: of two who ramp at once, one is told."""
+    experiments = _experiments(catalog)
+    version, stage = (seen.version, seen.stage) if seen else (None, None)  # nothing keeps an operator from ending it
+    state = experiments.act(name, action, reason, version=version, stage=stage)
     _say(state, experiments.experiment(name, state.version), as_json)
-
-
-def _act(catalog: Catalog, declared: Declared, action: Action, reason: str, as_json: bool) -> None:
-    """Only from the version and stage that was looked at: of two who ramp at once, one is told that it is done."""
-    at = declared.state
-    state = _experiments(catalog).act(at.name, action, reason, version=at.version, stage=at.stage)
-    _say(state, declared.experiment, as_json)
 
 
 def _gate(catalog: Catalog, declared: Declared) -> str | None:
