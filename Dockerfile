@@ -17,6 +17,7 @@ COPY --from=install /opt/venv /opt/venv
 WORKDIR /app
 COPY --chown=flexi registry registry
 COPY --chown=flexi engine engine
+COPY --chown=flexi evaluation evaluation
 COPY --chown=flexi search_jobs search_jobs
 COPY --chown=flexi server server
 COPY --chown=flexi models/emoji64 models/emoji64

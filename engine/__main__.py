@@ -13,7 +13,7 @@ import typer
 
 from engine.config import attends, complete, context_width, is_whole, refuse_unknown, sides
 from engine.folder import Folder, read_object, readable
-from registry.cli import command_line
+from registry.commands.command_line import command_line
 from registry.errors import InvalidInput, NotFound, Unsupported
 from registry.schedule import Schedule, SolverName, teacher
 
@@ -131,22 +131,6 @@ def macs(
         print(json.dumps({**asdict(counted), "partial": partial, "features": features}))
     else:
         _print_table(counted, list(chosen), shape, length)
-
-
-@app.command()
-def bench(
-    section: Annotated[
-        list[str] | None, typer.Argument(help="steps, generation, speedup, overhead, curve, sd15 [default: all].")
-    ] = None,
-    model: Annotated[Path, typer.Option(help="A diffusers pipeline folder.")] = Path("models/emoji64"),
-    repeats: Annotated[int, typer.Option(help="Pairs of measurements; fewer where one takes seconds.")] = 15,
-    threads: Annotated[int, typer.Option(help="Of torch.")] = 1,
-    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
-) -> None:
-    """Ratios measured side by side: our steps against diffusers' and DeepCache's, waves, and what a row costs (minutes)."""
-    from engine.bench import run
-
-    run(model, section or [], repeats, threads, as_json)
 
 
 def _teacher(model: Model, solver: SolverName, steps: int) -> Schedule:

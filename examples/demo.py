@@ -24,7 +24,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from server.launch import serving
+from examples.launch import serving
 
 matplotlib.use("agg")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx
 
-from server.launch import serving
+from examples.launch import serving
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ from engine.sampler import generate
 from engine.waves import Row, Waves
 from loadtests.mixes import MODEL, mixes
 from loadtests.simulated import simulated
-from server.pictures import png
+from server.requests.png import png
 
 MAX_ROWS = int(os.environ.get("LOADTEST_ROWS", "16"))
 TOGETHER = os.environ.get("LOADTEST_BATCHING") == "together"

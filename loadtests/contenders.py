@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from server import launch
+from examples import launch
 
 READY = 400.0  # seconds: several import torch at once on two cores
 

@@ -10,10 +10,10 @@ from datetime import UTC, datetime, timedelta
 import httpx
 
 from loadtests.mixes import MODEL
-from registry.address import open_store
-from registry.experiment import Arm, Experiment, Guardrail, Primary, Stage
-from registry.experiments import Experiments
-from registry.store import ObjectStore
+from registry.experiments.catalog import Experiments
+from registry.experiments.declaration import Arm, Experiment, Guardrail, Primary, Stage
+from registry.stores.address import open_store
+from registry.stores.base import ObjectStore
 
 TIER = "balanced"  # that `split` splits
 SCHEDULES = {"control": TIER, "treatment": "draft"}  # arm -> the tier whose schedule it gets

@@ -21,15 +21,15 @@ import httpx
 import numpy as np
 import psutil  # type: ignore[import-untyped]
 
+from examples.launch import Served, started
 from loadtests.clients import Tally, drive
 from loadtests.experiment import begin, wait_until
 from loadtests.mixes import MODEL, made, mixes
-from registry.address import open_store
 from registry.catalog import Catalog
-from registry.experiment import Arm, Guardrail
-from registry.experiments import Experiments
+from registry.experiments.catalog import Experiments
+from registry.experiments.declaration import Arm, Guardrail
 from registry.schedule import Segment
-from server.launch import Served, started
+from registry.stores.address import open_store
 
 OUT = Path(".flexi/experiment-cost")
 NAME = "cost"

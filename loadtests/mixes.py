@@ -8,9 +8,9 @@ from pathlib import Path
 
 from engine.folder import Folder
 from engine.macs import StepMacs
-from registry.address import open_store
 from registry.catalog import Catalog
 from registry.schedule import ModelRef, Schedule, Segment, Solver
+from registry.stores.address import open_store
 
 MODEL = Path("models/emoji64")
 TIERS = ("draft", "balanced", "reference")  # the cheapest first

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from loadtests.mixes import MODEL, mixes
 from loadtests.simulated import Device, Enlarge, call_seconds
-from server.pictures import png
+from server.requests.png import png
 
 STEPS = {tier: schedule.computed for tier, schedule in mixes()["fewer"].schedules.items()}
 

@@ -12,12 +12,12 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from examples.launch import serving
 from loadtests import exported
 from loadtests.check import main as check
 from loadtests.experiment import split
 from loadtests.ledger import Ledger
 from loadtests.mixes import mixes
-from server.launch import serving
 
 HERE = Path(__file__).parent
 OUT = Path(".flexi/load")

@@ -6,14 +6,14 @@ from typing import Any
 
 from engine.models import Model, load
 from loadtests.simulated import simulated
-from server import house
+from server import app
 
 
 def _load(*arguments: Any, **options: Any) -> Model:
     return simulated(load(*arguments, **options))
 
 
-house.load = _load  # type: ignore[attr-defined]  # before the service is imported
+app.load = _load  # type: ignore[attr-defined]  # before the service is imported
 
 from server.service import Flexiffusion  # noqa: E402
 

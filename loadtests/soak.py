@@ -25,14 +25,14 @@ from typing import Any
 import httpx
 import psutil  # type: ignore[import-untyped]
 
+from examples.launch import started
 from loadtests import exported, visitors
 from loadtests.mixes import MODEL, mixes
 from loadtests.witness import Witness
-from registry.address import open_store
 from registry.catalog import Catalog
 from registry.errors import StoreUnavailable
-from server.launch import started
-from tests.integration.seaweed import run_seaweed
+from registry.stores.address import open_store
+from tests.support.seaweed import run_seaweed
 
 OUT = Path(".flexi/soak")
 CROWD: dict[visitors.Visitor, int] = {

@@ -1,4 +1,4 @@
-"""python -m registry: look at schedules, publish them, move tiers. What keeps a registry in order is in `registry.upkeep`."""
+"""python -m registry: look at schedules, publish them, move tiers. `registry.commands.upkeep` keeps a registry in order."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from registry import upkeep
-from registry.address import open_store
 from registry.catalog import Catalog
-from registry.cli import command_line
-from registry.diff import Difference
-from registry.display import (
+from registry.commands import upkeep
+from registry.commands.command_line import command_line
+from registry.commands.display import (
     COLUMNS,
     cells,
     facts,
@@ -31,9 +29,11 @@ from registry.display import (
     print_trail,
     strip,
 )
+from registry.commands.options import DEFAULT, AsJson, Files, Key, Last, Model, Note, Reason, Ref, Registry, Tier, open_catalog
+from registry.diff import Difference
 from registry.errors import FlexiError
-from registry.options import DEFAULT, AsJson, Files, Key, Last, Model, Note, Reason, Ref, Registry, Tier, open_catalog
 from registry.schedule import Schedule
+from registry.stores.address import open_store
 from registry.trail import acts, trail
 
 if TYPE_CHECKING:

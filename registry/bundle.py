@@ -20,7 +20,7 @@ from registry.catalog import Catalog
 from registry.errors import Conflict, InvalidInput, NotFound, Tampered
 from registry.records import Alias, Record, Version
 from registry.schedule import Schedule
-from registry.store import KEY
+from registry.stores.base import KEY
 
 MANIFEST = "manifest.json"
 LARGEST = 2**26  # bytes of a member

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 from registry.errors import Conflict, FlexiError, InvalidInput, NotFound, Tampered, Unsupported
 from registry.records import Action, Alias, Move, Removal, Resolved, Target, Text, Version, checked
 from registry.schedule import Name, Schedule
-from registry.store import ObjectStore
+from registry.stores.base import ObjectStore
 from registry.tiers import REFERENCE, Tiers
 from registry.versions import Versions
 from registry.writer import Writer, now

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from registry.errors import Conflict, FlexiError, InvalidInput, NotFound, Tampered
 from registry.records import Action, Alias, Audit, Move, Page, Target, checked
 from registry.schedule import Name
-from registry.store import ObjectStore
+from registry.stores.base import ObjectStore
 from registry.writer import ATTEMPTS, Writer, stand_back
 
 log = logging.getLogger(__name__)

@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from registry.catalog import Catalog
-from registry.experiment import Transition
-from registry.experiments import Experiments
+from registry.experiments.catalog import Experiments
+from registry.experiments.declaration import Transition
 from registry.records import Audit
 from registry.tiers import audit_of
 

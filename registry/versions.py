@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from registry.errors import Conflict, NotFound, Tampered
 from registry.records import Claim, Version
-from registry.store import ObjectStore
+from registry.stores.base import ObjectStore
 from registry.writer import ATTEMPTS, Writer, stand_back
 
 GALLOP = 10  # how much longer each stride to the newest number is than the one before

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
-from registry.cli import command_line
+from registry.commands.command_line import command_line
 from registry.errors import InvalidInput
 
 app = command_line(
@@ -126,9 +126,9 @@ def publish(
     ] = None,
 ) -> None:
     """Publish a finished search's tiers to a registry and move the tiers to them."""
-    from registry.address import open_store
     from registry.catalog import Catalog
     from registry.signing import SigningKey
+    from registry.stores.address import open_store
     from search_jobs.publish import artifacts
     from search_jobs.publish import publish as publish_report
     from search_jobs.report import read
@@ -194,10 +194,10 @@ def evaluate(
     Noise is that of no search. Prompts are the half of the file that a search on it holds out; a search on another file may
     have seen them.
     """
-    from engine.features import extractor
-    from engine.features.distance import gaussian
-    from engine.features.real import real_features
     from engine.models import load
+    from evaluation import extractor
+    from evaluation.distance import gaussian
+    from evaluation.real import real_features
     from registry.schedule import Schedule
     from search_jobs.config import read_prompts
     from search_jobs.objective import Objective

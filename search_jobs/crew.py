@@ -9,8 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self
 
-from engine.features import Extractor, extractor
 from engine.models import Model, load
+from evaluation import Extractor, extractor
 from registry.schedule import Schedule
 from search_jobs.config import JobConfig
 from search_jobs.objective import Objective, Result

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.condition import Condition
-from engine.features import Extractor, clip_score, frechet_distance, psnr
-from engine.features.distance import Gaussian
 from engine.models import Model
 from engine.program import Program, path_of
 from engine.prompts import Classes
+from evaluation import Extractor, clip_score, frechet_distance, psnr
+from evaluation.distance import Gaussian
 from registry.errors import InvalidInput
 from registry.schedule import Schedule, teacher
 from search_jobs.path import walk

@@ -9,10 +9,10 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from registry.address import refuse_secrets
 from registry.errors import InvalidInput
 from registry.schedule import Name
 from registry.signing import TrustedKeys
+from registry.stores.urls import refuse_secrets
 
 PREFIX = "FLEXI_"
 
@@ -24,9 +24,9 @@ class Settings(BaseSettings):
 
     model: Annotated[Path, Field(description="Folder of the diffusers pipeline to serve.")] = Path("models/emoji64")
     registry: Annotated[str, Field(min_length=1, description="A folder, or s3://bucket/prefix.")] = ".flexi/registry"
-    s3_endpoint: Annotated[str | None, Field(description="URL of an S3 store that is not AWS; registry.s3 reads it too.")] = (
-        None
-    )
+    s3_endpoint: Annotated[
+        str | None, Field(description="URL of an S3 store that is not AWS; registry.stores.s3 reads it too.")
+    ] = None
     trusted_keys: Annotated[
         Path | None, Field(description="PEM file, or folder of *.pem, of public keys; only what one of them signed is loaded.")
     ] = None

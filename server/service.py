@@ -11,16 +11,18 @@ from pydantic import Field
 from starlette.responses import RedirectResponse
 
 from registry.errors import FlexiError, InvalidInput
-from server import bind, config, documents, metrics, tracing, v1
+from server import config
+from server.access.keys import Keys
 from server.api import WHOLE, GenerateRequest, GenerateResponse
-from server.drain import Drain
-from server.edge import Edge
+from server.app import House, open_house
 from server.errors import NotReady, problem
-from server.house import House, open_house
-from server.keys import Keys
-from server.log import configure
-from server.running import disconnected
-from server.unit import unit_of
+from server.http import bind, documents, v1
+from server.http.drain import Drain
+from server.http.edge import Edge
+from server.http.unit import unit_of
+from server.requests.running import disconnected
+from server.telemetry import metrics, tracing
+from server.telemetry.log import configure
 
 log = logging.getLogger(__name__)
 

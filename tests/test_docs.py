@@ -6,7 +6,8 @@ from pathlib import Path
 
 from prometheus_client.metrics import MetricWrapperBase
 
-from server import config, metrics
+from server import config
+from server.telemetry import metrics
 
 ROOT = Path(__file__).parent.parent
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()

@@ -11,17 +11,17 @@ import typer
 from rich.console import Console
 
 from registry.catalog import Catalog
-from registry.cli import command_line
-from registry.display import minute, print_json, print_table
+from registry.commands.command_line import command_line
+from registry.commands.display import minute, print_json, print_table
+from registry.commands.options import DEFAULT, AsJson, Model, Reason, Registry, open_catalog
 from registry.errors import FlexiError, InvalidInput, NotFound
-from registry.experiment import Action, Experiment, ExperimentState
-from registry.experiments import Declared, Experiments
-from registry.options import DEFAULT, AsJson, Model, Reason, Registry, open_catalog
+from registry.experiments.catalog import Declared, Experiments
+from registry.experiments.declaration import Action, Experiment, ExperimentState
 from registry.tiers import REFERENCE
-from server.experiments.archive import stored
-from server.experiments.judge import Conclusion
-from server.experiments.report import Report, as_json, as_tables, report
-from server.experiments.summary import summarise
+from server.experiments.analysis.archive import stored
+from server.experiments.analysis.judge import Conclusion
+from server.experiments.analysis.report import Report, as_json, as_tables, report
+from server.experiments.analysis.summary import summarise
 
 app = command_line(
     help="A/B test schedules in production.",

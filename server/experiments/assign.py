@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from typing import Literal
 
-from registry.experiment import BUCKETS, Arm, Experiment
+from registry.experiments.declaration import BUCKETS, Arm, Experiment
 
 Purpose = Literal["enrolment", "arm"]
 

@@ -10,11 +10,12 @@ from pydantic import AwareDatetime, Field, TypeAdapter, ValidationError, model_v
 from registry.errors import Tampered
 from registry.records import Digest, Number
 from registry.schedule import Document, Name, first_fault
+from server.requests.assignment import Enrolment
 
 RequestId = Annotated[str, Field(min_length=1, max_length=128)]
 Seconds = Annotated[float, Field(ge=0)]
 Macs = Annotated[int, Field(ge=0)]
-Enrolment = Literal["enrolled", "not_in_share", "no_unit", "bypass"]
+FEEDBACK, FIDELITY = "feedback", "fidelity"  # streams of a whole model: its experiments pick theirs by request id
 
 
 class Outcome(Document):
@@ -76,6 +77,11 @@ class Fidelity(Document):
 
 Event = Outcome | Rating | Fidelity
 _EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="event")])
+
+
+def stream(name: str) -> str:
+    """Where the outcomes of an experiment go."""
+    return f"experiments/{name}/events"
 
 
 def write(events: Iterable[Event]) -> bytes:

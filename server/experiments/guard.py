@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from registry.experiment import HIGHER_IS_BETTER, Experiment, Guardrail, Harm, Metric
+from registry.experiments.declaration import HIGHER_IS_BETTER, Experiment, Guardrail, Harm, Metric
 from server.experiments.events import Outcome
-from server.experiments.summary import ABANDONED, values
+from server.experiments.request_metrics import ABANDONED, values
 
 KEPT = 10_000  # observations of one arm and guardrail, whatever the window
 DIGITS = 6

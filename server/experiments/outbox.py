@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from registry.errors import Conflict
-from registry.store import ObjectStore
+from registry.stores.base import ObjectStore
 
 OBJECT_BYTES = 128 * 2**10  # an object that has so many grows no further: few are read, and little is sent again and again
 FILE_BYTES = 4 * 2**20  # a file neither, should the store be away: one request carries it

@@ -11,10 +11,10 @@ from itertools import islice
 from pathlib import Path
 
 from registry.errors import FlexiError
-from registry.store import ObjectStore
-from server import metrics
+from registry.stores.base import ObjectStore
 from server.experiments.events import Event, write
 from server.experiments.outbox import Outbox
+from server.telemetry import metrics
 
 log = logging.getLogger(__name__)
 

@@ -13,10 +13,10 @@ import httpx
 import pytest
 from served import PATIENCE, SETTINGS, publish
 
-from registry.address import open_store
+from examples.launch import serving
 from registry.catalog import Catalog
 from registry.schedule import Schedule
-from server.launch import serving
+from registry.stores.address import open_store
 
 
 @dataclass(frozen=True)

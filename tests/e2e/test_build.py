@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent.parent
+from places import ROOT
 
 
 def test_a_bento_holds_the_model_and_starts_from_its_own_files(tmp_path: Path) -> None:

@@ -13,19 +13,19 @@ from typing import Any
 
 import httpx
 import pytest
+from places import ROOT
 from prometheus_server import Prometheus, shows, watching
 from served import MODEL, PATIENCE, SETTINGS, TEACHER_STEPS, made, publish
 
 from deploy.grafana.panels import EXPERIMENTS, ROWS
-from registry.address import open_store
+from examples.launch import serving
 from registry.catalog import Catalog
-from registry.experiment import Experiment
-from registry.experiments import Experiments
+from registry.experiments.catalog import Experiments
+from registry.experiments.declaration import Experiment
 from registry.schedule import Correction, Schedule, Segment, Solver
+from registry.stores.address import open_store
 from server.experiments.assign import arm_of, enrolled
-from server.launch import serving
 
-ROOT = Path(__file__).resolve().parents[2]
 STEPS = 20  # of the broken arm: enough that its latents overflow
 BROKEN = made("ddim", Segment()).model_copy(
     update={

@@ -20,8 +20,8 @@ import pytest
 from api_keys import keys
 from served import PATIENCE, SETTINGS, publish
 
-from registry.address import open_store
-from server.launch import serving
+from examples.launch import serving
+from registry.stores.address import open_store
 
 CONFIG = Path(__file__).with_name("schemathesis.toml")
 ARGUMENTS = os.environ.get("FUZZ", "--workers 4 --phases fuzzing --max-examples 50 --seed 1")

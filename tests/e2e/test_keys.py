@@ -13,8 +13,8 @@ import pytest
 from api_keys import keys
 from served import PATIENCE, SETTINGS
 
-from server.key_file import sha256
-from server.launch import started
+from examples.launch import started
+from server.access.key_file import sha256
 
 PROMPT = "a prompt that nobody else sends"
 BODY = {"prompt": PROMPT, "negative_prompt": f"not {PROMPT}", "tier": "reference", "seed": 1}

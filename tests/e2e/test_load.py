@@ -8,17 +8,15 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import psutil
 import pytest
+from places import ROOT
 
 from loadtests import soak
 from loadtests.run import measure
 from loadtests.witness import Witness
 from registry.catalog import Catalog
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +66,7 @@ def test_all_peers_answer(tmp_path):
 def test_a_soak_sees_everything(server, monkeypatch):
     """Its crowd, a tier that moves, and a process that is stopped and goes on."""
     monkeypatch.setattr(soak, "MOVE_SECONDS", 1.0)
-    digests, witness = [server.schedules[tier].digest for tier in ("draft", "fast", "balanced")], Witness()
+    digests, witness = [server.tiers.active[tier].digest for tier in ("draft", "fast", "balanced")], Witness()
     catalog, ourselves = Catalog(server.catalog.store, "emoji64", author="soak"), [psutil.Process()]
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as child:
         store = psutil.Process(child.pid)

@@ -11,7 +11,7 @@ import psutil
 import pytest
 from served import PATIENCE, SETTINGS
 
-from server.launch import Served, started
+from examples.launch import Served, started
 
 BODY = {"prompt": "red heart", "tier": "reference", "seed": 1}
 

@@ -14,8 +14,8 @@ import pytest
 from api_keys import keys
 from served import PATIENCE, SETTINGS, publish
 
-from registry.address import open_store
-from server.launch import started
+from examples.launch import started
+from registry.stores.address import open_store
 
 SLOW = {"prompt": "red heart", "quality": "max", "n": 4}
 

@@ -9,12 +9,12 @@ import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import yaml
+from places import ROOT
 from prometheus_server import SHIPPED, Prometheus, shows, watching
 from served import reference
 
@@ -176,7 +176,7 @@ def test_every_panel_shows_something(watched, panel):
 
 def dump(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "deploy.grafana.ask", *arguments]
-    return subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
 def test_the_dashboard_is_there_as_text(watched):

@@ -14,8 +14,8 @@ import psutil
 import pytest
 from served import PATIENCE, SETTINGS, publish
 
-from registry.address import open_store
-from server.launch import Served, started
+from examples.launch import Served, started
+from registry.stores.address import open_store
 
 LONG = {"prompt": "red heart", "tier": "reference", "num_images": 4}  # a thousand full steps
 SHORT = {"prompt": "red heart", "tier": "best", "num_images": 4}

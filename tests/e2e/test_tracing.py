@@ -8,8 +8,8 @@ import httpx
 from otlp_receiver import receiving
 from served import PATIENCE, SETTINGS, publish
 
-from registry.address import open_store
-from server.launch import serving
+from examples.launch import serving
+from registry.stores.address import open_store
 
 TRACE, CALLER = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 

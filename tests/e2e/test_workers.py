@@ -17,8 +17,8 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.parser import text_string_to_metric_families
 from served import PATIENCE, SETTINGS, publish
 
-from registry.address import open_store
-from server.launch import started
+from examples.launch import started
+from registry.stores.address import open_store
 
 
 def wait_for(condition: Callable[[], bool]) -> None:

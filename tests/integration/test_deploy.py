@@ -6,17 +6,16 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from places import ROOT
 from prometheus_client.metrics import MetricWrapperBase
 
 from deploy.grafana.dashboard import FILE, dashboard
-from server import metrics
+from server.telemetry import metrics
 
-ROOT = Path(__file__).resolve().parents[2]
 PROMETHEUS = ROOT / "deploy" / "prometheus"
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
 

@@ -1,6 +1,6 @@
 """Writers that race, writers that are killed: the scripts beside this file, with small numbers and on both real stores.
 
-The full figures: `PYTHONPATH=. python tests/integration/registry_race.py 1000 s3`, `… registry_kills.py 200 s3`.
+The full figures: `PYTHONPATH=. python tests/support/registry_race.py 1000 s3`, `… registry_kills.py 200 s3`.
 """
 
 from __future__ import annotations

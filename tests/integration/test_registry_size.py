@@ -8,17 +8,18 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from memory_store import MemoryStore
 from registry_stores import schedule_number
 from seaweed import S3Server
 from typer.testing import CliRunner
 
-from registry import options
 from registry.__main__ import app
 from registry.catalog import Catalog
+from registry.commands import options
 from registry.records import Claim, Version
-from registry.s3 import S3Store
 from registry.schedule import Schedule
-from registry.store import MemoryStore, ObjectStore, Stored
+from registry.stores.base import ObjectStore, Stored
+from registry.stores.s3 import S3Store
 from registry.writer import now
 
 REAL = 25  # of the schedules, the newest, are documents; the others are only keys

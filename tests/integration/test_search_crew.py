@@ -13,6 +13,7 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
+from places import ROOT
 
 from registry.errors import FlexiError, InvalidInput
 from registry.schedule import Schedule, Segment
@@ -22,7 +23,6 @@ from search_jobs.config import JobConfig
 from search_jobs.crew import Alone, Desk, Task
 from search_jobs.job import Job
 
-ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"teacher_steps": 4, "screen": 2, "images": 2, "tiers": {"fast": 0.8}, "budgets": ()}
 CONFIG = JobConfig.parse({"model": "models/emoji64", "features": "models/emoji64/clip", **SMALL})
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import model_folders
 import pytest
 import torch
+from places import ROOT
 
 from engine.models import load
 from engine.sampler import generate
@@ -22,7 +23,6 @@ from search_jobs.config import JobConfig
 from search_jobs.job import Job
 from search_jobs.objective import WORST
 
-ROOT = Path(__file__).resolve().parents[2]
 CLIP = ROOT / "models" / "emoji64" / "clip"
 CEILING = 0.6
 

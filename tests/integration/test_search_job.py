@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from registry.catalog import Catalog
-from registry.folder import FolderStore
+from registry.stores.folder import FolderStore
 
 PROMPTS = ["red heart", "cat face", "tomato", "sunflower"]
 IMAGES = ("--screen", "2", "--images", "2", "--select", "2", "--finals", "2", "--heldout", "2")

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import model_folders
 import pytest
 import torch
+from places import ROOT
 
 from registry.errors import InvalidInput
 from search_jobs.compare import compare
@@ -14,7 +15,7 @@ from search_jobs.config import JobConfig, digest_of
 from search_jobs.job import Job
 from search_jobs.stages import stages
 
-CLIP = Path(__file__).resolve().parents[2] / "models" / "emoji64" / "clip"
+CLIP = ROOT / "models" / "emoji64" / "clip"
 CEILING = 0.5
 
 

@@ -17,18 +17,18 @@ from pathlib import Path
 import httpx
 import pytest
 from faulty import FaultyProxy, faulty_proxy, healthy, says, slow, truncated
+from places import ROOT
 from seaweed import S3Server
 
 from engine.folder import Folder
+from examples.launch import serving
 from registry.catalog import Catalog
-from registry.s3 import S3Store
 from registry.schedule import ModelRef, Schedule, Segment, Solver
 from registry.signing import SigningKey
-from server.launch import serving
+from registry.stores.s3 import S3Store
 
 log = logging.getLogger(__name__)
 
-ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "models" / "emoji64"
 SETTINGS = {"FLEXI_MODEL": str(MODEL), "FLEXI_TEACHER_STEPS": "4", "FLEXI_WATCH_SECONDS": "0.3"}
 PATIENCE = 400  # seconds, for a start on a busy machine

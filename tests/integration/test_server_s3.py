@@ -7,13 +7,13 @@ from functools import cache
 
 import pytest
 
-from registry.address import open_store
 from registry.catalog import Catalog
 from registry.schedule import Schedule, Segment
+from registry.stores.address import open_store
 from server.experiments import events
 from server.experiments.recorder import Recorder
-from server.schedules import Schedules
-from server.watch import Watch
+from server.tiers.active import Schedules
+from server.tiers.watch import Watch
 
 
 @pytest.fixture

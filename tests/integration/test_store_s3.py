@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from seaweed import S3Server
 
-from registry.address import open_store
 from registry.errors import Conflict, InvalidInput, NotFound, StoreUnavailable, Unsupported
-from registry.s3 import S3Store, refuse_without_conditional_writes
+from registry.stores.address import open_store
+from registry.stores.s3 import S3Store, refuse_without_conditional_writes
 
 
 def _drop(header: str) -> Callable[..., None]:

@@ -15,12 +15,13 @@ import pytest
 from folder_writers import count_up, create, create_too_much
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from memory_store import MemoryStore
 
-from registry.address import open_store
 from registry.errors import Conflict, FlexiError, InvalidInput, NotFound, StoreUnavailable
-from registry.folder import FolderStore
-from registry.s3 import S3Store
-from registry.store import MemoryStore, ObjectStore
+from registry.stores.address import open_store
+from registry.stores.base import ObjectStore
+from registry.stores.folder import FolderStore
+from registry.stores.s3 import S3Store
 
 RACERS = 8
 BAD_KEYS = [

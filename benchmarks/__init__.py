@@ -1,0 +1,1 @@
+"""Figures that the documents quote, measured or simulated by anybody who runs them again."""

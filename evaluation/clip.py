@@ -1,0 +1,82 @@
+"""CLIP as feature extractor: any transformers CLIP folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from engine.config import reason
+from engine.folder import read_object
+from evaluation.distance import Features
+from registry.errors import NotFound, Unsupported
+
+BATCH = 64  # images or texts in one call: bounds memory
+
+
+class Clip:
+    """Projected features of a transformers CLIP folder, in float32. Images of another shape are resized to its square."""
+
+    def __init__(self, folder: str | Path, device: str = "cpu") -> None:
+        """Raises `NotFound` when the folder holds no CLIP model, `Unsupported` when it holds another or a broken one."""
+        root = Path(folder)
+        if not (root / "preprocessor_config.json").is_file():
+            raise NotFound(f"features: {root} is not a CLIP folder (no preprocessor_config.json)", param="features")
+        kind = read_object(root / "config.json", "features").get("model_type")
+        if kind != "clip":
+            raise Unsupported(f"features: {root} must hold a CLIP model, its config.json says {kind!r}", param="features")
+        scaling = read_object(root / "preprocessor_config.json", "features")
+        try:
+            mean, std = (torch.tensor(scaling[what], device=device).view(1, 3, 1, 1) for what in ("image_mean", "image_std"))
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            message = f"features: image_mean and image_std of {root} must be three numbers each: {reason(error)}"
+            raise Unsupported(message, param="features") from error
+        import transformers
+
+        transformers.utils.logging.disable_progress_bar()
+        try:
+            model, report = transformers.CLIPModel.from_pretrained(root, dtype=torch.float32, output_loading_info=True)
+            self.tokenizer = transformers.CLIPTokenizer.from_pretrained(root)
+        except Exception as error:  # every file format has its own
+            raise Unsupported(f"features: {root} cannot be read: {reason(error)}", param="features") from error
+        if report["missing_keys"]:  # transformers would draw them at random
+            missing = ", ".join(sorted(report["missing_keys"])[:3])
+            raise Unsupported(f"features: the weights in {root} lack {missing}", param="features")
+        self.name = f"clip:{'/'.join(root.resolve().parts[-2:])}"  # as the hub names models: the last part may be only "clip"
+        self.device, self.mean, self.std = device, mean, std
+        self.model = model.to(device).eval()
+        self.size = int(self.model.config.vision_config.image_size)
+        self.length = min(self.tokenizer.model_max_length, self.model.config.text_config.max_position_embeddings)
+
+    @torch.inference_mode()
+    def images(self, images: Tensor) -> Features:
+        """Images (n, 3, H, W) in [0, 1] to projected features (n, d)."""
+        parts = []
+        for part in images.split(BATCH):
+            fitting = part.to(self.device)
+            if fitting.shape[-2:] != (self.size, self.size):
+                fitting = functional.interpolate(fitting, size=self.size, mode="bicubic", antialias=True).clamp(0, 1)
+            parts.append(_array(self.model.get_image_features(pixel_values=(fitting - self.mean) / self.std)))
+        return np.concatenate(parts)
+
+    @torch.inference_mode()
+    def texts(self, prompts: Sequence[str]) -> Features | None:
+        """Prompts to projected features (n, d)."""
+        if not any(prompts):
+            return None  # an unconditional model
+        tokens = self.tokenizer(
+            list(prompts), padding="max_length", truncation=True, max_length=self.length, return_tensors="pt"
+        ).to(self.device)
+        parts = zip(tokens.input_ids.split(BATCH), tokens.attention_mask.split(BATCH), strict=True)
+        return np.concatenate([_array(self.model.get_text_features(input_ids=ids, attention_mask=mask)) for ids, mask in parts])
+
+
+def _array(features: object) -> Features:
+    """transformers 5 wraps the projected features in an output object, earlier versions return the tensor itself."""
+    tensor = getattr(features, "pooler_output", features)
+    assert isinstance(tensor, Tensor)
+    return tensor.cpu().numpy().astype(np.float64)

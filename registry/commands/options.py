@@ -1,0 +1,39 @@
+"""The options and arguments that the registry's commands share, and the catalog that they mean."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from registry.catalog import Catalog
+from registry.errors import InvalidInput, NotFound
+from registry.stores.address import open_store
+
+if TYPE_CHECKING:
+    from registry.signing import TrustedKeys
+
+DEFAULT = ".flexi/registry"
+
+Registry = Annotated[str, typer.Option("--registry", envvar="FLEXI_REGISTRY", help="A folder or s3://bucket/prefix.")]
+Model = Annotated[str | None, typer.Option("--model", help="The model; needed where the registry has several.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+Reason = Annotated[str, typer.Option("--reason", "-m", help="Why: it stays in the tier's history.")]
+Ref = Annotated[str, typer.Argument(help="A tier, a version number, or a digest's first 8 digits or more.")]
+Tier = Annotated[str, typer.Argument(help="The name of a tier.")]
+Files = Annotated[list[Path], typer.Argument(exists=True, dir_okay=False, readable=True, help="Schedule documents.")]
+Key = Annotated[Path, typer.Option("--key", help="A private key (Ed25519, PEM): see keygen.")]
+Note = Annotated[str, typer.Option("--note", "-m", help="What these schedules are: it stays with their versions.")]
+Last = Annotated[int, typer.Option("--last", min=1, help="Show this many, the newest.")]
+
+
+def open_catalog(registry: str, model: str | None, trusted: TrustedKeys | None = None) -> Catalog:
+    """The catalog of the model that was named, or of the only one there is."""
+    store = open_store(registry)
+    found = [model] if model else list(store.folders(""))
+    if not found:
+        raise NotFound(f"no model in {registry} yet: publish a schedule first", param="registry")
+    if len(found) > 1:
+        raise InvalidInput(f"{registry} has several models, choose by --model: {', '.join(found)}", param="model")
+    return Catalog(store, found[0], trusted=trusted)

@@ -1,0 +1,108 @@
+"""The commands that keep a registry in order: verify, gc, export, import."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from registry.bundle import Bundle
+from registry.catalog import Catalog
+from registry.commands.display import print_json, print_table
+from registry.commands.options import DEFAULT, AsJson, Model, Registry, open_catalog
+from registry.gc import Collector
+from registry.stores.address import open_store
+from registry.verify import Verification
+
+app = typer.Typer()
+
+Days = Annotated[float, typer.Option("--days", min=0, help="Keep what was published, or meant by a tier, in so many days.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only tell what would be removed.")]
+Trusted = Annotated[
+    Path | None,
+    typer.Option("--trusted-keys", envvar="FLEXI_TRUSTED_KEYS", help="Also demand a signature by one of these public keys."),
+]
+
+
+@app.command()
+def verify(registry: Registry = DEFAULT, model: Model = None, trusted: Trusted = None, as_json: AsJson = False) -> None:
+    """Read everything and tell all that is damaged. Exit code 1 if anything is."""
+    keys = None
+    if trusted:
+        from registry.signing import TrustedKeys  # cryptography takes a moment to import: only who checks signatures pays
+
+        keys = TrustedKeys.read(trusted)
+    catalog = open_catalog(registry, model, keys)
+    found = Verification(catalog)
+    if as_json:
+        findings = [asdict(finding) for finding in found.findings]
+        print_json({"model": catalog.model, "objects": len(found.keys), "damaged": len(found.damage), "findings": findings})
+    else:
+        for finding in sorted(found.findings, key=lambda finding: not finding.damage):
+            typer.echo(f"{'DAMAGED' if finding.damage else 'note':<8} {finding.key}: {finding.message}")
+        verdict = f"damaged in {len(found.damage)} places" if found.damage else "no damage"
+        typer.echo(f"{catalog.model}: {len(found.keys)} objects read, {verdict}")
+    raise typer.Exit(1 if found.damage else 0)
+
+
+@app.command()
+def gc(
+    registry: Registry = DEFAULT, model: Model = None, days: Days = 90, dry_run: DryRun = False, as_json: AsJson = False
+) -> None:
+    """Remove schedules that no alias, experiment or history of the last days names, with their artifacts and signatures.
+
+    Version records stay, so no number is used again. What a rollback would lead to stays too.
+    """
+    catalog = open_catalog(registry, model)
+    collector = Collector(catalog, days)
+    found = collector.find()
+    if not dry_run:
+        found = collector.remove(found)
+    if as_json:
+        print_json({"model": catalog.model, "dry_run": dry_run, "removed": [asdict(each) for each in found]})
+        return
+    if found:
+        rows = [(each.digest[:8], ", ".join(map(str, each.versions)) or "-", len(each.beside)) for each in found]
+        print_table(f"{catalog.model}: {'would be removed' if dry_run else 'removed'}", ("digest", "versions", "files"), rows)
+    typer.echo(f"schedules that {'would be' if dry_run else 'were'} removed: {len(found)}")
+
+
+@app.command()
+def export(
+    file: Annotated[Path, typer.Argument(help="The bundle to make: a tar file; compressed if its name ends in gz.")],
+    refs: Annotated[
+        list[str] | None, typer.Argument(help="Tiers, version numbers, digests; everything if none is given.")
+    ] = None,
+    registry: Registry = DEFAULT,
+    model: Model = None,
+    as_json: AsJson = False,
+) -> None:
+    """Put schedules with their versions, tiers, artifacts and signatures into one file, for another registry."""
+    bundle = Bundle.of(open_catalog(registry, model), refs or ())
+    bundle.write(file)
+    tiers = [alias.tier for alias in bundle.aliases]
+    if as_json:
+        print_json({"model": bundle.model, "file": str(file), "schedules": sorted(bundle.schedules), "tiers": tiers})
+        return
+    typer.echo(f"{file}: {len(bundle.schedules)} schedules of {bundle.model}, tiers: {', '.join(tiers) or 'none'}")
+
+
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True, help="A bundle made by export.")],
+    registry: Registry = DEFAULT,
+    as_json: AsJson = False,
+) -> None:
+    """Publish what a bundle holds and this registry lacks; promote tiers that it lacks. Everything is checked first.
+
+    Nothing that is there is changed; to import again does nothing.
+    """
+    bundle = Bundle.read(file)
+    done = list(bundle.publish(Catalog(open_store(registry), bundle.model)))
+    if as_json:
+        print_json({"model": bundle.model, "done": [each._asdict() for each in done]})
+        return
+    for each in done:
+        typer.echo(f"{each.kind} {each.name[:8] if each.kind == 'schedule' else each.name}: {each.outcome}")

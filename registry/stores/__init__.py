@@ -1,0 +1,1 @@
+"""Where a registry's objects are kept: a folder, or a bucket of S3."""

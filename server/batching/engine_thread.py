@@ -1,0 +1,354 @@
+"""Between asyncio and the engine: one thread owns the model and the waves, everybody else hands in orders and waits.
+
+Text encoding and VAE decoding run in the same thread, between two waves. A second executor would not make them faster (they
+want the same cores or the same device), would make two threads share one model, and would need a hand-over for every image;
+the price is that a wave waits while the texts of at most `BATCH` newcomers are encoded and what the wave before it finished
+is decoded.
+
+A GPU works behind the host, so a wave is launched, with the decoding of the images it finishes, while the one before it is
+still at work: the device never waits for Python. It is formed as late as that allows, so that newcomers find a place in it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from functools import partial
+from time import monotonic
+
+from torch import Tensor
+
+from engine.models import Model
+from engine.policy import Balanced
+from engine.program import Program
+from engine.waves import Row, Wave, Waves
+from registry.errors import FlexiError
+from server.batching import accounting
+from server.batching.admission import Admission
+from server.batching.fair_queue import Door
+from server.batching.forecast import Load
+from server.batching.image import Order, Picture, Preview, Ticket, macs_before
+from server.batching.inflight import Launched
+from server.batching.memory import slots_within
+from server.batching.overlap import Lead
+from server.batching.queue import Queue
+from server.batching.text_and_vae import Stages
+from server.errors import GenerationFailed, NotReady
+from server.telemetry import metrics
+from server.telemetry.tracing import journey
+
+log = logging.getLogger(__name__)
+
+FAILED_WAVES = 5  # in a row, and the engine counts as lost
+BATCH = 8  # texts encoded, or latents decoded, at once
+ROWS_IN_FULL_WAVES = 4  # at most in flight: rows on different steps need company to fill a wave, and more only makes all later
+
+
+class Dispatcher:
+    """The engine's thread and its two doors: `submit` for orders, a future for each picture.
+
+    Whoever cancels a future frees its row at the engine's next turn. A row that fails takes nobody with it, except that
+    an exception in a wave fails the rows of that wave; the thread lives on.
+    """
+
+    def __init__(self, model: Model, admission: Admission, max_wave_rows: int, cache_bytes: int | None = None) -> None:
+        """At most four full waves of rows are in flight, or as many as fit into `cache_bytes`.
+
+        Raises `InvalidInput` when that is not even one image.
+        """
+        self._model = model
+        self._admission = admission
+        self._stages = Stages(model)
+        self._policy = Balanced(max_unet_rows=max_wave_rows)
+        self._waves = Waves(model.anatomy, slots_within(model, ROWS_IN_FULL_WAVES * max_wave_rows, cache_bytes), self._policy)
+        metrics.cache_bytes.set(self._waves.slots.bytes)
+        self._queue = Queue(Door(self._policy))
+        self._inflight: dict[Row, Ticket] = {}
+        self._cancelled: deque[Ticket] = deque()  # by their clients, and not dropped yet
+        self._aloft: Launched | None = None
+        self._lead = Lead()
+        self._failed_waves = 0  # in a row
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        """Begin to work."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Finish the current turn, fail what is left, stop. Blocks for a turn."""
+        self._queue.close()
+        self._thread.join()
+
+    @property
+    def alive(self) -> bool:
+        """Whether orders will be worked on."""
+        return self._thread.is_alive()
+
+    def submit(self, orders: Sequence[Order], preview: Preview | None = None) -> list[Future[Picture]]:
+        """Queue all of these orders or none. Raises `Overloaded`, and `NotReady` when the engine is stopping.
+
+        All must be of one key, or all idle: those run while no client waits, and whoever submits them bounds them.
+        `preview` is called in the engine's thread.
+        """
+        now, first = monotonic(), orders[0]
+        tickets = [Ticket(order, now, macs_before(order, self._model.macs), preview, journey=journey()) for order in orders]
+        for ticket in tickets:
+            ticket.future.add_done_callback(partial(self._ended, ticket))
+        macs = sum(ticket.remaining_macs for ticket in tickets)
+        if not first.idle:
+            self._admission.enter(first.key, macs, first.key_seconds)
+        try:
+            self._queue.put(tickets)
+        except NotReady:
+            if not first.idle:
+                self._admission.done(first.key, macs)
+            raise
+        metrics.queue_rows.set(len(self._queue))
+        return [ticket.future for ticket in tickets]
+
+    def forecast(self, program: Program, unet_rows: int, images: int, tier: str) -> float:
+        """Seconds until so many images of this program would be done if they came now. Any thread may ask."""
+        clients = [ticket for ticket in list(self._inflight.values()) if not ticket.order.idle]
+        pace, each = self._admission.seconds_per_mac, self._stages.seconds_per_image
+        alone = sum(self._policy.curve.seconds(step.need, unet_rows) for step in program.steps)
+        macs = images * self._model.macs.of_program(program, unet_rows)
+        return Load(self._queue.macs(), clients, pace, each).finish(tier, len(program.steps), macs, images, alone)
+
+    def turn(self) -> None:
+        """Drop what nobody wants, take in what fits, launch a wave behind the one at work, and tell what came of that one."""
+        start = monotonic()
+        self._drop_cancelled()
+        self._take_in()
+        launched = self._launch()
+        if launched:
+            self._lead.formed(start, at_work=self._aloft is not None)
+        self._land()
+        self._aloft = launched
+        if launched and launched.end.done():  # a CPU's
+            self._land()
+        metrics.queue_rows.set(len(self._queue))
+        metrics.inflight_rows.set(len(self._inflight))
+        metrics.queue_seconds.set(self._admission.seconds)
+        if self._aloft:
+            wave, images = self._aloft.wave, len(self._aloft.images)
+            seconds = self._policy.curve.seconds(wave.need, wave.unet_rows) + self._stages.decoding(images)
+            self._lead.doze(self._aloft.end, seconds)
+
+    def _run(self) -> None:
+        while self._has_work():
+            try:
+                self.turn()
+            except Exception as error:  # a lost device or a bug: better to fail what is in flight than to fail for ever
+                log.exception("the engine's turn failed", extra=_whose(self._inflight.values()))
+                with suppress(Exception):  # what was launched before may have come to its end
+                    self._land()
+                self._fail([*self._inflight.values()], error, "computing")
+                self._give_up_after(FAILED_WAVES)
+        with suppress(Exception):
+            self._land()
+        stopping = NotReady("the server is stopping")
+        self._fail([*self._inflight.values(), *self._queue.empty()], stopping, "")
+
+    def _has_work(self) -> bool:
+        """Sleep until there is something to do; False when it is time to stop."""
+        if not self._inflight and not self._aloft:
+            self._queue.wait()
+        return self._queue.is_open
+
+    def _drop_cancelled(self) -> None:
+        while self._cancelled:
+            ticket = self._cancelled.popleft()
+            if not ticket.left:
+                self._queue.remove(ticket)
+                self._leave(ticket, "cancelled")
+
+    def _ended(self, ticket: Ticket, future: Future[Picture]) -> None:
+        """In whatever thread ended it."""
+        if future.cancelled():
+            self._cancelled.append(ticket)
+
+    def _take_in(self) -> None:
+        """Clients before idle work, which gives up its place as soon as one comes, and begins anew later."""
+        idle = [ticket for row, ticket in self._inflight.items() if ticket.order.idle and row.slots]
+        room = self._waves.slots.free + sum(ticket.unet_rows for ticket in idle)
+        tickets = self._queue.take(room, BATCH)
+        if sum(ticket.unet_rows for ticket in tickets) > self._waves.slots.free:
+            self._send_back(idle)
+        if not tickets and not self._inflight:
+            tickets = self._queue.take_idle()
+        self._each(tickets, self._encode, "encoding")
+        if tickets and all(ticket.left for ticket in tickets):
+            self._model.anatomy.fence().done()  # raises when the device is lost: then it is not the prompts
+
+    def _send_back(self, tickets: Sequence[Ticket]) -> None:
+        for ticket in tickets:
+            assert ticket.row is not None, "it was in flight"
+            self._waves.cancel(ticket.row)
+            del self._inflight[ticket.row]
+            ticket.restart()
+        self._queue.put_back(tickets)
+
+    def _encode(self, tickets: list[Ticket]) -> None:
+        start, rows, now = monotonic(), self._stages.encode(tickets), monotonic()
+        try:
+            for row in rows:
+                self._waves.add(row)
+        except Exception:  # of the device; a retry must find no half of a batch
+            for row in rows:
+                self._waves.cancel(row)
+            raise
+        for ticket, row in zip(tickets, rows, strict=True):
+            ticket.row, ticket.taken = row, start
+            metrics.stage_seconds.labels("queue").observe(start - ticket.queued)
+            ticket.journey.add("queue", ticket.queued, start)
+            ticket.journey.add("encode", start, now, images=len(rows))
+            self._inflight[row] = ticket
+
+    def _launch(self) -> Launched | None:
+        """Ask the device for one wave, and for the pictures that it finishes."""
+        wave = self._waves.launch(monotonic())
+        if wave is None:
+            return None
+        self._fail_rows(wave)
+        if not wave.rows:
+            self._give_up_after(FAILED_WAVES)
+            return None
+        tickets = {row: self._inflight[row] for row in wave.rows}
+        spent, images = accounting.spend(wave.need, tickets.values()), dict[Ticket, Tensor]()
+        for ticket, macs in zip(tickets.values(), spent, strict=True):
+            self._settle(ticket, macs)
+        done = [ticket for ticket in tickets.values() if not ticket.remaining_macs]
+        for start in range(0, len(done), BATCH):
+            self._each(done[start : start + BATCH], partial(self._decode, images), "decoding")
+        decoded = self._model.anatomy.fence()
+        previews = self._previews([ticket for ticket in tickets.values() if ticket.position in ticket.preview_at])
+        return Launched(wave, tickets, sum(spent), images, previews, decoded, self._model.anatomy.fence())
+
+    def _land(self) -> None:
+        """Wait for the wave at work, learn from it, and hand out what it finished."""
+        if self._aloft is None:
+            self._lead.begins()
+            return
+        launched, self._aloft = self._aloft, None
+        wave = self._waves.land(launched.wave)
+        launched.end.wait()
+        self._lead.begins()
+        self._failed_waves = 0
+        now, decoding = monotonic(), launched.decoded.since(wave.end)
+        denoised = now - launched.end.since(wave.end)
+        self._learn(launched)
+        self._fail_rows(wave)
+        here, begun = launched.still_here(), denoised - wave.seconds
+        for ticket in here:
+            ticket.denoised = denoised
+            ticket.journey.add(wave.need.kind, begun, denoised, branch=wave.need.branch, unet_rows=wave.unet_rows)
+        if launched.images:
+            self._stages.took("decode", decoding, len(launched.images))
+        for ticket in here:
+            if ticket in launched.images:
+                ticket.journey.add("decode", denoised, denoised + decoding, images=len(launched.images))
+                self._hand_out(ticket, launched.images[ticket])
+            elif ticket in launched.previews:
+                self._show(ticket, *launched.previews[ticket])
+
+    def _learn(self, launched: Launched) -> None:
+        wave, kind, seconds = launched.wave, launched.wave.need.kind, launched.wave.seconds
+        metrics.wave_rows.labels(kind).observe(wave.unet_rows)
+        metrics.wave_seconds.labels(kind).observe(seconds)
+        self._admission.measured(launched.macs, seconds)
+        if not wave.failed:  # else it was several calls
+            self._policy.curve.observe(wave.need, wave.unet_rows, seconds)
+
+    def _fail_rows(self, wave: Wave) -> None:
+        for row in wave.failed:
+            assert row.error is not None, "a failed row has its error"
+            ticket = self._inflight.get(row)
+            if ticket:  # else it left before its wave had landed
+                log.error("denoising failed", exc_info=row.error, extra=_whose([ticket]))
+                self._fail([ticket], row.error, "denoising")
+
+    def _give_up_after(self, limit: int) -> None:
+        """Stop the thread when nothing works any more, so that /livez asks for a restart: a lost device does not come back."""
+        self._failed_waves += 1
+        if self._failed_waves >= limit:
+            log.error("stopping after %d failed waves in a row", self._failed_waves)
+            self._queue.close()
+
+    def _decode(self, images: dict[Ticket, Tensor], tickets: list[Ticket]) -> None:
+        images.update(zip(tickets, self._stages.decode([ticket.latent for ticket in tickets]), strict=True))
+
+    def _previews(self, tickets: list[Ticket]) -> dict[Ticket, tuple[int, Tensor]]:
+        """The clean latents that their last step predicts, decoded. That one fails costs nobody an image."""
+        if not tickets:
+            return {}
+        try:
+            pixels = self._stages.decode([self._waves.slots.clean(ticket.row.slots[0]) for ticket in tickets if ticket.row])
+        except Exception:
+            log.exception("a preview failed", extra=_whose(tickets))
+            return {}
+        return {ticket: (ticket.preview_at[ticket.position], each) for ticket, each in zip(tickets, pixels, strict=True)}
+
+    def _show(self, ticket: Ticket, preview: int, pixels: Tensor) -> None:
+        try:
+            if ticket.preview:
+                ticket.preview(ticket.order, preview, pixels)
+        except Exception:
+            log.exception("a preview failed", extra=_whose([ticket]))
+
+    def _hand_out(self, ticket: Ticket, pixels: Tensor) -> None:
+        spent = ticket.denoised - ticket.taken
+        metrics.stage_seconds.labels("denoise").observe(spent)
+        accounting.balance(ticket)
+        self._leave(ticket, "ok")
+        with suppress(InvalidStateError):  # cancelled this very moment
+            pixels = pixels.clone()  # a batch's memory is not to live as long as one of its images
+            ticket.future.set_result(Picture(pixels, ticket.macs, ticket.steps, ticket.taken - ticket.queued, spent))
+
+    def _each(self, tickets: list[Ticket], work: Callable[[list[Ticket]], None], stage: str) -> None:
+        """Work on a batch; if that fails, on each ticket alone, so that only the culprits fail."""
+        if not tickets:
+            return
+        try:
+            work(tickets)
+            return
+        except Exception as error:
+            if len(tickets) == 1:
+                log.exception("%s failed", stage, extra=_whose(tickets))
+                self._fail(tickets, error, stage)
+                return
+        for ticket in tickets:
+            self._each([ticket], work, stage)
+
+    def _fail(self, tickets: Sequence[Ticket], error: Exception, stage: str) -> None:
+        if not isinstance(error, FlexiError):
+            error = GenerationFailed(
+                f"{stage} this image failed" + (f": {error}" if isinstance(error, FloatingPointError) else "")
+            )
+        for ticket in tickets:
+            self._leave(ticket, "failed")
+            with suppress(InvalidStateError):
+                ticket.future.set_exception(error)
+
+    def _leave(self, ticket: Ticket, outcome: str) -> None:
+        """The one way out: the row's memory is free, no work is owed, and the image is counted."""
+        ticket.left = True
+        if ticket.row is not None:
+            self._waves.cancel(ticket.row)
+            self._inflight.pop(ticket.row, None)
+        self._settle(ticket, ticket.macs_before[-1] - ticket.settled)
+        metrics.images_total.labels(ticket.order.tier, ticket.order.arm, outcome).inc()
+        ticket.journey.end(monotonic(), tier=ticket.order.tier, outcome=outcome)
+
+    def _settle(self, ticket: Ticket, macs: int) -> None:
+        ticket.settled += macs
+        if not ticket.order.idle:
+            self._admission.done(ticket.order.key, macs)
+
+
+def _whose(tickets: Iterable[Ticket]) -> dict[str, dict[str, str]]:
+    """For a log line: the requests that it is about."""
+    return {"fields": {"request_id": " ".join(dict.fromkeys(ticket.order.request_id for ticket in tickets))}}

@@ -1,0 +1,73 @@
+"""One metric of one arm against control: what the report shows and the verdict follows from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from registry.experiments.declaration import BY_RATIO, SHARES, Experiment, Metric
+from server.experiments.analysis import statistics
+from server.experiments.analysis.statistics import Moments
+from server.experiments.analysis.summary import ArmSummary
+
+FEW = 200  # units of an arm below which a metric has no interval: the simulations begin there
+METRICS: tuple[Metric, ...] = (
+    "queue_seconds", "service_seconds", "errors", "abandoned", "macs", "rating", "psnr", "feature_distance",
+)  # fmt: skip
+RESOLUTION: dict[Metric, float] = {  # τ where the declaration says nothing: relative, or a difference
+    "queue_seconds": 0.05, "service_seconds": 0.05, "errors": 0.01, "abandoned": 0.01, "macs": 0.05, "rating": 0.05,
+    "psnr": 0.5, "feature_distance": 0.05,
+}  # fmt: skip
+
+
+class Interval(NamedTuple):
+    """An estimate with its always-valid interval, as plain numbers."""
+
+    estimate: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One metric of one arm against control. `difference` and `ratio` are None where there is too little to compare."""
+
+    metric: Metric
+    arm: str
+    value: float | None
+    control: float | None
+    difference: Interval | None
+    ratio: Interval | None
+
+
+def compare(experiment: Experiment, metric: Metric, control: ArmSummary, arm: ArmSummary) -> Comparison:
+    """One metric of an arm against control, at the experiment's α shared equally by all arms that are compared."""
+    was, now = control.moments.get(metric), arm.moments.get(metric)
+    value, before = _mean(now), _mean(was)
+    if was is None or now is None or min(was.units, now.units) < FEW:
+        return Comparison(metric, arm.name, value, before, None, None)
+    tau, alpha = resolution(experiment, metric), experiment.alpha / len(experiment.treatments)
+    relative = metric in BY_RATIO
+    positive = bool(before and value and before > 0 and value > 0)
+    unit = tau * abs(before or 0.0) if relative else tau
+    difference = statistics.difference(was, now, unit, alpha, shares=metric in SHARES) if unit else None
+    ratio = statistics.ratio(was, now, tau, alpha) if relative and positive else None
+    return Comparison(metric, arm.name, value, before, _plain(difference), _plain(ratio))
+
+
+def resolution(experiment: Experiment, metric: Metric) -> float:
+    """τ of a metric's intervals: the effect that the declaration cares about, or a usual one."""
+    if metric == experiment.primary.metric:
+        return experiment.primary.minimal_effect
+    for each in experiment.guardrails:
+        if each.metric == metric and each.compare == ("ratio" if metric in BY_RATIO else "difference"):
+            return each.limit - 1 if each.compare == "ratio" else each.limit
+    return RESOLUTION[metric]
+
+
+def _mean(found: Moments | None) -> float | None:
+    return float(found.s / found.n) if found else None
+
+
+def _plain(effect: statistics.Effect | None) -> Interval | None:
+    return Interval(*(float(each) for each in effect)) if effect else None

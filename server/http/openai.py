@@ -1,0 +1,232 @@
+"""The images API of OpenAI, for clients that speak it already: `quality` chooses the tier."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+from starlette.datastructures import Headers
+
+from registry.errors import FlexiError, InvalidInput
+from server.api import AUTO, CLIENTS, GIVEN, MAX_DEADLINE, MAX_SEED, REF, WHOLE, GenerateRequest, GenerateResponse, together
+from server.errors import fault
+from server.http.sse import event
+from server.http.unit import unit_of
+from server.requests.generation import Finished, Partial, response
+from server.requests.plan import Plan
+
+Quality = Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"]
+TIERS: dict[Quality, str] = {
+    "auto": AUTO,
+    "low": "draft",
+    "medium": "balanced",
+    "standard": "balanced",
+    "high": "best",
+    "hd": "best",
+    "xhigh": "best",
+    "max": "reference",
+}
+QUALITIES: dict[str, Quality] = {"draft": "low", "fast": "low", "balanced": "medium", "best": "high", "reference": "max"}
+MAX_PREVIEWS = 3
+PREFERRED: dict[str, JsonValue] = {"enum": [quality for quality in TIERS if quality != "auto"]}
+PREVIEWED: dict[str, JsonValue] = {"partial_images": {"type": "integer", "minimum": 1}, "stream": {"not": {"const": True}}}
+REFUSED: list[JsonValue] = [  # what `_fits_together` refuses
+    together(tier=GIVEN, schedule=GIVEN),
+    together(quality=PREFERRED, tier=GIVEN),
+    together(quality=PREFERRED, schedule=GIVEN),
+    {"required": ["partial_images"], "properties": PREVIEWED},
+]
+NOT_SUPPORTED = {  # parameters of OpenAI's that only null is taken for, and why
+    "complexity": "this server plans nothing; quality says what an image may cost",
+    "frame_count": "an image has one frame",
+    "frame_duration_ms": "an image has one frame",
+    "output_compression": "PNG files lose nothing",
+    "style": "say it in the prompt",
+    "svg": "images are PNG files",
+}
+EVENT: dict[str, Any] = {  # JSON Schema of a server-sent event
+    "type": "object",
+    "properties": {
+        "event": {"enum": ["image_generation.partial_image", "image_generation.completed", "error"]},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+    },
+    "required": ["event", "data"],
+}
+
+
+class ImagesRequest(BaseModel):
+    """`POST /v1/images/generations`. From `seed` on, fields are this server's own: `extra_body` of the official client."""
+
+    model_config = CLIENTS | ConfigDict(json_schema_extra={"not": {"anyOf": REFUSED}})
+
+    prompt: Annotated[str, Field(min_length=1, max_length=1000, description="What to draw.")]
+    model: Annotated[str | None, Field(max_length=64, description="The model of GET /v1/models, or nothing.")] = None
+    n: Annotated[int | None, Field(ge=1, description="How many images."), WHOLE] = None
+    size: Annotated[str | None, Field(pattern=r"^(auto|[0-9]{1,5}x[0-9]{1,5})$", description="`auto`, or the model's own.")] = (
+        None
+    )
+    quality: Annotated[
+        Quality | None,
+        Field(description="low, medium, high and max are the tiers draft, balanced, best and reference; auto is `auto`."),
+    ] = None
+    response_format: Annotated[Literal["b64_json"] | None, Field(description="Images come in the answer.")] = None
+    output_format: Annotated[Literal["png"] | None, Field(description="PNG files with their parameters.")] = None
+    background: Annotated[Literal["auto", "opaque"] | None, Field(description="Images have no alpha channel.")] = None
+    moderation: Annotated[Literal["auto", "low"] | None, Field(description="Accepted; this server moderates nothing.")] = None
+    stream: Annotated[bool | None, Field(description="Answer by server-sent events, each image as soon as it is done.")] = None
+    partial_images: Annotated[
+        int | None, Field(ge=0, le=MAX_PREVIEWS, description="Previews of each image on the way; needs `stream`."), WHOLE
+    ] = None
+    safety_identifier: Annotated[
+        str | None, Field(max_length=128, description="User or session, for experiments; `user` counts where it is empty.")
+    ] = None
+    user: Annotated[str | None, Field(min_length=1, max_length=128, description="The same, by its older name.")] = None
+    complexity: None = None
+    frame_count: None = None
+    frame_duration_ms: None = None
+    output_compression: None = None
+    style: None = None
+    svg: None = None
+    seed: Annotated[int | None, Field(ge=0, le=MAX_SEED, description="Image i uses seed + i."), WHOLE] = None
+    tier: Annotated[str | None, Field(min_length=1, max_length=64, description="A tier by name, instead of `quality`.")] = None
+    schedule: Annotated[str | None, Field(pattern=REF, description="A version number or a digest, instead of both.")] = None
+    negative_prompt: Annotated[str, Field(max_length=1000, description="What to keep away from.")] = ""
+    guidance_scale: Annotated[float | None, Field(ge=1, le=20, description="How strongly the prompt pulls.")] = None
+    deadline_ms: Annotated[
+        int | None, Field(ge=1, le=MAX_DEADLINE, description="Give up after so many milliseconds, with status 504."), WHOLE
+    ] = None
+
+    @field_validator(*NOT_SUPPORTED, mode="before")
+    @classmethod
+    def _leave_it_out(cls, value: object, about: ValidationInfo) -> object:
+        if value is not None:
+            raise PydanticCustomError("not_supported", f"not supported, leave it out: {NOT_SUPPORTED[about.field_name or '']}")
+        return value
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        chosen = [name for name in ("quality", "tier", "schedule") if getattr(self, name) is not None]
+        if self.quality == "auto":  # which some clients always say
+            chosen.remove("quality")
+        if len(chosen) > 1:
+            raise ValueError(f"{chosen[1]}: give one of quality, tier and schedule")
+        if self.partial_images and not self.stream:
+            raise ValueError("partial_images: only with stream true")
+        return self
+
+    def generate_request(self, model: str, size: str, max_images: int, headers: Headers) -> GenerateRequest:
+        """The same in this server's own words. Raises `InvalidInput` for what this server or its model does not do."""
+        if self.model not in (None, model):
+            raise InvalidInput(f"model: this server has {model}", param="model")
+        if self.size not in (None, "auto", size):
+            raise InvalidInput(f"size: this model makes {size} only", param="size")
+        if (self.n or 1) > max_images:
+            raise InvalidInput(f"n: the limit is {max_images}", param="n")
+        tier = None if self.schedule else self.tier or TIERS[self.quality or "auto"]
+        return GenerateRequest(
+            prompt=self.prompt,
+            negative_prompt=self.negative_prompt,
+            tier=tier,
+            schedule=self.schedule,
+            seed=self.seed,
+            num_images=self.n or 1,
+            guidance_scale=self.guidance_scale,
+            unit=unit_of(self.safety_identifier or self.user, headers),
+            deadline_ms=self.deadline_ms,
+        )
+
+
+class ImageData(BaseModel):
+    """One image."""
+
+    b64_json: Annotated[str, Field(description="A PNG file in base64; its text chunks hold the parameters.")]
+
+
+class Served(BaseModel):
+    """What OpenAI's answers say of how an image was made."""
+
+    background: Literal["opaque"] = "opaque"
+    output_format: Literal["png"] = "png"
+    quality: Quality
+    size: str
+
+
+class ImagesAnswer(Served, GenerateResponse):
+    """OpenAI's answer, and beside it everything that `/generate` answers but the images, which are in `data`."""
+
+    created: Annotated[int, Field(description="Unix time in seconds.")]
+    data: list[ImageData]
+    images: Annotated[list[str], Field(exclude=True)]
+
+
+class ModelView(BaseModel):
+    """A model as OpenAI's clients list it."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: Annotated[int, Field(description="When this server began to serve it, in Unix time.")]
+    owned_by: str = "flexiffusion-serve"
+
+
+class ModelsView(BaseModel):
+    """The one model that this server has."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelView]
+
+
+def answer(made: GenerateResponse, size: str) -> ImagesAnswer:
+    """OpenAI's form of an answer."""
+    data = [ImageData(b64_json=image) for image in made.images]
+    return ImagesAnswer(**made.model_dump(), data=data, created=int(time.time()), size=size, quality=_quality(made.tier))
+
+
+async def events(first: Partial | Finished, rest: AsyncGenerator[Partial | Finished], size: str) -> AsyncGenerator[bytes]:
+    """Server-sent events: `image_generation.partial_image`, `image_generation.completed` for each image, or an error.
+
+    The last image's event holds what the whole request took.
+    """
+    plan, finished = first.plan, list[Finished]()
+    about: dict[str, Any] = Served(quality=_quality(plan.entry.tier), size=size).model_dump()
+    try:
+        async with aclosing(rest):
+            async for made in _chain(first, rest):
+                body = {**about, "created_at": int(time.time()), "b64_json": made.png, "image_index": made.image}
+                if isinstance(made, Partial):
+                    yield event("image_generation.partial_image", body | {"partial_image_index": made.index})
+                    continue
+                finished.append(made)
+                body |= {"seed": plan.seed + made.image, "macs": made.picture.macs, "usage": NO_TOKENS}
+                if len(finished) == len(plan.orders):
+                    body |= {"request": _summary(plan, finished)}
+                yield event("image_generation.completed", body)
+    except FlexiError as error:
+        yield event("error", {"error": fault(error) | {"request_id": plan.request_id}})
+
+
+NO_TOKENS = {  # the official client's type wants them; a diffusion model has none
+    "input_tokens": 0,
+    "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
+    "output_tokens": 0,
+    "total_tokens": 0,
+}
+
+
+async def _chain(first: Partial | Finished, rest: AsyncIterator[Partial | Finished]) -> AsyncIterator[Partial | Finished]:
+    yield first
+    async for made in rest:
+        yield made
+
+
+def _summary(plan: Plan, finished: Sequence[Finished]) -> dict[str, Any]:
+    in_order = sorted(finished, key=lambda each: each.image)
+    made = response(plan, [each.picture for each in in_order], [])
+    return made.model_dump(mode="json", exclude={"images"})
+
+
+def _quality(tier: str | None) -> Quality:
+    return QUALITIES.get(tier or "", "auto")

@@ -1,0 +1,1 @@
+"""A generate request from its plan to its answer."""

@@ -1,0 +1,35 @@
+"""What an experiment makes of a request, as far as requests need to know it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from registry.experiments.declaration import Experiment
+from server.tiers.active import InForce
+
+Enrolment = Literal["enrolled", "not_in_share", "no_unit", "bypass"]
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What an experiment means for one request. `arm` and `unit` (hashed) are there if it is enrolled.
+
+    `fallback`: the arm's schedule could not be loaded here, and the tier's own serves.
+    """
+
+    experiment: Experiment
+    enrolment: Enrolment
+    arm: str | None = None
+    unit: str | None = None
+    fallback: bool = False
+
+
+class Assigner(Protocol):
+    """Who splits a tier's traffic between schedules."""
+
+    def assign(self, entry: InForce, unit: str | None, request_id: str) -> tuple[InForce, Assignment | None]:
+        """What serves a request of this tier's traffic: its arm's schedule, or the tier's own."""
+
+    def bypassed(self, digest: str) -> Assignment | None:
+        """For a request that names its schedule itself: the experiment that has it as an arm, if any."""

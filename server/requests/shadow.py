@@ -1,0 +1,161 @@
+"""The shadow teacher: a sampled share of finished images is made again by the teacher, from the same prompt and noise, while
+the engine would idle. What lies between the two is the fidelity that clients really got."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import random
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from evaluation import Features, frechet_distance, psnr
+from registry.errors import FlexiError
+from server.access.keys import Key
+from server.access.quota import Quotas
+from server.batching.image import Order, Picture
+from server.requests.generation import Renderer
+from server.requests.plan import Plan
+from server.requests.running import gather
+from server.telemetry import metrics
+from server.tiers.active import InForce
+
+log = logging.getLogger(__name__)
+
+LABEL = "shadow"  # the tier under which its work is counted
+PENDING = 16  # images that wait for idle time; more are not sampled, so that memory is bounded
+WINDOW = 512  # newest images of a tier and arm that the running rFID is of
+FEWEST = 64  # and how many it takes at least
+EVERY = 16  # images between two computations of it
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One image against the teacher's. psnr in dB; distance: Euclidean, between the images' features, where there are any.
+
+    rfid: the running one of its tier and arm, where this image caused it to be computed anew.
+    """
+
+    psnr: float
+    distance: float | None = None
+    rfid: float | None = None
+
+
+class Told(Protocol):
+    """Who wants to know."""
+
+    def compared(self, plan: Plan, compared: Compared) -> None:
+        """Told of each image that was held against the teacher's."""
+
+
+@dataclass
+class Sample:
+    """Features of a tier's images and of the teacher's, the newest; of one schedule only."""
+
+    digest: str
+    ours: deque[Features] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    teachers: deque[Features] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    seen: int = 0
+
+    def add(self, ours: Features, teachers: Features) -> float | None:
+        """The running rFID, each time it is computed anew."""
+        self.ours.append(ours)
+        self.teachers.append(teachers)
+        self.seen += 1
+        if len(self.ours) < FEWEST or self.seen % EVERY:
+            return None
+        return frechet_distance(np.stack(self.ours), np.stack(self.teachers))
+
+
+class Shadow:
+    """Offered each finished request; works in the event loop, and compares beside it.
+
+    No client waits for it: its orders are idle ones, and what it may spend in a minute is bounded in MACs.
+    """
+
+    def __init__(
+        self,
+        renderer: Renderer,
+        teacher: Callable[[], InForce],
+        features: Callable[[Tensor], Features] | None,
+        share: float,
+        macs_per_minute: int | None,
+        told: Sequence[Told] = (),
+        dice: Callable[[], float] = random.random,
+    ) -> None:
+        """features: (n, 3, h, w) in [0, 1] -> (n, d). `share` of the images is sampled, 0 for none."""
+        self._renderer = renderer
+        self._teacher = teacher
+        self._features = features
+        self._share = share
+        self._key = Key(LABEL, macs_per_minute, None)
+        self._quotas = Quotas()
+        self._told = told
+        self._dice = dice
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._samples: dict[tuple[str, str], Sample] = {}  # by tier and arm
+        self._measuring = asyncio.Lock()  # the extractor and the samples are one thread's at a time
+
+    def ended(self, plan: Plan, outcome: str, seconds: float, pictures: Mapping[int, Picture]) -> None:
+        """Maybe make some of its images again. The teacher's own are not held against themselves."""
+        teacher = self._teacher()
+        if outcome != "ok" or plan.entry.digest == teacher.digest:
+            return
+        for image, picture in pictures.items():
+            if self._dice() < self._share and len(self._tasks) < PENDING:
+                order = shadow_of(plan.orders[image], teacher)
+                try:
+                    self._quotas.take(self._key, order.teacher_macs)
+                except FlexiError:  # over its budget for now; the next one may be not
+                    metrics.shadow_images_total.labels("over_budget").inc()
+                    continue
+                task = asyncio.create_task(self._compare(plan, picture, order))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
+    def close(self) -> None:
+        """Give up what waits."""
+        for task in self._tasks:
+            task.cancel()
+
+    async def _compare(self, plan: Plan, picture: Picture, order: Order) -> None:
+        try:
+            (again,) = await gather(self._renderer.submit([order]))
+            async with self._measuring:
+                compared = await asyncio.to_thread(self._measure, plan, picture.pixels, again.pixels)
+        except FlexiError as error:
+            log.warning("a shadow image failed: %s", error, extra={"fields": {"request_id": plan.request_id}})
+            metrics.shadow_images_total.labels("failed").inc()
+            return
+        metrics.shadow_images_total.labels("ok").inc()
+        for each in self._told:
+            each.compared(plan, compared)
+
+    def _measure(self, plan: Plan, ours: Tensor, teachers: Tensor) -> Compared:
+        tier, arm = plan.label, plan.orders[0].arm
+        quality = psnr(float(((ours - teachers).double() ** 2).mean()))
+        metrics.fidelity_psnr.labels(tier, arm).observe(quality)
+        if self._features is None:
+            return Compared(quality)
+        features = self._features(torch.stack([ours, teachers]))
+        distance = float(np.linalg.norm(features[0] - features[1]))
+        metrics.fidelity_distance.labels(tier, arm).observe(distance)
+        sample = self._samples.get((tier, arm))
+        if sample is None or sample.digest != plan.entry.digest:
+            sample = self._samples[tier, arm] = Sample(plan.entry.digest)
+        rfid = sample.add(features[0], features[1])
+        if rfid is not None:
+            metrics.rfid.labels(tier, arm).set(rfid)
+        return Compared(quality, distance, rfid)
+
+
+def shadow_of(order: Order, teacher: InForce) -> Order:
+    """The same image by the teacher, in idle time."""
+    return replace(order, program=teacher.program, tier=LABEL, arm=metrics.NO_ARM, deadline=math.inf, previews=0, idle=True)

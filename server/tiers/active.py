@@ -1,0 +1,171 @@
+"""The schedules in force: what each tier means now, verified and compiled."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+from prometheus_client import Gauge
+
+from engine.models import Model
+from engine.program import Program
+from registry.catalog import Catalog
+from registry.errors import InvalidInput, NotFound, StoreUnavailable, Untrusted
+from registry.schedule import Schedule, teacher
+from registry.signing import Signature
+from registry.tiers import REFERENCE as REFERENCE
+from server.telemetry import metrics
+
+EXPLICIT_KEPT = 64  # compiled schedules that requests named by digest or version
+LOOKUPS = 2  # at work in the registry at once; nobody waits for them but other lookups
+WAITING = 16  # lookups that wait for those; the next one is refused
+
+
+@dataclass(frozen=True)
+class InForce:
+    """A schedule ready to run. `tier` is None when a request named the schedule itself.
+
+    `relative_cost` is its MACs over those of the teacher that is in force as `reference`. `signature` is the one that let it
+    pass where there are trusted keys.
+    """
+
+    tier: str | None
+    version: int | None
+    digest: str
+    program: Program
+    relative_cost: float = 1.0
+    signature: Signature | None = None
+
+    @property
+    def schedule(self) -> Schedule:
+        """The document."""
+        return self.program.schedule
+
+
+class Schedules:
+    """Tiers and explicit schedules of one model.
+
+    `tier`, `tiers` and `at_hand` only look at what is here; `load` and `explicit` may read the registry, and block. `put`
+    replaces the whole set in one assignment, so a reader in another thread sees the old set or the new one, and a request runs
+    to its end with the entry it began with.
+    """
+
+    def __init__(self, open_catalog: Callable[[], Catalog], model: Model, teacher_steps: int) -> None:
+        """`open_catalog` gives the same catalog each time, or raises while the store is away."""
+        self._open_catalog = open_catalog
+        self._model = model
+        self._teacher = self.compiled(teacher(model.ref, model.solver("ddim", teacher_steps)))
+        self._tiers: dict[str, InForce] = {}
+        self.put({})
+        self._explicit: dict[str, InForce] = {}  # by reference; the one used last is the last
+        self._lock = threading.Lock()  # of `_explicit`
+        self._threads = ThreadPoolExecutor(LOOKUPS, "registry")
+        self._free = asyncio.Semaphore(LOOKUPS)  # threads
+        self._waiting = 0
+
+    def tiers(self) -> list[InForce]:
+        """Everything in force, cheapest first."""
+        return sorted(self._tiers.values(), key=lambda entry: entry.relative_cost)
+
+    def tier(self, name: str) -> InForce:
+        """What a tier means now. Raises `NotFound` naming the tiers there are."""
+        tiers = self._tiers
+        try:
+            return tiers[name]
+        except KeyError:
+            raise NotFound(f"there is no tier {name!r}; there are {sorted(tiers)}", param="tier") from None
+
+    def default(self, wanted: str) -> str:
+        """The tier of requests that name none: `wanted`, or the teacher while the registry has no such tier."""
+        return wanted if wanted in self._tiers else REFERENCE
+
+    def put(self, tiers: Mapping[str, InForce]) -> None:
+        """Put a set in force, the own teacher added where it lacks `reference`. What leaves becomes 0 in the metrics."""
+        tiers = {REFERENCE: replace(self._teacher, tier=REFERENCE)} | dict(tiers)
+        tiers = {name: self._rated(entry, tiers[REFERENCE]) for name, entry in tiers.items()}
+        for entry in self._tiers.values():
+            if entry not in tiers.values():
+                _info(entry).set(0)
+        for name, entry in tiers.items():
+            _info(entry).set(1)
+            metrics.relative_cost.labels(name).set(entry.relative_cost)
+        self._tiers = tiers
+
+    def known(self, digest: str) -> InForce | None:
+        """A schedule that is in force already, or the own teacher: it needs no registry, and no signature."""
+        entries = (self._teacher, *self._tiers.values())
+        return next((replace(entry, tier=None) for entry in entries if entry.digest == digest), None)
+
+    def load(self, digest: str) -> InForce:
+        """A schedule by its whole digest, compiled. Raises whatever is wrong with it."""
+        return self.known(digest) or self.compiled(*self._open_catalog().signed(digest))
+
+    def compiled(self, schedule: Schedule, signature: Signature | None = None) -> InForce:
+        """Raises `InvalidInput` naming what does not fit this model: weights, family, size, or what its program needs."""
+        size = self._model.image_size
+        if schedule.validated and size not in schedule.validated.sizes:
+            shown = ", ".join(f"{height}×{width}" for height, width in schedule.validated.sizes)
+            message = f"validated.sizes: the schedule was measured at {shown or 'no size'}, the model makes {size[0]}×{size[1]}"
+            raise InvalidInput(message, param="validated.sizes")
+        return InForce(None, None, schedule.digest, self._model.compile(schedule), signature=signature)
+
+    def explicit(self, ref: str) -> InForce:
+        """A schedule by version number, digest or its beginning. Raises `NotFound`, `InvalidInput` and `Untrusted`."""
+        if here := self.at_hand(ref):
+            return here
+        try:
+            found = self._resolve(ref)
+        except (NotFound, InvalidInput, Untrusted) as error:
+            raise type(error)(error.message, param="schedule") from error
+        with self._lock:
+            self._explicit[ref] = found
+            if len(self._explicit) > EXPLICIT_KEPT:
+                del self._explicit[next(iter(self._explicit))]
+        return self._rated(found, self._tiers[REFERENCE])
+
+    def at_hand(self, ref: str) -> InForce | None:
+        """`explicit`, where it needs no registry: what is in force, or was asked for lately."""
+        entry = self.known(ref)
+        if entry is None:
+            with self._lock:
+                if entry := self._explicit.pop(ref, None):
+                    self._explicit[ref] = entry
+        return entry and self._rated(entry, self._tiers[REFERENCE])
+
+    async def find(self, ref: str) -> InForce:
+        """`explicit`, in threads of its own: a store that hangs keeps only other lookups waiting, and few of them.
+
+        Who does not want to wait any longer cancels it. Raises `StoreUnavailable` when too many wait. One event loop's own.
+        """
+        if here := self.at_hand(ref):
+            return here
+        if self._waiting >= WAITING:
+            message = f"schedule: {WAITING} requests wait for the registry already: try again later, or name a tier"
+            raise StoreUnavailable(message, param="schedule")
+        self._waiting += 1
+        try:
+            await self._free.acquire()
+        finally:
+            self._waiting -= 1
+        lookup = asyncio.get_running_loop().run_in_executor(self._threads, self.explicit, ref)
+        lookup.add_done_callback(self._found)
+        return await asyncio.shield(lookup)  # its thread goes on anyway, and is not free before
+
+    def _found(self, lookup: asyncio.Future[InForce]) -> None:
+        self._free.release()
+        if not lookup.cancelled():
+            lookup.exception()  # seen: else asyncio logs it, if nobody waits any more
+
+    def _resolve(self, ref: str) -> InForce:
+        schedule, version, _ = self._open_catalog().resolve(ref)
+        return replace(self.compiled(schedule), version=version)
+
+    def _rated(self, entry: InForce, teacher: InForce) -> InForce:
+        return replace(entry, relative_cost=self._model.macs.relative(entry.program, teacher.program))
+
+
+def _info(entry: InForce) -> Gauge:
+    return metrics.schedule_info.labels(entry.tier, metrics.NO_ARM, entry.digest, entry.version or "")

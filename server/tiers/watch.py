@@ -1,0 +1,144 @@
+"""The watch: follows the registry's aliases, puts what they mean in force, and holds on to the last good set."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from registry.catalog import Catalog
+from registry.errors import FlexiError, InvalidInput, StoreUnavailable, Unsupported
+from server.telemetry import metrics
+from server.tiers.active import InForce, Schedules
+from server.tiers.last_good import KeptTier, LastGood
+
+log = logging.getLogger(__name__)
+
+REGISTRY, DISK = "the registry", "the disk"  # what may fail besides a tier, whose name has no space
+JITTER = 0.2  # of the pause, either way: servers that started together do not ask together for ever
+
+
+class Watch:
+    """One look costs a list and a conditional read for each tier; a schedule is read when its alias moved.
+
+    A tier whose alias or schedule is bad keeps what it meant before, and so does one whose alias vanished: nothing that
+    happens in the registry takes a tier away from a running server. `refresh` and `restore` block.
+    """
+
+    def __init__(self, schedules: Schedules, open_catalog: Callable[[], Catalog], last_good: LastGood | None = None) -> None:
+        """`open_catalog` gives the same catalog each time, or raises while the store is away."""
+        self._schedules = schedules
+        self._open_catalog = open_catalog
+        self._last_good = last_good
+        self._etags: dict[str, str] = {}  # of the aliases that are in force
+        self._faults: dict[str, str] = {}  # what is wrong now; each is told once
+        self._started = False  # nothing of a registry is in force yet
+
+    async def follow(self, seconds: float) -> None:
+        """Refresh for ever, with pauses of about so many seconds."""
+        while True:
+            await asyncio.sleep(seconds * random.uniform(1 - JITTER, 1 + JITTER))
+            await asyncio.to_thread(self.refresh)
+
+    def refresh(self) -> bool:
+        """Look at the registry once. On failure everything stays as it is, is logged and counted, and False comes back.
+
+        Raises `Unsupported` or `InvalidInput` when a registry could not be opened for a reason that will not pass, and there
+        is nothing in force yet.
+        """
+        try:
+            tiers, etags = self._read(self._open_catalog())
+        except Exception as error:  # whatever a store does, the watch goes on
+            if isinstance(error, Unsupported | InvalidInput) and not self._started:
+                raise
+            self._failed(REGISTRY, f"the registry could not be read: {error}")
+            return False
+        self._mended(REGISTRY)
+        self._put(tiers)
+        self._etags = etags
+        metrics.registry_last_success_timestamp_seconds.set(time.time())
+        self._keep(tiers)
+        return True
+
+    def restore(self) -> bool:
+        """Put the set in force that was kept on disk, whatever of it is still good; False where none was kept."""
+        if self._last_good is None:
+            return False
+        try:
+            kept = self._last_good.read()
+        except FlexiError as error:
+            log.warning("%s", error)
+            return False
+        tiers = {}
+        for each in kept.tiers:
+            try:
+                known = self._schedules.known(each.digest)
+                entry = known or self._schedules.compiled(each.verified(self._last_good.trusted), each.signature)
+                tiers[each.tier] = replace(entry, tier=each.tier, version=each.version)
+            except FlexiError as error:
+                self._failed(each.tier, f"tier {each.tier} is not restored: {error}")
+        self._put(tiers)
+        metrics.registry_last_success_timestamp_seconds.set(kept.time.timestamp())
+        log.warning("the registry is away: serving what it said at %s", kept.time.isoformat(timespec="seconds"))
+        return True
+
+    def _read(self, catalog: Catalog) -> tuple[dict[str, InForce], dict[str, str]]:
+        """What is to be in force now, and the etags of the aliases that say so."""
+        before = {entry.tier: entry for entry in self._schedules.tiers() if entry.tier and entry.version}
+        tiers, etags = dict(before), dict[str, str]()
+        for name in sorted({*catalog.tiers(), *before}):
+            try:
+                tiers[name], etags[name] = self._tier(catalog, name, before.get(name))
+                self._mended(name)
+            except StoreUnavailable:
+                raise
+            except Exception as error:  # a bad document must freeze no other tier
+                kept = before.get(name)
+                stays = f"keeps version {kept.version} ({kept.digest[:8]})" if kept else "is not served"
+                self._failed(name, f"tier {name} {stays}: {error}")
+            metrics.tier_stale.labels(name).set(name not in etags)
+        return tiers, etags
+
+    def _tier(self, catalog: Catalog, name: str, before: InForce | None) -> tuple[InForce, str]:
+        """What a tier means now, and its alias's etag."""
+        seen = self._etags.get(name)
+        moved = catalog.moved(name, seen)
+        if moved is None:
+            if not (before and seen):
+                raise AssertionError("only an alias that is in force can be unchanged")
+            return before, seen
+        alias, etag = moved
+        return replace(self._schedules.load(alias.digest), tier=name, version=alias.version), etag
+
+    def _put(self, tiers: dict[str, InForce]) -> None:
+        self._schedules.put(tiers)
+        self._started = True
+
+    def _keep(self, tiers: dict[str, InForce]) -> None:
+        if self._last_good is None:
+            return
+        try:
+            self._last_good.keep([_kept(name, entry) for name, entry in sorted(tiers.items())])
+        except StoreUnavailable as error:
+            self._failed(DISK, str(error))
+            return
+        self._mended(DISK)
+
+    def _failed(self, what: str, text: str) -> None:
+        metrics.registry_errors_total.inc()
+        if self._faults.get(what) != text:
+            log.warning("%s", text)
+        self._faults[what] = text
+
+    def _mended(self, what: str) -> None:
+        if fault := self._faults.pop(what, None):
+            log.info("no longer: %s", fault)
+
+
+def _kept(name: str, entry: InForce) -> KeptTier:
+    assert entry.version, "what came from a registry has a version"
+    document = entry.schedule.document().decode()
+    return KeptTier(tier=name, version=entry.version, digest=entry.digest, schedule=document, signature=entry.signature)

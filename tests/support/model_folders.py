@@ -1,0 +1,175 @@
+"""Folders of small models with random weights, one of each family, as diffusers saves them. Used by unit and integration tests.
+
+Every builder takes the folder to write and gives it back. Import this module only where torch may be imported.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    EulerDiscreteScheduler,
+    LDMPipeline,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+    UNet2DModel,
+    VQModel,
+)
+from places import ROOT
+from safetensors.torch import save_file
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+TOKENIZER = ROOT / "models" / "emoji64" / "tokenizer"
+PLAIN: Mapping[str, Any] = {
+    "sample_size": 8,
+    "block_out_channels": (8, 16),
+    "layers_per_block": 1,
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+    "norm_num_groups": 4,
+    "attention_head_dim": 4,
+}
+LATENT_SCHEDULER: Mapping[str, Any] = {
+    "beta_start": 0.0015,
+    "beta_end": 0.0195,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+}
+WIDTH = 8  # of the text encoders
+
+
+def sd(folder: Path, unet: Mapping[str, Any]) -> Path:
+    """Stable Diffusion 1. Images are 16×16."""
+    torch.manual_seed(0)
+    tokenizer = CLIPTokenizer.from_pretrained(TOKENIZER)
+    scheduler = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    StableDiffusionPipeline(
+        vae=_kl(),
+        text_encoder=CLIPTextModel(_text(tokenizer)),
+        tokenizer=tokenizer,
+        unet=UNet2DConditionModel(**{**unet, "cross_attention_dim": WIDTH}),
+        scheduler=PNDMScheduler(**scheduler, skip_prk_steps=True, steps_offset=1),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
+    return folder
+
+
+def sdxl(folder: Path, unet: Mapping[str, Any]) -> Path:
+    """Stable Diffusion XL."""
+    torch.manual_seed(0)
+    tokenizer = CLIPTokenizer.from_pretrained(TOKENIZER)
+    text = _text(tokenizer)
+    changes = {
+        "cross_attention_dim": 2 * WIDTH,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 4,
+        "projection_class_embeddings_input_dim": 12 + 6 * 4,
+        "transformer_layers_per_block": (1, 2),
+        "use_linear_projection": True,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    }
+    StableDiffusionXLPipeline(
+        vae=_kl(latents_mean=[0.1, 0.2, 0.3, 0.4], latents_std=[1.0, 2.0, 3.0, 4.0], scaling_factor=0.13),
+        text_encoder=CLIPTextModel(text),
+        text_encoder_2=CLIPTextModelWithProjection(text),
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer,
+        unet=UNet2DConditionModel(**{**unet, **changes}),
+        scheduler=EulerDiscreteScheduler(timestep_spacing="leading", steps_offset=1, beta_schedule="scaled_linear"),
+        add_watermarker=False,
+    ).save_pretrained(folder)
+    return folder
+
+
+def ddpm(folder: Path) -> Path:
+    """An unconditional pixel model whose x₀ is clipped, as DDPM's scheduler does unless told otherwise."""
+    torch.manual_seed(0)
+    DDPMPipeline(UNet2DModel(**PLAIN), DDPMScheduler()).save_pretrained(folder)
+    return folder
+
+
+def ldm(folder: Path) -> Path:
+    """Unconditional latent diffusion."""
+    torch.manual_seed(0)
+    LDMPipeline(_vq(), UNet2DModel(**PLAIN), DDIMScheduler(**LATENT_SCHEDULER)).save_pretrained(folder)
+    return folder
+
+
+def classes(folder: Path, unet: Mapping[str, Any]) -> Path:
+    """As LDM-4-G on ImageNet: a table of six classes, the last of which means none, and a VQ autoencoder."""
+    torch.manual_seed(0)
+    UNet2DConditionModel(**{**unet, "in_channels": 3, "out_channels": 3}).save_pretrained(folder / "unet")
+    _vq().save_pretrained(folder / "vqvae")
+    DDIMScheduler(**LATENT_SCHEDULER).save_pretrained(folder / "scheduler")
+    (folder / "class_embedder").mkdir()
+    (folder / "class_embedder" / "config.json").write_text("{}")
+    table = torch.randn(6, unet["cross_attention_dim"])
+    save_file({"embedding.weight": table}, folder / "class_embedder" / "diffusion_pytorch_model.safetensors")
+    index = {
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vqvae": ["diffusers", "VQModel"],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "class_embedder": ["flexiffusion", "ClassEmbedder"],
+        "id2label": {"0": "tench", "3": "cat"},
+    }
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+def labels(folder: Path) -> Path:
+    """A pixel model whose UNet embeds class labels itself."""
+    torch.manual_seed(0)
+    DDPMPipeline(UNet2DModel(**PLAIN, num_class_embeds=5), DDPMScheduler(clip_sample=False)).save_pretrained(folder)
+    return folder
+
+
+def _text(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer) + 8,
+        hidden_size=WIDTH,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=16,
+        projection_dim=12,
+        bos_token_id=1829,
+        eos_token_id=1830,
+    )
+
+
+def _kl(**changes: Any) -> AutoencoderKL:
+    return AutoencoderKL(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        norm_num_groups=4,
+        **changes,
+    )
+
+
+def _vq() -> VQModel:
+    return VQModel(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=3,
+        num_vq_embeddings=16,
+        vq_embed_dim=3,
+        norm_num_groups=4,
+        sample_size=16,
+        scaling_factor=0.5,
+    )

@@ -1,0 +1,100 @@
+"""The command line of the search: what is refused in one line before anything is loaded, and what `evaluate` prints."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import Result
+from typer.testing import CliRunner
+
+from engine.models import Model
+from evaluation import extractor
+from registry.schedule import Schedule, teacher
+from search_jobs.__main__ import app
+from search_jobs.config import read_prompts
+from search_jobs.objective import Objective
+from search_jobs.stages import fresh, halves
+
+MODEL = "models/emoji64"
+PROMPTS = "models/emoji64/prompts.txt"
+
+
+def call(*line: object) -> Result:
+    return CliRunner().invoke(app, [str(word) for word in line])
+
+
+def said(result: Result) -> str:
+    """Its words, whatever box typer draws around them."""
+    return " ".join(result.output.replace("│", " ").split())
+
+
+@pytest.fixture
+def schedule(model: Model, tmp_path: Path) -> Path:
+    file = tmp_path / "schedule.json"
+    file.write_bytes(teacher(model.ref, model.solver("ddim", 2)).document())
+    return file
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--images", 0), "--images"),
+        (("--images", 1), "--images"),
+        (("--batch", 0), "--batch"),
+        (("--seed", -1), "--seed"),
+        (("--teacher-steps", 3), "--teacher-steps"),
+        (("--teacher-steps", 901), "--teacher-steps"),
+        (("--guidance", 0), "guidance: must be from 1 to 30, got 0"),
+        (("--guidance", "nan"), "guidance: must be from 1 to 30, got nan"),
+    ],
+)
+def test_evaluate_refuses_what_is_out_of_its_limits(schedule: Path, options: Sequence[object], words: str) -> None:
+    result = call("evaluate", schedule, "--model", MODEL, "--prompts", PROMPTS, *options)
+    assert result.exit_code in (1, 2)
+    assert words in said(result)
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+
+
+def test_evaluate_says_that_a_file_is_not_there(tmp_path: Path) -> None:
+    result = call("evaluate", tmp_path / "nothing.json", "--model", MODEL)
+    assert result.exit_code == 2
+    assert "does not exist" in said(result)
+
+
+def test_run_refuses_a_file_as_its_folder_and_a_guidance_of_none(tmp_path: Path) -> None:
+    file = tmp_path / "run"
+    file.write_text("")
+    result = call("run", "--model", MODEL, "--prompts", PROMPTS, "--out", file)
+    assert result.exit_code == 2
+    assert "is a file" in said(result)
+    result = call("run", "--model", MODEL, "--prompts", PROMPTS, "--out", tmp_path / "other", "--guidance", 0)
+    assert result.exit_code == 1
+    assert "guidance: must be from 1 to 30, got 0" in said(result)
+
+
+def test_run_refuses_what_no_schedule_reaches_before_it_begins(tmp_path: Path) -> None:
+    result = call("run", "--model", MODEL, "--prompts", PROMPTS, "--out", tmp_path / "run", "--tier", "fast=0.01")
+    assert result.exit_code == 1
+    assert "tiers.fast: nothing is as cheap as 0.01: one of the teacher's 50 steps costs 0.02" in said(result)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("flags", "held_out"), [([], ["noise", "prompts"]), (["--all-prompts"], ["noise"])])
+def test_evaluate_measures_on_what_searches_hold_out_and_says_what(
+    model: Model, schedule: Path, tmp_path: Path, flags: list[str], held_out: list[str]
+) -> None:
+    torch.set_num_threads(1)
+    file = tmp_path / "prompts.txt"
+    file.write_text("red heart\ncat face\ntomato\nsunflower\n")
+    line = ("--model", MODEL, "--prompts", file, "--images", 2, "--teacher-steps", 4, "--guidance", 1, "--seed", 3)
+    result = call("evaluate", schedule, *line, *flags)
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["held_out"] == held_out
+
+    prompts = read_prompts(file) if flags else halves(read_prompts(file))[1]
+    oracle = Objective(model, extractor(f"{MODEL}/clip"), fresh(prompts, 2, 3), teacher_steps=4, guidance=1)
+    measure = oracle.evaluate(Schedule.parse(schedule.read_bytes())).measure
+    assert {name: found[name] for name in ("rfid", "psnr")} == {"rfid": measure.rfid, "psnr": measure.psnr}

@@ -1,0 +1,148 @@
+"""Features, ledger and settings of the search."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from schedule_strategies import schedule
+from scipy.linalg import sqrtm
+
+from evaluation import Clip, clip_score, frechet_distance
+from registry.errors import InvalidInput, NotFound
+from registry.schedule import Correction, Schedule
+from search_jobs.config import JobConfig, read_prompts
+from search_jobs.crew import Task
+from search_jobs.ledger import Ledger
+from search_jobs.objective import Measure, Result, Sample
+from search_jobs.rollout import Spent
+from search_jobs.stages import stages
+
+PATHS = {"model": "m", "prompts": "p", "features": "f"}
+
+
+def test_frechet_distance_is_the_textbook_formula_where_that_one_is_stable() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(400, 6)), rng.normal(size=(300, 6)) * 1.7 + 0.3
+    ca, cb = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    textbook = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(ca + cb - 2 * sqrtm(ca @ cb).real)
+    assert frechet_distance(a, b) == pytest.approx(textbook, rel=1e-8)
+
+
+def test_frechet_distance_of_a_shift_is_its_square_even_with_fewer_samples_than_dimensions() -> None:
+    a = np.random.default_rng(1).normal(size=(16, 128))
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
+    assert frechet_distance(a, a + 0.5) == pytest.approx(128 * 0.25, rel=1e-9)
+
+
+def test_clip_score_of_parallel_features_is_100_and_of_opposite_ones_minus_100() -> None:
+    a = np.random.default_rng(2).normal(size=(5, 7))
+    assert clip_score(a, 3 * a) == pytest.approx(100)
+    assert clip_score(a, -a) == pytest.approx(-100)
+
+
+def test_a_folder_without_a_clip_model_says_so(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="features"):
+        Clip(tmp_path)
+
+
+def result(loss: float, one: Schedule) -> Result:
+    intervals = {"rfid": (0.1, 0.9)}
+    measure = Measure(0.1, 10, loss, rfid=0.5, psnr=30.0, clip_score=None, images=4, intervals=intervals)
+    return Result(one.model_copy(update={"corrections": (Correction(guidance=1.25),) * one.computed}), measure, Spent(7, 3))
+
+
+def test_the_ledger_keeps_what_was_added(tmp_path: Path) -> None:
+    ledger, first, second = Ledger(tmp_path / "ledger.jsonl"), schedule(5), schedule(6)
+    ledger.add(Task("search", first, fitting=True), result(1.0, first))
+    ledger.add(Task("search", second, fitting=True), result(2.0, second))
+    again = Ledger(tmp_path / "ledger.jsonl")
+    assert len(again) == 2
+    assert again.get(Task("search", second, fitting=True)) == result(2.0, second)
+    assert again.get(Task("search", second, fitting=False)) is None
+    assert again.get(Task("held-out", second, fitting=True)) is None
+    assert [stage for stage, _ in again] == ["search", "search"]
+
+
+def test_a_line_cut_short_by_a_kill_is_dropped_and_only_that(tmp_path: Path) -> None:
+    path, first = tmp_path / "ledger.jsonl", schedule(5)
+    Ledger(path).add(Task("search", first, fitting=True), result(1.0, first))
+    whole = path.read_text()
+    for cut in range(1, len(whole), 7):
+        path.write_text(whole + whole[:cut].rstrip("\n"))
+        ledger = Ledger(path)
+        assert len(ledger) == 1
+        ledger.add(Task("search", schedule(3), fitting=True), result(2.0, schedule(3)))
+        assert len(Ledger(path)) == 2
+        path.write_text(whole)
+
+
+@pytest.mark.parametrize(
+    "line", ["{}", "[]", "no JSON", '{"task": "search/fitted/1", "schedule": {}, "measure": {"intervals": null}}']
+)
+def test_a_whole_line_that_is_no_measurement_is_named_and_left_alone(line: str, tmp_path: Path) -> None:
+    path, first = tmp_path / "ledger.jsonl", schedule(5)
+    Ledger(path).add(Task("search", first, fitting=True), result(1.0, first))
+    path.write_text(before := path.read_text() + line + "\n")
+    with pytest.raises(InvalidInput, match=r"ledger\.jsonl, line 2: no measurement of this version"):
+        Ledger(path)
+    assert path.read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("teacher_steps", 1),
+        ("guidance", 0.5),
+        ("images", 1),
+        ("batch", 0),
+        ("seed", -1),
+        ("max_segments", 2),
+        ("screen", 13),
+        ("share", 0.0),
+        ("offsets", "none"),
+        ("share_mib", -1),
+    ],
+)
+def test_a_setting_out_of_its_limits_is_named(field: str, value: float) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        JobConfig.parse({**PATHS, field: value})
+    assert caught.value.param == field
+
+
+def test_a_tier_ceiling_out_of_its_limits_is_named() -> None:
+    with pytest.raises(InvalidInput, match=r"tiers\.fast"):
+        JobConfig.parse({**PATHS, "tiers": {"fast": 1.5}})
+
+
+def test_a_budget_out_of_its_limits_is_named_and_one_aim_there_must_be() -> None:
+    with pytest.raises(InvalidInput, match=r"budgets\.1"):
+        JobConfig.parse({**PATHS, "budgets": [0.5, 0.0]})
+    with pytest.raises(InvalidInput, match="a tier or a budget"):
+        JobConfig.parse({**PATHS, "tiers": {}, "budgets": []})
+
+
+def test_prompts_come_from_a_file_with_at_least_two(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    with pytest.raises(InvalidInput, match="prompts"):
+        read_prompts(file)
+    file.write_text("only one\n\n")
+    with pytest.raises(InvalidInput, match="at least 2"):
+        read_prompts(file)
+    file.write_text("a cat \n\n b\n")
+    assert read_prompts(file) == ["a cat", "b"]
+
+
+def test_samples_drawn_with_other_seeds_share_no_noise() -> None:
+    first, second = Sample.draw(["a", "b"], 50, 1), Sample.draw(["c"], 50, 2)
+    assert not set(first.seeds) & set(second.seeds)
+    assert set(first.prompts) == {"a", "b"}
+
+
+def test_stages_that_choose_and_stages_that_report_share_no_noise_and_held_out_no_prompt() -> None:
+    given = stages(JobConfig.parse({**PATHS, "seed": 3}), [f"prompt {i}" for i in range(40)])
+    assert given["screen"].sample == given["search"].sample.first(4)
+    deciding = ["search", "select", "finals", "held-out"]
+    seeds = [seed for name in deciding for seed in given[name].sample.seeds]
+    assert len(seeds) == len(set(seeds))
+    seen = {prompt for name in deciding[:3] for prompt in given[name].sample.prompts}
+    assert not seen & set(given["held-out"].sample.prompts)

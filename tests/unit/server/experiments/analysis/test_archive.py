@@ -1,0 +1,115 @@
+"""What a report reads of the store: the days since the experiment's start, several objects at a time."""
+
+from __future__ import annotations
+
+import threading
+from datetime import timedelta
+
+import pytest
+from experiments import START, experiment, outcome
+from memory_store import MemoryStore
+
+from registry.experiments.catalog import Experiments
+from registry.writer import Writer
+from server.experiments import events
+from server.experiments.analysis import archive
+from server.experiments.events import Rating
+
+NAME = experiment().name
+PLACE = f"m/{events.stream(NAME)}"
+
+
+class Store(MemoryStore):
+    """Knows what was read."""
+
+    def __init__(self):
+        super().__init__()
+        self.read = list[str]()
+
+    def get(self, key):
+        self.read.append(key)
+        return super().get(key)
+
+
+class Site:
+    def __init__(self):
+        self.store, self.now = Store(), START
+        self.experiments = Experiments(self.store, "m", Writer("test", "here", lambda: self.now))
+        self.experiments.declare(experiment())
+
+    def keep(self, place, request=1, name="box-00000001.jsonl"):
+        self.store.create(f"{place}/{name}", events.write([outcome(request, "control", request)]))
+
+    def stored(self, damaged=None):
+        state = self.experiments.state(NAME)
+        self.store.read.clear()
+        found = archive.stored(self.store, "m", state, state.version, [] if damaged is None else damaged)
+        return sorted(event.request_id for event in found)
+
+
+@pytest.fixture
+def site():
+    return Site()
+
+
+def test_what_was_never_started_has_no_events(site):
+    site.keep(f"{PLACE}/2030-01-01")
+    assert (site.stored(), site.store.read) == ([], [])
+
+
+def test_it_begins_at_the_day_of_the_first_start(site):
+    """But for a day in which clocks may differ. A pause later on hides nothing."""
+    for days in (0, 3):
+        site.now = START + timedelta(days=days)
+        site.experiments.act(NAME, "start")
+        site.experiments.act(NAME, "pause")
+    for request, day in enumerate(("2028-06-01", "2029-12-30", "2029-12-31", "2030-01-01", "2030-01-05", "2031-01-01")):
+        site.keep(f"{PLACE}/{day}", request)
+        for place in (events.FEEDBACK, events.FIDELITY):
+            rating = Rating(time=START, request_id=f"{place}{request}", rating=1)
+            site.store.create(f"m/{place}/{day}/box-00000001.jsonl", events.write([rating]))
+    assert site.stored() == sorted(f"{kind}{request}" for kind in ("r", "feedback", "fidelity") for request in range(2, 6))
+    assert len(site.store.read) == 12, "what is older is not even read"
+
+
+def test_a_new_version_begins_at_its_own_start(site):
+    site.experiments.act(NAME, "start")
+    site.experiments.act(NAME, "stop")
+    site.now = START + timedelta(days=10)
+    site.experiments.declare(experiment(version=2))
+    site.experiments.act(NAME, "start")
+    for request, day in enumerate(("2030-01-01", "2030-01-11")):
+        site.keep(f"{PLACE}/{day}", request)
+    assert site.stored() == ["r1"]
+
+
+def test_objects_of_before_there_were_days_are_read(site):
+    site.experiments.act(NAME, "start")
+    site.keep(PLACE, name="0a1b2c3d4e5f-00000001.jsonl")
+    assert site.stored() == ["r1"]
+
+
+def test_a_damaged_object_is_named_and_the_others_are_read(site):
+    site.experiments.act(NAME, "start")
+    for request in range(200):
+        site.keep(f"{PLACE}/2030-01-01", request, f"box-{request:08d}.jsonl")
+    site.store.create(f"{PLACE}/2030-01-01/box-99999999.jsonl", events.write([outcome(999, "control", 1)]) + b"{")
+    damaged = []
+    assert site.stored(damaged) == sorted(f"r{request}" for request in (*range(200), 999))
+    assert len(damaged) == 1
+    assert "box-99999999.jsonl, line 2" in damaged[0]
+
+
+def test_several_objects_are_read_at_a_time(site, monkeypatch):
+    site.experiments.act(NAME, "start")
+    for request in range(archive.READERS):
+        site.keep(f"{PLACE}/2030-01-01", request, f"box-{request:08d}.jsonl")
+    together, plain = threading.Barrier(archive.READERS, timeout=60), site.store.get
+
+    def get(key):
+        if key.endswith(".jsonl"):
+            together.wait()
+        return plain(key)
+
+    monkeypatch.setattr(site.store, "get", get)
+    assert len(site.stored()) == archive.READERS

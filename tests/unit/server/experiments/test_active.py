@@ -1,0 +1,305 @@
+"""What a server does with experiments: follows them, assigns requests, holds arms to guardrails, and tells the registry."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import torch
+from memory_store import MemoryStore
+from server_model import small_model
+
+from registry.catalog import Catalog
+from registry.errors import StoreUnavailable
+from registry.experiments.catalog import Experiments
+from registry.experiments.declaration import Arm, Experiment, Guardrail, Primary, Stage
+from registry.schedule import Schedule, Segment
+from registry.writer import Writer
+from server.access.keys import ANONYMOUS
+from server.api import GenerateRequest
+from server.batching.image import Picture
+from server.experiments.active import Live
+from server.experiments.assign import arm_of, hashed_unit
+from server.experiments.runtime import Trials
+from server.requests.plan import Planner
+from server.telemetry import metrics
+from server.tiers.active import Schedules
+from server.tiers.watch import Watch
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+class Store(MemoryStore):
+    read_only = False
+
+    def swap(self, key, data, etag):
+        if self.read_only:
+            raise StoreUnavailable("access denied")
+        return super().swap(key, data, etag)
+
+
+class Recorder(list):
+    def record(self, stream, event):
+        self.append((stream, event))
+
+
+class Settings:
+    max_images, request_seconds, default_tier, default_guidance = 4, 60.0, "fast", 2.0
+
+
+class House:
+    def __init__(self, model):
+        self.store = Store()
+        self.catalog = Catalog(self.store, model.ref.name, author="test")
+        self.digests = {}
+        for name, segments in {"fast": 2, "cheap": 1}.items():
+            schedule = Schedule(model=model.ref, solver=model.solver("ddim", 4), segments=(Segment(),) * segments)
+            self.catalog.publish(schedule)
+            self.digests[name] = schedule.digest
+        self.catalog.promote("fast", self.digests["fast"])
+        self.model, self.schedules = model, Schedules(lambda: self.catalog, model, 4)
+        self.watch = Watch(self.schedules, lambda: self.catalog)
+        self.watch.refresh()
+        self.recorder, self.now = Recorder(), NOW
+        self.experiments = Experiments(self.store, model.ref.name, Writer.here(clock=lambda: self.now))
+        self.live = Live(lambda: self.experiments, self.schedules, clock=lambda: self.now)
+        self.trials = Trials(self.live, self.recorder, lambda: self.experiments, clock=lambda: self.now)
+        self.planner = Planner(self.schedules, self.live, model.macs, lambda *_: 0.0, Settings())
+
+    def declaration(self, name, **fields):
+        arms = (
+            Arm(name="control", digest=self.digests["fast"], weight=1),
+            Arm(name="cheap", digest=fields.pop("cheap", self.digests["cheap"]), weight=1),
+        )
+        return Experiment(
+            **{
+                "name": name, "version": 1, "hypothesis": "h", "tier": "fast", "arms": arms, "control": "control", "salt": name,
+                "ramp": (Stage(share=100),), "primary": Primary(metric="macs", minimal_effect=0.05), "maximum_units": 1000,
+                "end": NOW + timedelta(days=1),
+            } | fields
+        )  # fmt: skip
+
+    def start(self, name="x", **fields):
+        experiment = self.declaration(name, **fields)
+        self.experiments.declare(experiment)
+        self.experiments.act(name, "start")
+        self.trials.refresh()
+        return experiment
+
+    def plan(self, request_id="id", **fields):
+        return asyncio.run(self.planner.plan(GenerateRequest(prompt="a", **fields), request_id, ANONYMOUS))
+
+    def end(self, plan, outcome="ok", steps=None, seconds=2.0):
+        picture = Picture(torch.zeros(3, 8, 8), plan.macs, steps or Counter(plan.entry.schedule.counts()), 0.5, 1.0)
+        self.trials.ended(plan, outcome, seconds, {0: picture} if outcome == "ok" else {})
+
+
+@pytest.fixture(scope="module")
+def model(tiny):
+    return small_model(tiny)
+
+
+@pytest.fixture
+def house(model):
+    return House(model)
+
+
+def test_an_enrolled_unit_gets_its_arm_and_the_tier_keeps_its_name(house):
+    experiment = house.start()
+    for unit in map(str, range(20)):
+        plan, arm = house.plan(unit=unit), arm_of(experiment, unit)
+        assert (plan.entry.digest, plan.entry.tier, plan.orders[0].arm) == (arm.digest, "fast", arm.name)
+        assert plan.assignment.arm == arm.name
+        assert plan.entry.relative_cost == {"control": 0.5, "cheap": 0.25}[arm.name]
+
+
+def test_without_a_unit_nobody_is_enrolled_unless_requests_are_the_units(house):
+    house.start()
+    plan = house.plan()
+    assert (plan.assignment.enrolment, plan.entry.digest) == ("no_unit", house.digests["fast"])
+    house.experiments.act("x", "stop")
+    experiment = house.start("y", unit="request")
+    for request_id in map(str, range(10)):
+        assert house.plan(request_id).assignment.arm == arm_of(experiment, request_id).name
+
+
+def test_an_explicit_schedule_bypasses_and_is_told_as_such(house):
+    house.start()
+    plan = house.plan(schedule=house.digests["cheap"], unit="u")
+    assert (plan.assignment.enrolment, plan.entry.tier, plan.assignment.arm) == ("bypass", None, None)
+    house.end(plan)
+    ((stream, event),) = house.recorder
+    assert (stream, event.enrolment, event.unit) == ("experiments/x/events", "bypass", None)
+
+
+def test_the_event_of_a_request(house):
+    house.start()
+    plan = house.plan(unit="u")
+    house.end(plan)
+    ((_, event),) = house.recorder
+    assert (event.time, event.outcome, event.queue_seconds, event.service_seconds) == (NOW, "ok", 0.5, 1.5)
+    assert event.macs_planned == event.macs_executed == plan.macs
+    assert event.steps_planned == event.steps_executed == len(plan.entry.program.steps)
+    assert event.unit == hashed_unit("x", "u")
+    house.end(house.plan(unit="u", num_images=3))
+    house.end(house.plan(unit="u", num_images=3, guidance_scale=1.0))
+    assert [event.unet_rows for _, event in house.recorder] == [2, 6, 3]
+
+
+def test_a_pause_an_end_and_a_kill_give_the_traffic_back(house):
+    house.start()
+    for action in ("pause", "start", "kill"):
+        house.experiments.act("x", action)
+        house.trials.refresh()
+        assert bool(house.live.running()) == (action == "start")
+    house.start("y")
+    house.now += timedelta(days=2)
+    assert house.plan(unit="u").assignment is None, "by the clock, whether or not the registry can be told"
+    house.trials.refresh()
+    assert house.experiments.state("y").status == "finished"
+
+
+def test_a_unit_of_an_arm_that_cannot_be_loaded_stays_in_it_and_is_served_by_the_tier(house, caplog):
+    house.start(cheap="0" * 64, guardrails=(RAIL,))
+    house.trials.refresh()
+    assert [message for message in caplog.messages if "arm cheap falls back" in message] == caplog.messages, "said once"
+    harm(house)
+    assert house.live.running(), "no arm is to blame for what the tier's own schedule did"
+    events = [event for _, event in house.recorder]
+    assert len(events) == 60
+    assert {event.digest for event in events} == {house.digests["fast"]}
+    assert {(event.arm, event.fallback) for event in events} == {("control", False), ("cheap", True)}
+
+
+def test_an_arm_that_can_be_loaded_later_is_served_from_then_on(house):
+    late = Schedule(model=house.model.ref, solver=house.model.solver("ddim", 8), segments=(Segment(),) * 2)
+    experiment = house.start(cheap=late.digest)
+    unit = next(unit for unit in map(str, range(100)) if arm_of(experiment, unit).name == "cheap")
+    assert house.plan(unit=unit).assignment.fallback
+    house.catalog.publish(late)
+    house.trials.refresh()
+    plan = house.plan(unit=unit)
+    assert (plan.assignment.fallback, plan.entry.digest) == (False, late.digest)
+
+
+@pytest.mark.parametrize(("seconds", "tier"), [({1: 3.0, 2: 1.5}, "fast"), ({1: 1.0, 2: 3.0}, "draft")], ids=["fast", "draft"])
+def test_whom_auto_enrols_does_not_depend_on_the_arm(house, seconds, tier):
+    """The tier is chosen by its own schedule of two steps, whether or not the arm of one step would keep the deadline."""
+    experiment = house.start()
+    house.planner = Planner(
+        house.schedules, house.live, house.model.macs, lambda program, *_: seconds[len(program.steps)], Settings()
+    )
+    house.catalog.promote("draft", house.digests["cheap"])
+    house.watch.refresh()
+    arms = set()
+    for unit in map(str, range(20)):
+        plan = house.plan(unit=unit, tier="auto", deadline_ms=2000)
+        assert plan.entry.tier == tier
+        assert plan.predicted == seconds[len(plan.entry.program.steps)], "of what serves"
+        arms.add(plan.assignment and plan.assignment.arm)
+        assert plan.assignment is None or plan.assignment.arm == arm_of(experiment, unit).name
+    assert arms == ({"control", "cheap"} if tier == "fast" else {None})
+
+
+RAIL = Guardrail(metric="errors", compare="difference", limit=0.2, minimum_sample=10, consecutive=1)
+
+
+def harm(house):
+    for unit in map(str, range(60)):
+        plan = house.plan(f"r{unit}", unit=unit)
+        if plan.assignment is None:
+            return
+        house.end(plan, "generation_failed" if plan.assignment.arm == "cheap" else "ok")
+
+
+def test_harm_ends_the_experiment_here_at_once_and_then_everywhere(house):
+    house.start(guardrails=(RAIL,))
+    harm(house)
+    assert house.live.running() == [], "before the registry is told"
+    assert house.experiments.state("x").status == "running"
+    house.trials.refresh()
+    newest = house.experiments.state("x").history[-1]
+    assert (newest.action, newest.evidence["arm"], newest.evidence["metric"]) == ("roll_back", "cheap", "errors")
+    assert "cheap" in newest.reason
+
+
+def test_a_roll_back_is_told_until_the_store_takes_it(house, caplog):
+    house.start(guardrails=(RAIL,))
+    house.store.read_only = True
+    harm(house)
+    for _ in range(2):
+        house.trials.refresh()
+        assert house.live.running() == []
+        assert untold() == 1
+    assert house.experiments.state("x").status == "running"
+    assert [message for message in caplog.messages if "access denied" in message] == [caplog.messages[-1]], "said once"
+    house.store.read_only = False
+    house.trials.refresh()
+    assert house.experiments.state("x").status == "rolled_back"
+    assert untold() == 0
+
+
+def test_a_server_that_cannot_write_follows_all_the_same(house):
+    house.start(guardrails=(RAIL,))
+    house.catalog.promote("other", house.digests["fast"])
+    house.watch.refresh()
+    house.store.read_only = True
+    harm(house)
+    house.trials.refresh()
+    house.store.read_only = False
+    house.experiments.declare(house.declaration("y", tier="other"))
+    house.experiments.act("y", "start")
+    house.store.read_only = True
+    house.trials.refresh()
+    assert [each.experiment.name for each in house.live.running()] == ["y"]
+    assert untold() == 1
+
+
+def test_a_roll_back_that_another_server_was_first_with_is_told_no_more(house):
+    house.start(guardrails=(RAIL,))
+    house.store.read_only = True
+    harm(house)
+    house.trials.refresh()
+    house.store.read_only = False
+    house.experiments.act("x", "kill")
+    house.trials.refresh()
+    assert untold() == 0
+    assert house.experiments.state("x").status == "killed"
+
+
+def test_an_arm_that_nobody_waits_for_is_rolled_back(house):
+    slow = Guardrail(metric="service_p95", compare="ratio", limit=1.5, minimum_sample=10, consecutive=1)
+    house.start(guardrails=(slow,))
+    for unit in map(str, range(60)):
+        plan = house.plan(f"r{unit}", unit=unit)
+        if plan.assignment is None:
+            break
+        house.end(
+            plan,
+            "client_gone" if plan.assignment.arm == "cheap" else "ok",
+            seconds=10.0 if plan.assignment.arm == "cheap" else 2.0,
+        )
+    assert house.live.running() == []
+
+
+def test_a_guardrail_of_fidelity_that_can_see_nothing_is_said(house, caplog):
+    house.trials = Trials(house.live, house.recorder, lambda: house.experiments, lambda: house.now, shadowed=False)
+    house.start(guardrails=(Guardrail(metric="psnr", compare="difference", limit=3.0),))
+    house.trials.refresh()
+    assert [message for message in caplog.messages if "FLEXI_SHADOW_SHARE" in message] == caplog.messages, "once"
+
+
+def untold():
+    return metrics.rollbacks_untold._value.get()
+
+
+def test_steps_that_were_not_planned_trip(house):
+    house.start(guardrails=(Guardrail(metric="unplanned_steps", compare="value", limit=0.1, minimum_sample=10, consecutive=1),))
+    for unit in map(str, range(60)):
+        plan = house.plan(f"r{unit}", unit=unit)
+        if plan.assignment is None:
+            break
+        house.end(plan, steps=Counter(full=3) if plan.assignment.arm == "cheap" else None)
+    assert house.live.running() == []

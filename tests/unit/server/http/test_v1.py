@@ -1,0 +1,214 @@
+"""The routes below /v1, behind the edge, with an engine that a test plays: streams, units, OpenAI's parameters."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections import Counter
+from concurrent.futures import Future
+from types import SimpleNamespace
+
+import httpx
+import pytest
+import torch
+from server_model import small_model
+
+from registry.errors import StoreUnavailable
+from server.access.quota import Quotas
+from server.batching.image import Picture
+from server.errors import GenerationFailed
+from server.experiments.active import Live
+from server.http import v1
+from server.http.drain import Drain
+from server.http.edge import Edge
+from server.http.openai import NOT_SUPPORTED
+from server.requests.generation import Generation
+from server.requests.plan import Planner
+from server.telemetry import metrics
+from server.tiers.active import LOOKUPS, WAITING, Schedules
+
+PICTURE = Picture(torch.full((3, 8, 8), 0.5), 10, Counter(full=4), 0.0, 0.5)
+
+
+class Settings:
+    max_images, request_seconds, default_tier, default_guidance = 4, 60.0, "reference", 3.0
+
+
+class Engine:
+    """Ends the images of a request in their order as `outcomes` say: a picture, an error, or not at all."""
+
+    def __init__(self):
+        self.outcomes = [PICTURE] * 4
+
+    def submit(self, orders, preview=None):
+        futures = [Future() for _ in orders]
+        for future, outcome in zip(futures, self.outcomes, strict=False):
+            if isinstance(outcome, Exception):
+                future.set_exception(outcome)
+            elif outcome:
+                future.set_result(outcome)
+        return futures
+
+
+class Told(list):
+    """An observer: (unit, outcome) of each request."""
+
+    def ended(self, plan, outcome, seconds, pictures):
+        self.append((plan.request.unit, outcome))
+
+
+@pytest.fixture
+def engine():
+    return Engine()
+
+
+@pytest.fixture
+def told():
+    return Told()
+
+
+@pytest.fixture
+def house(tiny, engine, told, monkeypatch):
+    """What the application finds. Its registry hangs until the test is over."""
+    model, over = small_model(tiny), threading.Event()
+
+    def open_catalog():
+        over.wait(60)
+        raise StoreUnavailable("the test is over")
+
+    schedules = Schedules(open_catalog, model, 4)
+    planner = Planner(schedules, Live(lambda: None, schedules), model.macs, lambda *_: 0.25, Settings())
+    generation = Generation(planner, engine, Quotas(), [told])
+    made = SimpleNamespace(generation=generation, schedules=schedules, model=model, size="8x8", settings=Settings)
+    monkeypatch.setattr(v1.app.state, "house", made, raising=False)
+    yield made
+    over.set()
+
+
+def client():
+    transport = httpx.ASGITransport(Edge(v1.app, Drain()))
+    return httpx.AsyncClient(transport=transport, base_url="http://test", timeout=30)
+
+
+def post(headers=None, **body):
+    async def go():
+        async with client() as http:
+            return await http.post("/v1/images/generations", json={"prompt": "x"} | body, headers=headers)
+
+    return asyncio.run(go())
+
+
+def line(caplog):
+    (found,) = [record.fields for record in caplog.records if record.getMessage() == "request"]
+    return found
+
+
+def ended(outcome):
+    return sum(
+        sample.value
+        for sample in metrics.request_seconds.collect()[0].samples
+        if sample.name.endswith("_count") and sample.labels["outcome"] == outcome
+    )
+
+
+@pytest.fixture(autouse=True)
+def _logged(caplog):
+    caplog.set_level("INFO", logger="server")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_stream_has_the_log_line_of_any_other_request(house, caplog, stream):
+    reply = post(stream=stream, n=2, tier="reference")
+    said = line(caplog)
+    assert reply.status_code == said["status"] == 200
+    assert (said["asked"], said["tier"], said["images"], said["macs"]) == ("reference", "reference", 2, 20)
+    assert said["schedule"] == house.schedules.tier("reference").digest
+    assert "code" not in said
+
+
+def test_a_stream_that_fails_after_its_first_event_is_told_as_failed(house, engine, told, caplog):
+    engine.outcomes, before = [PICTURE, GenerationFailed("no")], ended("error")
+    reply = post(stream=True, n=2)
+    assert reply.status_code == 200, "it was sent before"
+    assert json.loads(reply.text.strip().rpartition("data: ")[2])["error"]["code"] == "generation_failed"
+    assert (line(caplog)["code"], line(caplog)["images"]) == ("generation_failed", 1)
+    assert ended("error") == before + 1
+    assert told == [(None, "generation_failed")]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_deadline_is_no_client_that_left(house, engine, told, caplog, stream):
+    engine.outcomes, before = [None], ended("deadline")
+    reply = post(stream=stream, deadline_ms=30, tier="reference")
+    assert (reply.status_code, reply.headers["x-should-retry"]) == (504, "false")
+    assert ended("deadline") == before + 1
+    assert told == [(None, "deadline_exceeded")]
+    assert (line(caplog)["code"], line(caplog)["tier"]) == ("deadline_exceeded", "reference")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_log_line_of_a_refusal_says_what_was_asked_for(house, caplog, stream):
+    assert post(stream=stream, tier="nope").status_code == 404
+    assert (line(caplog)["code"], line(caplog)["asked"]) == ("not_found", "nope")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_registry_that_hangs_keeps_neither_deadlines_nor_others_waiting(house, stream):
+    path = "/v1/images/generations"
+
+    def asking(http, schedule, deadline_ms):
+        body = {"prompt": "x", "schedule": schedule, "deadline_ms": deadline_ms, "stream": stream}
+        return http.post(path, json=body)
+
+    async def go():
+        async with client() as http:
+            waiting = [asyncio.create_task(asking(http, str(number), 2000)) for number in range(LOOKUPS + WAITING)]
+            while house.schedules._waiting < WAITING:
+                await asyncio.sleep(0.01)
+            refused = await asking(http, "99", 2000)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "store_unavailable")
+            assert int(refused.headers["retry-after"]) > 0
+            assert (await http.get("/v1/schedules/99")).status_code == 503
+            digest = house.schedules.tier("reference").digest
+            assert (await asking(http, digest, 60_000)).status_code == 200
+            assert (await http.post(path, json={"prompt": "x", "tier": "reference"})).status_code == 200
+            assert not any(each.done() for each in waiting)
+            assert {reply.status_code for reply in await asyncio.gather(*waiting)} == {504}
+
+    asyncio.run(asyncio.wait_for(go(), 30))
+
+
+@pytest.mark.parametrize(
+    ("body", "header", "unit"),
+    [
+        ({}, None, None),
+        ({}, "carol", "carol"),
+        ({"user": "anna"}, "carol", "anna"),
+        ({"safety_identifier": "bob"}, "carol", "bob"),
+        ({"safety_identifier": "bob", "user": "anna"}, None, "bob"),
+        ({"safety_identifier": "", "user": "anna"}, None, "anna"),
+        ({"safety_identifier": ""}, "carol", "carol"),
+        ({"safety_identifier": None}, None, None),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_unit(house, told, stream, body, header, unit):
+    reply = post({"X-Flexi-Unit": header} if header else None, stream=stream, **body)
+    assert (reply.status_code, told) == (200, [(unit, "ok")])
+
+
+@pytest.mark.parametrize("header", ["", "x" * 129, "Zoë".encode(), "a\tb"])
+def test_a_unit_outside_its_limits(house, told, header):
+    reply = post({"X-Flexi-Unit": header}, user="anna")
+    error = reply.json()["error"]
+    assert (reply.status_code, error["param"], told) == (400, "X-Flexi-Unit", [])
+    assert "128" in error["message"]
+
+
+@pytest.mark.parametrize("name", NOT_SUPPORTED)
+def test_what_other_models_of_openai_take(house, name):
+    assert post(**{name: None}).status_code == 200
+    error = post(**{name: 1}).json()["error"]
+    assert (error["code"], error["param"]) == ("invalid_input", name)
+    assert NOT_SUPPORTED[name] in error["message"]

@@ -1,0 +1,337 @@
+"""One request: it ends when it is done, cancelled, when the client leaves, or when time is over; the answer adds up."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import threading
+from collections import Counter
+from concurrent.futures import Future
+
+import pytest
+import torch
+from PIL import Image
+from pydantic import ValidationError
+from server_model import small_model
+
+from registry.errors import InvalidInput, NotFound, Overloaded, StoreUnavailable
+from server import VERSION
+from server.access.keys import ANONYMOUS, Key
+from server.access.quota import Quotas
+from server.api import GenerateRequest
+from server.batching.image import Picture
+from server.errors import Cancelled, ClientGone, DeadlineExceeded, GenerationFailed
+from server.experiments.active import Live
+from server.requests.generation import Finished, Generation, Partial
+from server.requests.plan import Planner
+from server.requests.running import while_wanted
+from server.telemetry import metrics
+from server.tiers.active import Schedules
+
+GREY = torch.full((3, 8, 8), 0.5)
+
+
+class Settings:
+    max_images, request_seconds, default_tier, default_guidance = 3, 60.0, "reference", 3.0
+
+
+class Told(list):
+    """An observer."""
+
+    def ended(self, plan, outcome, seconds, pictures):
+        self.append((plan.label, outcome, len(pictures)))
+
+
+class Renderer:
+    """Gives grey pictures, whose cost it makes up, unless it is told to keep them."""
+
+    def __init__(self):
+        self.orders, self.futures, self.preview, self.keeps = [], [], None, False
+
+    def submit(self, orders, preview=None):
+        self.orders, self.preview = orders, preview
+        self.futures = [Future() for _ in orders]
+        if not self.keeps:
+            self.finish()
+        return self.futures
+
+    def finish(self):
+        for i, future in enumerate(self.futures, 1):
+            future.set_result(Picture(GREY, 10, Counter(full=4), 0.001 * i, 0.5))
+
+
+@pytest.fixture
+def renderer():
+    return Renderer()
+
+
+@pytest.fixture(scope="module")
+def model(tiny):
+    return small_model(tiny)
+
+
+@pytest.fixture
+def told():
+    return Told()
+
+
+def made(model, renderer, told, open_catalog=lambda: None):
+    schedules = Schedules(open_catalog, model, 4)
+    planner = Planner(schedules, Live(lambda: None, schedules), model.macs, lambda *_: 0.25, Settings())
+    return Generation(planner, renderer, Quotas(), [told])
+
+
+@pytest.fixture
+def generation(model, renderer, told):
+    return made(model, renderer, told)
+
+
+@pytest.fixture
+def hanging(model, renderer, told):
+    """The registry does not answer until the test is over."""
+    over = threading.Event()
+
+    def open_catalog():
+        over.wait(60)
+        raise StoreUnavailable("the test is over")
+
+    yield made(model, renderer, told, open_catalog)
+    over.set()
+
+
+def counted(outcome, tier):
+    """How many requests ended like this."""
+    name = "flexi_request_seconds_count"
+    found = [each for each in metrics.request_seconds.collect()[0].samples if each.name == name]
+    return sum(each.value for each in found if (each.labels["outcome"], each.labels["tier"]) == (outcome, tier))
+
+
+async def never():
+    await asyncio.Event().wait()
+
+
+async def at_once():
+    return None
+
+
+def answer(generation, gone=never, **fields):
+    request = GenerateRequest(prompt="ein Herz ♥", **fields)
+    return asyncio.run(generation.answer(request, "id-1", ANONYMOUS, gone()))
+
+
+def test_the_answer(generation, renderer):
+    response = answer(generation, num_images=3, seed=5)
+    assert [order.seed for order in renderer.orders] == [5, 6, 7]
+    assert {(order.guidance, order.tier) for order in renderer.orders} == {(3.0, "reference")}
+    assert (response.macs, response.macs_per_image, response.queue_ms, response.denoise_ms) == (30, 10, 3.0, 500.0)
+    assert response.predicted_ms == 250
+    assert response.steps.model_dump() == {"full": 4, "partial": 0, "null": 0}
+    texts = [Image.open(io.BytesIO(base64.b64decode(data))).text for data in response.images]
+    assert [text["seed"] for text in texts] == ["5", "6", "7"]
+    assert texts[0]["prompt"] == "ein Herz ♥"
+    assert texts[0]["schedule"] == response.schedule
+
+
+def test_files_name_the_build(model, renderer):
+    schedules = Schedules(lambda: None, model, 4)
+    planner = Planner(schedules, Live(lambda: None, schedules), model.macs, lambda *_: 0.25, Settings())
+    for commit, said in (("", f"flexiffusion-serve {VERSION}"), ("1a2b3c", f"flexiffusion-serve {VERSION} (1a2b3c)")):
+        (image,) = answer(Generation(planner, renderer, Quotas(), commit=commit)).images
+        assert Image.open(io.BytesIO(base64.b64decode(image))).text["software"] == said
+
+
+def test_a_seed_is_drawn_and_told(generation, renderer):
+    response = answer(generation)
+    assert response.seed == renderer.orders[0].seed
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "param"),
+    [({"num_images": 4}, InvalidInput, "num_images"), ({"tier": "nope"}, NotFound, "tier")],
+)
+def test_refusals(generation, fields, error, param):
+    with pytest.raises(error) as refused:
+        answer(generation, **fields)
+    assert refused.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("gone", "deadline_ms", "error"), [(at_once, None, ClientGone), (never, 10, DeadlineExceeded)], ids=["left", "late"]
+)
+def test_work_that_nobody_wants_is_given_up(generation, renderer, gone, deadline_ms, error):
+    renderer.keeps = True
+    with pytest.raises(error):
+        answer(generation, gone, num_images=2, deadline_ms=deadline_ms)
+    assert [future.cancelled() for future in renderer.futures] == [True, True]
+    assert len(generation.running) == 0
+
+
+def test_a_request_is_cancelled_by_its_id_and_its_key(generation, renderer):
+    renderer.keeps = True
+
+    async def go():
+        request = GenerateRequest(prompt="x")
+        mine = asyncio.create_task(generation.answer(request, "id-1", Key("me", None, None), never()))
+        await asyncio.sleep(0.01)
+        assert generation.running.cancel("somebody else", "id-1") == 0
+        assert generation.running.cancel("me", "id-2") == 0
+        assert not mine.done()
+        assert generation.running.cancel("me", "id-1") == 1
+        with pytest.raises(Cancelled):
+            await mine
+        assert generation.running.cancel("me", "id-1") == 0
+
+    asyncio.run(go())
+    assert renderer.futures[0].cancelled()
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize(
+    ("ends", "error", "outcome"),
+    [("late", DeadlineExceeded, "deadline"), ("cancelled", Cancelled, "cancelled"), ("left", ClientGone, "cancelled")],
+)
+def test_a_request_that_waits_for_the_registry_may_be_given_up(hanging, renderer, streamed, ends, error, outcome):
+    before, line = counted(outcome, metrics.CUSTOM), {}
+
+    async def go():
+        request = GenerateRequest(prompt="x", schedule="12345678", deadline_ms=50 if ends == "late" else None)
+        gone = at_once if ends == "left" else never
+        if streamed:
+            first = anext(hanging.stream(request, "id-1", ANONYMOUS, 0, line))
+            work = while_wanted(first, [(gone(), ClientGone())])
+        else:
+            work = hanging.answer(request, "id-1", ANONYMOUS, gone(), line)
+        task = asyncio.create_task(work)
+        if ends == "cancelled":
+            await asyncio.sleep(0.05)
+            assert hanging.running.cancel(ANONYMOUS.name, "id-1") == 1
+        with pytest.raises(error):
+            await asyncio.wait_for(task, 30)
+
+    asyncio.run(go())
+    assert (renderer.orders, len(hanging.running)) == ([], 0)
+    assert counted(outcome, metrics.CUSTOM) == before + 1
+    assert line == {"asked": "12345678", "code": error.code}
+
+
+def test_the_deadline_runs_from_the_arrival(generation):
+    request = GenerateRequest(prompt="x", deadline_ms=2000)
+    plan = asyncio.run(generation.planner.plan(request, "id-1", ANONYMOUS, arrived=100.0))
+    assert {order.deadline for order in plan.orders} == {102.0}
+    assert {order.request_id for order in plan.orders} == {"id-1"}
+
+
+def streamed(generation, renderer, act, previews=2, line=None, **fields):
+    """What a stream of two images gives while `act(renderer)` plays the engine in another thread."""
+
+    async def go():
+        request = GenerateRequest(prompt="x", num_images=2, seed=7, **fields)
+        events = []
+        renderer.keeps = True
+        asyncio.get_running_loop().call_later(0.01, lambda: asyncio.ensure_future(asyncio.to_thread(act, renderer)))
+        try:
+            async for event in generation.stream(request, "id-1", ANONYMOUS, previews, line):
+                events += [event]
+        except Exception as error:
+            events.append(error)
+        return events
+
+    return asyncio.run(asyncio.wait_for(go(), 30))
+
+
+def test_a_stream_gives_previews_and_each_image_when_it_is_done(generation, renderer):
+    def act(renderer):
+        renderer.preview(renderer.orders[1], 0, GREY)
+        renderer.futures[1].set_result(Picture(GREY, 10, Counter(full=4), 0.0, 0.5))
+        renderer.preview(renderer.orders[0], 0, GREY)
+        renderer.futures[0].set_result(Picture(GREY, 10, Counter(full=4), 0.0, 0.5))
+
+    events = streamed(generation, renderer, act)
+    assert [(type(event), event.image) for event in events] == [(Partial, 1), (Finished, 1), (Partial, 0), (Finished, 0)]
+    assert {order.previews for order in renderer.orders} == {2}
+    assert Image.open(io.BytesIO(base64.b64decode(events[1].png))).text["seed"] == "8"
+
+
+def test_a_stream_ends_with_the_error_of_an_image_and_gives_up_the_others(generation, renderer):
+    events = streamed(generation, renderer, lambda renderer: renderer.futures[0].set_exception(InvalidInput("no")))
+    assert [type(event) for event in events] == [InvalidInput]
+    assert renderer.futures[1].cancelled()
+
+
+def test_a_stream_keeps_its_deadline(generation, renderer, told):
+    before = counted("deadline", "reference")
+    (error,) = streamed(generation, renderer, lambda _: None, deadline_ms=30)
+    assert counted("deadline", "reference") == before + 1
+    assert told == [("reference", "deadline_exceeded", 0)], "a client that left would be no error of its arm's"
+    assert isinstance(error, DeadlineExceeded)
+    assert "30 ms" in error.message
+    assert all(future.cancelled() for future in renderer.futures)
+
+
+def test_a_stream_is_measured_and_its_log_line_says_what_it_took(generation, renderer):
+    def samples():
+        ratios, pngs = metrics.forecast_ratio.labels("reference"), metrics.stage_seconds.labels("png")
+        return [sum(bucket.get() for bucket in each._buckets) for each in (ratios, pngs)]
+
+    def act(renderer):
+        renderer.preview(renderer.orders[0], 0, GREY)
+        renderer.finish()
+
+    (ratios, pngs), line = samples(), {}
+    streamed(generation, renderer, act, line=line, tier="reference")
+    assert samples() == [ratios + 1, pngs + 3]
+    assert len(line.pop("schedule")) == 64
+    assert line == {
+        "asked": "reference", "tier": "reference", "arm": None, "images": 2, "macs": 20, "predicted_ms": 250.0,
+        "queue_ms": 2.0, "denoise_ms": 500.0,
+    }  # fmt: skip
+
+
+def test_the_log_line_of_a_stream_that_fails_says_so(generation, renderer):
+    def act(renderer):
+        renderer.futures[0].set_result(Picture(GREY, 10, Counter(full=4), 0.0, 0.5))
+        renderer.futures[1].set_exception(GenerationFailed("no"))
+
+    line = {}
+    events = streamed(generation, renderer, act, line=line)
+    assert [type(event) for event in events] == [Finished, GenerationFailed]
+    assert (line["code"], line["asked"], line["tier"], line["images"]) == ("generation_failed", None, "reference", 1)
+
+
+def test_what_is_refused_is_paid_back(generation, renderer, monkeypatch):
+    paid = []
+    monkeypatch.setattr(generation._quotas, "take", lambda key, macs: paid.append(macs))
+    monkeypatch.setattr(generation._quotas, "give_back", lambda key, macs: paid.append(-macs))
+    answer(generation)
+    assert len(paid) == 1
+
+    def full(*_):
+        raise Overloaded("full", retry_after=1)
+
+    monkeypatch.setattr(renderer, "submit", full)
+    with pytest.raises(Overloaded):
+        answer(generation, num_images=3)
+    assert paid == [paid[0], 3 * paid[0], -3 * paid[0]]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"prompt": ""},
+        {"prompt": "x" * 1001},
+        {"tier": "fast", "schedule": "12345678"},
+        {"schedule": "fast"},
+        {"seed": 2**63},
+        {"seed": 2**63 - 63},
+        {"seed": True},
+        {"guidance_scale": float("nan")},
+        {"guidance_scale": 0.99},
+        {"num_images": 1.5},
+        {"unknown": 1},
+    ],
+)
+def test_bounds(fields):
+    with pytest.raises(ValidationError) as refused:
+        GenerateRequest(**{"prompt": "my secret"} | fields)
+    assert "my secret" not in str(refused.value)

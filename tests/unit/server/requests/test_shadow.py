@@ -1,0 +1,174 @@
+"""The shadow teacher: what it compares, what it may spend, and that no client's image is another for it."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from concurrent.futures import Future
+
+import numpy as np
+import pytest
+from memory_store import MemoryStore
+from server_model import small_model
+
+from engine.sampler import generate
+from evaluation import frechet_distance, psnr
+from registry.catalog import Catalog
+from registry.schedule import Schedule, Segment
+from server.access.keys import ANONYMOUS
+from server.access.quota import Quotas
+from server.api import GenerateRequest
+from server.batching.admission import Admission
+from server.batching.engine_thread import Dispatcher
+from server.errors import GenerationFailed
+from server.experiments.active import Live
+from server.requests import shadow
+from server.requests.generation import Generation
+from server.requests.plan import Planner
+from server.requests.shadow import Shadow
+from server.telemetry import metrics
+from server.tiers.active import REFERENCE, Schedules
+from server.tiers.watch import Watch
+
+
+class Settings:
+    max_images, request_seconds, default_tier, default_guidance = 4, 60.0, "fast", 2.0
+
+
+class Told(list):
+    def compared(self, plan, compared):
+        self.append((plan, compared))
+
+
+@pytest.fixture(scope="module")
+def model(tiny):
+    return small_model(tiny)
+
+
+@pytest.fixture
+def schedules(model):
+    store = MemoryStore()
+    catalog = Catalog(store, model.ref.name, author="test")
+    schedule = Schedule(model=model.ref, solver=model.solver("ddim", 4), segments=(Segment(), Segment()))
+    catalog.publish(schedule)
+    catalog.promote("fast", schedule.digest)
+    schedules = Schedules(lambda: catalog, model, 4)
+    Watch(schedules, lambda: catalog).refresh()
+    return schedules
+
+
+@pytest.fixture
+def dispatcher(model):
+    dispatcher = Dispatcher(model, Admission(60), 4)
+    dispatcher.start()
+    yield dispatcher
+    dispatcher.close()
+
+
+async def never():
+    await asyncio.Event().wait()
+
+
+def served(model, schedules, dispatcher, watcher, *requests):
+    """The answers; the shadow has finished too."""
+
+    async def go():
+        planner = Planner(schedules, Live(lambda: None, schedules), model.macs, dispatcher.forecast, Settings())
+        generation = Generation(planner, dispatcher, Quotas(), [watcher])
+        answers = [await generation.answer(GenerateRequest(**each), "id", ANONYMOUS, never()) for each in requests]
+        while watcher._tasks:
+            await asyncio.sleep(0.01)
+        return answers
+
+    return asyncio.run(asyncio.wait_for(go(), 120))
+
+
+def made(dispatcher, schedules, told, share=1.0, budget=None, features=None):
+    return Shadow(dispatcher, lambda: schedules.tier(REFERENCE), features, share, budget, [told])
+
+
+def test_it_compares_with_the_teachers_image_of_the_same_noise(model, schedules, dispatcher):
+    told = Told()
+    watcher = made(dispatcher, schedules, told)
+    served(model, schedules, dispatcher, watcher, {"prompt": "a", "seed": 5, "num_images": 2})
+    assert len(told) == 2
+    assert {(plan.entry.tier, compared.distance) for plan, compared in told} == {("fast", None)}
+    condition, negative = model.encode(["a"]), model.negative([""])
+    expected = []
+    for seed in (5, 6):
+        images = [
+            model.decode(generate(model.anatomy, entry.program, model.noise(seed)[None], condition, negative, 2.0))[0]
+            for entry in (schedules.tier("fast"), schedules.tier(REFERENCE))
+        ]
+        expected.append(psnr(float(((images[0] - images[1]) ** 2).mean())))
+    assert sorted(compared.psnr for _, compared in told) == pytest.approx(sorted(expected), abs=0.01)
+
+
+def test_the_teacher_is_not_held_against_itself_and_failures_not_at_all(model, schedules, dispatcher):
+    told = Told()
+    watcher = made(dispatcher, schedules, told)
+    served(model, schedules, dispatcher, watcher, {"prompt": "a", "tier": "reference"})
+    with pytest.raises(GenerationFailed):
+        served(model, schedules, dispatcher, watcher, {"prompt": "poison"})
+    assert told == []
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.0, 0), (1.0, 4)])
+def test_the_share_is_kept(model, schedules, dispatcher, share, expected):
+    told = Told()
+    served(model, schedules, dispatcher, made(dispatcher, schedules, told, share), {"prompt": "a", "num_images": 4})
+    assert len(told) == expected
+
+
+def test_the_budget_is_kept(model, schedules, dispatcher):
+    told, each = Told(), model.macs.of_program(schedules.tier(REFERENCE).program, 2)
+    watcher = made(dispatcher, schedules, told, budget=int(2.5 * each))
+    served(model, schedules, dispatcher, watcher, {"prompt": "a", "num_images": 4})
+    assert len(told) == 2
+
+
+def test_what_waits_is_bounded(model, schedules, monkeypatch):
+    monkeypatch.setattr(shadow, "PENDING", 2)
+
+    class Busy:
+        """An engine that never idles."""
+
+        def submit(self, orders, preview=None):
+            return [Future() for _ in orders]
+
+    async def go():
+        planner = Planner(schedules, Live(lambda: None, schedules), model.macs, lambda *_: 0.0, Settings())
+        watcher = made(Busy(), schedules, Told())
+        plan = await planner.plan(GenerateRequest(prompt="a", num_images=4), "id", ANONYMOUS)
+        watcher.ended(plan, "ok", 0.1, dict.fromkeys(range(4)))
+        assert len(watcher._tasks) == 2
+        watcher.close()
+        await asyncio.gather(*watcher._tasks, return_exceptions=True)
+
+    asyncio.run(go())
+
+
+def test_the_running_rfid_is_the_frechet_distance_of_the_newest(monkeypatch):
+    monkeypatch.setattr(shadow, "FEWEST", 4)
+    monkeypatch.setattr(shadow, "EVERY", 2)
+    dice = np.random.default_rng(0)
+    ours, teachers = dice.normal(size=(6, 3)), dice.normal(size=(6, 3))
+    sample = shadow.Sample("d")
+    seen = [sample.add(a, b) for a, b in zip(ours, teachers, strict=True)]
+    assert [value is None for value in seen] == [True, True, True, False, True, False]
+    assert seen[-1] == pytest.approx(frechet_distance(ours, teachers))
+
+
+def test_features_give_a_distance_and_metrics(model, schedules, dispatcher):
+    told = Told()
+    watcher = made(dispatcher, schedules, told, features=lambda images: images.flatten(1).double().numpy())
+    before = metrics.fidelity_psnr.labels("fast", "none")._sum.get()
+    served(model, schedules, dispatcher, watcher, {"prompt": "a", "seed": 1})
+    ((_, compared),) = told
+    assert compared.distance == pytest.approx(math.sqrt(3 * 8 * 8 * 10 ** (-compared.psnr / 10)), rel=1e-3)
+    assert metrics.fidelity_psnr.labels("fast", "none")._sum.get() == pytest.approx(before + compared.psnr)
+
+
+def test_psnr():
+    assert psnr(0.0) == 100
+    assert psnr(0.01) == pytest.approx(20)
