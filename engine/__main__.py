@@ -54,20 +54,20 @@ def generate(
 ) -> None:
     """Generate images by one schedule, and print what they cost."""
     if num_images < 1:
-        raise InvalidInput(f"num_images: must be at least 1, got {num_images}", param="num_images")
+        raise InvalidInput(f"must be at least 1, got {num_images}", param="num_images")
     if guidance is not None and not 1 <= guidance < inf:  # which nan is not either
-        raise InvalidInput(f"guidance: must be a finite number of at least 1, got {guidance}", param="guidance")
+        raise InvalidInput(f"must be a finite number of at least 1, got {guidance}", param="guidance")
     if negative and guidance is not None and guidance <= 1:
-        raise InvalidInput(f"negative: needs guidance above 1, got guidance {guidance}", param="negative")
+        raise InvalidInput(f"needs guidance above 1, got guidance {guidance}", param="negative")
     if out.suffix.lower() != ".png":
-        raise InvalidInput(f"out: must be a .png file, got {out}", param="out")
+        raise InvalidInput(f"must be a .png file, got {out}", param="out")
     if not out.parent.is_dir():
-        raise NotFound(f"out: there is no folder {out.parent}", param="out")
+        raise NotFound(f"there is no folder {out.parent}", param="out")
     for file in _names(out, num_images):
         if file.is_dir():
-            raise InvalidInput(f"out: {file} is a folder", param="out")
+            raise InvalidInput(f"{file} is a folder", param="out")
     if schedule != "teacher" and (solver is not None or steps is not None):
-        raise InvalidInput("schedule: --solver and --steps are for teacher; a document brings its own", param="schedule")
+        raise InvalidInput("--solver and --steps are for teacher; a document brings its own", param="schedule")
 
     import torch
 
@@ -82,7 +82,7 @@ def generate(
     program, all_full = loaded.compile(document), loaded.compile(teacher(loaded.ref, document.solver))
     guidance = guidance if guidance is not None else 7.5 if loaded.prompts.guides else 1.0
     if prompt is None and not isinstance(loaded.prompts, Nothing):
-        raise InvalidInput("prompt: say what this model should draw", param="prompt")
+        raise InvalidInput("say what this model should draw", param="prompt")
     seeds = range(seed, seed + num_images)
     noise = torch.stack([loaded.noise(number) for number in seeds])
     condition = loaded.encode([prompt or ""] * num_images)
@@ -123,7 +123,7 @@ def macs(
     counted = count_steps(config, shape, length)
     if branch is not None and branch not in counted.partial:
         last = max(counted.partial)
-        raise InvalidInput(f"branch: must be between 1 and {last} for this UNet, got {branch}", param="branch")
+        raise InvalidInput(f"must be between 1 and {last} for this UNet, got {branch}", param="branch")
     chosen = {number: value for number, value in counted.partial.items() if branch in (None, number)}
     if as_json:
         features = {number: counted.features[number] for number in chosen}  # (c, h, w) of what a row caches
@@ -136,13 +136,13 @@ def macs(
 def _teacher(model: Model, solver: SolverName, steps: int) -> Schedule:
     limit = len(model.levels.alphas_cumprod)
     if not 1 <= steps <= limit:
-        raise InvalidInput(f"steps: must be between 1 and {limit}, got {steps}", param="steps")
+        raise InvalidInput(f"must be between 1 and {limit}, got {steps}", param="steps")
     return teacher(model.ref, model.solver(solver, steps))
 
 
 def _read_schedule(file: Path) -> Schedule:
     if not file.is_file():
-        raise NotFound(f"schedule: there is no file {file} (and the only name known is teacher)", param="schedule")
+        raise NotFound(f"there is no file {file} (and the only name known is teacher)", param="schedule")
     return Schedule.parse(file.read_bytes())
 
 
@@ -169,10 +169,10 @@ def _unet_config(path: Path) -> dict[str, Any]:
 def _tokens(path: Path, config: Mapping[str, Any], asked: int | None) -> int:
     """Length of the context, 0 for a UNet without one."""
     if asked is not None and asked < 1:
-        raise InvalidInput(f"tokens: must be at least 1, got {asked}", param="tokens")
+        raise InvalidInput(f"must be at least 1, got {asked}", param="tokens")
     if not attends(config):
         if asked is not None:
-            raise InvalidInput(f"tokens: this UNet attends to no context, got {asked}", param="tokens")
+            raise InvalidInput(f"this UNet attends to no context, got {asked}", param="tokens")
         return 0
     return asked if asked is not None else _published_tokens(path, config)
 
@@ -184,7 +184,7 @@ def _published_tokens(path: Path, config: Mapping[str, Any]) -> int:
         limit = read_object(encoder, "path").get("max_position_embeddings", TEXT_TOKENS)
         if not is_whole(limit):
             field = "max_position_embeddings"
-            raise Unsupported(f"text_encoder config {field} must be a whole number of at least 1, got {limit!r}", param=field)
+            raise Unsupported(f"must be a whole number of at least 1 in the text_encoder config, got {limit!r}", param=field)
         return int(limit)
     files = Folder(path) if (path / "model_index.json").is_file() else None
     if files is not None and files.component("text_encoder"):
@@ -196,10 +196,10 @@ def _published_tokens(path: Path, config: Mapping[str, Any]) -> int:
 def _latent_size(config: Mapping[str, Any], asked: tuple[int, int] | None) -> tuple[int, int]:
     if asked is not None:
         if min(asked) < 1:
-            raise InvalidInput(f"size: must be at least 1 1, got {asked[0]} {asked[1]}", param="size")
+            raise InvalidInput(f"must be at least 1 1, got {asked[0]} {asked[1]}", param="size")
         return asked
     if config["sample_size"] is None:
-        raise InvalidInput("size: the config has no sample_size, say --size HEIGHT WIDTH", param="size")
+        raise InvalidInput("the config has no sample_size, say --size HEIGHT WIDTH", param="size")
     return sides(config["sample_size"])
 
 

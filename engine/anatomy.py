@@ -133,7 +133,7 @@ class Anatomy:
     def check_branch(self, branch: int) -> None:
         """Raises `InvalidInput` unless 1 ≤ branch ≤ `branches`."""
         if not 1 <= branch <= self.branches:
-            raise InvalidInput(f"branch: must be between 1 and {self.branches} for this UNet, got {branch}", param="branch")
+            raise InvalidInput(f"must be between 1 and {self.branches} for this UNet, got {branch}", param="branch")
 
     def compile(self, **options: Any) -> None:
         """Give each resnet, attention and sampler to torch.compile, in place; `options` are torch's.

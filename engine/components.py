@@ -24,11 +24,11 @@ def fitting_unet(files: Folder) -> dict[str, Any]:
     for name, classes in COMPONENTS.items():
         if found[name] not in classes:
             wanted = " or ".join(sorted(filter(None, classes)))
-            raise Unsupported(f"model: {name} is {found[name]}, this version runs {wanted}", param="model")
+            raise Unsupported(f"{name} is {found[name]}, this version runs {wanted}", param="model")
     config = {"_class_name": found["unet"], **files.config("unet")}
     refuse_unknown(config)
     if config["_class_name"] != found["unet"]:
-        message = f"model: unet is {found['unet']} in model_index.json and {config['_class_name']} in its own config.json"
+        message = f"unet is {found['unet']} in model_index.json and {config['_class_name']} in its own config.json"
         raise Unsupported(message, param="model")
     config = complete(config)
     _refuse_channels(files, config)
@@ -40,41 +40,39 @@ def refuse_width(config: dict[str, Any], width: int, of: str) -> None:
     """Raises `Unsupported` where the UNet attends to a context of another width than what makes it."""
     wanted = context_width(config)
     if wanted not in (None, width):
-        message = f"model: unet config cross_attention_dim is {wanted}, but {of} makes a context as wide as {width}"
+        message = f"is {wanted} in the unet config, but {of} makes a context as wide as {width}"
         raise Unsupported(message, param="cross_attention_dim")
 
 
 def _refuse_channels(files: Folder, config: dict[str, Any]) -> None:
     channels, made = config["in_channels"], config["out_channels"]
     if channels != made:
-        message = f"model: unet config in_channels {channels} is not out_channels {made}: inpainting, editing on a picture and "
+        message = f"{channels} in the unet config is not out_channels {made}: inpainting, editing on a picture and "
         raise Unsupported(message + "a learned variance are not supported", param="in_channels")
     component = next((name for name in ("vae", "vqvae") if files.component(name)), None)
     if component is None:
         if channels not in (1, 3):
-            raise Unsupported("model: vae is missing, and the UNet's channels are no image's", param="model")
+            raise Unsupported("vae is missing, and the UNet's channels are no image's", param="model")
         return
     decoder = {**defaults(str(files.component(component))), **files.config(component)}
     latent = decoder.get("vq_embed_dim") or decoder["latent_channels"]
     if channels != latent:
-        message = f"model: unet config in_channels is {channels}, but latents of {component} have {latent} channels"
+        message = f"is {channels} in the unet config, but latents of {component} have {latent} channels"
         raise Unsupported(message, param="in_channels")
 
 
 def _refuse_conditions(files: Folder, config: dict[str, Any]) -> None:
     text, second, table = (files.component(name) for name in ("text_encoder", "text_encoder_2", "class_embedder"))
     if second and not text:
-        raise Unsupported("model: text_encoder is missing beside text_encoder_2 (a refiner?)", param="model")
+        raise Unsupported("text_encoder is missing beside text_encoder_2 (a refiner?)", param="model")
     if attends(config) and not (text or table):
-        raise Unsupported(
-            "model: text_encoder is missing (or class_embedder), but the UNet attends to a context", param="model"
-        )
+        raise Unsupported("text_encoder is missing (or class_embedder), but the UNet attends to a context", param="model")
     if config.get("num_class_embeds") is not None and (text or table):
-        message = f"unet config num_class_embeds beside {'text_encoder' if text else 'class_embedder'} (an upscaler?)"
-        raise Unsupported(f"model: {message} is not supported", param="num_class_embeds")
+        message = f"in the unet config beside {'text_encoder' if text else 'class_embedder'} (an upscaler?)"
+        raise Unsupported(f"{message} is not supported", param="num_class_embeds")
     added = config.get("addition_embed_type") is not None
     if added and not second:
-        message = "model: text_encoder_2 is missing, which unet config addition_embed_type text_time needs"
+        message = "text_encoder_2 is missing, which unet config addition_embed_type text_time needs"
         raise Unsupported(message, param="model")
     if not (text and attends(config)):
         return
@@ -85,8 +83,8 @@ def _refuse_conditions(files: Folder, config: dict[str, Any]) -> None:
         made = encoders["text_encoder_2"].projection_dim
         if pooled != made:
             field = "projection_class_embeddings_input_dim"
-            message = f"leaves {pooled} for the pooled text, but projection_dim of text_encoder_2 is {made}"
-            raise Unsupported(f"model: unet config {field} {message}", param=field)
+            message = f"leaves {pooled} for the pooled text in the unet config, but projection_dim of text_encoder_2 is {made}"
+            raise Unsupported(message, param=field)
 
 
 def _encoder(files: Folder, name: str) -> Any:
@@ -97,4 +95,4 @@ def _encoder(files: Folder, name: str) -> Any:
     try:
         return CLIPTextConfig.from_pretrained(files.path(name))
     except Exception as error:  # transformers' own kinds for values of a wrong type
-        raise Unsupported(f"model: the configuration of {name} is wrong: {reason(error)}", param="model") from error
+        raise Unsupported(f"the configuration of {name} is wrong: {reason(error)}", param="model") from error

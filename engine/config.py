@@ -59,14 +59,14 @@ def refuse_unknown(config: Mapping[str, Any]) -> None:
     for field, known in BLOCKS.items():
         for name in _block_types(config, field):
             if name.removeprefix("UNetRes") not in known:  # diffusers takes that prefix of old configurations away too
-                raise Unsupported(f"unet config {field}: {name} is not supported; known: {sorted(known)}", param="unet")
+                raise Unsupported(f"{field} {name} is not supported; known: {sorted(known)}", param="unet")
     for field, values in SETTINGS.items():
         if field in config and config[field] not in values:
-            raise Unsupported(f"unet config {field} = {config[field]!r} is not supported", param=field)
+            raise Unsupported(f"{config[field]!r} in the unet config is not supported", param=field)
     for field, kinds in NUMBERS.items():
         if field in config and not _fits(config[field], kinds):
             wanted = " or ".join(KINDS[kind] for kind in kinds)
-            raise Unsupported(f"unet config {field} must be {wanted}, got {config[field]!r}", param=field)
+            raise Unsupported(f"must be {wanted} in the unet config, got {config[field]!r}", param=field)
     if config.get("addition_embed_type") == "text_time":
         _refuse_added(config)
 
@@ -80,7 +80,7 @@ def class_of(config: Mapping[str, Any]) -> str:
     if name is None:
         return _guess(config)
     if not isinstance(name, str) or name not in CLASSES:
-        raise Unsupported(f"unet: {name} is not supported; known: {sorted(CLASSES)}", param="unet")
+        raise Unsupported(f"{name} is not supported; known: {sorted(CLASSES)}", param="unet")
     return name
 
 
@@ -111,7 +111,7 @@ def context_width(config: Mapping[str, Any]) -> int | None:
     width = complete(config)["cross_attention_dim"]
     widths = set(width) if isinstance(width, list | tuple) else {width}
     if len(widths) != 1 or None in widths:
-        message = f"unet config cross_attention_dim must be one width for all blocks, got {width!r}"
+        message = f"must be one width for all blocks in the unet config, got {width!r}"
         raise Unsupported(message, param="cross_attention_dim")
     return int(widths.pop())
 
@@ -120,7 +120,7 @@ def sides(sample_size: Any) -> tuple[int, int]:
     """(height, width) of a UNet's `sample_size`. Raises `Unsupported`."""
     pair = (sample_size, sample_size) if is_whole(sample_size) else sample_size
     if not (isinstance(pair, list | tuple) and len(pair) == 2 and all(map(is_whole, pair))):
-        message = f"unet config sample_size must be a whole number of at least 1, or two (height, width), got {sample_size!r}"
+        message = f"must be a whole number of at least 1, or two (height, width), got {sample_size!r}"
         raise Unsupported(message, param="sample_size")
     return int(pair[0]), int(pair[1])
 
@@ -153,7 +153,7 @@ def _block_types(config: Mapping[str, Any], field: str) -> list[str]:
     if field == "mid_block_type":
         value = [] if value is None else [value] if isinstance(value, str) else value
     if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
-        raise Unsupported(f"unet config {field} must name blocks, got {value!r}", param="unet")
+        raise Unsupported(f"{field} must name blocks, got {value!r}", param="unet")
     return list(value)
 
 
@@ -169,9 +169,9 @@ def _refuse_added(config: Mapping[str, Any]) -> None:
     """Stable Diffusion XL's added conditioning: a pooled text beside the embeddings of six numbers."""
     for field in ("addition_time_embed_dim", "projection_class_embeddings_input_dim"):
         if config.get(field) is None:
-            raise Unsupported(f"unet config {field} is missing, which addition_embed_type text_time needs", param=field)
+            raise Unsupported("is missing in the unet config, which addition_embed_type text_time needs", param=field)
     whole, sizes = config["projection_class_embeddings_input_dim"], 6 * config["addition_time_embed_dim"]
     if whole <= sizes:
-        message = f"must be more than 6 × addition_time_embed_dim = {sizes}, got {whole}"
+        message = f"must be, in the unet config, more than 6 × addition_time_embed_dim = {sizes}, got {whole}"
         field = "projection_class_embeddings_input_dim"
-        raise Unsupported(f"unet config {field} {message}", param=field)
+        raise Unsupported(message, param=field)

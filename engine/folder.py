@@ -18,7 +18,7 @@ def readable(path: Path, param: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise NotFound(f"{param}: cannot read {error.filename or path}: {error.strerror or error}", param=param) from error
+        raise NotFound(f"cannot read {error.filename or path}: {error.strerror or error}", param=param) from error
 
 
 def read_object(file: Path, param: str) -> dict[str, Any]:
@@ -27,9 +27,9 @@ def read_object(file: Path, param: str) -> dict[str, Any]:
         with readable(file, param):
             value = json.loads(file.read_bytes())
     except (ValueError, RecursionError) as error:  # the second when it is nested too deeply
-        raise Unsupported(f"{param}: {file} is not JSON: {error}", param=param) from error
+        raise Unsupported(f"{file} is not JSON: {error}", param=param) from error
     if not isinstance(value, dict):
-        raise Unsupported(f"{param}: {file} must hold a JSON object, got {type(value).__name__}", param=param)
+        raise Unsupported(f"{file} must hold a JSON object, got {type(value).__name__}", param=param)
     return value
 
 
@@ -43,7 +43,7 @@ class Folder:
         with readable(self.root, "model"):
             found = (self.root / "model_index.json").is_file()
         if not found:
-            raise NotFound(f"model: {self.root} is not a diffusers pipeline folder (no model_index.json)", param="model")
+            raise NotFound(f"{self.root} is not a diffusers pipeline folder (no model_index.json)", param="model")
         self.index = read_object(self.root / "model_index.json", "model")
 
     def component(self, name: str) -> str | None:

@@ -65,7 +65,7 @@ def meta_unet(config: Mapping[str, Any]) -> UNet:
         with torch.device("meta"):
             unet: UNet = getattr(diffusers, name).from_config(config)
     except BUILD_ERRORS as error:
-        raise Unsupported(f"unet: diffusers cannot build this {name}: {reason(error)}", param="unet") from error
+        raise Unsupported(f"diffusers cannot build this {name}: {reason(error)}", param="unet") from error
     return unet.eval()
 
 
@@ -92,7 +92,7 @@ def count_steps(config: Mapping[str, Any], latent_shape: tuple[int, int, int], t
         return _count_branches(anatomy, latent_shape, condition)
     except BUILD_ERRORS as error:
         size = "×".join(map(str, latent_shape[1:]))
-        raise Unsupported(f"size: this UNet cannot run at {size}: {reason(error)}", param="size") from error
+        raise Unsupported(f"this UNet cannot run at {size}: {reason(error)}", param="size") from error
 
 
 def _count_branches(anatomy: Anatomy, latent_shape: tuple[int, int, int], condition: Condition) -> StepMacs:

@@ -24,8 +24,9 @@ from engine.noise import NoiseLevels, noise_levels
 from engine.program import Program, compile_program
 from engine.prompts import Classes, Nothing, Prompts, Text, TwoTexts
 from engine.slots import Slots
+from registry.document import Name
 from registry.errors import InvalidInput, NotFound, Unsupported
-from registry.schedule import ModelRef, Name, Schedule, Solver, SolverName
+from registry.schedule import ModelRef, Schedule, Solver, SolverName
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 FAMILIES: dict[str, Literal["unet2d-condition", "unet2d"]] = {
@@ -66,7 +67,7 @@ class Model:
         Drawn on the CPU, so that a seed means the same on every device. Latents stay float32 whatever the UNet's dtype.
         """
         if not 0 <= seed < 2**63:
-            raise InvalidInput(f"seed: must be between 0 and 2^63 - 1, got {seed}", param="seed")
+            raise InvalidInput(f"must be between 0 and 2^63 - 1, got {seed}", param="seed")
         generator = torch.Generator("cpu").manual_seed(seed)
         return to_device(torch.randn(self.latent_shape, generator=generator), self.device)
 
@@ -89,12 +90,12 @@ class Model:
         """The program of a schedule made for this model. Raises `InvalidInput` naming what does not fit."""
         if schedule.model.fingerprint != self.ref.fingerprint:
             raise InvalidInput(
-                f"model.fingerprint: the schedule was made for {schedule.model.name} "
+                f"the schedule was made for {schedule.model.name} "
                 f"({schedule.model.fingerprint[:19]}…), the loaded model is {self.ref.name} ({self.ref.fingerprint[:19]}…)",
                 param="model.fingerprint",
             )
         if schedule.model.family != self.ref.family:
-            message = f"model.family: the schedule was made for {schedule.model.family}, the loaded model is {self.ref.family}"
+            message = f"the schedule was made for {schedule.model.family}, the loaded model is {self.ref.family}"
             raise InvalidInput(message, param="model.family")
         return compile_program(schedule, self.levels, self.anatomy.branches)
 
@@ -126,7 +127,7 @@ def load(
     """
     files = Folder(folder)
     if dtype not in DTYPES:
-        raise InvalidInput(f"dtype: must be one of {sorted(DTYPES)}, got {dtype!r}", param="dtype")
+        raise InvalidInput(f"must be one of {sorted(DTYPES)}, got {dtype!r}", param="dtype")
     place, kind = _device(device), DTYPES[dtype]
     ref_name = _model_name(name or files.root.resolve().name.lower())
     with readable(files.root, "model"):
@@ -173,13 +174,13 @@ def _weights(family: Any, files: Folder, component: str, **options: Any) -> Any:
         network, report = family.from_pretrained(path, output_loading_info=True, **options)
     except Exception as error:  # every library and file format has its own
         if not any(file.suffix in (".safetensors", ".bin") for file in path.glob("*model*")):
-            raise NotFound(f"model: the weights of {component} are missing: {reason(error)}", param="model") from error
-        message = f"model: the weights of {component} are corrupt or do not fit its configuration: {reason(error)}"
+            raise NotFound(f"the weights of {component} are missing: {reason(error)}", param="model") from error
+        message = f"the weights of {component} are corrupt or do not fit its configuration: {reason(error)}"
         raise Unsupported(message, param="model") from error
     for what, said in (("missing_keys", "lack"), ("unexpected_keys", "have besides what its configuration asks for")):
         names = sorted(report[what])
         if names and not (what == "unexpected_keys" and component.startswith("text_encoder")):  # theirs are harmless leftovers
-            message = f"model: the weights of {component} {said}: {', '.join(names[:3])}{', …' * (len(names) > 3)}"
+            message = f"the weights of {component} {said}: {', '.join(names[:3])}{', …' * (len(names) > 3)}"
             raise Unsupported(message, param="model")
     return network
 
@@ -203,11 +204,11 @@ def _text(files: Folder, suffix: str, device: torch.device, dtype: torch.dtype) 
     transformers.utils.logging.disable_progress_bar()
     name, folder = f"tokenizer{suffix}", files.root / f"tokenizer{suffix}"
     if not ((folder / "tokenizer.json").is_file() or (folder / "vocab.json").is_file()):
-        raise NotFound(f"model: {name} is missing: neither tokenizer.json nor vocab.json is in {folder}", param="model")
+        raise NotFound(f"{name} is missing: neither tokenizer.json nor vocab.json is in {folder}", param="model")
     try:
         tokenizer = transformers.CLIPTokenizer.from_pretrained(folder)
     except Exception as error:  # of several libraries
-        raise Unsupported(f"model: {name} cannot be read: {reason(error)}", param="model") from error
+        raise Unsupported(f"{name} cannot be read: {reason(error)}", param="model") from error
     family = getattr(transformers, str(files.component(f"text_encoder{suffix}")))
     encoder = _weights(family, files, f"text_encoder{suffix}", dtype=dtype).to(device).eval()
     limits = {"max_position_embeddings": tokenizer.model_max_length, "vocab_size": len(tokenizer)}
@@ -215,7 +216,7 @@ def _text(files: Folder, suffix: str, device: torch.device, dtype: torch.dtype) 
         limit = getattr(encoder.config, field)
         if not 1 <= value <= limit:
             what = "model_max_length" if field == "max_position_embeddings" else "number of words"
-            message = f"model: {what} of {name} must be between 1 and {limit}, {field} of its encoder, got {value}"
+            message = f"{what} of {name} must be between 1 and {limit}, {field} of its encoder, got {value}"
             raise Unsupported(message, param="model")
     return Text(tokenizer, encoder)
 
@@ -224,7 +225,7 @@ def _prompts(files: Folder, config: dict[str, Any], size: tuple[int, int], devic
     if files.component("text_encoder_2"):
         first, second = _text(files, "", device, dtype), _text(files, "_2", device, dtype)
         if first.tokens != second.tokens:
-            message = f"model: tokenizer and tokenizer_2 must cut at the same length, got {first.tokens} and {second.tokens}"
+            message = f"tokenizer and tokenizer_2 must cut at the same length, got {first.tokens} and {second.tokens}"
             raise Unsupported(message, param="model")
         return TwoTexts(first, second, size, zeros=bool(files.index.get("force_zeros_for_empty_prompt", True)))
     if files.component("text_encoder"):
@@ -234,7 +235,7 @@ def _prompts(files: Folder, config: dict[str, Any], size: tuple[int, int], devic
         refuse_width(config, table.shape[1], "class_embedder")
         null = files.config("class_embedder").get("null_class", len(table) - 1)  # latent diffusion adds it as the last row
         if type(null) is not int or not 0 <= null < len(table):
-            message = f"model: null_class of class_embedder must be between 0 and {len(table) - 1}, got {null!r}"
+            message = f"null_class of class_embedder must be between 0 and {len(table) - 1}, got {null!r}"
             raise Unsupported(message, param="model")
         return Classes(len(table), device, table, null, _class_names(files, len(table)))
     classes = config.get("num_class_embeds")
@@ -249,10 +250,10 @@ def _class_names(files: Folder, classes: int) -> dict[str, int]:
     try:
         names = {str(word): int(number) for number, word in labels.items()}
     except (AttributeError, TypeError, ValueError) as error:
-        raise Unsupported(f"model: id2label must give words to class numbers: {error}", param="model") from error
+        raise Unsupported(f"id2label must give words to class numbers: {error}", param="model") from error
     for word, number in names.items():
         if not 0 <= number < classes:
-            raise Unsupported(f"model: id2label names class {number} ({word}), the last one is {classes - 1}", param="model")
+            raise Unsupported(f"id2label names class {number} ({word}), the last one is {classes - 1}", param="model")
     return names
 
 
@@ -265,10 +266,10 @@ def _table(folder: Path) -> Tensor:
     try:
         tensors = list(load_file(file).values())
     except SafetensorError as error:
-        raise Unsupported(f"model: the weights of class_embedder are corrupt: {reason(error)}", param="model") from error
+        raise Unsupported(f"the weights of class_embedder are corrupt: {reason(error)}", param="model") from error
     if len(tensors) != 1 or tensors[0].ndim != 2:
         shapes = [tuple(tensor.shape) for tensor in tensors]
-        raise Unsupported(f"model: class_embedder must hold one tensor (classes, dim), got {shapes}", param="model")
+        raise Unsupported(f"class_embedder must hold one tensor (classes, dim), got {shapes}", param="model")
     return tensors[0]
 
 
@@ -276,13 +277,13 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise InvalidInput(f"device: torch knows no device {name!r}", param="device") from error
+        raise InvalidInput(f"torch knows no device {name!r}", param="device") from error
     if device.type == "cuda" and (device.index or 0) >= (torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        raise InvalidInput(f"device: {name} was asked for, but torch sees no such CUDA device", param="device")
+        raise InvalidInput(f"{name} was asked for, but torch sees no such CUDA device", param="device")
     try:
         torch.zeros(1, device=device).item()
     except (AssertionError, NotImplementedError, RuntimeError) as error:  # meta computes nothing, others are not in this build
-        raise InvalidInput(f"device: torch cannot compute on {name} here; say cpu or cuda", param="device") from error
+        raise InvalidInput(f"torch cannot compute on {name} here; say cpu or cuda", param="device") from error
     return device
 
 
@@ -290,4 +291,4 @@ def _model_name(name: str) -> str:
     try:
         return TypeAdapter(Name).validate_python(name)
     except ValidationError as error:
-        raise InvalidInput(f"name: {name!r} cannot name a model; give one of letters, digits, . _ -", param="name") from error
+        raise InvalidInput(f"{name!r} cannot name a model; give one of letters, digits, . _ -", param="name") from error

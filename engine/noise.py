@@ -66,10 +66,10 @@ class NoiseLevels:
         """
         train = len(self.alphas_cumprod)
         if solver.teacher_steps > train:
-            message = f"teacher_steps: the model was trained on {train} timesteps, got {solver.teacher_steps}"
+            message = f"the model was trained on {train} timesteps, got {solver.teacher_steps}"
             raise InvalidInput(message, param="teacher_steps")
         if timesteps is not None and timesteps[0] >= train:
-            raise InvalidInput(f"timesteps: the limit is {train - 1}, got {timesteps[0]}", param="timesteps")
+            raise InvalidInput(f"the limit is {train - 1}, got {timesteps[0]}", param="timesteps")
         grid: Floats = self._grid(solver) if timesteps is None else np.array(timesteps, dtype=np.float64)
         if solver.name == "ddim":
             cumprod = self.alphas_cumprod[grid.astype(np.int64)]
@@ -150,7 +150,7 @@ def noise_levels(config: dict[str, Any]) -> NoiseLevels:
     full = {**ours, **(defaults(writer.__name__) if writer else {}), **config}
     for setting, allowed in REFUSED.items():
         if full.get(setting) not in allowed:
-            raise Unsupported(f"scheduler config {setting} = {full[setting]!r} is not supported", param=setting)
+            raise Unsupported(f"{full[setting]!r} in the scheduler config is not supported", param=setting)
     _refuse_numbers(full)
     try:
         scheduler = DDIMScheduler(**{name: full[name] for name in ours})
@@ -158,12 +158,12 @@ def noise_levels(config: dict[str, Any]) -> NoiseLevels:
         final = float(scheduler.final_alpha_cumprod)
         theirs = writer.from_config(config).alphas_cumprod.numpy() if writer else cumprod
     except BUILD_ERRORS as error:
-        raise Unsupported(f"scheduler config: diffusers cannot build it: {reason(error)}", param="scheduler") from error
+        raise Unsupported(f"diffusers cannot build it: {reason(error)}", param="scheduler") from error
     if not (cumprod[0] < 1 and np.all(np.diff(cumprod) < 0)):
         setting = "beta_start" if full["trained_betas"] is None else "trained_betas"
-        raise Unsupported(f"scheduler config {setting}: the signal must fall at every timestep, and it does not", param=setting)
+        raise Unsupported("the signal must fall at every timestep, and it does not", param=setting)
     if writer is not None and not np.allclose(cumprod, theirs, rtol=0, atol=1e-6):
-        raise Unsupported(f"scheduler config: {writer.__name__} has noise levels of its own", param="scheduler")
+        raise Unsupported(f"{writer.__name__} has noise levels of its own", param="scheduler")
     return NoiseLevels(
         alphas_cumprod=cumprod,
         final_alpha_cumprod=final,
@@ -184,7 +184,7 @@ def _writer(name: object) -> Any:
     if isinstance(writer, type) and name and "beta_schedule" in defaults(str(name)):
         return writer
     raise Unsupported(
-        f"scheduler config _class_name = {name!r}: this version runs schedulers with a beta_schedule", param="scheduler"
+        f"_class_name {name!r} in its config: this version runs schedulers with a beta_schedule", param="scheduler"
     )
 
 
@@ -205,7 +205,7 @@ def _refuse_numbers(full: dict[str, Any]) -> None:
         limits["clip_sample_range"] = (_is_between(full["clip_sample_range"], math.inf), "a number above 0")
     for setting, (good, wanted) in limits.items():
         if not good:
-            raise Unsupported(f"scheduler config {setting} must be {wanted}, got {full[setting]!r}", param=setting)
+            raise Unsupported(f"must be {wanted} in the scheduler config, got {full[setting]!r}", param=setting)
 
 
 def _is_between(value: object, end: float) -> bool:

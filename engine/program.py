@@ -80,17 +80,15 @@ def compile_program(schedule: Schedule, levels: NoiseLevels, branches: int) -> P
     for i, segment in enumerate(schedule.segments):
         if segment.branch > branches:
             raise InvalidInput(
-                f"segments.{i}.branch: this UNet has branches 1 to {branches}, got {segment.branch}",
+                f"this UNet has branches 1 to {branches}, got {segment.branch}",
                 param=f"segments.{i}.branch",
             )
     visited = [step for step in schedule.steps() if step.kind != "null"]
     path = path_of(schedule, levels)
     if (np.diff(path.alphas) <= 0).any():
-        raise InvalidInput("teacher_steps: the trajectory visits a noise level twice", param="teacher_steps")
+        raise InvalidInput("the trajectory visits a noise level twice", param="teacher_steps")
     if levels.prediction == "epsilon" and path.alphas[0] == 0:
-        raise Unsupported(
-            "prediction_type epsilon says nothing at a level without signal (zero terminal SNR)", param="prediction_type"
-        )
+        raise Unsupported("epsilon says nothing at a level without signal (zero terminal SNR)", param="prediction_type")
     if schedule.solver.name == "dpmsolver++":
         clip, updates = math.inf, _dpmsolver_2m(path)  # diffusers clips in DDIM only
     else:

@@ -143,7 +143,7 @@ class Classes:
     def negative(self, prompts: Sequence[str]) -> Condition:
         """The class that means none for an empty prompt, else the class named."""
         if self.null is None:
-            raise InvalidInput("guidance: this model has no class that means none, so guidance must be 1", param="guidance")
+            raise InvalidInput("this model has no class that means none, so guidance must be 1", param="guidance")
         return self.encode([prompt or str(self.null) for prompt in prompts])
 
     def _number(self, prompt: str) -> int:
@@ -154,7 +154,7 @@ class Classes:
             label = -1
         if not 0 <= label < self.count:
             known = " or one of its names" if self.names else ""
-            message = f"prompt: this model draws classes, so say a number from 0 to {self.count - 1}{known}; got {prompt!r}"
+            message = f"this model draws classes, so say a number from 0 to {self.count - 1}{known}; got {prompt!r}"
             raise InvalidInput(message, param="prompt")
         return label
 
@@ -171,11 +171,9 @@ class Nothing:
         """An empty condition. A prompt that says something is an error: it would be ignored."""
         for prompt in prompts:
             if prompt:
-                raise InvalidInput(
-                    f"prompt: this model is unconditional, so the prompt must be empty, got {prompt!r}", param="prompt"
-                )
+                raise InvalidInput(f"this model is unconditional, so the prompt must be empty, got {prompt!r}", param="prompt")
         return Condition()
 
     def negative(self, prompts: Sequence[str]) -> Condition:
         """There is nothing to guide away from."""
-        raise InvalidInput("guidance: this model is unconditional, so guidance must be 1", param="guidance")
+        raise InvalidInput("this model is unconditional, so guidance must be 1", param="guidance")

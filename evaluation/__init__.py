@@ -51,5 +51,5 @@ def extractor(path: str | Path, device: str = "cpu") -> Extractor:
         return Clip(place, device)
     if place.is_file():
         return Inception(place, device)
-    message = f"features: {place} is not there; name a CLIP folder, or a file of FID's InceptionV3 weights"
+    message = f"{place} is not there; name a CLIP folder, or a file of FID's InceptionV3 weights"
     raise NotFound(message, param="features")

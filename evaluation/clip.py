@@ -25,15 +25,15 @@ class Clip:
         """Raises `NotFound` when the folder holds no CLIP model, `Unsupported` when it holds another or a broken one."""
         root = Path(folder)
         if not (root / "preprocessor_config.json").is_file():
-            raise NotFound(f"features: {root} is not a CLIP folder (no preprocessor_config.json)", param="features")
+            raise NotFound(f"{root} is not a CLIP folder (no preprocessor_config.json)", param="features")
         kind = read_object(root / "config.json", "features").get("model_type")
         if kind != "clip":
-            raise Unsupported(f"features: {root} must hold a CLIP model, its config.json says {kind!r}", param="features")
+            raise Unsupported(f"{root} must hold a CLIP model, its config.json says {kind!r}", param="features")
         scaling = read_object(root / "preprocessor_config.json", "features")
         try:
             mean, std = (torch.tensor(scaling[what], device=device).view(1, 3, 1, 1) for what in ("image_mean", "image_std"))
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            message = f"features: image_mean and image_std of {root} must be three numbers each: {reason(error)}"
+            message = f"image_mean and image_std of {root} must be three numbers each: {reason(error)}"
             raise Unsupported(message, param="features") from error
         import transformers
 
@@ -42,10 +42,10 @@ class Clip:
             model, report = transformers.CLIPModel.from_pretrained(root, dtype=torch.float32, output_loading_info=True)
             self.tokenizer = transformers.CLIPTokenizer.from_pretrained(root)
         except Exception as error:  # every file format has its own
-            raise Unsupported(f"features: {root} cannot be read: {reason(error)}", param="features") from error
+            raise Unsupported(f"{root} cannot be read: {reason(error)}", param="features") from error
         if report["missing_keys"]:  # transformers would draw them at random
             missing = ", ".join(sorted(report["missing_keys"])[:3])
-            raise Unsupported(f"features: the weights in {root} lack {missing}", param="features")
+            raise Unsupported(f"the weights in {root} lack {missing}", param="features")
         self.name = f"clip:{'/'.join(root.resolve().parts[-2:])}"  # as the hub names models: the last part may be only "clip"
         self.device, self.mean, self.std = device, mean, std
         self.model = model.to(device).eval()

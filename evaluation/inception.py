@@ -35,7 +35,7 @@ class Inception:
             network = family(self.name, [LAYER], feature_extractor_weights_path=str(weights))
         except Exception as error:  # of the file system, of pickle, of torch
             raise Unsupported(
-                f"features: {weights} is neither a CLIP folder nor a file of FID's InceptionV3 weights: {reason(error)}",
+                f"{weights} is neither a CLIP folder nor a file of FID's InceptionV3 weights: {reason(error)}",
                 param="features",
             ) from error
         self.device, self.network = device, network.to(device).eval()
@@ -57,9 +57,9 @@ def _family() -> Any:
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except ImportError as error:
-        message = f"features: Inception features need torch-fidelity: pip install 'torch-fidelity>=0.4' ({reason(error)})"
+        message = f"Inception features need torch-fidelity: pip install 'torch-fidelity>=0.4' ({reason(error)})"
         raise Unsupported(message, param="features") from error
     except RuntimeError as error:  # torchvision, made for another build of torch
-        message = f"features: torch-fidelity cannot be imported, torch and torchvision must be of one build: {reason(error)}"
+        message = f"torch-fidelity cannot be imported, torch and torchvision must be of one build: {reason(error)}"
         raise Unsupported(message, param="features") from error
     return FeatureExtractorInceptionV3

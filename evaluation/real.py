@@ -29,11 +29,11 @@ def real_features(folder: str | Path, extractor: Extractor, size: tuple[int, int
     """
     root = Path(folder)
     if not root.is_dir():
-        raise NotFound(f"real: {root} is not a folder", param="real")
+        raise NotFound(f"{root} is not a folder", param="real")
     files = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     if len(files) < 2:
         known = ", ".join(sorted(SUFFIXES))
-        raise InvalidInput(f"real: {root} must hold at least 2 pictures ({known}), got {len(files)}", param="real")
+        raise InvalidInput(f"{root} must hold at least 2 pictures ({known}), got {len(files)}", param="real")
     batches = (files[start : start + BATCH] for start in range(0, len(files), BATCH))
     return np.concatenate([extractor.images(_pictures(batch, size)) for batch in batches])
 
@@ -52,7 +52,7 @@ def _picture(file: Path, size: tuple[int, int]) -> Tensor:
                 raise ValueError(f"mode {upright.mode}: more than 8 bits a channel")
             rgb = _on_white(upright) if upright.has_transparency_data else upright.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow raises all of them
-        raise InvalidInput(f"real: {file} cannot be read: {reason(error)}", param="real") from error
+        raise InvalidInput(f"{file} cannot be read: {reason(error)}", param="real") from error
     fitting = ImageOps.fit(rgb, (size[1], size[0]), method=Image.Resampling.BICUBIC)
     return torch.from_numpy(np.asarray(fitting, dtype=np.float32) / 255)
 

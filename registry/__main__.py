@@ -221,7 +221,7 @@ def _read(path: Path) -> Schedule:
     try:
         return Schedule.parse(path.read_bytes())
     except FlexiError as error:
-        raise type(error)(f"{path}: {error.message}", param=error.param) from error
+        raise type(error)(f"{error.text} (in {path})", param=error.param) from error
 
 
 app.add_typer(upkeep.app)

@@ -48,7 +48,7 @@ class Bundle:
         """Raises `InvalidInput` for what is no bundle, `Tampered` for documents that do not fit their keys."""
         models = {key.partition("/")[0] for key in members}
         if len(models) != 1:
-            raise InvalidInput(f"bundle: must hold one model, got {sorted(models)}", param="bundle")
+            raise InvalidInput(f"must hold one model, got {sorted(models)}", param="bundle")
         (self.model,) = models
         self.members = members
         self.schedules = {_name(key): self._schedule(_name(key), data) for key, data in self._under("schedules")}
@@ -58,7 +58,7 @@ class Bundle:
         self.aliases = [Alias.read(name, data) for name, data in self._under("aliases")]
         named = {version.digest for version in self.versions} | {alias.digest for alias in self.aliases}
         if missing := sorted(named - self.schedules.keys()):
-            raise Tampered(f"bundle: names the schedule {missing[0]} but does not hold it", param="bundle")
+            raise Tampered(f"names the schedule {missing[0]} but does not hold it", param="bundle")
 
     @classmethod
     def of(cls, catalog: Catalog, refs: Sequence[str] = ()) -> Bundle:
@@ -91,19 +91,19 @@ class Bundle:
             with tarfile.open(path) as tar:
                 for member in tar:
                     if not member.isfile() or not KEY.fullmatch(member.name) or member.size > LARGEST:
-                        raise InvalidInput(f"bundle: {path} holds {member.name!r}, which belongs in no bundle", param="bundle")
+                        raise InvalidInput(f"{path} holds {member.name!r}, which belongs in no bundle", param="bundle")
                     file = tar.extractfile(member)
                     members[member.name] = file.read() if file else b""
         except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
             reason = str(error).splitlines()[0].rstrip(": ")
-            raise InvalidInput(f"bundle: {path} cannot be read as a tar file: {reason}", param="bundle") from error
+            raise InvalidInput(f"{path} cannot be read as a tar file: {reason}", param="bundle") from error
         if MANIFEST not in members:
-            raise InvalidInput(f"bundle: {path} has no {MANIFEST}: export did not make it", param="bundle")
+            raise InvalidInput(f"{path} has no {MANIFEST}: export did not make it", param="bundle")
         written = Manifest.read(f"{path}: {MANIFEST}", members.pop(MANIFEST)).sha256
         found = _sha256(members)
         if found != written:
             key = min(key for key in found.keys() | written.keys() if found.get(key) != written.get(key))
-            raise Tampered(f"bundle: {path} was cut or changed after it was written, first at {key}", param="bundle")
+            raise Tampered(f"{path} was cut or changed after it was written, first at {key}", param="bundle")
         return cls(members)
 
     def write(self, path: Path) -> None:
@@ -117,10 +117,10 @@ class Bundle:
                     member.size = len(data)
                     tar.addfile(member, io.BytesIO(data))
         except FileExistsError:
-            raise InvalidInput(f"bundle: {path} exists already", param="bundle") from None
+            raise InvalidInput(f"{path} exists already", param="bundle") from None
         except OSError as error:
             path.unlink(missing_ok=True)
-            raise InvalidInput(f"bundle: cannot write {path}: {error.strerror}", param="bundle") from error
+            raise InvalidInput(f"cannot write {path}: {error.strerror}", param="bundle") from error
 
     def publish(self, catalog: Catalog) -> Iterator[Done]:
         """Publish what the catalog lacks, and promote the tiers that it lacks. Doing it again changes nothing."""
@@ -162,9 +162,9 @@ class Bundle:
         try:
             schedule = Schedule.parse(data)
         except InvalidInput as error:
-            raise Tampered(f"bundle: schedule {digest} is not a schedule: {error.message}", param="bundle") from error
+            raise Tampered(f"schedule {digest} is not a schedule: {error.message}", param="bundle") from error
         if schedule.digest != digest or schedule.model.name != self.model:
-            raise Tampered(f"bundle: schedule {digest} was changed: its digest is {schedule.digest}", param="bundle")
+            raise Tampered(f"schedule {digest} was changed: its digest is {schedule.digest}", param="bundle")
         return schedule
 
     def _under(self, folder: str) -> Iterator[tuple[str, bytes]]:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter
 
+from registry.document import Name
 from registry.errors import Conflict, FlexiError, InvalidInput, NotFound, Tampered, Unsupported
 from registry.records import Action, Alias, Move, Removal, Resolved, Target, Text, Version, checked
-from registry.schedule import Name, Schedule
+from registry.schedule import Schedule
 from registry.stores.base import ObjectStore
 from registry.tiers import REFERENCE, Tiers
 from registry.versions import Versions
@@ -65,7 +66,7 @@ class Catalog:
         """
         checked(_TEXT, note, "note")
         if schedule.model.name != self.model:
-            raise InvalidInput(f"model.name: {schedule.model.name} is not {self.model}", param="model.name")
+            raise InvalidInput(f"{schedule.model.name} is not {self.model}", param="model.name")
         kept = schedule if self._put(schedule) else self.schedule(schedule.digest)
         if kept != schedule and self.numbers.of(schedule.digest):
             version = self.numbers.publish_again(schedule.digest, note)
@@ -86,13 +87,13 @@ class Catalog:
         try:
             schedule = Schedule.parse(data)
         except InvalidInput as error:
-            raise Tampered(f"{key} is not a schedule: {error.message}", param=key) from error
+            raise Tampered(f"is not a schedule: {error.message}", param=key) from error
         except Unsupported as error:
-            raise Unsupported(f"{key} cannot be read: {error.message}", param=key) from error
+            raise Unsupported(f"cannot be read: {error.message}", param=key) from error
         if schedule.digest != digest:
-            raise Tampered(f"{key} was changed after it was published: its digest is {schedule.digest}", param=key)
+            raise Tampered(f"was changed after it was published: its digest is {schedule.digest}", param=key)
         if schedule.model.name != self.model:
-            raise Tampered(f"{key} is for the model {schedule.model.name}, not {self.model}", param=key)
+            raise Tampered(f"is for the model {schedule.model.name}, not {self.model}", param=key)
         if self._trusted is None:
             return schedule, None
         return schedule, self._trusted.check(key, data, lambda by: self.store.get(self._signature_key(digest, by)).data)
@@ -105,14 +106,14 @@ class Catalog:
         """
         stored = self._document(schedule.digest)
         if stored != schedule.document():
-            message = f"schedule {schedule.digest} was published with another description: look at it, and sign that one"
+            message = f"{schedule.digest} was published with another description: look at it, and sign that one"
             raise Conflict(message, param="sign")
         name, signature = self._signature_key(schedule.digest, key.id), key.sign(stored).document()
         try:
             self.store.create(name, signature)
         except Conflict:
             if self.store.get(name).data != signature:
-                raise Tampered(f"{name} is not the signature that this key makes: remove it first", param=name) from None
+                raise Tampered("is not the signature that this key makes: remove it first", param=name) from None
 
     def version(self, number: int) -> Version:
         """The record of one version."""
@@ -137,7 +138,7 @@ class Catalog:
         try:
             return Resolved(self.schedule(alias.digest), alias.version, alias.tier)
         except NotFound as error:
-            raise Tampered(f"tier {ref} points at a schedule that is gone: {error.message}", param=ref) from error
+            raise Tampered(f"points at a schedule that is gone: {error.message}", param=f"tier {ref}") from error
 
     def attach(self, digest: str, name: str, data: bytes) -> None:
         """Keep a file beside a schedule: its report, its pictures. What is there already under this name stays."""
@@ -168,11 +169,11 @@ class Catalog:
         """Let a tier mean this schedule from now on. Nothing changes if it means this version already."""
         schedule, number, _ = self.resolve(ref)
         if tier == REFERENCE and schedule.counts()["full"] < schedule.solver.teacher_steps:
-            raise InvalidInput("tier: reference is the teacher, whose steps are all full", param="tier")
+            raise InvalidInput("reference is the teacher, whose steps are all full", param="tier")
         if number is None:
             published = self.numbers.of(schedule.digest)
             if published is None:
-                raise NotFound(f"{schedule.digest} has no version yet: publish it", param=str(ref))
+                raise NotFound("has no version yet: publish it", param=schedule.digest)
             number = published.number
         target = Target(digest=schedule.digest, version=number)
         return self._move("promote", tier, schedule, lambda before: target, reason)
@@ -185,11 +186,11 @@ class Catalog:
         seen = self.alias(tier)
         target = next((move for move in self.pointers.backwards(seen) if move.digest != seen.digest), None)
         if target is None:
-            raise NotFound(f"tier {tier} never meant another schedule", param=tier)
+            raise NotFound("never meant another schedule", param=f"tier {tier}")
 
         def choose(before: Alias | None) -> Target:
             if before != seen:
-                raise Conflict(f"tier {tier} was moved by somebody else meanwhile: look again", param=tier)
+                raise Conflict("was moved by somebody else meanwhile: look again", param=f"tier {tier}")
             return target
 
         return self._move("rollback", tier, self.schedule(target.digest), choose, reason)
@@ -231,8 +232,8 @@ class Catalog:
         try:
             removal = Removal.read(key, self.store.get(key).data)
         except NotFound:
-            return NotFound(f"{self.model} has no schedule {digest}", param=f"schedule {digest}")
-        message = f"schedule {digest} was removed by garbage collection at {removal.time:%Y-%m-%d %H:%M}: publish it again"
+            return NotFound(f"is not in {self.model}", param=f"schedule {digest}")
+        message = f"was removed by garbage collection at {removal.time:%Y-%m-%d %H:%M}: publish it again"
         return NotFound(message, param=f"schedule {digest}")
 
     def _whole_digest(self, start: str) -> str:
@@ -241,9 +242,9 @@ class Catalog:
         keys = self.store.list(f"{self.model}/schedules/{start}")
         found = [key.rpartition("/")[2].removesuffix(".json") for key in keys if key.endswith(".json")]
         if not found:
-            raise NotFound(f"{self.model} has no schedule {start}…", param=start)
+            raise NotFound(f"no schedule of {self.model} begins so", param=start)
         if len(found) > 1:
-            raise InvalidInput(f"{start}… begins the digests of {len(found)} schedules: give more digits", param=start)
+            raise InvalidInput(f"begins the digests of {len(found)} schedules: give more digits", param=start)
         return found[0]
 
     def _signature_key(self, digest: str, by: str) -> str:

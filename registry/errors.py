@@ -4,15 +4,23 @@ from __future__ import annotations
 
 
 class FlexiError(Exception):
-    """Base of the family. `code` is stable and machine-readable, `param` names the field or object at fault."""
+    """Base of the family. `code` is stable and machine-readable, `param` names the field or object at fault.
+
+    `text` says what is wrong with it; `message` is both in one line, for people.
+    """
 
     status = 500
     code = "internal_error"
 
-    def __init__(self, message: str, *, param: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
+    def __init__(self, text: str, *, param: str | None = None) -> None:
+        self.text = text
         self.param = param
+        super().__init__(self.message)
+
+    @property
+    def message(self) -> str:
+        """`param: text`, or the text alone where nothing has a name."""
+        return f"{self.param}: {self.text}" if self.param else self.text
 
 
 class InvalidInput(FlexiError):
@@ -70,6 +78,6 @@ class Overloaded(FlexiError):
     status = 429
     code = "overloaded"
 
-    def __init__(self, message: str, *, retry_after: float, param: str | None = None) -> None:
-        super().__init__(message, param=param)
+    def __init__(self, text: str, *, retry_after: float, param: str | None = None) -> None:
+        super().__init__(text, param=param)
         self.retry_after = retry_after

@@ -6,8 +6,9 @@ from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import AwareDatetime, Field, TypeAdapter, ValidationError, model_validator
 
+from registry.document import Document, Name, canonical, first_fault, misfit
 from registry.errors import InvalidInput, Tampered
-from registry.schedule import Document, Name, Schedule, canonical, first_fault
+from registry.schedule import Schedule
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Number = Annotated[int, Field(ge=1)]
@@ -24,8 +25,7 @@ class Record(Document):
         try:
             return cls.model_validate_json(data)
         except ValidationError as error:
-            message, _ = first_fault(error)
-            raise Tampered(f"{key} is not a valid {cls.__name__}: {message}", param=key) from error
+            raise Tampered(f"is not a valid {cls.__name__}: {first_fault(error)}", param=key) from error
 
     def document(self) -> bytes:
         """Canonical JSON, as stored."""
@@ -80,7 +80,7 @@ class Alias(Record):
     def _is_its_newest_move(self) -> Self:
         newest = self.history[-1]
         if (self.digest, self.version) != (newest.digest, newest.version):
-            raise ValueError("the alias does not point where its newest history entry does")
+            raise misfit("is not where the newest history entry points", "digest")
         return self
 
     @property
@@ -136,4 +136,4 @@ def checked(adapter: TypeAdapter[str], value: str, field: str) -> str:
     try:
         return adapter.validate_python(value)
     except ValidationError as error:
-        raise InvalidInput(f"{field}: {error.errors()[0]['msg']}, got {value[:80]!r}", param=field) from error
+        raise InvalidInput(f"{error.errors()[0]['msg']}, got {value[:80]!r}", param=field) from error

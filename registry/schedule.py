@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from typing import Annotated, Any, Final, Literal, NamedTuple, Self
+from typing import Final, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import Field, JsonValue, ValidationError, model_validator
 
+from registry.document import Document, Name, canonical, first_fault, misfit
 from registry.errors import InvalidInput, Unsupported
 
 FORMAT: Final = 1
@@ -17,14 +18,6 @@ MAX_TEACHER_STEPS = 1000
 Kind = Literal["full", "partial", "null"]
 SolverName = Literal["ddim", "dpmsolver++", "euler"]
 Spacing = Literal["leading", "trailing", "linspace"]
-NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
-Name = Annotated[str, Field(pattern=NAME)]
-
-
-class Document(BaseModel):
-    """Frozen, strict about names: an unknown field is an error, never silently dropped."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ModelRef(Document):
@@ -46,7 +39,7 @@ class Solver(Document):
     @model_validator(mode="after")
     def _karras_where_diffusers_has_it(self) -> Self:
         if self.karras and self.name == "ddim":
-            raise ValueError("karras: the solver ddim has no Karras noise levels; dpmsolver++ and euler have")
+            raise misfit("the solver ddim has no Karras noise levels; dpmsolver++ and euler have", "karras")
         return self
 
 
@@ -64,11 +57,11 @@ class Segment(Document):
     @model_validator(mode="after")
     def _offsets(self) -> Self:
         if list(self.partial) != sorted(set(self.partial)):
-            raise ValueError(f"partial: offsets must be sorted and distinct, got {list(self.partial)}")
+            raise misfit(f"offsets must be sorted and distinct, got {list(self.partial)}", "partial")
         if self.partial and self.partial[0] < 1:
-            raise ValueError(f"partial: offset 0 is the full step, offsets start at 1, got {self.partial[0]}")
+            raise misfit(f"offset 0 is the full step, offsets start at 1, got {self.partial[0]}", "partial")
         if not self.partial and self.branch != 1:
-            raise ValueError(f"branch: must be 1 in a segment without partial steps, got {self.branch}")
+            raise misfit(f"must be 1 in a segment without partial steps, got {self.branch}", "branch")
         return self
 
 
@@ -140,13 +133,11 @@ class Schedule(Document):
     def _fits_the_trajectory(self) -> Self:
         steps, count = self.solver.teacher_steps, len(self.segments)
         if steps % count:
-            raise ValueError(f"segments: their number ({count}) must divide teacher_steps ({steps})")
+            raise misfit(f"their number ({count}) must divide teacher_steps ({steps})", "segments")
         for i, segment in enumerate(self.segments):
             if segment.partial and segment.partial[-1] >= self.length:
-                raise ValueError(
-                    f"segments.{i}.partial: offset {segment.partial[-1]} is past the segment's end; "
-                    f"the limit is {self.length - 1}"
-                )
+                text = f"offset {segment.partial[-1]} is past the segment's end; the limit is {self.length - 1}"
+                raise misfit(text, "segments", i, "partial")
         return self
 
     @model_validator(mode="after")
@@ -154,19 +145,19 @@ class Schedule(Document):
         if self.timesteps is None:
             return self
         if len(self.timesteps) != self.computed:
-            message = f"timesteps: must be one for each of the {self.computed} computed steps, got {len(self.timesteps)}"
-            raise ValueError(message)
+            found = len(self.timesteps)
+            raise misfit(f"must be one for each of the {self.computed} computed steps, got {found}", "timesteps")
         if list(self.timesteps) != sorted(set(self.timesteps), reverse=True) or self.timesteps[-1] < 0:
-            raise ValueError(f"timesteps: must descend and not go below 0, got {list(self.timesteps)}")
+            raise misfit(f"must descend and not go below 0, got {list(self.timesteps)}", "timesteps")
         if self.solver.karras:
-            raise ValueError("timesteps: with karras the noise levels decide; take one of them away")
+            raise misfit("with karras the noise levels decide; take one of them away", "timesteps")
         return self
 
     @model_validator(mode="after")
     def _a_correction_for_each_computed_step(self) -> Self:
         if self.corrections is not None and len(self.corrections) != self.computed:
             found = len(self.corrections)
-            raise ValueError(f"corrections: must be one for each of the {self.computed} computed steps, got {found}")
+            raise misfit(f"must be one for each of the {self.computed} computed steps, got {found}", "corrections")
         return self
 
     @classmethod
@@ -176,16 +167,16 @@ class Schedule(Document):
             raw = json.loads(data)
             canonical(raw)  # NaN and lone surrogates can be read but never written back
         except (ValueError, RecursionError) as error:
-            raise InvalidInput(f"the schedule is not valid JSON: {error}", param="schedule") from error
+            raise InvalidInput(f"is not valid JSON: {error}", param="schedule") from error
         if not isinstance(raw, dict):
-            raise InvalidInput(f"the schedule must be a JSON object, got {type(raw).__name__}", param="schedule")
+            raise InvalidInput(f"must be a JSON object, got {type(raw).__name__}", param="schedule")
         if raw.get("format", FORMAT) != FORMAT:
-            raise Unsupported(f"format: this version reads {FORMAT}, got {raw['format']!r}", param="format")
+            raise Unsupported(f"this version reads {FORMAT}, got {raw['format']!r}", param="format")
         try:
             return cls.model_validate(raw)
         except ValidationError as error:
-            message, field = first_fault(error)
-            raise InvalidInput(message, param=field) from error
+            fault = first_fault(error)
+            raise InvalidInput(fault.text, param=fault.param) from error
 
     @property
     def length(self) -> int:
@@ -232,22 +223,6 @@ class Schedule(Document):
 IDENTITY = {"format", "model", "solver", "segments", "timesteps", "corrections"}
 
 
-def canonical(value: Any) -> bytes:
-    """Canonical JSON: sorted keys, no spaces, UTF-8, no NaN."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
-
-
 def teacher(model: ModelRef, solver: Solver) -> Schedule:
     """The unaccelerated model as a schedule: every step is full."""
     return Schedule(model=model, solver=solver, segments=(Segment(),) * solver.teacher_steps)
-
-
-def first_fault(error: ValidationError) -> tuple[str, str]:
-    """(message, dotted field) of the first fault; the validators above begin their text with the field's own name."""
-    fault = error.errors(include_url=False)[0]
-    place = [str(part) for part in fault["loc"]]
-    text = fault["msg"].removeprefix("Value error, ")
-    if fault["type"] == "value_error":
-        field, _, text = text.partition(": ")
-        place.append(field)
-    return f"{'.'.join(place)}: {text}", ".".join(place)

@@ -52,11 +52,11 @@ class SigningKey:
         try:
             private = load_pem_private_key(_read(path, "key"), password=None)
         except TypeError as error:
-            raise InvalidInput(f"key: {path} is encrypted: decrypt it first (openssl pkey -in …)", param="key") from error
+            raise InvalidInput(f"{path} is encrypted: decrypt it first (openssl pkey -in …)", param="key") from error
         except (ValueError, UnsupportedAlgorithm) as error:
-            raise InvalidInput(f"key: {path} is not a private key in PEM (PKCS #8)", param="key") from error
+            raise InvalidInput(f"{path} is not a private key in PEM (PKCS #8)", param="key") from error
         if not isinstance(private, Ed25519PrivateKey):
-            raise InvalidInput(f"key: {path} holds a key of another kind than Ed25519", param="key")
+            raise InvalidInput(f"{path} holds a key of another kind than Ed25519", param="key")
         return cls(private)
 
     @classmethod
@@ -75,7 +75,7 @@ class SigningKey:
                 with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as stream:
                     stream.write(pem)
         except OSError as error:
-            raise InvalidInput(f"key: cannot write {error.filename or path}: {error.strerror}", param="key") from error
+            raise InvalidInput(f"cannot write {error.filename or path}: {error.strerror}", param="key") from error
         return key, public
 
     def sign(self, document: bytes) -> Signature:
@@ -95,7 +95,7 @@ class TrustedKeys(NamedTuple):
         files = sorted(path.glob("*.pem")) if path.is_dir() else [path]  # a mounted secret or ConfigMap is a folder
         keys = {key_id(key): key for file in files for key in _public_keys(file)}
         if not keys:
-            raise InvalidInput(f"trusted_keys: there is no *.pem file in {path}", param="trusted_keys")
+            raise InvalidInput(f"there is no *.pem file in {path}", param="trusted_keys")
         return cls(keys)
 
     def check(self, what: str, document: bytes, read: Callable[[str], bytes]) -> Signature:
@@ -132,15 +132,15 @@ def _message(document: bytes) -> bytes:
 def _public_keys(file: Path) -> list[Ed25519PublicKey]:
     blocks = _read(file, "trusted_keys").split(_END)[:-1]
     if not blocks:
-        raise InvalidInput(f"trusted_keys: {file} holds no public key in PEM", param="trusted_keys")
+        raise InvalidInput(f"{file} holds no public key in PEM", param="trusted_keys")
     keys = []
     for block in blocks:
         try:
             key = load_pem_public_key(block + _END)
         except (ValueError, UnsupportedAlgorithm) as error:
-            raise InvalidInput(f"trusted_keys: {file} holds a damaged public key", param="trusted_keys") from error
+            raise InvalidInput(f"{file} holds a damaged public key", param="trusted_keys") from error
         if not isinstance(key, Ed25519PublicKey):
-            raise InvalidInput(f"trusted_keys: {file} holds a key of another kind than Ed25519", param="trusted_keys")
+            raise InvalidInput(f"{file} holds a key of another kind than Ed25519", param="trusted_keys")
         keys.append(key)
     return keys
 
@@ -149,4 +149,4 @@ def _read(path: Path, field: str) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise InvalidInput(f"{field}: cannot read {path}: {error.strerror}", param=field) from error
+        raise InvalidInput(f"cannot read {path}: {error.strerror}", param=field) from error

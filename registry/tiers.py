@@ -10,9 +10,9 @@ from datetime import UTC
 
 from pydantic import TypeAdapter
 
+from registry.document import Name
 from registry.errors import Conflict, FlexiError, InvalidInput, NotFound, Tampered
 from registry.records import Action, Alias, Audit, Move, Page, Target, checked
-from registry.schedule import Name
 from registry.stores.base import ObjectStore
 from registry.writer import ATTEMPTS, Writer, stand_back
 
@@ -47,7 +47,7 @@ class Tiers:
         try:
             data, etag = self._store.get(key)
         except NotFound:
-            raise NotFound(f"{self._model} has no tier {tier}", param=tier) from None
+            raise NotFound(f"is not in {self._model}", param=f"tier {tier}") from None
         return self._parse(tier, data), etag
 
     def changed(self, tier: str, etag: str | None) -> tuple[Alias, str] | None:
@@ -68,9 +68,9 @@ class Tiers:
         try:
             page = Page.read(key, self._store.get(key).data)
         except NotFound:
-            raise Tampered(f"{key} is gone: moves {first} to {first + PAGE - 1} of tier {tier}", param=key) from None
+            raise Tampered(f"is gone: moves {first} to {first + PAGE - 1} of tier {tier}", param=key) from None
         if (page.tier, page.first, len(page.history)) != (tier, first, PAGE):
-            raise Tampered(f"{key} holds moves from {page.first} on of tier {page.tier}", param=key)
+            raise Tampered(f"holds moves from {page.first} on of tier {page.tier}", param=key)
         return page
 
     def move(self, action: Action, tier: str, choose: Callable[[Alias | None], Target], reason: str) -> Alias:
@@ -94,12 +94,12 @@ class Tiers:
             except FlexiError as error:  # the tier has moved: to report a failure would be a lie, and the alias knows
                 log.warning("tier %s was moved, but the audit entry could not be written yet: %s", tier, error)
             return after
-        raise Conflict(f"tier {tier} is moved by many at the same time: try again", param=tier)
+        raise Conflict("is moved by many at the same time: try again", param=f"tier {tier}")
 
     def key(self, tier: str) -> str:
         """Where the alias of a tier is kept. Raises `InvalidInput` for what cannot name one."""
         if _OTHER_MEANING.fullmatch(tier):
-            raise InvalidInput(f"tier: {tier} cannot name a tier: it means something else", param="tier")
+            raise InvalidInput(f"{tier} cannot name a tier: it means something else", param="tier")
         return f"{self._model}/aliases/{checked(_NAME, tier, 'tier')}.json"
 
     def page_key(self, tier: str, first: int) -> str:
@@ -132,7 +132,7 @@ class Tiers:
             self._store.create(key, page.document())
         except Conflict:
             if self._store.get(key).data != page.document():
-                raise Tampered(f"{key} holds other moves than the alias of tier {page.tier}", param=key) from None
+                raise Tampered(f"holds other moves than the alias of tier {page.tier}", param=key) from None
 
     def _put(self, alias: Alias, etag: str) -> None:
         if etag:
@@ -158,7 +158,7 @@ class Tiers:
         key = self.key(tier)
         alias = Alias.read(key, data)
         if alias.tier != tier:
-            raise Tampered(f"{key} is the alias of tier {alias.tier}", param=key)
+            raise Tampered(f"is the alias of tier {alias.tier}", param=key)
         return alias
 
 

@@ -70,7 +70,7 @@ class Verification:
         try:
             json.loads(self._store.get(key).data)
         except ValueError as error:
-            raise Tampered(f"{key} is not valid JSON: {error}", param=key) from error
+            raise Tampered(f"is not valid JSON: {error}", param=key) from error
 
     def _check_schedules(self) -> None:
         for digest in self._names("schedules"):

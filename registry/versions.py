@@ -34,9 +34,9 @@ class Versions:
             try:
                 version = Version.read(key, self._store.get(key).data)
             except NotFound:
-                raise NotFound(f"{self._model} has no version {number}", param=f"version {number}") from None
+                raise NotFound(f"is not in {self._model}", param=f"version {number}") from None
             if version.number != number:
-                raise Tampered(f"{key} is the record of version {version.number}", param=key)
+                raise Tampered(f"is the record of version {version.number}", param=key)
             self._read[number] = version
         return self._read[number]
 
@@ -71,7 +71,7 @@ class Versions:
             return None, ""
         claim = Claim.read(key, data)
         if claim.digest != digest:
-            raise Tampered(f"{key} is the claim of {claim.digest}", param=key)
+            raise Tampered(f"is the claim of {claim.digest}", param=key)
         return claim, etag
 
     def publish(self, digest: str, note: str) -> Version:

@@ -230,7 +230,7 @@ def _scale(guidance: float | None, prompts: Path | None) -> float:
     """What was asked for, else 3, or 1 where nothing guides. Raises `InvalidInput`."""
     scale = guidance if guidance is not None else 3.0 if prompts else 1.0
     if not 1 <= scale <= 30:
-        raise InvalidInput(f"guidance: must be from 1 to 30, got {scale:g}", param="guidance")
+        raise InvalidInput(f"must be from 1 to 30, got {scale:g}", param="guidance")
     return scale
 
 
@@ -239,7 +239,7 @@ def _ceiling(text: str) -> tuple[str, float]:
     try:
         return name, float(value)
     except ValueError:
-        raise InvalidInput(f"tier: expected NAME=CEILING such as fast=0.13, got {text!r}", param="tier") from None
+        raise InvalidInput(f"expected NAME=CEILING such as fast=0.13, got {text!r}", param="tier") from None
 
 
 def _bars() -> RichProgress:

@@ -41,7 +41,7 @@ class Cluster(AbstractContextManager["Cluster"]):
         try:
             from distributed import Client
         except ImportError as error:
-            raise InvalidInput("workers: needs Dask: pip install 'distributed'", param="workers") from error
+            raise InvalidInput("needs Dask: pip install 'distributed'", param="workers") from error
         paths = {name: str(Path(path).absolute()) for name in PATHS if (path := getattr(config, name))}
         self.config, self.folder = config.model_copy(update=paths).model_dump_json(), str(folder.resolve())
         self._workers = workers
@@ -49,14 +49,14 @@ class Cluster(AbstractContextManager["Cluster"]):
         try:
             self.client = Client(scheduler or self._local, timeout=patience)
         except ValueError as error:
-            raise InvalidInput(f"scheduler: expected tcp://host:port, got {scheduler!r}: {error}", param="scheduler") from error
+            raise InvalidInput(f"expected tcp://host:port, got {scheduler!r}: {error}", param="scheduler") from error
         except OSError as error:
-            raise InvalidInput(f"scheduler: nobody answers at {scheduler}: {error}", param="scheduler") from error
+            raise InvalidInput(f"nobody answers at {scheduler}: {error}", param="scheduler") from error
         try:
             self.client.wait_for_workers(1, timeout=patience)
         except TimeoutError as error:
             self.client.close()
-            raise InvalidInput(f"scheduler: {scheduler} has no worker after {patience:g} s", param="scheduler") from error
+            raise InvalidInput(f"{scheduler} has no worker after {patience:g} s", param="scheduler") from error
 
     def measure(self, tasks: Sequence[Task], done: Callable[[int], None]) -> Iterator[tuple[int, Result]]:
         """In groups of neighbours, as they finish."""

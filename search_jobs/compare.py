@@ -30,7 +30,7 @@ def compare(job: Job, budgets: Sequence[float], twins: Sequence[Path] = ()) -> d
     """
     for i, budget in enumerate(budgets):
         if not 0 < budget <= 1:
-            raise InvalidInput(f"budget.{i}: a fraction of the teacher's cost in (0, 1], got {budget}", param="budget")
+            raise InvalidInput(f"a fraction of the teacher's cost in (0, 1], got {budget}", param=f"budget.{i}")
     found = {name: _chosen(folder, job, budgets) for name, folder in _named(job.folder, twins).items()}
     job.objective("held-out")
     with job.crew() as crew:
@@ -114,7 +114,7 @@ def _ratio(searched: Mapping[str, Any] | None, entry: Mapping[str, Any]) -> str:
 def _named(folder: Path, twins: Sequence[Path]) -> dict[str, Path]:
     named = {path.name: path for path in (folder, *twins)}
     if len(named) <= len(twins):
-        raise InvalidInput("twin: run folders must have different names", param="twin")
+        raise InvalidInput("run folders must have different names", param="twin")
     return named
 
 
@@ -122,14 +122,12 @@ def _chosen(folder: Path, job: Job, budgets: Sequence[float]) -> dict[float, Sch
     """A run's schedule for each budget: of those it chose that cost no more, the best one in the finals."""
     report = read(folder).report
     if report["model"] != job.desk.model.ref.model_dump(mode="json"):
-        raise InvalidInput(f"twin: {folder} is a search of another model", param="twin")
+        raise InvalidInput(f"{folder} is a search of another model", param="twin")
     if report["config"]["prompts_digest"] != job.config.prompts_digest:
-        message = (
-            f"twin: {folder} is a search on other prompts, which may be held out here; search again on those of {job.folder}"
-        )
+        message = f"{folder} is a search on other prompts, which may be held out here; search again on those of {job.folder}"
         raise InvalidInput(message, param="twin")
     if not report["budgets"]:
-        raise NotFound(f"run: {folder} chose no schedule", param="run")
+        raise NotFound(f"{folder} chose no schedule", param="run")
     chosen = {}
     for budget in budgets:
         affordable = [entry for entry in report["budgets"] if entry["finals"]["cost"] <= budget]

@@ -8,8 +8,8 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
+from registry.document import Document, Name, first_fault, misfit
 from registry.errors import InvalidInput
-from registry.schedule import Document, Name, first_fault
 
 TIERS = {"best": 1 / 3, "balanced": 1 / 5, "fast": 1 / 8, "draft": 1 / 12}
 MAX_SEED = 1_000_000
@@ -54,22 +54,22 @@ class JobConfig(Document):
     @model_validator(mode="after")
     def _costs(self) -> Self:
         least = 1 / self.teacher_steps
-        aims = {f"tiers.{name}": ceiling for name, ceiling in self.tiers.items()}
-        aims |= {f"budgets.{i}": ceiling for i, ceiling in enumerate(self.budgets)}
-        for field, ceiling in aims.items():
+        aims: list[tuple[str, str | int, float]] = [("tiers", name, ceiling) for name, ceiling in self.tiers.items()]
+        aims += [("budgets", i, ceiling) for i, ceiling in enumerate(self.budgets)]
+        for *place, ceiling in aims:
             if not 0 < ceiling <= 1:
-                raise ValueError(f"{field}: a ceiling is a fraction of the teacher's cost in (0, 1], got {ceiling}")
+                raise misfit(f"a ceiling is a fraction of the teacher's cost in (0, 1], got {ceiling}", *place)
             if ceiling < least:
                 limit = f"one of the teacher's {self.teacher_steps} steps costs {least:.4g}"
-                raise ValueError(f"{field}: nothing is as cheap as {ceiling:.4g}: {limit}")
+                raise misfit(f"nothing is as cheap as {ceiling:.4g}: {limit}", *place)
         if not self.tiers and not self.budgets:
-            raise ValueError("tiers: there must be a tier or a budget to aim at")
+            raise misfit("there must be a tier or a budget to aim at", "tiers")
         return self
 
     @model_validator(mode="after")
     def _samples(self) -> Self:
         if self.screen > self.images:
-            raise ValueError(f"screen: the first of the images; the limit is {self.images}, got {self.screen}")
+            raise misfit(f"the first of the images; the limit is {self.images}, got {self.screen}", "screen")
         return self
 
     @property
@@ -83,8 +83,8 @@ class JobConfig(Document):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            message, field = first_fault(error)
-            raise InvalidInput(message, param=field) from error
+            fault = first_fault(error)
+            raise InvalidInput(fault.text, param=fault.param) from error
 
     def refuse_changed_files(self) -> None:
         """Raises `InvalidInput` where the prompts or the features are not what they were when the search began."""
@@ -93,7 +93,7 @@ class JobConfig(Document):
             ("features", self.features, self.features_digest),
         ):
             if digest and digest_of(Path(path)) != digest:  # a run of an older version has none
-                raise InvalidInput(f"{name}: {path} is not what it was when the search began", param=name)
+                raise InvalidInput(f"{path} is not what it was when the search began", param=name)
 
     def read_prompts(self) -> list[str]:
         """Those of the file, or empty ones where none was named. Raises `InvalidInput` for too few."""
@@ -104,14 +104,14 @@ def read_prompts(path: str | Path) -> list[str]:
     """The prompts, one a line, each once. Raises `InvalidInput` when there are too few to split between search and report."""
     file = Path(path)
     if not file.is_file():
-        raise InvalidInput(f"prompts: {file} is not a file", param="prompts")
+        raise InvalidInput(f"{file} is not a file", param="prompts")
     try:
         text = file.read_text("utf-8-sig")  # without the mark that some editors begin a file with
     except UnicodeDecodeError as error:
-        raise InvalidInput(f"prompts: {file} is not UTF-8 text: {error}", param="prompts") from error
+        raise InvalidInput(f"{file} is not UTF-8 text: {error}", param="prompts") from error
     lines = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
     if len(lines) < 2:
-        raise InvalidInput(f"prompts: {file} must hold at least 2 different prompts, got {len(lines)}", param="prompts")
+        raise InvalidInput(f"{file} must hold at least 2 different prompts, got {len(lines)}", param="prompts")
     return lines
 
 

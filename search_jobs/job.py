@@ -10,8 +10,9 @@ from typing import Any, Protocol, TypeVar
 
 from pydantic import ValidationError
 
+from registry.document import first_fault
 from registry.errors import InvalidInput
-from registry.schedule import Schedule, first_fault
+from registry.schedule import Schedule
 from search_jobs.baselines import Baseline, Hand
 from search_jobs.cluster import Cluster
 from search_jobs.config import JobConfig
@@ -177,7 +178,7 @@ class Job:
             by_hand = [baseline.schedule for baseline in rivals[aim][:2]]
             entered[aim] = [*(self.fitted[point.genome] for point in points), *by_hand]
             if not entered[aim]:
-                raise InvalidInput(f"tiers: nothing costs at most {aim:g} of the teacher", param="tiers")
+                raise InvalidInput(f"nothing costs at most {aim:g} of the teacher", param="tiers")
         everyone = {s.digest: s for some in entered.values() for s in some}
         self.progress.stage("finals", len(everyone) * self.config.finals)
         measured = zip(everyone, self.measure(crew, "finals", everyone.values(), fitting=False), strict=True)
@@ -214,12 +215,11 @@ class Job:
         try:
             stored = JobConfig.model_validate_json(path.read_bytes())
         except ValidationError as error:
-            fault = first_fault(error)[0].removeprefix(": ")
-            raise InvalidInput(f"out: {path} is no configuration of this version: {fault}", param="out") from error
+            raise InvalidInput(f"{path} is no configuration of this version: {first_fault(error)}", param="out") from error
         other = [name for name in JobConfig.model_fields if getattr(stored, name) != getattr(self.config, name)]
         if other:
             raise InvalidInput(
-                f"out: {self.folder} holds a job with another configuration ({', '.join(other)}); choose another folder",
+                f"{self.folder} holds a job with another configuration ({', '.join(other)}); choose another folder",
                 param="out",
             )
 

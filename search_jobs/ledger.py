@@ -41,7 +41,7 @@ class Ledger:
                 schedule = Schedule.model_validate(entry["schedule"])
                 self._results[entry["task"]] = Result(schedule, Measure(**measure), Spent(**entry["spent"]))
             except (ValueError, KeyError, TypeError) as error:
-                raise InvalidInput(f"out: {path}, line {i}: no measurement of this version", param="out") from error
+                raise InvalidInput(f"{path}, line {i}: no measurement of this version", param="out") from error
 
     def __len__(self) -> int:
         return len(self._results)

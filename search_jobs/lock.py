@@ -22,14 +22,14 @@ def lock(folder: Path) -> TextIO:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / FILE).open("a+")
     except FileExistsError as error:
-        raise InvalidInput(f"out: {folder} is a file, not a folder", param="out") from error
+        raise InvalidInput(f"{folder} is a file, not a folder", param="out") from error
     except OSError as error:
-        raise InvalidInput(f"out: {folder} cannot be a run folder: {error.strerror}", param="out") from error
+        raise InvalidInput(f"{folder} cannot be a run folder: {error.strerror}", param="out") from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         file.seek(0)
-        raise Conflict(f"out: process {file.read()} is at work in {folder}", param="out") from error
+        raise Conflict(f"process {file.read()} is at work in {folder}", param="out") from error
     file.truncate(0)
     file.write(str(os.getpid()))
     file.flush()

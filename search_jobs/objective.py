@@ -121,7 +121,7 @@ class Objective:
         self.features = extractor.images(self.reference.images)
         self.texts = None if isinstance(model.prompts, Classes) else extractor.texts(sample.prompts)
         if not np.isfinite(self.features).all():
-            raise InvalidInput("dtype: the teacher's images are not finite; use bfloat16 or float32", param="dtype")
+            raise InvalidInput("the teacher's images are not finite; use bfloat16 or float32", param="dtype")
         self.rollouts = [self._rollout(part, memory) for part in self._parts()]
 
     def evaluate(self, schedule: Schedule, fitting: bool = False) -> Result:

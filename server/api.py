@@ -6,6 +6,7 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
+from registry.document import misfit
 from registry.schedule import Fidelity, Schedule
 
 MAX_SEED = 2**63 - 64  # the last of FLEXI_MAX_IMAGES images, 64 at most, still has a seed of 63 bits
@@ -71,7 +72,7 @@ class GenerateRequest(BaseModel):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.tier is not None and self.schedule is not None:
-            raise ValueError("schedule: give a tier or a schedule, not both")
+            raise misfit("give a tier or a schedule, not both", "schedule")
         return self
 
 

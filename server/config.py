@@ -9,8 +9,8 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from registry.document import Name, misfit
 from registry.errors import InvalidInput
-from registry.schedule import Name
 from registry.signing import TrustedKeys
 from registry.stores.urls import refuse_secrets
 
@@ -98,7 +98,7 @@ class Settings(BaseSettings):
             if path:
                 TrustedKeys.read(path)
         except InvalidInput as error:
-            raise ValueError(error.message.partition(": ")[2]) from error
+            raise ValueError(error.text) from error
         return path
 
     @field_validator("registry", "s3_endpoint")
@@ -107,7 +107,7 @@ class Settings(BaseSettings):
         try:
             refuse_secrets(url or "", str(about.field_name))
         except InvalidInput as error:
-            raise ValueError(error.message.partition(": ")[2]) from error
+            raise ValueError(error.text) from error
         return url
 
     @field_validator("registry")
@@ -120,27 +120,25 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _either_keys_or_everybody(self) -> Self:
         if self.api_keys and self.allow_anonymous:
-            raise ValueError("allow_anonymous: with api_keys every request needs a key; set one of the two")
+            raise misfit("with api_keys every request needs a key; set one of the two", "allow_anonymous")
         return self
 
 
 def load() -> Settings:
     """Read the environment. Raises `InvalidInput` with one line for each variable at fault."""
-    faults = [f"{name}: there is no such setting" for name in sorted(os.environ) if _is_unknown(name)]
+    faults = {name: "there is no such setting" for name in sorted(os.environ) if _is_unknown(name)}
     settings = None
     try:
         settings = Settings()
     except ValidationError as error:
         for fault in error.errors(include_url=False):
-            text = fault["msg"].removeprefix("Value error, ")
-            field, got = str(fault["loc"][0]) if fault["loc"] else "", f", got {fault['input']!r}"
-            if field in ("registry", "s3_endpoint"):  # which may hold what nobody should read in a log
-                got = ""
-            elif not field:  # the model validator's text begins with the field's own name
-                (field, _, text), got = text.partition(": "), ""
-            faults.append(f"{PREFIX}{field.upper()}: {text}{got}")
+            field, text = str(fault["loc"][0]), fault["msg"].removeprefix("Value error, ")
+            secret = field in ("registry", "s3_endpoint")  # may hold what nobody should read in a log
+            got = "" if secret or fault["input"] is None else f", got {fault['input']!r}"
+            faults[f"{PREFIX}{field.upper()}"] = text + got
     if faults or settings is None:
-        raise InvalidInput("; ".join(faults), param=faults[0].partition(":")[0])
+        (variable, text), *others = faults.items()
+        raise InvalidInput("; ".join([text, *(f"{name}: {fault}" for name, fault in others)]), param=variable)
     return settings
 
 

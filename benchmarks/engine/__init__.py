@@ -57,7 +57,7 @@ def run(model: Path, sections: Sequence[str], repeats: int, threads: int, as_jso
     """
     unknown = set(sections) - set(SECTIONS)
     if unknown:
-        raise InvalidInput(f"section: there is no {min(unknown)}; there are {', '.join(SECTIONS)}", param="section")
+        raise InvalidInput(f"there is no {min(unknown)}; there are {', '.join(SECTIONS)}", param="section")
     if repeats < 1 or threads < 1:
         raise InvalidInput(f"repeats and threads: must be at least 1, got {repeats} and {threads}", param="repeats")
     torch.set_num_threads(threads)

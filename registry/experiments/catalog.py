@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 from pydantic import JsonValue
 
+from registry.document import Name, canonical
 from registry.errors import Conflict, NotFound, Tampered
 from registry.experiments.declaration import Action, Experiment, ExperimentState, transition
 from registry.records import Record
-from registry.schedule import Name, canonical
 from registry.stores.base import ObjectStore
 from registry.writer import ATTEMPTS, Writer, stand_back
 
@@ -59,9 +59,9 @@ class Experiments:
             try:
                 experiment = Experiment.parse(self.store.get(key).data)
             except NotFound:
-                raise NotFound(f"{self.model} has no version {version} of the experiment {name}", param=name) from None
+                raise NotFound(f"{self.model} has no version {version} of it", param=name) from None
             if (experiment.name, experiment.version) != (name, version):
-                raise Tampered(f"{key} declares version {experiment.version} of {experiment.name}", param=key)
+                raise Tampered(f"declares version {experiment.version} of {experiment.name}", param=key)
             self._known[name, version] = experiment
         return self._known[name, version]
 
@@ -211,14 +211,14 @@ class Experiments:
         try:
             data, etag = self.store.get(self._state_key(name))
         except NotFound:
-            raise NotFound(f"{self.model} has no experiment {name}", param=name) from None
+            raise NotFound(f"is no experiment of {self.model}", param=name) from None
         return self._parse(name, data), etag
 
     def _parse(self, name: str, data: bytes) -> ExperimentState:
         key = self._state_key(name)
         state = ExperimentState.read(key, data)
         if state.name != name:
-            raise Tampered(f"{key} is the state of {state.name}", param=key)
+            raise Tampered(f"is the state of {state.name}", param=key)
         return state
 
     def _hold_key(self, tier: str) -> str:

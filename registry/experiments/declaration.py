@@ -10,9 +10,9 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import AwareDatetime, Field, JsonValue, ValidationError, model_validator
 
+from registry.document import Document, Name, first_fault, misfit
 from registry.errors import InvalidInput
 from registry.records import Digest, Number, Record, Text
-from registry.schedule import Document, Name, first_fault
 
 BUCKETS: Final = 10_000  # a share's or a weight's resolution
 MAX_ARMS = 8
@@ -48,7 +48,7 @@ class Stage(Document):
     @model_validator(mode="after")
     def _whole_buckets(self) -> Self:
         if round(self.share * 100, 6) % 1:
-            raise ValueError(f"share: must be a multiple of 0.01 %, got {self.share}")
+            raise misfit(f"must be a multiple of 0.01 %, got {self.share}", "share")
         return self
 
     @property
@@ -79,7 +79,7 @@ class Primary(Document):
     @model_validator(mode="after")
     def _below_everything(self) -> Self:
         if (self.metric in BY_RATIO or self.metric in SHARES) and self.minimal_effect >= 1:
-            raise ValueError(f"minimal_effect: of {self.metric} must be below 1, got {self.minimal_effect}")
+            raise misfit(f"of {self.metric} must be below 1, got {self.minimal_effect}", "minimal_effect")
         return self
 
 
@@ -100,13 +100,13 @@ class Guardrail(Document):
     @model_validator(mode="after")
     def _comparable(self) -> Self:
         if self.compare == "ratio" and (self.metric in SHARES or self.metric in HIGHER_IS_BETTER):
-            raise ValueError(f"compare: {self.metric} has no ratio, it may be near 0; use difference")
+            raise misfit(f"{self.metric} has no ratio, it may be near 0; use difference", "compare")
         if self.compare == "ratio" and self.limit <= 1:
-            raise ValueError(f"limit: a ratio to control must be above 1, got {self.limit}")
+            raise misfit(f"a ratio to control must be above 1, got {self.limit}", "limit")
         if self.compare == "value" and self.metric in HIGHER_IS_BETTER:
-            raise ValueError(f"compare: {self.metric} is better when higher, its loss is a difference")
+            raise misfit(f"{self.metric} is better when higher, its loss is a difference", "compare")
         if self.compare != "ratio" and self.metric in SHARES and self.limit >= 1:
-            raise ValueError(f"limit: a share of requests must be below 1, got {self.limit}")
+            raise misfit(f"a share of requests must be below 1, got {self.limit}", "limit")
         return self
 
 
@@ -134,18 +134,18 @@ class Experiment(Document):
     def _arms(self) -> Self:
         for field, values in (("name", self.names), ("digest", [arm.digest for arm in self.arms])):
             if len(set(values)) < len(values):
-                raise ValueError(f"arms: two have the same {field}")
+                raise misfit(f"two have the same {field}", "arms")
         if self.control not in self.names:
-            raise ValueError(f"control: must be one of the arms {', '.join(self.names)}, got {self.control}")
+            raise misfit(f"must be one of the arms {', '.join(self.names)}, got {self.control}", "control")
         return self
 
     @model_validator(mode="after")
     def _rising(self) -> Self:
         shares = [stage.share for stage in self.ramp]
         if shares != sorted(set(shares)):
-            raise ValueError(f"ramp: shares must rise from stage to stage, got {shares}")
+            raise misfit(f"shares must rise from stage to stage, got {shares}", "ramp")
         if self.maximum_units <= self.minimum_units:
-            raise ValueError(f"maximum_units: must be above minimum_units ({self.minimum_units}), got {self.maximum_units}")
+            raise misfit(f"must be above minimum_units ({self.minimum_units}), got {self.maximum_units}", "maximum_units")
         return self
 
     @model_validator(mode="after")
@@ -153,7 +153,7 @@ class Experiment(Document):
         kinds = [(guardrail.metric, guardrail.compare) for guardrail in self.guardrails]
         for metric, compare in kinds:
             if kinds.count((metric, compare)) > 1:
-                raise ValueError(f"guardrails: two limit {metric} by {compare}")
+                raise misfit(f"two limit {metric} by {compare}", "guardrails")
         return self
 
     @classmethod
@@ -162,10 +162,10 @@ class Experiment(Document):
         try:
             return cls.model_validate_json(data)
         except ValidationError as error:
-            message, field = first_fault(error)
-            if not field:
-                raise InvalidInput(f"the experiment is no valid JSON object{message}", param="experiment") from error
-            raise InvalidInput(message, param=field) from error
+            fault = first_fault(error)
+            if not fault.param:
+                raise InvalidInput(f"is no valid JSON object: {fault.text}", param="experiment") from error
+            raise InvalidInput(fault.text, param=fault.param) from error
 
     @property
     def names(self) -> list[str]:
@@ -205,7 +205,7 @@ class ExperimentState(Record):
     def _is_its_newest_entry(self) -> Self:
         newest = self.history[-1]
         if (self.version, self.status, self.stage) != (newest.version, newest.status, newest.stage):
-            raise ValueError("status: is not what the newest history entry says")
+            raise misfit("is not what the newest history entry says", "status")
         return self
 
 
@@ -243,30 +243,30 @@ def transition(
     elif before:
         expected = before.version
     else:
-        raise InvalidInput(f"action: {experiment.name} is not declared yet, there is nothing to {action}", param="action")
+        raise InvalidInput(f"{experiment.name} is not declared yet, there is nothing to {action}", param="action")
     if experiment.version != expected:
-        raise InvalidInput(f"version: to {action} {experiment.name} takes version {expected}, got {experiment.version}",
+        raise InvalidInput(f"to {action} {experiment.name} takes version {expected}, got {experiment.version}",
                            param="version")  # fmt: skip
     if action in ("declare", "start") and time >= experiment.end:
-        raise InvalidInput(f"end: {experiment.name} ends at {experiment.end:%Y-%m-%d %H:%M %Z}, which is over", param="end")
+        raise InvalidInput(f"{experiment.name} ends at {experiment.end:%Y-%m-%d %H:%M %Z}, which is over", param="end")
     sources, status = MOVES[action]
     if before and before.status not in sources:
         allowed = " or ".join(sorted(sources))
-        raise InvalidInput(f"action: cannot {action} {before.name}, it is {before.status} and not {allowed}", param="action")
+        raise InvalidInput(f"cannot {action} {before.name}, it is {before.status} and not {allowed}", param="action")
     stage = before.stage if before and action != "declare" else 0
     if action == "ramp":
         stage += 1
         if stage == len(experiment.ramp):
             last = experiment.ramp[-1].share
-            raise InvalidInput(f"action: cannot ramp {experiment.name}, {last:g} % is its last stage", param="action")
+            raise InvalidInput(f"cannot ramp {experiment.name}, {last:g} % is its last stage", param="action")
     if action == "roll_back" and not evidence:
-        raise InvalidInput(f"evidence: to roll back {experiment.name} takes the evidence of a harm", param="evidence")
+        raise InvalidInput(f"to roll back {experiment.name} takes the evidence of a harm", param="evidence")
     moved = {"action": action, "status": status, "version": expected, "stage": stage}
     said = {"time": time, "author": author, "host": host, "reason": reason, "evidence": evidence}
     try:
         entry = Transition.model_validate(moved | said)
     except ValidationError as error:
-        message, field = first_fault(error)
-        raise InvalidInput(message, param=field) from error
+        fault = first_fault(error)
+        raise InvalidInput(fault.text, param=fault.param) from error
     history = (*before.history, entry) if before else (entry,)
     return ExperimentState(name=experiment.name, version=expected, status=status, stage=stage, history=history)

@@ -18,5 +18,5 @@ def open_store(address: str) -> ObjectStore:
 
         return open_s3(address)
     if not address or "://" in address:
-        raise InvalidInput(f"registry: give a folder or s3://bucket/prefix, got {address!r}", param="registry")
+        raise InvalidInput(f"give a folder or s3://bucket/prefix, got {address!r}", param="registry")
     return FolderStore(Path(address))

@@ -53,30 +53,30 @@ class ObjectStore(Protocol):
 def check_key(key: str) -> str:
     """Return a well-formed key: segments of letters, digits and `. _ -` joined by `/`, none beginning with a dot."""
     if not KEY.fullmatch(key):
-        raise InvalidInput(f"key: {key!r} is not a valid object key", param="key")
+        raise InvalidInput(f"{key!r} is not a valid object key", param="key")
     return key
 
 
 def check_prefix(prefix: str) -> str:
     """Return a well-formed prefix: empty, or the beginning of a key."""
     if not _PREFIX.fullmatch(prefix):
-        raise InvalidInput(f"prefix: {prefix!r} is not the beginning of an object key", param="prefix")
+        raise InvalidInput(f"{prefix!r} is not the beginning of an object key", param="prefix")
     return prefix
 
 
 def missing(key: str) -> NotFound:
     """The error of a `get` without an object."""
-    return NotFound(f"there is no {key} in the registry", param=key)
+    return NotFound("is not in the registry", param=key)
 
 
 def taken(key: str) -> Conflict:
     """The error of a `create` that came second."""
-    return Conflict(f"{key} already exists", param=key)
+    return Conflict("already exists", param=key)
 
 
 def moved(key: str) -> Conflict:
     """The error of a `swap` that saw an outdated object."""
-    return Conflict(f"{key} was changed by somebody else (or is missing)", param=key)
+    return Conflict("was changed by somebody else (or is missing)", param=key)
 
 
 def etag_of(data: bytes) -> str:

@@ -31,13 +31,13 @@ def open_s3(url: str) -> S3Store:
     """The store at `s3://bucket/prefix`: endpoint from FLEXI_S3_ENDPOINT, the rest by boto3's own chain."""
     bucket, _, prefix = url.removeprefix("s3://").partition("/")
     if not bucket:
-        raise InvalidInput(f"registry: {url!r} names no bucket", param="registry")
+        raise InvalidInput(f"{url!r} names no bucket", param="registry")
     endpoint = os.environ.get(ENDPOINT) or None
     refuse_secrets(endpoint or "", ENDPOINT)
     try:
         client = boto3.client("s3", endpoint_url=endpoint, config=CONFIG)
     except ValueError as error:
-        raise InvalidInput(f"{ENDPOINT}: give a URL as http://host:port", param=ENDPOINT) from error
+        raise InvalidInput("give a URL as http://host:port", param=ENDPOINT) from error
     except BotoCoreError as error:
         raise StoreUnavailable(f"cannot open {url}: {advice(error)}", param="registry") from error
     refuse_secrets(client.meta.endpoint_url, "AWS_ENDPOINT_URL")  # where boto3's own settings name one
@@ -138,7 +138,7 @@ class S3Store:
                 if code(error) != "ConditionalRequestConflict":
                     raise
             time.sleep(random.uniform(0, 0.02 * 2**attempt))  # two writers in the same moment: ask again
-        raise Conflict(f"{key} is being written by many at once: try again", param=key)
+        raise Conflict("is being written by many at once: try again", param=key)
 
     def _etag_if_ours(self, key: str, token: str) -> str | None:
         try:

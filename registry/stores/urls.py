@@ -11,5 +11,5 @@ def refuse_secrets(url: str, field: str) -> None:
     The error does not repeat it.
     """
     if "://" in url and set(url) & {"@", "?", "#"}:
-        message = f"{field}: no user, password or query in a URL: credentials come from the environment, a profile or a role"
+        message = "no user, password or query in a URL: credentials come from the environment, a profile or a role"
         raise InvalidInput(message, param=field)

@@ -67,5 +67,5 @@ def read(folder: Path) -> Run:
     """The run. Raises `NotFound` when its search has not finished."""
     path = folder / "report.json"
     if not path.is_file():
-        raise NotFound(f"run: {folder} holds no finished search (no report.json); run it again to go on", param="run")
+        raise NotFound(f"{folder} holds no finished search (no report.json); run it again to go on", param="run")
     return Run(folder, json.loads(path.read_text()))

@@ -10,8 +10,9 @@ import typer
 from pydantic import ValidationError
 
 from registry.commands.command_line import command_line
+from registry.document import first_fault
 from registry.errors import Conflict, InvalidInput, NotFound
-from server.access.key_file import KeyEntry, changing, first_fault, read, sha256
+from server.access.key_file import KeyEntry, changing, read, sha256
 
 app = command_line(
     help="Make, list and revoke API keys. A running server takes a change over within two seconds.",
@@ -33,10 +34,11 @@ def new(name: Holder, file: File, macs_per_minute: Macs = None, queue_seconds: S
     try:
         entry = KeyEntry.model_validate({"name": name, "sha256": sha256(token), "note": note, **limits})
     except ValidationError as error:
-        raise InvalidInput(first_fault(error)) from None
+        fault = first_fault(error)
+        raise InvalidInput(fault.text, param=fault.param) from None
     with changing(file) as entries:
         if name in [other.name for other in entries]:
-            raise Conflict(f"{name} has a key: revoke it first, or choose another name", param="name")
+            raise Conflict(f"{name} has a key already: revoke it first, or choose another name", param="name")
         entries.append(entry)
     typer.echo(token)
 

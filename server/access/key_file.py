@@ -17,8 +17,8 @@ from typing import Annotated
 
 from pydantic import Field, ValidationError, field_validator
 
+from registry.document import Document, Name, first_fault
 from registry.errors import InvalidInput, StoreUnavailable
-from registry.schedule import Document, Name
 
 EVERYBODY = "anonymous"  # the name of requests without a key: no key may have it
 
@@ -65,9 +65,9 @@ def read(path: Path) -> KeyFile:
     try:
         return KeyFile.model_validate_json(path.read_bytes())
     except OSError as error:
-        raise InvalidInput(f"FLEXI_API_KEYS: cannot read {path}: {error.strerror}", param="api_keys") from error
+        raise InvalidInput(f"cannot read {path}: {error.strerror}", param="FLEXI_API_KEYS") from error
     except ValidationError as error:
-        raise InvalidInput(f"FLEXI_API_KEYS: {path}: {first_fault(error)}", param="api_keys") from None
+        raise InvalidInput(f"{path}: {first_fault(error)}", param="FLEXI_API_KEYS") from None
 
 
 @contextmanager
@@ -88,13 +88,6 @@ def changing(path: Path) -> Iterator[list[KeyEntry]]:
             os.close(lock)
     except OSError as error:
         raise StoreUnavailable(f"cannot change {path}: {error.strerror}", param="file") from error
-
-
-def first_fault(error: ValidationError) -> str:
-    """The first thing that is wrong, and where; without the value, which may be a secret."""
-    fault = error.errors(include_url=False, include_input=False)[0]
-    place = ".".join(str(part) for part in fault["loc"])
-    return f"{place}: {fault['msg']}" if place else fault["msg"]
 
 
 def _replace(path: Path, data: bytes) -> None:

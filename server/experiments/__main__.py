@@ -45,7 +45,7 @@ def declare(
     try:
         experiment = Experiment.parse(file.read_bytes())
     except FlexiError as error:
-        raise type(error)(f"{file}: {error.message}", param=error.param) from error
+        raise type(error)(f"{error.text} (in {file})", param=error.param) from error
     _refuse_unfit(catalog, experiment)
     state = _experiments(catalog).declare(experiment, reason)
     _refuse_missing(catalog, experiment)  # garbage collection may have come between; now that they are named it will not
@@ -163,7 +163,7 @@ def _refuse_missing(catalog: Catalog, experiment: Experiment) -> None:
         try:
             catalog.schedule(arm.digest)
         except NotFound as error:
-            raise NotFound(f"arms: {arm.name}: {error.message}", param="arms") from error
+            raise NotFound(f"{arm.name}: {error.message}", param="arms") from error
 
 
 def _refuse_unfit(catalog: Catalog, experiment: Experiment) -> None:
@@ -171,11 +171,11 @@ def _refuse_unfit(catalog: Catalog, experiment: Experiment) -> None:
     _refuse_missing(catalog, experiment)
     tiers = {*catalog.tiers(), REFERENCE}
     if experiment.tier not in tiers:
-        raise NotFound(f"tier: {catalog.model} has no tier {experiment.tier}, only {', '.join(sorted(tiers))}", param="tier")
+        raise NotFound(f"{catalog.model} has no tier {experiment.tier}, only {', '.join(sorted(tiers))}", param="tier")
     watched = {experiment.primary.metric, *(each.metric for each in experiment.guardrails)}
     if "psnr" in watched and REFERENCE in catalog.tiers() and catalog.alias(REFERENCE).digest == _control(experiment):
         raise InvalidInput(
-            "psnr: control is the teacher's own schedule, and an image has no distance to itself; leave psnr out", param="psnr"
+            "control is the teacher's own schedule, and an image has no distance to itself; leave psnr out", param="psnr"
         )
 
 
@@ -184,7 +184,7 @@ def _refuse_other_control(catalog: Catalog, experiment: Experiment) -> None:
     meant = catalog.alias(experiment.tier).digest if experiment.tier in catalog.tiers() else None
     if meant and meant != _control(experiment):
         raise InvalidInput(
-            f"control: it is {_control(experiment)[:12]}, but tier {experiment.tier} means {meant[:12]} now; declare a version "
+            f"it is {_control(experiment)[:12]}, but tier {experiment.tier} means {meant[:12]} now; declare a version "
             "whose control is that, promote the other, or --force",
             param="control",
         )

@@ -7,9 +7,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AwareDatetime, Field, TypeAdapter, ValidationError, model_validator
 
+from registry.document import Document, Name, first_fault, misfit
 from registry.errors import Tampered
 from registry.records import Digest, Number
-from registry.schedule import Document, Name, first_fault
 from server.requests.assignment import Enrolment
 
 RequestId = Annotated[str, Field(min_length=1, max_length=128)]
@@ -49,9 +49,9 @@ class Outcome(Document):
     def _enrolled_in_something(self) -> Self:
         for field in ("experiment", "version", "arm", "unit"):
             if self.enrolment == "enrolled" and getattr(self, field) is None:
-                raise ValueError(f"{field}: an enrolled request has one")
+                raise misfit("an enrolled request has one", field)
         if self.enrolment != "enrolled" and (self.arm or self.unit):
-            raise ValueError(f"arm: only an enrolled request has an arm and a unit, this one is {self.enrolment}")
+            raise misfit(f"only an enrolled request has an arm and a unit, this one is {self.enrolment}", "arm")
         return self
 
 
@@ -95,5 +95,4 @@ def read(key: str, data: bytes) -> Iterator[Event]:
         try:
             yield _EVENT.validate_json(line)
         except ValidationError as error:
-            message, _ = first_fault(error)
-            raise Tampered(f"{key}, line {number} is not an event: {message}", param=key) from error
+            raise Tampered(f"line {number} is not an event: {first_fault(error)}", param=key) from error

@@ -19,7 +19,7 @@ def refuse_strangers(settings: Settings) -> None:
     if settings.api_keys or settings.allow_anonymous or _is_loopback(host := _host()):
         return
     raise InvalidInput(
-        f"FLEXI_API_KEYS: without API keys the server listens on this machine only, not on {host}: set FLEXI_API_KEYS "
+        f"without API keys the server listens on this machine only, not on {host}: set FLEXI_API_KEYS "
         "(python -m server.access new makes a key), or FLEXI_ALLOW_ANONYMOUS=true to let everybody in",
         param="FLEXI_API_KEYS",
     )

@@ -157,8 +157,5 @@ def _validation(fault: dict[str, Any]) -> dict[str, Any]:
     place, text = [str(part) for part in fault["loc"]], fault["msg"].removeprefix("Value error, ")
     if place and place[0] in ("body", "path", "query"):  # FastAPI's; a field that is called so stands deeper
         del place[0]
-    if fault["type"] == "value_error":  # our own validators begin their text with the field's name
-        field, _, text = text.partition(": ")
-        place.append(field)
     param = ".".join(place) or None
     return {"code": "invalid_input", "message": f"{param}: {text}" if param else text, "param": param}

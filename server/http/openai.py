@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationInfo, fi
 from pydantic_core import PydanticCustomError
 from starlette.datastructures import Headers
 
+from registry.document import misfit
 from registry.errors import FlexiError, InvalidInput
 from server.api import AUTO, CLIENTS, GIVEN, MAX_DEADLINE, MAX_SEED, REF, WHOLE, GenerateRequest, GenerateResponse, together
 from server.errors import fault
@@ -113,19 +114,19 @@ class ImagesRequest(BaseModel):
         if self.quality == "auto":  # which some clients always say
             chosen.remove("quality")
         if len(chosen) > 1:
-            raise ValueError(f"{chosen[1]}: give one of quality, tier and schedule")
+            raise misfit("give one of quality, tier and schedule", chosen[1])
         if self.partial_images and not self.stream:
-            raise ValueError("partial_images: only with stream true")
+            raise misfit("only with stream true", "partial_images")
         return self
 
     def generate_request(self, model: str, size: str, max_images: int, headers: Headers) -> GenerateRequest:
         """The same in this server's own words. Raises `InvalidInput` for what this server or its model does not do."""
         if self.model not in (None, model):
-            raise InvalidInput(f"model: this server has {model}", param="model")
+            raise InvalidInput(f"this server has {model}", param="model")
         if self.size not in (None, "auto", size):
-            raise InvalidInput(f"size: this model makes {size} only", param="size")
+            raise InvalidInput(f"this model makes {size} only", param="size")
         if (self.n or 1) > max_images:
-            raise InvalidInput(f"n: the limit is {max_images}", param="n")
+            raise InvalidInput(f"the limit is {max_images}", param="n")
         tier = None if self.schedule else self.tier or TIERS[self.quality or "auto"]
         return GenerateRequest(
             prompt=self.prompt,

@@ -16,5 +16,5 @@ def unit_of(said: str | None, headers: Headers) -> str | None:
     """What the body says, or else the header. Raises `InvalidInput` for a header outside its limits, used or not."""
     given = headers.get(HEADER)
     if given is not None and not re.fullmatch(PATTERN, given):
-        raise InvalidInput(f"{HEADER}: 1 to 128 printable ASCII characters; other text in the body", param=HEADER)
+        raise InvalidInput("1 to 128 printable ASCII characters; other text in the body", param=HEADER)
     return given if said is None else said

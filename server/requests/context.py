@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, TypeVar
 
+from registry.document import NAME
 from registry.errors import FlexiError
-from registry.schedule import NAME
 from server.access.keys import Key
 from server.api import GenerateRequest
 from server.batching.image import Picture

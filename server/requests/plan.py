@@ -81,7 +81,7 @@ class Planner:
         """
         arrived = monotonic() if arrived is None else arrived
         if request.num_images > self._settings.max_images:
-            raise InvalidInput(f"num_images: the limit is {self._settings.max_images}", param="num_images")
+            raise InvalidInput(f"the limit is {self._settings.max_images}", param="num_images")
         guidance = request.guidance_scale or self._guidance
         unet_rows = 1 if guidance == 1 else 2
         entry, assignment = await self._choose(request, request_id, unet_rows)

@@ -52,7 +52,7 @@ def configure() -> None:
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     except ImportError:
-        message = f"{wanted}: opentelemetry-exporter-otlp-proto-http is not installed (extra `tracing`)"
+        message = "opentelemetry-exporter-otlp-proto-http is not installed (extra `tracing`)"
         raise InvalidInput(message, param=wanted) from None
     ours = Resource.create({SERVICE_NAME: NAME, SERVICE_VERSION: VERSION})
     provider = TracerProvider(resource=ours.merge(OTELResourceDetector().detect()))

@@ -76,7 +76,7 @@ class Schedules:
         try:
             return tiers[name]
         except KeyError:
-            raise NotFound(f"there is no tier {name!r}; there are {sorted(tiers)}", param="tier") from None
+            raise NotFound(f"there is no {name!r}; there are {sorted(tiers)}", param="tier") from None
 
     def default(self, wanted: str) -> str:
         """The tier of requests that name none: `wanted`, or the teacher while the registry has no such tier."""
@@ -108,7 +108,7 @@ class Schedules:
         size = self._model.image_size
         if schedule.validated and size not in schedule.validated.sizes:
             shown = ", ".join(f"{height}×{width}" for height, width in schedule.validated.sizes)
-            message = f"validated.sizes: the schedule was measured at {shown or 'no size'}, the model makes {size[0]}×{size[1]}"
+            message = f"the schedule was measured at {shown or 'no size'}, the model makes {size[0]}×{size[1]}"
             raise InvalidInput(message, param="validated.sizes")
         return InForce(None, None, schedule.digest, self._model.compile(schedule), signature=signature)
 
@@ -119,7 +119,7 @@ class Schedules:
         try:
             found = self._resolve(ref)
         except (NotFound, InvalidInput, Untrusted) as error:
-            raise type(error)(error.message, param="schedule") from error
+            raise type(error)(error.text, param="schedule") from error
         with self._lock:
             self._explicit[ref] = found
             if len(self._explicit) > EXPLICIT_KEPT:
@@ -143,7 +143,7 @@ class Schedules:
         if here := self.at_hand(ref):
             return here
         if self._waiting >= WAITING:
-            message = f"schedule: {WAITING} requests wait for the registry already: try again later, or name a tier"
+            message = f"{WAITING} requests wait for the registry already: try again later, or name a tier"
             raise StoreUnavailable(message, param="schedule")
         self._waiting += 1
         try:

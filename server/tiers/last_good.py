@@ -11,9 +11,10 @@ from typing import Literal
 
 from pydantic import AwareDatetime
 
+from registry.document import Name
 from registry.errors import NotFound, StoreUnavailable, Tampered
 from registry.records import Digest, Number, Record
-from registry.schedule import Name, Schedule
+from registry.schedule import Schedule
 from registry.signing import Signature, TrustedKeys
 
 

@@ -34,7 +34,7 @@ def generate(client: httpx.Client, **fields: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("tier", ["draft", "fast", "balanced", "best", "reference"])
 def test_every_tier(server, client, tier):
-    schedule = {**server.tiers.active, "reference": reference()}[tier]
+    schedule = {**server.schedules, "reference": reference()}[tier]
     answer = generate(client, tier=tier, seed=7)
     (image,) = pictures(answer)
     assert image.size == (64, 64)
@@ -89,7 +89,7 @@ def test_an_image_does_not_depend_on_its_company(server, client):
 
 
 def test_explicit_schedule(server, client):
-    digest = server.tiers.active["fast"].digest
+    digest = server.schedules["fast"].digest
     by_tier = generate(client, tier="fast", seed=5)
     for ref in (digest, digest[:12], str(by_tier["version"])):
         answer = generate(client, schedule=ref, seed=5)
@@ -143,7 +143,7 @@ def test_a_client_that_leaves_frees_its_rows(server, client):
 
 def test_a_promoted_tier_takes_effect(server, client):
     for ref in ("draft", "fast"):
-        digest = server.tiers.active[ref].digest
+        digest = server.schedules[ref].digest
         server.catalog.promote("moving", digest)
         until = time.monotonic() + 60
         while client.post("/generate", json={"prompt": PROMPT, "tier": "moving"}).json().get("schedule") != digest:

@@ -150,15 +150,15 @@ def test_tiers(server, client):
     page = client.get("/v1/tiers").json()
     assert (page["model"], page["default"]) == ("emoji64", "balanced")
     by_name = {tier["tier"]: tier for tier in page["tiers"]}
-    assert {*server.tiers.active, "reference"} <= set(by_name)
-    for name, schedule in server.tiers.active.items():
+    assert {*server.schedules, "reference"} <= set(by_name)
+    for name, schedule in server.schedules.items():
         assert (by_name[name]["digest"], by_name[name]["steps"]) == (schedule.digest, schedule.counts())
     costs = [tier["relative_cost"] for tier in page["tiers"]]
     assert costs == sorted(costs)
 
 
 def test_schedule_page(server, client):
-    schedule = server.tiers.active["best"]
+    schedule = server.schedules["best"]
     page = client.get(f"/v1/schedules/{schedule.digest}").json()
     assert page["digest"] == schedule.digest
     assert type(schedule).model_validate(page["schedule"]) == schedule

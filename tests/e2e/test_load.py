@@ -66,7 +66,7 @@ def test_all_peers_answer(tmp_path):
 def test_a_soak_sees_everything(server, monkeypatch):
     """Its crowd, a tier that moves, and a process that is stopped and goes on."""
     monkeypatch.setattr(soak, "MOVE_SECONDS", 1.0)
-    digests, witness = [server.tiers.active[tier].digest for tier in ("draft", "fast", "balanced")], Witness()
+    digests, witness = [server.schedules[tier].digest for tier in ("draft", "fast", "balanced")], Witness()
     catalog, ourselves = Catalog(server.catalog.store, "emoji64", author="soak"), [psutil.Process()]
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as child:
         store = psutil.Process(child.pid)

@@ -82,7 +82,7 @@ def test_a_unit_by_its_newer_name(api):
 
 
 def test_an_explicit_schedule(server, api):
-    digest = server.tiers.active["fast"].digest
+    digest = server.schedules["fast"].digest
     made = api.images.generate(prompt=PROMPT, extra_body={"schedule": digest})
     assert (made.schedule, made.tier) == (digest, None)
 

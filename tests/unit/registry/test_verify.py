@@ -68,7 +68,7 @@ DAMAGE: dict[str, tuple[Callable[[DyingStore], object], str]] = {
     "a cut schedule": (lambda s: s.overwrite(SCHEDULE, A.document()[:-9]), "is not a schedule"),
     "a schedule of the future": (lambda s: edit(s, SCHEDULE, format=9), "cannot be read: format"),
     "a lost schedule": (lambda s: s.lose(SCHEDULE), "names a schedule that is missing"),
-    "a lost version": (lambda s: s.lose("emoji64/versions/000001.json"), "no version 1"),
+    "a lost version": (lambda s: s.lose("emoji64/versions/000001.json"), "version 1: is not in"),
     "a cut version": (lambda s: s.overwrite("emoji64/versions/000001.json", b"{"), "not a valid Version"),
     "another version": (lambda s: edit(s, "emoji64/versions/000001.json", digest=B.digest), "another digest than its record"),
     "a lost claim": (lambda s: s.lose(f"emoji64/digests/{A.digest}.json"), "has no claim"),
@@ -81,7 +81,7 @@ DAMAGE: dict[str, tuple[Callable[[DyingStore], object], str]] = {
         lambda s: s.create("emoji64/audit/2026.json", s.get(last_audit(s, 3)).data),
         "tells a move that the tier's history does not",
     ),
-    "a lost alias": (lambda s: s.lose("emoji64/aliases/fast.json"), "no tier fast"),
+    "a lost alias": (lambda s: s.lose("emoji64/aliases/fast.json"), "tier fast: is not in"),
     "a cut experiment": (lambda s: s.overwrite("emoji64/experiments/e/1.json", b"{"), "not valid JSON"),
     "a cut removal": (lambda s: s.create(f"emoji64/removed/{'a' * 64}.json", b"{"), "not a valid Removal"),
 }

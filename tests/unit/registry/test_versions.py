@@ -108,5 +108,5 @@ def test_records_under_a_wrong_name_are_noticed() -> None:
     store.create(f"emoji64/digests/{'e' * 64}.json", store.get(versions.claim_key(f"{1:064x}")).data)
     with pytest.raises(Tampered, match="is the claim of"):
         versions.claim("e" * 64)
-    with pytest.raises(NotFound, match="no version 3"):
+    with pytest.raises(NotFound, match="version 3: is not in"):
         versions.get(3)

@@ -119,7 +119,7 @@ def test_only_json_comes_in(client, kind):
     [
         ({"type": "missing", "loc": ["prompt"], "msg": "Field required"}, "invalid_input", "prompt: Field required", "prompt"),
         ({"type": "int_type", "loc": ["body", "n"], "msg": "bad"}, "invalid_input", "n: bad", "n"),
-        ({"type": "value_error", "loc": [], "msg": "Value error, tier: no"}, "invalid_input", "tier: no", "tier"),
+        ({"type": "value_error", "loc": ["tier"], "msg": "no"}, "invalid_input", "tier: no", "tier"),
         ({"type": "json_invalid", "loc": [], "msg": "Invalid JSON: …"}, "invalid_json", "Invalid JSON: …", None),
         ({"type": "model_type", "loc": [], "msg": "not an object"}, "invalid_input", "not an object", None),
     ],

@@ -136,18 +136,18 @@ class TestRefusals:
     def test_tampered(self, site, caplog):
         bad = site.schedule(1, 1)
         said = self.refused(site, caplog, bad, damage=site.schedule(2).document())
-        assert f"schedules/{bad.digest}.json was changed after it was published" in said
+        assert f"schedules/{bad.digest}.json: was changed after it was published" in said
 
     def test_of_a_format_to_come(self, site, caplog):
         bad = site.schedule(1, 1)
         document = json.dumps(json.loads(bad.document()) | {"format": 2}).encode()
         said = self.refused(site, caplog, bad, damage=document)
-        assert f"schedules/{bad.digest}.json cannot be read: format: this version reads 1, got 2" in said
+        assert f"schedules/{bad.digest}.json: cannot be read: format: this version reads 1, got 2" in said
 
     def test_of_an_unknown_solver(self, site, caplog):
         bad = site.schedule(1, 1)
         said = self.refused(site, caplog, bad, damage=bad.document().replace(b'"ddim"', b'"heun"'))
-        assert f"schedules/{bad.digest}.json is not a schedule: solver.name" in said
+        assert f"schedules/{bad.digest}.json: is not a schedule: solver.name" in said
 
     def test_for_other_weights(self, site, caplog):
         ref = site.model.ref.model_copy(update={"fingerprint": f"sha256:{'1' * 64}"})

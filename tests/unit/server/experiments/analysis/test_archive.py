@@ -97,7 +97,7 @@ def test_a_damaged_object_is_named_and_the_others_are_read(site):
     damaged = []
     assert site.stored(damaged) == sorted(f"r{request}" for request in (*range(200), 999))
     assert len(damaged) == 1
-    assert "box-99999999.jsonl, line 2" in damaged[0]
+    assert "box-99999999.jsonl: line 2" in damaged[0]
 
 
 def test_several_objects_are_read_at_a_time(site, monkeypatch):

@@ -59,14 +59,14 @@ def test_events_come_back_as_written() -> None:
 
 @pytest.mark.parametrize("line", [b"{", b"{}", b'{"event": "party"}', b'{"event": "rating", "request_id": "r"}'])
 def test_a_damaged_line_is_named(line: bytes) -> None:
-    with pytest.raises(Tampered, match="key, line 2 is not an event"):
+    with pytest.raises(Tampered, match="key: line 2 is not an event"):
         list(events.read("key", events.write([outcome(1, "control", 1)]) + line))
 
 
 def test_an_enrolled_request_has_an_arm_and_no_other_does() -> None:
-    with pytest.raises(ValueError, match="unit: an enrolled"):
+    with pytest.raises(ValueError, match="unit\n  an enrolled"):
         outcome(1, "control", 1, unit=None)
-    with pytest.raises(ValueError, match="arm: only an enrolled"):
+    with pytest.raises(ValueError, match="arm\n  only an enrolled"):
         outcome(1, "control", 1, enrolment="bypass")
 
 
