@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
-from registry.experiments.declaration import Arm, Experiment, Guardrail, Primary, Stage
+from registry.experiments.declaration import Arm, Experiment, Guardrail, Primary, RampStage
 from server.experiments.analysis import statistics
 from server.experiments.analysis.statistics import Array, Moments
 from server.experiments.guard import Guard
@@ -183,7 +183,7 @@ def _guarded(guardrail: Guardrail) -> Experiment:
         arms=(Arm(name="control", digest="0" * 64, weight=9), Arm(name="arm", digest="1" * 64, weight=1)),
         control="control",
         salt="simulated",
-        ramp=(Stage(share=100),),
+        ramp=(RampStage(share=100),),
         primary=Primary(metric="service_seconds", minimal_effect=0.05),
         guardrails=(guardrail,),
         maximum_units=10**6,

@@ -72,7 +72,7 @@ def generate(
     import torch
 
     from engine import models, sampler
-    from engine.prompts import Nothing
+    from engine.prompts import NoPrompts
 
     loaded = models.load(model, device, dtype, name, channels_last=channels_last, compiled=compiled)
     if schedule == "teacher":
@@ -81,13 +81,13 @@ def generate(
         document = _read_schedule(Path(schedule))
     program, all_full = loaded.compile(document), loaded.compile(teacher(loaded.ref, document.solver))
     guidance = guidance if guidance is not None else 7.5 if loaded.prompts.guides else 1.0
-    if prompt is None and not isinstance(loaded.prompts, Nothing):
+    if prompt is None and not isinstance(loaded.prompts, NoPrompts):
         raise InvalidInput("say what this model should draw", param="prompt")
     seeds = range(seed, seed + num_images)
     noise = torch.stack([loaded.noise(number) for number in seeds])
     condition = loaded.encode([prompt or ""] * num_images)
     unconditional = loaded.negative([negative] * num_images) if guidance > 1 else None
-    images = loaded.decode(sampler.generate(loaded.anatomy, program, noise, condition, unconditional, guidance))
+    images = loaded.decode(sampler.generate(loaded.network, program, noise, condition, unconditional, guidance))
 
     counts = document.counts()
     print(f"schedule   {document.digest[:12]}, {document.solver.name}, {document.solver.teacher_steps} teacher steps")

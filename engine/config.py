@@ -17,7 +17,7 @@ BLOCKS: dict[str, set[str]] = {
     "mid_block_type": {"UNetMidBlock2D", "UNetMidBlock2DCrossAttn"},
     "up_block_types": {"UpBlock2D", "CrossAttnUpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"},
 }
-# Settings that change the forward pass, and the values of them that `Anatomy` runs.
+# Settings that change the forward pass, and the values of them that `UnrolledUNet` runs.
 SETTINGS: dict[str, tuple[object, ...]] = {
     "addition_embed_type": (None, "text_time"),
     "attention_type": (None, "default"),

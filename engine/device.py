@@ -26,7 +26,7 @@ class Fence(Protocol):
         """Seconds that the device took from an earlier fence of its own to this one. Both must be done."""
 
 
-class Passed:
+class HostFence:
     """Of a CPU, which computes while it is asked."""
 
     def __init__(self) -> None:
@@ -39,12 +39,12 @@ class Passed:
     def wait(self) -> None:
         """Nothing to wait for."""
 
-    def since(self, earlier: Passed) -> float:
+    def since(self, earlier: HostFence) -> float:
         """By the host's clock."""
         return self._at - earlier._at
 
 
-class OnCuda:
+class CudaFence:
     """An event in the device's current stream."""
 
     def __init__(self, device: torch.device) -> None:
@@ -59,14 +59,14 @@ class OnCuda:
         """Raises the device's errors, which come late."""
         self._event.synchronize()
 
-    def since(self, earlier: OnCuda) -> float:
+    def since(self, earlier: CudaFence) -> float:
         """By the device's clock."""
         return float(earlier._event.elapsed_time(self._event)) / 1000
 
 
 def fence(device: torch.device) -> Fence:
     """Behind everything that was asked of this device so far."""
-    return OnCuda(device) if device.type == "cuda" else Passed()
+    return CudaFence(device) if device.type == "cuda" else HostFence()
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from engine.anatomy import Anatomy, UNet
 from engine.condition import Condition
 from engine.config import BUILD_ERRORS, complete, context_width, reason, refuse_unknown
 from engine.program import Program
+from engine.unrolled import UNet, UnrolledUNet
 from registry.errors import Unsupported
 
 
@@ -87,31 +87,31 @@ def count_steps(config: Mapping[str, Any], latent_shape: tuple[int, int, int], t
     Raises `Unsupported` for a UNet that this version cannot run, or that cannot run at this size.
     """
     unet = meta_unet(config)
-    anatomy, condition = Anatomy(unet), example(unet.config, tokens)
+    network, condition = UnrolledUNet(unet), example(unet.config, tokens)
     try:
-        return _count_branches(anatomy, latent_shape, condition)
+        return _count_branches(network, latent_shape, condition)
     except BUILD_ERRORS as error:
         size = "×".join(map(str, latent_shape[1:]))
         raise Unsupported(f"this UNet cannot run at {size}: {reason(error)}", param="size") from error
 
 
-def _count_branches(anatomy: Anatomy, latent_shape: tuple[int, int, int], condition: Condition) -> StepMacs:
+def _count_branches(network: UnrolledUNet, latent_shape: tuple[int, int, int], condition: Condition) -> StepMacs:
     sample = torch.empty(1, *latent_shape, device="meta")
     timesteps = torch.zeros(1, device="meta")
-    branches = range(1, anatomy.branches + 1)
+    branches = range(1, network.branches + 1)
     kept: dict[int, Tensor] = {}
 
     def full() -> None:
-        kept.update(anatomy.full(sample, timesteps, condition, keep=branches)[1])
+        kept.update(network.full(sample, timesteps, condition, keep=branches)[1])
 
     def partial(branch: int) -> Callable[[], object]:
-        return lambda: anatomy.partial(sample, timesteps, condition, branch, kept[branch])
+        return lambda: network.partial(sample, timesteps, condition, branch, kept[branch])
 
-    whole = _count(anatomy.unet, full)
+    whole = _count(network.unet, full)
     return StepMacs(
-        parameters=sum(p.numel() for p in anatomy.unet.parameters()),
+        parameters=sum(p.numel() for p in network.unet.parameters()),
         full=whole,
-        partial={branch: _count(anatomy.unet, partial(branch)) for branch in branches},
+        partial={branch: _count(network.unet, partial(branch)) for branch in branches},
         features={branch: (int(f.shape[1]), int(f.shape[2]), int(f.shape[3])) for branch, f in kept.items()},
     )
 

@@ -12,7 +12,6 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from engine.anatomy import Anatomy, UNet
 from engine.components import fitting_unet, refuse_width
 from engine.condition import Condition
 from engine.config import reason, sides
@@ -22,8 +21,9 @@ from engine.folder import Folder, readable
 from engine.macs import StepMacs, count_steps, meta_unet
 from engine.noise import NoiseLevels, noise_levels
 from engine.program import Program, compile_program
-from engine.prompts import Classes, Nothing, Prompts, Text, TwoTexts
+from engine.prompts import ClassPrompts, NoPrompts, Prompts, TextPrompts, TwoTextPrompts
 from engine.slots import Slots
+from engine.unrolled import UNet, UnrolledUNet
 from registry.document import Name
 from registry.errors import InvalidInput, NotFound, Unsupported
 from registry.schedule import ModelRef, Schedule, Solver, SolverName
@@ -40,7 +40,7 @@ class Model:
     """Everything generation needs. Latents are (channels, height, width) = `latent_shape`."""
 
     ref: ModelRef
-    anatomy: Anatomy
+    network: UnrolledUNet
     levels: NoiseLevels
     prompts: Prompts
     decoder: Decoder
@@ -74,7 +74,7 @@ class Model:
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (n, c, h, w) to images (n, 3, H, W), float32 in [0, 1] on the CPU."""
         images = self.decode_later(latents)
-        self.anatomy.fence().wait()
+        self.network.fence().wait()
         return images
 
     def decode_later(self, latents: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ class Model:
         if schedule.model.family != self.ref.family:
             message = f"the schedule was made for {schedule.model.family}, the loaded model is {self.ref.family}"
             raise InvalidInput(message, param="model.family")
-        return compile_program(schedule, self.levels, self.anatomy.branches)
+        return compile_program(schedule, self.levels, self.network.branches)
 
     def slots(self, capacity: int) -> Slots:
         """Memory for `capacity` UNet rows in flight."""
@@ -106,7 +106,7 @@ class Model:
     @cached_property
     def macs(self) -> StepMacs:
         """MACs of one UNet row for each kind of step, at this model's latent size."""
-        return count_steps(self.anatomy.unet.config, self.latent_shape, self.prompts.tokens)
+        return count_steps(self.network.unet.config, self.latent_shape, self.prompts.tokens)
 
 
 def load(
@@ -143,12 +143,12 @@ def load(
         fingerprint = files.fingerprint()
     if channels_last:
         unet = unet.to(memory_format=torch.channels_last)
-    anatomy = Anatomy(unet)
+    network = UnrolledUNet(unet)
     if compiled:
-        anatomy.compile()
+        network.compile()
     return Model(
         ref=ModelRef(name=ref_name, family=FAMILIES[type(unet).__name__], fingerprint=fingerprint),
-        anatomy=anatomy,
+        network=network,
         levels=levels,
         prompts=prompts,
         decoder=decoder,
@@ -198,7 +198,7 @@ def _decoder(files: Folder, device: torch.device, dtype: torch.dtype) -> Decoder
     return Autoencoder(vae.to(device).eval().requires_grad_(False))
 
 
-def _text(files: Folder, suffix: str, device: torch.device, dtype: torch.dtype) -> Text:
+def _text(files: Folder, suffix: str, device: torch.device, dtype: torch.dtype) -> TextPrompts:
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
@@ -218,7 +218,7 @@ def _text(files: Folder, suffix: str, device: torch.device, dtype: torch.dtype) 
             what = "model_max_length" if field == "max_position_embeddings" else "number of words"
             message = f"{what} of {name} must be between 1 and {limit}, {field} of its encoder, got {value}"
             raise Unsupported(message, param="model")
-    return Text(tokenizer, encoder)
+    return TextPrompts(tokenizer, encoder)
 
 
 def _prompts(files: Folder, config: dict[str, Any], size: tuple[int, int], device: torch.device, dtype: torch.dtype) -> Prompts:
@@ -227,7 +227,7 @@ def _prompts(files: Folder, config: dict[str, Any], size: tuple[int, int], devic
         if first.tokens != second.tokens:
             message = f"tokenizer and tokenizer_2 must cut at the same length, got {first.tokens} and {second.tokens}"
             raise Unsupported(message, param="model")
-        return TwoTexts(first, second, size, zeros=bool(files.index.get("force_zeros_for_empty_prompt", True)))
+        return TwoTextPrompts(first, second, size, zeros=bool(files.index.get("force_zeros_for_empty_prompt", True)))
     if files.component("text_encoder"):
         return _text(files, "", device, dtype)
     if files.component("class_embedder"):
@@ -237,11 +237,11 @@ def _prompts(files: Folder, config: dict[str, Any], size: tuple[int, int], devic
         if type(null) is not int or not 0 <= null < len(table):
             message = f"null_class of class_embedder must be between 0 and {len(table) - 1}, got {null!r}"
             raise Unsupported(message, param="model")
-        return Classes(len(table), device, table, null, _class_names(files, len(table)))
+        return ClassPrompts(len(table), device, table, null, _class_names(files, len(table)))
     classes = config.get("num_class_embeds")
     if classes is not None:
-        return Classes(int(classes), device, names=_class_names(files, int(classes)))
-    return Nothing()
+        return ClassPrompts(int(classes), device, names=_class_names(files, int(classes)))
+    return NoPrompts()
 
 
 def _class_names(files: Folder, classes: int) -> dict[str, int]:

@@ -48,7 +48,7 @@ class Policy(Protocol):
 
 
 @dataclass(frozen=True)
-class Oldest:
+class FCFS:
     """The row that waited longest decides; those that need the same ride along. The plain twin of `Balanced`."""
 
     max_unet_rows: int = 16

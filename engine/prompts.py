@@ -41,7 +41,7 @@ class Prompts(Protocol):
 
 
 @dataclass(frozen=True)
-class Text:
+class TextPrompts:
     """A tokenizer and a CLIP text encoder, as in Stable Diffusion 1 and 2."""
 
     tokenizer: Any
@@ -76,15 +76,15 @@ class Text:
 
 
 @dataclass(frozen=True)
-class TwoTexts:
+class TwoTextPrompts:
     """Two CLIP text encoders and the image's size, as in Stable Diffusion XL (arXiv 2307.01952, sections 2.1 and 2.2).
 
     `size` (height, width) in pixels is given as both the original and the target size, without a crop. With `zeros` an empty
     negative prompt is zeros instead of an encoded empty text (`force_zeros_for_empty_prompt` in diffusers).
     """
 
-    first: Text
-    second: Text
+    first: TextPrompts
+    second: TextPrompts
     size: tuple[int, int]
     zeros: bool
     sample: str = ""
@@ -112,7 +112,7 @@ class TwoTexts:
 
 
 @dataclass(frozen=True)
-class Classes:
+class ClassPrompts:
     """Class numbers: rows of a table as one-token contexts (LDM-4-G), or labels that the UNet embeds itself (no `table`).
 
     table (classes, dim). `null` is the class that means none, which guidance guides away from. `names` gives words to numbers.
@@ -160,7 +160,7 @@ class Classes:
 
 
 @dataclass(frozen=True)
-class Nothing:
+class NoPrompts:
     """An unconditional model, which draws what it likes."""
 
     sample: str = ""

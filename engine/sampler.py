@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from engine.anatomy import Anatomy
 from engine.condition import Condition
 from engine.program import Program
+from engine.unrolled import UnrolledUNet
 
 
 def guided(rows: Tensor, guidance: Tensor) -> Tensor:
@@ -18,7 +18,7 @@ def guided(rows: Tensor, guidance: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def generate(
-    anatomy: Anatomy,
+    network: UnrolledUNet,
     program: Program,
     noise: Tensor,
     condition: Condition,
@@ -37,10 +37,10 @@ def generate(
         rows = torch.cat([latent, latent]) if double else latent
         timesteps = torch.full((len(rows),), step.timestep, device=rows.device)
         if step.kind == "full":
-            output, kept = anatomy.full(rows, timesteps, condition, keep={step.branch})
+            output, kept = network.full(rows, timesteps, condition, keep={step.branch})
             feature = kept.get(step.branch, feature)
         else:
-            output = anatomy.partial(rows, timesteps, condition, step.branch, feature)
+            output = network.partial(rows, timesteps, condition, step.branch, feature)
         output = guided(output, step.guidance * scale) if double else output
         clean = (step.clean_x * latent + step.clean_m * output).clamp(-step.clip, step.clip)
         latent = step.next_x * latent + step.next_m * output + step.next_0 * clean + step.next_1 * before

@@ -17,16 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.anatomy import Anatomy
 from engine.condition import Condition
 from engine.device import Fence, to_device, to_host
-from engine.policy import Oldest, Policy
+from engine.policy import FCFS, Policy
 from engine.program import Need, Program, ProgramStep
 from engine.slots import Slots
+from engine.unrolled import UnrolledUNet
 
 
 @dataclass(eq=False)
-class Row:
+class DenoisingTask:
     """One image on its way.
 
     noise (c, h, w): unit starting noise; `latent` is the result, once done. condition and negative have one UNet row each;
@@ -88,11 +88,11 @@ class Wave:
 
     need: Need
     unet_rows: int
-    rows: Sequence[Row]
-    failed: Sequence[Row]
+    rows: Sequence[DenoisingTask]
+    failed: Sequence[DenoisingTask]
     begin: Fence
     end: Fence
-    finished: Sequence[Row] = ()
+    finished: Sequence[DenoisingTask] = ()
     finite: Tensor | None = None
 
     @property
@@ -104,23 +104,23 @@ class Wave:
 class Waves:
     """Rows in flight, least recently advanced first. Not thread-safe: one thread owns it."""
 
-    def __init__(self, anatomy: Anatomy, slots: Slots, policy: Policy | None = None) -> None:
-        """At most as many rows as `slots` has room for are in flight. The default policy is `Oldest`."""
-        self.anatomy, self.slots = anatomy, slots
-        self.policy = policy or Oldest()
-        self.rows: list[Row] = []
+    def __init__(self, network: UnrolledUNet, slots: Slots, policy: Policy | None = None) -> None:
+        """At most as many rows as `slots` has room for are in flight. The default policy is `FCFS`."""
+        self.network, self.slots = network, slots
+        self.policy = policy or FCFS()
+        self.rows: list[DenoisingTask] = []
 
-    def fits(self, row: Row) -> bool:
+    def fits(self, row: DenoisingTask) -> bool:
         """Whether there is memory for this row now."""
         return row.slots_needed <= self.slots.free
 
-    def add(self, row: Row) -> None:
+    def add(self, row: DenoisingTask) -> None:
         """Take in a row that fits; it may join the next wave."""
         row.slots = self.slots.take(row.slots_needed)
         self.rows.append(row)  # before the device is asked for anything: if that fails, `cancel` gives the memory back
         self.slots.put(row.slots[0], row.program.start * row.noise)
 
-    def cancel(self, row: Row) -> None:
+    def cancel(self, row: DenoisingTask) -> None:
         """Drop a row between two launches; the others go on unchanged. A row that has left already is no error."""
         if row in self.rows:
             self.rows.remove(row)
@@ -140,7 +140,7 @@ class Waves:
         if not self.rows:
             return None
         chosen = self.policy.choose([row for row in self.rows if not row.idle] or self.rows, now)
-        need, unet_rows, begin = chosen[0].need, sum(row.unet_rows for row in chosen), self.anatomy.fence()
+        need, unet_rows, begin = chosen[0].need, sum(row.unet_rows for row in chosen), self.network.fence()
         failed = self._attempt(chosen)
         finished = [row for row in chosen if row.done and not row.error]
         for row in finished:
@@ -155,7 +155,7 @@ class Waves:
                 self._leave(row)
         self.rows = waiting + [row for row in chosen if row.slots]
         advanced = [row for row in chosen if row not in failed]
-        return Wave(need, unet_rows, advanced, failed, begin, self.anatomy.fence(), finished, finite)
+        return Wave(need, unet_rows, advanced, failed, begin, self.network.fence(), finished, finite)
 
     def land(self, wave: Wave) -> Wave:
         """Wait for a wave's end; finished rows whose latent is not finite are then among the failed ones.
@@ -170,7 +170,7 @@ class Waves:
             row.error = FloatingPointError("the latent is not finite")
         return replace(wave, rows=[row for row in wave.rows if row not in bad], failed=[*wave.failed, *bad])
 
-    def _attempt(self, rows: Sequence[Row]) -> list[Row]:
+    def _attempt(self, rows: Sequence[DenoisingTask]) -> list[DenoisingTask]:
         """Run one wave; if that fails, its halves, so that only the culprits fail, and a wave too large for memory still runs.
 
         Returns the rows that failed alone, each with its error; their state and all others' is as it should be.
@@ -187,7 +187,7 @@ class Waves:
         return self._attempt(rows[:half]) + self._attempt(rows[half:])
 
     @torch.inference_mode()
-    def _run(self, rows: Sequence[Row]) -> None:
+    def _run(self, rows: Sequence[DenoisingTask]) -> None:
         """One UNet call: the rows' conditional halves first, then the unconditional ones of those that guide."""
         need, branches = rows[0].need, [row.step.branch for row in rows]
         guiding = [i for i, row in enumerate(rows) if row.unet_rows == 2]
@@ -205,10 +205,10 @@ class Waves:
         condition = Condition.cat([row.condition for row in rows] + [rows[i].negative for i in guiding])  # type: ignore[misc]
 
         if need.kind == "full":
-            output, kept = self.anatomy.full(sample, timesteps, condition, keep=set(branches) - {0})
+            output, kept = self.network.full(sample, timesteps, condition, keep=set(branches) - {0})
         else:
             feature = self.slots.feature(slots, need.branch)
-            output, kept = self.anatomy.partial(sample, timesteps, condition, need.branch, feature), {}
+            output, kept = self.network.partial(sample, timesteps, condition, need.branch, feature), {}
 
         _, clean_x, clean_m, clip, *following, guidance = numbers.T[..., None, None, None]
         bound = clip if np.isfinite(table[:, 3]).any() else None
@@ -223,9 +223,9 @@ class Waves:
             row.position += 1
 
     def _index(self, numbers: list[int]) -> Tensor:
-        return to_device(torch.tensor(numbers), self.anatomy.device)
+        return to_device(torch.tensor(numbers), self.network.device)
 
-    def _leave(self, row: Row) -> None:
+    def _leave(self, row: DenoisingTask) -> None:
         self.slots.give_back(row.slots)
         row.slots = []
 

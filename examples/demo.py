@@ -38,7 +38,7 @@ USERS = 480  # of the experiment; the report wants 200 in each arm
 REPEATS = 3  # latency is the median of so many requests
 
 console = Console(width=None if sys.stdout.isatty() else 110)
-Picture = NDArray[np.uint8]
+ImageResult = NDArray[np.uint8]
 
 
 def main() -> None:
@@ -220,13 +220,13 @@ def visit(client: httpx.Client, user: int) -> str:
     return str(client.post("/generate", json=body).raise_for_status().json()["arm"])
 
 
-def psnr(images: list[Picture], reference: list[Picture]) -> float | None:
+def psnr(images: list[ImageResult], reference: list[ImageResult]) -> float | None:
     """PSNR in dB of the mean squared error over all pixels; None where nothing differs."""
     error = np.mean((np.stack(images).astype(float) - np.stack(reference).astype(float)) ** 2)
     return None if error == 0 else round(float(10 * np.log10(255**2 / error)), 2)
 
 
-def decode(image: str) -> Picture:
+def decode(image: str) -> ImageResult:
     """A base64 PNG to pixels (H, W, 3)."""
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(image))).convert("RGB"))
 

@@ -22,7 +22,7 @@ END_SECONDS = 60  # longer than a worker takes at most: FLEXI_DRAIN_SECONDS, and
 
 
 @dataclass(frozen=True)
-class Served:
+class RunningService:
     """A service that is ready: where clients find it, and BentoML's supervisor, whose children are the workers."""
 
     address: str
@@ -49,7 +49,7 @@ def started(
     patience: float = 180.0,
     host: str = "127.0.0.1",
     service: str = SERVICE,
-) -> Iterator[Served]:
+) -> Iterator[RunningService]:
     """`serving`, on any address and with any variant of the service, and with the process itself for tests that end it."""
     port = free_port(port)
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -64,7 +64,7 @@ def started(
         try:
             address = f"http://127.0.0.1:{port}"
             wait_until_ready(address, process, log, patience)
-            yield Served(address, process)
+            yield RunningService(address, process)
         finally:
             end(process)
             signal.signal(signal.SIGTERM, before)

@@ -21,9 +21,9 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from engine.models import load
-from engine.policy import Oldest
+from engine.policy import FCFS
 from engine.sampler import generate
-from engine.waves import Row, Waves
+from engine.waves import DenoisingTask, Waves
 from loadtests.mixes import MODEL, mixes
 from loadtests.simulated import simulated
 from server.requests.png import png
@@ -33,7 +33,7 @@ TOGETHER = os.environ.get("LOADTEST_BATCHING") == "together"
 MIX = mixes()[os.environ.get("LOADTEST_MIX", "fewer")]
 
 
-class Request(BaseModel):
+class BatchedRequest(BaseModel):
     """One image."""
 
     prompt: str
@@ -52,7 +52,7 @@ class Batcher:
         self._slots = self._model.slots(MAX_ROWS)
 
     @bentoml.api(batchable=True, max_batch_size=MAX_ROWS, max_latency_ms=600_000)
-    def generate(self, requests: list[Request]) -> list[dict[str, Any]]:
+    def generate(self, requests: list[BatchedRequest]) -> list[dict[str, Any]]:
         """One image for each request, all at once."""
         latents = self._together(requests) if TOGETHER else self._grouped(requests)
         images = self._model.decode(latents)
@@ -61,21 +61,21 @@ class Batcher:
             for request, image in zip(requests, images, strict=True)
         ]
 
-    def _grouped(self, requests: list[Request]) -> Tensor:
+    def _grouped(self, requests: list[BatchedRequest]) -> Tensor:
         latents: dict[int, Tensor] = {}
         for tier, program in self._programs.items():
             members = [i for i, request in enumerate(requests) if request.tier == tier]
             if members:
                 noise = torch.stack([self._model.noise(requests[i].seed) for i in members])
                 condition = self._model.encode([requests[i].prompt for i in members])
-                latents.update(zip(members, generate(self._model.anatomy, program, noise, condition), strict=True))
+                latents.update(zip(members, generate(self._model.network, program, noise, condition), strict=True))
         return torch.stack([latents[i] for i in range(len(requests))])
 
-    def _together(self, requests: list[Request]) -> Tensor:
-        waves = Waves(self._model.anatomy, self._slots, Oldest(MAX_ROWS))
+    def _together(self, requests: list[BatchedRequest]) -> Tensor:
+        waves = Waves(self._model.network, self._slots, FCFS(MAX_ROWS))
         conditions = self._model.encode([request.prompt for request in requests])
         rows = [
-            Row(self._programs[request.tier], self._model.noise(request.seed), conditions[i : i + 1])
+            DenoisingTask(self._programs[request.tier], self._model.noise(request.seed), conditions[i : i + 1])
             for i, request in enumerate(requests)
         ]
         for row in rows:

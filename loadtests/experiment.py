@@ -11,7 +11,7 @@ import httpx
 
 from loadtests.mixes import MODEL
 from registry.experiments.catalog import Experiments
-from registry.experiments.declaration import Arm, Experiment, Guardrail, Primary, Stage
+from registry.experiments.declaration import Arm, Experiment, Guardrail, Primary, RampStage
 from registry.stores.address import open_store
 from registry.stores.base import ObjectStore
 
@@ -26,7 +26,7 @@ def begin(store: ObjectStore, name: str, tier: str, arms: Sequence[Arm], guardra
     experiments.declare(
         Experiment(
             name=name, version=1, hypothesis="the load test holds", tier=tier, arms=tuple(arms), control=arms[0].name,
-            salt=SALT, ramp=(Stage(share=100),), primary=Primary(metric="service_seconds", minimal_effect=0.05),
+            salt=SALT, ramp=(RampStage(share=100),), primary=Primary(metric="service_seconds", minimal_effect=0.05),
             guardrails=tuple(guardrails), maximum_units=10**6, end=datetime.now(UTC) + timedelta(days=1),
         )
     )  # fmt: skip

@@ -21,7 +21,7 @@ import httpx
 import numpy as np
 import psutil  # type: ignore[import-untyped]
 
-from examples.launch import Served, started
+from examples.launch import RunningService, started
 from loadtests.clients import Tally, drive
 from loadtests.experiment import begin, wait_until
 from loadtests.mixes import MODEL, made, mixes
@@ -77,7 +77,9 @@ def declared(registry: str) -> Experiments:
     return begin(catalog.store, NAME, "draft", arms, rails)
 
 
-def measure(served: Served, experiments: Experiments, running: bool, given: argparse.Namespace, turn: int) -> dict[str, float]:
+def measure(
+    served: RunningService, experiments: Experiments, running: bool, given: argparse.Namespace, turn: int
+) -> dict[str, float]:
     """One turn."""
     status = experiments.state(NAME).status
     if (status == "running") != running:
@@ -100,7 +102,7 @@ def measure(served: Served, experiments: Experiments, running: bool, given: argp
     }
 
 
-def cpu_seconds(served: Served) -> float:
+def cpu_seconds(served: RunningService) -> float:
     """Of the supervisor and its workers."""
     supervisor = psutil.Process(served.supervisor.pid)
     times = [process.cpu_times() for process in (supervisor, *supervisor.children(recursive=True))]

@@ -21,7 +21,7 @@ from server.requests.png import png
 STEPS = {tier: schedule.computed for tier, schedule in mixes()["fewer"].schedules.items()}
 
 
-class Request(BaseModel):
+class NaiveRequest(BaseModel):
     """One image."""
 
     prompt: str
@@ -57,7 +57,7 @@ def ready() -> str:
 
 
 @app.post("/generate")
-def generate(request: Request) -> dict[str, list[str]]:
+def generate(request: NaiveRequest) -> dict[str, list[str]]:
     """One image, when it is this request's turn."""
     with turn:
         images = pipeline(

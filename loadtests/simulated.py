@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from engine.anatomy import Anatomy, UNet
 from engine.condition import Condition
 from engine.device import Fence
 from engine.macs import StepMacs
 from engine.models import Model
+from engine.unrolled import UNet, UnrolledUNet
 
 OWN_MS, EACH_MS = 16.0, 1.0
 LABEL = f"SIMULATION: a UNet call takes a device behind the host {OWN_MS:.0f} + {EACH_MS:.0f}·rows ms; the VAE only enlarges"
@@ -34,7 +34,7 @@ def call_seconds(rows: float, share: float = 1.0) -> float:
 
 def simulated(model: Model) -> Model:
     """The same model on the simulated device."""
-    return replace(model, anatomy=SimulatedUNet(model.anatomy.unet, model.macs), decoder=Enlarge(model.decoder.scale))
+    return replace(model, network=SimulatedUNet(model.network.unet, model.macs), decoder=Enlarge(model.decoder.scale))
 
 
 class Device:
@@ -71,7 +71,7 @@ class Until:
         return self.at - earlier.at
 
 
-class SimulatedUNet(Anatomy):
+class SimulatedUNet(UnrolledUNet):
     """Takes a device's time instead of computing."""
 
     def __init__(self, unet: UNet, macs: StepMacs) -> None:
@@ -80,19 +80,19 @@ class SimulatedUNet(Anatomy):
         self._device = Device()
 
     def fence(self) -> Fence:
-        """As `Anatomy.fence`."""
+        """As `UnrolledUNet.fence`."""
         return self._device.fence()
 
     def full(
         self, sample: Tensor, timesteps: Tensor, condition: Condition, keep: Collection[int] = ()
     ) -> tuple[Tensor, dict[int, Tensor]]:
-        """As `Anatomy.full`, in simulated time."""
+        """As `UnrolledUNet.full`, in simulated time."""
         self._device.ask(call_seconds(len(sample)))
         shapes = self._macs.features
         return sample, {branch: torch.zeros(len(sample), *shapes[branch]) for branch in keep if branch in shapes}
 
     def partial(self, sample: Tensor, timesteps: Tensor, condition: Condition, branch: int, feature: Tensor) -> Tensor:
-        """As `Anatomy.partial`, in simulated time."""
+        """As `UnrolledUNet.partial`, in simulated time."""
         self._device.ask(call_seconds(len(sample), self._macs.of("partial", branch) / self._macs.of("full", 0)))
         return sample
 

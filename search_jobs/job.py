@@ -60,7 +60,7 @@ class Job:
         self.space = Space(
             model=model.ref,
             levels=model.levels,
-            branches=model.anatomy.branches,
+            branches=model.network.branches,
             teacher_steps=config.teacher_steps,
             segments=(min(2, high), high),
             max_partial=config.max_partial,
@@ -68,7 +68,7 @@ class Job:
             offsets=config.offsets,
         )
         write_json(folder / CONFIG, config.model_dump(mode="json"))  # now that every input was found good
-        self.hand = Hand(model.ref, model.solver, model.anatomy.branches, lambda schedule: self.cost(schedule))
+        self.hand = Hand(model.ref, model.solver, model.network.branches, lambda schedule: self.cost(schedule))
         self.ledger = Ledger(folder / "ledger.jsonl")
         self.fitted: dict[Genome, Schedule] = {}  # with the corrections of the highest rung that fits them
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from engine.condition import Condition
 from engine.models import Model
 from engine.program import Program, path_of
-from engine.prompts import Classes
+from engine.prompts import ClassPrompts
 from evaluation import Extractor, clip_score, frechet_distance, psnr
 from evaluation.distance import Gaussian
 from registry.errors import InvalidInput
@@ -119,7 +119,7 @@ class Objective:
         self.negative = model.negative([""]) if self.rows == 2 else None
         self.reference = self._reference(fitting, cache)
         self.features = extractor.images(self.reference.images)
-        self.texts = None if isinstance(model.prompts, Classes) else extractor.texts(sample.prompts)
+        self.texts = None if isinstance(model.prompts, ClassPrompts) else extractor.texts(sample.prompts)
         if not np.isfinite(self.features).all():
             raise InvalidInput("the teacher's images are not finite; use bfloat16 or float32", param="dtype")
         self.rollouts = [self._rollout(part, memory) for part in self._parts()]
@@ -211,7 +211,7 @@ class Objective:
             return stored
         points, images, path = path_of(self.teacher.schedule, self.model.levels), [], None
         for part in self._parts():
-            path = walk(self.model.anatomy, self.teacher, points, *self._given(part))
+            path = walk(self.model.network, self.teacher, points, *self._given(part))
             images.append(self.model.decode(path.end))
             self.progress(len(images[-1]))
         reference = Reference(torch.cat(images), path if fitting else None)

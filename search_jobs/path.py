@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.anatomy import Anatomy
 from engine.condition import Condition
 from engine.noise import Trajectory
 from engine.program import Program
 from engine.sampler import guided
+from engine.unrolled import UnrolledUNet
 
 NEAR = 1e-9  # relative: levels closer than this are one level, rounded twice
 
@@ -56,7 +56,7 @@ class TeacherPath:
 
 @torch.inference_mode()
 def walk(
-    anatomy: Anatomy,
+    network: UnrolledUNet,
     program: Program,
     points: Trajectory,
     noise: Tensor,
@@ -70,7 +70,7 @@ def walk(
     latent, cleans, noises = program.start * noise, [], []
     for step, alpha, sigma in zip(program.steps, points.alphas.tolist(), points.sigmas.tolist(), strict=True):
         rows = torch.cat([latent, latent]) if negative is not None else latent
-        output = anatomy.full(rows, torch.full((len(rows),), step.timestep, device=rows.device), both)[0]
+        output = network.full(rows, torch.full((len(rows),), step.timestep, device=rows.device), both)[0]
         output = guided(output, scale) if negative is not None else output
         clean = step.clean_x * latent + step.clean_m * output
         noises.append((latent - alpha * clean) / sigma)

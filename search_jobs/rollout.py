@@ -88,11 +88,11 @@ class Rollout:
         rows = torch.cat([latent, latent]) if self.double else latent
         timesteps = torch.full((len(rows),), step.timestep, device=rows.device)
         if step.kind == "full":
-            output, kept = self.model.anatomy.full(rows, timesteps, self.condition, keep={step.branch})
+            output, kept = self.model.network.full(rows, timesteps, self.condition, keep={step.branch})
             feature = kept.get(step.branch)
         else:
             assert feature is not None, "a partial step follows a full one that kept its feature"
-            output = self.model.anatomy.partial(rows, timesteps, self.condition, step.branch, feature)
+            output = self.model.network.partial(rows, timesteps, self.condition, step.branch, feature)
         unconditional, conditional = output.chunk(2) if self.double else (None, output)
         found = Outcome(latent, before, conditional, unconditional, feature)
         self._keep(key, found)

@@ -13,8 +13,8 @@ from functools import cached_property
 import torch
 
 from engine.models import Model, load
-from engine.policy import Oldest
-from engine.waves import Row, Waves
+from engine.policy import FCFS
+from engine.waves import DenoisingTask, Waves
 from evaluation import extractor
 from registry.catalog import Catalog
 from registry.experiments.catalog import Experiments
@@ -23,14 +23,14 @@ from registry.signing import TrustedKeys
 from registry.stores.address import open_store
 from server.access.quota import Quotas
 from server.batching.admission import Admission
-from server.batching.engine_thread import Dispatcher
+from server.batching.engine_thread import EngineThread
 from server.config import Settings
-from server.experiments.active import Live
+from server.experiments.active import ActiveExperiments
 from server.experiments.recorder import Recorder
-from server.experiments.runtime import Trials
+from server.experiments.runtime import ExperimentRuntime
 from server.requests.generation import Generation
 from server.requests.plan import Planner
-from server.requests.shadow import Shadow
+from server.requests.shadow import ShadowTeacher
 from server.tiers.active import REFERENCE, Schedules
 from server.tiers.last_good import LastGood, name_of
 from server.tiers.watch import Watch
@@ -39,16 +39,16 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class House:
+class App:
     """A server that is open for requests."""
 
     model: Model
     schedules: Schedules
-    dispatcher: Dispatcher
+    dispatcher: EngineThread
     generation: Generation
     settings: Settings
-    trials: Trials
-    shadow: Shadow
+    trials: ExperimentRuntime
+    shadow: ShadowTeacher
     following: list[asyncio.Task[None]]
     opened: int = field(default_factory=lambda: int(time.time()))  # Unix time
 
@@ -72,7 +72,7 @@ class House:
         await asyncio.to_thread(self.trials.close)
 
 
-async def open_house(settings: Settings) -> House:
+async def open_app(settings: Settings) -> App:
     """Load and warm the model, read the registry, start the engine's thread. The event loop stays free meanwhile."""
     model = await asyncio.to_thread(_load, settings)
     opener = _Opener(settings, model)
@@ -84,14 +84,14 @@ async def open_house(settings: Settings) -> House:
     pace = await asyncio.to_thread(warm_up, model, (entry.schedule for entry in schedules.tiers()), settings.max_wave_rows)
     cache = None if settings.cache_mib is None else settings.cache_mib * 2**20
     admission = Admission(settings.max_queue_seconds, settings.max_key_queue_seconds or math.inf, pace)
-    dispatcher = Dispatcher(model, admission, settings.max_wave_rows, cache)
+    dispatcher = EngineThread(model, admission, settings.max_wave_rows, cache)
     dispatcher.start()
     trials = _trials(settings, opener, model, schedules)
     planner = Planner(schedules, trials.live, model.macs, dispatcher.forecast, settings, guides=model.prompts.guides)
     shadow = await asyncio.to_thread(_shadow, settings, dispatcher, schedules, trials)
     generation = Generation(planner, dispatcher, Quotas(), [trials, shadow], settings.commit)
     following = [asyncio.create_task(each.follow(settings.watch_seconds)) for each in (watch, trials)]
-    return House(model, schedules, dispatcher, generation, settings, trials, shadow, following)
+    return App(model, schedules, dispatcher, generation, settings, trials, shadow, following)
 
 
 def _load(settings: Settings) -> Model:
@@ -129,21 +129,21 @@ class _Opener:
         return Experiments(self.catalog.store, self._model)
 
 
-def _trials(settings: Settings, opener: _Opener, model: Model, schedules: Schedules) -> Trials:
+def _trials(settings: Settings, opener: _Opener, model: Model, schedules: Schedules) -> ExperimentRuntime:
     outbox = settings.state / "outbox" / name_of(settings.registry, model.ref.name)
     recorder = Recorder(lambda: opener.catalog.store, model.ref.name, outbox)
     recorder.start()
-    live = Live(lambda: opener.experiments, schedules)
-    return Trials(live, recorder, lambda: opener.experiments, shadowed=settings.shadow_share > 0)
+    live = ActiveExperiments(lambda: opener.experiments, schedules)
+    return ExperimentRuntime(live, recorder, lambda: opener.experiments, shadowed=settings.shadow_share > 0)
 
 
-def _shadow(settings: Settings, dispatcher: Dispatcher, schedules: Schedules, trials: Trials) -> Shadow:
+def _shadow(settings: Settings, dispatcher: EngineThread, schedules: Schedules, trials: ExperimentRuntime) -> ShadowTeacher:
     """Loads the feature extractor where one is wanted."""
     features = None
     if settings.shadow_share and settings.features:
         features = extractor(settings.features, settings.device).images
     budget = settings.shadow_macs_per_minute
-    return Shadow(dispatcher, lambda: schedules.tier(REFERENCE), features, settings.shadow_share, budget, [trials])
+    return ShadowTeacher(dispatcher, lambda: schedules.tier(REFERENCE), features, settings.shadow_share, budget, [trials])
 
 
 def warm_up(model: Model, schedules: Iterable[Schedule], max_wave_rows: int) -> float:
@@ -154,11 +154,11 @@ def warm_up(model: Model, schedules: Iterable[Schedule], max_wave_rows: int) -> 
     branches = {segment.branch for schedule in schedules for segment in schedule.segments if segment.partial} or {1}
     segments = tuple(Segment(partial=(1,), branch=branch) for branch in sorted(branches))
     program = model.compile(Schedule(model=model.ref, solver=model.solver("ddim", 2 * len(segments)), segments=segments))
-    condition, waves = model.encode([model.prompts.sample]), Waves(model.anatomy, model.slots(4), Oldest(max_wave_rows))
+    condition, waves = model.encode([model.prompts.sample]), Waves(model.network, model.slots(4), FCFS(max_wave_rows))
     for _ in range(2):
-        rows = [Row(program, model.noise(0), condition)]
+        rows = [DenoisingTask(program, model.noise(0), condition)]
         if model.prompts.guides:
-            rows.append(Row(program, model.noise(1), condition, 2.0, model.negative([""])))
+            rows.append(DenoisingTask(program, model.noise(1), condition, 2.0, model.negative([""])))
         for row in rows:
             waves.add(row)
         start = time.monotonic()

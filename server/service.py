@@ -14,7 +14,7 @@ from registry.errors import FlexiError, InvalidInput
 from server import config
 from server.access.keys import Keys
 from server.api import WHOLE, GenerateRequest, GenerateResponse
-from server.app import House, open_house
+from server.app import App, open_app
 from server.errors import NotReady, problem
 from server.http import bind, documents, v1
 from server.http.drain import Drain
@@ -58,7 +58,7 @@ class Flexiffusion:
 
     def __init__(self) -> None:
         configure()
-        self._house: House | None = None
+        self._house: App | None = None
 
     @bentoml.on_startup
     async def open(self) -> None:
@@ -101,7 +101,7 @@ class Flexiffusion:
 
     async def _open(self) -> None:
         try:
-            self._house = await open_house(settings)
+            self._house = await open_app(settings)
         except Exception:
             log.exception("the server cannot start")
             return
@@ -116,7 +116,7 @@ class Flexiffusion:
 
 
 service: Any = Flexiffusion  # the decorator made a bentoml.Service of the class; its annotations do not say so
-service.add_asgi_middleware(tracing.Traced)
+service.add_asgi_middleware(tracing.TracingMiddleware)
 service.add_asgi_middleware(Edge, drain=drain, keys=keys)
 
 

@@ -18,10 +18,10 @@ from benchmarks.engine import rival, subject
 from benchmarks.engine.stopwatch import Spread, side_by_side
 from benchmarks.engine.subject import Subject
 from engine import sampler
-from engine.anatomy import Anatomy
 from engine.policy import Balanced
 from engine.program import Program
-from engine.waves import Row, Waves
+from engine.unrolled import UnrolledUNet
+from engine.waves import DenoisingTask, Waves
 from registry.errors import InvalidInput
 
 SAME = 1e-4  # two outputs closer than this are of the same work
@@ -126,7 +126,7 @@ def overhead(given: Subject, repeats: int) -> Iterator[Line]:
         idle = Idle(given, rows)
         sample, condition, feature = given.noise(rows), given.condition(rows), idle.feature
         waves = partial(_in_waves, given, idle, program, rows)
-        step = partial(given.anatomy.partial, sample, timestep.expand(rows), condition, 1, feature)
+        step = partial(given.network.partial, sample, timestep.expand(rows), condition, 1, feature)
         seconds = side_by_side([waves, step], repeats) / (len(program.steps), 1)
         share = Spread.of(seconds[:, 0] / seconds[:, 1]).median
         spread, note = Spread.of(1e3 * seconds[:, 0]), f"{share:.3f} of a partial step s=1 of as many rows"
@@ -137,16 +137,16 @@ def overhead(given: Subject, repeats: int) -> Iterator[Line]:
 
 def curve(given: Subject, repeats: int) -> Iterator[Line]:
     """What a row costs in a wave of many, against a row alone, for each kind of step."""
-    anatomy, sizes = given.anatomy, (1, 2, 4, 8, 16, 32)
+    network, sizes = given.network, (1, 2, 4, 8, 16, 32)
     samples, conditions = [given.noise(rows) for rows in sizes], [given.condition(rows) for rows in sizes]
     times = [torch.full((rows,), 500.0) for rows in sizes]
     inputs = list(zip(samples, times, conditions, strict=True))
     for branch in (0, 1, 2, 3):
         if branch == 0:
-            runs: list[Callable[[], object]] = [partial(anatomy.full, *i) for i in inputs]
+            runs: list[Callable[[], object]] = [partial(network.full, *i) for i in inputs]
         else:
             features = [torch.randn(rows, *given.macs.features[branch]) for rows in sizes]
-            runs = [partial(anatomy.partial, *i, branch, f) for i, f in zip(inputs, features, strict=True)]
+            runs = [partial(network.partial, *i, branch, f) for i, f in zip(inputs, features, strict=True)]
         seconds = side_by_side(runs, repeats) / sizes
         for i, rows in enumerate(sizes[1:], start=1):
             note = f"{1e3 * Spread.of(seconds[:, i]).median:.2f} ms a row, alone {1e3 * Spread.of(seconds[:, 0]).median:.2f} ms"
@@ -156,24 +156,24 @@ def curve(given: Subject, repeats: int) -> Iterator[Line]:
 
 def _steps(section: str, given: Subject, rows: int, repeats: int, more: int) -> Iterator[Line]:
     """A full step against the UNet's own forward (`repeats` pairs), partial steps against DeepCache's (`more` pairs)."""
-    anatomy, unet, condition = given.anatomy, given.anatomy.unet, given.condition(rows)
+    network, unet, condition = given.network, given.network.unet, given.condition(rows)
     first, then = given.noise(rows), given.noise(rows + 1)[:rows]
     early, late = (torch.full((rows,), float(timestep)) for timestep in rival.timesteps(given.scheduler))
     named = {} if condition.context is None else {"encoder_hidden_states": condition.context}
     seconds = side_by_side(
-        [lambda: anatomy.full(first, early, condition, keep={1}), lambda: unet(first, early, return_dict=False, **named)],
+        [lambda: network.full(first, early, condition, keep={1}), lambda: unet(first, early, return_dict=False, **named)],
         repeats,
     )
     what = f"full step / unet(…), {_rows(rows)}"
     yield Line(section, what, Spread.of(seconds[:, 0] / seconds[:, 1]), at_most=1.0, note=given.name)
-    _, kept = anatomy.full(first, early, condition, keep={1, 2})
+    _, kept = network.full(first, early, condition, keep={1, 2})
     for branch in (1, 2):
         what = f"partial step s={branch} / DeepCache's, {_rows(rows)}"
         if rival.installed() is None or condition.context is None:
             yield Line(section, what, None, at_most=0.9, note=rival.ABSENT)
             continue
         theirs = rival.cached_step(unet, given.scheduler, branch, first, then, condition.context)
-        ours = partial(anatomy.partial, then, late, condition, branch, kept[branch])
+        ours = partial(network.partial, then, late, condition, branch, kept[branch])
         apart = (ours() - theirs()).abs().max().item()
         note = f"outputs {apart:.0e} apart" if apart <= SAME else f"NOT THE SAME WORK: outputs {apart:.0e} apart"
         seconds = side_by_side([ours, theirs], more)
@@ -186,7 +186,7 @@ def _generation(section: str, given: Subject, branch: int, rows: int, repeats: i
     if rival.installed() is None or condition.context is None:
         return Line(section, what, None, at_most=0.9, note=rival.ABSENT)
     ours = _ours(given, given.program(10, (1, 2, 3, 4), branch), rows)
-    theirs = rival.generation(given.anatomy.unet, given.scheduler, 5, branch, given.noise(rows), condition.context)
+    theirs = rival.generation(given.network.unet, given.scheduler, 5, branch, given.noise(rows), condition.context)
     apart = (ours() - theirs()).abs().max().item()
     seconds = side_by_side([ours, theirs], repeats)
     return Line(section, what, Spread.of(seconds[:, 0] / seconds[:, 1]), at_most=0.9, note=f"latents {apart:.0e} apart")
@@ -194,14 +194,14 @@ def _generation(section: str, given: Subject, branch: int, rows: int, repeats: i
 
 def _ours(given: Subject, program: Program, rows: int) -> Callable[[], Tensor]:
     """The plain sampler, without guidance."""
-    return partial(sampler.generate, given.anatomy, program, given.noise(rows), given.condition(rows))
+    return partial(sampler.generate, given.network, program, given.noise(rows), given.condition(rows))
 
 
-def _in_waves(given: Subject, anatomy: Anatomy, program: Program, rows: int) -> None:
-    waves = Waves(anatomy, given.slots(rows), Balanced(max_unet_rows=rows))
+def _in_waves(given: Subject, network: UnrolledUNet, program: Program, rows: int) -> None:
+    waves = Waves(network, given.slots(rows), Balanced(max_unet_rows=rows))
     noise, condition = given.noise(rows), given.condition(rows)
     for i in range(rows):
-        waves.add(Row(program, noise[i], condition[i : i + 1]))
+        waves.add(DenoisingTask(program, noise[i], condition[i : i + 1]))
     while waves.tick():
         pass
 
@@ -234,12 +234,12 @@ SECTIONS: dict[str, Callable[[Subject, int], Iterator[Line]]] = {
 }
 
 
-class Idle(Anatomy):
+class Idle(UnrolledUNet):
     """A UNet that computes nothing: outputs and features of the right shapes, made beforehand. Its attributes are a real one's,
     because looking them up is a wave's work too."""
 
     def __init__(self, given: Subject, rows: int) -> None:
-        vars(self).update(vars(given.anatomy))
+        vars(self).update(vars(given.network))
         self.output, self.feature = given.noise(rows), torch.randn(rows, *given.macs.features[1])
 
     def full(self, sample: Tensor, *_: Any, **__: Any) -> tuple[Tensor, dict[int, Tensor]]:

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from engine import models
-from engine.anatomy import Anatomy
 from engine.condition import Condition
 from engine.macs import StepMacs, count_steps, example
 from engine.noise import NoiseLevels, noise_levels
 from engine.program import Program, compile_program
 from engine.slots import Shape, Slots
+from engine.unrolled import UnrolledUNet
 from registry.schedule import ModelRef, Schedule, Segment, Solver, teacher
 
 STEPS = 50  # of the teacher, DDIM
@@ -38,7 +38,7 @@ class Subject:
     """`latent` (c, h, w); `tokens` is the length of the context, 0 without one; `scheduler` is diffusers' configuration."""
 
     name: str
-    anatomy: Anatomy
+    network: UnrolledUNet
     levels: NoiseLevels
     scheduler: Mapping[str, Any]
     latent: Shape
@@ -47,7 +47,7 @@ class Subject:
     @cached_property
     def macs(self) -> StepMacs:
         """Of one UNet row at this latent size."""
-        return count_steps(self.anatomy.unet.config, self.latent, self.tokens)
+        return count_steps(self.network.unet.config, self.latent, self.tokens)
 
     def noise(self, rows: int) -> Tensor:
         """(rows, c, h, w), the same at every call."""
@@ -56,7 +56,7 @@ class Subject:
     def condition(self, rows: int) -> Condition:
         """Random numbers of the right shapes, the same at every call: time does not depend on what they mean."""
         generator = torch.Generator().manual_seed(rows)
-        one = example(self.anatomy.unet.config, self.tokens)
+        one = example(self.network.unet.config, self.tokens)
 
         def floats(like: Tensor | None) -> Tensor | None:
             return None if like is None else torch.randn(rows, *like.shape[1:], generator=generator)
@@ -75,15 +75,15 @@ class Subject:
 
     def slots(self, capacity: int) -> Slots:
         """Memory for so many rows in flight."""
-        return Slots(self.latent, self.macs.features, capacity, self.anatomy.device, self.anatomy.dtype)
+        return Slots(self.latent, self.macs.features, capacity, self.network.device, self.network.dtype)
 
     def _compile(self, segments: tuple[Segment, ...]) -> Program:
         schedule = Schedule(model=self._ref, solver=self._solver, segments=segments)
-        return compile_program(schedule, self.levels, self.anatomy.branches)
+        return compile_program(schedule, self.levels, self.network.branches)
 
     @property
     def _ref(self) -> ModelRef:
-        family = models.FAMILIES[type(self.anatomy.unet).__name__]
+        family = models.FAMILIES[type(self.network.unet).__name__]
         return ModelRef(name="bench", family=family, fingerprint=f"sha256:{0:064}")
 
     @property
@@ -95,7 +95,7 @@ def of_folder(folder: Path) -> Subject:
     """The model of a diffusers pipeline folder, on the CPU in float32."""
     model = models.load(folder)
     scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_bytes())
-    return Subject(model.ref.name, model.anatomy, model.levels, scheduler, model.latent_shape, model.prompts.tokens)
+    return Subject(model.ref.name, model.network, model.levels, scheduler, model.latent_shape, model.prompts.tokens)
 
 
 def sd15() -> Subject:
@@ -104,4 +104,4 @@ def sd15() -> Subject:
 
     torch.manual_seed(0)
     unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768).eval().requires_grad_(False)
-    return Subject("sd15, random weights", Anatomy(unet), noise_levels(SD15_SCHEDULER), SD15_SCHEDULER, (4, 16, 16), 77)
+    return Subject("sd15, random weights", UnrolledUNet(unet), noise_levels(SD15_SCHEDULER), SD15_SCHEDULER, (4, 16, 16), 77)

@@ -27,7 +27,7 @@ class Panel:
 
 
 @dataclass(frozen=True)
-class Row:
+class PanelRow:
     """A line of panels below a title."""
 
     title: str
@@ -47,7 +47,7 @@ def rate(metric: str, *by: str, condition: str = "") -> str:
 
 
 ROWS = [
-    Row(
+    PanelRow(
         "Requests",
         [
             Panel(
@@ -74,7 +74,7 @@ ROWS = [
             ),
         ],
     ),
-    Row(
+    PanelRow(
         "Work",
         [
             Panel(
@@ -103,7 +103,7 @@ ROWS = [
             ),
         ],
     ),
-    Row(
+    PanelRow(
         "Engine",
         [
             Panel(
@@ -151,7 +151,7 @@ ROWS = [
             ),
         ],
     ),
-    Row(
+    PanelRow(
         "Schedules",
         [
             Panel(
@@ -190,7 +190,7 @@ ROWS = [
             ),
         ],
     ),
-    Row(
+    PanelRow(
         "Arms",
         [
             Panel(
@@ -244,7 +244,7 @@ ROWS = [
             ),
         ],
     ),
-    Row(
+    PanelRow(
         "Fidelity to the teacher",
         [
             Panel(

@@ -38,7 +38,7 @@ class Arm(Document):
     weight: int = Field(ge=1, le=BUCKETS)
 
 
-class Stage(Document):
+class RampStage(Document):
     """One step of the ramp: the share of the tier's traffic in per cent, and what must be seen before the next stage."""
 
     share: float = Field(gt=0, le=100)
@@ -122,7 +122,7 @@ class Experiment(Document):
     control: Name
     unit: Literal["unit", "request"] = "unit"
     salt: Name
-    ramp: tuple[Stage, ...] = Field(min_length=1, max_length=20)
+    ramp: tuple[RampStage, ...] = Field(min_length=1, max_length=20)
     primary: Primary
     guardrails: tuple[Guardrail, ...] = ()
     minimum_units: int = Field(default=200, ge=200, le=10**9, description="In each arm, before anything is concluded.")

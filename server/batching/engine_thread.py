@@ -25,18 +25,18 @@ from torch import Tensor
 from engine.models import Model
 from engine.policy import Balanced
 from engine.program import Program
-from engine.waves import Row, Wave, Waves
+from engine.waves import DenoisingTask, Wave, Waves
 from registry.errors import FlexiError
 from server.batching import accounting
 from server.batching.admission import Admission
-from server.batching.fair_queue import Door
-from server.batching.forecast import Load
-from server.batching.image import Order, Picture, Preview, Ticket, macs_before
-from server.batching.inflight import Launched
+from server.batching.fair_queue import FairQueue
+from server.batching.forecast import EngineLoad
+from server.batching.image_task import ImageResult, ImageSpec, ImageTask, Preview, macs_before
+from server.batching.inflight import InflightWave
 from server.batching.memory import slots_within
-from server.batching.overlap import Lead
+from server.batching.overlap import Overlap
 from server.batching.queue import Queue
-from server.batching.text_and_vae import Stages
+from server.batching.text_and_vae import TextAndVae
 from server.errors import GenerationFailed, NotReady
 from server.telemetry import metrics
 from server.telemetry.tracing import journey
@@ -48,7 +48,7 @@ BATCH = 8  # texts encoded, or latents decoded, at once
 ROWS_IN_FULL_WAVES = 4  # at most in flight: rows on different steps need company to fill a wave, and more only makes all later
 
 
-class Dispatcher:
+class EngineThread:
     """The engine's thread and its two doors: `submit` for orders, a future for each picture.
 
     Whoever cancels a future frees its row at the engine's next turn. A row that fails takes nobody with it, except that
@@ -62,15 +62,15 @@ class Dispatcher:
         """
         self._model = model
         self._admission = admission
-        self._stages = Stages(model)
+        self._stages = TextAndVae(model)
         self._policy = Balanced(max_unet_rows=max_wave_rows)
-        self._waves = Waves(model.anatomy, slots_within(model, ROWS_IN_FULL_WAVES * max_wave_rows, cache_bytes), self._policy)
+        self._waves = Waves(model.network, slots_within(model, ROWS_IN_FULL_WAVES * max_wave_rows, cache_bytes), self._policy)
         metrics.cache_bytes.set(self._waves.slots.bytes)
-        self._queue = Queue(Door(self._policy))
-        self._inflight: dict[Row, Ticket] = {}
-        self._cancelled: deque[Ticket] = deque()  # by their clients, and not dropped yet
-        self._aloft: Launched | None = None
-        self._lead = Lead()
+        self._queue = Queue(FairQueue(self._policy))
+        self._inflight: dict[DenoisingTask, ImageTask] = {}
+        self._cancelled: deque[ImageTask] = deque()  # by their clients, and not dropped yet
+        self._aloft: InflightWave | None = None
+        self._lead = Overlap()
         self._failed_waves = 0  # in a row
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -88,35 +88,35 @@ class Dispatcher:
         """Whether orders will be worked on."""
         return self._thread.is_alive()
 
-    def submit(self, orders: Sequence[Order], preview: Preview | None = None) -> list[Future[Picture]]:
+    def submit(self, specs: Sequence[ImageSpec], preview: Preview | None = None) -> list[Future[ImageResult]]:
         """Queue all of these orders or none. Raises `Overloaded`, and `NotReady` when the engine is stopping.
 
         All must be of one key, or all idle: those run while no client waits, and whoever submits them bounds them.
         `preview` is called in the engine's thread.
         """
-        now, first = monotonic(), orders[0]
-        tickets = [Ticket(order, now, macs_before(order, self._model.macs), preview, journey=journey()) for order in orders]
-        for ticket in tickets:
-            ticket.future.add_done_callback(partial(self._ended, ticket))
-        macs = sum(ticket.remaining_macs for ticket in tickets)
+        now, first = monotonic(), specs[0]
+        tasks = [ImageTask(spec, now, macs_before(spec, self._model.macs), preview, journey=journey()) for spec in specs]
+        for task in tasks:
+            task.future.add_done_callback(partial(self._ended, task))
+        macs = sum(task.remaining_macs for task in tasks)
         if not first.idle:
             self._admission.enter(first.key, macs, first.key_seconds)
         try:
-            self._queue.put(tickets)
+            self._queue.put(tasks)
         except NotReady:
             if not first.idle:
                 self._admission.done(first.key, macs)
             raise
         metrics.queue_rows.set(len(self._queue))
-        return [ticket.future for ticket in tickets]
+        return [task.future for task in tasks]
 
     def forecast(self, program: Program, unet_rows: int, images: int, tier: str) -> float:
         """Seconds until so many images of this program would be done if they came now. Any thread may ask."""
-        clients = [ticket for ticket in list(self._inflight.values()) if not ticket.order.idle]
+        clients = [task for task in list(self._inflight.values()) if not task.spec.idle]
         pace, each = self._admission.seconds_per_mac, self._stages.seconds_per_image
         alone = sum(self._policy.curve.seconds(step.need, unet_rows) for step in program.steps)
         macs = images * self._model.macs.of_program(program, unet_rows)
-        return Load(self._queue.macs(), clients, pace, each).finish(tier, len(program.steps), macs, images, alone)
+        return EngineLoad(self._queue.macs(), clients, pace, each).finish(tier, len(program.steps), macs, images, alone)
 
     def turn(self) -> None:
         """Drop what nobody wants, take in what fits, launch a wave behind the one at work, and tell what came of that one."""
@@ -161,39 +161,39 @@ class Dispatcher:
 
     def _drop_cancelled(self) -> None:
         while self._cancelled:
-            ticket = self._cancelled.popleft()
-            if not ticket.left:
-                self._queue.remove(ticket)
-                self._leave(ticket, "cancelled")
+            task = self._cancelled.popleft()
+            if not task.left:
+                self._queue.remove(task)
+                self._leave(task, "cancelled")
 
-    def _ended(self, ticket: Ticket, future: Future[Picture]) -> None:
+    def _ended(self, task: ImageTask, future: Future[ImageResult]) -> None:
         """In whatever thread ended it."""
         if future.cancelled():
-            self._cancelled.append(ticket)
+            self._cancelled.append(task)
 
     def _take_in(self) -> None:
         """Clients before idle work, which gives up its place as soon as one comes, and begins anew later."""
-        idle = [ticket for row, ticket in self._inflight.items() if ticket.order.idle and row.slots]
-        room = self._waves.slots.free + sum(ticket.unet_rows for ticket in idle)
-        tickets = self._queue.take(room, BATCH)
-        if sum(ticket.unet_rows for ticket in tickets) > self._waves.slots.free:
+        idle = [task for row, task in self._inflight.items() if task.spec.idle and row.slots]
+        room = self._waves.slots.free + sum(task.unet_rows for task in idle)
+        tasks = self._queue.take(room, BATCH)
+        if sum(task.unet_rows for task in tasks) > self._waves.slots.free:
             self._send_back(idle)
-        if not tickets and not self._inflight:
-            tickets = self._queue.take_idle()
-        self._each(tickets, self._encode, "encoding")
-        if tickets and all(ticket.left for ticket in tickets):
-            self._model.anatomy.fence().done()  # raises when the device is lost: then it is not the prompts
+        if not tasks and not self._inflight:
+            tasks = self._queue.take_idle()
+        self._each(tasks, self._encode, "encoding")
+        if tasks and all(task.left for task in tasks):
+            self._model.network.fence().done()  # raises when the device is lost: then it is not the prompts
 
-    def _send_back(self, tickets: Sequence[Ticket]) -> None:
-        for ticket in tickets:
-            assert ticket.row is not None, "it was in flight"
-            self._waves.cancel(ticket.row)
-            del self._inflight[ticket.row]
-            ticket.restart()
-        self._queue.put_back(tickets)
+    def _send_back(self, tasks: Sequence[ImageTask]) -> None:
+        for task in tasks:
+            assert task.row is not None, "it was in flight"
+            self._waves.cancel(task.row)
+            del self._inflight[task.row]
+            task.restart()
+        self._queue.put_back(tasks)
 
-    def _encode(self, tickets: list[Ticket]) -> None:
-        start, rows, now = monotonic(), self._stages.encode(tickets), monotonic()
+    def _encode(self, tasks: list[ImageTask]) -> None:
+        start, rows, now = monotonic(), self._stages.encode(tasks), monotonic()
         try:
             for row in rows:
                 self._waves.add(row)
@@ -201,14 +201,14 @@ class Dispatcher:
             for row in rows:
                 self._waves.cancel(row)
             raise
-        for ticket, row in zip(tickets, rows, strict=True):
-            ticket.row, ticket.taken = row, start
-            metrics.stage_seconds.labels("queue").observe(start - ticket.queued)
-            ticket.journey.add("queue", ticket.queued, start)
-            ticket.journey.add("encode", start, now, images=len(rows))
-            self._inflight[row] = ticket
+        for task, row in zip(tasks, rows, strict=True):
+            task.row, task.taken = row, start
+            metrics.stage_seconds.labels("queue").observe(start - task.queued)
+            task.journey.add("queue", task.queued, start)
+            task.journey.add("encode", start, now, images=len(rows))
+            self._inflight[row] = task
 
-    def _launch(self) -> Launched | None:
+    def _launch(self) -> InflightWave | None:
         """Ask the device for one wave, and for the pictures that it finishes."""
         wave = self._waves.launch(monotonic())
         if wave is None:
@@ -217,16 +217,16 @@ class Dispatcher:
         if not wave.rows:
             self._give_up_after(FAILED_WAVES)
             return None
-        tickets = {row: self._inflight[row] for row in wave.rows}
-        spent, images = accounting.spend(wave.need, tickets.values()), dict[Ticket, Tensor]()
-        for ticket, macs in zip(tickets.values(), spent, strict=True):
-            self._settle(ticket, macs)
-        done = [ticket for ticket in tickets.values() if not ticket.remaining_macs]
+        tasks = {row: self._inflight[row] for row in wave.rows}
+        spent, images = accounting.spend(wave.need, tasks.values()), dict[ImageTask, Tensor]()
+        for task, macs in zip(tasks.values(), spent, strict=True):
+            self._settle(task, macs)
+        done = [task for task in tasks.values() if not task.remaining_macs]
         for start in range(0, len(done), BATCH):
             self._each(done[start : start + BATCH], partial(self._decode, images), "decoding")
-        decoded = self._model.anatomy.fence()
-        previews = self._previews([ticket for ticket in tickets.values() if ticket.position in ticket.preview_at])
-        return Launched(wave, tickets, sum(spent), images, previews, decoded, self._model.anatomy.fence())
+        decoded = self._model.network.fence()
+        previews = self._previews([task for task in tasks.values() if task.position in task.preview_at])
+        return InflightWave(wave, tasks, sum(spent), images, previews, decoded, self._model.network.fence())
 
     def _land(self) -> None:
         """Wait for the wave at work, learn from it, and hand out what it finished."""
@@ -243,19 +243,19 @@ class Dispatcher:
         self._learn(launched)
         self._fail_rows(wave)
         here, begun = launched.still_here(), denoised - wave.seconds
-        for ticket in here:
-            ticket.denoised = denoised
-            ticket.journey.add(wave.need.kind, begun, denoised, branch=wave.need.branch, unet_rows=wave.unet_rows)
+        for task in here:
+            task.denoised = denoised
+            task.journey.add(wave.need.kind, begun, denoised, branch=wave.need.branch, unet_rows=wave.unet_rows)
         if launched.images:
             self._stages.took("decode", decoding, len(launched.images))
-        for ticket in here:
-            if ticket in launched.images:
-                ticket.journey.add("decode", denoised, denoised + decoding, images=len(launched.images))
-                self._hand_out(ticket, launched.images[ticket])
-            elif ticket in launched.previews:
-                self._show(ticket, *launched.previews[ticket])
+        for task in here:
+            if task in launched.images:
+                task.journey.add("decode", denoised, denoised + decoding, images=len(launched.images))
+                self._hand_out(task, launched.images[task])
+            elif task in launched.previews:
+                self._show(task, *launched.previews[task])
 
-    def _learn(self, launched: Launched) -> None:
+    def _learn(self, launched: InflightWave) -> None:
         wave, kind, seconds = launched.wave, launched.wave.need.kind, launched.wave.seconds
         metrics.wave_rows.labels(kind).observe(wave.unet_rows)
         metrics.wave_seconds.labels(kind).observe(seconds)
@@ -266,10 +266,10 @@ class Dispatcher:
     def _fail_rows(self, wave: Wave) -> None:
         for row in wave.failed:
             assert row.error is not None, "a failed row has its error"
-            ticket = self._inflight.get(row)
-            if ticket:  # else it left before its wave had landed
-                log.error("denoising failed", exc_info=row.error, extra=_whose([ticket]))
-                self._fail([ticket], row.error, "denoising")
+            task = self._inflight.get(row)
+            if task:  # else it left before its wave had landed
+                log.error("denoising failed", exc_info=row.error, extra=_whose([task]))
+                self._fail([task], row.error, "denoising")
 
     def _give_up_after(self, limit: int) -> None:
         """Stop the thread when nothing works any more, so that /livez asks for a restart: a lost device does not come back."""
@@ -278,77 +278,77 @@ class Dispatcher:
             log.error("stopping after %d failed waves in a row", self._failed_waves)
             self._queue.close()
 
-    def _decode(self, images: dict[Ticket, Tensor], tickets: list[Ticket]) -> None:
-        images.update(zip(tickets, self._stages.decode([ticket.latent for ticket in tickets]), strict=True))
+    def _decode(self, images: dict[ImageTask, Tensor], tasks: list[ImageTask]) -> None:
+        images.update(zip(tasks, self._stages.decode([task.latent for task in tasks]), strict=True))
 
-    def _previews(self, tickets: list[Ticket]) -> dict[Ticket, tuple[int, Tensor]]:
+    def _previews(self, tasks: list[ImageTask]) -> dict[ImageTask, tuple[int, Tensor]]:
         """The clean latents that their last step predicts, decoded. That one fails costs nobody an image."""
-        if not tickets:
+        if not tasks:
             return {}
         try:
-            pixels = self._stages.decode([self._waves.slots.clean(ticket.row.slots[0]) for ticket in tickets if ticket.row])
+            pixels = self._stages.decode([self._waves.slots.clean(task.row.slots[0]) for task in tasks if task.row])
         except Exception:
-            log.exception("a preview failed", extra=_whose(tickets))
+            log.exception("a preview failed", extra=_whose(tasks))
             return {}
-        return {ticket: (ticket.preview_at[ticket.position], each) for ticket, each in zip(tickets, pixels, strict=True)}
+        return {task: (task.preview_at[task.position], each) for task, each in zip(tasks, pixels, strict=True)}
 
-    def _show(self, ticket: Ticket, preview: int, pixels: Tensor) -> None:
+    def _show(self, task: ImageTask, preview: int, pixels: Tensor) -> None:
         try:
-            if ticket.preview:
-                ticket.preview(ticket.order, preview, pixels)
+            if task.preview:
+                task.preview(task.spec, preview, pixels)
         except Exception:
-            log.exception("a preview failed", extra=_whose([ticket]))
+            log.exception("a preview failed", extra=_whose([task]))
 
-    def _hand_out(self, ticket: Ticket, pixels: Tensor) -> None:
-        spent = ticket.denoised - ticket.taken
+    def _hand_out(self, task: ImageTask, pixels: Tensor) -> None:
+        spent = task.denoised - task.taken
         metrics.stage_seconds.labels("denoise").observe(spent)
-        accounting.balance(ticket)
-        self._leave(ticket, "ok")
+        accounting.balance(task)
+        self._leave(task, "ok")
         with suppress(InvalidStateError):  # cancelled this very moment
             pixels = pixels.clone()  # a batch's memory is not to live as long as one of its images
-            ticket.future.set_result(Picture(pixels, ticket.macs, ticket.steps, ticket.taken - ticket.queued, spent))
+            task.future.set_result(ImageResult(pixels, task.macs, task.steps, task.taken - task.queued, spent))
 
-    def _each(self, tickets: list[Ticket], work: Callable[[list[Ticket]], None], stage: str) -> None:
+    def _each(self, tasks: list[ImageTask], work: Callable[[list[ImageTask]], None], stage: str) -> None:
         """Work on a batch; if that fails, on each ticket alone, so that only the culprits fail."""
-        if not tickets:
+        if not tasks:
             return
         try:
-            work(tickets)
+            work(tasks)
             return
         except Exception as error:
-            if len(tickets) == 1:
-                log.exception("%s failed", stage, extra=_whose(tickets))
-                self._fail(tickets, error, stage)
+            if len(tasks) == 1:
+                log.exception("%s failed", stage, extra=_whose(tasks))
+                self._fail(tasks, error, stage)
                 return
-        for ticket in tickets:
-            self._each([ticket], work, stage)
+        for task in tasks:
+            self._each([task], work, stage)
 
-    def _fail(self, tickets: Sequence[Ticket], error: Exception, stage: str) -> None:
+    def _fail(self, tasks: Sequence[ImageTask], error: Exception, stage: str) -> None:
         if not isinstance(error, FlexiError):
             error = GenerationFailed(
                 f"{stage} this image failed" + (f": {error}" if isinstance(error, FloatingPointError) else "")
             )
-        for ticket in tickets:
-            self._leave(ticket, "failed")
+        for task in tasks:
+            self._leave(task, "failed")
             with suppress(InvalidStateError):
-                ticket.future.set_exception(error)
+                task.future.set_exception(error)
 
-    def _leave(self, ticket: Ticket, outcome: str) -> None:
+    def _leave(self, task: ImageTask, outcome: str) -> None:
         """The one way out: the row's memory is free, no work is owed, and the image is counted."""
-        ticket.left = True
-        if ticket.row is not None:
-            self._waves.cancel(ticket.row)
-            self._inflight.pop(ticket.row, None)
-        self._settle(ticket, ticket.macs_before[-1] - ticket.settled)
-        metrics.images_total.labels(ticket.order.tier, ticket.order.arm, outcome).inc()
-        ticket.journey.end(monotonic(), tier=ticket.order.tier, outcome=outcome)
+        task.left = True
+        if task.row is not None:
+            self._waves.cancel(task.row)
+            self._inflight.pop(task.row, None)
+        self._settle(task, task.macs_before[-1] - task.settled)
+        metrics.images_total.labels(task.spec.tier, task.spec.arm, outcome).inc()
+        task.journey.end(monotonic(), tier=task.spec.tier, outcome=outcome)
 
-    def _settle(self, ticket: Ticket, macs: int) -> None:
-        ticket.settled += macs
-        if not ticket.order.idle:
-            self._admission.done(ticket.order.key, macs)
+    def _settle(self, task: ImageTask, macs: int) -> None:
+        task.settled += macs
+        if not task.spec.idle:
+            self._admission.done(task.spec.key, macs)
 
 
-def _whose(tickets: Iterable[Ticket]) -> dict[str, dict[str, str]]:
+def _whose(tasks: Iterable[ImageTask]) -> dict[str, dict[str, str]]:
     """For a log line: the requests that it is about."""
-    return {"fields": {"request_id": " ".join(dict.fromkeys(ticket.order.request_id for ticket in tickets))}}
+    return {"fields": {"request_id": " ".join(dict.fromkeys(task.spec.request_id for task in tasks))}}

@@ -23,7 +23,7 @@ W = TypeVar("W", bound=Waiting)
 
 
 @dataclass
-class Door:
+class FairQueue:
     """Shares MACs between the tiers that have rows waiting: a flood of one tier delays its own rows, not the other tiers'.
 
     Each tier's account is charged the MACs of what it sends in. A tier that was away starts again at the smallest account of

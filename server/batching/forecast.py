@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 
-class Underway(Protocol):
+class InflightImage(Protocol):
     """A row in flight."""
 
     def next_macs(self, steps: int) -> int:
@@ -15,14 +15,14 @@ class Underway(Protocol):
 
 
 @dataclass(frozen=True)
-class Load:
+class EngineLoad:
     """What the engine has before it. `waiting`: MACs of the orders not in flight yet, by tier.
 
     seconds_per_mac: the measured pace under load. seconds_per_image: text and VAE, measured too.
     """
 
     waiting: Mapping[str, int]
-    inflight: Sequence[Underway]
+    inflight: Sequence[InflightImage]
     seconds_per_mac: float
     seconds_per_image: float
 

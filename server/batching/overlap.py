@@ -10,7 +10,7 @@ NAP = 0.002  # seconds between two looks at the device
 DECAY = 0.95  # a wave; the longest that the host lately took to form one is what it may take again
 
 
-class Lead:
+class Overlap:
     """What the host needs to be ahead of its device. Seconds of a monotonic clock; one thread's own."""
 
     def __init__(self) -> None:

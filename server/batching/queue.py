@@ -8,18 +8,18 @@ from collections.abc import Sequence
 from contextlib import suppress
 from time import monotonic
 
-from server.batching.fair_queue import Door
-from server.batching.image import Ticket
+from server.batching.fair_queue import FairQueue
+from server.batching.image_task import ImageTask
 from server.errors import NotReady
 
 
 class Queue:
     """Any thread may put, the engine's thread takes. Whom it takes is the door's choice."""
 
-    def __init__(self, door: Door) -> None:
+    def __init__(self, door: FairQueue) -> None:
         self._door = door
-        self._waiting: deque[Ticket] = deque()
-        self._idle: deque[Ticket] = deque()
+        self._waiting: deque[ImageTask] = deque()
+        self._idle: deque[ImageTask] = deque()
         self._changed = threading.Condition()  # guards both and `_open`
         self._open = True
 
@@ -32,48 +32,48 @@ class Queue:
         """Whether `put` takes anything."""
         return self._open
 
-    def put(self, tickets: Sequence[Ticket]) -> None:
+    def put(self, tasks: Sequence[ImageTask]) -> None:
         """Raises `NotReady` when the queue is closed. Tickets of idle orders wait apart."""
         with self._changed:
             if not self._open:
                 raise NotReady("the server is stopping")
-            for ticket in tickets:
-                (self._idle if ticket.order.idle else self._waiting).append(ticket)
+            for task in tasks:
+                (self._idle if task.spec.idle else self._waiting).append(task)
             self._changed.notify()
 
-    def put_back(self, tickets: Sequence[Ticket]) -> None:
+    def put_back(self, tasks: Sequence[ImageTask]) -> None:
         """Idle tickets that had to go out of the engine: they are the next again."""
         with self._changed:
-            self._idle.extendleft(tickets)
+            self._idle.extendleft(tasks)
 
     def wait(self) -> None:
         """Sleep until there is a ticket or the queue is closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._idle or not self._open)
 
-    def take(self, room: int, limit: int) -> list[Ticket]:
+    def take(self, room: int, limit: int) -> list[ImageTask]:
         """At most `limit` clients' tickets that fit into `room` slots together."""
-        tickets = list[Ticket]()
+        tasks = list[ImageTask]()
         with self._changed:
-            while self._waiting and len(tickets) < limit:
-                ticket = self._door.next(self._waiting, monotonic())
-                if ticket.unet_rows > room:
+            while self._waiting and len(tasks) < limit:
+                task = self._door.next(self._waiting, monotonic())
+                if task.unet_rows > room:
                     break
-                self._waiting.remove(ticket)
-                self._door.charge(ticket.tier, ticket.remaining_macs)
-                tickets.append(ticket)
-                room -= ticket.unet_rows
-        return tickets
+                self._waiting.remove(task)
+                self._door.charge(task.tier, task.remaining_macs)
+                tasks.append(task)
+                room -= task.unet_rows
+        return tasks
 
-    def take_idle(self) -> list[Ticket]:
+    def take_idle(self) -> list[ImageTask]:
         """One idle ticket, if no client waits."""
         with self._changed:
             return [self._idle.popleft()] if self._idle and not self._waiting else []
 
-    def remove(self, ticket: Ticket) -> None:
+    def remove(self, task: ImageTask) -> None:
         """Take out one that may wait here, or not."""
         with self._changed, suppress(ValueError):
-            (self._idle if ticket.order.idle else self._waiting).remove(ticket)
+            (self._idle if task.spec.idle else self._waiting).remove(task)
 
     def close(self) -> None:
         """Let nobody in any more."""
@@ -81,17 +81,17 @@ class Queue:
             self._open = False
             self._changed.notify()
 
-    def empty(self) -> list[Ticket]:
+    def empty(self) -> list[ImageTask]:
         """Take out everybody."""
         with self._changed:
-            tickets = [*self._waiting, *self._idle]
+            tasks = [*self._waiting, *self._idle]
             self._waiting.clear()
             self._idle.clear()
-        return tickets
+        return tasks
 
     def macs(self) -> Counter[str]:
         """Of the clients' tickets, by tier."""
         macs = Counter[str]()
-        for ticket in list(self._waiting):  # a copy made in one go: other threads go on
-            macs[ticket.tier] += ticket.remaining_macs
+        for task in list(self._waiting):  # a copy made in one go: other threads go on
+            macs[task.tier] += task.remaining_macs
         return macs

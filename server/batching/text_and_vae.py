@@ -10,21 +10,21 @@ from torch import Tensor
 
 from engine.condition import Condition
 from engine.models import Model
-from engine.waves import Row
-from server.batching.image import Ticket
+from engine.waves import DenoisingTask
+from server.batching.image_task import ImageTask
 from server.telemetry import metrics
 
 WEIGHT = 0.1  # of the newest batch in the moving average
 KEPT = 64  # encoded prompts; 64 of Stable Diffusion v1.5 take 15 MB
 
 
-class Stages:
+class TextAndVae:
     """The model's text encoder and VAE, timed. `seconds_per_image` is what both take for one image, on the average."""
 
     def __init__(self, model: Model) -> None:
         self._model = model
         self._seconds: dict[str, float] = {}
-        self._wanted, self._unwanted = Texts(model.encode), Texts(model.negative)
+        self._wanted, self._unwanted = PromptCache(model.encode), PromptCache(model.negative)
 
     @property
     def seconds_per_image(self) -> float:
@@ -35,24 +35,24 @@ class Stages:
         """Seconds that so many images should take to decode."""
         return images * self._seconds.get("decode", 0.0)
 
-    def encode(self, tickets: Sequence[Ticket]) -> list[Row]:
+    def encode(self, tasks: Sequence[ImageTask]) -> list[DenoisingTask]:
         """A row for each ticket, ready for its first wave."""
-        start, orders = monotonic(), [ticket.order for ticket in tickets]
-        wanted = self._wanted.of([order.prompt for order in orders])
-        unwanted = self._unwanted.of([order.negative for order in orders if order.unet_rows == 2])
+        start, specs = monotonic(), [task.spec for task in tasks]
+        wanted = self._wanted.of([spec.prompt for spec in specs])
+        unwanted = self._unwanted.of([spec.negative for spec in specs if spec.unet_rows == 2])
         rows = [
-            Row(
-                order.program,
-                self._model.noise(order.seed),
-                wanted[order.prompt],
-                order.guidance,
-                unwanted[order.negative] if order.unet_rows == 2 else None,
-                order.deadline,
-                idle=order.idle,
+            DenoisingTask(
+                spec.program,
+                self._model.noise(spec.seed),
+                wanted[spec.prompt],
+                spec.guidance,
+                unwanted[spec.negative] if spec.unet_rows == 2 else None,
+                spec.deadline,
+                idle=spec.idle,
             )
-            for order in orders
+            for spec in specs
         ]
-        self.took("encode", monotonic() - start, len(tickets))  # of a GPU only the host's part
+        self.took("encode", monotonic() - start, len(tasks))  # of a GPU only the host's part
         return rows
 
     def decode(self, latents: Sequence[Tensor]) -> Tensor:
@@ -68,7 +68,7 @@ class Stages:
         self._seconds[stage] = known + WEIGHT * (each - known)
 
 
-class Texts:
+class PromptCache:
     """Conditions by prompt, one row each. The last used ones are kept: many requests bring the same, and nearly all the same
     negative one."""
 

@@ -15,21 +15,21 @@ from registry.writer import now
 from server.experiments.assign import arm_of, enrolled, hashed_unit
 from server.requests.assignment import Assignment
 from server.telemetry import metrics
-from server.tiers.active import InForce, Schedules
+from server.tiers.active import ActiveSchedule, Schedules
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Running:
+class ActiveExperiment:
     """An experiment at one stage of its ramp, with its arms' schedules compiled: of those arms that could be loaded."""
 
     experiment: Experiment
     stage: int
-    arms: Mapping[str, InForce]
+    arms: Mapping[str, ActiveSchedule]
 
 
-class Live:
+class ActiveExperiments:
     """Follows the experiments' states by etag, as the watch follows aliases, and assigns requests.
 
     `refresh` blocks; it replaces the whole set in one assignment. While the store is away the last known set stays: an arm
@@ -43,17 +43,17 @@ class Live:
         self._open = open_experiments
         self._schedules = schedules
         self._clock = clock
-        self._seen: dict[str, tuple[str, Running | None]] = {}  # by name: the state's etag, and what it says
-        self._by_tier: dict[str, Running] = {}
+        self._seen: dict[str, tuple[str, ActiveExperiment | None]] = {}  # by name: the state's etag, and what it says
+        self._by_tier: dict[str, ActiveExperiment] = {}
         self._faults: dict[str, str] = {}
         self._withdrawn: set[tuple[str, int]] = set()
         self._lock = threading.Lock()  # the event loop withdraws while a thread refreshes
 
-    def running(self) -> list[Running]:
+    def running(self) -> list[ActiveExperiment]:
         """Those in force."""
         return list(self._by_tier.values())
 
-    def assign(self, entry: InForce, unit: str | None, request_id: str) -> tuple[InForce, Assignment | None]:
+    def assign(self, entry: ActiveSchedule, unit: str | None, request_id: str) -> tuple[ActiveSchedule, Assignment | None]:
         """What serves a request of this tier's traffic: its arm's schedule, or the tier's own. Pure but for what is running.
 
         A unit whose arm cannot be loaded stays in it and is served by the tier's own schedule: were it not counted, the arms
@@ -105,7 +105,7 @@ class Live:
             self._seen = {name: found for name, found in seen.items() if found}
             self._put(self._seen)
 
-    def _look(self, experiments: Experiments, name: str) -> tuple[str, Running | None] | None:
+    def _look(self, experiments: Experiments, name: str) -> tuple[str, ActiveExperiment | None] | None:
         before = self._seen.get(name)
         try:
             found = experiments.changed(name, before[0] if before else None)
@@ -120,7 +120,7 @@ class Live:
         except FlexiError as error:
             self._tell(name, f"the experiment {name} is not in force: {error}")
             return None
-        arms, faults = dict[str, InForce](), list[str]()
+        arms, faults = dict[str, ActiveSchedule](), list[str]()
         for arm in experiment.arms:
             try:
                 arms[arm.name] = self._schedules.explicit(arm.digest)
@@ -129,15 +129,15 @@ class Live:
             except FlexiError as error:
                 faults.append(f"its arm {arm.name} falls back on the tier's own schedule: {error}")
         self._tell(name, "; ".join((f"the experiment {name} runs", *faults)) if faults else "")
-        return "" if faults else etag, Running(experiment, state.stage, arms)
+        return "" if faults else etag, ActiveExperiment(experiment, state.stage, arms)
 
     def _tell(self, name: str, fault: str) -> None:
         if fault and self._faults.get(name) != fault:
             log.warning("%s", fault)
         self._faults[name] = fault
 
-    def _put(self, seen: Mapping[str, tuple[str, Running | None]]) -> None:
-        by_tier: dict[str, Running] = {}
+    def _put(self, seen: Mapping[str, tuple[str, ActiveExperiment | None]]) -> None:
+        by_tier: dict[str, ActiveExperiment] = {}
         for _, running in seen.values():
             if running and (running.experiment.name, running.experiment.version) not in self._withdrawn:
                 by_tier.setdefault(running.experiment.tier, running)  # of two, the first by name, on every server

@@ -18,7 +18,7 @@ Macs = Annotated[int, Field(ge=0)]
 FEEDBACK, FIDELITY = "feedback", "fidelity"  # streams of a whole model: its experiments pick theirs by request id
 
 
-class Outcome(Document):
+class OutcomeEvent(Document):
     """One request, at the moment its schedule was used up: one line whether it ended well or not.
 
     Only an `enrolled` request has an arm and a hashed unit. `bypass` names its schedule itself; `fallback` says that
@@ -55,7 +55,7 @@ class Outcome(Document):
         return self
 
 
-class Rating(Document):
+class RatingEvent(Document):
     """What a client thought of a finished request, from 0 (bad) to 1 (good)."""
 
     event: Literal["rating"] = "rating"
@@ -64,7 +64,7 @@ class Rating(Document):
     rating: Annotated[float, Field(ge=0, le=1)]
 
 
-class Fidelity(Document):
+class FidelityEvent(Document):
     """A finished request held against the teacher's image of the same prompt and noise. PSNR in dB, 100 for the same image."""
 
     event: Literal["fidelity"] = "fidelity"
@@ -75,7 +75,7 @@ class Fidelity(Document):
     rfid: float | None = None  # of the newest images of its arm on this server, where this one caused it to be computed
 
 
-Event = Outcome | Rating | Fidelity
+Event = OutcomeEvent | RatingEvent | FidelityEvent
 _EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="event")])
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from registry.experiments.declaration import HIGHER_IS_BETTER, Experiment, Guardrail, Harm, Metric
-from server.experiments.events import Outcome
+from server.experiments.events import OutcomeEvent
 from server.experiments.request_metrics import ABANDONED, values
 
 KEPT = 10_000  # observations of one arm and guardrail, whatever the window
@@ -56,7 +56,7 @@ class Check(NamedTuple):
     evidence: dict[str, float | int | str]
 
 
-def harms(outcome: Outcome) -> dict[Harm, float]:
+def harms(outcome: OutcomeEvent) -> dict[Harm, float]:
     """What one request says to the guardrails: what it says to the report, and whether its steps were as planned."""
     seen = values(outcome)
     told = {harm: seen[metric] for harm, metric in METRICS.items() if metric in seen}

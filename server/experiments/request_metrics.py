@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from registry.experiments.declaration import Metric
-from server.experiments.events import Outcome
+from server.experiments.events import OutcomeEvent
 
 ABANDONED = frozenset({"client_gone", "cancelled"})
 """Outcomes of requests that their client gave up: perhaps for its own reasons, perhaps because the arm took too long."""
@@ -11,7 +11,7 @@ NEITHER = frozenset({"overloaded", "quota_exceeded", "not_ready", "stopping"})
 """Outcomes that are no success, and no fault of the arm's but the whole server's."""
 
 
-def values(outcome: Outcome) -> dict[Metric, float]:
+def values(outcome: OutcomeEvent) -> dict[Metric, float]:
     """What one request says of its arm. Only a finished one has times and MACs worth comparing."""
     if outcome.outcome in NEITHER:
         return {}

@@ -15,24 +15,24 @@ from registry.errors import FlexiError
 from registry.experiments.catalog import Experiments
 from registry.experiments.declaration import OVER, Action, Experiment, Harm
 from registry.writer import now
-from server.batching.image import Picture
-from server.experiments.active import Live
-from server.experiments.events import FEEDBACK, FIDELITY, Fidelity, Outcome, Rating, stream
+from server.batching.image_task import ImageResult
+from server.experiments.active import ActiveExperiments
+from server.experiments.events import FEEDBACK, FIDELITY, FidelityEvent, OutcomeEvent, RatingEvent, stream
 from server.experiments.guard import Check, Guard, harms
 from server.experiments.recorder import Recorder
 from server.requests.plan import Plan
-from server.requests.shadow import Compared
+from server.requests.shadow import TeacherComparison
 from server.telemetry import metrics
 
 log = logging.getLogger(__name__)
 
 
-class Trials:
+class ExperimentRuntime:
     """Observes requests (`ended`), comparisons with the teacher (`compared`) and ratings; follows and guards what runs."""
 
     def __init__(
         self,
-        live: Live,
+        live: ActiveExperiments,
         recorder: Recorder,
         open_experiments: Callable[[], Experiments],
         clock: Callable[[], datetime] = now,
@@ -64,19 +64,19 @@ class Trials:
 
     def rate(self, request_id: str, rating: float) -> None:
         """What a client thought of a finished request, from 0 (bad) to 1 (good)."""
-        self._recorder.record(FEEDBACK, Rating(time=self._clock(), request_id=request_id, rating=rating))
+        self._recorder.record(FEEDBACK, RatingEvent(time=self._clock(), request_id=request_id, rating=rating))
 
-    def ended(self, plan: Plan, outcome: str, seconds: float, pictures: Mapping[int, Picture]) -> None:
+    def ended(self, plan: Plan, outcome: str, seconds: float, results: Mapping[int, ImageResult]) -> None:
         """One event for each request of a tier that is under an experiment; costs a few appends in the event loop."""
         if plan.assignment is None:
             return
-        event = outcome_of(plan, outcome, seconds, pictures, self._clock())
+        event = outcome_of(plan, outcome, seconds, results, self._clock())
         self._recorder.record(stream(plan.assignment.experiment.name), event)
         self._guarded(plan, harms(event))
 
-    def compared(self, plan: Plan, compared: Compared) -> None:
+    def compared(self, plan: Plan, compared: TeacherComparison) -> None:
         """An image of this plan was held against the teacher's."""
-        event = Fidelity(
+        event = FidelityEvent(
             time=self._clock(),
             request_id=plan.request_id,
             psnr=compared.psnr,
@@ -169,12 +169,12 @@ def sentence(check: Check) -> str:
     )
 
 
-def outcome_of(plan: Plan, outcome: str, seconds: float, pictures: Mapping[int, Picture], time: datetime) -> Outcome:
+def outcome_of(plan: Plan, outcome: str, seconds: float, results: Mapping[int, ImageResult], time: datetime) -> OutcomeEvent:
     """The event of a request whose plan has an assignment. Without pictures nothing is known of what was executed."""
     assignment, counts = plan.assignment, plan.entry.schedule.counts()
     assert assignment is not None, "nothing to tell"
-    queued = max((picture.queue_seconds for picture in pictures.values()), default=0.0)
-    return Outcome(
+    queued = max((result.queue_seconds for result in results.values()), default=0.0)
+    return OutcomeEvent(
         time=time,
         request_id=plan.request_id,
         enrolment=assignment.enrolment,
@@ -189,8 +189,8 @@ def outcome_of(plan: Plan, outcome: str, seconds: float, pictures: Mapping[int, 
         queue_seconds=queued,
         service_seconds=max(seconds - queued, 0.0),
         macs_planned=plan.macs,
-        macs_executed=sum(picture.macs for picture in pictures.values()),
-        unet_rows=sum(order.unet_rows for order in plan.orders),
-        steps_planned=len(plan.orders) * (counts["full"] + counts["partial"]),
-        steps_executed=sum(picture.steps["full"] + picture.steps["partial"] for picture in pictures.values()),
+        macs_executed=sum(result.macs for result in results.values()),
+        unet_rows=sum(spec.unet_rows for spec in plan.specs),
+        steps_planned=len(plan.specs) * (counts["full"] + counts["partial"]),
+        steps_executed=sum(result.steps["full"] + result.steps["partial"] for result in results.values()),
     )

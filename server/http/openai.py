@@ -147,7 +147,7 @@ class ImageData(BaseModel):
     b64_json: Annotated[str, Field(description="A PNG file in base64; its text chunks hold the parameters.")]
 
 
-class Served(BaseModel):
+class ImageAttributes(BaseModel):
     """What OpenAI's answers say of how an image was made."""
 
     background: Literal["opaque"] = "opaque"
@@ -156,7 +156,7 @@ class Served(BaseModel):
     size: str
 
 
-class ImagesAnswer(Served, GenerateResponse):
+class ImagesAnswer(ImageAttributes, GenerateResponse):
     """OpenAI's answer, and beside it everything that `/generate` answers but the images, which are in `data`."""
 
     created: Annotated[int, Field(description="Unix time in seconds.")]
@@ -192,7 +192,7 @@ async def events(first: Partial | Finished, rest: AsyncGenerator[Partial | Finis
     The last image's event holds what the whole request took.
     """
     plan, finished = first.plan, list[Finished]()
-    about: dict[str, Any] = Served(quality=_quality(plan.entry.tier), size=size).model_dump()
+    about: dict[str, Any] = ImageAttributes(quality=_quality(plan.entry.tier), size=size).model_dump()
     try:
         async with aclosing(rest):
             async for made in _chain(first, rest):
@@ -201,8 +201,8 @@ async def events(first: Partial | Finished, rest: AsyncGenerator[Partial | Finis
                     yield event("image_generation.partial_image", body | {"partial_image_index": made.index})
                     continue
                 finished.append(made)
-                body |= {"seed": plan.seed + made.image, "macs": made.picture.macs, "usage": NO_TOKENS}
-                if len(finished) == len(plan.orders):
+                body |= {"seed": plan.seed + made.image, "macs": made.result.macs, "usage": NO_TOKENS}
+                if len(finished) == len(plan.specs):
                     body |= {"request": _summary(plan, finished)}
                 yield event("image_generation.completed", body)
     except FlexiError as error:
@@ -225,7 +225,7 @@ async def _chain(first: Partial | Finished, rest: AsyncIterator[Partial | Finish
 
 def _summary(plan: Plan, finished: Sequence[Finished]) -> dict[str, Any]:
     in_order = sorted(finished, key=lambda each: each.image)
-    made = response(plan, [each.picture for each in in_order], [])
+    made = response(plan, [each.result for each in in_order], [])
     return made.model_dump(mode="json", exclude={"images"})
 
 

@@ -24,15 +24,15 @@ from server.api import (
     TiersView,
     TierView,
 )
-from server.app import House
+from server.app import App
 from server.errors import ClientGone, NotReady, problem
-from server.experiments.active import Running
+from server.experiments.active import ActiveExperiment
 from server.http import openai
 from server.http.documents import COMMON, UNIT, WITH_IMAGES, errors
 from server.http.sse import EventStream
 from server.requests.running import disconnected, while_wanted
 from server.telemetry import metrics
-from server.tiers.active import InForce
+from server.tiers.active import ActiveSchedule
 
 app = FastAPI(
     title="Flexiffusion Serve",
@@ -54,8 +54,8 @@ async def _refused(_: Request, error: Exception) -> Response:
     return JSONResponse({"detail": [{key: fault[key] for key in ("type", "loc", "msg")} for fault in error.errors()]}, 422)
 
 
-async def _house(request: Request) -> House:
-    house: House | None = getattr(request.app.state, "house", None)
+async def _house(request: Request) -> App:
+    house: App | None = getattr(request.app.state, "house", None)
     if house is None:
         raise NotReady("the model is loading")
     return house
@@ -72,7 +72,7 @@ EVENTS: dict[int | str, dict[str, Any]] = {
         "content": {"text/event-stream": {"schema": openai.EVENT}},
     }
 }
-Open = Annotated[House, Depends(_house)]
+Open = Annotated[App, Depends(_house)]
 Caller = Annotated[Key, Depends(_key)]
 
 
@@ -153,7 +153,7 @@ async def images(body: openai.ImagesRequest, request: Request, house: Open, key:
     return EventStream(openai.events(first, stream, size))
 
 
-def _experiment_view(running: Running) -> ExperimentView:
+def _experiment_view(running: ActiveExperiment) -> ExperimentView:
     experiment = running.experiment
     return ExperimentView(
         name=experiment.name,
@@ -164,7 +164,7 @@ def _experiment_view(running: Running) -> ExperimentView:
     )
 
 
-def _tier_view(entry: InForce) -> TierView:
+def _tier_view(entry: ActiveSchedule) -> TierView:
     return TierView(
         tier=entry.tier or "",
         digest=entry.digest,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from registry.experiments.declaration import Experiment
-from server.tiers.active import InForce
+from server.tiers.active import ActiveSchedule
 
 Enrolment = Literal["enrolled", "not_in_share", "no_unit", "bypass"]
 
@@ -28,7 +28,7 @@ class Assignment:
 class Assigner(Protocol):
     """Who splits a tier's traffic between schedules."""
 
-    def assign(self, entry: InForce, unit: str | None, request_id: str) -> tuple[InForce, Assignment | None]:
+    def assign(self, entry: ActiveSchedule, unit: str | None, request_id: str) -> tuple[ActiveSchedule, Assignment | None]:
         """What serves a request of this tier's traffic: its arm's schedule, or the tier's own."""
 
     def bypassed(self, digest: str) -> Assignment | None:

@@ -13,7 +13,7 @@ from registry.document import NAME
 from registry.errors import FlexiError
 from server.access.keys import Key
 from server.api import GenerateRequest
-from server.batching.image import Picture
+from server.batching.image_task import ImageResult
 from server.errors import Cancelled
 from server.requests.plan import Plan
 from server.requests.running import while_wanted
@@ -27,7 +27,7 @@ OK = "ok"  # how it ended, where it was not by an error's code
 class Visit:
     """`limit`: the seconds it may take; `stop` is set when somebody cancels it.
 
-    `plan` is there once the registry has answered, where it was asked. `pictures`: those that are done, by their place among
+    `plan` is there once the registry has answered, where it was asked. `results`: those that are done, by their place among
     the plan's orders.
     """
 
@@ -37,7 +37,7 @@ class Visit:
     limit: float
     stop: asyncio.Event
     plan: Plan | None = None
-    pictures: dict[int, Picture] = field(default_factory=dict)
+    results: dict[int, ImageResult] = field(default_factory=dict)
     arrived: float = field(default_factory=monotonic)
 
     async def while_wanted(self, work: Awaitable[T], *ends: tuple[Coroutine[Any, Any, Any], FlexiError]) -> T:
@@ -54,7 +54,7 @@ class Visit:
             line["code"] = code
         if self.plan is None:
             return line
-        entry, assignment, done = self.plan.entry, self.plan.assignment, self.pictures.values()
+        entry, assignment, done = self.plan.entry, self.plan.assignment, self.results.values()
         line |= {"tier": entry.tier, "schedule": entry.digest, "arm": assignment and assignment.arm}
         line |= {"images": len(done), "macs": sum(each.macs for each in done)}
         line |= {"predicted_ms": milliseconds(self.plan.predicted)}

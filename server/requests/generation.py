@@ -18,12 +18,12 @@ from server import VERSION
 from server.access.keys import Key
 from server.access.quota import Quotas
 from server.api import GenerateRequest, GenerateResponse, Steps
-from server.batching.image import Order, Picture, Preview
+from server.batching.image_task import ImageResult, ImageSpec, Preview
 from server.errors import Cancelled, ClientGone, DeadlineExceeded, QuotaExceeded
 from server.requests.context import OK, Visit, milliseconds
 from server.requests.plan import Plan, Planner
 from server.requests.png import png
-from server.requests.running import Running, gather
+from server.requests.running import RunningRequests, gather
 from server.telemetry import metrics, tracing
 
 OUTCOMES: dict[type[FlexiError], str] = {
@@ -35,13 +35,13 @@ OUTCOMES: dict[type[FlexiError], str] = {
 }
 
 
-Event = tuple[int, int, Tensor] | tuple[int, Future[Picture]]  # an image's preview, or its end
+Event = tuple[int, int, Tensor] | tuple[int, Future[ImageResult]]  # an image's preview, or its end
 
 
 class Renderer(Protocol):
     """What this needs of the dispatcher."""
 
-    def submit(self, orders: Sequence[Order], preview: Preview | None = None) -> list[Future[Picture]]:
+    def submit(self, specs: Sequence[ImageSpec], preview: Preview | None = None) -> list[Future[ImageResult]]:
         """A future for each order."""
 
 
@@ -62,16 +62,16 @@ class Finished:
     plan: Plan
     image: int
     png: str
-    picture: Picture
+    result: ImageResult
 
 
-class Ended(Protocol):
+class RequestObserver(Protocol):
     """Somebody who wants to know what became of requests."""
 
-    def ended(self, plan: Plan, outcome: str, seconds: float, pictures: Mapping[int, Picture]) -> None:
+    def ended(self, plan: Plan, outcome: str, seconds: float, results: Mapping[int, ImageResult]) -> None:
         """Told at the end of each request that came to a plan; `outcome` is "ok" or the code of the error.
 
-        `pictures` are those that were done, by their place among the plan's orders.
+        `results` are those that were done, by their place among the plan's orders.
         """
 
 
@@ -79,11 +79,11 @@ class Generation:
     """Plan, pay, queue, wait, answer, tell."""
 
     def __init__(
-        self, planner: Planner, renderer: Renderer, quotas: Quotas, observers: Sequence[Ended] = (), commit: str = ""
+        self, planner: Planner, renderer: Renderer, quotas: Quotas, observers: Sequence[RequestObserver] = (), commit: str = ""
     ) -> None:
         """`commit`: of this build; it is in every PNG, where it is known."""
         self.planner = planner
-        self.running = Running()
+        self.running = RunningRequests()
         self._renderer = renderer
         self._quotas = quotas
         self._observers = observers
@@ -118,23 +118,23 @@ class Generation:
 
         with self._underway(request, request_id, key, line) as visit:
             plan = await visit.while_wanted(self._plan(visit))
-            start, orders = monotonic(), [replace(order, previews=previews) for order in plan.orders]
-            futures = self._submit(plan, orders, lambda order, i, pixels: tell((order.seed - plan.seed, i, pixels)))
+            start, specs = monotonic(), [replace(spec, previews=previews) for spec in plan.specs]
+            futures = self._submit(plan, specs, lambda spec, i, pixels: tell((spec.seed - plan.seed, i, pixels)))
             for image, future in enumerate(futures):
                 future.add_done_callback(partial(_done, tell, image))
             try:
-                while len(visit.pictures) < len(futures):
+                while len(visit.results) < len(futures):
                     event = await visit.while_wanted(events.get())
                     image = event[0]
                     if len(event) == 3:
-                        (file,) = await self._files(plan, [(orders[image], event[2])])
+                        (file,) = await self._files(plan, [(specs[image], event[2])])
                         yield Partial(plan, image, event[1], file)
                         continue
-                    picture = visit.pictures[image] = event[1].result()
-                    if len(visit.pictures) == len(futures):
+                    result = visit.results[image] = event[1].result()
+                    if len(visit.results) == len(futures):
                         _forecast(plan, monotonic() - start)
-                    (file,) = await self._files(plan, [(orders[image], picture.pixels)])
-                    yield Finished(plan, image, file, picture)
+                    (file,) = await self._files(plan, [(specs[image], result.pixels)])
+                    yield Finished(plan, image, file, result)
             finally:
                 for future in futures:
                     future.cancel()
@@ -146,34 +146,34 @@ class Generation:
     async def _make(self, visit: Visit) -> GenerateResponse:
         plan = await self._plan(visit)
         start = monotonic()
-        pictures = await gather(self._submit(plan, plan.orders))
-        visit.pictures.update(enumerate(pictures))
+        results = await gather(self._submit(plan, plan.specs))
+        visit.results.update(enumerate(results))
         _forecast(plan, monotonic() - start)
-        images = await self._files(plan, [(order, each.pixels) for order, each in zip(plan.orders, pictures, strict=True)])
-        return response(plan, pictures, images)
+        images = await self._files(plan, [(spec, each.pixels) for spec, each in zip(plan.specs, results, strict=True)])
+        return response(plan, results, images)
 
-    def _submit(self, plan: Plan, orders: Sequence[Order], preview: Preview | None = None) -> list[Future[Picture]]:
+    def _submit(self, plan: Plan, specs: Sequence[ImageSpec], preview: Preview | None = None) -> list[Future[ImageResult]]:
         """Pay, then queue. What is refused is paid back; what was begun is not, whatever becomes of it."""
         self._quotas.take(plan.key, plan.macs)
         try:
-            return self._renderer.submit(orders, preview)
+            return self._renderer.submit(specs, preview)
         except FlexiError:
             self._quotas.give_back(plan.key, plan.macs)
             raise
 
-    async def _files(self, plan: Plan, made: Sequence[tuple[Order, Tensor]]) -> list[str]:
+    async def _files(self, plan: Plan, made: Sequence[tuple[ImageSpec, Tensor]]) -> list[str]:
         start = monotonic()
-        files = [await self._file(plan, order, pixels) for order, pixels in made]
+        files = [await self._file(plan, spec, pixels) for spec, pixels in made]
         metrics.stage_seconds.labels("png").observe(monotonic() - start)
         return files
 
-    async def _file(self, plan: Plan, order: Order, pixels: Tensor) -> str:
+    async def _file(self, plan: Plan, spec: ImageSpec, pixels: Tensor) -> str:
         """The PNG file. Compressing takes a while for large images: it runs beside the event loop."""
         about = {
-            "prompt": order.prompt,
-            "negative_prompt": order.negative,
-            "seed": order.seed,
-            "guidance_scale": order.guidance,
+            "prompt": spec.prompt,
+            "negative_prompt": spec.negative,
+            "seed": spec.seed,
+            "guidance_scale": spec.guidance,
             "model": plan.entry.schedule.model.name,
             "tier": plan.entry.tier or "",
             "schedule": plan.entry.digest,
@@ -206,16 +206,16 @@ class Generation:
         """Without a plan, only who gave up waiting for one: the others were refused."""
         seconds, plan = monotonic() - visit.arrived, visit.plan
         if plan:
-            metrics.request_seconds.labels(plan.label, plan.orders[0].arm, outcome).observe(seconds)
+            metrics.request_seconds.labels(plan.label, plan.specs[0].arm, outcome).observe(seconds)
             for observer in self._observers:
-                observer.ended(plan, code, seconds, visit.pictures)
+                observer.ended(plan, code, seconds, visit.results)
         elif outcome in ("cancelled", "deadline"):
             metrics.request_seconds.labels(metrics.CUSTOM, metrics.NO_ARM, outcome).observe(seconds)
 
 
-def response(plan: Plan, pictures: Sequence[Picture], images: list[str]) -> GenerateResponse:
+def response(plan: Plan, results: Sequence[ImageResult], images: list[str]) -> GenerateResponse:
     """The answer to a plan whose pictures are there, in the order of its orders."""
-    entry, macs = plan.entry, sum(picture.macs for picture in pictures)
+    entry, macs = plan.entry, sum(result.macs for result in results)
     return GenerateResponse(
         images=images,
         request_id=plan.request_id,
@@ -227,12 +227,12 @@ def response(plan: Plan, pictures: Sequence[Picture], images: list[str]) -> Gene
         experiment=plan.assignment.experiment.name if plan.assignment and plan.assignment.arm else None,
         seed=plan.seed,
         macs=macs,
-        macs_per_image=macs // len(pictures),
+        macs_per_image=macs // len(results),
         relative_cost=entry.relative_cost,
-        steps=Steps(**{kind: pictures[0].steps[kind] for kind in Steps.model_fields}),
+        steps=Steps(**{kind: results[0].steps[kind] for kind in Steps.model_fields}),
         predicted_ms=milliseconds(plan.predicted),
-        queue_ms=milliseconds(max(picture.queue_seconds for picture in pictures)),
-        denoise_ms=milliseconds(max(picture.denoise_seconds for picture in pictures)),
+        queue_ms=milliseconds(max(result.queue_seconds for result in results)),
+        denoise_ms=milliseconds(max(result.denoise_seconds for result in results)),
     )
 
 
@@ -241,5 +241,5 @@ def _forecast(plan: Plan, seconds: float) -> None:
     metrics.forecast_ratio.labels(plan.label).observe(seconds / max(plan.predicted, 1e-3))
 
 
-def _done(tell: Callable[[Event], None], image: int, future: Future[Picture]) -> None:
+def _done(tell: Callable[[Event], None], image: int, future: Future[ImageResult]) -> None:
     tell((image, future))

@@ -13,11 +13,11 @@ from engine.program import Program
 from registry.errors import InvalidInput
 from server.access.keys import Key
 from server.api import AUTO, GenerateRequest
-from server.batching.image import Order
+from server.batching.image_task import ImageSpec
 from server.config import Settings
 from server.requests.assignment import Assigner, Assignment
 from server.telemetry import metrics
-from server.tiers.active import REFERENCE, InForce, Schedules
+from server.tiers.active import REFERENCE, ActiveSchedule, Schedules
 
 Forecast = Callable[[Program, int, int, str], float]
 """(program, UNet rows of an image, images, tier) -> seconds until they would be done if they came now."""
@@ -33,8 +33,8 @@ class Plan:
     request: GenerateRequest
     request_id: str
     key: Key
-    entry: InForce
-    orders: Sequence[Order]
+    entry: ActiveSchedule
+    specs: Sequence[ImageSpec]
     macs: int
     predicted: float
     assignment: Assignment | None = None
@@ -42,12 +42,12 @@ class Plan:
     @property
     def seed(self) -> int:
         """Of the first image; image i has seed + i."""
-        return self.orders[0].seed
+        return self.specs[0].seed
 
     @property
     def label(self) -> str:
         """The tier under which it is counted."""
-        return self.orders[0].tier
+        return self.specs[0].tier
 
 
 class Planner:
@@ -87,7 +87,7 @@ class Planner:
         entry, assignment = await self._choose(request, request_id, unet_rows)
         if assignment and assignment.arm:
             metrics.assignment_total.labels(assignment.experiment.name, assignment.arm).inc()
-        first = Order(
+        first = ImageSpec(
             program=entry.program,
             prompt=request.prompt,
             negative=request.negative_prompt,
@@ -101,22 +101,24 @@ class Planner:
             teacher_macs=round(self._macs.of_program(entry.program, unet_rows) / entry.relative_cost),
             request_id=request_id,
         )
-        orders = [replace(first, seed=first.seed + i) for i in range(request.num_images)]
-        macs = len(orders) * self._macs.of_program(entry.program, unet_rows)
+        specs = [replace(first, seed=first.seed + i) for i in range(request.num_images)]
+        macs = len(specs) * self._macs.of_program(entry.program, unet_rows)
         predicted = self._predicted(entry, unet_rows, request.num_images)
-        return Plan(request, request_id, key, entry, orders, macs, predicted, assignment)
+        return Plan(request, request_id, key, entry, specs, macs, predicted, assignment)
 
-    def _predicted(self, entry: InForce, unet_rows: int, images: int) -> float:
+    def _predicted(self, entry: ActiveSchedule, unet_rows: int, images: int) -> float:
         return self._forecast(entry.program, unet_rows, images, entry.tier or metrics.CUSTOM)
 
-    async def _choose(self, request: GenerateRequest, request_id: str, unet_rows: int) -> tuple[InForce, Assignment | None]:
+    async def _choose(
+        self, request: GenerateRequest, request_id: str, unet_rows: int
+    ) -> tuple[ActiveSchedule, Assignment | None]:
         """The schedule that the request names, or what its tier means, as an experiment on it says."""
         if request.schedule is not None:
             entry = await self._schedules.find(request.schedule)
             return entry, self._assigner.bypassed(entry.digest)
         return self._assigner.assign(self._tier(request, unet_rows), request.unit, request_id)
 
-    def _tier(self, request: GenerateRequest, unet_rows: int) -> InForce:
+    def _tier(self, request: GenerateRequest, unet_rows: int) -> ActiveSchedule:
         """By its own schedule, whatever an experiment makes of it then: who is enrolled must not depend on the arm.
 
         `auto` with a deadline means the dearest tier below the teacher that should keep it, or the cheapest when none

@@ -17,7 +17,7 @@ from server.errors import DeadlineExceeded
 T = TypeVar("T")
 
 
-class Running:
+class RunningRequests:
     """Of each key and request id, what stops it. Clients may send an id twice: then both are meant. One event loop's own."""
 
     def __init__(self) -> None:

@@ -20,12 +20,12 @@ from evaluation import Features, frechet_distance, psnr
 from registry.errors import FlexiError
 from server.access.keys import Key
 from server.access.quota import Quotas
-from server.batching.image import Order, Picture
+from server.batching.image_task import ImageResult, ImageSpec
 from server.requests.generation import Renderer
 from server.requests.plan import Plan
 from server.requests.running import gather
 from server.telemetry import metrics
-from server.tiers.active import InForce
+from server.tiers.active import ActiveSchedule
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ EVERY = 16  # images between two computations of it
 
 
 @dataclass(frozen=True)
-class Compared:
+class TeacherComparison:
     """One image against the teacher's. psnr in dB; distance: Euclidean, between the images' features, where there are any.
 
     rfid: the running one of its tier and arm, where this image caused it to be computed anew.
@@ -48,15 +48,15 @@ class Compared:
     rfid: float | None = None
 
 
-class Told(Protocol):
+class ComparisonObserver(Protocol):
     """Who wants to know."""
 
-    def compared(self, plan: Plan, compared: Compared) -> None:
+    def compared(self, plan: Plan, compared: TeacherComparison) -> None:
         """Told of each image that was held against the teacher's."""
 
 
 @dataclass
-class Sample:
+class FeatureWindow:
     """Features of a tier's images and of the teacher's, the newest; of one schedule only."""
 
     digest: str
@@ -74,7 +74,7 @@ class Sample:
         return frechet_distance(np.stack(self.ours), np.stack(self.teachers))
 
 
-class Shadow:
+class ShadowTeacher:
     """Offered each finished request; works in the event loop, and compares beside it.
 
     No client waits for it: its orders are idle ones, and what it may spend in a minute is bounded in MACs.
@@ -83,11 +83,11 @@ class Shadow:
     def __init__(
         self,
         renderer: Renderer,
-        teacher: Callable[[], InForce],
+        teacher: Callable[[], ActiveSchedule],
         features: Callable[[Tensor], Features] | None,
         share: float,
         macs_per_minute: int | None,
-        told: Sequence[Told] = (),
+        told: Sequence[ComparisonObserver] = (),
         dice: Callable[[], float] = random.random,
     ) -> None:
         """features: (n, 3, h, w) in [0, 1] -> (n, d). `share` of the images is sampled, 0 for none."""
@@ -100,23 +100,23 @@ class Shadow:
         self._told = told
         self._dice = dice
         self._tasks: set[asyncio.Task[None]] = set()
-        self._samples: dict[tuple[str, str], Sample] = {}  # by tier and arm
+        self._samples: dict[tuple[str, str], FeatureWindow] = {}  # by tier and arm
         self._measuring = asyncio.Lock()  # the extractor and the samples are one thread's at a time
 
-    def ended(self, plan: Plan, outcome: str, seconds: float, pictures: Mapping[int, Picture]) -> None:
+    def ended(self, plan: Plan, outcome: str, seconds: float, results: Mapping[int, ImageResult]) -> None:
         """Maybe make some of its images again. The teacher's own are not held against themselves."""
         teacher = self._teacher()
         if outcome != "ok" or plan.entry.digest == teacher.digest:
             return
-        for image, picture in pictures.items():
+        for image, result in results.items():
             if self._dice() < self._share and len(self._tasks) < PENDING:
-                order = shadow_of(plan.orders[image], teacher)
+                spec = shadow_of(plan.specs[image], teacher)
                 try:
-                    self._quotas.take(self._key, order.teacher_macs)
+                    self._quotas.take(self._key, spec.teacher_macs)
                 except FlexiError:  # over its budget for now; the next one may be not
                     metrics.shadow_images_total.labels("over_budget").inc()
                     continue
-                task = asyncio.create_task(self._compare(plan, picture, order))
+                task = asyncio.create_task(self._compare(plan, result, spec))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
 
@@ -125,11 +125,11 @@ class Shadow:
         for task in self._tasks:
             task.cancel()
 
-    async def _compare(self, plan: Plan, picture: Picture, order: Order) -> None:
+    async def _compare(self, plan: Plan, result: ImageResult, spec: ImageSpec) -> None:
         try:
-            (again,) = await gather(self._renderer.submit([order]))
+            (again,) = await gather(self._renderer.submit([spec]))
             async with self._measuring:
-                compared = await asyncio.to_thread(self._measure, plan, picture.pixels, again.pixels)
+                compared = await asyncio.to_thread(self._measure, plan, result.pixels, again.pixels)
         except FlexiError as error:
             log.warning("a shadow image failed: %s", error, extra={"fields": {"request_id": plan.request_id}})
             metrics.shadow_images_total.labels("failed").inc()
@@ -138,24 +138,24 @@ class Shadow:
         for each in self._told:
             each.compared(plan, compared)
 
-    def _measure(self, plan: Plan, ours: Tensor, teachers: Tensor) -> Compared:
-        tier, arm = plan.label, plan.orders[0].arm
+    def _measure(self, plan: Plan, ours: Tensor, teachers: Tensor) -> TeacherComparison:
+        tier, arm = plan.label, plan.specs[0].arm
         quality = psnr(float(((ours - teachers).double() ** 2).mean()))
         metrics.fidelity_psnr.labels(tier, arm).observe(quality)
         if self._features is None:
-            return Compared(quality)
+            return TeacherComparison(quality)
         features = self._features(torch.stack([ours, teachers]))
         distance = float(np.linalg.norm(features[0] - features[1]))
         metrics.fidelity_distance.labels(tier, arm).observe(distance)
         sample = self._samples.get((tier, arm))
         if sample is None or sample.digest != plan.entry.digest:
-            sample = self._samples[tier, arm] = Sample(plan.entry.digest)
+            sample = self._samples[tier, arm] = FeatureWindow(plan.entry.digest)
         rfid = sample.add(features[0], features[1])
         if rfid is not None:
             metrics.rfid.labels(tier, arm).set(rfid)
-        return Compared(quality, distance, rfid)
+        return TeacherComparison(quality, distance, rfid)
 
 
-def shadow_of(order: Order, teacher: InForce) -> Order:
+def shadow_of(spec: ImageSpec, teacher: ActiveSchedule) -> ImageSpec:
     """The same image by the teacher, in idle time."""
-    return replace(order, program=teacher.program, tier=LABEL, arm=metrics.NO_ARM, deadline=math.inf, previews=0, idle=True)
+    return replace(spec, program=teacher.program, tier=LABEL, arm=metrics.NO_ARM, deadline=math.inf, previews=0, idle=True)

@@ -65,7 +65,7 @@ def span(name: str) -> AbstractContextManager[Span | None]:
     return _tracer.start_as_current_span(name) if _tracer else nullcontext()
 
 
-class Journey:
+class ImageTrace:
     """What happens to one image, noted by the engine's thread and told as spans when the image leaves."""
 
     def __init__(self, tracer: Tracer, request: Context) -> None:
@@ -91,7 +91,7 @@ class Journey:
         return self._epoch + round(seconds * 1e9)
 
 
-class Untraced(Journey):
+class NoTrace(ImageTrace):
     """Of an image that nobody traces."""
 
     def __init__(self) -> None:
@@ -104,17 +104,17 @@ class Untraced(Journey):
         """Nothing."""
 
 
-UNTRACED = Untraced()
+NO_TRACE = NoTrace()
 
 
-def journey() -> Journey:
+def journey() -> ImageTrace:
     """For an image of the request whose span is current: to be called where the request is, not in the engine's thread."""
     if _tracer is None or not trace.get_current_span().is_recording():
-        return UNTRACED
-    return Journey(_tracer, get_current())
+        return NO_TRACE
+    return ImageTrace(_tracer, get_current())
 
 
-class Traced:
+class TracingMiddleware:
     """ASGI layer around the edge: a span for each POST, child of the caller's where a `traceparent` header says so."""
 
     def __init__(self, app: ASGIApp) -> None:

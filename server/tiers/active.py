@@ -25,7 +25,7 @@ WAITING = 16  # lookups that wait for those; the next one is refused
 
 
 @dataclass(frozen=True)
-class InForce:
+class ActiveSchedule:
     """A schedule ready to run. `tier` is None when a request named the schedule itself.
 
     `relative_cost` is its MACs over those of the teacher that is in force as `reference`. `signature` is the one that let it
@@ -58,19 +58,19 @@ class Schedules:
         self._open_catalog = open_catalog
         self._model = model
         self._teacher = self.compiled(teacher(model.ref, model.solver("ddim", teacher_steps)))
-        self._tiers: dict[str, InForce] = {}
+        self._tiers: dict[str, ActiveSchedule] = {}
         self.put({})
-        self._explicit: dict[str, InForce] = {}  # by reference; the one used last is the last
+        self._explicit: dict[str, ActiveSchedule] = {}  # by reference; the one used last is the last
         self._lock = threading.Lock()  # of `_explicit`
         self._threads = ThreadPoolExecutor(LOOKUPS, "registry")
         self._free = asyncio.Semaphore(LOOKUPS)  # threads
         self._waiting = 0
 
-    def tiers(self) -> list[InForce]:
+    def tiers(self) -> list[ActiveSchedule]:
         """Everything in force, cheapest first."""
         return sorted(self._tiers.values(), key=lambda entry: entry.relative_cost)
 
-    def tier(self, name: str) -> InForce:
+    def tier(self, name: str) -> ActiveSchedule:
         """What a tier means now. Raises `NotFound` naming the tiers there are."""
         tiers = self._tiers
         try:
@@ -82,7 +82,7 @@ class Schedules:
         """The tier of requests that name none: `wanted`, or the teacher while the registry has no such tier."""
         return wanted if wanted in self._tiers else REFERENCE
 
-    def put(self, tiers: Mapping[str, InForce]) -> None:
+    def put(self, tiers: Mapping[str, ActiveSchedule]) -> None:
         """Put a set in force, the own teacher added where it lacks `reference`. What leaves becomes 0 in the metrics."""
         tiers = {REFERENCE: replace(self._teacher, tier=REFERENCE)} | dict(tiers)
         tiers = {name: self._rated(entry, tiers[REFERENCE]) for name, entry in tiers.items()}
@@ -94,25 +94,25 @@ class Schedules:
             metrics.relative_cost.labels(name).set(entry.relative_cost)
         self._tiers = tiers
 
-    def known(self, digest: str) -> InForce | None:
+    def known(self, digest: str) -> ActiveSchedule | None:
         """A schedule that is in force already, or the own teacher: it needs no registry, and no signature."""
         entries = (self._teacher, *self._tiers.values())
         return next((replace(entry, tier=None) for entry in entries if entry.digest == digest), None)
 
-    def load(self, digest: str) -> InForce:
+    def load(self, digest: str) -> ActiveSchedule:
         """A schedule by its whole digest, compiled. Raises whatever is wrong with it."""
         return self.known(digest) or self.compiled(*self._open_catalog().signed(digest))
 
-    def compiled(self, schedule: Schedule, signature: Signature | None = None) -> InForce:
+    def compiled(self, schedule: Schedule, signature: Signature | None = None) -> ActiveSchedule:
         """Raises `InvalidInput` naming what does not fit this model: weights, family, size, or what its program needs."""
         size = self._model.image_size
         if schedule.validated and size not in schedule.validated.sizes:
             shown = ", ".join(f"{height}×{width}" for height, width in schedule.validated.sizes)
             message = f"the schedule was measured at {shown or 'no size'}, the model makes {size[0]}×{size[1]}"
             raise InvalidInput(message, param="validated.sizes")
-        return InForce(None, None, schedule.digest, self._model.compile(schedule), signature=signature)
+        return ActiveSchedule(None, None, schedule.digest, self._model.compile(schedule), signature=signature)
 
-    def explicit(self, ref: str) -> InForce:
+    def explicit(self, ref: str) -> ActiveSchedule:
         """A schedule by version number, digest or its beginning. Raises `NotFound`, `InvalidInput` and `Untrusted`."""
         if here := self.at_hand(ref):
             return here
@@ -126,7 +126,7 @@ class Schedules:
                 del self._explicit[next(iter(self._explicit))]
         return self._rated(found, self._tiers[REFERENCE])
 
-    def at_hand(self, ref: str) -> InForce | None:
+    def at_hand(self, ref: str) -> ActiveSchedule | None:
         """`explicit`, where it needs no registry: what is in force, or was asked for lately."""
         entry = self.known(ref)
         if entry is None:
@@ -135,7 +135,7 @@ class Schedules:
                     self._explicit[ref] = entry
         return entry and self._rated(entry, self._tiers[REFERENCE])
 
-    async def find(self, ref: str) -> InForce:
+    async def find(self, ref: str) -> ActiveSchedule:
         """`explicit`, in threads of its own: a store that hangs keeps only other lookups waiting, and few of them.
 
         Who does not want to wait any longer cancels it. Raises `StoreUnavailable` when too many wait. One event loop's own.
@@ -154,18 +154,18 @@ class Schedules:
         lookup.add_done_callback(self._found)
         return await asyncio.shield(lookup)  # its thread goes on anyway, and is not free before
 
-    def _found(self, lookup: asyncio.Future[InForce]) -> None:
+    def _found(self, lookup: asyncio.Future[ActiveSchedule]) -> None:
         self._free.release()
         if not lookup.cancelled():
             lookup.exception()  # seen: else asyncio logs it, if nobody waits any more
 
-    def _resolve(self, ref: str) -> InForce:
+    def _resolve(self, ref: str) -> ActiveSchedule:
         schedule, version, _ = self._open_catalog().resolve(ref)
         return replace(self.compiled(schedule), version=version)
 
-    def _rated(self, entry: InForce, teacher: InForce) -> InForce:
+    def _rated(self, entry: ActiveSchedule, teacher: ActiveSchedule) -> ActiveSchedule:
         return replace(entry, relative_cost=self._model.macs.relative(entry.program, teacher.program))
 
 
-def _info(entry: InForce) -> Gauge:
+def _info(entry: ActiveSchedule) -> Gauge:
     return metrics.schedule_info.labels(entry.tier, metrics.NO_ARM, entry.digest, entry.version or "")

@@ -12,7 +12,7 @@ from dataclasses import replace
 from registry.catalog import Catalog
 from registry.errors import FlexiError, InvalidInput, StoreUnavailable, Unsupported
 from server.telemetry import metrics
-from server.tiers.active import InForce, Schedules
+from server.tiers.active import ActiveSchedule, Schedules
 from server.tiers.last_good import KeptTier, LastGood
 
 log = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ class Watch:
         log.warning("the registry is away: serving what it said at %s", kept.time.isoformat(timespec="seconds"))
         return True
 
-    def _read(self, catalog: Catalog) -> tuple[dict[str, InForce], dict[str, str]]:
+    def _read(self, catalog: Catalog) -> tuple[dict[str, ActiveSchedule], dict[str, str]]:
         """What is to be in force now, and the etags of the aliases that say so."""
         before = {entry.tier: entry for entry in self._schedules.tiers() if entry.tier and entry.version}
         tiers, etags = dict(before), dict[str, str]()
@@ -102,7 +102,7 @@ class Watch:
             metrics.tier_stale.labels(name).set(name not in etags)
         return tiers, etags
 
-    def _tier(self, catalog: Catalog, name: str, before: InForce | None) -> tuple[InForce, str]:
+    def _tier(self, catalog: Catalog, name: str, before: ActiveSchedule | None) -> tuple[ActiveSchedule, str]:
         """What a tier means now, and its alias's etag."""
         seen = self._etags.get(name)
         moved = catalog.moved(name, seen)
@@ -113,11 +113,11 @@ class Watch:
         alias, etag = moved
         return replace(self._schedules.load(alias.digest), tier=name, version=alias.version), etag
 
-    def _put(self, tiers: dict[str, InForce]) -> None:
+    def _put(self, tiers: dict[str, ActiveSchedule]) -> None:
         self._schedules.put(tiers)
         self._started = True
 
-    def _keep(self, tiers: dict[str, InForce]) -> None:
+    def _keep(self, tiers: dict[str, ActiveSchedule]) -> None:
         if self._last_good is None:
             return
         try:
@@ -138,7 +138,7 @@ class Watch:
             log.info("no longer: %s", fault)
 
 
-def _kept(name: str, entry: InForce) -> KeptTier:
+def _kept(name: str, entry: ActiveSchedule) -> KeptTier:
     assert entry.version, "what came from a registry has a version"
     document = entry.schedule.document().decode()
     return KeptTier(tier=name, version=entry.version, digest=entry.digest, schedule=document, signature=entry.signature)

@@ -11,7 +11,7 @@ import psutil
 import pytest
 from served import PATIENCE, SETTINGS
 
-from examples.launch import Served, started
+from examples.launch import RunningService, started
 
 BODY = {"prompt": "red heart", "tier": "reference", "seed": 1}
 
@@ -24,18 +24,18 @@ def faults(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def served(faults: Path) -> Iterator[Served]:
+def served(faults: Path) -> Iterator[RunningService]:
     settings = SETTINGS | {"FLEXI_REGISTRY": str(faults.parent / "registry"), "LOST_ENGINE": str(faults)}
     service = "tests.e2e.lost_engine:Flexiffusion"
     with started(settings, faults.parent / "server.log", patience=PATIENCE, service=service) as served:
         yield served
 
 
-def workers(served: Served) -> set[psutil.Process]:
+def workers(served: RunningService) -> set[psutil.Process]:
     return set(psutil.Process(served.supervisor.pid).children())
 
 
-def is_ready(served: Served) -> bool:
+def is_ready(served: RunningService) -> bool:
     try:
         return httpx.get(f"{served.address}/readyz", timeout=5).status_code == 200
     except httpx.TransportError:

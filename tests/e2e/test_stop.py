@@ -14,14 +14,14 @@ import psutil
 import pytest
 from served import PATIENCE, SETTINGS, publish
 
-from examples.launch import Served, started
+from examples.launch import RunningService, started
 from registry.stores.address import open_store
 
 LONG = {"prompt": "red heart", "tier": "reference", "num_images": 4}  # a thousand full steps
 SHORT = {"prompt": "red heart", "tier": "best", "num_images": 4}
 
 
-def running(served: Served) -> int:
+def running(served: RunningService) -> int:
     lines = httpx.get(f"{served.address}/metrics", timeout=60).text.splitlines()
     return sum(int(float(line.split()[1])) for line in lines if line.startswith("flexi_inflight_rows "))
 
@@ -33,7 +33,7 @@ def wait_for(condition) -> None:
         time.sleep(0.02)
 
 
-def last_event(served: Served, body: dict[str, object]) -> dict[str, Any]:
+def last_event(served: RunningService, body: dict[str, object]) -> dict[str, Any]:
     """Of a stream that was read to its end; of one that had not begun, the answer in its place."""
     asked = {"prompt": body["prompt"], "tier": body["tier"], "n": body["num_images"], "stream": True, "partial_images": 1}
     reply = httpx.post(f"{served.address}/v1/images/generations", json=asked, timeout=PATIENCE)

@@ -114,7 +114,7 @@ def test_a_search_ends_with_schedules_that_run(name: str, searched: Callable[[st
 
     prompt = [family.prompts[0] if family.prompts else ""]
     unwanted = model.negative([""]) if family.guidance > 1 else None
-    latents = generate(model.anatomy, program, model.noise(0)[None], model.encode(prompt), unwanted, family.guidance)
+    latents = generate(model.network, program, model.noise(0)[None], model.encode(prompt), unwanted, family.guidance)
     images = model.decode(latents)
     assert images.shape == (1, 3, *model.image_size)
     assert torch.isfinite(images).all()

@@ -53,7 +53,7 @@ def test_an_object_of_events_grows_in_the_bucket(address, tmp_path):
     store = open_store(address)
     it = Recorder(lambda: store, "grown", tmp_path)
     for i in range(3):
-        it.record("feedback", events.Rating(time=datetime.now(UTC), request_id=f"r{i}", rating=1))
+        it.record("feedback", events.RatingEvent(time=datetime.now(UTC), request_id=f"r{i}", rating=1))
         it.write()
         if i < 2:
             it.send()

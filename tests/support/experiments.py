@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from registry.experiments.declaration import Experiment
-from server.experiments.events import Outcome
+from server.experiments.events import OutcomeEvent
 
 START = datetime(2030, 1, 1, tzinfo=UTC)
 CONTROL, CHEAPER = "0" * 64, "1" * 64
@@ -30,7 +30,7 @@ def experiment(**changes: Any) -> Experiment:
     return Experiment.model_validate(DECLARATION | changes)
 
 
-def outcome(request: int, arm: str, unit: int, /, **changes: Any) -> Outcome:
+def outcome(request: int, arm: str, unit: int, /, **changes: Any) -> OutcomeEvent:
     """A request of the experiment that went well."""
     fields: dict[str, Any] = {
         "time": START + timedelta(seconds=request), "request_id": f"r{request}", "enrolment": "enrolled",
@@ -38,4 +38,4 @@ def outcome(request: int, arm: str, unit: int, /, **changes: Any) -> Outcome:
         "digest": CONTROL if arm == "control" else CHEAPER, "outcome": "ok", "queue_seconds": 0.1, "service_seconds": 1.0,
         "macs_planned": 100, "macs_executed": 100, "steps_planned": 10, "steps_executed": 10,
     }  # fmt: skip
-    return Outcome.model_validate(fields | changes)
+    return OutcomeEvent.model_validate(fields | changes)

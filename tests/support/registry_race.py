@@ -26,14 +26,14 @@ WRITERS = 8
 ROLLBACK_EVERY = 5  # promotions
 
 
-class Told(NamedTuple):
+class ComparisonObserver(NamedTuple):
     """What a writer was told: (reason, version) of the moves that were done, in its order; how many were refused."""
 
     done: list[tuple[str, int]]
     refused: int
 
 
-def write(place: Place, writer: int, rounds: int) -> Told:
+def write(place: Place, writer: int, rounds: int) -> ComparisonObserver:
     """Move the tier so many times to one or the other schedule of its own, and now and then roll back."""
     catalog, done, refused = Catalog(place.open(), "emoji64", author=f"writer {writer}"), [], 0
     for turn in range(rounds):
@@ -49,7 +49,7 @@ def write(place: Place, writer: int, rounds: int) -> Told:
                 done.append((reason, catalog.rollback("fast", reason).version))
             except Conflict:  # somebody else moved the tier meanwhile
                 refused += 1
-    return Told(done, refused)
+    return ComparisonObserver(done, refused)
 
 
 def race(place: Place, rounds: int) -> str:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.anatomy import Anatomy
 from engine.condition import Condition
 from engine.decoders import Pixels
 from engine.models import Model
 from engine.noise import noise_levels
+from engine.unrolled import UnrolledUNet
 from registry.schedule import ModelRef
 
 
@@ -44,7 +44,7 @@ def small_model(unet) -> FakeModel:
     """Around the `tiny` fixture's UNet."""
     return FakeModel(
         ref=ModelRef(name="tiny", family="unet2d-condition", fingerprint=f"sha256:{'0' * 64}"),
-        anatomy=Anatomy(unet),
+        network=UnrolledUNet(unet),
         levels=noise_levels({"timestep_spacing": "trailing", "clip_sample": False}),
         prompts=FakeText(),
         decoder=Pixels(),

@@ -29,7 +29,7 @@ class Interval(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Comparison:
+class MetricComparison:
     """One metric of one arm against control. `difference` and `ratio` are None where there is too little to compare."""
 
     metric: Metric
@@ -40,19 +40,19 @@ class Comparison:
     ratio: Interval | None
 
 
-def compare(experiment: Experiment, metric: Metric, control: ArmSummary, arm: ArmSummary) -> Comparison:
+def compare(experiment: Experiment, metric: Metric, control: ArmSummary, arm: ArmSummary) -> MetricComparison:
     """One metric of an arm against control, at the experiment's α shared equally by all arms that are compared."""
     was, now = control.moments.get(metric), arm.moments.get(metric)
     value, before = _mean(now), _mean(was)
     if was is None or now is None or min(was.units, now.units) < FEW:
-        return Comparison(metric, arm.name, value, before, None, None)
+        return MetricComparison(metric, arm.name, value, before, None, None)
     tau, alpha = resolution(experiment, metric), experiment.alpha / len(experiment.treatments)
     relative = metric in BY_RATIO
     positive = bool(before and value and before > 0 and value > 0)
     unit = tau * abs(before or 0.0) if relative else tau
     difference = statistics.difference(was, now, unit, alpha, shares=metric in SHARES) if unit else None
     ratio = statistics.ratio(was, now, tau, alpha) if relative and positive else None
-    return Comparison(metric, arm.name, value, before, _plain(difference), _plain(ratio))
+    return MetricComparison(metric, arm.name, value, before, _plain(difference), _plain(ratio))
 
 
 def resolution(experiment: Experiment, metric: Metric) -> float:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from registry.experiments.declaration import BY_RATIO, HIGHER_IS_BETTER, SHARES, Experiment, Guardrail, Metric
 from server.experiments.analysis import statistics
-from server.experiments.analysis.comparison import METRICS, Comparison, Interval, compare
+from server.experiments.analysis.comparison import METRICS, Interval, MetricComparison, compare
 from server.experiments.analysis.summary import ArmSummary
 
 Decision = Literal["collecting", "ship", "ship_not_inferior", "control_better", "no_effect", "harm"]
@@ -17,7 +17,7 @@ Conclusion = Literal["collecting", "ship", "ship_not_inferior", "stop", "sample_
 
 
 @dataclass(frozen=True)
-class Finding:
+class ArmFinding:
     """What follows for one arm, in a word and in a sentence. `gain` is how much better its primary metric is, if known."""
 
     arm: str
@@ -34,7 +34,7 @@ class Verdict:
     arm: str | None
     reason: str
     mismatch: float | None
-    findings: tuple[Finding, ...] = ()
+    findings: tuple[ArmFinding, ...] = ()
 
 
 def judge(experiment: Experiment, summaries: Sequence[ArmSummary], now: datetime) -> Verdict:
@@ -71,40 +71,40 @@ def mismatch(experiment: Experiment, summaries: Sequence[ArmSummary]) -> float |
     return float(statistics.sample_ratio(units, weights))
 
 
-def _finding(experiment: Experiment, control: ArmSummary, arm: ArmSummary) -> Finding:
+def _finding(experiment: Experiment, control: ArmSummary, arm: ArmSummary) -> ArmFinding:
     primary, name = experiment.primary, arm.name
     compared = compare(experiment, primary.metric, control, arm)
     gain = _gain(compared)
     holding = {each: _holds(experiment, each, control, arm) for each in experiment.guardrails if each.metric in METRICS}
     broken = [each.metric for each, holds in holding.items() if holds is False]
     if broken:
-        return Finding(name, "harm", f"{name} is worse than control by more than the limit of {', '.join(broken)}.", gain)
+        return ArmFinding(name, "harm", f"{name} is worse than control by more than the limit of {', '.join(broken)}.", gain)
     seen = min(_units(summary, primary.metric) for summary in (control, arm))
     if seen < experiment.minimum_units or gain is None:
         reason = f"Keep collecting: {seen} of {experiment.minimum_units} units with {primary.metric} in {name} or control."
-        return Finding(name, "collecting", reason, gain)
+        return ArmFinding(name, "collecting", reason, gain)
     margin, shown = primary.minimal_effect, _shown(primary.metric, gain)
     wanted = 0.0 if primary.goal == "superior" else -margin
     if gain.high < wanted:
-        return Finding(name, "control_better", f"Stop {name}: control is better in {primary.metric}, {shown}.", gain)
+        return ArmFinding(name, "control_better", f"Stop {name}: control is better in {primary.metric}, {shown}.", gain)
     if gain.low > wanted:
         waiting = [each.metric for each, holds in holding.items() if holds is None]
         if waiting:
             reason = (
                 f"Keep collecting: {name} is good in {primary.metric}, {shown}, but not yet surely within {', '.join(waiting)}."
             )
-            return Finding(name, "collecting", reason, gain)
+            return ArmFinding(name, "collecting", reason, gain)
         if gain.low > 0:
-            return Finding(name, "ship", f"Ship {name}: better in {primary.metric}, {shown}.", gain)
+            return ArmFinding(name, "ship", f"Ship {name}: better in {primary.metric}, {shown}.", gain)
         reason = f"Ship {name}: no worse in {primary.metric} by the margin of {margin:g}, {shown}."
-        return Finding(name, "ship_not_inferior", reason, gain)
+        return ArmFinding(name, "ship_not_inferior", reason, gain)
     if primary.goal == "superior" and gain.high < margin:
         reason = f"Stop {name}: whatever it gains in {primary.metric} is below {margin:g}, {shown}."
-        return Finding(name, "no_effect", reason, gain)
-    return Finding(name, "collecting", f"Keep collecting: {name} in {primary.metric}, {shown}.", gain)
+        return ArmFinding(name, "no_effect", reason, gain)
+    return ArmFinding(name, "collecting", f"Keep collecting: {name} in {primary.metric}, {shown}.", gain)
 
 
-def _gain(compared: Comparison) -> Interval | None:
+def _gain(compared: MetricComparison) -> Interval | None:
     """How much better the arm is: relative for seconds and MACs, else a difference; positive is good."""
     interval, neutral = (compared.ratio, 1.0) if compared.metric in BY_RATIO else (compared.difference, 0.0)
     if interval is None:

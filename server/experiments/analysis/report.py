@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from registry.experiments.declaration import BY_RATIO, SHARES, Experiment, Metric
-from server.experiments.analysis.comparison import METRICS, Comparison, Interval, compare
+from server.experiments.analysis.comparison import METRICS, Interval, MetricComparison, compare
 from server.experiments.analysis.judge import Verdict, judge
 from server.experiments.analysis.summary import ArmSummary
 
@@ -24,7 +24,7 @@ class Report:
 
     experiment: Experiment
     summaries: Sequence[ArmSummary]
-    comparisons: Sequence[Comparison]
+    comparisons: Sequence[MetricComparison]
     verdict: Verdict
 
 
@@ -85,7 +85,7 @@ def _table(title: str, *columns: str) -> Table:
     return Table(*columns, title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
 
 
-def _cells(comparison: Comparison) -> tuple[str, str, str, str]:
+def _cells(comparison: MetricComparison) -> tuple[str, str, str, str]:
     metric = comparison.metric
     ratio = comparison.ratio
     return (

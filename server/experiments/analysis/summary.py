@@ -10,7 +10,7 @@ import numpy as np
 
 from registry.experiments.declaration import Experiment, Metric
 from server.experiments.analysis.statistics import Moments, moments
-from server.experiments.events import Event, Fidelity, Outcome, Rating
+from server.experiments.events import Event, FidelityEvent, OutcomeEvent, RatingEvent
 from server.experiments.request_metrics import values
 
 
@@ -37,14 +37,17 @@ def summarise(experiment: Experiment, events: Iterable[Event]) -> list[ArmSummar
     the unit that finished a request of its id, and to nobody if several did. Of an id's ratings the latest counts; each image
     that was compared is one observation.
     """
-    outcomes, fidelities, ratings = list[Outcome](), list[Fidelity](), dict[str, Rating]()
+    outcomes, fidelities, ratings = list[OutcomeEvent](), list[FidelityEvent](), dict[str, RatingEvent]()
     for event in events:
         match event:
-            case Rating(request_id=request_id):
+            case RatingEvent(request_id=request_id):
                 ratings[request_id] = max(event, ratings.get(request_id, event), key=lambda each: (each.time, each.rating))
-            case Fidelity():
+            case FidelityEvent():
                 fidelities.append(event)
-            case Outcome(enrolment="enrolled") if (event.experiment, event.version) == (experiment.name, experiment.version):
+            case OutcomeEvent(enrolment="enrolled") if (event.experiment, event.version) == (
+                experiment.name,
+                experiment.version,
+            ):
                 outcomes.append(event)
     outcomes.sort(key=lambda each: (each.time, each.unit))  # so that sums are the same to the last bit
     owners: dict[str, set[tuple[str, str]]] = defaultdict(set)
@@ -84,7 +87,7 @@ def summarise(experiment: Experiment, events: Iterable[Event]) -> list[ArmSummar
     ]
 
 
-def _summary(name: str, mine: list[Outcome], sums: dict[Metric, dict[str, list[float]]], rfid: float | None) -> ArmSummary:
+def _summary(name: str, mine: list[OutcomeEvent], sums: dict[Metric, dict[str, list[float]]], rfid: float | None) -> ArmSummary:
     seconds = [each.service_seconds for each in mine if each.outcome == "ok"]
     return ArmSummary(
         name=name,

@@ -72,7 +72,7 @@ def ours(
     noise = torch.stack([model.noise(seed) for seed in range(len(prompts))])
     program = model.compile(teacher(model.ref, model.solver(solver, STEPS)))
     unwanted = model.negative([negative] * len(prompts)) if guidance > 1 else None
-    latents = generate(model.anatomy, program, noise, model.encode(prompts), unwanted, guidance)
+    latents = generate(model.network, program, noise, model.encode(prompts), unwanted, guidance)
     return latents, model.decode(latents)
 
 
@@ -108,7 +108,7 @@ def test_a_half_precision_decoder_that_overflows_stays_in_float32(sdxl: Path) ->
 
     model = load(sdxl, dtype="float16")
     assert isinstance(model.decoder, Autoencoder)
-    assert model.anatomy.dtype == torch.float16
+    assert model.network.dtype == torch.float16
     assert model.decoder.vae.dtype == torch.float32, "force_upcast is diffusers' default"
 
 
@@ -224,7 +224,7 @@ def test_every_family_runs_schedules_and_counts_them(family: str, request: pytes
     segments = (Segment(partial=(1,), branch=2),) * 5
     cached = model.compile(Schedule(model=model.ref, solver=model.solver("ddim", STEPS), segments=segments))
     condition = model.encode([FAMILIES[family]])
-    got = generate(model.anatomy, cached, model.noise(0)[None], condition)
+    got = generate(model.network, cached, model.noise(0)[None], condition)
     want, _ = ours(model, [FAMILIES[family]])
     assert torch.isfinite(got).all()
     assert (got - want).abs().max() > 1e-4, "a cached step is not a full one"

@@ -15,10 +15,10 @@ from places import ROOT
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from engine.anatomy import Anatomy
 from engine.condition import Condition
 from engine.macs import StepMacs, count_steps, meta_unet
 from engine.models import Model
+from engine.unrolled import UnrolledUNet
 from registry.errors import Unsupported
 from registry.schedule import Schedule, Segment, teacher
 
@@ -89,17 +89,17 @@ def test_deepcache_averages_on_ldm_are_the_published_ones(ldm4g: StepMacs, inter
 @pytest.mark.parametrize("size", [(8, 8), (9, 7)])
 def test_the_meta_count_is_what_really_runs(tiny: UNet2DConditionModel, size: tuple[int, int]) -> None:
     counted = count_steps(tiny.config, (4, *size), 5)
-    anatomy, sample = Anatomy(tiny), torch.randn(1, 4, *size)
+    network, sample = UnrolledUNet(tiny), torch.randn(1, 4, *size)
     context, timesteps = torch.randn(1, 5, 6), torch.tensor([7])
     with torchs_count() as whole:
         tiny(sample, timesteps, context)
     assert counted.full.macs == whole.get_total_flops() / 2
     assert counted.parameters == sum(p.numel() for p in tiny.parameters())
     assert list(counted.partial) == [1, 2, 3, 4]
-    _, kept = anatomy.full(sample, timesteps, Condition(context), keep=counted.partial)
+    _, kept = network.full(sample, timesteps, Condition(context), keep=counted.partial)
     for branch, macs in counted.partial.items():
         with torchs_count() as part:
-            anatomy.partial(sample, timesteps, Condition(context), branch, kept[branch])
+            network.partial(sample, timesteps, Condition(context), branch, kept[branch])
         assert macs.macs == part.get_total_flops() / 2
 
 
@@ -171,7 +171,7 @@ def test_the_teacher_costs_exactly_the_teacher(model: Model) -> None:
 def test_the_bundled_model_is_counted_at_its_own_size(model: Model) -> None:
     condition = model.encode(["cat"])
     with torchs_count() as whole:
-        model.anatomy.full(model.noise(0)[None], torch.tensor([7]), condition)
+        model.network.full(model.noise(0)[None], torch.tensor([7]), condition)
     assert model.macs.full.macs == whole.get_total_flops() / 2
 
 

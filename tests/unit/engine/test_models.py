@@ -127,7 +127,7 @@ def test_the_bundled_models_shape(model: Model) -> None:
     assert model.ref.family == "unet2d-condition"
     assert model.latent_shape == (4, 16, 16)
     assert model.image_size == (64, 64)
-    assert model.anatomy.branches == 8
+    assert model.network.branches == 8
     context = model.encode(["cat", "a very long prompt " * 50]).context
     assert context is not None
     assert context.shape == (2, 16, 128)

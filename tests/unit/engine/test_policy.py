@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.curve import CostCurve
-from engine.policy import Balanced, Oldest, Policy, fill
+from engine.policy import FCFS, Balanced, Policy, fill
 from engine.program import Need
-from server.batching.fair_queue import Door
+from server.batching.fair_queue import FairQueue
 
 FULL, DEEP, SHALLOW = Need("full", 0), Need("partial", 3), Need("partial", 1)
 TIERS = {
@@ -97,7 +97,7 @@ def flood(rate: float, dear: float, *others: Image, seconds: float = 5.0) -> lis
 
 
 def simulate(
-    policy: Policy, device: Device, arrivals: Sequence[Image], capacity: int = 64, door: Door | None = None
+    policy: Policy, device: Device, arrivals: Sequence[Image], capacity: int = 64, door: FairQueue | None = None
 ) -> Outcome:
     """The dispatcher's loop: drop who is late, let in what fits, run a wave, move the clock.
 
@@ -150,18 +150,18 @@ def balanced(rows: int = 32) -> Balanced:
 def test_waiting_for_companions_pays_where_a_call_has_its_own_cost() -> None:
     """Near saturation. All work is done sooner, and an image takes less time on average."""
     for rate, gain in ((40, 1.15), (60, 1.03)):
-        plain, better = (simulate(policy, GPU, traffic(rate, MIX)) for policy in (Oldest(32), balanced()))
+        plain, better = (simulate(policy, GPU, traffic(rate, MIX)) for policy in (FCFS(32), balanced()))
         assert better.mean * gain < plain.mean
     assert better.end < plain.end, "where work piles up"
 
 
 def test_cheap_images_do_not_pay_for_it_at_light_load() -> None:
-    plain, better = (simulate(policy, GPU, traffic(10, MIX)) for policy in (Oldest(32), balanced()))
+    plain, better = (simulate(policy, GPU, traffic(10, MIX)) for policy in (FCFS(32), balanced()))
     assert sum(better.latencies["draft"]) <= 1.02 * sum(plain.latencies["draft"])
 
 
 def test_where_rows_cost_what_they_cost_the_oldest_decides() -> None:
-    plain, same = (simulate(policy, CPU, traffic(5, MIX)) for policy in (Oldest(32), balanced()))
+    plain, same = (simulate(policy, CPU, traffic(5, MIX)) for policy in (FCFS(32), balanced()))
     for tier in MIX:
         assert same.latencies[tier] == pytest.approx(plain.latencies[tier])
 
@@ -169,7 +169,7 @@ def test_where_rows_cost_what_they_cost_the_oldest_decides() -> None:
 def test_a_tight_deadline_among_slow_images_is_kept_more_often() -> None:
     """Drafts with 150 ms among images of the teacher."""
     missed = []
-    for policy in (Oldest(32), balanced()):
+    for policy in (FCFS(32), balanced()):
         arrivals = traffic(6, ("reference", "reference", "best", "draft"))
         for image in arrivals:
             image.deadline = image.born + 0.15 if image.tier == "draft" else math.inf
@@ -181,14 +181,14 @@ def test_the_door_lets_in_who_can_still_make_it() -> None:
     """Overload, where first come first served is late for nearly everybody."""
     plain = simulate(balanced(), GPU, traffic(44, MIX, deadlines=True))
     policy = balanced()
-    better = simulate(policy, GPU, traffic(44, MIX, deadlines=True), door=Door(policy))
+    better = simulate(policy, GPU, traffic(44, MIX, deadlines=True), door=FairQueue(policy))
     assert better.missed <= 0.6 * plain.missed
 
 
 def test_a_deadline_makes_waves_smaller_where_that_costs_nothing() -> None:
     """Drafts that take 48 ms alone, with 200 ms, beside images that fill a CPU's waves of 120 ms."""
     missed, ends = [], []
-    for policy in (Oldest(16), balanced(16)):
+    for policy in (FCFS(16), balanced(16)):
         arrivals = traffic(2.8, ("reference", "best", "draft"))
         for image in arrivals:
             image.deadline = image.born + 0.2 if image.tier == "draft" else math.inf
@@ -200,7 +200,7 @@ def test_a_deadline_makes_waves_smaller_where_that_costs_nothing() -> None:
 
 
 def test_an_overloaded_cpu_keeps_more_deadlines() -> None:
-    plain, better = (simulate(policy, CPU, traffic(9, MIX, deadlines=True)) for policy in (Oldest(16), balanced(16)))
+    plain, better = (simulate(policy, CPU, traffic(9, MIX, deadlines=True)) for policy in (FCFS(16), balanced(16)))
     assert better.missed <= 0.5 * plain.missed
 
 
@@ -270,7 +270,7 @@ def test_a_flood_of_deadlines_keeps_nobody_out(device: Device, rate: float) -> N
     policy = balanced(16)
     dear = sum(device.seconds(need, 16) for need in TIERS["draft"])
     outcome = simulate(
-        policy, device, flood(rate, dear, Image("reference", 1.0), Image("draft", 2.0), seconds=15), door=Door(policy)
+        policy, device, flood(rate, dear, Image("reference", 1.0), Image("draft", 2.0), seconds=15), door=FairQueue(policy)
     )
     assert outcome.missed > 100, "the flood fills the device"
     assert max(outcome.latencies["reference"]) <= 8, "of 15 and more when deadlines always went first"
@@ -280,7 +280,7 @@ def test_a_flood_of_deadlines_keeps_nobody_out(device: Device, rate: float) -> N
 @given(rows=st.lists(st.tuples(st.sampled_from(list(TIERS)), st.integers(1, 2), st.integers(0, 5)), min_size=1, max_size=20))
 def test_a_wave_is_of_one_kind_fits_and_is_not_empty(rows: list[tuple[str, int, int]]) -> None:
     images = [Image(tier, 0.0, position=position, unet_rows=size) for tier, size, position in rows]
-    for policy in (Oldest(4), Balanced(CostCurve(), 4)):
+    for policy in (FCFS(4), Balanced(CostCurve(), 4)):
         chosen = policy.choose(images, 0.0)
         assert len({image.need for image in chosen}) == 1
         assert len(chosen) == 1 or sum(image.unet_rows for image in chosen) <= 4
@@ -289,7 +289,7 @@ def test_a_wave_is_of_one_kind_fits_and_is_not_empty(rows: list[tuple[str, int, 
 
 def test_a_flood_of_one_tier_does_not_delay_another() -> None:
     """100 images of the teacher wait; drafts that come after them go in at once, until they had as many MACs."""
-    door = Door(balanced())
+    door = FairQueue(balanced())
     waiting = [Image("reference", 0.0) for _ in range(100)]
     for _ in range(5):
         first = door.next(waiting, 0.0)
@@ -310,7 +310,7 @@ def test_a_flood_of_one_tier_does_not_delay_another() -> None:
 @given(macs=st.tuples(st.integers(1, 60), st.integers(1, 60)), deadlines=st.lists(st.booleans(), min_size=120, max_size=120))
 def test_deadlines_go_first_on_credit(macs: tuple[int, int], deadlines: list[bool]) -> None:
     """Of two tiers, whatever their deadlines and prices, none gets ahead by more than two images of the dearer one."""
-    door, spent = Door(balanced()), {"fast": 0, "draft": 0}
+    door, spent = FairQueue(balanced()), {"fast": 0, "draft": 0}
     price = dict(zip(spent, macs, strict=True))
     dear = sum(door.policy.curve.seconds(need, 32) for need in TIERS["draft"])
     waiting = [
@@ -326,7 +326,7 @@ def test_deadlines_go_first_on_credit(macs: tuple[int, int], deadlines: list[boo
 
 
 def test_within_a_tier_a_deadline_overtakes_every_other_time() -> None:
-    door = Door(balanced())
+    door = FairQueue(balanced())
     plain, dated = ([Image("draft", 0.0, deadline) for _ in range(5)] for deadline in (math.inf, 0.3))
     waiting, order = [*plain, *dated], []
     while waiting:
@@ -339,7 +339,7 @@ def test_within_a_tier_a_deadline_overtakes_every_other_time() -> None:
 
 
 def test_a_tier_that_was_away_has_saved_nothing_up() -> None:
-    door, late = Door(balanced()), Image("draft", 9.0)
+    door, late = FairQueue(balanced()), Image("draft", 9.0)
     for _ in range(10):
         image = door.next([Image("best", 0.0)], 0.0)
         door.charge(image.tier, 100)
@@ -349,7 +349,7 @@ def test_a_tier_that_was_away_has_saved_nothing_up() -> None:
 
 def test_equal_tiers_come_in_as_they_came() -> None:
     waiting = [Image("fast", 0.1 * i) for i in range(5)]
-    assert Door(balanced()).next(waiting, 1.0) is waiting[0]
+    assert FairQueue(balanced()).next(waiting, 1.0) is waiting[0]
 
 
 @pytest.mark.parametrize("device", [GPU, CPU, Device(0.05, 0.0005)])

@@ -22,12 +22,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 
-from engine.anatomy import Anatomy
 from engine.condition import Condition
 from engine.config import defaults
 from engine.noise import NoiseLevels, noise_levels
 from engine.program import Program, compile_program
 from engine.sampler import generate
+from engine.unrolled import UnrolledUNet
 from registry.errors import InvalidInput, Unsupported
 from registry.schedule import ModelRef, Schedule, Segment, Solver, SolverName, Spacing, teacher
 
@@ -93,7 +93,7 @@ NOISE = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 def ours(program: Program) -> tuple[Tensor, list[float]]:
     """The plain loop's latents, and the timesteps it asked the UNet for."""
     toy = Toy()
-    return generate(cast(Anatomy, toy), program, NOISE, Condition()), toy.visited
+    return generate(cast(UnrolledUNet, toy), program, NOISE, Condition()), toy.visited
 
 
 def dpm_oracle(settings_: dict[str, Any], timesteps: list[float], order: Literal[1, 2]) -> tuple[Tensor, float]:
@@ -369,7 +369,7 @@ def test_a_perfect_prediction_is_reached_by_every_solver_and_schedule() -> None:
     for solver in SOLVERS:
         segments = (Segment(partial=(2,), branch=2), Segment())
         schedule = Schedule(model=REF, solver=Solver(name=solver, teacher_steps=10, spacing="trailing"), segments=segments)
-        got = generate(cast(Anatomy, toy), compiled(schedule, levels_of("sample")), NOISE, Condition())
+        got = generate(cast(UnrolledUNet, toy), compiled(schedule, levels_of("sample")), NOISE, Condition())
         torch.testing.assert_close(got, answer, rtol=0, atol=1e-5)
 
 

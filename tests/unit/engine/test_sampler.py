@@ -10,14 +10,14 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 
-from engine.anatomy import Anatomy
 from engine.condition import Condition
 from engine.decoders import Autoencoder
 from engine.models import Model
 from engine.noise import noise_levels
 from engine.program import Program, ProgramStep, compile_program
-from engine.prompts import Text
+from engine.prompts import TextPrompts
 from engine.sampler import generate
+from engine.unrolled import UnrolledUNet
 from registry.schedule import Correction, ModelRef, Schedule, Segment, Solver, SolverName, teacher
 
 PROMPTS = ["red heart", "cat face"]
@@ -30,9 +30,9 @@ def pipeline(model: Model) -> StableDiffusionPipeline:
     """diffusers' own pipeline over the same modules."""
     pipe = StableDiffusionPipeline(
         vae=cast(Autoencoder, model.decoder).vae,
-        text_encoder=cast(Text, model.prompts).encoder,
-        tokenizer=cast(Text, model.prompts).tokenizer,
-        unet=model.anatomy.unet,
+        text_encoder=cast(TextPrompts, model.prompts).encoder,
+        tokenizer=cast(TextPrompts, model.prompts).tokenizer,
+        unet=model.network.unet,
         scheduler=DDIMScheduler.from_pretrained("models/emoji64/scheduler"),
         safety_checker=None,
         feature_extractor=None,
@@ -63,7 +63,7 @@ def test_the_teacher_is_diffusers_pipeline(
     ).images
     program = model.compile(teacher(model.ref, model.solver(solver, steps)))
     negative = model.negative(["", "blue"]) if guidance > 1 else None
-    got = generate(model.anatomy, program, noise, model.encode(PROMPTS), negative, guidance)
+    got = generate(model.network, program, noise, model.encode(PROMPTS), negative, guidance)
     assert (got - want).abs().max().item() <= 1e-4
 
 
@@ -106,76 +106,76 @@ class Spy:
 def test_a_partial_step_gets_the_feature_of_its_segments_full_step() -> None:
     spy = Spy()
     program = program_of((Segment(partial=(1, 3), branch=3), Segment(partial=(2,), branch=1)))
-    generate(cast(Anatomy, spy), program, noise(1), Condition())
+    generate(cast(UnrolledUNet, spy), program, noise(1), Condition())
     times = [step.timestep for step in program.steps]
     assert spy.partial_steps == [(times[1], (times[0], 3)), (times[2], (times[0], 3)), (times[4], (times[3], 1))]
 
 
 @pytest.mark.parametrize("solver", ["ddim", "dpmsolver++"])
 def test_partial_steps_come_close_to_full_steps_and_are_not_them(tiny: UNet2DConditionModel, solver: SolverName) -> None:
-    anatomy = Anatomy(tiny)
-    full = generate(anatomy, program_of((Segment(),) * 8, solver=solver), noise(2), condition(0, 2))
+    network = UnrolledUNet(tiny)
+    full = generate(network, program_of((Segment(),) * 8, solver=solver), noise(2), condition(0, 2))
     partial = program_of((Segment(partial=(1,), branch=2),) * 4, solver=solver)
-    cached = generate(anatomy, partial, noise(2), condition(0, 2))
-    skipped = generate(anatomy, program_of((Segment(),) * 4, solver=solver), noise(2), condition(0, 2))
+    cached = generate(network, partial, noise(2), condition(0, 2))
+    skipped = generate(network, program_of((Segment(),) * 4, solver=solver), noise(2), condition(0, 2))
     assert 1e-4 < (cached - full).abs().mean() < 0.5 * full.std()
     assert not torch.allclose(cached, skipped, atol=1e-4)
 
 
 def test_guidance_of_one_is_no_guidance_and_of_zero_the_negative_prompt(tiny: UNet2DConditionModel) -> None:
-    anatomy, program = Anatomy(tiny), program_of((Segment(partial=(1,), branch=2), Segment()), steps=6)
+    network, program = UnrolledUNet(tiny), program_of((Segment(partial=(1,), branch=2), Segment()), steps=6)
     wanted, unwanted = condition(0, 2), condition(1, 2)
     for scale, same in ((1.0, wanted), (0.0, unwanted)):
-        got = generate(anatomy, program, noise(2), wanted, unwanted, scale)
-        torch.testing.assert_close(got, generate(anatomy, program, noise(2), same), rtol=0, atol=1e-5)
+        got = generate(network, program, noise(2), wanted, unwanted, scale)
+        torch.testing.assert_close(got, generate(network, program, noise(2), same), rtol=0, atol=1e-5)
 
 
 def test_guidance_of_two_leads_away_from_the_negative_prompt_in_one_step(tiny: UNet2DConditionModel) -> None:
     """One step is linear in the prediction, so classifier-free guidance extrapolates the latents themselves."""
-    anatomy, program = Anatomy(tiny), program_of((Segment(),), steps=1)
+    network, program = UnrolledUNet(tiny), program_of((Segment(),), steps=1)
     wanted, unwanted = condition(0, 2), condition(1, 2)
-    towards, away = (generate(anatomy, program, noise(2), given) for given in (wanted, unwanted))
-    got = generate(anatomy, program, noise(2), wanted, unwanted, 2.0)
+    towards, away = (generate(network, program, noise(2), given) for given in (wanted, unwanted))
+    got = generate(network, program, noise(2), wanted, unwanted, 2.0)
     torch.testing.assert_close(got, away + 2 * (towards - away), rtol=0, atol=1e-5)
 
 
 def test_an_image_does_not_depend_on_its_batch(tiny: UNet2DConditionModel) -> None:
-    anatomy, program = Anatomy(tiny), program_of((Segment(partial=(1, 2), branch=3), Segment()), solver="dpmsolver++")
-    together = generate(anatomy, program, noise(3), condition(0, 3), condition(1, 3), 3.0)
+    network, program = UnrolledUNet(tiny), program_of((Segment(partial=(1, 2), branch=3), Segment()), solver="dpmsolver++")
+    together = generate(network, program, noise(3), condition(0, 3), condition(1, 3), 3.0)
     for i in range(3):
         one = slice(i, i + 1)
-        alone = generate(anatomy, program, noise(3)[one], condition(0, 3)[one], condition(1, 3)[one], 3.0)
+        alone = generate(network, program, noise(3)[one], condition(0, 3)[one], condition(1, 3)[one], 3.0)
         torch.testing.assert_close(together[one], alone, rtol=0, atol=1e-5)
 
 
 def test_corrections_that_change_nothing_change_nothing(tiny: UNet2DConditionModel) -> None:
     plain = schedule_of((Segment(partial=(1,), branch=2), Segment()), steps=6)
     same = plain.model_copy(update={"corrections": (Correction(),) * 3})
-    first, second = (generate(Anatomy(tiny), compiled(one), noise(2), condition(0, 2)) for one in (plain, same))
+    first, second = (generate(UnrolledUNet(tiny), compiled(one), noise(2), condition(0, 2)) for one in (plain, same))
     assert torch.equal(first, second)
 
 
 def test_a_correction_adds_to_one_step_what_its_document_says(tiny: UNet2DConditionModel) -> None:
     """By hand, two full steps of DDIM with guidance: the second's input is known, so its output can be written down."""
-    anatomy, wanted, unwanted = Anatomy(tiny), condition(0, 2), condition(1, 2)
+    network, wanted, unwanted = UnrolledUNet(tiny), condition(0, 2), condition(1, 2)
     plain = schedule_of((Segment(), Segment()), steps=2)
     by = Correction(guidance=1.5, latent=0.25, output=-0.5, before=0.125)
     changed = plain.model_copy(update={"corrections": (Correction(), by)})
     first, second = compiled(plain).steps
     start = noise(2)
-    clean, middle = by_hand(anatomy, first, start, torch.zeros_like(start), 3.0, wanted, unwanted)
+    clean, middle = by_hand(network, first, start, torch.zeros_like(start), 3.0, wanted, unwanted)
     numbers = replace(second, next_x=second.next_x + 0.25, next_m=second.next_m - 0.5, next_1=second.next_1 + 0.125)
-    _, want = by_hand(anatomy, numbers, middle, clean, 4.5, wanted, unwanted)
-    got = generate(anatomy, compiled(changed), start, wanted, unwanted, 3.0)
+    _, want = by_hand(network, numbers, middle, clean, 4.5, wanted, unwanted)
+    got = generate(network, compiled(changed), start, wanted, unwanted, 3.0)
     torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
 
 
 def by_hand(
-    anatomy: Anatomy, step: ProgramStep, x: Tensor, before: Tensor, guidance: float, wanted: Condition, unwanted: Condition
+    network: UnrolledUNet, step: ProgramStep, x: Tensor, before: Tensor, guidance: float, wanted: Condition, unwanted: Condition
 ) -> tuple[Tensor, Tensor]:
     """The clean latent and the next one, by the two equations of a program."""
     times = torch.full((len(x),), step.timestep)
-    m, m_0 = (anatomy.full(x, times, given)[0] for given in (wanted, unwanted))
+    m, m_0 = (network.full(x, times, given)[0] for given in (wanted, unwanted))
     output = m_0 + guidance * (m - m_0)
     clean = step.clean_x * x + step.clean_m * output
     return clean, step.next_x * x + step.next_m * output + step.next_0 * clean + step.next_1 * before

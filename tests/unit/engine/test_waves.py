@@ -15,15 +15,15 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from schedule_strategies import small_corrections
 from torch import Tensor
 
-from engine.anatomy import Anatomy
 from engine.condition import Condition
 from engine.macs import count_steps
 from engine.noise import noise_levels
-from engine.policy import Balanced, Oldest, Policy
+from engine.policy import FCFS, Balanced, Policy
 from engine.program import Need, Program, compile_program
 from engine.sampler import generate
 from engine.slots import Slots, slot_bytes
-from engine.waves import Row, Waves
+from engine.unrolled import UnrolledUNet
+from engine.waves import DenoisingTask, Waves
 from registry.schedule import ModelRef, Schedule, Segment, Solver, SolverName
 
 # Not bitwise: at another batch size, convolutions and matrix products sum in another order. Seen up to 4e-6, with latents
@@ -64,27 +64,27 @@ def noise(seed: int) -> Tensor:
     return torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(seed))
 
 
-def row_of(job: Job) -> Row:
+def row_of(job: Job) -> DenoisingTask:
     schedule, seed, guidance = job
     if guidance is None:
-        return Row(program_of(schedule), noise(seed), WANTED)
-    return Row(program_of(schedule), noise(seed), WANTED, guidance, UNWANTED)
+        return DenoisingTask(program_of(schedule), noise(seed), WANTED)
+    return DenoisingTask(program_of(schedule), noise(seed), WANTED, guidance, UNWANTED)
 
 
-def waves_of(anatomy: Anatomy, limit: int = 16, capacity: int = 64, policy: Policy | None = None) -> Waves:
-    features = count_steps(anatomy.unet.config, (4, 8, 8), 5).features
+def waves_of(network: UnrolledUNet, limit: int = 16, capacity: int = 64, policy: Policy | None = None) -> Waves:
+    features = count_steps(network.unet.config, (4, 8, 8), 5).features
     slots = Slots((4, 8, 8), features, capacity, torch.device("cpu"), torch.float32)
-    return Waves(anatomy, slots, policy or Oldest(limit))
+    return Waves(network, slots, policy or FCFS(limit))
 
 
-def plain(anatomy: Anatomy, job: Job) -> Tensor:
+def plain(network: UnrolledUNet, job: Job) -> Tensor:
     """What the plain loop makes of the same row, alone."""
     schedule, seed, guidance = job
     negative = None if guidance is None else UNWANTED
-    return generate(anatomy, program_of(schedule), noise(seed)[None], WANTED, negative, guidance or 1.0)[0]
+    return generate(network, program_of(schedule), noise(seed)[None], WANTED, negative, guidance or 1.0)[0]
 
 
-def longest_wait(rows: list[Row], place: int, limit: int) -> int:
+def longest_wait(rows: list[DenoisingTask], place: int, limit: int) -> int:
     """The most ticks until rows[place] has advanced, however many rows join behind it.
 
     Only rows before it can be served first, since an advanced row goes to the back. Each tick advances the front row: at
@@ -101,18 +101,18 @@ def longest_wait(rows: list[Row], place: int, limit: int) -> int:
 class Traffic(RuleBasedStateMachine):
     """Requests come, go and are cancelled; the plain loop is the oracle."""
 
-    def __init__(self, anatomy: Anatomy) -> None:
+    def __init__(self, network: UnrolledUNet) -> None:
         super().__init__()
-        self.anatomy = anatomy
-        self.jobs: dict[Row, Job] = {}
-        self.due: dict[Row, int] = {}
+        self.network = network
+        self.jobs: dict[DenoisingTask, Job] = {}
+        self.due: dict[DenoisingTask, int] = {}
         self.now = 0
 
     @initialize(limit=st.integers(1, 7), capacity=st.integers(2, 24), oldest=st.booleans())
     def start(self, limit: int, capacity: int, oldest: bool) -> None:
         self.limit, self.oldest = limit, oldest
-        policy = Oldest(limit) if oldest else Balanced(max_unet_rows=limit)
-        self.waves = waves_of(self.anatomy, limit, capacity, policy)
+        policy = FCFS(limit) if oldest else Balanced(max_unet_rows=limit)
+        self.waves = waves_of(self.network, limit, capacity, policy)
 
     @rule(
         schedule=schedules(),
@@ -157,7 +157,7 @@ class Traffic(RuleBasedStateMachine):
             held = [slot for row in self.waves.rows for slot in row.slots]
             assert len(set(held)) == len(held) == self.waves.slots.capacity - self.waves.slots.free
 
-    def _expect(self, row: Row) -> None:
+    def _expect(self, row: DenoisingTask) -> None:
         wait = longest_wait(self.waves.rows, self.waves.rows.index(row), self.limit)
         self.due[row] = self.now + wait
 
@@ -177,14 +177,14 @@ class Traffic(RuleBasedStateMachine):
             elif row.done:
                 job = self.jobs.pop(row)
                 del self.due[row]
-                torch.testing.assert_close(row.latent, plain(self.anatomy, job), rtol=0, atol=ATOL)
+                torch.testing.assert_close(row.latent, plain(self.network, job), rtol=0, atol=ATOL)
             else:
                 self._expect(row)
 
 
 def test_every_row_ends_as_the_plain_loop_would_end_it(tiny: UNet2DConditionModel) -> None:
     run_state_machine_as_test(  # any callable will do, whatever its annotation says
-        cast(type[Traffic], lambda: Traffic(Anatomy(tiny))),
+        cast(type[Traffic], lambda: Traffic(UnrolledUNet(tiny))),
         settings=settings(max_examples=20, stateful_step_count=15, deadline=None),
     )
 
@@ -193,8 +193,8 @@ PARTIAL = Segment(partial=(1,), branch=2)
 
 
 @pytest.fixture
-def anatomy(tiny: UNet2DConditionModel) -> Anatomy:
-    return Anatomy(tiny)
+def network(tiny: UNet2DConditionModel) -> UnrolledUNet:
+    return UnrolledUNet(tiny)
 
 
 def drain(waves: Waves) -> list[int]:
@@ -205,12 +205,12 @@ def drain(waves: Waves) -> list[int]:
     return sizes
 
 
-def test_nothing_in_flight_is_no_wave(anatomy: Anatomy) -> None:
-    assert waves_of(anatomy).tick() is None
+def test_nothing_in_flight_is_no_wave(network: UnrolledUNet) -> None:
+    assert waves_of(network).tick() is None
 
 
-def test_rows_at_different_places_of_different_schedules_and_solvers_share_one_call(anatomy: Anatomy) -> None:
-    waves = waves_of(anatomy)
+def test_rows_at_different_places_of_different_schedules_and_solvers_share_one_call(network: UnrolledUNet) -> None:
+    waves = waves_of(network)
     waves.add(row_of((schedule_of(Segment(), Segment()), 0, None)))
     assert waves.tick() is not None
     waves.add(row_of((schedule_of(PARTIAL, solver="dpmsolver++"), 1, 3.0)))
@@ -220,32 +220,32 @@ def test_rows_at_different_places_of_different_schedules_and_solvers_share_one_c
     assert len({row.program for row in wave.rows}) == 2
 
 
-def test_a_row_larger_than_the_limit_runs_alone(anatomy: Anatomy) -> None:
-    waves = waves_of(anatomy, 1)
+def test_a_row_larger_than_the_limit_runs_alone(network: UnrolledUNet) -> None:
+    waves = waves_of(network, 1)
     for seed in range(2):
         waves.add(row_of((schedule_of(PARTIAL), seed, 3.0)))
     assert drain(waves) == [2, 2, 2, 2]
 
 
-def test_an_odd_limit_leaves_a_place_free_among_guided_rows(anatomy: Anatomy) -> None:
+def test_an_odd_limit_leaves_a_place_free_among_guided_rows(network: UnrolledUNet) -> None:
     """Why the bound on waiting divides by limit − 1: three rows of two take three ticks, not ⌈6/3⌉ = 2."""
-    waves = waves_of(anatomy, 3)
+    waves = waves_of(network, 3)
     for seed in range(3):
         waves.add(row_of((schedule_of(Segment()), seed, 3.0)))
     assert longest_wait(waves.rows, 2, 3) == 3
     assert drain(waves) == [2, 2, 2]
 
 
-def test_a_smaller_row_fills_the_place_that_a_larger_one_cannot(anatomy: Anatomy) -> None:
-    waves = waves_of(anatomy, 3)
+def test_a_smaller_row_fills_the_place_that_a_larger_one_cannot(network: UnrolledUNet) -> None:
+    waves = waves_of(network, 3)
     for seed, guidance in enumerate((3.0, 3.0, None)):
         waves.add(row_of((schedule_of(Segment()), seed, guidance)))
     assert drain(waves) == [3, 2]
 
 
-def test_a_minority_need_is_not_starved_by_a_steady_stream(anatomy: Anatomy) -> None:
+def test_a_minority_need_is_not_starved_by_a_steady_stream(network: UnrolledUNet) -> None:
     """New full steps arrive on every tick; the one row with a partial step still goes through."""
-    waves = waves_of(anatomy, 2)
+    waves = waves_of(network, 2)
     lonely = row_of((schedule_of(PARTIAL), 0, None))
     waves.add(lonely)
     for seed in range(1, 5):
@@ -255,11 +255,11 @@ def test_a_minority_need_is_not_starved_by_a_steady_stream(anatomy: Anatomy) -> 
     assert lonely.done
 
 
-def test_cancelling_a_row_changes_no_other_row_by_a_bit(anatomy: Anatomy) -> None:
+def test_cancelling_a_row_changes_no_other_row_by_a_bit(network: UnrolledUNet) -> None:
     """Against the same traffic in which the cancelled row left of itself: the same calls, so bitwise."""
     kept = []
     for cancelled in (True, False):
-        waves = waves_of(anatomy)
+        waves = waves_of(network)
         stays = row_of((schedule_of(PARTIAL, PARTIAL), 0, 3.0))
         leaves = row_of((schedule_of(*(PARTIAL, PARTIAL) if cancelled else (PARTIAL,)), 1, None))
         waves.add(leaves)
@@ -272,8 +272,8 @@ def test_cancelling_a_row_changes_no_other_row_by_a_bit(anatomy: Anatomy) -> Non
     assert torch.equal(*kept)
 
 
-def test_memory_is_all_there_at_the_start_and_comes_back(anatomy: Anatomy) -> None:
-    waves = waves_of(anatomy, capacity=5)
+def test_memory_is_all_there_at_the_start_and_comes_back(network: UnrolledUNet) -> None:
+    waves = waves_of(network, capacity=5)
     size = waves.slots.bytes
     rows = [row_of((schedule_of(PARTIAL), seed, 3.0)) for seed in range(3)]
     waves.add(rows[0])
@@ -285,8 +285,8 @@ def test_memory_is_all_there_at_the_start_and_comes_back(anatomy: Anatomy) -> No
     assert (waves.slots.free, waves.slots.bytes) == (5, size)
 
 
-def test_a_smaller_branch_of_its_own_slot_says_what_memory_it_takes(anatomy: Anatomy) -> None:
-    features = count_steps(anatomy.unet.config, (4, 8, 8), 5).features
+def test_a_smaller_branch_of_its_own_slot_says_what_memory_it_takes(network: UnrolledUNet) -> None:
+    features = count_steps(network.unet.config, (4, 8, 8), 5).features
     each = slot_bytes((4, 8, 8), features, torch.float16)
     assert {branch: size - 2 * 4 * 4 * 8 * 8 for branch, size in each.items()} == {
         branch: 2 * shape[0] * shape[1] * shape[2] for branch, shape in features.items()
@@ -295,8 +295,8 @@ def test_a_smaller_branch_of_its_own_slot_says_what_memory_it_takes(anatomy: Ana
     assert slots.bytes == 3 * each[2]
 
 
-def test_a_latent_that_is_not_finite_fails_alone(anatomy: Anatomy) -> None:
-    waves = waves_of(anatomy)
+def test_a_latent_that_is_not_finite_fails_alone(network: UnrolledUNet) -> None:
+    waves = waves_of(network)
     jobs = [(schedule_of(PARTIAL, PARTIAL), seed, 3.0) for seed in range(3)]
     rows = [row_of(job) for job in jobs]
     rows[1].noise[0, 0, 0] = float("nan")
@@ -307,10 +307,10 @@ def test_a_latent_that_is_not_finite_fails_alone(anatomy: Anatomy) -> None:
     assert isinstance(rows[1].error, FloatingPointError)
     assert rows[1].latent is None or not torch.isfinite(rows[1].latent).all()
     for i in (0, 2):
-        torch.testing.assert_close(rows[i].latent, plain(anatomy, jobs[i]), rtol=0, atol=ATOL)
+        torch.testing.assert_close(rows[i].latent, plain(network, jobs[i]), rtol=0, atol=ATOL)
 
 
-class Allergic(Anatomy):
+class Allergic(UnrolledUNet):
     """A UNet that breaks when it sees one particular latent, or more rows than its memory holds."""
 
     memory = 100
@@ -325,10 +325,10 @@ class Allergic(Anatomy):
 
 
 def test_a_row_that_breaks_the_call_fails_alone(tiny: UNet2DConditionModel) -> None:
-    anatomy = Allergic(tiny)
-    waves, jobs = waves_of(anatomy), [(schedule_of(PARTIAL), seed, None) for seed in range(5)]
+    network = Allergic(tiny)
+    waves, jobs = waves_of(network), [(schedule_of(PARTIAL), seed, None) for seed in range(5)]
     rows = [row_of(job) for job in jobs]
-    anatomy.poison = rows[3].noise
+    network.poison = rows[3].noise
     for row in rows:
         waves.add(row)
     wave = waves.tick()
@@ -337,14 +337,14 @@ def test_a_row_that_breaks_the_call_fails_alone(tiny: UNet2DConditionModel) -> N
     drain(waves)
     for row, job in zip(rows, jobs, strict=True):
         if row is not rows[3]:
-            torch.testing.assert_close(row.latent, plain(Anatomy(tiny), job), rtol=0, atol=ATOL)
+            torch.testing.assert_close(row.latent, plain(UnrolledUNet(tiny), job), rtol=0, atol=ATOL)
     assert waves.slots.free == waves.slots.capacity
 
 
 def test_a_wave_too_large_for_memory_runs_in_parts(tiny: UNet2DConditionModel) -> None:
-    anatomy = Allergic(tiny)
-    anatomy.memory = 3
-    waves, jobs = waves_of(anatomy), [(schedule_of(PARTIAL), seed, None) for seed in range(8)]
+    network = Allergic(tiny)
+    network.memory = 3
+    waves, jobs = waves_of(network), [(schedule_of(PARTIAL), seed, None) for seed in range(8)]
     rows = [row_of(job) for job in jobs]
     for row in rows:
         waves.add(row)
@@ -353,4 +353,4 @@ def test_a_wave_too_large_for_memory_runs_in_parts(tiny: UNet2DConditionModel) -
     assert (len(wave.rows), wave.failed) == (8, [])
     drain(waves)
     for row, job in zip(rows, jobs, strict=True):
-        torch.testing.assert_close(row.latent, plain(Anatomy(tiny), job), rtol=0, atol=ATOL)
+        torch.testing.assert_close(row.latent, plain(UnrolledUNet(tiny), job), rtol=0, atol=ATOL)

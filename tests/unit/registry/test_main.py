@@ -249,7 +249,7 @@ def test_errors_are_one_line(shell: Shell, empty: Shell) -> None:
     assert "tier slow: is not in" in shell.fails("show", "slow")
     assert "version 7: is not in" in shell.fails("promote", "fast", "7")
     assert "all full" in shell.fails("promote", "reference", "1")
-    assert "no tier best" in shell.fails("history", "best")
+    assert "tier best: is not in" in shell.fails("history", "best")
     assert "s3://bucket/prefix" in shell.fails("list", "--registry", "gs://bucket")
     (shell.folder / f"registry/emoji64/schedules/{MIDDLE.digest}.json").write_bytes(CHEAP.document())
     assert "was changed after it was published" in shell.fails("show", "fast")

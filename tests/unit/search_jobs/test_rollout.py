@@ -38,10 +38,10 @@ class Scene:
         self.noise = torch.stack([model.noise(seed) for seed in range(len(PROMPTS))])
         self.condition = model.encode(PROMPTS)
         self.negative = model.negative([""] * len(PROMPTS)) if guidance > 1 else None
-        self.space = Space(model.ref, model.levels, model.anatomy.branches, teacher_steps=STEPS, segments=(2, 6))
+        self.space = Space(model.ref, model.levels, model.network.branches, teacher_steps=STEPS, segments=(2, 6))
         self.program = model.compile(teacher(model.ref, model.solver("ddim", STEPS)))
         self.points = path_of(self.program.schedule, model.levels)
-        self.path = walk(model.anatomy, self.program, self.points, *self.given)
+        self.path = walk(model.network, self.program, self.points, *self.given)
 
     @property
     def given(self) -> tuple[Tensor, Condition, Condition | None, float]:
@@ -59,7 +59,7 @@ class Scene:
         return [self.space.schedule(genome) for genome in genomes]
 
     def plain(self, schedule: Schedule) -> Tensor:
-        return generate(self.model.anatomy, self.model.compile(schedule), *self.given)
+        return generate(self.model.network, self.model.compile(schedule), *self.given)
 
 
 @pytest.fixture(scope="module", params=[1.0, 3.0], ids=["unguided", "guided"])
@@ -74,7 +74,7 @@ def test_the_path_passes_through_the_teachers_own_latents(scene: Scene) -> None:
     for step, alpha, sigma in zip(scene.program.steps, scene.points.alphas.tolist(), scene.points.sigmas.tolist(), strict=True):
         torch.testing.assert_close(scene.path.at(alpha, sigma), latent, rtol=0, atol=1e-3)
         begun = replace(scene.program, steps=scene.program.steps[: scene.program.steps.index(step) + 1])
-        latent = generate(scene.model.anatomy, begun, *scene.given)
+        latent = generate(scene.model.network, begun, *scene.given)
 
 
 def test_a_clipped_path_has_the_latent_of_each_step_at_its_level(tmp_path: Path) -> None:
@@ -83,14 +83,14 @@ def test_a_clipped_path_has_the_latent_of_each_step_at_its_level(tmp_path: Path)
     program = model.compile(teacher(model.ref, model.solver("ddim", STEPS)))
     points = path_of(program.schedule, model.levels)
     given = torch.stack([model.noise(seed) for seed in range(2)]), model.encode(["", ""]), None, 1.0
-    path = walk(model.anatomy, program, points, *given)
+    path = walk(model.network, program, points, *given)
     assert (path.clean.abs() == model.levels.clip).any(), "nothing was clipped"
     for i in range(1, STEPS):
-        latent = generate(model.anatomy, replace(program, steps=program.steps[:i]), *given)
+        latent = generate(model.network, replace(program, steps=program.steps[:i]), *given)
         for rounded in (1 - 1e-12, 1.0, 1 + 1e-12):
             reached = path.at(points.alphas[i].item(), points.sigmas[i].item() * rounded)
             torch.testing.assert_close(reached, latent, rtol=0, atol=1e-3)
-    torch.testing.assert_close(path.end, generate(model.anatomy, program, *given), rtol=0, atol=1e-4)
+    torch.testing.assert_close(path.end, generate(model.network, program, *given), rtol=0, atol=1e-4)
 
 
 def test_a_path_is_the_same_after_a_file(scene: Scene) -> None:

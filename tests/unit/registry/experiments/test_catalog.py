@@ -10,7 +10,7 @@ from memory_store import MemoryStore
 
 from registry.errors import Conflict, InvalidInput, NotFound
 from registry.experiments.catalog import Experiments
-from registry.experiments.declaration import Arm, Experiment, Primary, Stage
+from registry.experiments.declaration import Arm, Experiment, Primary, RampStage
 from registry.stores.folder import FolderStore
 
 
@@ -19,7 +19,8 @@ def declared(name: str = "a", version: int = 1, **fields) -> Experiment:
     return Experiment(
         **{
             "name": name, "version": version, "hypothesis": "h", "tier": "draft", "arms": arms, "control": "control",
-            "salt": "s", "ramp": (Stage(share=1), Stage(share=50)), "primary": Primary(metric="macs", minimal_effect=0.05),
+            "salt": "s", "ramp": (RampStage(share=1), RampStage(share=50)),
+            "primary": Primary(metric="macs", minimal_effect=0.05),
             "maximum_units": 1000, "end": datetime(2099, 1, 1, tzinfo=UTC),
         } | fields
     )  # fmt: skip

@@ -17,8 +17,8 @@ from registry.schedule import Schedule, Segment
 from server.access.keys import ANONYMOUS
 from server.api import GenerateRequest
 from server.batching.admission import Admission
-from server.batching.forecast import Load
-from server.experiments.active import Live
+from server.batching.forecast import EngineLoad
+from server.experiments.active import ActiveExperiments
 from server.requests.plan import Planner
 from server.tiers.active import Schedules
 from server.tiers.watch import Watch
@@ -77,19 +77,19 @@ class InFlight:
 
 
 def test_nobody_before_it_leaves_its_own_work():
-    assert Load({}, [], 0.5, 0.25).finish("fast", 4, 40, 2, alone=3.0) == 20 + 0.5
-    assert Load({}, [], 0.5, 0.25).finish("fast", 4, 40, 2, alone=30.0) == 30 + 0.5
+    assert EngineLoad({}, [], 0.5, 0.25).finish("fast", 4, 40, 2, alone=3.0) == 20 + 0.5
+    assert EngineLoad({}, [], 0.5, 0.25).finish("fast", 4, 40, 2, alone=30.0) == 30 + 0.5
 
 
 def test_a_cheap_request_waits_for_a_flood_of_dear_ones_only_as_long_as_for_its_like():
     """The door shares MACs between tiers."""
-    load = Load({"reference": 10_000, "fast": 20}, [], 1.0, 0.0)
+    load = EngineLoad({"reference": 10_000, "fast": 20}, [], 1.0, 0.0)
     assert load.finish("fast", 4, 40, 1, alone=0.0) == 2 * (20 + 40)
     assert load.finish("reference", 50, 500, 1, alone=0.0) == 10_500 + 20
 
 
 def test_rows_in_flight_count_for_the_steps_they_share():
-    load = Load({}, [InFlight(10, 50), InFlight(10, 2)], 1.0, 0.0)
+    load = EngineLoad({}, [InFlight(10, 50), InFlight(10, 2)], 1.0, 0.0)
     assert load.finish("fast", 4, 40, 1, alone=0.0) == 40 + 40 + 20
 
 
@@ -111,7 +111,7 @@ def planner(tiny):
     class Settings:
         max_images, request_seconds, default_tier, default_guidance = 3, 60.0, "balanced", 3.0
 
-    live = Live(lambda: None, schedules)
+    live = ActiveExperiments(lambda: None, schedules)
     return Planner(schedules, live, model.macs, lambda program, rows, images, tier: images * len(program.steps), Settings())
 
 

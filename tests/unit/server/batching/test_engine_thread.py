@@ -11,14 +11,14 @@ import pytest
 import torch
 from server_model import small_model
 
-from engine.anatomy import Anatomy
 from engine.program import Program
 from engine.sampler import generate
+from engine.unrolled import UnrolledUNet
 from registry.errors import InvalidInput, Overloaded
 from registry.schedule import Schedule, Segment
 from server.batching.admission import Admission
-from server.batching.engine_thread import Dispatcher
-from server.batching.image import Order, Ticket, macs_before
+from server.batching.engine_thread import EngineThread
+from server.batching.image_task import ImageSpec, ImageTask, macs_before
 from server.errors import GenerationFailed, NotReady
 from server.requests.running import gather
 
@@ -32,7 +32,7 @@ def model(tiny):
 
 @pytest.fixture
 def dispatcher(model):
-    return Dispatcher(model, Admission(max_seconds=60), max_wave_rows=4)
+    return EngineThread(model, Admission(max_seconds=60), max_wave_rows=4)
 
 
 @pytest.fixture
@@ -47,8 +47,8 @@ def program(model, *segments) -> Program:
     return model.compile(Schedule(model=model.ref, solver=model.solver("ddim", 4), segments=segments))
 
 
-def order(model, seed=0, *, prompt="a", guidance=2.0, segments=MIXED) -> Order:
-    return Order(program(model, *segments), prompt, "", guidance, seed)
+def spec(model, seed=0, *, prompt="a", guidance=2.0, segments=MIXED) -> ImageSpec:
+    return ImageSpec(program(model, *segments), prompt, "", guidance, seed)
 
 
 def finish(dispatcher, futures, turns=50):
@@ -61,20 +61,20 @@ def finish(dispatcher, futures, turns=50):
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 def test_a_picture_is_the_plain_loops(model, dispatcher, guidance):
-    wanted = order(model, 5, guidance=guidance)
-    others = [order(model, 6), order(model, 7, guidance=1.0, segments=(Segment(),) * 4)]
+    wanted = spec(model, 5, guidance=guidance)
+    others = [spec(model, 6), spec(model, 7, guidance=1.0, segments=(Segment(),) * 4)]
     futures = dispatcher.submit([wanted, *others])
     finish(dispatcher, futures)
     negative = model.negative([""]) if guidance != 1 else None
-    latent = generate(model.anatomy, wanted.program, model.noise(5)[None], model.encode(["a"]), negative, guidance)
-    picture = futures[0].result()
-    torch.testing.assert_close(picture.pixels, model.decode(latent)[0], atol=1e-4, rtol=0)
-    assert picture.macs == model.macs.of_program(wanted.program, wanted.unet_rows)
-    assert picture.steps == wanted.program.schedule.counts()
+    latent = generate(model.network, wanted.program, model.noise(5)[None], model.encode(["a"]), negative, guidance)
+    result = futures[0].result()
+    torch.testing.assert_close(result.pixels, model.decode(latent)[0], atol=1e-4, rtol=0)
+    assert result.macs == model.macs.of_program(wanted.program, wanted.unet_rows)
+    assert result.steps == wanted.program.schedule.counts()
 
 
 def test_a_cancelled_order_frees_its_row(model, dispatcher):
-    first, second = dispatcher.submit([order(model, 1), order(model, 2)])
+    first, second = dispatcher.submit([spec(model, 1), spec(model, 2)])
     dispatcher.turn()
     assert len(dispatcher._waves.rows) == 2
     first.cancel()
@@ -85,7 +85,7 @@ def test_a_cancelled_order_frees_its_row(model, dispatcher):
 
 
 def test_an_order_cancelled_while_waiting_never_runs(model, dispatcher):
-    (future,) = dispatcher.submit([order(model)])
+    (future,) = dispatcher.submit([spec(model)])
     future.cancel()
     dispatcher.turn()
     assert not dispatcher._queue._waiting
@@ -93,7 +93,7 @@ def test_an_order_cancelled_while_waiting_never_runs(model, dispatcher):
 
 
 def test_a_prompt_that_cannot_be_encoded_fails_alone(model, dispatcher):
-    good, bad = dispatcher.submit([order(model, prompt="fine"), order(model, prompt="poison")])
+    good, bad = dispatcher.submit([spec(model, prompt="fine"), spec(model, prompt="poison")])
     finish(dispatcher, [good, bad])
     assert good.result().macs > 0
     with pytest.raises(GenerationFailed, match="encoding"):
@@ -101,9 +101,9 @@ def test_a_prompt_that_cannot_be_encoded_fails_alone(model, dispatcher):
 
 
 def test_a_latent_that_is_not_finite_fails_alone(model, dispatcher):
-    good, bad = dispatcher.submit([order(model, 1), order(model, 2)])
+    good, bad = dispatcher.submit([spec(model, 1), spec(model, 2)])
     dispatcher.turn()
-    jobs = {job.order.seed: job for job in dispatcher._inflight.values()}
+    jobs = {job.spec.seed: job for job in dispatcher._inflight.values()}
     dispatcher._waves.slots.put(jobs[2].row.slots[0], torch.full((4, 8, 8), float("nan")))
     finish(dispatcher, [good, bad])
     assert torch.isfinite(good.result().pixels).all()
@@ -112,9 +112,9 @@ def test_a_latent_that_is_not_finite_fails_alone(model, dispatcher):
 
 
 def test_a_decode_error_fails_alone(model, dispatcher, monkeypatch):
-    good, bad = dispatcher.submit([order(model, 1), order(model, 2)])
+    good, bad = dispatcher.submit([spec(model, 1), spec(model, 2)])
     dispatcher.turn()
-    (culprit,) = [job for job in dispatcher._inflight.values() if job.order.seed == 2]
+    (culprit,) = [job for job in dispatcher._inflight.values() if job.spec.seed == 2]
     plain = type(model).decode_later
 
     def decode(self, latents):
@@ -130,9 +130,9 @@ def test_a_decode_error_fails_alone(model, dispatcher, monkeypatch):
 
 
 def test_the_log_says_whose_image_failed_and_not_its_prompt(model, dispatcher, monkeypatch, caplog):
-    poisoned = replace(order(model, prompt="poison"), request_id="poisoned")
-    unlucky = replace(order(model, prompt="a secret"), request_id="unlucky")
-    monkeypatch.setattr(dispatcher._waves.anatomy, "partial", lambda *_: 1 / 0)
+    poisoned = replace(spec(model, prompt="poison"), request_id="poisoned")
+    unlucky = replace(spec(model, prompt="a secret"), request_id="unlucky")
+    monkeypatch.setattr(dispatcher._waves.network, "partial", lambda *_: 1 / 0)
     finish(dispatcher, dispatcher.submit([poisoned, unlucky]))
     said = {record.getMessage(): record.fields for record in caplog.records}
     assert said == {"encoding failed": {"request_id": "poisoned"}, "denoising failed": {"request_id": "unlucky"}}
@@ -141,12 +141,12 @@ def test_the_log_says_whose_image_failed_and_not_its_prompt(model, dispatcher, m
 
 def test_an_exception_in_a_wave_fails_its_rows_only(model, dispatcher, monkeypatch):
     """The partial wave breaks: the order that needs one fails, the one of full steps goes on."""
-    bad, good = dispatcher.submit([order(model, 1), order(model, 2, segments=(Segment(),) * 4)])
+    bad, good = dispatcher.submit([spec(model, 1), spec(model, 2, segments=(Segment(),) * 4)])
 
     def broken(*_):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(dispatcher._waves.anatomy, "partial", broken)
+    monkeypatch.setattr(dispatcher._waves.network, "partial", broken)
     finish(dispatcher, [good, bad])
     assert good.result().steps["full"] == 4
     with pytest.raises(GenerationFailed, match="denoising"):
@@ -159,7 +159,7 @@ def gives_up(dispatcher, model):
     """Each order fails, and after some of them it takes no more."""
     for seed in range(20):
         try:
-            (future,) = dispatcher.submit([order(model, seed)])
+            (future,) = dispatcher.submit([spec(model, seed)])
         except NotReady:
             break
         assert future.exception(timeout=60) is not None
@@ -173,7 +173,7 @@ def test_an_engine_in_which_every_wave_fails_asks_to_be_restarted(model, running
     def lost(*_, **__):
         raise RuntimeError("device lost")
 
-    monkeypatch.setattr(running._waves.anatomy, "full", lost)
+    monkeypatch.setattr(running._waves.network, "full", lost)
     gives_up(running, model)
 
 
@@ -186,31 +186,31 @@ def test_the_thread_outlives_a_bug_in_a_turn(model, running, monkeypatch):
         return plain()
 
     monkeypatch.setattr(running, "_launch", sometimes)
-    (first,) = running.submit([order(model)])
+    (first,) = running.submit([spec(model)])
     with pytest.raises(GenerationFailed):
         first.result(timeout=60)
-    (second,) = running.submit([order(model)])
+    (second,) = running.submit([spec(model)])
     assert second.result(timeout=60).macs > 0
     assert running.alive
 
 
 def test_the_queue_is_bounded_and_a_request_is_taken_whole_or_not(model):
-    each = model.macs.of_program(order(model).program, 2)
-    dispatcher = Dispatcher(model, Admission(max_seconds=8.5, pace=1 / each), max_wave_rows=4)  # a second each
-    dispatcher.submit([order(model, seed) for seed in range(6)])
+    each = model.macs.of_program(spec(model).program, 2)
+    dispatcher = EngineThread(model, Admission(max_seconds=8.5, pace=1 / each), max_wave_rows=4)  # a second each
+    dispatcher.submit([spec(model, seed) for seed in range(6)])
     with pytest.raises(Overloaded) as refused:
-        dispatcher.submit([order(model, seed) for seed in range(3)])
+        dispatcher.submit([spec(model, seed) for seed in range(3)])
     assert refused.value.retry_after >= 1
     assert len(dispatcher._queue._waiting) == 6
-    dispatcher.submit([order(model, 8), order(model, 9)])
+    dispatcher.submit([spec(model, 8), spec(model, 9)])
 
 
 @pytest.mark.parametrize("end", ["done", "cancelled", "failed"])
 def test_no_work_is_owed_when_all_have_left(model, end, monkeypatch):
     admission = Admission(max_seconds=60, pace=1.0)
-    dispatcher = Dispatcher(model, admission, max_wave_rows=4)
-    futures = dispatcher.submit([order(model, seed) for seed in range(6)])
-    assert admission.seconds == 6 * model.macs.of_program(order(model).program, 2)
+    dispatcher = EngineThread(model, admission, max_wave_rows=4)
+    futures = dispatcher.submit([spec(model, seed) for seed in range(6)])
+    assert admission.seconds == 6 * model.macs.of_program(spec(model).program, 2)
     dispatcher.turn()
     if end == "cancelled":
         for future in futures:
@@ -218,20 +218,20 @@ def test_no_work_is_owed_when_all_have_left(model, end, monkeypatch):
         dispatcher.turn()
     else:
         if end == "failed":
-            monkeypatch.setattr(model.anatomy, "partial", lambda *_: 1 / 0)
+            monkeypatch.setattr(model.network, "partial", lambda *_: 1 / 0)
         finish(dispatcher, futures)
     assert admission.seconds == 0
 
 
 def test_previews_are_the_clean_latents_on_the_way(model, dispatcher):
     seen = []
-    wanted = replace(order(model, 5, segments=(Segment(),) * 4), previews=3)
-    futures = dispatcher.submit([wanted, order(model, 6)], lambda *preview: seen.append(preview))
+    wanted = replace(spec(model, 5, segments=(Segment(),) * 4), previews=3)
+    futures = dispatcher.submit([wanted, spec(model, 6)], lambda *preview: seen.append(preview))
     clean = {}  # by position
     while not futures[0].done():
         dispatcher.turn()
-        for row, ticket in dispatcher._inflight.items():
-            if ticket.order is wanted:
+        for row, task in dispatcher._inflight.items():
+            if task.spec is wanted:
                 clean[row.position] = dispatcher._waves.slots.clean(row.slots[0])
     assert [(each, index) for each, index, _ in seen] == [(wanted, 0), (wanted, 1), (wanted, 2)]
     for (_, _, pixels), latent in zip(seen, (clean[position] for position in (1, 2, 3)), strict=True):
@@ -243,28 +243,28 @@ def test_a_preview_that_fails_costs_nobody_an_image(model, dispatcher):
     def broken(*_):
         raise RuntimeError("nobody listens")
 
-    futures = dispatcher.submit([replace(order(model, 5), previews=1)], broken)
+    futures = dispatcher.submit([replace(spec(model, 5), previews=1)], broken)
     finish(dispatcher, futures)
     assert futures[0].result().macs > 0
 
 
 @pytest.mark.parametrize(("previews", "positions"), [(0, []), (1, [2]), (2, [1, 2]), (3, [1, 2, 3]), (9, [1, 2, 3])])
 def test_previews_are_spread_and_never_the_image_itself(model, previews, positions):
-    wanted = replace(order(model, segments=(Segment(),) * 4), previews=previews)
-    ticket = Ticket(wanted, 0.0, macs_before(wanted, model.macs))
-    assert ticket.preview_at == {position: i for i, position in enumerate(positions)}
+    wanted = replace(spec(model, segments=(Segment(),) * 4), previews=previews)
+    task = ImageTask(wanted, 0.0, macs_before(wanted, model.macs))
+    assert task.preview_at == {position: i for i, position in enumerate(positions)}
 
 
 def test_whoever_leaves_is_followed_by_another_of_its_kind(model):
     """So the work beside a request is that of a steady load, and not of one that runs dry."""
-    wanted = order(model, segments=(Segment(),) * 4)
-    ticket = Ticket(wanted, 0.0, macs_before(wanted, model.macs))
-    whole = ticket.remaining_macs
-    assert [ticket.next_macs(steps) for steps in (0, 1, 4, 6, 8)] == [0, whole // 4, whole, whole * 3 // 2, 2 * whole]
+    wanted = spec(model, segments=(Segment(),) * 4)
+    task = ImageTask(wanted, 0.0, macs_before(wanted, model.macs))
+    whole = task.remaining_macs
+    assert [task.next_macs(steps) for steps in (0, 1, 4, 6, 8)] == [0, whole // 4, whole, whole * 3 // 2, 2 * whole]
 
 
 def test_rows_in_flight_are_bounded_too(model, dispatcher):
-    futures = dispatcher.submit([order(model, seed) for seed in range(12)])
+    futures = dispatcher.submit([spec(model, seed) for seed in range(12)])
     dispatcher.turn()
     assert (len(dispatcher._inflight), len(dispatcher._queue._waiting)) == (8, 4)
     finish(dispatcher, futures)
@@ -273,19 +273,19 @@ def test_rows_in_flight_are_bounded_too(model, dispatcher):
 def test_memory_bounds_what_is_in_flight(model):
     """One slot: two latents of 4×8×8 and the largest cached feature, all float32."""
     each = 4 * (2 * 4 * 8 * 8 + max(c * h * w for c, h, w in model.macs.features.values()))
-    dispatcher = Dispatcher(model, Admission(max_seconds=60), max_wave_rows=4, cache_bytes=5 * each + 7)
-    futures = dispatcher.submit([order(model, seed) for seed in range(4)])
+    dispatcher = EngineThread(model, Admission(max_seconds=60), max_wave_rows=4, cache_bytes=5 * each + 7)
+    futures = dispatcher.submit([spec(model, seed) for seed in range(4)])
     dispatcher.turn()
     assert (len(dispatcher._inflight), len(dispatcher._queue._waiting)) == (2, 2)
     finish(dispatcher, futures)
     with pytest.raises(InvalidInput, match="cache_mib"):
-        Dispatcher(model, Admission(max_seconds=60), max_wave_rows=4, cache_bytes=2 * each - 1)
+        EngineThread(model, Admission(max_seconds=60), max_wave_rows=4, cache_bytes=2 * each - 1)
 
 
 def test_a_tier_that_floods_does_not_shut_out_another(model, dispatcher):
-    flood = dispatcher.submit([replace(order(model, seed), tier="best") for seed in range(14)])
+    flood = dispatcher.submit([replace(spec(model, seed), tier="best") for seed in range(14)])
     dispatcher.turn()
-    (late,) = dispatcher.submit([replace(order(model, 9), tier="draft")])
+    (late,) = dispatcher.submit([replace(spec(model, 9), tier="draft")])
     while not late.done():
         dispatcher.turn()
     assert sum(future.done() for future in flood) <= 9, "eight were in flight already, and one has the same turn as it"
@@ -293,11 +293,11 @@ def test_a_tier_that_floods_does_not_shut_out_another(model, dispatcher):
 
 
 def test_gather_gives_up_all_when_one_fails(model, running):
-    orders = [order(model, 1, prompt="poison"), *(order(model, seed) for seed in range(2, 6))]
+    specs = [spec(model, 1, prompt="poison"), *(spec(model, seed) for seed in range(2, 6))]
 
     async def go():
         with pytest.raises(GenerationFailed):
-            await gather(running.submit(orders))
+            await gather(running.submit(specs))
         while running._inflight or running._queue._waiting:
             await asyncio.sleep(0.01)
 
@@ -306,7 +306,7 @@ def test_gather_gives_up_all_when_one_fails(model, running):
 
 def test_gather_can_be_cancelled(model, running):
     async def go():
-        task = asyncio.create_task(gather(running.submit([order(model, seed) for seed in range(8)])))
+        task = asyncio.create_task(gather(running.submit([spec(model, seed) for seed in range(8)])))
         await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -318,7 +318,7 @@ def test_gather_can_be_cancelled(model, running):
 
 
 def test_close_fails_what_is_left(model, running):
-    futures = running.submit([order(model, seed) for seed in range(8)])
+    futures = running.submit([spec(model, seed) for seed in range(8)])
     running.close()
     for future in futures:
         try:
@@ -326,11 +326,11 @@ def test_close_fails_what_is_left(model, running):
         except CancelledError:
             raise AssertionError("closing must say why") from None
     with pytest.raises(NotReady):
-        running.submit([order(model)])
+        running.submit([spec(model)])
 
 
-def idle(model, seed=0) -> Order:
-    return replace(order(model, seed, segments=(Segment(),) * 4), tier="shadow", idle=True)
+def idle(model, seed=0) -> ImageSpec:
+    return replace(spec(model, seed, segments=(Segment(),) * 4), tier="shadow", idle=True)
 
 
 def test_idle_work_stands_still_while_a_client_is_served(model, dispatcher):
@@ -338,7 +338,7 @@ def test_idle_work_stands_still_while_a_client_is_served(model, dispatcher):
     dispatcher.turn()
     (row,) = dispatcher._inflight
     assert row.position == 1
-    (client,) = dispatcher.submit([order(model, 2, segments=(Segment(),) * 4)])
+    (client,) = dispatcher.submit([spec(model, 2, segments=(Segment(),) * 4)])
     for _ in range(4):
         assert not client.done()
         dispatcher.turn()
@@ -353,9 +353,9 @@ def test_idle_work_makes_room_for_clients_and_ends_as_it_would_have(model, dispa
     finish(dispatcher, [alone])
     (background,) = dispatcher.submit([idle(model, 1)])
     dispatcher.turn()
-    clients = dispatcher.submit([order(model, seed) for seed in range(8)])  # all the memory there is
+    clients = dispatcher.submit([spec(model, seed) for seed in range(8)])  # all the memory there is
     dispatcher.turn()
-    assert {ticket.order.idle for ticket in dispatcher._inflight.values()} == {False}
+    assert {task.spec.idle for task in dispatcher._inflight.values()} == {False}
     finish(dispatcher, [*clients, background])
     torch.testing.assert_close(background.result().pixels, alone.result().pixels)
     assert background.result().steps == alone.result().steps
@@ -363,10 +363,10 @@ def test_idle_work_makes_room_for_clients_and_ends_as_it_would_have(model, dispa
 
 def test_idle_work_waits_for_clients_and_counts_in_no_queue(model):
     admission = Admission(max_seconds=1, pace=1.0)
-    dispatcher = Dispatcher(model, admission, max_wave_rows=4)
+    dispatcher = EngineThread(model, admission, max_wave_rows=4)
     background = dispatcher.submit([idle(model, seed) for seed in range(3)])
     assert admission.seconds == len(dispatcher._queue) == 0
-    (client,) = dispatcher.submit([order(model, 9)])
+    (client,) = dispatcher.submit([spec(model, 9)])
     finish(dispatcher, [client])
     assert not any(future.done() for future in background)
     background[0].cancel()
@@ -380,7 +380,7 @@ def test_closing_ends_idle_work(model, running):
     assert all(future.done() for future in futures)
 
 
-class Behind(Anatomy):
+class Behind(UnrolledUNet):
     """A device that works behind the host: it is past a fence only when somebody has waited for it. Notes what is asked."""
 
     def __init__(self, unet):
@@ -419,34 +419,34 @@ class Mark:
 
 @pytest.fixture
 def behind(model):
-    return replace(model, anatomy=Behind(model.anatomy.unet))
+    return replace(model, network=Behind(model.network.unet))
 
 
 @pytest.fixture
 def ahead(behind):
     """A dispatcher ahead of its device."""
-    return Dispatcher(behind, Admission(max_seconds=60, pace=1.0), max_wave_rows=4)
+    return EngineThread(behind, Admission(max_seconds=60, pace=1.0), max_wave_rows=4)
 
 
 def test_a_wave_is_launched_while_the_one_before_is_at_work(model, behind, ahead):
-    (future,) = ahead.submit([order(model, segments=(Segment(),) * 4)])
+    (future,) = ahead.submit([spec(model, segments=(Segment(),) * 4)])
     finish(ahead, [future])
-    asked = [each for each, _ in groupby(behind.anatomy.asked)]  # a wave and its pictures have a fence each
-    assert behind.anatomy.asked[:2] == ["wave", "wave"]
+    asked = [each for each, _ in groupby(behind.network.asked)]  # a wave and its pictures have a fence each
+    assert behind.network.asked[:2] == ["wave", "wave"]
     assert asked == ["wave", "waited for 1", "wave", "waited for 2", "wave", "waited for 3", "waited for 4"]
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 def test_a_picture_of_a_device_behind_the_host_is_the_same(model, dispatcher, ahead, guidance):
-    orders = [order(model, seed, guidance=guidance) for seed in range(7)]
-    orders += [replace(order(model, seed, segments=(Segment(),) * 4), previews=2) for seed in range(7, 10)]
+    specs = [spec(model, seed, guidance=guidance) for seed in range(7)]
+    specs += [replace(spec(model, seed, segments=(Segment(),) * 4), previews=2) for seed in range(7, 10)]
     seen = {dispatcher: [], ahead: []}
-    pictures = {}
+    results = {}
     for each, previews in seen.items():
-        futures = each.submit(orders, lambda order, index, _, previews=previews: previews.append((order.seed, index)))
+        futures = each.submit(specs, lambda spec, index, _, previews=previews: previews.append((spec.seed, index)))
         finish(each, futures)
-        pictures[each] = [future.result() for future in futures]
-    for one, other in zip(*pictures.values(), strict=True):
+        results[each] = [future.result() for future in futures]
+    for one, other in zip(*results.values(), strict=True):
         torch.testing.assert_close(one.pixels, other.pixels, atol=1e-4, rtol=0)
         assert (one.macs, one.steps) == (other.macs, other.steps)
     assert sorted(seen[dispatcher]) == sorted(seen[ahead])
@@ -454,7 +454,7 @@ def test_a_picture_of_a_device_behind_the_host_is_the_same(model, dispatcher, ah
 
 
 def test_who_leaves_while_the_device_is_at_work_is_told_nothing_and_owes_nothing(model, ahead):
-    first, second = ahead.submit([order(model, 1, segments=(Segment(),) * 2), order(model, 2, segments=(Segment(),) * 2)])
+    first, second = ahead.submit([spec(model, 1, segments=(Segment(),) * 2), spec(model, 2, segments=(Segment(),) * 2)])
     ahead.turn()
     ahead.turn()  # the last wave of both is at work
     first.cancel()
@@ -468,9 +468,9 @@ def test_who_leaves_while_the_device_is_at_work_is_told_nothing_and_owes_nothing
 
 
 def test_a_latent_that_is_not_finite_is_found_when_its_wave_lands(model, ahead):
-    good, bad = ahead.submit([order(model, 1), order(model, 2)])
+    good, bad = ahead.submit([spec(model, 1), spec(model, 2)])
     ahead.turn()
-    jobs = {job.order.seed: job for job in ahead._inflight.values()}
+    jobs = {job.spec.seed: job for job in ahead._inflight.values()}
     ahead._waves.slots.put(jobs[2].row.slots[0], torch.full((4, 8, 8), float("nan")))
     finish(ahead, [good, bad])
     assert torch.isfinite(good.result().pixels).all()
@@ -482,7 +482,7 @@ def test_who_is_not_finite_fails_alone_though_the_next_wave_has_finished_another
     """When the wave that finishes the first one lands, the wave that finishes the second one has been launched."""
     plain = type(behind).noise
     monkeypatch.setattr(type(behind), "noise", lambda self, seed: plain(self, seed) * (float("nan") if seed == 1 else 1))
-    bad, good = ahead.submit([order(model, seed, segments=(Segment(),) * seed) for seed in (1, 2)])
+    bad, good = ahead.submit([spec(model, seed, segments=(Segment(),) * seed) for seed in (1, 2)])
     finish(ahead, [bad, good])
     assert good.result().macs > 0
     with pytest.raises(GenerationFailed, match="finite"):
@@ -492,7 +492,7 @@ def test_who_is_not_finite_fails_alone_though_the_next_wave_has_finished_another
 def test_a_lost_device_ends_the_engine_though_no_wave_can_be_formed(model, behind, ahead, monkeypatch):
     """Newcomers fail before they are in a wave; that is not their prompts' fault."""
     ahead.start()
-    assert ahead.submit([order(model)])[0].result(timeout=60).macs > 0
+    assert ahead.submit([spec(model)])[0].result(timeout=60).macs > 0
 
     def lost(*_):
         raise RuntimeError("device lost")
@@ -511,7 +511,7 @@ def test_a_newcomer_that_the_device_has_no_room_for_leaves_nothing_behind(model,
         plain(slot, latent)
 
     monkeypatch.setattr(dispatcher._waves.slots, "put", put)
-    futures = dispatcher.submit([order(model, seed) for seed in range(2)])
+    futures = dispatcher.submit([spec(model, seed) for seed in range(2)])
     finish(dispatcher, futures)
     assert [future.exception() is None for future in futures] == [False, True], "each was tried alone"
     assert dispatcher._waves.slots.free == dispatcher._waves.slots.capacity
@@ -521,10 +521,10 @@ def test_a_newcomer_that_the_device_has_no_room_for_leaves_nothing_behind(model,
 
 def test_a_device_that_fails_behind_the_host_fails_what_is_in_flight_and_nothing_later(model, behind, ahead):
     ahead.start()
-    behind.anatomy.faults.append(RuntimeError("device-side assert"))
+    behind.network.faults.append(RuntimeError("device-side assert"))
     with pytest.raises(GenerationFailed):
-        ahead.submit([order(model)])[0].result(timeout=60)
-    assert ahead.submit([order(model)])[0].result(timeout=60).macs > 0
+        ahead.submit([spec(model)])[0].result(timeout=60)
+    assert ahead.submit([spec(model)])[0].result(timeout=60).macs > 0
     ahead.close()
     assert ahead._admission.seconds == 0
 
@@ -532,8 +532,8 @@ def test_a_device_that_fails_behind_the_host_fails_what_is_in_flight_and_nothing
 def test_idle_work_gives_up_its_place_while_its_wave_is_at_work(model, ahead):
     (background,) = ahead.submit([idle(model, 1)])
     ahead.turn()
-    clients = ahead.submit([order(model, seed) for seed in range(8)])  # all the memory there is
+    clients = ahead.submit([spec(model, seed) for seed in range(8)])  # all the memory there is
     ahead.turn()
-    assert {ticket.order.idle for ticket in ahead._inflight.values()} == {False}
+    assert {task.spec.idle for task in ahead._inflight.values()} == {False}
     finish(ahead, [*clients, background])
     assert background.result().macs == model.macs.of_program(idle(model).program, 2)

@@ -14,15 +14,15 @@ from server_model import small_model
 from registry.catalog import Catalog
 from registry.errors import StoreUnavailable
 from registry.experiments.catalog import Experiments
-from registry.experiments.declaration import Arm, Experiment, Guardrail, Primary, Stage
+from registry.experiments.declaration import Arm, Experiment, Guardrail, Primary, RampStage
 from registry.schedule import Schedule, Segment
 from registry.writer import Writer
 from server.access.keys import ANONYMOUS
 from server.api import GenerateRequest
-from server.batching.image import Picture
-from server.experiments.active import Live
+from server.batching.image_task import ImageResult
+from server.experiments.active import ActiveExperiments
 from server.experiments.assign import arm_of, hashed_unit
-from server.experiments.runtime import Trials
+from server.experiments.runtime import ExperimentRuntime
 from server.requests.plan import Planner
 from server.telemetry import metrics
 from server.tiers.active import Schedules
@@ -49,7 +49,7 @@ class Settings:
     max_images, request_seconds, default_tier, default_guidance = 4, 60.0, "fast", 2.0
 
 
-class House:
+class App:
     def __init__(self, model):
         self.store = Store()
         self.catalog = Catalog(self.store, model.ref.name, author="test")
@@ -64,8 +64,8 @@ class House:
         self.watch.refresh()
         self.recorder, self.now = Recorder(), NOW
         self.experiments = Experiments(self.store, model.ref.name, Writer.here(clock=lambda: self.now))
-        self.live = Live(lambda: self.experiments, self.schedules, clock=lambda: self.now)
-        self.trials = Trials(self.live, self.recorder, lambda: self.experiments, clock=lambda: self.now)
+        self.live = ActiveExperiments(lambda: self.experiments, self.schedules, clock=lambda: self.now)
+        self.trials = ExperimentRuntime(self.live, self.recorder, lambda: self.experiments, clock=lambda: self.now)
         self.planner = Planner(self.schedules, self.live, model.macs, lambda *_: 0.0, Settings())
 
     def declaration(self, name, **fields):
@@ -76,7 +76,7 @@ class House:
         return Experiment(
             **{
                 "name": name, "version": 1, "hypothesis": "h", "tier": "fast", "arms": arms, "control": "control", "salt": name,
-                "ramp": (Stage(share=100),), "primary": Primary(metric="macs", minimal_effect=0.05), "maximum_units": 1000,
+                "ramp": (RampStage(share=100),), "primary": Primary(metric="macs", minimal_effect=0.05), "maximum_units": 1000,
                 "end": NOW + timedelta(days=1),
             } | fields
         )  # fmt: skip
@@ -92,8 +92,8 @@ class House:
         return asyncio.run(self.planner.plan(GenerateRequest(prompt="a", **fields), request_id, ANONYMOUS))
 
     def end(self, plan, outcome="ok", steps=None, seconds=2.0):
-        picture = Picture(torch.zeros(3, 8, 8), plan.macs, steps or Counter(plan.entry.schedule.counts()), 0.5, 1.0)
-        self.trials.ended(plan, outcome, seconds, {0: picture} if outcome == "ok" else {})
+        result = ImageResult(torch.zeros(3, 8, 8), plan.macs, steps or Counter(plan.entry.schedule.counts()), 0.5, 1.0)
+        self.trials.ended(plan, outcome, seconds, {0: result} if outcome == "ok" else {})
 
 
 @pytest.fixture(scope="module")
@@ -103,14 +103,14 @@ def model(tiny):
 
 @pytest.fixture
 def house(model):
-    return House(model)
+    return App(model)
 
 
 def test_an_enrolled_unit_gets_its_arm_and_the_tier_keeps_its_name(house):
     experiment = house.start()
     for unit in map(str, range(20)):
         plan, arm = house.plan(unit=unit), arm_of(experiment, unit)
-        assert (plan.entry.digest, plan.entry.tier, plan.orders[0].arm) == (arm.digest, "fast", arm.name)
+        assert (plan.entry.digest, plan.entry.tier, plan.specs[0].arm) == (arm.digest, "fast", arm.name)
         assert plan.assignment.arm == arm.name
         assert plan.entry.relative_cost == {"control": 0.5, "cheap": 0.25}[arm.name]
 
@@ -285,7 +285,7 @@ def test_an_arm_that_nobody_waits_for_is_rolled_back(house):
 
 
 def test_a_guardrail_of_fidelity_that_can_see_nothing_is_said(house, caplog):
-    house.trials = Trials(house.live, house.recorder, lambda: house.experiments, lambda: house.now, shadowed=False)
+    house.trials = ExperimentRuntime(house.live, house.recorder, lambda: house.experiments, lambda: house.now, shadowed=False)
     house.start(guardrails=(Guardrail(metric="psnr", compare="difference", limit=3.0),))
     house.trials.refresh()
     assert [message for message in caplog.messages if "FLEXI_SHADOW_SHARE" in message] == caplog.messages, "once"

@@ -20,15 +20,15 @@ from places import ROOT
 from registry.errors import StoreUnavailable
 from registry.stores.folder import FolderStore
 from server.experiments import events, outbox, recorder
-from server.experiments.events import Rating
+from server.experiments.events import RatingEvent
 from server.experiments.recorder import Recorder
 from server.telemetry import metrics
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def rating(i: int) -> Rating:
-    return Rating(time=NOW, request_id=f"r{i}", rating=0.5)
+def rating(i: int) -> RatingEvent:
+    return RatingEvent(time=NOW, request_id=f"r{i}", rating=0.5)
 
 
 def stored(store, prefix="m/feedback") -> list[str]:
@@ -272,7 +272,7 @@ import sys, time
 from datetime import UTC, datetime
 from pathlib import Path
 from registry.errors import StoreUnavailable
-from server.experiments.events import Rating
+from server.experiments.events import RatingEvent
 from server.experiments.recorder import Recorder
 
 def away():
@@ -280,7 +280,7 @@ def away():
 
 it = Recorder(away, "m", Path(sys.argv[1]))
 for i in range(100):
-    it.record("feedback", Rating(time=datetime.now(UTC), request_id=f"r{i}", rating=1))
+    it.record("feedback", RatingEvent(time=datetime.now(UTC), request_id=f"r{i}", rating=1))
     if i == 69:
         it.write()
 print("ready", flush=True)
@@ -309,7 +309,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from registry.stores.folder import FolderStore
 from server.experiments import outbox
-from server.experiments.events import Rating
+from server.experiments.events import RatingEvent
 from server.experiments.recorder import Recorder
 
 folder, registry, point = sys.argv[1:]
@@ -348,7 +348,7 @@ outbox._Piece.append, Path.unlink = append, unlink
 store = Store(Path(registry))
 it = Recorder(lambda: store, "m", Path(folder))
 for i in range(3):
-    it.record("feedback", Rating(time=datetime.now(UTC), request_id=f"r{i}", rating=1))
+    it.record("feedback", RatingEvent(time=datetime.now(UTC), request_id=f"r{i}", rating=1))
     it.write()
     it.send(last=i == 2)
 """

@@ -16,9 +16,9 @@ from server_model import small_model
 
 from registry.errors import StoreUnavailable
 from server.access.quota import Quotas
-from server.batching.image import Picture
+from server.batching.image_task import ImageResult
 from server.errors import GenerationFailed
-from server.experiments.active import Live
+from server.experiments.active import ActiveExperiments
 from server.http import v1
 from server.http.drain import Drain
 from server.http.edge import Edge
@@ -28,7 +28,7 @@ from server.requests.plan import Planner
 from server.telemetry import metrics
 from server.tiers.active import LOOKUPS, WAITING, Schedules
 
-PICTURE = Picture(torch.full((3, 8, 8), 0.5), 10, Counter(full=4), 0.0, 0.5)
+PICTURE = ImageResult(torch.full((3, 8, 8), 0.5), 10, Counter(full=4), 0.0, 0.5)
 
 
 class Settings:
@@ -41,8 +41,8 @@ class Engine:
     def __init__(self):
         self.outcomes = [PICTURE] * 4
 
-    def submit(self, orders, preview=None):
-        futures = [Future() for _ in orders]
+    def submit(self, specs, preview=None):
+        futures = [Future() for _ in specs]
         for future, outcome in zip(futures, self.outcomes, strict=False):
             if isinstance(outcome, Exception):
                 future.set_exception(outcome)
@@ -51,10 +51,10 @@ class Engine:
         return futures
 
 
-class Told(list):
+class ComparisonObserver(list):
     """An observer: (unit, outcome) of each request."""
 
-    def ended(self, plan, outcome, seconds, pictures):
+    def ended(self, plan, outcome, seconds, results):
         self.append((plan.request.unit, outcome))
 
 
@@ -65,7 +65,7 @@ def engine():
 
 @pytest.fixture
 def told():
-    return Told()
+    return ComparisonObserver()
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def house(tiny, engine, told, monkeypatch):
         raise StoreUnavailable("the test is over")
 
     schedules = Schedules(open_catalog, model, 4)
-    planner = Planner(schedules, Live(lambda: None, schedules), model.macs, lambda *_: 0.25, Settings())
+    planner = Planner(schedules, ActiveExperiments(lambda: None, schedules), model.macs, lambda *_: 0.25, Settings())
     generation = Generation(planner, engine, Quotas(), [told])
     made = SimpleNamespace(generation=generation, schedules=schedules, model=model, size="8x8", settings=Settings)
     monkeypatch.setattr(v1.app.state, "house", made, raising=False)

@@ -20,9 +20,9 @@ from server import VERSION
 from server.access.keys import ANONYMOUS, Key
 from server.access.quota import Quotas
 from server.api import GenerateRequest
-from server.batching.image import Picture
+from server.batching.image_task import ImageResult
 from server.errors import Cancelled, ClientGone, DeadlineExceeded, GenerationFailed
-from server.experiments.active import Live
+from server.experiments.active import ActiveExperiments
 from server.requests.generation import Finished, Generation, Partial
 from server.requests.plan import Planner
 from server.requests.running import while_wanted
@@ -36,29 +36,29 @@ class Settings:
     max_images, request_seconds, default_tier, default_guidance = 3, 60.0, "reference", 3.0
 
 
-class Told(list):
+class ComparisonObserver(list):
     """An observer."""
 
-    def ended(self, plan, outcome, seconds, pictures):
-        self.append((plan.label, outcome, len(pictures)))
+    def ended(self, plan, outcome, seconds, results):
+        self.append((plan.label, outcome, len(results)))
 
 
 class Renderer:
     """Gives grey pictures, whose cost it makes up, unless it is told to keep them."""
 
     def __init__(self):
-        self.orders, self.futures, self.preview, self.keeps = [], [], None, False
+        self.specs, self.futures, self.preview, self.keeps = [], [], None, False
 
-    def submit(self, orders, preview=None):
-        self.orders, self.preview = orders, preview
-        self.futures = [Future() for _ in orders]
+    def submit(self, specs, preview=None):
+        self.specs, self.preview = specs, preview
+        self.futures = [Future() for _ in specs]
         if not self.keeps:
             self.finish()
         return self.futures
 
     def finish(self):
         for i, future in enumerate(self.futures, 1):
-            future.set_result(Picture(GREY, 10, Counter(full=4), 0.001 * i, 0.5))
+            future.set_result(ImageResult(GREY, 10, Counter(full=4), 0.001 * i, 0.5))
 
 
 @pytest.fixture
@@ -73,12 +73,12 @@ def model(tiny):
 
 @pytest.fixture
 def told():
-    return Told()
+    return ComparisonObserver()
 
 
 def made(model, renderer, told, open_catalog=lambda: None):
     schedules = Schedules(open_catalog, model, 4)
-    planner = Planner(schedules, Live(lambda: None, schedules), model.macs, lambda *_: 0.25, Settings())
+    planner = Planner(schedules, ActiveExperiments(lambda: None, schedules), model.macs, lambda *_: 0.25, Settings())
     return Generation(planner, renderer, Quotas(), [told])
 
 
@@ -122,8 +122,8 @@ def answer(generation, gone=never, **fields):
 
 def test_the_answer(generation, renderer):
     response = answer(generation, num_images=3, seed=5)
-    assert [order.seed for order in renderer.orders] == [5, 6, 7]
-    assert {(order.guidance, order.tier) for order in renderer.orders} == {(3.0, "reference")}
+    assert [spec.seed for spec in renderer.specs] == [5, 6, 7]
+    assert {(spec.guidance, spec.tier) for spec in renderer.specs} == {(3.0, "reference")}
     assert (response.macs, response.macs_per_image, response.queue_ms, response.denoise_ms) == (30, 10, 3.0, 500.0)
     assert response.predicted_ms == 250
     assert response.steps.model_dump() == {"full": 4, "partial": 0, "null": 0}
@@ -135,7 +135,7 @@ def test_the_answer(generation, renderer):
 
 def test_files_name_the_build(model, renderer):
     schedules = Schedules(lambda: None, model, 4)
-    planner = Planner(schedules, Live(lambda: None, schedules), model.macs, lambda *_: 0.25, Settings())
+    planner = Planner(schedules, ActiveExperiments(lambda: None, schedules), model.macs, lambda *_: 0.25, Settings())
     for commit, said in (("", f"flexiffusion-serve {VERSION}"), ("1a2b3c", f"flexiffusion-serve {VERSION} (1a2b3c)")):
         (image,) = answer(Generation(planner, renderer, Quotas(), commit=commit)).images
         assert Image.open(io.BytesIO(base64.b64decode(image))).text["software"] == said
@@ -143,7 +143,7 @@ def test_files_name_the_build(model, renderer):
 
 def test_a_seed_is_drawn_and_told(generation, renderer):
     response = answer(generation)
-    assert response.seed == renderer.orders[0].seed
+    assert response.seed == renderer.specs[0].seed
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def test_a_request_that_waits_for_the_registry_may_be_given_up(hanging, renderer
             await asyncio.wait_for(task, 30)
 
     asyncio.run(go())
-    assert (renderer.orders, len(hanging.running)) == ([], 0)
+    assert (renderer.specs, len(hanging.running)) == ([], 0)
     assert counted(outcome, metrics.CUSTOM) == before + 1
     assert line == {"asked": "12345678", "code": error.code}
 
@@ -218,8 +218,8 @@ def test_a_request_that_waits_for_the_registry_may_be_given_up(hanging, renderer
 def test_the_deadline_runs_from_the_arrival(generation):
     request = GenerateRequest(prompt="x", deadline_ms=2000)
     plan = asyncio.run(generation.planner.plan(request, "id-1", ANONYMOUS, arrived=100.0))
-    assert {order.deadline for order in plan.orders} == {102.0}
-    assert {order.request_id for order in plan.orders} == {"id-1"}
+    assert {spec.deadline for spec in plan.specs} == {102.0}
+    assert {spec.request_id for spec in plan.specs} == {"id-1"}
 
 
 def streamed(generation, renderer, act, previews=2, line=None, **fields):
@@ -242,14 +242,14 @@ def streamed(generation, renderer, act, previews=2, line=None, **fields):
 
 def test_a_stream_gives_previews_and_each_image_when_it_is_done(generation, renderer):
     def act(renderer):
-        renderer.preview(renderer.orders[1], 0, GREY)
-        renderer.futures[1].set_result(Picture(GREY, 10, Counter(full=4), 0.0, 0.5))
-        renderer.preview(renderer.orders[0], 0, GREY)
-        renderer.futures[0].set_result(Picture(GREY, 10, Counter(full=4), 0.0, 0.5))
+        renderer.preview(renderer.specs[1], 0, GREY)
+        renderer.futures[1].set_result(ImageResult(GREY, 10, Counter(full=4), 0.0, 0.5))
+        renderer.preview(renderer.specs[0], 0, GREY)
+        renderer.futures[0].set_result(ImageResult(GREY, 10, Counter(full=4), 0.0, 0.5))
 
     events = streamed(generation, renderer, act)
     assert [(type(event), event.image) for event in events] == [(Partial, 1), (Finished, 1), (Partial, 0), (Finished, 0)]
-    assert {order.previews for order in renderer.orders} == {2}
+    assert {spec.previews for spec in renderer.specs} == {2}
     assert Image.open(io.BytesIO(base64.b64decode(events[1].png))).text["seed"] == "8"
 
 
@@ -275,7 +275,7 @@ def test_a_stream_is_measured_and_its_log_line_says_what_it_took(generation, ren
         return [sum(bucket.get() for bucket in each._buckets) for each in (ratios, pngs)]
 
     def act(renderer):
-        renderer.preview(renderer.orders[0], 0, GREY)
+        renderer.preview(renderer.specs[0], 0, GREY)
         renderer.finish()
 
     (ratios, pngs), line = samples(), {}
@@ -290,7 +290,7 @@ def test_a_stream_is_measured_and_its_log_line_says_what_it_took(generation, ren
 
 def test_the_log_line_of_a_stream_that_fails_says_so(generation, renderer):
     def act(renderer):
-        renderer.futures[0].set_result(Picture(GREY, 10, Counter(full=4), 0.0, 0.5))
+        renderer.futures[0].set_result(ImageResult(GREY, 10, Counter(full=4), 0.0, 0.5))
         renderer.futures[1].set_exception(GenerationFailed("no"))
 
     line = {}

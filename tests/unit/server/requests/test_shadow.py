@@ -19,13 +19,13 @@ from server.access.keys import ANONYMOUS
 from server.access.quota import Quotas
 from server.api import GenerateRequest
 from server.batching.admission import Admission
-from server.batching.engine_thread import Dispatcher
+from server.batching.engine_thread import EngineThread
 from server.errors import GenerationFailed
-from server.experiments.active import Live
+from server.experiments.active import ActiveExperiments
 from server.requests import shadow
 from server.requests.generation import Generation
 from server.requests.plan import Planner
-from server.requests.shadow import Shadow
+from server.requests.shadow import ShadowTeacher
 from server.telemetry import metrics
 from server.tiers.active import REFERENCE, Schedules
 from server.tiers.watch import Watch
@@ -35,7 +35,7 @@ class Settings:
     max_images, request_seconds, default_tier, default_guidance = 4, 60.0, "fast", 2.0
 
 
-class Told(list):
+class ComparisonObserver(list):
     def compared(self, plan, compared):
         self.append((plan, compared))
 
@@ -59,7 +59,7 @@ def schedules(model):
 
 @pytest.fixture
 def dispatcher(model):
-    dispatcher = Dispatcher(model, Admission(60), 4)
+    dispatcher = EngineThread(model, Admission(60), 4)
     dispatcher.start()
     yield dispatcher
     dispatcher.close()
@@ -73,7 +73,7 @@ def served(model, schedules, dispatcher, watcher, *requests):
     """The answers; the shadow has finished too."""
 
     async def go():
-        planner = Planner(schedules, Live(lambda: None, schedules), model.macs, dispatcher.forecast, Settings())
+        planner = Planner(schedules, ActiveExperiments(lambda: None, schedules), model.macs, dispatcher.forecast, Settings())
         generation = Generation(planner, dispatcher, Quotas(), [watcher])
         answers = [await generation.answer(GenerateRequest(**each), "id", ANONYMOUS, never()) for each in requests]
         while watcher._tasks:
@@ -84,11 +84,11 @@ def served(model, schedules, dispatcher, watcher, *requests):
 
 
 def made(dispatcher, schedules, told, share=1.0, budget=None, features=None):
-    return Shadow(dispatcher, lambda: schedules.tier(REFERENCE), features, share, budget, [told])
+    return ShadowTeacher(dispatcher, lambda: schedules.tier(REFERENCE), features, share, budget, [told])
 
 
 def test_it_compares_with_the_teachers_image_of_the_same_noise(model, schedules, dispatcher):
-    told = Told()
+    told = ComparisonObserver()
     watcher = made(dispatcher, schedules, told)
     served(model, schedules, dispatcher, watcher, {"prompt": "a", "seed": 5, "num_images": 2})
     assert len(told) == 2
@@ -97,7 +97,7 @@ def test_it_compares_with_the_teachers_image_of_the_same_noise(model, schedules,
     expected = []
     for seed in (5, 6):
         images = [
-            model.decode(generate(model.anatomy, entry.program, model.noise(seed)[None], condition, negative, 2.0))[0]
+            model.decode(generate(model.network, entry.program, model.noise(seed)[None], condition, negative, 2.0))[0]
             for entry in (schedules.tier("fast"), schedules.tier(REFERENCE))
         ]
         expected.append(psnr(float(((images[0] - images[1]) ** 2).mean())))
@@ -105,7 +105,7 @@ def test_it_compares_with_the_teachers_image_of_the_same_noise(model, schedules,
 
 
 def test_the_teacher_is_not_held_against_itself_and_failures_not_at_all(model, schedules, dispatcher):
-    told = Told()
+    told = ComparisonObserver()
     watcher = made(dispatcher, schedules, told)
     served(model, schedules, dispatcher, watcher, {"prompt": "a", "tier": "reference"})
     with pytest.raises(GenerationFailed):
@@ -115,13 +115,13 @@ def test_the_teacher_is_not_held_against_itself_and_failures_not_at_all(model, s
 
 @pytest.mark.parametrize(("share", "expected"), [(0.0, 0), (1.0, 4)])
 def test_the_share_is_kept(model, schedules, dispatcher, share, expected):
-    told = Told()
+    told = ComparisonObserver()
     served(model, schedules, dispatcher, made(dispatcher, schedules, told, share), {"prompt": "a", "num_images": 4})
     assert len(told) == expected
 
 
 def test_the_budget_is_kept(model, schedules, dispatcher):
-    told, each = Told(), model.macs.of_program(schedules.tier(REFERENCE).program, 2)
+    told, each = ComparisonObserver(), model.macs.of_program(schedules.tier(REFERENCE).program, 2)
     watcher = made(dispatcher, schedules, told, budget=int(2.5 * each))
     served(model, schedules, dispatcher, watcher, {"prompt": "a", "num_images": 4})
     assert len(told) == 2
@@ -133,12 +133,12 @@ def test_what_waits_is_bounded(model, schedules, monkeypatch):
     class Busy:
         """An engine that never idles."""
 
-        def submit(self, orders, preview=None):
-            return [Future() for _ in orders]
+        def submit(self, specs, preview=None):
+            return [Future() for _ in specs]
 
     async def go():
-        planner = Planner(schedules, Live(lambda: None, schedules), model.macs, lambda *_: 0.0, Settings())
-        watcher = made(Busy(), schedules, Told())
+        planner = Planner(schedules, ActiveExperiments(lambda: None, schedules), model.macs, lambda *_: 0.0, Settings())
+        watcher = made(Busy(), schedules, ComparisonObserver())
         plan = await planner.plan(GenerateRequest(prompt="a", num_images=4), "id", ANONYMOUS)
         watcher.ended(plan, "ok", 0.1, dict.fromkeys(range(4)))
         assert len(watcher._tasks) == 2
@@ -153,14 +153,14 @@ def test_the_running_rfid_is_the_frechet_distance_of_the_newest(monkeypatch):
     monkeypatch.setattr(shadow, "EVERY", 2)
     dice = np.random.default_rng(0)
     ours, teachers = dice.normal(size=(6, 3)), dice.normal(size=(6, 3))
-    sample = shadow.Sample("d")
+    sample = shadow.FeatureWindow("d")
     seen = [sample.add(a, b) for a, b in zip(ours, teachers, strict=True)]
     assert [value is None for value in seen] == [True, True, True, False, True, False]
     assert seen[-1] == pytest.approx(frechet_distance(ours, teachers))
 
 
 def test_features_give_a_distance_and_metrics(model, schedules, dispatcher):
-    told = Told()
+    told = ComparisonObserver()
     watcher = made(dispatcher, schedules, told, features=lambda images: images.flatten(1).double().numpy())
     before = metrics.fidelity_psnr.labels("fast", "none")._sum.get()
     served(model, schedules, dispatcher, watcher, {"prompt": "a", "seed": 1})

@@ -13,7 +13,7 @@ from server_model import small_model
 
 from registry.schedule import Cost, Schedule, Segment
 from server.batching.accounting import balance
-from server.batching.image import Order
+from server.batching.image_task import ImageSpec
 from server.telemetry import metrics
 
 
@@ -105,10 +105,10 @@ def drift_of(tiny, rows: int, priced_rows: int | None, ran: dict[str, int], pric
         schedule = schedule.model_copy(
             update={"cost": Cost(macs=priced_rows * (one_row + price), rows=priced_rows, relative=0.5)}
         )
-    order = Order(model.compile(schedule), "a", "", 1.0 if rows == 1 else 2.0, 0, tier="books")
-    ticket = SimpleNamespace(order=order, macs=rows * one_row, steps=Counter(schedule.counts()) + Counter(ran))
+    spec = ImageSpec(model.compile(schedule), "a", "", 1.0 if rows == 1 else 2.0, 0, tier="books")
+    task = SimpleNamespace(spec=spec, macs=rows * one_row, steps=Counter(schedule.counts()) + Counter(ran))
     before = books()
-    balance(ticket)
+    balance(task)
     return {name: value - before[name] for name, value in books().items()}
 
 

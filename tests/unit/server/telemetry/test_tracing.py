@@ -29,7 +29,7 @@ TRACEPARENT = {"traceparent": f"00-{TRACE}-{CALLER}-01"}
 ENGINE = ThreadPoolExecutor(1)
 
 
-def engine(journey: tracing.Journey) -> None:
+def engine(journey: tracing.ImageTrace) -> None:
     """What the dispatcher does with an image, in a thread that knows nothing of the request."""
     now = monotonic()
     journey.add("queue", now - 4, now - 3)
@@ -51,7 +51,9 @@ async def broken(request: Request) -> JSONResponse:
     return JSONResponse({}, 500)
 
 
-APP = tracing.Traced(Starlette(routes=[Route("/generate", generate, methods=["POST"]), Route("/b", broken, methods=["POST"])]))
+APP = tracing.TracingMiddleware(
+    Starlette(routes=[Route("/generate", generate, methods=["POST"]), Route("/b", broken, methods=["POST"])])
+)
 CLIENT = TestClient(APP)
 
 
@@ -101,13 +103,13 @@ def test_times_of_the_monotonic_clock_become_times_of_day():
 
 def test_nothing_is_made_while_nobody_wants_spans():
     assert CLIENT.post("/generate", headers=TRACEPARENT).status_code == 200
-    assert tracing.journey() is tracing.UNTRACED
+    assert tracing.journey() is tracing.NO_TRACE
 
 
 def test_a_request_that_is_not_sampled_has_untraced_images():
     with traced(sampler=ALWAYS_OFF) as exporter:
         assert CLIENT.post("/generate").status_code == 200
-        assert tracing.journey() is tracing.UNTRACED
+        assert tracing.journey() is tracing.NO_TRACE
     assert not exporter.get_finished_spans()
 
 
@@ -139,7 +141,7 @@ def test_tracing_stays_off(variables, monkeypatch):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     tracing.configure()
-    assert tracing.journey() is tracing.UNTRACED
+    assert tracing.journey() is tracing.NO_TRACE
     assert CLIENT.post("/generate").status_code == 200
 
 

@@ -13,7 +13,7 @@ from registry.experiments.catalog import Experiments
 from registry.writer import Writer
 from server.experiments import events
 from server.experiments.analysis import archive
-from server.experiments.events import Rating
+from server.experiments.events import RatingEvent
 
 NAME = experiment().name
 PLACE = f"m/{events.stream(NAME)}"
@@ -66,7 +66,7 @@ def test_it_begins_at_the_day_of_the_first_start(site):
     for request, day in enumerate(("2028-06-01", "2029-12-30", "2029-12-31", "2030-01-01", "2030-01-05", "2031-01-01")):
         site.keep(f"{PLACE}/{day}", request)
         for place in (events.FEEDBACK, events.FIDELITY):
-            rating = Rating(time=START, request_id=f"{place}{request}", rating=1)
+            rating = RatingEvent(time=START, request_id=f"{place}{request}", rating=1)
             site.store.create(f"m/{place}/{day}/box-00000001.jsonl", events.write([rating]))
     assert site.stored() == sorted(f"{kind}{request}" for kind in ("r", "feedback", "fidelity") for request in range(2, 6))
     assert len(site.store.read) == 12, "what is older is not even read"

@@ -19,7 +19,7 @@ from server.experiments import events
 from server.experiments.analysis import judge, report, statistics
 from server.experiments.analysis.comparison import compare
 from server.experiments.analysis.summary import ArmSummary, summarise
-from server.experiments.events import Event, Fidelity, Outcome, Rating
+from server.experiments.events import Event, FidelityEvent, OutcomeEvent, RatingEvent
 
 LATER = START + timedelta(days=1)
 AFTER_ALL = START + timedelta(days=365)
@@ -48,8 +48,8 @@ def verdict(one: Experiment, found: list[Event], now: Any = LATER) -> judge.Verd
 def test_events_come_back_as_written() -> None:
     found: list[Event] = [
         *made(3),
-        Rating(time=START, request_id="r1", rating=1),
-        Fidelity(time=START, request_id="r2", psnr=31),
+        RatingEvent(time=START, request_id="r1", rating=1),
+        FidelityEvent(time=START, request_id="r2", psnr=31),
     ]
     found.append(outcome(99, "control", 1, enrolment="bypass", experiment=None, version=None, arm=None, unit=None))
     data = events.write(found)
@@ -78,8 +78,8 @@ def test_a_summary_counts_by_unit_and_only_this_version() -> None:
         outcome(7, "cheaper", 6, experiment="other"),
     ]  # fmt: skip
     later: list[Event] = [
-        Rating(time=LATER, request_id="r1", rating=1), Rating(time=START, request_id="r1", rating=0),
-        Fidelity(time=START, request_id="r5", psnr=30), Rating(time=START, request_id="nobody's", rating=0),
+        RatingEvent(time=LATER, request_id="r1", rating=1), RatingEvent(time=START, request_id="r1", rating=0),
+        FidelityEvent(time=START, request_id="r5", psnr=30), RatingEvent(time=START, request_id="nobody's", rating=0),
     ]  # fmt: skip
     control, cheaper = summarise(experiment(), found + later)
     assert (control.units, control.requests, control.fallbacks) == (3, 4, 0)
@@ -100,7 +100,7 @@ def test_requests_with_the_same_id_are_counted_apart() -> None:
     """A retry hides no failure, and a client that always sends the same id is more than one request."""
     found: list[Event] = [outcome(1, "control", 1, outcome="engine_failed"), outcome(1, "control", 1)]
     found += [outcome(i, "cheaper", i, request_id="same") for i in range(2, 7)]
-    found += [Rating(time=LATER, request_id="r1", rating=1), Rating(time=LATER, request_id="same", rating=1)]
+    found += [RatingEvent(time=LATER, request_id="r1", rating=1), RatingEvent(time=LATER, request_id="same", rating=1)]
     control, cheaper = summarise(experiment(), found)
     assert (control.requests, float(control.moments["errors"].n), float(control.moments["errors"].s)) == (2, 2, 1)
     assert float(control.moments["rating"].n) == 1
@@ -111,7 +111,7 @@ def test_requests_with_the_same_id_are_counted_apart() -> None:
 def test_each_image_that_was_compared_is_an_observation_of_its_unit() -> None:
     found: list[Event] = [outcome(1, "control", 1, unet_rows=3), outcome(2, "control", 2)]
     found += [
-        Fidelity(time=START, request_id=request, psnr=psnr)
+        FidelityEvent(time=START, request_id=request, psnr=psnr)
         for request, psnr in (("r1", 30), ("r1", 30), ("r1", 36), ("r2", 20))
     ]
     control, _ = summarise(experiment(), found)
@@ -122,8 +122,8 @@ def test_a_summary_does_not_depend_on_the_order_of_events() -> None:
     found = made(50, cv=1.0)
     ids = [each.request_id for each in found]
     dice = np.random.default_rng(1)
-    found += [Rating(time=LATER, request_id=each, rating=value) for each in ids[:40] for value in dice.random(2)]
-    found += [Fidelity(time=LATER, request_id=each, psnr=value) for each in ids[:40] for value in dice.normal(30, 5, 3)]
+    found += [RatingEvent(time=LATER, request_id=each, rating=value) for each in ids[:40] for value in dice.random(2)]
+    found += [FidelityEvent(time=LATER, request_id=each, psnr=value) for each in ids[:40] for value in dice.normal(30, 5, 3)]
     shuffled = [found[i] for i in dice.permutation(len(found))]
     assert summarise(experiment(), shuffled) == summarise(experiment(), found)
 
@@ -131,7 +131,9 @@ def test_a_summary_does_not_depend_on_the_order_of_events() -> None:
 def test_fidelity_has_its_distance_by_unit_and_the_newest_rfid() -> None:
     found: list[Event] = [outcome(1, "control", 1), outcome(2, "cheaper", 2)]
     told = [
-        Fidelity(time=START + timedelta(seconds=i), request_id=f"r{2 - i % 2}", psnr=30, feature_distance=0.1 * i, rfid=rfid)
+        FidelityEvent(
+            time=START + timedelta(seconds=i), request_id=f"r{2 - i % 2}", psnr=30, feature_distance=0.1 * i, rfid=rfid
+        )
         for i, rfid in enumerate((0.5, 0.7, None, 0.8, 0.4))
     ]
     for order in (told, told[::-1]):
@@ -171,7 +173,9 @@ def test_too_few_units_conclude_nothing() -> None:
 
 
 def test_a_sample_ratio_mismatch_blocks_even_a_clear_gain() -> None:
-    lost = [each for each in made(400, faster=0.5) if not (isinstance(each, Outcome) and int(each.unit or "0", 16) % 6 == 1)]
+    lost = [
+        each for each in made(400, faster=0.5) if not (isinstance(each, OutcomeEvent) and int(each.unit or "0", 16) % 6 == 1)
+    ]
     found = verdict(experiment(), lost)
     assert (found.outcome, found.arm) == ("sample_ratio_mismatch", None)
     assert verdict(experiment(arms=[DECLARATION["arms"][0] | {"weight": 3}, DECLARATION["arms"][1] | {"weight": 2}]),

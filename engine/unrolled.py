@@ -56,7 +56,7 @@ class DecoderItem(Protocol):
         """Run the item."""
 
 
-class Anatomy:
+class UnrolledUNet:
     """The unrolled UNet. `branches` is the number of items on each side, and so the largest branch."""
 
     def __init__(self, unet: UNet) -> None:

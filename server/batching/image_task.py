@@ -14,13 +14,13 @@ from torch import Tensor
 
 from engine.macs import StepMacs
 from engine.program import Need, Program
-from engine.waves import Row
+from engine.waves import DenoisingTask
 from server.telemetry.metrics import CUSTOM, NO_ARM
-from server.telemetry.tracing import UNTRACED, Journey
+from server.telemetry.tracing import NO_TRACE, ImageTrace
 
 
 @dataclass(frozen=True)
-class Order:
+class ImageSpec:
     """Everything that decides the image's pixels, and under which names its work is counted and admitted.
 
     `key_seconds` bounds the predicted seconds of work that its API key may have in the queue. `previews`: how many pictures
@@ -48,12 +48,12 @@ class Order:
         return 1 if self.guidance == 1 else 2
 
 
-Preview = Callable[[Order, int, Tensor], None]
+Preview = Callable[[ImageSpec, int, Tensor], None]
 """Told the order, which preview of its image it is (0-based), and the pixels (3, height, width)."""
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImageResult:
     """A finished image and what it took. pixels (3, height, width), float in [0, 1]; times in seconds."""
 
     pixels: Tensor
@@ -64,14 +64,14 @@ class Picture:
 
 
 @dataclass(eq=False)
-class Ticket:
+class ImageTask:
     """An order in the dispatcher's hands. Times are of a monotonic clock, in seconds.
 
     `macs_before[p]` are the MACs of the steps before position p; its last entry is the whole image's. The future is a
     `concurrent.futures.Future`, because it may be cancelled in one thread and resolved in another.
     """
 
-    order: Order
+    spec: ImageSpec
     queued: float
     macs_before: Sequence[int]
     preview: Preview | None = None
@@ -79,26 +79,26 @@ class Ticket:
     denoised: float = 0.0
     settled: int = 0  # MACs that admission counts no longer
     steps: Counter[str] = field(default_factory=Counter)
-    row: Row | None = None
-    journey: Journey = UNTRACED
+    row: DenoisingTask | None = None
+    journey: ImageTrace = NO_TRACE
     left: bool = False  # the dispatcher is done with it
     waits: int = 0  # a policy asks, and a ticket that is not in the engine yet lets no wave go by
-    future: Future[Picture] = field(default_factory=Future)
+    future: Future[ImageResult] = field(default_factory=Future)
 
     @property
     def tier(self) -> str:
         """Whose share of the MACs it takes."""
-        return self.order.tier
+        return self.spec.tier
 
     @property
     def deadline(self) -> float:
         """When the picture must be there."""
-        return self.order.deadline
+        return self.spec.deadline
 
     @property
     def unet_rows(self) -> int:
         """Of each step."""
-        return self.order.unet_rows
+        return self.spec.unet_rows
 
     @property
     def need(self) -> Need:
@@ -108,12 +108,12 @@ class Ticket:
     @cached_property
     def ahead(self) -> list[Need]:
         """Of all steps, before the first."""
-        return [step.need for step in self.order.program.steps]
+        return [step.need for step in self.spec.program.steps]
 
     @cached_property
     def preview_at(self) -> dict[int, int]:
         """{position: preview}: evenly spread, none at the end, and no more of them than there are steps between."""
-        steps, wanted = len(self.order.program.steps), self.order.previews
+        steps, wanted = len(self.spec.program.steps), self.spec.previews
         places = dict.fromkeys(steps * (i + 1) // (wanted + 1) for i in range(wanted))
         return {position: i for i, position in enumerate(p for p in places if 0 < p < steps)}
 
@@ -160,7 +160,7 @@ class Ticket:
         return self.macs_before[position] - self.macs_before[position - 1], null
 
 
-def macs_before(order: Order, step_macs: StepMacs) -> list[int]:
+def macs_before(spec: ImageSpec, step_macs: StepMacs) -> list[int]:
     """For each position, the MACs of the steps before it, guidance rows included."""
-    steps = (order.unet_rows * step_macs.of(step.kind, step.branch) for step in order.program.steps)
+    steps = (spec.unet_rows * step_macs.of(step.kind, step.branch) for step in spec.program.steps)
     return list(accumulate(steps, initial=0))

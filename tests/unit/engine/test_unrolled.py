@@ -11,9 +11,9 @@ from diffusers import UNet2DConditionModel, UNet2DModel
 from model_folders import PLAIN
 from torch import Tensor
 
-from engine.anatomy import Anatomy, UNet
 from engine.condition import Condition
 from engine.models import Model
+from engine.unrolled import UNet, UnrolledUNet
 from registry.errors import InvalidInput, Unsupported
 
 CROSS: dict[str, dict[str, Any]] = {
@@ -106,14 +106,14 @@ def diffusers_names(condition: Condition) -> dict[str, Any]:
 def check_every_branch(unet: UNet, height: int, width: int) -> None:
     """The two properties: full ≡ unet(…), and a partial step from a fresh cache ≡ full, at every branch."""
     sample, timesteps, condition = inputs(unet, height, width)
-    anatomy = Anatomy(unet)
+    network = UnrolledUNet(unet)
     with torch.no_grad():
         want = unet(sample, timesteps, **diffusers_names(condition)).sample
-        full, kept = anatomy.full(sample, timesteps, condition, keep=range(1, anatomy.branches + 1))
+        full, kept = network.full(sample, timesteps, condition, keep=range(1, network.branches + 1))
         torch.testing.assert_close(full, want, rtol=0, atol=1e-5)
-        assert sorted(kept) == list(range(1, anatomy.branches + 1))
+        assert sorted(kept) == list(range(1, network.branches + 1))
         for branch, feature in kept.items():
-            partial = anatomy.partial(sample, timesteps, condition, branch, feature)
+            partial = network.partial(sample, timesteps, condition, branch, feature)
             assert (partial - full).abs().max() <= 1e-5, branch
 
 
@@ -138,31 +138,31 @@ def test_odd_sizes_come_back_to_themselves(tiny_config: Mapping[str, Any], size:
 
 @pytest.mark.parametrize("size", [(16, 16), (17, 15)])
 def test_fresh_partial_is_full_is_diffusers_on_the_bundled_model(model: Model, size: tuple[int, int]) -> None:
-    check_every_branch(model.anatomy.unet, *size)
+    check_every_branch(model.network.unet, *size)
 
 
 def test_a_stale_cache_is_noticed_at_every_branch(tiny: UNet2DConditionModel) -> None:
     """Or the tests above could not fail. The last branch too: its feature is the middle's, of another timestep."""
     sample, timesteps, condition = inputs(tiny, 8, 8)
-    anatomy = Anatomy(tiny)
-    _, stale = anatomy.full(2 * sample, timesteps.flip(0), condition, keep=range(1, anatomy.branches + 1))
-    full, _ = anatomy.full(sample, timesteps, condition)
+    network = UnrolledUNet(tiny)
+    _, stale = network.full(2 * sample, timesteps.flip(0), condition, keep=range(1, network.branches + 1))
+    full, _ = network.full(sample, timesteps, condition)
     for branch, feature in stale.items():
-        partial = anatomy.partial(sample, timesteps, condition, branch, feature)
+        partial = network.partial(sample, timesteps, condition, branch, feature)
         assert (partial - full).abs().max() > 1e-3, branch
 
 
 def test_rows_do_not_see_each_other(tiny: UNet2DConditionModel) -> None:
     sample, timesteps, condition = inputs(tiny, 8, 8)
-    anatomy = Anatomy(tiny)
-    together, _ = anatomy.full(sample, timesteps, condition)
+    network = UnrolledUNet(tiny)
+    together, _ = network.full(sample, timesteps, condition)
     for i in range(len(sample)):
-        alone, _ = anatomy.full(sample[i : i + 1], timesteps[i : i + 1], condition[i : i + 1])
+        alone, _ = network.full(sample[i : i + 1], timesteps[i : i + 1], condition[i : i + 1])
         torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=1e-5)
 
 
 def test_only_asked_features_are_kept(tiny: UNet2DConditionModel) -> None:
-    _, kept = Anatomy(tiny).full(*inputs(tiny, 8, 8), keep={0, 2})
+    _, kept = UnrolledUNet(tiny).full(*inputs(tiny, 8, 8), keep={0, 2})
     assert list(kept) == [2]
 
 
@@ -171,10 +171,10 @@ def test_latents_stay_float32_whatever_the_unet_computes_in(tiny_config: Mapping
     unet = UNet2DConditionModel(**tiny_config).eval()
     sample, timesteps, condition = inputs(unet, 8, 8)
     with torch.no_grad():
-        want, _ = Anatomy(unet).full(sample, timesteps, condition)
-        anatomy = Anatomy(unet.to(torch.bfloat16))
-        got, kept = anatomy.full(sample, timesteps, condition, keep={2})
-        partial = anatomy.partial(sample, timesteps, condition, 2, kept[2])
+        want, _ = UnrolledUNet(unet).full(sample, timesteps, condition)
+        network = UnrolledUNet(unet.to(torch.bfloat16))
+        got, kept = network.full(sample, timesteps, condition, keep={2})
+        partial = network.partial(sample, timesteps, condition, 2, kept[2])
     assert got.dtype == partial.dtype == torch.float32
     torch.testing.assert_close(got, want, rtol=0, atol=0.05)
     torch.testing.assert_close(partial, got, rtol=0, atol=1e-5)
@@ -183,7 +183,7 @@ def test_latents_stay_float32_whatever_the_unet_computes_in(tiny_config: Mapping
 @pytest.mark.parametrize("branch", [-1, 0, 5])
 def test_a_branch_that_is_not_there_is_refused(tiny: UNet2DConditionModel, branch: int) -> None:
     with pytest.raises(InvalidInput, match="between 1 and 4") as caught:
-        Anatomy(tiny).partial(*inputs(tiny, 8, 8), branch, torch.empty(0))
+        UnrolledUNet(tiny).partial(*inputs(tiny, 8, 8), branch, torch.empty(0))
     assert caught.value.param == "branch"
 
 
@@ -205,5 +205,5 @@ def test_what_cannot_be_unrolled_is_named(tiny_config: Mapping[str, Any], change
     extra = {"addition_embed_type_num_heads": 2} if "addition_embed_type" in changes else {}
     unet = UNet2DConditionModel(**{**tiny_config, **changes, **extra})
     with pytest.raises(Unsupported) as caught:
-        Anatomy(unet)
+        UnrolledUNet(unet)
     assert caught.value.param == field
