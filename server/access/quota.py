@@ -11,6 +11,7 @@ from server.access.keys import Key
 from server.errors import QuotaExceeded
 
 MINUTE = 60.0  # seconds
+ROUNDING = 1e-6  # seconds: who waits exactly as told must not come a rounding error too early
 
 
 class Quotas:
@@ -39,7 +40,7 @@ class Quotas:
         with self._lock:
             now = self._clock()
             full_at = max(now, self._full_at.get(key.name, now)) + MINUTE * macs / limit
-            if (wait := full_at - now - MINUTE) > 0:
+            if (wait := full_at - now - MINUTE) > ROUNDING:
                 raise QuotaExceeded(f"the key {key.name} may use {limit:,} MACs in a minute", retry_after=wait)
             self._full_at[key.name] = full_at
 
