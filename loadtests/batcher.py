@@ -72,14 +72,11 @@ class Batcher:
         return torch.stack([latents[i] for i in range(len(requests))])
 
     def _together(self, requests: list[BatchedRequest]) -> Tensor:
-        waves = Waves(self._model.network, self._slots, FCFS(MAX_ROWS))
+        waves = Waves[DenoisingTask](self._model.network, self._slots, FCFS(MAX_ROWS))
         conditions = self._model.encode([request.prompt for request in requests])
-        rows = [
-            DenoisingTask(self._programs[request.tier], self._model.noise(request.seed), conditions[i : i + 1])
-            for i, request in enumerate(requests)
-        ]
-        for row in rows:
-            waves.add(row)
+        tasks = [DenoisingTask(self._programs[request.tier]) for request in requests]
+        for i, (request, task) in enumerate(zip(requests, tasks, strict=True)):
+            waves.add(task, self._model.noise(request.seed), conditions[i : i + 1])
         while waves.launch():  # each behind the one before it: the decoding waits for all
             pass
-        return torch.stack([row.latent for row in rows if row.latent is not None])
+        return torch.stack([task.latent for task in tasks if task.latent is not None])

@@ -17,7 +17,7 @@ def wait_until_idle(address: str, patience: float = 60.0) -> None:
     """Until nothing is in the engine: the rows of the last hang-up are dropped at its next turn."""
     give_up = time.monotonic() + patience
     while time.monotonic() < give_up:
-        if sum(values(address, "flexi_inflight_rows") + values(address, "flexi_queue_rows")) == 0:
+        if sum(values(address, "flexi_inflight_images") + values(address, "flexi_queue_images")) == 0:
             return
         time.sleep(0.2)
     raise RuntimeError(f"rows are in the engine {patience:.0f} s after the last client left")

@@ -9,10 +9,12 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, m
 from registry.document import misfit
 from registry.schedule import Fidelity, Schedule
 
-MAX_SEED = 2**63 - 64  # the last of FLEXI_MAX_IMAGES images, 64 at most, still has a seed of 63 bits
+MAX_IMAGES = 64  # in one request, whatever FLEXI_MAX_IMAGES says
+MAX_SEED = 2**63 - MAX_IMAGES  # the last image of a request still has a seed of 63 bits
 MAX_DEADLINE = 24 * 3600 * 1000  # milliseconds
 AUTO = "auto"  # the tier that the server chooses itself
 REF = r"^([0-9]{1,7}|[0-9a-f]{8,64})$"  # never a tier's name: those mean something else tomorrow
+REQUEST_ID = r"^[A-Za-z0-9._-]{1,64}$"
 CLIENTS = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, hide_input_in_errors=True)
 GIVEN: dict[str, JsonValue] = {"not": {"type": "null"}}
 
@@ -135,9 +137,9 @@ class ScheduleView(BaseModel):
 class Feedback(BaseModel):
     """What a client thinks of a finished request."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, hide_input_in_errors=True)
+    model_config = CLIENTS
 
-    request_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$", description="Of the answer.")]
+    request_id: Annotated[str, Field(pattern=REQUEST_ID, description="Of the answer.")]
     rating: Annotated[float, Field(ge=0, le=1, description="From 0 (bad) to 1 (good).")]
 
 

@@ -13,6 +13,7 @@ from registry.document import Name, misfit
 from registry.errors import InvalidInput
 from registry.signing import TrustedKeys
 from registry.stores.urls import refuse_secrets
+from server.api import MAX_IMAGES
 
 PREFIX = "FLEXI_"
 
@@ -64,7 +65,7 @@ class Settings(BaseSettings):
     features: Annotated[
         Path | None, Field(description="CLIP folder or Inception file for the distance to the teacher's images.")
     ] = None
-    max_images: Annotated[int, Field(ge=1, le=64, description="Images in one request.")] = 4
+    max_images: Annotated[int, Field(ge=1, le=MAX_IMAGES, description="Images in one request.")] = 4
     request_seconds: Annotated[
         float, Field(gt=0, le=280, description="Longest time a request may take, whatever its deadline_ms.")
     ] = 240.0

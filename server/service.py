@@ -52,13 +52,13 @@ class Generate(GenerateRequest):
     metrics={"enabled": False},  # theirs are labelled with the paths of requests, so that anybody can make them grow
     logging={"access": {"enabled": False}},  # the edge writes one line per request
 )
-@bentoml.asgi_app(v1.app, path="/")
+@bentoml.asgi_app(v1.routes, path="/")
 class Flexiffusion:
     """Text to image at a chosen cost: clients name a tier, operators decide which schedule it means."""
 
     def __init__(self) -> None:
         configure()
-        self._house: App | None = None
+        self._app: App | None = None
 
     @bentoml.on_startup
     async def open(self) -> None:
@@ -72,43 +72,42 @@ class Flexiffusion:
     async def close(self) -> None:
         """Stop the engine."""
         self._opening.cancel()
-        if self._house:
-            await self._house.close()
+        if self._app:
+            await self._app.close()
         await asyncio.to_thread(tracing.use, None)
 
     @bentoml.api(input_spec=Generate, output_spec=GenerateResponse)
     async def generate(self, ctx: bentoml.Context, **fields: Any) -> Any:
         """Generate images from a prompt."""
-        state = ctx.request.state
         try:
-            if self._house is None:
+            if self._app is None:
                 raise NotReady("the model is loading")
             unit = unit_of(fields.get("unit"), ctx.request.headers)
             request = Generate.model_construct(**fields | {"unit": unit})  # BentoML has validated them
             gone = disconnected(ctx.request)
-            return await self._house.generation.answer(request, state.request_id, state.key, gone, state.log)
+            return await self._app.generation.answer(request, ctx.request.state.context, gone)
         except FlexiError as error:
             ctx.response.status_code = error.status  # BentoML puts this one over the response's own
             return problem(error)
 
     async def __is_ready__(self) -> bool:
         """For /readyz."""
-        return self._house is not None and self._house.dispatcher.alive and not drain.stopping
+        return self._app is not None and self._app.engine_thread.alive and not drain.stopping
 
     async def __is_alive__(self) -> bool:
         """For /livez: a server that failed to start or lost its engine asks to be restarted."""
-        return self._house.dispatcher.alive if self._house else not self._opening.done()
+        return self._app.engine_thread.alive if self._app else not self._opening.done()
 
     async def _open(self) -> None:
         try:
-            self._house = await open_app(settings)
+            self._app = await open_app(settings)
         except Exception:
             log.exception("the server cannot start")
             return
-        v1.app.state.house = self._house
-        log.info("ready", extra={"fields": {"tiers": [entry.tier for entry in self._house.schedules.tiers()]}})
+        v1.routes.state.app = self._app
+        log.info("ready", extra={"fields": {"tiers": [entry.tier for entry in self._app.schedules.tiers()]}})
         metrics.engine_up.set(1)
-        while self._house.dispatcher.alive:
+        while self._app.engine_thread.alive:
             await asyncio.sleep(1)
         metrics.engine_up.set(0)
         log.error("the engine is lost: this process ends, so that another one takes its place")
@@ -120,18 +119,18 @@ service.add_asgi_middleware(tracing.TracingMiddleware)
 service.add_asgi_middleware(Edge, drain=drain, keys=keys)
 
 
-@v1.app.head("/docs.json", include_in_schema=False)
-@v1.app.get("/docs.json", summary="This document", responses=documents.errors(*documents.COMMON))
+@v1.routes.head("/docs.json", include_in_schema=False)
+@v1.routes.get("/docs.json", summary="This document", responses=documents.errors(*documents.COMMON))
 async def docs() -> dict[str, Any]:
     """The OpenAPI document, instead of BentoML's own: this route comes before it."""
     narrowed: dict[str, dict[str, Any]] = {"n": {"maximum": settings.max_images}}
-    if house := getattr(v1.app.state, "house", None):
-        narrowed |= {"model": {"const": house.model.ref.name}, "size": {"enum": ["auto", house.size]}}
-    return documents.document(v1.app, Generate, narrowed, needs_key=keys is not None)
+    if app := getattr(v1.routes.state, "app", None):
+        narrowed |= {"model": {"const": app.model.ref.name}, "size": {"enum": ["auto", app.size]}}
+    return documents.document(v1.routes, Generate, narrowed, needs_key=keys is not None)
 
 
-@v1.app.head("/", include_in_schema=False)
-@v1.app.get("/", include_in_schema=False)
+@v1.routes.head("/", include_in_schema=False)
+@v1.routes.get("/", include_in_schema=False)
 async def index() -> RedirectResponse:
     """Instead of BentoML's page, which loads scripts from elsewhere."""
     return RedirectResponse("/docs.json")

@@ -198,10 +198,10 @@ def _ours(given: Subject, program: Program, rows: int) -> Callable[[], Tensor]:
 
 
 def _in_waves(given: Subject, network: UnrolledUNet, program: Program, rows: int) -> None:
-    waves = Waves(network, given.slots(rows), Balanced(max_unet_rows=rows))
+    waves = Waves[DenoisingTask](network, given.slots(rows), Balanced(max_unet_rows=rows))
     noise, condition = given.noise(rows), given.condition(rows)
     for i in range(rows):
-        waves.add(DenoisingTask(program, noise[i], condition[i : i + 1]))
+        waves.add(DenoisingTask(program), noise[i], condition[i : i + 1])
     while waves.tick():
         pass
 

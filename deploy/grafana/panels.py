@@ -128,8 +128,8 @@ ROWS = [
                 "Sums over all workers.",
                 "none",
                 {
-                    "waiting {{instance}}": "sum by (instance) (flexi_queue_rows{FILTER})",
-                    "in flight {{instance}}": "sum by (instance) (flexi_inflight_rows{FILTER})",
+                    "waiting {{instance}}": "sum by (instance) (flexi_queue_images{FILTER})",
+                    "in flight {{instance}}": "sum by (instance) (flexi_inflight_images{FILTER})",
                 },
             ),
             Panel(

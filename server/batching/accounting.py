@@ -10,23 +10,23 @@ from server.batching.image_task import ImageTask
 from server.telemetry import metrics
 
 
-def spend(need: Need, tasks: Collection[ImageTask]) -> list[int]:
-    """Count the steps and MACs of a launched wave: they are spent whatever becomes of it. Returns each ticket's MACs."""
-    spent, steps, each = Counter[tuple[str, str]](), Counter[tuple[str, str]](), list[int]()
+def count_wave(need: Need, tasks: Collection[ImageTask]) -> list[int]:
+    """Count the steps and MACs of a launched wave: they are spent whatever becomes of it. Returns each task's MACs."""
+    macs_by_label, steps_by_label, task_macs = Counter[tuple[str, str]](), Counter[tuple[str, str]](), list[int]()
     for task in tasks:
         macs, null = task.ran(need)
-        each.append(macs)
-        spent[task.spec.tier, task.spec.arm] += macs
-        steps[need.kind, task.spec.tier] += 1
-        steps["null", task.spec.tier] += null
-    for (tier, arm), macs in spent.items():
+        task_macs.append(macs)
+        macs_by_label[task.spec.tier, task.spec.arm] += macs
+        steps_by_label[need.kind, task.spec.tier] += 1
+        steps_by_label["null", task.spec.tier] += null
+    for (tier, arm), macs in macs_by_label.items():
         metrics.macs_total.labels(tier, arm, need.kind).inc(macs)
-    for labels, count in steps.items():
-        metrics.steps_total.labels(*labels).inc(count)
-    return each
+    for labels, steps in steps_by_label.items():
+        metrics.steps_total.labels(*labels).inc(steps)
+    return task_macs
 
 
-def balance(task: ImageTask) -> None:
+def count_image(task: ImageTask) -> None:
     """Count steps and MACs twice: as the waves ran them, and as the schedule's document says.
 
     A document without a cost (the teacher made up at start, say) is held to nothing: its MACs count as they ran.

@@ -7,8 +7,7 @@ from collections import Counter
 from math import inf
 
 from registry.errors import Overloaded
-
-WEIGHT = 0.1  # of the newest wave in the moving average
+from server.batching.moving_average import MovingAverage
 
 
 class Admission:
@@ -22,14 +21,18 @@ class Admission:
         """`pace` is a first guess in seconds per MAC; at 0 nothing is refused before the first measurement."""
         self.max_seconds = max_seconds
         self.max_key_seconds = max_key_seconds
-        self.seconds_per_mac = pace
+        self._pace = MovingAverage(pace)
         self._macs: Counter[str] = Counter()  # by key
         self._lock = threading.Lock()
 
     def measured(self, macs: int, seconds: float) -> None:
         """Learn from a wave that ran."""
-        pace, known = seconds / macs, self.seconds_per_mac
-        self.seconds_per_mac = pace if not known else known + WEIGHT * (pace - known)
+        self._pace.add(seconds / macs)
+
+    @property
+    def seconds_per_mac(self) -> float:
+        """The measured pace; 0 where nothing is known of it."""
+        return self._pace.value
 
     def enter(self, key: str, macs: int, key_seconds: float | None = None) -> None:
         """Accept so much work, or raise `Overloaded`. `key_seconds` is the key's own bound, where it has one."""

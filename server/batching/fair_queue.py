@@ -1,71 +1,100 @@
-"""Who of those that wait comes in when there is room: deadlines that can be met, on credit, else the tier that had least."""
+"""Tasks that wait for the engine: clients' in front, and behind them work that may run only while the engine would idle."""
 
 from __future__ import annotations
 
+import threading
+from collections import Counter, deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from contextlib import suppress
+from time import monotonic
 
-from engine.policy import Balanced, Candidate
+from server.batching.image_task import ImageTask
+from server.batching.shares import TierShares
+from server.errors import NotReady
 
-MARGIN = 4.0  # times its own steps: when a deadline counts as near, seen from outside. 2 missed more in simulation, 8 no fewer
 
+class FairQueue:
+    """Any thread may put, the engine's thread takes; tiers share the MACs that it takes."""
 
-class Waiting(Candidate, Protocol):
-    """A row that is not in flight yet, of some tier."""
+    def __init__(self, shares: TierShares) -> None:
+        self._shares = shares
+        self._clients: deque[ImageTask] = deque()
+        self._idle: deque[ImageTask] = deque()
+        self._changed = threading.Condition()  # guards both and `_open`
+        self._open = True
+
+    def __len__(self) -> int:
+        """How many images clients wait for."""
+        return len(self._clients)
 
     @property
-    def tier(self) -> str:
-        """The tier among which MACs are shared."""
+    def is_open(self) -> bool:
+        """Whether `put` takes anything."""
+        return self._open
 
+    def put(self, tasks: Sequence[ImageTask]) -> None:
+        """Raises `NotReady` when the queue is closed. Idle tasks wait apart."""
+        with self._changed:
+            if not self._open:
+                raise NotReady("the server is stopping")
+            for task in tasks:
+                self._line_of(task).append(task)
+            self._changed.notify()
 
-W = TypeVar("W", bound=Waiting)
+    def put_back(self, tasks: Sequence[ImageTask]) -> None:
+        """Idle tasks that had to leave the engine: they are the next idle ones again."""
+        with self._changed:
+            self._idle.extendleft(tasks)
 
+    def wait(self) -> None:
+        """Sleep until there is a task or the queue is closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._clients or self._idle or not self._open)
 
-@dataclass
-class FairQueue:
-    """Shares MACs between the tiers that have rows waiting: a flood of one tier delays its own rows, not the other tiers'.
+    def take(self, room: int, limit: int) -> list[ImageTask]:
+        """At most `limit` clients' tasks whose UNet rows fit into `room` slots together."""
+        tasks = list[ImageTask]()
+        with self._changed:
+            while self._clients and len(tasks) < limit:
+                choice = self._shares.next(self._clients, monotonic())
+                if choice.task.unet_rows > room:
+                    break
+                self._clients.remove(choice.task)
+                self._shares.charge(choice, choice.task.remaining_macs)
+                tasks.append(choice.task)
+                room -= choice.task.unet_rows
+        return tasks
 
-    Each tier's account is charged the MACs of what it sends in. A tier that was away starts again at the smallest account of
-    those present, so nobody saves up (start-time fair queuing, Goyal et al., SIGCOMM 1996). A deadline goes first on credit:
-    while its tier's account is no more than an image, of the dearest tier present, above the smallest. Within its tier it
-    overtakes every other time, else deadlines would keep out who has none.
-    """
+    def take_idle(self) -> list[ImageTask]:
+        """One idle task, if no client waits."""
+        with self._changed:
+            return [self._idle.popleft()] if self._idle and not self._clients else []
 
-    policy: Balanced
-    accounts: dict[str, float] = field(default_factory=dict)
-    _present: set[str] = field(default_factory=set)
-    _newest: dict[str, int] = field(default_factory=dict)  # tier -> MACs of the last image that it sent in
-    _overtook: set[str] = field(default_factory=set)  # tiers whose last image did
-    _overtakes: bool = False  # whether the next one does
+    def remove(self, task: ImageTask) -> None:
+        """Take out one that may wait here, or not."""
+        with self._changed, suppress(ValueError):
+            self._line_of(task).remove(task)
 
-    def next(self, waiting: Sequence[W], now: float) -> W:
-        """Who comes in next. waiting: in order of arrival, at least one."""
-        heads: dict[str, W] = {}  # the first of each tier, in order of arrival
-        for row in waiting:
-            heads.setdefault(row.tier, row)
-        self._greet(set(heads))
-        least = min(heads.values(), key=lambda row: self.accounts[row.tier])  # of equals, the first
-        limit = self.accounts[least.tier] + max(self._newest.get(tier, 0) for tier in heads)
-        allowed = [
-            row
-            for row in waiting
-            if self.accounts[row.tier] <= limit
-            and (row is heads[row.tier] or row.tier not in self._overtook)
-            and self.policy.hurries(row, now, MARGIN)
-        ]
-        chosen = min(allowed, key=lambda row: row.deadline) if allowed else least
-        self._overtakes = chosen is not heads[chosen.tier]
-        return chosen
+    def close(self) -> None:
+        """Let nobody in any more."""
+        with self._changed:
+            self._open = False
+            self._changed.notify()
 
-    def charge(self, tier: str, macs: int) -> None:
-        """This tier sent in so much work: who was `next`."""
-        self.accounts[tier] = self.accounts.get(tier, 0.0) + macs
-        self._newest[tier] = macs
-        (self._overtook.add if self._overtakes else self._overtook.discard)(tier)
+    def empty(self) -> list[ImageTask]:
+        """Take out everybody."""
+        with self._changed:
+            tasks = [*self._clients, *self._idle]
+            self._clients.clear()
+            self._idle.clear()
+        return tasks
 
-    def _greet(self, tiers: set[str]) -> None:
-        floor = min((self.accounts[tier] for tier in tiers & self._present), default=0.0)
-        for tier in tiers - self._present:
-            self.accounts[tier] = max(self.accounts.get(tier, 0.0), floor)
-        self._present = tiers
+    def macs(self) -> Counter[str]:
+        """MACs that clients wait for, by tier."""
+        macs = Counter[str]()
+        for task in list(self._clients):  # a copy made in one go: other threads go on
+            macs[task.tier] += task.remaining_macs
+        return macs
+
+    def _line_of(self, task: ImageTask) -> deque[ImageTask]:
+        return self._idle if task.idle else self._clients

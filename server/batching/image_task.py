@@ -1,4 +1,4 @@
-"""One image on its way through the engine: what was ordered, how far it is, what comes out."""
+"""One image in the server: what was asked for, how far it is, what comes out."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 
@@ -49,7 +49,7 @@ class ImageSpec:
 
 
 Preview = Callable[[ImageSpec, int, Tensor], None]
-"""Told the order, which preview of its image it is (0-based), and the pixels (3, height, width)."""
+"""Told the spec, which preview of its image it is (0-based), and the pixels (3, height, width)."""
 
 
 @dataclass(frozen=True)
@@ -63,64 +63,51 @@ class ImageResult:
     denoise_seconds: float
 
 
-@dataclass(eq=False)
-class ImageTask:
-    """An order in the dispatcher's hands. Times are of a monotonic clock, in seconds.
+class ImageTask(DenoisingTask):
+    """The one record of an image from the moment it is queued until it leaves. Times are of a monotonic clock, in seconds.
 
     `macs_before[p]` are the MACs of the steps before position p; its last entry is the whole image's. The future is a
     `concurrent.futures.Future`, because it may be cancelled in one thread and resolved in another.
     """
 
-    spec: ImageSpec
-    queued: float
-    macs_before: Sequence[int]
-    preview: Preview | None = None
-    taken: float = 0.0
-    denoised: float = 0.0
-    settled: int = 0  # MACs that admission counts no longer
-    steps: Counter[str] = field(default_factory=Counter)
-    row: DenoisingTask | None = None
-    journey: ImageTrace = NO_TRACE
-    left: bool = False  # the dispatcher is done with it
-    waits: int = 0  # a policy asks, and a ticket that is not in the engine yet lets no wave go by
-    future: Future[ImageResult] = field(default_factory=Future)
+    def __init__(
+        self,
+        spec: ImageSpec,
+        queued: float,
+        macs_before: Sequence[int],
+        preview: Preview | None = None,
+        trace: ImageTrace = NO_TRACE,
+        future: Future[ImageResult] | None = None,
+    ) -> None:
+        guidance = spec.guidance if spec.unet_rows == 2 else None
+        super().__init__(spec.program, guidance, spec.deadline, spec.idle)
+        self.spec = spec
+        self.queued = queued
+        self.macs_before = macs_before
+        self.preview = preview
+        self.trace = trace
+        self.future = future or Future[ImageResult]()
+        self.steps = Counter[str]()  # run, and null steps jumped over, by kind
+        self.taken = 0.0  # when the engine took it in
+        self.denoised = 0.0  # when its newest step was done
+        self.settled = 0  # MACs that admission counts no longer
+        self.left = False  # the engine's thread is done with it
+
+    def again(self) -> ImageTask:
+        """The same image from its beginning, for the same future: what ran of this task is lost."""
+        return ImageTask(self.spec, self.queued, self.macs_before, self.preview, self.trace, self.future)
 
     @property
     def tier(self) -> str:
         """Whose share of the MACs it takes."""
         return self.spec.tier
 
-    @property
-    def deadline(self) -> float:
-        """When the picture must be there."""
-        return self.spec.deadline
-
-    @property
-    def unet_rows(self) -> int:
-        """Of each step."""
-        return self.spec.unet_rows
-
-    @property
-    def need(self) -> Need:
-        """Of the first step."""
-        return self.ahead[0]
-
-    @cached_property
-    def ahead(self) -> list[Need]:
-        """Of all steps, before the first."""
-        return [step.need for step in self.spec.program.steps]
-
     @cached_property
     def preview_at(self) -> dict[int, int]:
         """{position: preview}: evenly spread, none at the end, and no more of them than there are steps between."""
-        steps, wanted = len(self.spec.program.steps), self.spec.previews
+        steps, wanted = len(self.program.steps), self.spec.previews
         places = dict.fromkeys(steps * (i + 1) // (wanted + 1) for i in range(wanted))
-        return {position: i for i, position in enumerate(p for p in places if 0 < p < steps)}
-
-    @property
-    def position(self) -> int:
-        """Steps done."""
-        return self.row.position if self.row else 0
+        return {position: i for i, position in enumerate(place for place in places if 0 < place < steps)}
 
     @property
     def macs(self) -> int:
@@ -132,32 +119,23 @@ class ImageTask:
         """MACs still to run. Safe to ask from any thread; a step old at worst."""
         return self.macs_before[-1] - self.macs
 
-    def restart(self) -> None:
-        """Back to before the first step: what ran is lost."""
-        self.row, self.taken, self.denoised = None, 0.0, 0.0
-        self.steps.clear()
-
     def next_macs(self, steps: int) -> int:
         """MACs of the next so many steps. After its last one, another of its kind is taken to have come in its place."""
         position, length, whole = self.position, len(self.macs_before) - 1, self.macs_before[-1]
         later = max(position + steps - length, 0)
         return self.macs_before[position + steps - later] - self.macs_before[position] + later * whole // length
 
-    @property
-    def latent(self) -> Tensor:
-        """The finished latent (c, h, w)."""
-        assert self.row is not None, "the order is not in the engine"
-        assert self.row.latent is not None, "the order is not denoised yet"
-        return self.row.latent
-
     def ran(self, need: Need) -> tuple[int, int]:
         """Note the step that just ran and the null steps jumped over after it. Returns its MACs and the null steps."""
-        assert self.row is not None, "a ticket without a row cannot be in a wave"
-        steps, position = self.row.program.steps, self.row.position
-        end = self.row.program.schedule.solver.teacher_steps if self.row.done else steps[position].index
+        steps, position = self.program.steps, self.position
+        end = self.program.schedule.solver.teacher_steps if self.done else steps[position].index
         null = end - steps[position - 1].index - 1
         self.steps.update({need.kind: 1, "null": null})
         return self.macs_before[position] - self.macs_before[position - 1], null
+
+    def result(self, pixels: Tensor) -> ImageResult:
+        """What the task came to, once its pixels (3, height, width) are there."""
+        return ImageResult(pixels, self.macs, self.steps, self.taken - self.queued, self.denoised - self.taken)
 
 
 def macs_before(spec: ImageSpec, step_macs: StepMacs) -> list[int]:

@@ -15,7 +15,7 @@ from registry.writer import now
 from server.experiments.assign import arm_of, enrolled, hashed_unit
 from server.requests.assignment import Assignment
 from server.telemetry import metrics
-from server.tiers.active import ActiveSchedule, Schedules
+from server.tiers.active import ActiveSchedule, ActiveSchedules
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class ActiveExperiments:
     """
 
     def __init__(
-        self, open_experiments: Callable[[], Experiments], schedules: Schedules, clock: Callable[[], datetime] = now
+        self, open_experiments: Callable[[], Experiments], schedules: ActiveSchedules, clock: Callable[[], datetime] = now
     ) -> None:
         """`open_experiments` gives the same ones each time, or raises while the store is away."""
         self._open = open_experiments

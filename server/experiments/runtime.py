@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import datetime
 from time import monotonic
 
@@ -15,11 +15,11 @@ from registry.errors import FlexiError
 from registry.experiments.catalog import Experiments
 from registry.experiments.declaration import OVER, Action, Experiment, Harm
 from registry.writer import now
-from server.batching.image_task import ImageResult
 from server.experiments.active import ActiveExperiments
 from server.experiments.events import FEEDBACK, FIDELITY, FidelityEvent, OutcomeEvent, RatingEvent, stream
 from server.experiments.guard import Check, Guard, harms
 from server.experiments.recorder import Recorder
+from server.requests.context import RequestContext
 from server.requests.plan import Plan
 from server.requests.shadow import TeacherComparison
 from server.telemetry import metrics
@@ -32,7 +32,7 @@ class ExperimentRuntime:
 
     def __init__(
         self,
-        live: ActiveExperiments,
+        active: ActiveExperiments,
         recorder: Recorder,
         open_experiments: Callable[[], Experiments],
         clock: Callable[[], datetime] = now,
@@ -43,7 +43,7 @@ class ExperimentRuntime:
 
         `shadowed`: whether any image is held against the teacher's, so that guardrails of its fidelity can see something.
         """
-        self.live = live
+        self.active = active
         self._recorder = recorder
         self._open = open_experiments
         self._clock = clock
@@ -66,25 +66,25 @@ class ExperimentRuntime:
         """What a client thought of a finished request, from 0 (bad) to 1 (good)."""
         self._recorder.record(FEEDBACK, RatingEvent(time=self._clock(), request_id=request_id, rating=rating))
 
-    def ended(self, plan: Plan, outcome: str, seconds: float, results: Mapping[int, ImageResult]) -> None:
+    def ended(self, context: RequestContext, plan: Plan, seconds: float) -> None:
         """One event for each request of a tier that is under an experiment; costs a few appends in the event loop."""
         if plan.assignment is None:
             return
-        event = outcome_of(plan, outcome, seconds, results, self._clock())
+        event = outcome_of(context, plan, seconds, self._clock())
         self._recorder.record(stream(plan.assignment.experiment.name), event)
         self._guarded(plan, harms(event))
 
-    def compared(self, plan: Plan, compared: TeacherComparison) -> None:
+    def compared(self, plan: Plan, comparison: TeacherComparison) -> None:
         """An image of this plan was held against the teacher's."""
         event = FidelityEvent(
             time=self._clock(),
             request_id=plan.request_id,
-            psnr=compared.psnr,
-            feature_distance=compared.distance,
-            rfid=compared.rfid,
+            psnr=comparison.psnr,
+            feature_distance=comparison.distance,
+            rfid=comparison.rfid,
         )
         self._recorder.record(FIDELITY, event)
-        self._guarded(plan, {"psnr": compared.psnr})
+        self._guarded(plan, {"psnr": comparison.psnr})
 
     def refresh(self) -> None:
         """Follow the registry, and tell it what tripped or has come to its end. Blocks.
@@ -92,8 +92,8 @@ class ExperimentRuntime:
         What it does not take is told again the next time: a store that can only be read stops nobody from following it.
         """
         try:
-            self.live.refresh()
-            running = {(each.experiment.name, each.experiment.version): each.experiment for each in self.live.running()}
+            self.active.refresh()
+            running = {(each.experiment.name, each.experiment.version): each.experiment for each in self.active.running()}
             self._guards = {key: self._guards.get(key) or self._guard(experiment) for key, experiment in running.items()}
             for _ in range(len(self._tripped)):
                 experiment, check = self._tripped.popleft()
@@ -126,7 +126,7 @@ class ExperimentRuntime:
         for check in checks:
             metrics.guard_checks_total.labels(experiment.name, check.arm, check.guardrail.metric).inc()
         trip = next((check for check in checks if check.trips), None)
-        if trip is None or not self.live.withdraw(experiment):
+        if trip is None or not self.active.withdraw(experiment):
             return
         self._tripped.append((experiment, trip))
         metrics.rollbacks_untold.set(len(self._tripped))
@@ -169,11 +169,10 @@ def sentence(check: Check) -> str:
     )
 
 
-def outcome_of(plan: Plan, outcome: str, seconds: float, results: Mapping[int, ImageResult], time: datetime) -> OutcomeEvent:
-    """The event of a request whose plan has an assignment. Without pictures nothing is known of what was executed."""
-    assignment, counts = plan.assignment, plan.entry.schedule.counts()
+def outcome_of(context: RequestContext, plan: Plan, seconds: float, time: datetime) -> OutcomeEvent:
+    """The event of a request whose plan has an assignment. Without results nothing is known of what was executed."""
+    assignment, counts, usage = plan.assignment, plan.entry.schedule.counts(), context.usage
     assert assignment is not None, "nothing to tell"
-    queued = max((result.queue_seconds for result in results.values()), default=0.0)
     return OutcomeEvent(
         time=time,
         request_id=plan.request_id,
@@ -182,15 +181,15 @@ def outcome_of(plan: Plan, outcome: str, seconds: float, results: Mapping[int, I
         version=assignment.experiment.version,
         arm=assignment.arm,
         unit=assignment.unit,
-        tier=plan.label,
+        tier=plan.entry.label,
         digest=plan.entry.digest,
         fallback=assignment.fallback,
-        outcome=outcome,
-        queue_seconds=queued,
-        service_seconds=max(seconds - queued, 0.0),
+        outcome=context.code or "",
+        queue_seconds=usage.queue_seconds,
+        service_seconds=max(seconds - usage.queue_seconds, 0.0),
         macs_planned=plan.macs,
-        macs_executed=sum(result.macs for result in results.values()),
+        macs_executed=usage.macs,
         unet_rows=sum(spec.unet_rows for spec in plan.specs),
         steps_planned=len(plan.specs) * (counts["full"] + counts["partial"]),
-        steps_executed=sum(result.steps["full"] + result.steps["partial"] for result in results.values()),
+        steps_executed=usage.computed_steps,
     )

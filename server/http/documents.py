@@ -14,7 +14,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
 from server import VERSION
-from server.api import REFUSED, ErrorView, GenerateResponse
+from server.api import REFUSED, REQUEST_ID, ErrorView, GenerateResponse
 from server.http.openai import ImagesRequest
 from server.http.unit import HEADER, PATTERN
 
@@ -43,7 +43,7 @@ HEADERS: dict[str, Object] = {
     "X-Request-Id": {
         "description": "The client's own, if it matches this pattern, else a new one.",
         "required": True,
-        "schema": {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,64}$"},
+        "schema": {"type": "string", "pattern": REQUEST_ID},
     },
     "Retry-After": {
         "description": "Seconds until it is worth to try again.",

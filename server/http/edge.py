@@ -21,21 +21,22 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from registry.errors import FlexiError
 from server.access.keys import ANONYMOUS, Key, Keys
+from server.api import REQUEST_ID
 from server.errors import ClientGone, Unauthorized, problem
 from server.http import body
 from server.http.drain import Drain
+from server.requests.context import RequestContext
 from server.telemetry import metrics
 
 log = logging.getLogger(__name__)
 
 RETRY_AFTER = "5"  # seconds, for a 429 or 503 that does not say it itself
 PROBES = {"/livez", "/readyz", "/healthz", "/metrics"}  # asked every few seconds, also by those who have no key: no log lines
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class Edge:
-    """Wraps the application. Handlers find `request_id` and `key` in `scope["state"]`, and what they put into its `log`
-    gets into the request's log line, beside the `code` of an error."""
+    """Wraps the application. Handlers find the request's `RequestContext` in `scope["state"]["context"]`, and what they fill in
+    gets into its log line."""
 
     def __init__(self, app: ASGIApp, drain: Drain, keys: Keys | None = None) -> None:
         """Without `keys` everybody is `ANONYMOUS`."""
@@ -48,24 +49,24 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        start, fields = monotonic(), dict[str, Any]()
+        start = monotonic()
         given = Headers(scope=scope).get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        scope["state"] = {**scope.get("state", {}), "request_id": request_id, "log": fields}
-        answer = Answer(send, request_id)
+        context = RequestContext(given if re.fullmatch(REQUEST_ID, given) else uuid.uuid4().hex)
+        scope["state"] = {**scope.get("state", {}), "context": context}
+        answer = Answer(send, context.request_id)
         try:
             if scope["path"] in PROBES:
                 await self._app(scope, receive, answer.send)
             else:
                 async with self._drain.request():
-                    await self._admit(scope, receive, answer.send)
+                    await self._admit(scope, receive, answer.send, context)
         except FlexiError as error:
             if answer.status == 0:
                 await problem(error)(scope, receive, answer.send)
             else:  # in the middle of a stream: returning breaks it off, which the client notices
-                fields["code"] = error.code
+                context.code = error.code
         except Exception:
-            log.exception("unhandled", extra={"fields": {"request_id": request_id}})
+            log.exception("unhandled", extra={"fields": {"request_id": context.request_id}})
             if answer.status == 0:
                 await problem(FlexiError("internal error"))(scope, receive, answer.send)
         if scope["path"] not in PROBES:
@@ -73,15 +74,14 @@ class Edge:
             if answer.code and answer.status not in (ClientGone.status, 500):
                 metrics.rejected_total.labels(answer.code).inc()
             if answer.code:
-                fields["code"] = answer.code
-            line = {"request_id": request_id, "method": scope["method"], "path": scope["path"], "status": answer.status}
-            log.info("request", extra={"fields": line | {"ms": round(1000 * (monotonic() - start), 1)} | fields})
+                context.code = answer.code
+            line = {"request_id": context.request_id, "method": scope["method"], "path": scope["path"]}
+            line |= {"status": answer.status, "ms": round(1000 * (monotonic() - start), 1)}
+            log.info("request", extra={"fields": line | context.log_fields()})
 
-    async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _admit(self, scope: Scope, receive: Receive, send: Send, context: RequestContext) -> None:
         headers = Headers(scope=scope)
-        key = self._identify(headers)
-        scope["state"]["key"] = key
-        scope["state"]["log"]["key"] = key.name
+        context.key = self._identify(headers)
         if scope["method"] == "POST":
             receive = await body.checked(receive, headers)
         await self._app(scope, receive, send)

@@ -17,7 +17,7 @@ from server.api import AUTO, CLIENTS, GIVEN, MAX_DEADLINE, MAX_SEED, REF, WHOLE,
 from server.errors import fault
 from server.http.sse import event
 from server.http.unit import unit_of
-from server.requests.generation import Finished, Partial, response
+from server.requests.generation import ImageMade, PreviewMade, response
 from server.requests.plan import Plan
 
 Quality = Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"]
@@ -31,6 +31,7 @@ TIERS: dict[Quality, str] = {
     "xhigh": "best",
     "max": "reference",
 }
+Made = PreviewMade | ImageMade
 QUALITIES: dict[str, Quality] = {"draft": "low", "fast": "low", "balanced": "medium", "best": "high", "reference": "max"}
 MAX_PREVIEWS = 3
 PREFERRED: dict[str, JsonValue] = {"enum": [quality for quality in TIERS if quality != "auto"]}
@@ -186,18 +187,18 @@ def answer(made: GenerateResponse, size: str) -> ImagesAnswer:
     return ImagesAnswer(**made.model_dump(), data=data, created=int(time.time()), size=size, quality=_quality(made.tier))
 
 
-async def events(first: Partial | Finished, rest: AsyncGenerator[Partial | Finished], size: str) -> AsyncGenerator[bytes]:
+async def events(first: Made, rest: AsyncGenerator[Made], size: str) -> AsyncGenerator[bytes]:
     """Server-sent events: `image_generation.partial_image`, `image_generation.completed` for each image, or an error.
 
     The last image's event holds what the whole request took.
     """
-    plan, finished = first.plan, list[Finished]()
+    plan, finished = first.plan, list[ImageMade]()
     about: dict[str, Any] = ImageAttributes(quality=_quality(plan.entry.tier), size=size).model_dump()
     try:
         async with aclosing(rest):
             async for made in _chain(first, rest):
                 body = {**about, "created_at": int(time.time()), "b64_json": made.png, "image_index": made.image}
-                if isinstance(made, Partial):
+                if isinstance(made, PreviewMade):
                     yield event("image_generation.partial_image", body | {"partial_image_index": made.index})
                     continue
                 finished.append(made)
@@ -217,16 +218,15 @@ NO_TOKENS = {  # the official client's type wants them; a diffusion model has no
 }
 
 
-async def _chain(first: Partial | Finished, rest: AsyncIterator[Partial | Finished]) -> AsyncIterator[Partial | Finished]:
+async def _chain(first: Made, rest: AsyncIterator[Made]) -> AsyncIterator[Made]:
     yield first
     async for made in rest:
         yield made
 
 
-def _summary(plan: Plan, finished: Sequence[Finished]) -> dict[str, Any]:
-    in_order = sorted(finished, key=lambda each: each.image)
-    made = response(plan, [each.result for each in in_order], [])
-    return made.model_dump(mode="json", exclude={"images"})
+def _summary(plan: Plan, finished: Sequence[ImageMade]) -> dict[str, Any]:
+    in_order = sorted(finished, key=lambda made: made.image)
+    return response(plan, [made.result for made in in_order], []).model_dump(mode="json", exclude={"images"})
 
 
 def _quality(tier: str | None) -> Quality:

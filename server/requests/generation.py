@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Coroutine, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,15 +15,16 @@ from torch import Tensor
 
 from registry.errors import FlexiError, Overloaded
 from server import VERSION
-from server.access.keys import Key
+from server.access.keys import ANONYMOUS
 from server.access.quota import Quotas
 from server.api import GenerateRequest, GenerateResponse, Steps
 from server.batching.image_task import ImageResult, ImageSpec, Preview
 from server.errors import Cancelled, ClientGone, DeadlineExceeded, QuotaExceeded
-from server.requests.context import OK, Visit, milliseconds
+from server.requests.context import OK, RequestContext
 from server.requests.plan import Plan, Planner
 from server.requests.png import png
-from server.requests.running import RunningRequests, gather
+from server.requests.running import Patience, RunningRequests, gather
+from server.requests.usage import Usage, milliseconds
 from server.telemetry import metrics, tracing
 
 OUTCOMES: dict[type[FlexiError], str] = {
@@ -35,18 +36,15 @@ OUTCOMES: dict[type[FlexiError], str] = {
 }
 
 
-Event = tuple[int, int, Tensor] | tuple[int, Future[ImageResult]]  # an image's preview, or its end
-
-
 class Renderer(Protocol):
-    """What this needs of the dispatcher."""
+    """What this needs of the engine's thread."""
 
     def submit(self, specs: Sequence[ImageSpec], preview: Preview | None = None) -> list[Future[ImageResult]]:
-        """A future for each order."""
+        """A future for each image."""
 
 
 @dataclass(frozen=True)
-class Partial:
+class PreviewMade:
     """Preview `index` of image `image` of a plan, both 0-based, as a PNG in base64."""
 
     plan: Plan
@@ -56,7 +54,7 @@ class Partial:
 
 
 @dataclass(frozen=True)
-class Finished:
+class ImageMade:
     """Image `image` of a plan, 0-based, as a PNG in base64, and what it took."""
 
     plan: Plan
@@ -68,11 +66,8 @@ class Finished:
 class RequestObserver(Protocol):
     """Somebody who wants to know what became of requests."""
 
-    def ended(self, plan: Plan, outcome: str, seconds: float, results: Mapping[int, ImageResult]) -> None:
-        """Told at the end of each request that came to a plan; `outcome` is "ok" or the code of the error.
-
-        `results` are those that were done, by their place among the plan's orders.
-        """
+    def ended(self, context: RequestContext, plan: Plan, seconds: float) -> None:
+        """Told at the end of each request that came to a plan: how long it took, and with its `code` how it ended."""
 
 
 class Generation:
@@ -90,67 +85,59 @@ class Generation:
         self._software = f"flexiffusion-serve {VERSION}" + (f" ({commit})" if commit else "")
 
     async def answer(
-        self,
-        request: GenerateRequest,
-        request_id: str,
-        key: Key,
-        gone: Coroutine[Any, Any, None],
-        line: dict[str, Any] | None = None,
+        self, request: GenerateRequest, context: RequestContext, gone: Coroutine[Any, Any, None]
     ) -> GenerateResponse:
-        """Work until done, `gone` ends (the client left), somebody cancels, or time is over. Raises members of `FlexiError`.
-
-        `line` gets what the request's log line should say of it.
-        """
-        with self._underway(request, request_id, key, line) as visit:
-            return await visit.while_wanted(self._make(visit), (gone, ClientGone()))
+        """Work until done, `gone` ends (the client left), somebody cancels, or time is over. Raises members of `FlexiError`."""
+        with self._underway(request, context) as patience:
+            return await patience.wait(self._make(request, context), (gone, ClientGone()))
 
     async def stream(
-        self, request: GenerateRequest, request_id: str, key: Key, previews: int, line: dict[str, Any] | None = None
-    ) -> AsyncGenerator[Partial | Finished]:
+        self, request: GenerateRequest, context: RequestContext, previews: int
+    ) -> AsyncGenerator[PreviewMade | ImageMade]:
         """Previews of each image as they come, and each image as soon as it is done. Raises members of `FlexiError`.
 
-        Who stops listening closes the iterator, and the rows are given up. `line` as for `answer`.
+        Who stops listening closes the iterator, and the images are given up.
         """
-        loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
+        loop, arrivals = asyncio.get_running_loop(), asyncio.Queue[_Arrival]()
 
-        def tell(event: Event) -> None:  # in the engine's thread
-            loop.call_soon_threadsafe(events.put_nowait, event)
+        def tell(image: int, made: tuple[int, Tensor] | Future[ImageResult]) -> None:  # in the engine's thread
+            loop.call_soon_threadsafe(arrivals.put_nowait, _Arrival(image, made))
 
-        with self._underway(request, request_id, key, line) as visit:
-            plan = await visit.while_wanted(self._plan(visit))
+        with self._underway(request, context) as patience:
+            plan = await patience.wait(self._plan(request, context))
             start, specs = monotonic(), [replace(spec, previews=previews) for spec in plan.specs]
-            futures = self._submit(plan, specs, lambda spec, i, pixels: tell((spec.seed - plan.seed, i, pixels)))
+            futures = self._submit(plan, specs, lambda spec, i, pixels: tell(spec.seed - plan.seed, (i, pixels)))
             for image, future in enumerate(futures):
-                future.add_done_callback(partial(_done, tell, image))
+                future.add_done_callback(partial(tell, image))
             try:
-                while len(visit.results) < len(futures):
-                    event = await visit.while_wanted(events.get())
-                    image = event[0]
-                    if len(event) == 3:
-                        (file,) = await self._files(plan, [(specs[image], event[2])])
-                        yield Partial(plan, image, event[1], file)
+                while len(context.results) < len(futures):
+                    arrival = await patience.wait(arrivals.get())
+                    image, spec = arrival.image, specs[arrival.image]
+                    if not isinstance(arrival.made, Future):
+                        index, pixels = arrival.made
+                        yield PreviewMade(plan, image, index, (await self._files(plan, [(spec, pixels)]))[0])
                         continue
-                    result = visit.results[image] = event[1].result()
-                    if len(visit.results) == len(futures):
-                        _forecast(plan, monotonic() - start)
-                    (file,) = await self._files(plan, [(specs[image], result.pixels)])
-                    yield Finished(plan, image, file, result)
+                    result = context.results[image] = arrival.made.result()
+                    if len(context.results) == len(futures):
+                        _observe_forecast(plan, monotonic() - start)
+                    yield ImageMade(plan, image, (await self._files(plan, [(spec, result.pixels)]))[0], result)
             finally:
                 for future in futures:
                     future.cancel()
 
-    async def _plan(self, visit: Visit) -> Plan:
-        visit.plan = await self.planner.plan(visit.request, visit.request_id, visit.key, visit.arrived)
-        return visit.plan
+    async def _plan(self, request: GenerateRequest, context: RequestContext) -> Plan:
+        key = context.key or ANONYMOUS
+        context.plan = await self.planner.plan(request, context.request_id, key, context.arrived)
+        return context.plan
 
-    async def _make(self, visit: Visit) -> GenerateResponse:
-        plan = await self._plan(visit)
+    async def _make(self, request: GenerateRequest, context: RequestContext) -> GenerateResponse:
+        plan = await self._plan(request, context)
         start = monotonic()
         results = await gather(self._submit(plan, plan.specs))
-        visit.results.update(enumerate(results))
-        _forecast(plan, monotonic() - start)
-        images = await self._files(plan, [(spec, each.pixels) for spec, each in zip(plan.specs, results, strict=True)])
-        return response(plan, results, images)
+        context.results.update(enumerate(results))
+        _observe_forecast(plan, monotonic() - start)
+        files = await self._files(plan, [(spec, result.pixels) for spec, result in zip(plan.specs, results, strict=True)])
+        return response(plan, results, files)
 
     def _submit(self, plan: Plan, specs: Sequence[ImageSpec], preview: Preview | None = None) -> list[Future[ImageResult]]:
         """Pay, then queue. What is refused is paid back; what was begun is not, whatever becomes of it."""
@@ -161,15 +148,16 @@ class Generation:
             self._quotas.give_back(plan.key, plan.macs)
             raise
 
-    async def _files(self, plan: Plan, made: Sequence[tuple[ImageSpec, Tensor]]) -> list[str]:
+    async def _files(self, plan: Plan, images: Sequence[tuple[ImageSpec, Tensor]]) -> list[str]:
+        """A PNG file in base64 for each image: its spec and its pixels (3, height, width)."""
         start = monotonic()
-        files = [await self._file(plan, spec, pixels) for spec, pixels in made]
+        files = [await self._file(plan, spec, pixels) for spec, pixels in images]
         metrics.stage_seconds.labels("png").observe(monotonic() - start)
         return files
 
     async def _file(self, plan: Plan, spec: ImageSpec, pixels: Tensor) -> str:
-        """The PNG file. Compressing takes a while for large images: it runs beside the event loop."""
-        about = {
+        """Compressing takes a while for large images: it runs beside the event loop."""
+        parameters = {
             "prompt": spec.prompt,
             "negative_prompt": spec.negative,
             "seed": spec.seed,
@@ -180,44 +168,44 @@ class Generation:
             "software": self._software,
         }
         with tracing.span("png"):
-            return await asyncio.to_thread(png, pixels, about)
+            return await asyncio.to_thread(png, pixels, parameters)
 
     @contextmanager
-    def _underway(self, request: GenerateRequest, request_id: str, key: Key, line: dict[str, Any] | None) -> Iterator[Visit]:
-        """Counted, told, and open to be cancelled."""
-        outcome, code = "error", FlexiError.code
-        with self.running.entered(key.name, request_id) as stop:
-            visit = Visit(request, request_id, key, self.planner.limit(request), stop)
+    def _underway(self, request: GenerateRequest, context: RequestContext) -> Iterator[Patience]:
+        """Open to be cancelled, and counted and told when it ends."""
+        context.request, context.arrived = request, monotonic()
+        outcome, context.code = "error", FlexiError.code
+        key = (context.key or ANONYMOUS).name
+        with self.running.entered(key, context.request_id) as stop:
             try:
-                yield visit
-                outcome = code = OK
+                yield Patience(context.arrived, self.planner.limit(request), stop)
+                outcome = context.code = OK
             except FlexiError as error:
-                outcome, code = OUTCOMES.get(type(error), "error"), error.code
+                outcome, context.code = OUTCOMES.get(type(error), "error"), error.code
                 raise
             except (GeneratorExit, asyncio.CancelledError):
-                outcome, code = "cancelled", ClientGone.code
+                outcome, context.code = "cancelled", ClientGone.code
                 raise
             finally:
-                if line is not None:
-                    line |= visit.line(code)
-                self._count(visit, outcome, code)
+                self._count(context, outcome)
 
-    def _count(self, visit: Visit, outcome: str, code: str) -> None:
+    def _count(self, context: RequestContext, outcome: str) -> None:
         """Without a plan, only who gave up waiting for one: the others were refused."""
-        seconds, plan = monotonic() - visit.arrived, visit.plan
+        seconds, plan = monotonic() - context.arrived, context.plan
         if plan:
-            metrics.request_seconds.labels(plan.label, plan.specs[0].arm, outcome).observe(seconds)
+            metrics.request_seconds.labels(plan.entry.label, plan.arm, outcome).observe(seconds)
             for observer in self._observers:
-                observer.ended(plan, code, seconds, visit.results)
+                observer.ended(context, plan, seconds)
         elif outcome in ("cancelled", "deadline"):
             metrics.request_seconds.labels(metrics.CUSTOM, metrics.NO_ARM, outcome).observe(seconds)
 
 
-def response(plan: Plan, results: Sequence[ImageResult], images: list[str]) -> GenerateResponse:
-    """The answer to a plan whose pictures are there, in the order of its orders."""
-    entry, macs = plan.entry, sum(result.macs for result in results)
+def response(plan: Plan, results: Collection[ImageResult], files: list[str]) -> GenerateResponse:
+    """The answer to a plan all of whose images are done."""
+    entry, usage = plan.entry, Usage.of(results)
+    steps = next(iter(results)).steps  # the same of each image
     return GenerateResponse(
-        images=images,
+        images=files,
         request_id=plan.request_id,
         model=entry.schedule.model.name,
         tier=entry.tier,
@@ -226,20 +214,24 @@ def response(plan: Plan, results: Sequence[ImageResult], images: list[str]) -> G
         arm=plan.assignment.arm if plan.assignment else None,
         experiment=plan.assignment.experiment.name if plan.assignment and plan.assignment.arm else None,
         seed=plan.seed,
-        macs=macs,
-        macs_per_image=macs // len(results),
+        macs=usage.macs,
+        macs_per_image=usage.macs // usage.images,
         relative_cost=entry.relative_cost,
-        steps=Steps(**{kind: results[0].steps[kind] for kind in Steps.model_fields}),
+        steps=Steps(**{kind: steps[kind] for kind in Steps.model_fields}),
         predicted_ms=milliseconds(plan.predicted),
-        queue_ms=milliseconds(max(result.queue_seconds for result in results)),
-        denoise_ms=milliseconds(max(result.denoise_seconds for result in results)),
+        queue_ms=milliseconds(usage.queue_seconds),
+        denoise_ms=milliseconds(usage.denoise_seconds),
     )
 
 
-def _forecast(plan: Plan, seconds: float) -> None:
+@dataclass(frozen=True)
+class _Arrival:
+    """What the engine's thread has of an image: a preview's number and pixels, or the end of the image."""
+
+    image: int
+    made: tuple[int, Tensor] | Future[ImageResult]
+
+
+def _observe_forecast(plan: Plan, seconds: float) -> None:
     """How good it was, now that the pixels are there."""
-    metrics.forecast_ratio.labels(plan.label).observe(seconds / max(plan.predicted, 1e-3))
-
-
-def _done(tell: Callable[[Event], None], image: int, future: Future[ImageResult]) -> None:
-    tell((image, future))
+    metrics.forecast_ratio.labels(plan.entry.label).observe(seconds / max(plan.predicted, 1e-3))

@@ -10,14 +10,13 @@ from time import monotonic
 
 from engine.macs import StepMacs
 from engine.program import Program
-from registry.errors import InvalidInput
 from server.access.keys import Key
 from server.api import AUTO, GenerateRequest
 from server.batching.image_task import ImageSpec
 from server.config import Settings
 from server.requests.assignment import Assigner, Assignment
 from server.telemetry import metrics
-from server.tiers.active import REFERENCE, ActiveSchedule, Schedules
+from server.tiers.active import REFERENCE, ActiveSchedule, ActiveSchedules
 
 Forecast = Callable[[Program, int, int, str], float]
 """(program, UNet rows of an image, images, tier) -> seconds until they would be done if they came now."""
@@ -25,12 +24,11 @@ Forecast = Callable[[Program, int, int, str], float]
 
 @dataclass(frozen=True)
 class Plan:
-    """The schedule, an order for each image, their MACs and the predicted seconds.
+    """The schedule, a spec for each image, their MACs and the predicted seconds.
 
     `assignment` says what an experiment on its tier made of it.
     """
 
-    request: GenerateRequest
     request_id: str
     key: Key
     entry: ActiveSchedule
@@ -45,9 +43,9 @@ class Plan:
         return self.specs[0].seed
 
     @property
-    def label(self) -> str:
-        """The tier under which it is counted."""
-        return self.specs[0].tier
+    def arm(self) -> str:
+        """The arm under which it is counted."""
+        return self.specs[0].arm
 
 
 class Planner:
@@ -55,7 +53,7 @@ class Planner:
 
     def __init__(
         self,
-        schedules: Schedules,
+        schedules: ActiveSchedules,
         assigner: Assigner,
         macs: StepMacs,
         forecast: Forecast,
@@ -77,11 +75,10 @@ class Planner:
     async def plan(self, request: GenerateRequest, request_id: str, key: Key, arrived: float | None = None) -> Plan:
         """`arrived`: when, by the monotonic clock, if not now. Waits for the registry if the request names a schedule.
 
-        Raises `InvalidInput`, `NotFound` and `StoreUnavailable`, which name the field.
+        The number of images is checked where requests come in. Raises `InvalidInput`, `NotFound` and `StoreUnavailable`, which
+        name the field.
         """
         arrived = monotonic() if arrived is None else arrived
-        if request.num_images > self._settings.max_images:
-            raise InvalidInput(f"the limit is {self._settings.max_images}", param="num_images")
         guidance = request.guidance_scale or self._guidance
         unet_rows = 1 if guidance == 1 else 2
         entry, assignment = await self._choose(request, request_id, unet_rows)
@@ -93,7 +90,7 @@ class Planner:
             negative=request.negative_prompt,
             guidance=guidance,
             seed=secrets.randbelow(2**32) if request.seed is None else request.seed,
-            tier=entry.tier or metrics.CUSTOM,
+            tier=entry.label,
             arm=(assignment and assignment.arm) or metrics.NO_ARM,
             deadline=arrived + _deadline(request),
             key=key.name,
@@ -104,10 +101,10 @@ class Planner:
         specs = [replace(first, seed=first.seed + i) for i in range(request.num_images)]
         macs = len(specs) * self._macs.of_program(entry.program, unet_rows)
         predicted = self._predicted(entry, unet_rows, request.num_images)
-        return Plan(request, request_id, key, entry, specs, macs, predicted, assignment)
+        return Plan(request_id, key, entry, specs, macs, predicted, assignment)
 
     def _predicted(self, entry: ActiveSchedule, unet_rows: int, images: int) -> float:
-        return self._forecast(entry.program, unet_rows, images, entry.tier or metrics.CUSTOM)
+        return self._forecast(entry.program, unet_rows, images, entry.label)
 
     async def _choose(
         self, request: GenerateRequest, request_id: str, unet_rows: int
@@ -129,7 +126,7 @@ class Planner:
         if request.tier is None or request.deadline_ms is None:
             return self._schedules.tier(self._schedules.default(self._settings.default_tier))
         tiers = self._schedules.tiers()  # the cheapest first
-        offers = [each for each in tiers if each.tier != REFERENCE] or tiers
+        offers = [entry for entry in tiers if entry.tier != REFERENCE] or tiers
         keeping = (
             offer for offer in reversed(offers) if self._predicted(offer, unet_rows, request.num_images) <= _deadline(request)
         )

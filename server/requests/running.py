@@ -7,12 +7,14 @@ from collections import defaultdict
 from collections.abc import Awaitable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import dataclass
+from time import monotonic
 from typing import Any, TypeVar
 
 from starlette.requests import Request
 
 from registry.errors import FlexiError
-from server.errors import DeadlineExceeded
+from server.errors import Cancelled, DeadlineExceeded
 
 T = TypeVar("T")
 
@@ -76,9 +78,23 @@ async def while_wanted(
                 raise error
         raise DeadlineExceeded(f"not done after {(limit or seconds or 0.0) * 1000:.0f} ms", param="deadline_ms")
     finally:
-        for each in (task, *watchers):
-            each.cancel()
+        for waiting in (task, *watchers):
+            waiting.cancel()
         await asyncio.wait((task, *watchers))  # what it says at its end, metrics and log lines, is said before our caller's
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a request's work is wanted: `limit` seconds from its arrival, by the monotonic clock, or until `stop` is set."""
+
+    arrived: float
+    limit: float
+    stop: asyncio.Event
+
+    async def wait(self, work: Awaitable[T], *ends: tuple[Coroutine[Any, Any, Any], FlexiError]) -> T:
+        """The result of `work`, unless time is over, the request is cancelled, or one of `ends` comes."""
+        seconds = self.arrived + self.limit - monotonic()
+        return await while_wanted(work, [*ends, (self.stop.wait(), Cancelled())], seconds, self.limit)
 
 
 async def gather(futures: Sequence[Future[T]]) -> list[T]:
@@ -87,5 +103,5 @@ async def gather(futures: Sequence[Future[T]]) -> list[T]:
     try:
         return await asyncio.gather(*waiting)
     finally:
-        for each in waiting:
-            each.cancel()  # reaches the thread's own future; too late for a finished one, which is right
+        for future in waiting:
+            future.cancel()  # reaches the thread's own future; too late for a finished one, which is right

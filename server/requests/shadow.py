@@ -8,7 +8,7 @@ import logging
 import math
 import random
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -21,6 +21,7 @@ from registry.errors import FlexiError
 from server.access.keys import Key
 from server.access.quota import Quotas
 from server.batching.image_task import ImageResult, ImageSpec
+from server.requests.context import OK, RequestContext
 from server.requests.generation import Renderer
 from server.requests.plan import Plan
 from server.requests.running import gather
@@ -49,9 +50,9 @@ class TeacherComparison:
 
 
 class ComparisonObserver(Protocol):
-    """Who wants to know."""
+    """Somebody who wants to know how close images are to the teacher's."""
 
-    def compared(self, plan: Plan, compared: TeacherComparison) -> None:
+    def compared(self, plan: Plan, comparison: TeacherComparison) -> None:
         """Told of each image that was held against the teacher's."""
 
 
@@ -77,7 +78,7 @@ class FeatureWindow:
 class ShadowTeacher:
     """Offered each finished request; works in the event loop, and compares beside it.
 
-    No client waits for it: its orders are idle ones, and what it may spend in a minute is bounded in MACs.
+    No client waits for it: its images are idle work, and what it may spend in a minute is bounded in MACs.
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class ShadowTeacher:
         features: Callable[[Tensor], Features] | None,
         share: float,
         macs_per_minute: int | None,
-        told: Sequence[ComparisonObserver] = (),
+        observers: Sequence[ComparisonObserver] = (),
         dice: Callable[[], float] = random.random,
     ) -> None:
         """features: (n, 3, h, w) in [0, 1] -> (n, d). `share` of the images is sampled, 0 for none."""
@@ -97,18 +98,18 @@ class ShadowTeacher:
         self._share = share
         self._key = Key(LABEL, macs_per_minute, None)
         self._quotas = Quotas()
-        self._told = told
+        self._observers = observers
         self._dice = dice
         self._tasks: set[asyncio.Task[None]] = set()
-        self._samples: dict[tuple[str, str], FeatureWindow] = {}  # by tier and arm
-        self._measuring = asyncio.Lock()  # the extractor and the samples are one thread's at a time
+        self._windows: dict[tuple[str, str], FeatureWindow] = {}  # by tier and arm
+        self._measuring = asyncio.Lock()  # the extractor and the windows are one thread's at a time
 
-    def ended(self, plan: Plan, outcome: str, seconds: float, results: Mapping[int, ImageResult]) -> None:
+    def ended(self, context: RequestContext, plan: Plan, seconds: float) -> None:
         """Maybe make some of its images again. The teacher's own are not held against themselves."""
         teacher = self._teacher()
-        if outcome != "ok" or plan.entry.digest == teacher.digest:
+        if context.code != OK or plan.entry.digest == teacher.digest:
             return
-        for image, result in results.items():
+        for image, result in context.results.items():
             if self._dice() < self._share and len(self._tasks) < PENDING:
                 spec = shadow_of(plan.specs[image], teacher)
                 try:
@@ -129,17 +130,17 @@ class ShadowTeacher:
         try:
             (again,) = await gather(self._renderer.submit([spec]))
             async with self._measuring:
-                compared = await asyncio.to_thread(self._measure, plan, result.pixels, again.pixels)
+                comparison = await asyncio.to_thread(self._measure, plan, result.pixels, again.pixels)
         except FlexiError as error:
             log.warning("a shadow image failed: %s", error, extra={"fields": {"request_id": plan.request_id}})
             metrics.shadow_images_total.labels("failed").inc()
             return
         metrics.shadow_images_total.labels("ok").inc()
-        for each in self._told:
-            each.compared(plan, compared)
+        for observer in self._observers:
+            observer.compared(plan, comparison)
 
     def _measure(self, plan: Plan, ours: Tensor, teachers: Tensor) -> TeacherComparison:
-        tier, arm = plan.label, plan.specs[0].arm
+        tier, arm = plan.entry.label, plan.arm
         quality = psnr(float(((ours - teachers).double() ** 2).mean()))
         metrics.fidelity_psnr.labels(tier, arm).observe(quality)
         if self._features is None:
@@ -147,10 +148,10 @@ class ShadowTeacher:
         features = self._features(torch.stack([ours, teachers]))
         distance = float(np.linalg.norm(features[0] - features[1]))
         metrics.fidelity_distance.labels(tier, arm).observe(distance)
-        sample = self._samples.get((tier, arm))
-        if sample is None or sample.digest != plan.entry.digest:
-            sample = self._samples[tier, arm] = FeatureWindow(plan.entry.digest)
-        rfid = sample.add(features[0], features[1])
+        window = self._windows.get((tier, arm))
+        if window is None or window.digest != plan.entry.digest:
+            window = self._windows[tier, arm] = FeatureWindow(plan.entry.digest)
+        rfid = window.add(features[0], features[1])
         if rfid is not None:
             metrics.rfid.labels(tier, arm).set(rfid)
         return TeacherComparison(quality, distance, rfid)

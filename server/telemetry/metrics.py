@@ -40,8 +40,8 @@ queue_seconds = Gauge(
     "flexi_queue_seconds", "Predicted time for the work accepted and not done; the most of all workers.",
     multiprocess_mode="livemax",
 )  # fmt: skip
-queue_rows = Gauge("flexi_queue_rows", "Images that wait for the engine.", multiprocess_mode="livesum")
-inflight_rows = Gauge("flexi_inflight_rows", "Images in the engine.", multiprocess_mode="livesum")
+queue_images = Gauge("flexi_queue_images", "Images that wait for the engine.", multiprocess_mode="livesum")
+inflight_images = Gauge("flexi_inflight_images", "Images in the engine.", multiprocess_mode="livesum")
 cache_bytes = Gauge(
     "flexi_cache_bytes", "Memory for rows in flight: latents and cached features, allocated at the start.",
     multiprocess_mode="livesum",

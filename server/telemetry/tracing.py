@@ -107,7 +107,7 @@ class NoTrace(ImageTrace):
 NO_TRACE = NoTrace()
 
 
-def journey() -> ImageTrace:
+def image_trace() -> ImageTrace:
     """For an image of the request whose span is current: to be called where the request is, not in the engine's thread."""
     if _tracer is None or not trace.get_current_span().is_recording():
         return NO_TRACE

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
+from cachetools import LRUCache
 from prometheus_client import Gauge
 
 from engine.models import Model
@@ -40,12 +41,17 @@ class ActiveSchedule:
     signature: Signature | None = None
 
     @property
+    def label(self) -> str:
+        """The tier under which its work is counted."""
+        return self.tier or metrics.CUSTOM
+
+    @property
     def schedule(self) -> Schedule:
         """The document."""
         return self.program.schedule
 
 
-class Schedules:
+class ActiveSchedules:
     """Tiers and explicit schedules of one model.
 
     `tier`, `tiers` and `at_hand` only look at what is here; `load` and `explicit` may read the registry, and block. `put`
@@ -60,7 +66,7 @@ class Schedules:
         self._teacher = self.compiled(teacher(model.ref, model.solver("ddim", teacher_steps)))
         self._tiers: dict[str, ActiveSchedule] = {}
         self.put({})
-        self._explicit: dict[str, ActiveSchedule] = {}  # by reference; the one used last is the last
+        self._explicit = LRUCache[str, ActiveSchedule](EXPLICIT_KEPT)  # by reference
         self._lock = threading.Lock()  # of `_explicit`
         self._threads = ThreadPoolExecutor(LOOKUPS, "registry")
         self._free = asyncio.Semaphore(LOOKUPS)  # threads
@@ -122,8 +128,6 @@ class Schedules:
             raise type(error)(error.text, param="schedule") from error
         with self._lock:
             self._explicit[ref] = found
-            if len(self._explicit) > EXPLICIT_KEPT:
-                del self._explicit[next(iter(self._explicit))]
         return self._rated(found, self._tiers[REFERENCE])
 
     def at_hand(self, ref: str) -> ActiveSchedule | None:
@@ -131,8 +135,7 @@ class Schedules:
         entry = self.known(ref)
         if entry is None:
             with self._lock:
-                if entry := self._explicit.pop(ref, None):
-                    self._explicit[ref] = entry
+                entry = self._explicit.get(ref)
         return entry and self._rated(entry, self._tiers[REFERENCE])
 
     async def find(self, ref: str) -> ActiveSchedule:

@@ -12,7 +12,8 @@ from dataclasses import replace
 from registry.catalog import Catalog
 from registry.errors import FlexiError, InvalidInput, StoreUnavailable, Unsupported
 from server.telemetry import metrics
-from server.tiers.active import ActiveSchedule, Schedules
+from server.telemetry.faults import Faults
+from server.tiers.active import ActiveSchedule, ActiveSchedules
 from server.tiers.last_good import KeptTier, LastGood
 
 log = logging.getLogger(__name__)
@@ -28,13 +29,15 @@ class Watch:
     happens in the registry takes a tier away from a running server. `refresh` and `restore` block.
     """
 
-    def __init__(self, schedules: Schedules, open_catalog: Callable[[], Catalog], last_good: LastGood | None = None) -> None:
+    def __init__(
+        self, schedules: ActiveSchedules, open_catalog: Callable[[], Catalog], last_good: LastGood | None = None
+    ) -> None:
         """`open_catalog` gives the same catalog each time, or raises while the store is away."""
         self._schedules = schedules
         self._open_catalog = open_catalog
         self._last_good = last_good
         self._etags: dict[str, str] = {}  # of the aliases that are in force
-        self._faults: dict[str, str] = {}  # what is wrong now; each is told once
+        self._faults = Faults(log)
         self._started = False  # nothing of a registry is in force yet
 
     async def follow(self, seconds: float) -> None:
@@ -56,7 +59,7 @@ class Watch:
                 raise
             self._failed(REGISTRY, f"the registry could not be read: {error}")
             return False
-        self._mended(REGISTRY)
+        self._faults.mended(REGISTRY)
         self._put(tiers)
         self._etags = etags
         metrics.registry_last_success_timestamp_seconds.set(time.time())
@@ -73,13 +76,13 @@ class Watch:
             log.warning("%s", error)
             return False
         tiers = {}
-        for each in kept.tiers:
+        for tier in kept.tiers:
             try:
-                known = self._schedules.known(each.digest)
-                entry = known or self._schedules.compiled(each.verified(self._last_good.trusted), each.signature)
-                tiers[each.tier] = replace(entry, tier=each.tier, version=each.version)
+                known = self._schedules.known(tier.digest)
+                entry = known or self._schedules.compiled(tier.verified(self._last_good.trusted), tier.signature)
+                tiers[tier.tier] = replace(entry, tier=tier.tier, version=tier.version)
             except FlexiError as error:
-                self._failed(each.tier, f"tier {each.tier} is not restored: {error}")
+                self._failed(tier.tier, f"tier {tier.tier} is not restored: {error}")
         self._put(tiers)
         metrics.registry_last_success_timestamp_seconds.set(kept.time.timestamp())
         log.warning("the registry is away: serving what it said at %s", kept.time.isoformat(timespec="seconds"))
@@ -92,7 +95,7 @@ class Watch:
         for name in sorted({*catalog.tiers(), *before}):
             try:
                 tiers[name], etags[name] = self._tier(catalog, name, before.get(name))
-                self._mended(name)
+                self._faults.mended(name)
             except StoreUnavailable:
                 raise
             except Exception as error:  # a bad document must freeze no other tier
@@ -125,17 +128,11 @@ class Watch:
         except StoreUnavailable as error:
             self._failed(DISK, str(error))
             return
-        self._mended(DISK)
+        self._faults.mended(DISK)
 
     def _failed(self, what: str, text: str) -> None:
         metrics.registry_errors_total.inc()
-        if self._faults.get(what) != text:
-            log.warning("%s", text)
-        self._faults[what] = text
-
-    def _mended(self, what: str) -> None:
-        if fault := self._faults.pop(what, None):
-            log.info("no longer: %s", fault)
+        self._faults.failed(what, text)
 
 
 def _kept(name: str, entry: ActiveSchedule) -> KeptTier:

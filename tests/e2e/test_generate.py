@@ -136,7 +136,7 @@ def test_a_client_that_leaves_frees_its_rows(server, client):
     while metrics(client).get(cancelled, 0) < before + 4:
         assert time.monotonic() < until, "the rows were not given up"
         time.sleep(0.1)
-    while metrics(client)["flexi_inflight_rows"]:
+    while metrics(client)["flexi_inflight_images"]:
         assert time.monotonic() < until, "the rows are still in the engine"
         time.sleep(0.1)
 

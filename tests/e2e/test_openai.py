@@ -210,6 +210,6 @@ def cancelled(client) -> float:
 
 def settled(client) -> None:
     until = time.monotonic() + 60
-    while "flexi_inflight_rows 0.0" not in client.get("/metrics").text:
+    while "flexi_inflight_images 0.0" not in client.get("/metrics").text:
         assert time.monotonic() < until, "rows are still in the engine"
         time.sleep(0.1)

@@ -129,6 +129,6 @@ def test_nobody_else_can_cancel_a_request(guarded):
 
 def wait_until_running(guarded: Guarded) -> None:
     until = time.monotonic() + 60
-    while "flexi_inflight_rows 4.0" not in httpx.get(f"{guarded.address}/metrics", timeout=PATIENCE).text:
+    while "flexi_inflight_images 4.0" not in httpx.get(f"{guarded.address}/metrics", timeout=PATIENCE).text:
         assert time.monotonic() < until, "it was never running"
         time.sleep(0.02)

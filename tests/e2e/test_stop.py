@@ -23,7 +23,7 @@ SHORT = {"prompt": "red heart", "tier": "best", "num_images": 4}
 
 def running(served: RunningService) -> int:
     lines = httpx.get(f"{served.address}/metrics", timeout=60).text.splitlines()
-    return sum(int(float(line.split()[1])) for line in lines if line.startswith("flexi_inflight_rows "))
+    return sum(int(float(line.split()[1])) for line in lines if line.startswith("flexi_inflight_images "))
 
 
 def wait_for(condition) -> None:

@@ -12,7 +12,7 @@ from registry.schedule import Schedule, Segment
 from registry.stores.address import open_store
 from server.experiments import events
 from server.experiments.recorder import Recorder
-from server.tiers.active import Schedules
+from server.tiers.active import ActiveSchedules
 from server.tiers.watch import Watch
 
 
@@ -28,7 +28,7 @@ def test_schedules_in_force_follow_the_bucket(model, address, monkeypatch):
 
     def following():
         open_catalog = cache(lambda: Catalog(open_store(address), model.ref.name))
-        schedules = Schedules(open_catalog, model, teacher_steps=4)
+        schedules = ActiveSchedules(open_catalog, model, teacher_steps=4)
         return schedules, Watch(schedules, open_catalog)
 
     schedules, watch = following()

@@ -8,7 +8,7 @@ from memory_store import MemoryStore
 from registry.catalog import Catalog
 from registry.schedule import Schedule, Segment
 from registry.signing import SigningKey, TrustedKeys
-from server.tiers.active import Schedules
+from server.tiers.active import ActiveSchedules
 from server.tiers.last_good import LastGood
 from server.tiers.watch import Watch
 
@@ -59,7 +59,7 @@ class Site:
     def server(self, trusted=None, registry="memory"):
         """Schedules and watch of a server that starts now."""
         catalog = Catalog(self.store, self.model.ref.name, trusted=trusted)
-        schedules = Schedules(lambda: catalog, self.model, teacher_steps=4)
+        schedules = ActiveSchedules(lambda: catalog, self.model, teacher_steps=4)
         last_good = LastGood(self.state, registry, self.model.ref.name, trusted)
         return schedules, Watch(schedules, lambda: catalog, last_good)
 

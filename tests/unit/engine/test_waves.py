@@ -1,4 +1,4 @@
-"""Every row ends as the plain loop would end it, whatever joins, leaves or is cancelled beside it; no row starves."""
+"""Every task ends as the plain loop would end it, whatever joins, leaves or is cancelled beside it; no task starves."""
 
 from __future__ import annotations
 
@@ -64,11 +64,16 @@ def noise(seed: int) -> Tensor:
     return torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(seed))
 
 
-def row_of(job: Job) -> DenoisingTask:
-    schedule, seed, guidance = job
-    if guidance is None:
-        return DenoisingTask(program_of(schedule), noise(seed), WANTED)
-    return DenoisingTask(program_of(schedule), noise(seed), WANTED, guidance, UNWANTED)
+def task_of(job: Job) -> DenoisingTask:
+    schedule, _, guidance = job
+    return DenoisingTask(program_of(schedule), guidance)
+
+
+def join(waves: Waves, job: Job) -> DenoisingTask:
+    """Take a job in."""
+    task = task_of(job)
+    waves.add(task, noise(job[1]), WANTED, None if task.guidance is None else UNWANTED)
+    return task
 
 
 def waves_of(network: UnrolledUNet, limit: int = 16, capacity: int = 64, policy: Policy | None = None) -> Waves:
@@ -78,23 +83,23 @@ def waves_of(network: UnrolledUNet, limit: int = 16, capacity: int = 64, policy:
 
 
 def plain(network: UnrolledUNet, job: Job) -> Tensor:
-    """What the plain loop makes of the same row, alone."""
+    """What the plain loop makes of the same task, alone."""
     schedule, seed, guidance = job
     negative = None if guidance is None else UNWANTED
     return generate(network, program_of(schedule), noise(seed)[None], WANTED, negative, guidance or 1.0)[0]
 
 
-def longest_wait(rows: list[DenoisingTask], place: int, limit: int) -> int:
-    """The most ticks until rows[place] has advanced, however many rows join behind it.
+def longest_wait(tasks: list[DenoisingTask], place: int, limit: int) -> int:
+    """The most ticks until tasks[place] has advanced, however many tasks join behind it.
 
-    Only rows before it can be served first, since an advanced row goes to the back. Each tick advances the front row: at
+    Only tasks before it can be served first, since an advanced task goes to the back. Each tick advances the front task: at
     most `place` + 1 ticks. A tick for one need also takes the others before it that need the same, until one does not
-    fit; as a row is one or two UNet rows, it then took at least limit − 1. So at most Σ ⌈UNet rows / (limit − 1)⌉ over
+    fit; as a task is one or two UNet rows, it then took at least limit − 1. So at most Σ ⌈UNet rows / (limit − 1)⌉ over
     the needs before it, itself included.
     """
     ahead = Counter[Need]()
-    for row in rows[: place + 1]:
-        ahead[row.need] += row.unet_rows
+    for task in tasks[: place + 1]:
+        ahead[task.need] += task.unet_rows
     return min(place + 1, sum(math.ceil(count / max(1, limit - 1)) for count in ahead.values()))
 
 
@@ -124,21 +129,20 @@ class Traffic(RuleBasedStateMachine):
     def join(self, schedule: Schedule, seed: int, guidance: float | None, copies: int, deadline: float) -> None:
         for copy in range(copies):
             job = (schedule, seed + copy, guidance)
-            row = row_of(job)
-            row.deadline = deadline
-            if not self.waves.fits(row):
+            if task_of(job).unet_rows > self.waves.slots.free:
                 return
-            self.jobs[row] = job
-            self.waves.add(row)
-            self._expect(row)
+            task = join(self.waves, job)
+            task.deadline = deadline
+            self.jobs[task] = job
+            self._expect(task)
 
     @precondition(lambda self: self.jobs)
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
-        row = data.draw(st.sampled_from(list(self.jobs)))
-        self.waves.cancel(row)
-        self.waves.cancel(row)  # twice is no error
-        del self.jobs[row], self.due[row]
+        task = data.draw(st.sampled_from(list(self.jobs)))
+        self.waves.cancel(task)
+        self.waves.cancel(task)  # twice is no error
+        del self.jobs[task], self.due[task]
 
     @rule(ticks=st.integers(1, 4))
     def run(self, ticks: int) -> None:
@@ -153,33 +157,33 @@ class Traffic(RuleBasedStateMachine):
     @invariant()
     def in_flight_are_exactly_the_jobs(self) -> None:
         if hasattr(self, "waves"):
-            assert set(self.waves.rows) == set(self.jobs)
-            held = [slot for row in self.waves.rows for slot in row.slots]
+            assert set(self.waves.tasks) == set(self.jobs)
+            held = [slot for task in self.waves.tasks for slot in task.slots]
             assert len(set(held)) == len(held) == self.waves.slots.capacity - self.waves.slots.free
 
-    def _expect(self, row: DenoisingTask) -> None:
-        wait = longest_wait(self.waves.rows, self.waves.rows.index(row), self.limit)
-        self.due[row] = self.now + wait
+    def _expect(self, task: DenoisingTask) -> None:
+        wait = longest_wait(self.waves.tasks, self.waves.tasks.index(task), self.limit)
+        self.due[task] = self.now + wait
 
     def _tick(self) -> None:
-        before = {row: (row.need, row.position) for row in self.jobs}
+        before = {task: (task.need, task.position) for task in self.jobs}
         wave = self.waves.tick(self.now / 1000)
         self.now += 1
         assert (wave is None) == (not before)
         if wave is None:
             return
-        assert len(wave.rows) == 1 or wave.unet_rows <= self.limit
-        assert {before[row][0] for row in wave.rows} == {wave.need}
-        for row, (_, position) in before.items():
-            assert row.position == position + (row in wave.rows)
-            if row not in wave.rows:
-                assert not self.oldest or self.now < self.due[row], "a row waited too long"
-            elif row.done:
-                job = self.jobs.pop(row)
-                del self.due[row]
-                torch.testing.assert_close(row.latent, plain(self.network, job), rtol=0, atol=ATOL)
+        assert len(wave.tasks) == 1 or wave.unet_rows <= self.limit
+        assert {before[task][0] for task in wave.tasks} == {wave.need}
+        for task, (_, position) in before.items():
+            assert task.position == position + (task in wave.tasks)
+            if task not in wave.tasks:
+                assert not self.oldest or self.now < self.due[task], "a task waited too long"
+            elif task.done:
+                job = self.jobs.pop(task)
+                del self.due[task]
+                torch.testing.assert_close(task.latent, plain(self.network, job), rtol=0, atol=ATOL)
             else:
-                self._expect(row)
+                self._expect(task)
 
 
 def test_every_row_ends_as_the_plain_loop_would_end_it(tiny: UNet2DConditionModel) -> None:
@@ -211,59 +215,56 @@ def test_nothing_in_flight_is_no_wave(network: UnrolledUNet) -> None:
 
 def test_rows_at_different_places_of_different_schedules_and_solvers_share_one_call(network: UnrolledUNet) -> None:
     waves = waves_of(network)
-    waves.add(row_of((schedule_of(Segment(), Segment()), 0, None)))
+    join(waves, (schedule_of(Segment(), Segment()), 0, None))
     assert waves.tick() is not None
-    waves.add(row_of((schedule_of(PARTIAL, solver="dpmsolver++"), 1, 3.0)))
+    join(waves, (schedule_of(PARTIAL, solver="dpmsolver++"), 1, 3.0))
     wave = waves.tick()
     assert wave is not None
     assert wave.unet_rows == 3
-    assert len({row.program for row in wave.rows}) == 2
+    assert len({task.program for task in wave.tasks}) == 2
 
 
 def test_a_row_larger_than_the_limit_runs_alone(network: UnrolledUNet) -> None:
     waves = waves_of(network, 1)
     for seed in range(2):
-        waves.add(row_of((schedule_of(PARTIAL), seed, 3.0)))
+        join(waves, (schedule_of(PARTIAL), seed, 3.0))
     assert drain(waves) == [2, 2, 2, 2]
 
 
 def test_an_odd_limit_leaves_a_place_free_among_guided_rows(network: UnrolledUNet) -> None:
-    """Why the bound on waiting divides by limit − 1: three rows of two take three ticks, not ⌈6/3⌉ = 2."""
+    """Why the bound on waiting divides by limit − 1: three tasks of two take three ticks, not ⌈6/3⌉ = 2."""
     waves = waves_of(network, 3)
     for seed in range(3):
-        waves.add(row_of((schedule_of(Segment()), seed, 3.0)))
-    assert longest_wait(waves.rows, 2, 3) == 3
+        join(waves, (schedule_of(Segment()), seed, 3.0))
+    assert longest_wait(waves.tasks, 2, 3) == 3
     assert drain(waves) == [2, 2, 2]
 
 
 def test_a_smaller_row_fills_the_place_that_a_larger_one_cannot(network: UnrolledUNet) -> None:
     waves = waves_of(network, 3)
     for seed, guidance in enumerate((3.0, 3.0, None)):
-        waves.add(row_of((schedule_of(Segment()), seed, guidance)))
+        join(waves, (schedule_of(Segment()), seed, guidance))
     assert drain(waves) == [3, 2]
 
 
 def test_a_minority_need_is_not_starved_by_a_steady_stream(network: UnrolledUNet) -> None:
-    """New full steps arrive on every tick; the one row with a partial step still goes through."""
+    """New full steps arrive on every tick; the one task with a partial step still goes through."""
     waves = waves_of(network, 2)
-    lonely = row_of((schedule_of(PARTIAL), 0, None))
-    waves.add(lonely)
+    lonely = join(waves, (schedule_of(PARTIAL), 0, None))
     for seed in range(1, 5):
-        waves.add(row_of((schedule_of(Segment()), seed, None)))
-        waves.add(row_of((schedule_of(Segment()), seed, None)))
+        join(waves, (schedule_of(Segment()), seed, None))
+        join(waves, (schedule_of(Segment()), seed, None))
         waves.tick()
     assert lonely.done
 
 
 def test_cancelling_a_row_changes_no_other_row_by_a_bit(network: UnrolledUNet) -> None:
-    """Against the same traffic in which the cancelled row left of itself: the same calls, so bitwise."""
+    """Against the same traffic in which the cancelled task left of itself: the same calls, so bitwise."""
     kept = []
     for cancelled in (True, False):
         waves = waves_of(network)
-        stays = row_of((schedule_of(PARTIAL, PARTIAL), 0, 3.0))
-        leaves = row_of((schedule_of(*(PARTIAL, PARTIAL) if cancelled else (PARTIAL,)), 1, None))
-        waves.add(leaves)
-        waves.add(stays)
+        leaves = join(waves, (schedule_of(*(PARTIAL, PARTIAL) if cancelled else (PARTIAL,)), 1, None))
+        stays = join(waves, (schedule_of(PARTIAL, PARTIAL), 0, 3.0))
         waves.tick()
         waves.tick()
         waves.cancel(leaves)
@@ -275,12 +276,10 @@ def test_cancelling_a_row_changes_no_other_row_by_a_bit(network: UnrolledUNet) -
 def test_memory_is_all_there_at_the_start_and_comes_back(network: UnrolledUNet) -> None:
     waves = waves_of(network, capacity=5)
     size = waves.slots.bytes
-    rows = [row_of((schedule_of(PARTIAL), seed, 3.0)) for seed in range(3)]
-    waves.add(rows[0])
-    waves.add(rows[1])
-    assert not waves.fits(rows[2]), "one slot is left, and guidance takes two"
-    waves.cancel(rows[0])
-    waves.add(rows[2])
+    first, _ = (join(waves, (schedule_of(PARTIAL), seed, 3.0)) for seed in range(2))
+    assert waves.slots.free == 1, "guidance takes two"
+    waves.cancel(first)
+    join(waves, (schedule_of(PARTIAL), 2, 3.0))
     drain(waves)
     assert (waves.slots.free, waves.slots.bytes) == (5, size)
 
@@ -298,16 +297,14 @@ def test_a_smaller_branch_of_its_own_slot_says_what_memory_it_takes(network: Unr
 def test_a_latent_that_is_not_finite_fails_alone(network: UnrolledUNet) -> None:
     waves = waves_of(network)
     jobs = [(schedule_of(PARTIAL, PARTIAL), seed, 3.0) for seed in range(3)]
-    rows = [row_of(job) for job in jobs]
-    rows[1].noise[0, 0, 0] = float("nan")
-    for row in rows:
-        waves.add(row)
-    failed = [row for wave in iter(waves.tick, None) for row in wave.failed]
-    assert failed == [rows[1]]
-    assert isinstance(rows[1].error, FloatingPointError)
-    assert rows[1].latent is None or not torch.isfinite(rows[1].latent).all()
+    tasks = [join(waves, job) for job in jobs]
+    waves.slots.put(tasks[1].slots[0], torch.full((4, 8, 8), math.nan))
+    failed = [task for wave in iter(waves.tick, None) for task in wave.failed]
+    assert failed == [tasks[1]]
+    assert isinstance(tasks[1].error, FloatingPointError)
+    assert tasks[1].latent is None or not torch.isfinite(tasks[1].latent).all()
     for i in (0, 2):
-        torch.testing.assert_close(rows[i].latent, plain(network, jobs[i]), rtol=0, atol=ATOL)
+        torch.testing.assert_close(tasks[i].latent, plain(network, jobs[i]), rtol=0, atol=ATOL)
 
 
 class Allergic(UnrolledUNet):
@@ -327,17 +324,15 @@ class Allergic(UnrolledUNet):
 def test_a_row_that_breaks_the_call_fails_alone(tiny: UNet2DConditionModel) -> None:
     network = Allergic(tiny)
     waves, jobs = waves_of(network), [(schedule_of(PARTIAL), seed, None) for seed in range(5)]
-    rows = [row_of(job) for job in jobs]
-    network.poison = rows[3].noise
-    for row in rows:
-        waves.add(row)
+    tasks = [join(waves, job) for job in jobs]
+    network.poison = noise(jobs[3][1])
     wave = waves.tick()
     assert wave is not None
-    assert (wave.failed, str(rows[3].error)) == ([rows[3]], "poisoned")
+    assert (wave.failed, str(tasks[3].error)) == ([tasks[3]], "poisoned")
     drain(waves)
-    for row, job in zip(rows, jobs, strict=True):
-        if row is not rows[3]:
-            torch.testing.assert_close(row.latent, plain(UnrolledUNet(tiny), job), rtol=0, atol=ATOL)
+    for task, job in zip(tasks, jobs, strict=True):
+        if task is not tasks[3]:
+            torch.testing.assert_close(task.latent, plain(UnrolledUNet(tiny), job), rtol=0, atol=ATOL)
     assert waves.slots.free == waves.slots.capacity
 
 
@@ -345,12 +340,10 @@ def test_a_wave_too_large_for_memory_runs_in_parts(tiny: UNet2DConditionModel) -
     network = Allergic(tiny)
     network.memory = 3
     waves, jobs = waves_of(network), [(schedule_of(PARTIAL), seed, None) for seed in range(8)]
-    rows = [row_of(job) for job in jobs]
-    for row in rows:
-        waves.add(row)
+    tasks = [join(waves, job) for job in jobs]
     wave = waves.tick()
     assert wave is not None
-    assert (len(wave.rows), wave.failed) == (8, [])
+    assert (len(wave.tasks), wave.failed) == (8, [])
     drain(waves)
-    for row, job in zip(rows, jobs, strict=True):
-        torch.testing.assert_close(row.latent, plain(UnrolledUNet(tiny), job), rtol=0, atol=ATOL)
+    for task, job in zip(tasks, jobs, strict=True):
+        torch.testing.assert_close(task.latent, plain(UnrolledUNet(tiny), job), rtol=0, atol=ATOL)

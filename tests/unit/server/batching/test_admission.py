@@ -20,7 +20,7 @@ from server.batching.admission import Admission
 from server.batching.forecast import EngineLoad
 from server.experiments.active import ActiveExperiments
 from server.requests.plan import Planner
-from server.tiers.active import Schedules
+from server.tiers.active import ActiveSchedules
 from server.tiers.watch import Watch
 
 WORK = st.integers(min_value=1, max_value=100)
@@ -105,7 +105,7 @@ def planner(tiny):
         schedule = Schedule(model=model.ref, solver=model.solver("dpmsolver++", 4), segments=(Segment(),) * segments)
         catalog.publish(schedule)
         catalog.promote(tier, schedule.digest)
-    schedules = Schedules(lambda: catalog, model, 4)
+    schedules = ActiveSchedules(lambda: catalog, model, 4)
     Watch(schedules, lambda: catalog).refresh()
 
     class Settings:

@@ -1,4 +1,4 @@
-"""The dispatcher: what each order gets, and who falls with whom. Its thread is not started where a test wants single turns."""
+"""The engine: what each order gets, and who falls with whom. Its thread is not started where a test wants single turns."""
 
 from __future__ import annotations
 
@@ -25,22 +25,31 @@ from server.requests.running import gather
 MIXED = (Segment(partial=(1,), branch=2), Segment())
 
 
+class Stepped(EngineThread):
+    """An engine whose steps a test may take itself."""
+
+    at_work = None
+
+    def turn(self):
+        self.at_work = self.step(self.at_work)
+
+
 @pytest.fixture(scope="module")
 def model(tiny):
     return small_model(tiny)
 
 
 @pytest.fixture
-def dispatcher(model):
-    return EngineThread(model, Admission(max_seconds=60), max_wave_rows=4)
+def engine(model):
+    return Stepped(model, Admission(max_seconds=60), max_wave_rows=4)
 
 
 @pytest.fixture
-def running(dispatcher):
-    dispatcher.start()
-    yield dispatcher
-    if dispatcher.alive:
-        dispatcher.close()
+def running(engine):
+    engine.start()
+    yield engine
+    if engine.alive:
+        engine.close()
 
 
 def program(model, *segments) -> Program:
@@ -51,20 +60,20 @@ def spec(model, seed=0, *, prompt="a", guidance=2.0, segments=MIXED) -> ImageSpe
     return ImageSpec(program(model, *segments), prompt, "", guidance, seed)
 
 
-def finish(dispatcher, futures, turns=50):
-    for _ in range(turns):
+def finish(engine, futures, steps=50):
+    for _ in range(steps):
         if all(future.done() for future in futures):
             return
-        dispatcher.turn()
+        engine.turn()
     raise AssertionError("not done")
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
-def test_a_picture_is_the_plain_loops(model, dispatcher, guidance):
+def test_a_picture_is_the_plain_loops(model, engine, guidance):
     wanted = spec(model, 5, guidance=guidance)
     others = [spec(model, 6), spec(model, 7, guidance=1.0, segments=(Segment(),) * 4)]
-    futures = dispatcher.submit([wanted, *others])
-    finish(dispatcher, futures)
+    futures = engine.submit([wanted, *others])
+    finish(engine, futures)
     negative = model.negative([""]) if guidance != 1 else None
     latent = generate(model.network, wanted.program, model.noise(5)[None], model.encode(["a"]), negative, guidance)
     result = futures[0].result()
@@ -73,48 +82,48 @@ def test_a_picture_is_the_plain_loops(model, dispatcher, guidance):
     assert result.steps == wanted.program.schedule.counts()
 
 
-def test_a_cancelled_order_frees_its_row(model, dispatcher):
-    first, second = dispatcher.submit([spec(model, 1), spec(model, 2)])
-    dispatcher.turn()
-    assert len(dispatcher._waves.rows) == 2
+def test_a_cancelled_image_frees_its_memory(model, engine):
+    first, second = engine.submit([spec(model, 1), spec(model, 2)])
+    engine.turn()
+    assert len(engine._waves.tasks) == 2
     first.cancel()
-    dispatcher.turn()
-    assert len(dispatcher._waves.rows) == len(dispatcher._inflight) == 1
-    finish(dispatcher, [second])
-    assert dispatcher._waves.rows == []
+    engine.turn()
+    assert len(engine._waves.tasks) == len(engine._images) == 1
+    finish(engine, [second])
+    assert engine._waves.tasks == []
 
 
-def test_an_order_cancelled_while_waiting_never_runs(model, dispatcher):
-    (future,) = dispatcher.submit([spec(model)])
+def test_an_image_cancelled_while_waiting_never_runs(model, engine):
+    (future,) = engine.submit([spec(model)])
     future.cancel()
-    dispatcher.turn()
-    assert not dispatcher._queue._waiting
-    assert not dispatcher._inflight
+    engine.turn()
+    assert not engine._queue
+    assert not engine._images
 
 
-def test_a_prompt_that_cannot_be_encoded_fails_alone(model, dispatcher):
-    good, bad = dispatcher.submit([spec(model, prompt="fine"), spec(model, prompt="poison")])
-    finish(dispatcher, [good, bad])
+def test_a_prompt_that_cannot_be_encoded_fails_alone(model, engine):
+    good, bad = engine.submit([spec(model, prompt="fine"), spec(model, prompt="poison")])
+    finish(engine, [good, bad])
     assert good.result().macs > 0
     with pytest.raises(GenerationFailed, match="encoding"):
         bad.result()
 
 
-def test_a_latent_that_is_not_finite_fails_alone(model, dispatcher):
-    good, bad = dispatcher.submit([spec(model, 1), spec(model, 2)])
-    dispatcher.turn()
-    jobs = {job.spec.seed: job for job in dispatcher._inflight.values()}
-    dispatcher._waves.slots.put(jobs[2].row.slots[0], torch.full((4, 8, 8), float("nan")))
-    finish(dispatcher, [good, bad])
+def test_a_latent_that_is_not_finite_fails_alone(model, engine):
+    good, bad = engine.submit([spec(model, 1), spec(model, 2)])
+    engine.turn()
+    tasks = {task.spec.seed: task for task in engine._images}
+    engine._waves.slots.put(tasks[2].slots[0], torch.full((4, 8, 8), float("nan")))
+    finish(engine, [good, bad])
     assert torch.isfinite(good.result().pixels).all()
     with pytest.raises(GenerationFailed, match="finite"):
         bad.result()
 
 
-def test_a_decode_error_fails_alone(model, dispatcher, monkeypatch):
-    good, bad = dispatcher.submit([spec(model, 1), spec(model, 2)])
-    dispatcher.turn()
-    (culprit,) = [job for job in dispatcher._inflight.values() if job.spec.seed == 2]
+def test_a_decode_error_fails_alone(model, engine, monkeypatch):
+    good, bad = engine.submit([spec(model, 1), spec(model, 2)])
+    engine.turn()
+    (culprit,) = [task for task in engine._images if task.spec.seed == 2]
     plain = type(model).decode_later
 
     def decode(self, latents):
@@ -123,50 +132,50 @@ def test_a_decode_error_fails_alone(model, dispatcher, monkeypatch):
         return plain(self, latents)
 
     monkeypatch.setattr(type(model), "decode_later", decode)
-    finish(dispatcher, [good, bad])
+    finish(engine, [good, bad])
     assert good.exception() is None
     with pytest.raises(GenerationFailed, match="decoding"):
         bad.result()
 
 
-def test_the_log_says_whose_image_failed_and_not_its_prompt(model, dispatcher, monkeypatch, caplog):
+def test_the_log_says_whose_image_failed_and_not_its_prompt(model, engine, monkeypatch, caplog):
     poisoned = replace(spec(model, prompt="poison"), request_id="poisoned")
     unlucky = replace(spec(model, prompt="a secret"), request_id="unlucky")
-    monkeypatch.setattr(dispatcher._waves.network, "partial", lambda *_: 1 / 0)
-    finish(dispatcher, dispatcher.submit([poisoned, unlucky]))
+    monkeypatch.setattr(engine._waves.network, "partial", lambda *_: 1 / 0)
+    finish(engine, engine.submit([poisoned, unlucky]))
     said = {record.getMessage(): record.fields for record in caplog.records}
     assert said == {"encoding failed": {"request_id": "poisoned"}, "denoising failed": {"request_id": "unlucky"}}
     assert "a secret" not in caplog.text
 
 
-def test_an_exception_in_a_wave_fails_its_rows_only(model, dispatcher, monkeypatch):
-    """The partial wave breaks: the order that needs one fails, the one of full steps goes on."""
-    bad, good = dispatcher.submit([spec(model, 1), spec(model, 2, segments=(Segment(),) * 4)])
+def test_an_exception_in_a_wave_fails_its_images_only(model, engine, monkeypatch):
+    """The partial wave breaks: the image that needs one fails, the one of full steps goes on."""
+    bad, good = engine.submit([spec(model, 1), spec(model, 2, segments=(Segment(),) * 4)])
 
     def broken(*_):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(dispatcher._waves.network, "partial", broken)
-    finish(dispatcher, [good, bad])
+    monkeypatch.setattr(engine._waves.network, "partial", broken)
+    finish(engine, [good, bad])
     assert good.result().steps["full"] == 4
     with pytest.raises(GenerationFailed, match="denoising"):
         bad.result()
-    assert not dispatcher._inflight
-    assert dispatcher._waves.rows == []
+    assert not engine._images
+    assert engine._waves.tasks == []
 
 
-def gives_up(dispatcher, model):
-    """Each order fails, and after some of them it takes no more."""
+def gives_up(engine, model):
+    """Each image fails, and after some of them it takes no more."""
     for seed in range(20):
         try:
-            (future,) = dispatcher.submit([spec(model, seed)])
+            (future,) = engine.submit([spec(model, seed)])
         except NotReady:
             break
         assert future.exception(timeout=60) is not None
     else:
         pytest.fail("it went on for ever")
-    dispatcher._thread.join(timeout=60)
-    assert not dispatcher.alive
+    engine._thread.join(timeout=60)
+    assert not engine.alive
 
 
 def test_an_engine_in_which_every_wave_fails_asks_to_be_restarted(model, running, monkeypatch):
@@ -177,7 +186,7 @@ def test_an_engine_in_which_every_wave_fails_asks_to_be_restarted(model, running
     gives_up(running, model)
 
 
-def test_the_thread_outlives_a_bug_in_a_turn(model, running, monkeypatch):
+def test_the_thread_outlives_a_bug_in_a_step(model, running, monkeypatch):
     plain, breakages = running._launch, [RuntimeError("bug")]
 
     def sometimes():
@@ -196,55 +205,55 @@ def test_the_thread_outlives_a_bug_in_a_turn(model, running, monkeypatch):
 
 def test_the_queue_is_bounded_and_a_request_is_taken_whole_or_not(model):
     each = model.macs.of_program(spec(model).program, 2)
-    dispatcher = EngineThread(model, Admission(max_seconds=8.5, pace=1 / each), max_wave_rows=4)  # a second each
-    dispatcher.submit([spec(model, seed) for seed in range(6)])
+    engine = Stepped(model, Admission(max_seconds=8.5, pace=1 / each), max_wave_rows=4)  # a second each
+    engine.submit([spec(model, seed) for seed in range(6)])
     with pytest.raises(Overloaded) as refused:
-        dispatcher.submit([spec(model, seed) for seed in range(3)])
+        engine.submit([spec(model, seed) for seed in range(3)])
     assert refused.value.retry_after >= 1
-    assert len(dispatcher._queue._waiting) == 6
-    dispatcher.submit([spec(model, 8), spec(model, 9)])
+    assert len(engine._queue) == 6
+    engine.submit([spec(model, 8), spec(model, 9)])
 
 
 @pytest.mark.parametrize("end", ["done", "cancelled", "failed"])
 def test_no_work_is_owed_when_all_have_left(model, end, monkeypatch):
     admission = Admission(max_seconds=60, pace=1.0)
-    dispatcher = EngineThread(model, admission, max_wave_rows=4)
-    futures = dispatcher.submit([spec(model, seed) for seed in range(6)])
+    engine = Stepped(model, admission, max_wave_rows=4)
+    futures = engine.submit([spec(model, seed) for seed in range(6)])
     assert admission.seconds == 6 * model.macs.of_program(spec(model).program, 2)
-    dispatcher.turn()
+    engine.turn()
     if end == "cancelled":
         for future in futures:
             future.cancel()
-        dispatcher.turn()
+        engine.turn()
     else:
         if end == "failed":
             monkeypatch.setattr(model.network, "partial", lambda *_: 1 / 0)
-        finish(dispatcher, futures)
+        finish(engine, futures)
     assert admission.seconds == 0
 
 
-def test_previews_are_the_clean_latents_on_the_way(model, dispatcher):
+def test_previews_are_the_clean_latents_on_the_way(model, engine):
     seen = []
     wanted = replace(spec(model, 5, segments=(Segment(),) * 4), previews=3)
-    futures = dispatcher.submit([wanted, spec(model, 6)], lambda *preview: seen.append(preview))
+    futures = engine.submit([wanted, spec(model, 6)], lambda *preview: seen.append(preview))
     clean = {}  # by position
     while not futures[0].done():
-        dispatcher.turn()
-        for row, task in dispatcher._inflight.items():
+        engine.turn()
+        for task in engine._images:
             if task.spec is wanted:
-                clean[row.position] = dispatcher._waves.slots.clean(row.slots[0])
+                clean[task.position] = engine._waves.slots.clean(task.slots[0])
     assert [(each, index) for each, index, _ in seen] == [(wanted, 0), (wanted, 1), (wanted, 2)]
     for (_, _, pixels), latent in zip(seen, (clean[position] for position in (1, 2, 3)), strict=True):
         torch.testing.assert_close(pixels, model.decode(latent[None])[0])
-    finish(dispatcher, futures)
+    finish(engine, futures)
 
 
-def test_a_preview_that_fails_costs_nobody_an_image(model, dispatcher):
+def test_a_preview_that_fails_costs_nobody_an_image(model, engine):
     def broken(*_):
         raise RuntimeError("nobody listens")
 
-    futures = dispatcher.submit([replace(spec(model, 5), previews=1)], broken)
-    finish(dispatcher, futures)
+    futures = engine.submit([replace(spec(model, 5), previews=1)], broken)
+    finish(engine, futures)
     assert futures[0].result().macs > 0
 
 
@@ -263,33 +272,33 @@ def test_whoever_leaves_is_followed_by_another_of_its_kind(model):
     assert [task.next_macs(steps) for steps in (0, 1, 4, 6, 8)] == [0, whole // 4, whole, whole * 3 // 2, 2 * whole]
 
 
-def test_rows_in_flight_are_bounded_too(model, dispatcher):
-    futures = dispatcher.submit([spec(model, seed) for seed in range(12)])
-    dispatcher.turn()
-    assert (len(dispatcher._inflight), len(dispatcher._queue._waiting)) == (8, 4)
-    finish(dispatcher, futures)
+def test_images_in_flight_are_bounded_too(model, engine):
+    futures = engine.submit([spec(model, seed) for seed in range(12)])
+    engine.turn()
+    assert (len(engine._images), len(engine._queue)) == (8, 4)
+    finish(engine, futures)
 
 
 def test_memory_bounds_what_is_in_flight(model):
     """One slot: two latents of 4×8×8 and the largest cached feature, all float32."""
     each = 4 * (2 * 4 * 8 * 8 + max(c * h * w for c, h, w in model.macs.features.values()))
-    dispatcher = EngineThread(model, Admission(max_seconds=60), max_wave_rows=4, cache_bytes=5 * each + 7)
-    futures = dispatcher.submit([spec(model, seed) for seed in range(4)])
-    dispatcher.turn()
-    assert (len(dispatcher._inflight), len(dispatcher._queue._waiting)) == (2, 2)
-    finish(dispatcher, futures)
+    engine = Stepped(model, Admission(max_seconds=60), max_wave_rows=4, cache_bytes=5 * each + 7)
+    futures = engine.submit([spec(model, seed) for seed in range(4)])
+    engine.turn()
+    assert (len(engine._images), len(engine._queue)) == (2, 2)
+    finish(engine, futures)
     with pytest.raises(InvalidInput, match="cache_mib"):
-        EngineThread(model, Admission(max_seconds=60), max_wave_rows=4, cache_bytes=2 * each - 1)
+        Stepped(model, Admission(max_seconds=60), max_wave_rows=4, cache_bytes=2 * each - 1)
 
 
-def test_a_tier_that_floods_does_not_shut_out_another(model, dispatcher):
-    flood = dispatcher.submit([replace(spec(model, seed), tier="best") for seed in range(14)])
-    dispatcher.turn()
-    (late,) = dispatcher.submit([replace(spec(model, 9), tier="draft")])
+def test_a_tier_that_floods_does_not_shut_out_another(model, engine):
+    flood = engine.submit([replace(spec(model, seed), tier="best") for seed in range(14)])
+    engine.turn()
+    (late,) = engine.submit([replace(spec(model, 9), tier="draft")])
     while not late.done():
-        dispatcher.turn()
+        engine.turn()
     assert sum(future.done() for future in flood) <= 9, "eight were in flight already, and one has the same turn as it"
-    finish(dispatcher, flood)
+    finish(engine, flood)
 
 
 def test_gather_gives_up_all_when_one_fails(model, running):
@@ -298,7 +307,7 @@ def test_gather_gives_up_all_when_one_fails(model, running):
     async def go():
         with pytest.raises(GenerationFailed):
             await gather(running.submit(specs))
-        while running._inflight or running._queue._waiting:
+        while running._images or running._queue:
             await asyncio.sleep(0.01)
 
     asyncio.run(asyncio.wait_for(go(), 60))
@@ -311,7 +320,7 @@ def test_gather_can_be_cancelled(model, running):
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        while running._inflight or running._queue._waiting:
+        while running._images or running._queue:
             await asyncio.sleep(0.01)
 
     asyncio.run(asyncio.wait_for(go(), 60))
@@ -333,44 +342,44 @@ def idle(model, seed=0) -> ImageSpec:
     return replace(spec(model, seed, segments=(Segment(),) * 4), tier="shadow", idle=True)
 
 
-def test_idle_work_stands_still_while_a_client_is_served(model, dispatcher):
-    (background,) = dispatcher.submit([idle(model, 1)])
-    dispatcher.turn()
-    (row,) = dispatcher._inflight
-    assert row.position == 1
-    (client,) = dispatcher.submit([spec(model, 2, segments=(Segment(),) * 4)])
+def test_idle_work_stands_still_while_a_client_is_served(model, engine):
+    (background,) = engine.submit([idle(model, 1)])
+    engine.turn()
+    (task,) = engine._images
+    assert task.position == 1
+    (client,) = engine.submit([spec(model, 2, segments=(Segment(),) * 4)])
     for _ in range(4):
         assert not client.done()
-        dispatcher.turn()
+        engine.turn()
     assert client.done(), "a wave was not the client's"
-    assert row.position == 1
-    finish(dispatcher, [background])
+    assert task.position == 1
+    finish(engine, [background])
     assert background.result().macs == model.macs.of_program(idle(model).program, 2)
 
 
-def test_idle_work_makes_room_for_clients_and_ends_as_it_would_have(model, dispatcher):
-    (alone,) = dispatcher.submit([idle(model, 1)])
-    finish(dispatcher, [alone])
-    (background,) = dispatcher.submit([idle(model, 1)])
-    dispatcher.turn()
-    clients = dispatcher.submit([spec(model, seed) for seed in range(8)])  # all the memory there is
-    dispatcher.turn()
-    assert {task.spec.idle for task in dispatcher._inflight.values()} == {False}
-    finish(dispatcher, [*clients, background])
+def test_idle_work_makes_room_for_clients_and_ends_as_it_would_have(model, engine):
+    (alone,) = engine.submit([idle(model, 1)])
+    finish(engine, [alone])
+    (background,) = engine.submit([idle(model, 1)])
+    engine.turn()
+    clients = engine.submit([spec(model, seed) for seed in range(8)])  # all the memory there is
+    engine.turn()
+    assert {task.spec.idle for task in engine._images} == {False}
+    finish(engine, [*clients, background])
     torch.testing.assert_close(background.result().pixels, alone.result().pixels)
     assert background.result().steps == alone.result().steps
 
 
 def test_idle_work_waits_for_clients_and_counts_in_no_queue(model):
     admission = Admission(max_seconds=1, pace=1.0)
-    dispatcher = EngineThread(model, admission, max_wave_rows=4)
-    background = dispatcher.submit([idle(model, seed) for seed in range(3)])
-    assert admission.seconds == len(dispatcher._queue) == 0
-    (client,) = dispatcher.submit([spec(model, 9)])
-    finish(dispatcher, [client])
+    engine = Stepped(model, admission, max_wave_rows=4)
+    background = engine.submit([idle(model, seed) for seed in range(3)])
+    assert admission.seconds == len(engine._queue) == 0
+    (client,) = engine.submit([spec(model, 9)])
+    finish(engine, [client])
     assert not any(future.done() for future in background)
     background[0].cancel()
-    finish(dispatcher, background)
+    finish(engine, background)
     assert admission.seconds == 0
 
 
@@ -424,8 +433,8 @@ def behind(model):
 
 @pytest.fixture
 def ahead(behind):
-    """A dispatcher ahead of its device."""
-    return EngineThread(behind, Admission(max_seconds=60, pace=1.0), max_wave_rows=4)
+    """An engine ahead of its device."""
+    return Stepped(behind, Admission(max_seconds=60, pace=1.0), max_wave_rows=4)
 
 
 def test_a_wave_is_launched_while_the_one_before_is_at_work(model, behind, ahead):
@@ -437,19 +446,19 @@ def test_a_wave_is_launched_while_the_one_before_is_at_work(model, behind, ahead
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
-def test_a_picture_of_a_device_behind_the_host_is_the_same(model, dispatcher, ahead, guidance):
+def test_a_picture_of_a_device_behind_the_host_is_the_same(model, engine, ahead, guidance):
     specs = [spec(model, seed, guidance=guidance) for seed in range(7)]
     specs += [replace(spec(model, seed, segments=(Segment(),) * 4), previews=2) for seed in range(7, 10)]
-    seen = {dispatcher: [], ahead: []}
+    seen = {engine: [], ahead: []}
     results = {}
-    for each, previews in seen.items():
-        futures = each.submit(specs, lambda spec, index, _, previews=previews: previews.append((spec.seed, index)))
-        finish(each, futures)
-        results[each] = [future.result() for future in futures]
+    for runner, previews in seen.items():
+        futures = runner.submit(specs, lambda spec, index, _, previews=previews: previews.append((spec.seed, index)))
+        finish(runner, futures)
+        results[runner] = [future.result() for future in futures]
     for one, other in zip(*results.values(), strict=True):
         torch.testing.assert_close(one.pixels, other.pixels, atol=1e-4, rtol=0)
         assert (one.macs, one.steps) == (other.macs, other.steps)
-    assert sorted(seen[dispatcher]) == sorted(seen[ahead])
+    assert sorted(seen[engine]) == sorted(seen[ahead])
     assert ahead._admission.seconds == 0
 
 
@@ -462,7 +471,7 @@ def test_who_leaves_while_the_device_is_at_work_is_told_nothing_and_owes_nothing
     assert first.cancelled()
     assert second.result().macs > 0
     ahead.turn()
-    assert not ahead._inflight
+    assert not ahead._images
     assert ahead._waves.slots.free == ahead._waves.slots.capacity
     assert ahead._admission.seconds == 0
 
@@ -470,8 +479,8 @@ def test_who_leaves_while_the_device_is_at_work_is_told_nothing_and_owes_nothing
 def test_a_latent_that_is_not_finite_is_found_when_its_wave_lands(model, ahead):
     good, bad = ahead.submit([spec(model, 1), spec(model, 2)])
     ahead.turn()
-    jobs = {job.spec.seed: job for job in ahead._inflight.values()}
-    ahead._waves.slots.put(jobs[2].row.slots[0], torch.full((4, 8, 8), float("nan")))
+    tasks = {task.spec.seed: task for task in ahead._images}
+    ahead._waves.slots.put(tasks[2].slots[0], torch.full((4, 8, 8), float("nan")))
     finish(ahead, [good, bad])
     assert torch.isfinite(good.result().pixels).all()
     with pytest.raises(GenerationFailed, match="finite"):
@@ -502,21 +511,21 @@ def test_a_lost_device_ends_the_engine_though_no_wave_can_be_formed(model, behin
     gives_up(ahead, model)
 
 
-def test_a_newcomer_that_the_device_has_no_room_for_leaves_nothing_behind(model, dispatcher, monkeypatch):
-    plain, breakages = dispatcher._waves.slots.put, [RuntimeError("out of memory")] * 2
+def test_a_newcomer_that_the_device_has_no_room_for_leaves_nothing_behind(model, engine, monkeypatch):
+    plain, breakages = engine._waves.slots.put, [RuntimeError("out of memory")] * 2
 
     def put(slot, latent):
         if slot and breakages:
             raise breakages.pop()
         plain(slot, latent)
 
-    monkeypatch.setattr(dispatcher._waves.slots, "put", put)
-    futures = dispatcher.submit([spec(model, seed) for seed in range(2)])
-    finish(dispatcher, futures)
+    monkeypatch.setattr(engine._waves.slots, "put", put)
+    futures = engine.submit([spec(model, seed) for seed in range(2)])
+    finish(engine, futures)
     assert [future.exception() is None for future in futures] == [False, True], "each was tried alone"
-    assert dispatcher._waves.slots.free == dispatcher._waves.slots.capacity
-    assert not dispatcher._inflight
-    assert dispatcher._admission.seconds == 0
+    assert engine._waves.slots.free == engine._waves.slots.capacity
+    assert not engine._images
+    assert engine._admission.seconds == 0
 
 
 def test_a_device_that_fails_behind_the_host_fails_what_is_in_flight_and_nothing_later(model, behind, ahead):
@@ -534,6 +543,6 @@ def test_idle_work_gives_up_its_place_while_its_wave_is_at_work(model, ahead):
     ahead.turn()
     clients = ahead.submit([spec(model, seed) for seed in range(8)])  # all the memory there is
     ahead.turn()
-    assert {task.spec.idle for task in ahead._inflight.values()} == {False}
+    assert {task.spec.idle for task in ahead._images} == {False}
     finish(ahead, [*clients, background])
     assert background.result().macs == model.macs.of_program(idle(model).program, 2)

@@ -23,9 +23,10 @@ from server.batching.image_task import ImageResult
 from server.experiments.active import ActiveExperiments
 from server.experiments.assign import arm_of, hashed_unit
 from server.experiments.runtime import ExperimentRuntime
+from server.requests.context import RequestContext
 from server.requests.plan import Planner
 from server.telemetry import metrics
-from server.tiers.active import Schedules
+from server.tiers.active import ActiveSchedules
 from server.tiers.watch import Watch
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -59,7 +60,7 @@ class App:
             self.catalog.publish(schedule)
             self.digests[name] = schedule.digest
         self.catalog.promote("fast", self.digests["fast"])
-        self.model, self.schedules = model, Schedules(lambda: self.catalog, model, 4)
+        self.model, self.schedules = model, ActiveSchedules(lambda: self.catalog, model, 4)
         self.watch = Watch(self.schedules, lambda: self.catalog)
         self.watch.refresh()
         self.recorder, self.now = Recorder(), NOW
@@ -93,7 +94,8 @@ class App:
 
     def end(self, plan, outcome="ok", steps=None, seconds=2.0):
         result = ImageResult(torch.zeros(3, 8, 8), plan.macs, steps or Counter(plan.entry.schedule.counts()), 0.5, 1.0)
-        self.trials.ended(plan, outcome, seconds, {0: result} if outcome == "ok" else {})
+        context = RequestContext(plan.request_id, plan=plan, code=outcome, results={0: result} if outcome == "ok" else {})
+        self.trials.ended(context, plan, seconds)
 
 
 @pytest.fixture(scope="module")

@@ -22,8 +22,8 @@ from server.http.edge import Edge, shaped
 
 
 async def echo(request):
-    state = request.state
-    return JSONResponse({"length": len(await request.body()), "id": state.request_id, "key": state.key.name})
+    context = request.state.context
+    return JSONResponse({"length": len(await request.body()), "id": context.request_id, "key": context.key.name})
 
 
 async def known(_):

@@ -26,7 +26,7 @@ from server.http.openai import NOT_SUPPORTED
 from server.requests.generation import Generation
 from server.requests.plan import Planner
 from server.telemetry import metrics
-from server.tiers.active import LOOKUPS, WAITING, Schedules
+from server.tiers.active import LOOKUPS, WAITING, ActiveSchedules
 
 PICTURE = ImageResult(torch.full((3, 8, 8), 0.5), 10, Counter(full=4), 0.0, 0.5)
 
@@ -51,11 +51,11 @@ class Engine:
         return futures
 
 
-class ComparisonObserver(list):
-    """An observer: (unit, outcome) of each request."""
+class Observer(list):
+    """(unit, how it ended) of each request."""
 
-    def ended(self, plan, outcome, seconds, results):
-        self.append((plan.request.unit, outcome))
+    def ended(self, context, plan, seconds):
+        self.append((context.request.unit, context.code))
 
 
 @pytest.fixture
@@ -65,11 +65,11 @@ def engine():
 
 @pytest.fixture
 def told():
-    return ComparisonObserver()
+    return Observer()
 
 
 @pytest.fixture
-def house(tiny, engine, told, monkeypatch):
+def app(tiny, engine, told, monkeypatch):
     """What the application finds. Its registry hangs until the test is over."""
     model, over = small_model(tiny), threading.Event()
 
@@ -77,17 +77,17 @@ def house(tiny, engine, told, monkeypatch):
         over.wait(60)
         raise StoreUnavailable("the test is over")
 
-    schedules = Schedules(open_catalog, model, 4)
+    schedules = ActiveSchedules(open_catalog, model, 4)
     planner = Planner(schedules, ActiveExperiments(lambda: None, schedules), model.macs, lambda *_: 0.25, Settings())
     generation = Generation(planner, engine, Quotas(), [told])
     made = SimpleNamespace(generation=generation, schedules=schedules, model=model, size="8x8", settings=Settings)
-    monkeypatch.setattr(v1.app.state, "house", made, raising=False)
+    monkeypatch.setattr(v1.routes.state, "app", made, raising=False)
     yield made
     over.set()
 
 
 def client():
-    transport = httpx.ASGITransport(Edge(v1.app, Drain()))
+    transport = httpx.ASGITransport(Edge(v1.routes, Drain()))
     return httpx.AsyncClient(transport=transport, base_url="http://test", timeout=30)
 
 
@@ -118,16 +118,16 @@ def _logged(caplog):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_stream_has_the_log_line_of_any_other_request(house, caplog, stream):
+def test_a_stream_has_the_log_line_of_any_other_request(app, caplog, stream):
     reply = post(stream=stream, n=2, tier="reference")
     said = line(caplog)
     assert reply.status_code == said["status"] == 200
     assert (said["asked"], said["tier"], said["images"], said["macs"]) == ("reference", "reference", 2, 20)
-    assert said["schedule"] == house.schedules.tier("reference").digest
+    assert said["schedule"] == app.schedules.tier("reference").digest
     assert "code" not in said
 
 
-def test_a_stream_that_fails_after_its_first_event_is_told_as_failed(house, engine, told, caplog):
+def test_a_stream_that_fails_after_its_first_event_is_told_as_failed(app, engine, told, caplog):
     engine.outcomes, before = [PICTURE, GenerationFailed("no")], ended("error")
     reply = post(stream=True, n=2)
     assert reply.status_code == 200, "it was sent before"
@@ -138,7 +138,7 @@ def test_a_stream_that_fails_after_its_first_event_is_told_as_failed(house, engi
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_deadline_is_no_client_that_left(house, engine, told, caplog, stream):
+def test_a_deadline_is_no_client_that_left(app, engine, told, caplog, stream):
     engine.outcomes, before = [None], ended("deadline")
     reply = post(stream=stream, deadline_ms=30, tier="reference")
     assert (reply.status_code, reply.headers["x-should-retry"]) == (504, "false")
@@ -148,13 +148,13 @@ def test_a_deadline_is_no_client_that_left(house, engine, told, caplog, stream):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_the_log_line_of_a_refusal_says_what_was_asked_for(house, caplog, stream):
+def test_the_log_line_of_a_refusal_says_what_was_asked_for(app, caplog, stream):
     assert post(stream=stream, tier="nope").status_code == 404
     assert (line(caplog)["code"], line(caplog)["asked"]) == ("not_found", "nope")
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_registry_that_hangs_keeps_neither_deadlines_nor_others_waiting(house, stream):
+def test_a_registry_that_hangs_keeps_neither_deadlines_nor_others_waiting(app, stream):
     path = "/v1/images/generations"
 
     def asking(http, schedule, deadline_ms):
@@ -164,13 +164,13 @@ def test_a_registry_that_hangs_keeps_neither_deadlines_nor_others_waiting(house,
     async def go():
         async with client() as http:
             waiting = [asyncio.create_task(asking(http, str(number), 2000)) for number in range(LOOKUPS + WAITING)]
-            while house.schedules._waiting < WAITING:
+            while app.schedules._waiting < WAITING:
                 await asyncio.sleep(0.01)
             refused = await asking(http, "99", 2000)
             assert (refused.status_code, refused.json()["error"]["code"]) == (503, "store_unavailable")
             assert int(refused.headers["retry-after"]) > 0
             assert (await http.get("/v1/schedules/99")).status_code == 503
-            digest = house.schedules.tier("reference").digest
+            digest = app.schedules.tier("reference").digest
             assert (await asking(http, digest, 60_000)).status_code == 200
             assert (await http.post(path, json={"prompt": "x", "tier": "reference"})).status_code == 200
             assert not any(each.done() for each in waiting)
@@ -193,13 +193,13 @@ def test_a_registry_that_hangs_keeps_neither_deadlines_nor_others_waiting(house,
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
-def test_the_unit(house, told, stream, body, header, unit):
+def test_the_unit(app, told, stream, body, header, unit):
     reply = post({"X-Flexi-Unit": header} if header else None, stream=stream, **body)
     assert (reply.status_code, told) == (200, [(unit, "ok")])
 
 
 @pytest.mark.parametrize("header", ["", "x" * 129, "Zoë".encode(), "a\tb"])
-def test_a_unit_outside_its_limits(house, told, header):
+def test_a_unit_outside_its_limits(app, told, header):
     reply = post({"X-Flexi-Unit": header}, user="anna")
     error = reply.json()["error"]
     assert (reply.status_code, error["param"], told) == (400, "X-Flexi-Unit", [])
@@ -207,7 +207,7 @@ def test_a_unit_outside_its_limits(house, told, header):
 
 
 @pytest.mark.parametrize("name", NOT_SUPPORTED)
-def test_what_other_models_of_openai_take(house, name):
+def test_what_other_models_of_openai_take(app, name):
     assert post(**{name: None}).status_code == 200
     error = post(**{name: 1}).json()["error"]
     assert (error["code"], error["param"]) == ("invalid_input", name)

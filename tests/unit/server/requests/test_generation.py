@@ -23,11 +23,12 @@ from server.api import GenerateRequest
 from server.batching.image_task import ImageResult
 from server.errors import Cancelled, ClientGone, DeadlineExceeded, GenerationFailed
 from server.experiments.active import ActiveExperiments
-from server.requests.generation import Finished, Generation, Partial
+from server.requests.context import RequestContext
+from server.requests.generation import Generation, ImageMade, PreviewMade
 from server.requests.plan import Planner
 from server.requests.running import while_wanted
 from server.telemetry import metrics
-from server.tiers.active import Schedules
+from server.tiers.active import ActiveSchedules
 
 GREY = torch.full((3, 8, 8), 0.5)
 
@@ -36,11 +37,11 @@ class Settings:
     max_images, request_seconds, default_tier, default_guidance = 3, 60.0, "reference", 3.0
 
 
-class ComparisonObserver(list):
-    """An observer."""
+class Observer(list):
+    """Notes what it is told."""
 
-    def ended(self, plan, outcome, seconds, results):
-        self.append((plan.label, outcome, len(results)))
+    def ended(self, context, plan, seconds):
+        self.append((plan.entry.label, context.code, len(context.results)))
 
 
 class Renderer:
@@ -73,11 +74,11 @@ def model(tiny):
 
 @pytest.fixture
 def told():
-    return ComparisonObserver()
+    return Observer()
 
 
 def made(model, renderer, told, open_catalog=lambda: None):
-    schedules = Schedules(open_catalog, model, 4)
+    schedules = ActiveSchedules(open_catalog, model, 4)
     planner = Planner(schedules, ActiveExperiments(lambda: None, schedules), model.macs, lambda *_: 0.25, Settings())
     return Generation(planner, renderer, Quotas(), [told])
 
@@ -117,7 +118,7 @@ async def at_once():
 
 def answer(generation, gone=never, **fields):
     request = GenerateRequest(prompt="ein Herz ♥", **fields)
-    return asyncio.run(generation.answer(request, "id-1", ANONYMOUS, gone()))
+    return asyncio.run(generation.answer(request, RequestContext("id-1", ANONYMOUS), gone()))
 
 
 def test_the_answer(generation, renderer):
@@ -134,7 +135,7 @@ def test_the_answer(generation, renderer):
 
 
 def test_files_name_the_build(model, renderer):
-    schedules = Schedules(lambda: None, model, 4)
+    schedules = ActiveSchedules(lambda: None, model, 4)
     planner = Planner(schedules, ActiveExperiments(lambda: None, schedules), model.macs, lambda *_: 0.25, Settings())
     for commit, said in (("", f"flexiffusion-serve {VERSION}"), ("1a2b3c", f"flexiffusion-serve {VERSION} (1a2b3c)")):
         (image,) = answer(Generation(planner, renderer, Quotas(), commit=commit)).images
@@ -146,14 +147,10 @@ def test_a_seed_is_drawn_and_told(generation, renderer):
     assert response.seed == renderer.specs[0].seed
 
 
-@pytest.mark.parametrize(
-    ("fields", "error", "param"),
-    [({"num_images": 4}, InvalidInput, "num_images"), ({"tier": "nope"}, NotFound, "tier")],
-)
-def test_refusals(generation, fields, error, param):
-    with pytest.raises(error) as refused:
-        answer(generation, **fields)
-    assert refused.value.param == param
+def test_a_tier_that_there_is_not_is_refused(generation):
+    with pytest.raises(NotFound) as refused:
+        answer(generation, tier="nope")
+    assert refused.value.param == "tier"
 
 
 @pytest.mark.parametrize(
@@ -172,7 +169,7 @@ def test_a_request_is_cancelled_by_its_id_and_its_key(generation, renderer):
 
     async def go():
         request = GenerateRequest(prompt="x")
-        mine = asyncio.create_task(generation.answer(request, "id-1", Key("me", None, None), never()))
+        mine = asyncio.create_task(generation.answer(request, RequestContext("id-1", Key("me", None, None)), never()))
         await asyncio.sleep(0.01)
         assert generation.running.cancel("somebody else", "id-1") == 0
         assert generation.running.cancel("me", "id-2") == 0
@@ -192,16 +189,16 @@ def test_a_request_is_cancelled_by_its_id_and_its_key(generation, renderer):
     [("late", DeadlineExceeded, "deadline"), ("cancelled", Cancelled, "cancelled"), ("left", ClientGone, "cancelled")],
 )
 def test_a_request_that_waits_for_the_registry_may_be_given_up(hanging, renderer, streamed, ends, error, outcome):
-    before, line = counted(outcome, metrics.CUSTOM), {}
+    before, context = counted(outcome, metrics.CUSTOM), RequestContext("id-1")
 
     async def go():
         request = GenerateRequest(prompt="x", schedule="12345678", deadline_ms=50 if ends == "late" else None)
         gone = at_once if ends == "left" else never
         if streamed:
-            first = anext(hanging.stream(request, "id-1", ANONYMOUS, 0, line))
+            first = anext(hanging.stream(request, context, 0))
             work = while_wanted(first, [(gone(), ClientGone())])
         else:
-            work = hanging.answer(request, "id-1", ANONYMOUS, gone(), line)
+            work = hanging.answer(request, context, gone())
         task = asyncio.create_task(work)
         if ends == "cancelled":
             await asyncio.sleep(0.05)
@@ -212,7 +209,7 @@ def test_a_request_that_waits_for_the_registry_may_be_given_up(hanging, renderer
     asyncio.run(go())
     assert (renderer.specs, len(hanging.running)) == ([], 0)
     assert counted(outcome, metrics.CUSTOM) == before + 1
-    assert line == {"asked": "12345678", "code": error.code}
+    assert context.log_fields() == {"asked": "12345678", "code": error.code}
 
 
 def test_the_deadline_runs_from_the_arrival(generation):
@@ -222,7 +219,7 @@ def test_the_deadline_runs_from_the_arrival(generation):
     assert {spec.request_id for spec in plan.specs} == {"id-1"}
 
 
-def streamed(generation, renderer, act, previews=2, line=None, **fields):
+def streamed(generation, renderer, act, previews=2, context=None, **fields):
     """What a stream of two images gives while `act(renderer)` plays the engine in another thread."""
 
     async def go():
@@ -231,7 +228,7 @@ def streamed(generation, renderer, act, previews=2, line=None, **fields):
         renderer.keeps = True
         asyncio.get_running_loop().call_later(0.01, lambda: asyncio.ensure_future(asyncio.to_thread(act, renderer)))
         try:
-            async for event in generation.stream(request, "id-1", ANONYMOUS, previews, line):
+            async for event in generation.stream(request, context or RequestContext("id-1"), previews):
                 events += [event]
         except Exception as error:
             events.append(error)
@@ -248,7 +245,12 @@ def test_a_stream_gives_previews_and_each_image_when_it_is_done(generation, rend
         renderer.futures[0].set_result(ImageResult(GREY, 10, Counter(full=4), 0.0, 0.5))
 
     events = streamed(generation, renderer, act)
-    assert [(type(event), event.image) for event in events] == [(Partial, 1), (Finished, 1), (Partial, 0), (Finished, 0)]
+    assert [(type(event), event.image) for event in events] == [
+        (PreviewMade, 1),
+        (ImageMade, 1),
+        (PreviewMade, 0),
+        (ImageMade, 0),
+    ]
     assert {spec.previews for spec in renderer.specs} == {2}
     assert Image.open(io.BytesIO(base64.b64decode(events[1].png))).text["seed"] == "8"
 
@@ -278,9 +280,10 @@ def test_a_stream_is_measured_and_its_log_line_says_what_it_took(generation, ren
         renderer.preview(renderer.specs[0], 0, GREY)
         renderer.finish()
 
-    (ratios, pngs), line = samples(), {}
-    streamed(generation, renderer, act, line=line, tier="reference")
+    (ratios, pngs), context = samples(), RequestContext("id-1")
+    streamed(generation, renderer, act, context=context, tier="reference")
     assert samples() == [ratios + 1, pngs + 3]
+    line = context.log_fields()
     assert len(line.pop("schedule")) == 64
     assert line == {
         "asked": "reference", "tier": "reference", "arm": None, "images": 2, "macs": 20, "predicted_ms": 250.0,
@@ -293,9 +296,10 @@ def test_the_log_line_of_a_stream_that_fails_says_so(generation, renderer):
         renderer.futures[0].set_result(ImageResult(GREY, 10, Counter(full=4), 0.0, 0.5))
         renderer.futures[1].set_exception(GenerationFailed("no"))
 
-    line = {}
-    events = streamed(generation, renderer, act, line=line)
-    assert [type(event) for event in events] == [Finished, GenerationFailed]
+    context = RequestContext("id-1")
+    events = streamed(generation, renderer, act, context=context)
+    assert [type(event) for event in events] == [ImageMade, GenerationFailed]
+    line = context.log_fields()
     assert (line["code"], line["asked"], line["tier"], line["images"]) == ("generation_failed", None, "reference", 1)
 
 

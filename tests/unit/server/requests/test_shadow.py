@@ -23,11 +23,12 @@ from server.batching.engine_thread import EngineThread
 from server.errors import GenerationFailed
 from server.experiments.active import ActiveExperiments
 from server.requests import shadow
+from server.requests.context import OK, RequestContext
 from server.requests.generation import Generation
 from server.requests.plan import Planner
 from server.requests.shadow import ShadowTeacher
 from server.telemetry import metrics
-from server.tiers.active import REFERENCE, Schedules
+from server.tiers.active import REFERENCE, ActiveSchedules
 from server.tiers.watch import Watch
 
 
@@ -52,30 +53,30 @@ def schedules(model):
     schedule = Schedule(model=model.ref, solver=model.solver("ddim", 4), segments=(Segment(), Segment()))
     catalog.publish(schedule)
     catalog.promote("fast", schedule.digest)
-    schedules = Schedules(lambda: catalog, model, 4)
+    schedules = ActiveSchedules(lambda: catalog, model, 4)
     Watch(schedules, lambda: catalog).refresh()
     return schedules
 
 
 @pytest.fixture
-def dispatcher(model):
-    dispatcher = EngineThread(model, Admission(60), 4)
-    dispatcher.start()
-    yield dispatcher
-    dispatcher.close()
+def engine(model):
+    engine = EngineThread(model, Admission(60), 4)
+    engine.start()
+    yield engine
+    engine.close()
 
 
 async def never():
     await asyncio.Event().wait()
 
 
-def served(model, schedules, dispatcher, watcher, *requests):
+def served(model, schedules, engine, watcher, *requests):
     """The answers; the shadow has finished too."""
 
     async def go():
-        planner = Planner(schedules, ActiveExperiments(lambda: None, schedules), model.macs, dispatcher.forecast, Settings())
-        generation = Generation(planner, dispatcher, Quotas(), [watcher])
-        answers = [await generation.answer(GenerateRequest(**each), "id", ANONYMOUS, never()) for each in requests]
+        planner = Planner(schedules, ActiveExperiments(lambda: None, schedules), model.macs, engine.forecast, Settings())
+        generation = Generation(planner, engine, Quotas(), [watcher])
+        answers = [await generation.answer(GenerateRequest(**fields), RequestContext("id"), never()) for fields in requests]
         while watcher._tasks:
             await asyncio.sleep(0.01)
         return answers
@@ -83,14 +84,14 @@ def served(model, schedules, dispatcher, watcher, *requests):
     return asyncio.run(asyncio.wait_for(go(), 120))
 
 
-def made(dispatcher, schedules, told, share=1.0, budget=None, features=None):
-    return ShadowTeacher(dispatcher, lambda: schedules.tier(REFERENCE), features, share, budget, [told])
+def made(engine, schedules, told, share=1.0, budget=None, features=None):
+    return ShadowTeacher(engine, lambda: schedules.tier(REFERENCE), features, share, budget, [told])
 
 
-def test_it_compares_with_the_teachers_image_of_the_same_noise(model, schedules, dispatcher):
+def test_it_compares_with_the_teachers_image_of_the_same_noise(model, schedules, engine):
     told = ComparisonObserver()
-    watcher = made(dispatcher, schedules, told)
-    served(model, schedules, dispatcher, watcher, {"prompt": "a", "seed": 5, "num_images": 2})
+    watcher = made(engine, schedules, told)
+    served(model, schedules, engine, watcher, {"prompt": "a", "seed": 5, "num_images": 2})
     assert len(told) == 2
     assert {(plan.entry.tier, compared.distance) for plan, compared in told} == {("fast", None)}
     condition, negative = model.encode(["a"]), model.negative([""])
@@ -104,26 +105,26 @@ def test_it_compares_with_the_teachers_image_of_the_same_noise(model, schedules,
     assert sorted(compared.psnr for _, compared in told) == pytest.approx(sorted(expected), abs=0.01)
 
 
-def test_the_teacher_is_not_held_against_itself_and_failures_not_at_all(model, schedules, dispatcher):
+def test_the_teacher_is_not_held_against_itself_and_failures_not_at_all(model, schedules, engine):
     told = ComparisonObserver()
-    watcher = made(dispatcher, schedules, told)
-    served(model, schedules, dispatcher, watcher, {"prompt": "a", "tier": "reference"})
+    watcher = made(engine, schedules, told)
+    served(model, schedules, engine, watcher, {"prompt": "a", "tier": "reference"})
     with pytest.raises(GenerationFailed):
-        served(model, schedules, dispatcher, watcher, {"prompt": "poison"})
+        served(model, schedules, engine, watcher, {"prompt": "poison"})
     assert told == []
 
 
 @pytest.mark.parametrize(("share", "expected"), [(0.0, 0), (1.0, 4)])
-def test_the_share_is_kept(model, schedules, dispatcher, share, expected):
+def test_the_share_is_kept(model, schedules, engine, share, expected):
     told = ComparisonObserver()
-    served(model, schedules, dispatcher, made(dispatcher, schedules, told, share), {"prompt": "a", "num_images": 4})
+    served(model, schedules, engine, made(engine, schedules, told, share), {"prompt": "a", "num_images": 4})
     assert len(told) == expected
 
 
-def test_the_budget_is_kept(model, schedules, dispatcher):
+def test_the_budget_is_kept(model, schedules, engine):
     told, each = ComparisonObserver(), model.macs.of_program(schedules.tier(REFERENCE).program, 2)
-    watcher = made(dispatcher, schedules, told, budget=int(2.5 * each))
-    served(model, schedules, dispatcher, watcher, {"prompt": "a", "num_images": 4})
+    watcher = made(engine, schedules, told, budget=int(2.5 * each))
+    served(model, schedules, engine, watcher, {"prompt": "a", "num_images": 4})
     assert len(told) == 2
 
 
@@ -140,7 +141,7 @@ def test_what_waits_is_bounded(model, schedules, monkeypatch):
         planner = Planner(schedules, ActiveExperiments(lambda: None, schedules), model.macs, lambda *_: 0.0, Settings())
         watcher = made(Busy(), schedules, ComparisonObserver())
         plan = await planner.plan(GenerateRequest(prompt="a", num_images=4), "id", ANONYMOUS)
-        watcher.ended(plan, "ok", 0.1, dict.fromkeys(range(4)))
+        watcher.ended(RequestContext("id", plan=plan, results=dict.fromkeys(range(4)), code=OK), plan, 0.1)
         assert len(watcher._tasks) == 2
         watcher.close()
         await asyncio.gather(*watcher._tasks, return_exceptions=True)
@@ -159,11 +160,11 @@ def test_the_running_rfid_is_the_frechet_distance_of_the_newest(monkeypatch):
     assert seen[-1] == pytest.approx(frechet_distance(ours, teachers))
 
 
-def test_features_give_a_distance_and_metrics(model, schedules, dispatcher):
+def test_features_give_a_distance_and_metrics(model, schedules, engine):
     told = ComparisonObserver()
-    watcher = made(dispatcher, schedules, told, features=lambda images: images.flatten(1).double().numpy())
+    watcher = made(engine, schedules, told, features=lambda images: images.flatten(1).double().numpy())
     before = metrics.fidelity_psnr.labels("fast", "none")._sum.get()
-    served(model, schedules, dispatcher, watcher, {"prompt": "a", "seed": 1})
+    served(model, schedules, engine, watcher, {"prompt": "a", "seed": 1})
     ((_, compared),) = told
     assert compared.distance == pytest.approx(math.sqrt(3 * 8 * 8 * 10 ** (-compared.psnr / 10)), rel=1e-3)
     assert metrics.fidelity_psnr.labels("fast", "none")._sum.get() == pytest.approx(before + compared.psnr)

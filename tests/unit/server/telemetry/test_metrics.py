@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from server_model import small_model
 
 from registry.schedule import Cost, Schedule, Segment
-from server.batching.accounting import balance
+from server.batching.accounting import count_image
 from server.batching.image_task import ImageSpec
 from server.telemetry import metrics
 
@@ -40,7 +40,7 @@ def process(tmp_path):
 
 WORKER = """
 metrics.macs_total.labels("fast", "none", "full").inc({macs})
-metrics.queue_rows.set({queue})
+metrics.queue_images.set({queue})
 metrics.queue_seconds.set({queue} / 2)
 metrics.engine_up.set({up})
 metrics.wave_rows.labels("full").observe(3)
@@ -55,7 +55,7 @@ def test_workers_are_added_up_and_the_worst_one_speaks_for_all(process):
     page = read(process(WORKER.format(macs=20, queue=6, up=0, old=0) + PAGE))
     assert page["flexi_macs_total", "none", "full", "fast"] == 120
     assert page["flexi_wave_rows_count", "full"] == 2
-    assert page["flexi_queue_rows",] == 10
+    assert page["flexi_queue_images",] == 10
     assert page["flexi_queue_seconds",] == 3
     assert page["flexi_engine_up",] == 0
     assert page["flexi_schedule_info", "none", "old", "fast", "1"] == 1, "one worker has not seen the promotion yet"
@@ -70,7 +70,7 @@ def test_dead_workers_keep_their_counts_and_lose_their_queue(process):
     process(WORKER.format(macs=100, queue=4, up=0, old=1))
     page = read(process(f"metrics.forget_dead_workers()\n{WORKER.format(macs=20, queue=6, up=1, old=0)}{PAGE}"))
     assert page["flexi_macs_total", "none", "full", "fast"] == 120
-    assert page["flexi_queue_rows",] == 6
+    assert page["flexi_queue_images",] == 6
     assert page["flexi_engine_up",] == 1
 
 
@@ -108,7 +108,7 @@ def drift_of(tiny, rows: int, priced_rows: int | None, ran: dict[str, int], pric
     spec = ImageSpec(model.compile(schedule), "a", "", 1.0 if rows == 1 else 2.0, 0, tier="books")
     task = SimpleNamespace(spec=spec, macs=rows * one_row, steps=Counter(schedule.counts()) + Counter(ran))
     before = books()
-    balance(task)
+    count_image(task)
     return {name: value - before[name] for name, value in books().items()}
 
 

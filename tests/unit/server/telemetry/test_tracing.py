@@ -29,19 +29,19 @@ TRACEPARENT = {"traceparent": f"00-{TRACE}-{CALLER}-01"}
 ENGINE = ThreadPoolExecutor(1)
 
 
-def engine(journey: tracing.ImageTrace) -> None:
+def engine(trace: tracing.ImageTrace) -> None:
     """What the dispatcher does with an image, in a thread that knows nothing of the request."""
     now = monotonic()
-    journey.add("queue", now - 4, now - 3)
-    journey.add("encode", now - 3, now - 2.5, images=2)
-    journey.add("full", now - 2.5, now - 2, unet_rows=8)
-    journey.add("partial", now - 2, now - 1, unet_rows=6, branch=3)
-    journey.add("decode", now - 1, now, images=1)
-    journey.end(now, tier="fast", outcome="ok")
+    trace.add("queue", now - 4, now - 3)
+    trace.add("encode", now - 3, now - 2.5, images=2)
+    trace.add("full", now - 2.5, now - 2, unet_rows=8)
+    trace.add("partial", now - 2, now - 1, unet_rows=6, branch=3)
+    trace.add("decode", now - 1, now, images=1)
+    trace.end(now, tier="fast", outcome="ok")
 
 
 async def generate(request: Request) -> JSONResponse:
-    await asyncio.get_running_loop().run_in_executor(ENGINE, engine, tracing.journey())
+    await asyncio.get_running_loop().run_in_executor(ENGINE, engine, tracing.image_trace())
     with tracing.span("png"):
         pass
     return JSONResponse({}, headers={"x-request-id": "mine"})
@@ -103,13 +103,13 @@ def test_times_of_the_monotonic_clock_become_times_of_day():
 
 def test_nothing_is_made_while_nobody_wants_spans():
     assert CLIENT.post("/generate", headers=TRACEPARENT).status_code == 200
-    assert tracing.journey() is tracing.NO_TRACE
+    assert tracing.image_trace() is tracing.NO_TRACE
 
 
 def test_a_request_that_is_not_sampled_has_untraced_images():
     with traced(sampler=ALWAYS_OFF) as exporter:
         assert CLIENT.post("/generate").status_code == 200
-        assert tracing.journey() is tracing.NO_TRACE
+        assert tracing.image_trace() is tracing.NO_TRACE
     assert not exporter.get_finished_spans()
 
 
@@ -141,7 +141,7 @@ def test_tracing_stays_off(variables, monkeypatch):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     tracing.configure()
-    assert tracing.journey() is tracing.NO_TRACE
+    assert tracing.image_trace() is tracing.NO_TRACE
     assert CLIENT.post("/generate").status_code == 200
 
 

@@ -14,7 +14,7 @@ from registry.catalog import Catalog
 from registry.errors import InvalidInput, NotFound, StoreUnavailable
 from registry.schedule import Schedule, Segment
 from server.telemetry import metrics
-from server.tiers.active import EXPLICIT_KEPT, LOOKUPS, WAITING, Schedules
+from server.tiers.active import EXPLICIT_KEPT, LOOKUPS, WAITING, ActiveSchedules
 from server.tiers.watch import Watch
 
 
@@ -49,7 +49,7 @@ def catalog(store, model):
 
 @pytest.fixture
 def schedules(catalog, model):
-    return Schedules(lambda: catalog, model, teacher_steps=4)
+    return ActiveSchedules(lambda: catalog, model, teacher_steps=4)
 
 
 @pytest.fixture
@@ -186,7 +186,7 @@ def test_a_registry_that_hangs_keeps_few_lookups_waiting_and_nobody_else(model, 
         over.wait(60)
         raise StoreUnavailable("the test is over")
 
-    schedules = Schedules(hanging, model, teacher_steps=4)
+    schedules = ActiveSchedules(hanging, model, teacher_steps=4)
 
     async def go():
         waiting = [asyncio.create_task(schedules.find(str(number))) for number in range(LOOKUPS + WAITING)]

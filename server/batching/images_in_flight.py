@@ -1,0 +1,104 @@
+"""The images between queue and answer, and the one way out for each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import InvalidStateError
+from contextlib import suppress
+from time import monotonic
+
+from torch import Tensor
+
+from engine.condition import Condition
+from engine.waves import Waves
+from registry.errors import FlexiError
+from server.batching import accounting
+from server.batching.admission import Admission
+from server.batching.image_task import ImageTask
+from server.errors import GenerationFailed
+from server.telemetry import metrics
+
+
+class ImagesInFlight:
+    """Every task that the engine took in and that has not left, whether it has steps to run or its last wave has not landed.
+
+    The engine's thread owns it; other threads may iterate.
+    """
+
+    def __init__(self, waves: Waves[ImageTask], admission: Admission) -> None:
+        self._waves = waves
+        self._admission = admission
+        self._tasks: list[ImageTask] = []
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def __iter__(self) -> Iterator[ImageTask]:
+        return iter(list(self._tasks))  # a copy made in one go
+
+    @property
+    def idle(self) -> list[ImageTask]:
+        """Idle tasks with steps to run."""
+        return [task for task in self._tasks if task.idle and task.slots]
+
+    def enter(self, tasks: Sequence[ImageTask], inputs: Iterable[tuple[Tensor, Condition, Condition | None]]) -> None:
+        """Give tasks their places in the waves; inputs: noise (c, h, w), condition and negative condition of each.
+
+        All or none: raises what the device raises.
+        """
+        try:
+            for task, (noise, condition, negative) in zip(tasks, inputs, strict=True):
+                self._waves.add(task, noise, condition, negative)
+        except Exception:
+            for task in tasks:
+                self._waves.cancel(task)
+            raise
+        self._tasks.extend(tasks)
+
+    def withdraw(self, tasks: Sequence[ImageTask]) -> list[ImageTask]:
+        """Take idle tasks out, whose place a client's task needs; returns them as they are to begin anew."""
+        for task in tasks:
+            self._remove(task)
+        return [task.again() for task in tasks]
+
+    def finish(self, task: ImageTask, pixels: Tensor) -> None:
+        """The image is there: pixels (3, height, width)."""
+        metrics.stage_seconds.labels("denoise").observe(task.denoised - task.taken)
+        accounting.count_image(task)
+        self.leave(task, "ok")
+        with suppress(InvalidStateError):  # cancelled this very moment
+            task.future.set_result(task.result(pixels.clone()))  # a batch's memory must not live as long as one of its images
+
+    def fail(self, tasks: Iterable[ImageTask], error: Exception, doing: str) -> None:
+        """These images will not be: `doing` says at what it failed, where the error is not one of ours."""
+        if not isinstance(error, FlexiError):
+            reason = f": {error}" if isinstance(error, FloatingPointError) else ""
+            error = GenerationFailed(f"{doing} this image failed{reason}")
+        for task in tasks:
+            self.leave(task, "failed")
+            with suppress(InvalidStateError):
+                task.future.set_exception(error)
+
+    def leave(self, task: ImageTask, outcome: str) -> None:
+        """The one way out, from the queue too: its memory is free, no work is owed, and the image is counted."""
+        self._remove(task)
+        self.settle(task, task.macs_before[-1] - task.settled)
+        metrics.images_total.labels(task.spec.tier, task.spec.arm, outcome).inc()
+        task.trace.end(monotonic(), tier=task.spec.tier, outcome=outcome)
+
+    def settle(self, task: ImageTask, macs: int) -> None:
+        """So much of its work ran, or never will: admission counts it no longer."""
+        task.settled += macs
+        if not task.idle:
+            self._admission.done(task.spec.key, macs)
+
+    def _remove(self, task: ImageTask) -> None:
+        task.left = True
+        self._waves.cancel(task)
+        with suppress(ValueError):  # it was still waiting, or is gone
+            self._tasks.remove(task)
+
+
+def log_fields(tasks: Iterable[ImageTask]) -> dict[str, dict[str, str]]:
+    """For the `extra` of a log line: the requests that it is about."""
+    return {"fields": {"request_id": " ".join(dict.fromkeys(task.spec.request_id for task in tasks))}}

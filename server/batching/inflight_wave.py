@@ -1,0 +1,41 @@
+"""A wave on the device, and what is to be told of it when it has landed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+from engine.device import Fence
+from engine.waves import Wave
+from server.batching.image_task import ImageTask
+
+
+class WaveTimes(NamedTuple):
+    """When the device began a wave, ended its UNet call, and had decoded its images, on the host's monotonic clock."""
+
+    begun: float
+    denoised: float
+    decoded: float
+
+
+@dataclass(frozen=True)
+class InflightWave:
+    """A launched wave. `images`, and `previews` of unfinished images with their numbers, are pixels (3, height, width).
+
+    They are there once `end` is passed. `macs`: of all its tasks together.
+    """
+
+    wave: Wave[ImageTask]
+    macs: int
+    images: Mapping[ImageTask, Tensor]
+    previews: Mapping[ImageTask, tuple[int, Tensor]]
+    decoded: Fence  # behind the images
+    end: Fence  # behind everything
+
+    def times(self, ended: float) -> WaveTimes:
+        """On the host's clock, when the device passed `end` at this time: the device measures only its own intervals."""
+        denoised = ended - self.end.since(self.wave.end)
+        return WaveTimes(denoised - self.wave.seconds, denoised, denoised + self.decoded.since(self.wave.end))
