@@ -49,6 +49,7 @@ def started(
     patience: float = 180.0,
     host: str = "127.0.0.1",
     service: str = SERVICE,
+    root: Path = ROOT,
 ) -> Iterator[RunningService]:
     """`serving`, on any address and with any variant of the service, and with the process itself for tests that end it."""
     port = free_port(port)
@@ -58,7 +59,7 @@ def started(
         # Workers meet in a folder of BENTOML_HOME to add up metrics, and a start empties it: of another server's, too.
         environment = {**os.environ, "BENTOML_DO_NOT_TRACK": "true", "BENTOML_HOME": home, **settings}
         process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            command, cwd=root, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
         before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `finally` below runs
         try:

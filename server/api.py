@@ -144,7 +144,7 @@ class Feedback(BaseModel):
 
 
 class Accepted(BaseModel):
-    """It was taken, and will be written down."""
+    """The rating was accepted and will be recorded."""
 
     accepted: bool = True
 
@@ -168,7 +168,7 @@ class ExperimentView(BaseModel):
 
 
 class ExperimentsView(BaseModel):
-    """All of them."""
+    """All experiments that split traffic."""
 
     experiments: list[ExperimentView]
 

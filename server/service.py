@@ -70,7 +70,7 @@ class Flexiffusion:
 
     @bentoml.on_shutdown
     async def close(self) -> None:
-        """Stop the engine."""
+        """Stop loading or working, and send the last spans."""
         self._opening.cancel()
         if self._app:
             await self._app.close()
@@ -91,7 +91,7 @@ class Flexiffusion:
             return problem(error)
 
     async def __is_ready__(self) -> bool:
-        """For /readyz."""
+        """What /readyz answers: the engine works and the server is not stopping."""
         return self._app is not None and self._app.engine_thread.alive and not drain.stopping
 
     async def __is_alive__(self) -> bool:

@@ -53,7 +53,7 @@ def list_(file: File) -> None:
 
 @app.command()
 def revoke(name: Holder, file: File) -> None:
-    """Take a key back."""
+    """Revoke a key: from then on nobody gets in with it."""
     with changing(file) as entries:
         left = [entry for entry in entries if entry.name != name]
         if left == entries:

@@ -41,7 +41,7 @@ class KeyEntry(Document):
 
 
 class KeyFile(Document):
-    """The whole file."""
+    """The whole file of keys: names and hashes are told apart."""
 
     keys: tuple[KeyEntry, ...] = ()
 

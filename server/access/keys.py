@@ -50,11 +50,11 @@ class Keys:
     def find(self, token: str) -> Key | None:
         """Whose key this is. All entries are compared, in constant time: how long it takes says nothing about them."""
         self._look()
-        digest, found = sha256(token), None
+        digest, owner = sha256(token), None
         for entry in self._entries:
             if hmac.compare_digest(entry.sha256, digest):
-                found = Key(entry.name, entry.macs_per_minute, entry.queue_seconds)
-        return found
+                owner = Key(entry.name, entry.macs_per_minute, entry.queue_seconds)
+        return owner
 
     def _look(self) -> None:
         now = self._clock()

@@ -43,7 +43,7 @@ class Admission:
             self._macs[key] += macs
 
     def done(self, key: str, macs: int) -> None:
-        """So much of it ran, or will never run."""
+        """Forget so much of the key's accepted work: it ran, or will never run."""
         with self._lock:
             self._macs[key] -= macs
             if not self._macs[key]:

@@ -66,23 +66,23 @@ class FairQueue:
         return tasks
 
     def take_idle(self) -> list[ImageTask]:
-        """One idle task, if no client waits."""
+        """The next idle task, if no client waits; a list of one or none."""
         with self._changed:
             return [self._idle.popleft()] if self._idle and not self._clients else []
 
     def remove(self, task: ImageTask) -> None:
-        """Take out one that may wait here, or not."""
+        """Take out a task; one that does not wait here is no error."""
         with self._changed, suppress(ValueError):
             self._line_of(task).remove(task)
 
     def close(self) -> None:
-        """Let nobody in any more."""
+        """Refuse every `put` from now on, and wake who waits."""
         with self._changed:
             self._open = False
             self._changed.notify()
 
     def empty(self) -> list[ImageTask]:
-        """Take out everybody."""
+        """Take out all tasks, idle ones too."""
         with self._changed:
             tasks = [*self._clients, *self._idle]
             self._clients.clear()

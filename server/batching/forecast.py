@@ -8,7 +8,7 @@ from typing import Protocol
 
 
 class InflightImage(Protocol):
-    """A row in flight."""
+    """An image in flight, as the forecast sees it."""
 
     def next_macs(self, steps: int) -> int:
         """MACs of its next so many steps, and of whoever comes in its place."""
@@ -16,7 +16,7 @@ class InflightImage(Protocol):
 
 @dataclass(frozen=True)
 class EngineLoad:
-    """What the engine has before it. `waiting`: MACs of the orders not in flight yet, by tier.
+    """What the engine has before it. `waiting`: MACs of the images not in flight yet, by tier.
 
     seconds_per_mac: the measured pace under load. seconds_per_image: text and VAE, measured too.
     """
@@ -30,13 +30,13 @@ class EngineLoad:
         """Seconds until `images` of `steps` steps each, together `macs`, would be done.
 
         Two bounds, and the larger one counts. `alone`: its own steps one after another in waves of its own. Shared: its own
-        MACs, those of its tier that wait before it, as much again of every other tier that waits (`fair_queue` shares
-        MACs evenly between tiers), and of each row in flight the steps that run while its own do: a row
-        advances about once whenever another does, and clients that come later take the places of those that leave. Without
-        them, promises under a steady load were half of what it took.
+        MACs, those of its tier that wait before it, as much again of every other tier that waits (`TierShares` gives every
+        tier the same), and of each image in flight the steps that run while its own do: an image advances about once whenever
+        another does, and clients that come later take the places of those that leave. Without them, promises under a steady
+        load were half of what it took.
         """
         own = self.waiting.get(tier, 0) + macs
         others = sum(min(queued, own) for other, queued in self.waiting.items() if other != tier)
-        beside = sum(row.next_macs(steps) for row in self.inflight)
+        beside = sum(image.next_macs(steps) for image in self.inflight)
         shared = (own + others + beside) * self.seconds_per_mac
         return max(alone, shared) + images * self.seconds_per_image

@@ -44,7 +44,7 @@ class ImageSpec:
 
     @property
     def unet_rows(self) -> int:
-        """2 with classifier-free guidance, else 1."""
+        """UNet rows a step: 2 with classifier-free guidance, else 1."""
         return 1 if self.guidance == 1 else 2
 
 
@@ -111,7 +111,7 @@ class ImageTask(DenoisingTask):
 
     @property
     def macs(self) -> int:
-        """MACs run."""
+        """MACs of the steps that ran."""
         return self.macs_before[self.position]
 
     @property

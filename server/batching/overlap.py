@@ -19,7 +19,7 @@ class Overlap:
         self._seconds = 0.0  # what that takes the host, waking up included
 
     def begins(self) -> None:
-        """The device is free for the newest wave."""
+        """The device begins the newest wave now, or has nothing to do."""
         self._began = monotonic()
 
     def formed(self, since: float, at_work: bool) -> None:

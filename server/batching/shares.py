@@ -62,7 +62,7 @@ class TierShares:
         return Choice(chosen, overtakes=chosen is not heads[chosen.tier])
 
     def charge(self, choice: Choice[W], macs: int) -> None:
-        """The chosen task came in, with so much work."""
+        """Charge its tier for the chosen task, which came in with so much work."""
         tier = choice.task.tier
         self.accounts[tier] += macs
         self._newest[tier] = macs

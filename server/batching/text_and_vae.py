@@ -49,6 +49,6 @@ class TextAndVae:
         return self._model.decode_later(torch.stack(list(latents)))
 
     def took(self, work: Literal["encode", "decode"], seconds: float, images: int) -> None:
-        """Learn from a batch."""
+        """Learn what a batch of so many images took."""
         metrics.stage_seconds.labels(work).observe(seconds)
         self._seconds[work].add(seconds / images)

@@ -127,8 +127,8 @@ def _of_bentoml() -> Object:
     """What BentoML answers itself, and the page for Prometheus."""
 
     def page(summary: str, content: Object, *statuses: int) -> Object:
-        found = {str(status): {"description": WHY[status], "content": ERROR} for status in statuses}
-        return {"summary": summary, "responses": {"200": {"description": summary, "content": content}} | found}
+        faults = {str(status): {"description": WHY[status], "content": ERROR} for status in statuses}
+        return {"summary": summary, "responses": {"200": {"description": summary, "content": content}} | faults}
 
     everybody: Object = {"security": []}
     schema = page("For BentoML's client", {"application/json": {"schema": {"type": "object"}}}, *COMMON)
@@ -142,7 +142,7 @@ def _of_bentoml() -> Object:
 
 
 def _complete(responses: Object, needs_key: bool) -> None:
-    """What the edge does to every answer."""
+    """Add what the edge does to every answer: its headers, 401 and no 422."""
     responses.pop("422", None)  # it becomes 400
     if needs_key:
         responses["401"] = {"description": WHY[401], "content": ERROR}

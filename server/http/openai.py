@@ -143,7 +143,7 @@ class ImagesRequest(BaseModel):
 
 
 class ImageData(BaseModel):
-    """One image."""
+    """One image of an answer."""
 
     b64_json: Annotated[str, Field(description="A PNG file in base64; its text chunks hold the parameters.")]
 
@@ -182,7 +182,7 @@ class ModelsView(BaseModel):
 
 
 def answer(made: GenerateResponse, size: str) -> ImagesAnswer:
-    """OpenAI's form of an answer."""
+    """The answer to `/generate` in the form that OpenAI's clients read."""
     data = [ImageData(b64_json=image) for image in made.images]
     return ImagesAnswer(**made.model_dump(), data=data, created=int(time.time()), size=size, quality=_quality(made.tier))
 

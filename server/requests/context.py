@@ -35,7 +35,7 @@ class RequestContext:
 
     @property
     def usage(self) -> Usage:
-        """Of the images that are done."""
+        """What the images that are done took together."""
         return Usage.of(self.results.values())
 
     def log_fields(self) -> dict[str, Any]:

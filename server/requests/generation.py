@@ -71,7 +71,7 @@ class RequestObserver(Protocol):
 
 
 class Generation:
-    """Plan, pay, queue, wait, answer, tell."""
+    """The way of each generate request: plan it, charge its key, queue its images, wait, answer, tell the observers."""
 
     def __init__(
         self, planner: Planner, renderer: Renderer, quotas: Quotas, observers: Sequence[RequestObserver] = (), commit: str = ""

@@ -39,7 +39,7 @@ class Plan:
 
     @property
     def seed(self) -> int:
-        """Of the first image; image i has seed + i."""
+        """The first image's seed; image i has seed + i."""
         return self.specs[0].seed
 
     @property
@@ -134,5 +134,5 @@ class Planner:
 
 
 def _deadline(request: GenerateRequest) -> float:
-    """In seconds from its arrival."""
+    """How many seconds after its arrival a request must be done."""
     return math.inf if request.deadline_ms is None else request.deadline_ms / 1000

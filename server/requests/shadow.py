@@ -122,7 +122,7 @@ class ShadowTeacher:
                 task.add_done_callback(self._tasks.discard)
 
     def close(self) -> None:
-        """Give up what waits."""
+        """Give up the comparisons that wait."""
         for task in self._tasks:
             task.cancel()
 
@@ -158,5 +158,5 @@ class ShadowTeacher:
 
 
 def shadow_of(spec: ImageSpec, teacher: ActiveSchedule) -> ImageSpec:
-    """The same image by the teacher, in idle time."""
+    """The spec of the same image made by the teacher, in idle time."""
     return replace(spec, program=teacher.program, tier=LABEL, arm=metrics.NO_ARM, deadline=math.inf, previews=0, idle=True)

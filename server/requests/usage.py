@@ -21,7 +21,7 @@ class Usage:
 
     @classmethod
     def of(cls, results: Collection[ImageResult]) -> Usage:
-        """All zeros for no image."""
+        """The sums over these results; all zeros where there is none."""
         return cls(
             images=len(results),
             macs=sum(result.macs for result in results),
@@ -32,10 +32,10 @@ class Usage:
 
     @property
     def computed_steps(self) -> int:
-        """Full and partial ones."""
+        """How many full and partial steps ran, null steps not counted."""
         return self.steps["full"] + self.steps["partial"]
 
 
 def milliseconds(seconds: float) -> float:
-    """To the microsecond."""
+    """Seconds in milliseconds, rounded to the microsecond."""
     return round(1000 * seconds, 3)

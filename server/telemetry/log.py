@@ -16,7 +16,7 @@ class JsonLines(logging.Formatter):
     """time, level, the worker's process, event, and what the caller gave as `extra={"fields": {...}}`."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line."""
+        """The record as one line of JSON, without its newline."""
         line = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),

@@ -127,9 +127,8 @@ def page() -> bytes:
 def forget_dead_workers() -> None:
     """Remove the gauges of processes that ended without saying so: their queue would be counted for ever."""
     if folder := _folder():
-        for pid in {
-            int(found[1]) for file in folder.iterdir() if (found := re.fullmatch(r"gauge_live\w+_(\d+)\.db", file.name))
-        }:
+        matches = (re.fullmatch(r"gauge_live\w+_(\d+)\.db", file.name) for file in folder.iterdir())
+        for pid in {int(match[1]) for match in matches if match}:
             if not Path(f"/proc/{pid}").exists():
                 with suppress(FileNotFoundError):  # another worker that starts does the same
                     mark_process_dead(pid)

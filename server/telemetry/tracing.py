@@ -92,7 +92,7 @@ class ImageTrace:
 
 
 class NoTrace(ImageTrace):
-    """Of an image that nobody traces."""
+    """The trace of an image that nobody wants to see: it notes nothing."""
 
     def __init__(self) -> None:
         """Needs no tracer."""

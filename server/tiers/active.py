@@ -47,7 +47,7 @@ class ActiveSchedule:
 
     @property
     def schedule(self) -> Schedule:
-        """The document."""
+        """The document that the program was compiled from."""
         return self.program.schedule
 
 
@@ -123,12 +123,12 @@ class ActiveSchedules:
         if here := self.at_hand(ref):
             return here
         try:
-            found = self._resolve(ref)
+            entry = self._resolve(ref)
         except (NotFound, InvalidInput, Untrusted) as error:
             raise type(error)(error.text, param="schedule") from error
         with self._lock:
-            self._explicit[ref] = found
-        return self._rated(found, self._tiers[REFERENCE])
+            self._explicit[ref] = entry
+        return self._rated(entry, self._tiers[REFERENCE])
 
     def at_hand(self, ref: str) -> ActiveSchedule | None:
         """`explicit`, where it needs no registry: what is in force, or was asked for lately."""
@@ -154,10 +154,10 @@ class ActiveSchedules:
         finally:
             self._waiting -= 1
         lookup = asyncio.get_running_loop().run_in_executor(self._threads, self.explicit, ref)
-        lookup.add_done_callback(self._found)
+        lookup.add_done_callback(self._looked_up)
         return await asyncio.shield(lookup)  # its thread goes on anyway, and is not free before
 
-    def _found(self, lookup: asyncio.Future[ActiveSchedule]) -> None:
+    def _looked_up(self, lookup: asyncio.Future[ActiveSchedule]) -> None:
         self._free.release()
         if not lookup.cancelled():
             lookup.exception()  # seen: else asyncio logs it, if nobody waits any more

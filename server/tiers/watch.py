@@ -106,7 +106,7 @@ class Watch:
         return tiers, etags
 
     def _tier(self, catalog: Catalog, name: str, before: ActiveSchedule | None) -> tuple[ActiveSchedule, str]:
-        """What a tier means now, and its alias's etag."""
+        """The schedule that a tier's alias names now, and the alias's etag."""
         seen = self._etags.get(name)
         moved = catalog.moved(name, seen)
         if moved is None:

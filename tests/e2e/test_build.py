@@ -1,23 +1,40 @@
-"""`bentoml build` packs everything the service imports and serves."""
+"""`bentoml build` packs everything the service imports and serves, and the bundle serves without the repository."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import httpx
+import pytest
 from places import ROOT
 
+from examples.launch import started
 
-def test_a_bento_holds_the_model_and_starts_from_its_own_files(tmp_path: Path) -> None:
-    environment = {**os.environ, "BENTOML_HOME": str(tmp_path), "BENTOML_DO_NOT_TRACK": "true"}
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The source folder of a bundle that was just built."""
+    home = tmp_path_factory.mktemp("bentoml")
+    environment = {**os.environ, "BENTOML_HOME": str(home), "BENTOML_DO_NOT_TRACK": "true"}
     build = [sys.executable, "-m", "bentoml", "build", "--output", "tag"]
     done = subprocess.run(build, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     name, tag = done.stdout.strip().splitlines()[-1].removeprefix("__tag__:").split(":")
-    packed = tmp_path / "bentos" / name / tag / "src"
+    return home / "bentos" / name / tag / "src"
+
+
+def test_it_holds_the_model_and_every_module_of_what_serves(packed: Path) -> None:
     assert (packed / "models" / "emoji64" / "unet" / "diffusion_pytorch_model.safetensors").is_file()
-    script = "import server.service, server; print(server.__file__)"
-    environment.pop("PYTHONPATH", None)
-    run = subprocess.run(
-        [sys.executable, "-c", script], cwd=packed, env=environment, capture_output=True, text=True, check=True
-    )
-    assert Path(run.stdout.strip().splitlines()[-1]).is_relative_to(packed)
+    for package in ("server", "registry", "engine", "evaluation"):
+        ours, theirs = ({path.relative_to(root) for path in (root / package).rglob("*.py")} for root in (ROOT, packed))
+        assert ours == theirs
+
+
+def test_it_serves_from_its_own_files(packed: Path, tmp_path: Path) -> None:
+    registry = str(tmp_path / "registry")
+    settings = {"FLEXI_REGISTRY": registry, "FLEXI_STATE": str(tmp_path / "state"), "FLEXI_TEACHER_STEPS": "4"}
+    with started(settings, tmp_path / "server.log", root=packed) as service:
+        answer = httpx.post(f"{service.address}/generate", json={"prompt": "red heart", "tier": "reference"}, timeout=120)
+        assert answer.json()["steps"] == {"full": 4, "partial": 0, "null": 0}
+        environment = Path(f"/proc/{service.supervisor.pid}/cwd").resolve()
+    assert environment == packed.resolve()
