@@ -13,9 +13,9 @@ MEMORY = 0.98  # how much of the past one more wave leaves
 
 @dataclass
 class CostCurve:
-    """Seconds of a wave of one kind = own + each · rows, fitted by least squares in which older waves count less and less.
+    """Seconds of a wave of one kind = own + per_row · rows, fitted by least squares in which older waves count less and less.
 
-    A kind that never ran counts as `guess` seconds a row.
+    `own` is the call's own cost, and rows are those of the UNet's batch. A kind that never ran counts as `guess` seconds a row.
     """
 
     guess: float = 1e-3
@@ -29,29 +29,29 @@ class CostCurve:
         self._fits[kind] = self._fit(kind)
 
     def fit(self, kind: Hashable) -> tuple[float, float]:
-        """(own, each) in seconds, neither below 0. Waves of one size only cannot tell them apart: then all is per row."""
+        """(own, per_row) in seconds, neither below 0. Waves of one size only cannot tell them apart: then all is per row."""
         return self._fits.get(kind, (0.0, self.guess))
 
     def seconds(self, kind: Hashable, rows: int) -> float:
-        """Of a wave of `rows` UNet rows."""
-        own, each = self.fit(kind)
-        return own + each * rows
+        """What a wave of `rows` UNet rows takes."""
+        own, per_row = self.fit(kind)
+        return own + per_row * rows
 
     def enough(self, kind: Hashable, share: float, most: int) -> int:
-        """In how many rows the call's own cost is at most this `share` of a wave, if not in more than `most`.
+        """The fewest UNet rows in which the call's own cost is at most this `share` of a wave; `most`, if it takes more.
 
-        `most`, too, while waves of one size only are known: smaller ones could be dear.
+        Also `most` while waves of one size only are known: smaller ones could be dear.
         """
-        own, each = self.fit(kind)
-        if not self._tells(kind) or own * (1 - share) >= share * each * most:
+        own, per_row = self.fit(kind)
+        if not self._tells(kind) or own * (1 - share) >= share * per_row * most:
             return most
-        return max(1, math.ceil(own * (1 - share) / (share * each)))
+        return max(1, math.ceil(own * (1 - share) / (share * per_row)))
 
     def _fit(self, kind: Hashable) -> tuple[float, float]:
         n, rows, squares, seconds, products = self._sums[kind].tolist()
-        each = (n * products - rows * seconds) / (n * squares - rows * rows) if self._tells(kind) else seconds / rows
-        each = min(max(each, 0.0), seconds / rows)
-        return (seconds - each * rows) / n, each
+        per_row = (n * products - rows * seconds) / (n * squares - rows * rows) if self._tells(kind) else seconds / rows
+        per_row = min(max(per_row, 0.0), seconds / rows)
+        return max(seconds - per_row * rows, 0.0) / n, per_row  # rounding alone can fall below 0
 
     def _tells(self, kind: Hashable) -> bool:
         """Whether the sizes of its waves differ enough to tell the call's own cost from its rows'."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -31,7 +31,7 @@ DEADLINES = {"best": 3.0, "balanced": 2.0, "fast": 1.0, "draft": 0.6}
 
 @dataclass(eq=False)
 class Image:
-    """A row without tensors."""
+    """A task without tensors."""
 
     tier: str
     born: float
@@ -54,10 +54,10 @@ class Device:
     """What a wave takes: a cost of the call's own, and one per row. A GPU's call costs much and its rows little."""
 
     own: float
-    each: float
+    per_row: float
 
     def seconds(self, need: Need, rows: int) -> float:
-        return self.own * max(MACS[need], 0.15) + self.each * MACS[need] * rows
+        return self.own * max(MACS[need], 0.15) + self.per_row * MACS[need] * rows
 
 
 GPU, CPU = Device(0.016, 0.001), Device(0.0, 0.0075)
@@ -277,6 +277,95 @@ def test_a_flood_of_deadlines_keeps_nobody_out(device: Device, rate: float) -> N
     assert policy.patience <= outcome.worst_wait <= 2 * policy.patience + 2
 
 
+def by_the_book(policy: Balanced, tasks: Sequence[Image], now: float) -> list[Image]:
+    """The oracle of `Balanced.choose`: its decision as it was written first, on overlapping lists, the curve alone assumed."""
+    curve, most = policy.curve, policy.max_unet_rows
+
+    def enough(need: Need) -> int:
+        return curve.enough(need, policy.tolerance, most)
+
+    def seconds(needs: Sequence[Need], rows: int) -> float:
+        return sum(count * curve.seconds(need, rows) for need, count in Counter(needs).items())
+
+    def least(needs: Sequence[Need], rows: int) -> float:
+        return sum(count * curve.seconds(need, max(rows, enough(need))) for need, count in Counter(needs).items())
+
+    def hurries(task: Image) -> bool:
+        left = task.deadline - now
+        return task.deadline < math.inf and least(task.ahead, task.unet_rows) <= left < 2 * seconds(task.ahead, most)
+
+    def seats(first: Image, urgent: Image) -> int:
+        left, needs = urgent.deadline - now, urgent.ahead
+        if first.need != urgent.need:
+            left, needs = left - least(needs, urgent.unet_rows), [first.need]
+        size = max(first.unet_rows, enough(first.need))
+        while size < most and seconds(needs, size + 1) <= left:
+            size += 1
+        return size
+
+    def waste(wave: Sequence[Image]) -> float:
+        rows = sum(task.unet_rows for task in wave)
+        return curve.seconds(wave[0].need, rows) - rows * curve.seconds(wave[0].need, most) / most
+
+    hurried = sorted((task for task in tasks if hurries(task)), key=lambda task: task.deadline)
+    passed = [task for task in tasks if task.deadline == math.inf and task.waits >= policy.patience]
+    forgotten = [task for task in passed if task.waits >= 2 * policy.patience]
+    stale = max(tasks, key=lambda task: task.waits)
+    first = [*forgotten, *hurried, *([stale] if stale.waits >= policy.patience else [])][:1]
+    groups: dict[Need, list[Image]] = {}
+    for task in dict.fromkeys((*first, *passed, *hurried, *tasks)):
+        groups.setdefault(task.need, []).append(task)
+    if first:
+        return fill(groups[first[0].need], seats(first[0], hurried[0]) if hurried else most)
+    waves = {need: fill(group, most) for need, group in groups.items()}
+    oldest, best = waves[tasks[0].need], min(waves.values(), key=waste)
+    gain = waste(oldest) - waste(best)
+    return best if gain > policy.tolerance * curve.seconds(oldest[0].need, most) else oldest
+
+
+TASKS = st.lists(
+    st.builds(
+        Image,
+        tier=st.sampled_from(list(TIERS)),
+        born=st.just(0.0),
+        deadline=st.just(math.inf) | st.floats(0, 1.5),
+        waits=st.integers(0, 12),
+        position=st.integers(0, 5),
+        unet_rows=st.integers(1, 2),
+    ),
+    min_size=1,
+    max_size=24,
+)
+OBSERVED = st.lists(st.tuples(st.sampled_from(list(MACS)), st.integers(1, 32), st.floats(1e-4, 0.2)), max_size=12)
+DEVICES = st.sampled_from((CPU, GPU)) | st.builds(Device, own=st.floats(0, 0.03), per_row=st.floats(0, 0.01))
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    tasks=TASKS,
+    device=st.none() | DEVICES,
+    observed=OBSERVED,
+    now=st.floats(0, 1),
+    max_unet_rows=st.sampled_from((1, 2, 4, 16)),
+    patience=st.integers(1, 5),
+    tolerance=st.sampled_from((0.0, 0.1, 0.3)),
+)
+def test_the_choice_is_the_one_of_the_book(
+    tasks: list[Image],
+    device: Device | None,
+    observed: list[tuple[Need, int, float]],
+    now: float,
+    max_unet_rows: int,
+    patience: int,
+    tolerance: float,
+) -> None:
+    """On curves of devices and of arbitrary waves, with and without deadlines, and whoever waited for how long."""
+    policy = Balanced(taught(device, 16).curve if device else CostCurve(), max_unet_rows, patience, tolerance)
+    for need, size, seconds in observed:
+        policy.curve.observe(need, size, seconds)
+    assert list(map(id, policy.choose(tasks, now))) == list(map(id, by_the_book(policy, tasks, now)))
+
+
 @given(rows=st.lists(st.tuples(st.sampled_from(list(TIERS)), st.integers(1, 2), st.integers(0, 5)), min_size=1, max_size=20))
 def test_a_wave_is_of_one_kind_fits_and_is_not_empty(rows: list[tuple[str, int, int]]) -> None:
     images = [Image(tier, 0.0, position=position, unet_rows=size) for tier, size, position in rows]
@@ -358,9 +447,9 @@ def test_the_curve_learns_a_device(device: Device) -> None:
     for _ in range(200):
         rows = rng.randint(1, 32)
         curve.observe(FULL, rows, device.seconds(FULL, rows) * rng.uniform(0.95, 1.05))
-    own, each = curve.fit(FULL)
+    own, per_row = curve.fit(FULL)
     assert own == pytest.approx(device.own, abs=0.1 * device.seconds(FULL, 16))
-    assert each == pytest.approx(device.each, rel=0.15)
+    assert per_row == pytest.approx(device.per_row, rel=0.15)
 
 
 def test_the_curve_forgets_an_older_device() -> None:
