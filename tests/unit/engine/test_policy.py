@@ -4,147 +4,17 @@ from __future__ import annotations
 
 import math
 import random
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from simulated_engine import CPU, DEADLINES, FULL, GPU, MACS, MIX, SHALLOW, TIERS, Device, Image, balanced, simulate, traffic
 
 from engine.curve import CostCurve
-from engine.policy import FCFS, Balanced, Policy, fill
+from engine.policy import FCFS, Balanced, fill
 from engine.program import Need
-from server.batching.fair_queue import FairQueue
-
-FULL, DEEP, SHALLOW = Need("full", 0), Need("partial", 3), Need("partial", 1)
-TIERS = {
-    "best": [FULL, DEEP] * 10,
-    "balanced": [FULL, DEEP] * 7,
-    "fast": [FULL, DEEP] * 4,
-    "draft": [FULL, SHALLOW] * 3,
-    "reference": [FULL] * 50,
-}
-MACS = {FULL: 1.0, DEEP: 0.33, SHALLOW: 0.06}  # of a full step
-DEADLINES = {"best": 3.0, "balanced": 2.0, "fast": 1.0, "draft": 0.6}
-
-
-@dataclass(eq=False)
-class Image:
-    """A task without tensors."""
-
-    tier: str
-    born: float
-    deadline: float = math.inf
-    waits: int = 0
-    position: int = 0
-    unet_rows: int = 2
-
-    @property
-    def ahead(self) -> Sequence[Need]:
-        return TIERS[self.tier][self.position :]
-
-    @property
-    def need(self) -> Need:
-        return self.ahead[0]
-
-
-@dataclass
-class Device:
-    """What a wave takes: a cost of the call's own, and one per row. A GPU's call costs much and its rows little."""
-
-    own: float
-    per_row: float
-
-    def seconds(self, need: Need, rows: int) -> float:
-        return self.own * max(MACS[need], 0.15) + self.per_row * MACS[need] * rows
-
-
-GPU, CPU = Device(0.016, 0.001), Device(0.0, 0.0075)
-
-
-@dataclass
-class Outcome:
-    """What happened: latencies in seconds and MACs in full steps, both by tier."""
-
-    end: float = 0.0
-    missed: int = 0
-    worst_wait: int = 0
-    latencies: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    order: list[str] = field(default_factory=list)
-
-    @property
-    def mean(self) -> float:
-        every = [seconds for tier in self.latencies.values() for seconds in tier]
-        return sum(every) / len(every)
-
-
-def traffic(rate: float, tiers: Sequence[str], seconds: float = 30.0, deadlines: bool = False) -> list[Image]:
-    """Poisson arrivals of these tiers, `rate` a second."""
-    rng, now, images = random.Random(0), 0.0, []
-    while (now := now + rng.expovariate(rate)) < seconds:
-        tier = rng.choice(tiers)
-        images.append(Image(tier, now, now + DEADLINES[tier] if deadlines else math.inf))
-    return images
-
-
-def flood(rate: float, dear: float, *others: Image, seconds: float = 5.0) -> list[Image]:
-    """Drafts with deadlines of 1 to 4 times what they are said to be `dear`, in seconds, beside these others."""
-    drafts, rng = traffic(rate, ("draft",), seconds), random.Random(1)
-    for image in drafts:
-        image.deadline = image.born + rng.uniform(1, 4) * dear
-    return sorted([*drafts, *others], key=lambda image: image.born)
-
-
-def simulate(
-    policy: Policy, device: Device, arrivals: Sequence[Image], capacity: int = 64, door: FairQueue | None = None
-) -> Outcome:
-    """The dispatcher's loop: drop who is late, let in what fits, run a wave, move the clock.
-
-    Without a door, first come first served. Only who has no deadline counts as waiting in `worst_wait`.
-    """
-    coming, waiting, rows, now, outcome = list(arrivals), list[Image](), list[Image](), 0.0, Outcome()
-    while coming or waiting or rows:
-        if not waiting and not rows:
-            now = max(now, coming[0].born)
-        while coming and coming[0].born <= now:
-            waiting.append(coming.pop(0))
-        outcome.missed += sum(image.deadline <= now for image in (*waiting, *rows))
-        waiting, rows = ([image for image in images if image.deadline > now] for images in (waiting, rows))
-        while waiting and sum(row.unet_rows for row in rows) + 2 <= capacity:
-            image = door.next(waiting, now) if door else waiting[0]
-            waiting.remove(image)
-            rows.append(image)
-            outcome.order.append(image.tier)
-            if door:
-                door.charge(image.tier, int(1000 * sum(MACS[need] for need in image.ahead)))
-        if not rows:
-            continue
-        chosen = policy.choose(rows, now)
-        need, size = chosen[0].need, sum(row.unet_rows for row in chosen)
-        seconds = device.seconds(need, size)
-        now += seconds
-        if isinstance(policy, Balanced):
-            policy.curve.observe(need, size, seconds)
-        for row in rows:
-            row.waits = 0 if row in chosen else row.waits + 1
-            if row.deadline == math.inf:
-                outcome.worst_wait = max(outcome.worst_wait, row.waits)
-        for row in chosen:
-            row.position += 1
-            if not row.ahead:
-                outcome.latencies[row.tier].append(now - row.born)
-                outcome.missed += now > row.deadline
-        rows = [row for row in rows if row not in chosen] + [row for row in chosen if row.ahead]
-    outcome.end = now
-    return outcome
-
-
-MIX = ("best", "balanced", "fast", "draft")
-
-
-def balanced(rows: int = 32) -> Balanced:
-    return Balanced(CostCurve(), rows)
 
 
 def test_waiting_for_companions_pays_where_a_call_has_its_own_cost() -> None:
@@ -175,14 +45,6 @@ def test_a_tight_deadline_among_slow_images_is_kept_more_often() -> None:
             image.deadline = image.born + 0.15 if image.tier == "draft" else math.inf
         missed.append(simulate(policy, GPU, arrivals).missed)
     assert missed[1] <= 0.6 * missed[0]
-
-
-def test_the_door_lets_in_who_can_still_make_it() -> None:
-    """Overload, where first come first served is late for nearly everybody."""
-    plain = simulate(balanced(), GPU, traffic(44, MIX, deadlines=True))
-    policy = balanced()
-    better = simulate(policy, GPU, traffic(44, MIX, deadlines=True), door=FairQueue(policy))
-    assert better.missed <= 0.6 * plain.missed
 
 
 def test_a_deadline_makes_waves_smaller_where_that_costs_nothing() -> None:
@@ -262,19 +124,6 @@ def test_nobody_is_passed_over_for_long(patience: int, rate: int, capacity: int,
         image.deadline = image.born + DEADLINES[image.tier] if image.tier in dated else math.inf
     outcome = simulate(policy, device, arrivals, capacity)
     assert outcome.worst_wait <= patience * (2 if dated else 1) + capacity / 2
-
-
-@pytest.mark.parametrize(("device", "rate"), [(CPU, 40), (GPU, 150)])
-def test_a_flood_of_deadlines_keeps_nobody_out(device: Device, rate: float) -> None:
-    """Twice the drafts that the device can make, for 15 s; the others have no deadline and come when it is full."""
-    policy = balanced(16)
-    dear = sum(device.seconds(need, 16) for need in TIERS["draft"])
-    outcome = simulate(
-        policy, device, flood(rate, dear, Image("reference", 1.0), Image("draft", 2.0), seconds=15), door=FairQueue(policy)
-    )
-    assert outcome.missed > 100, "the flood fills the device"
-    assert max(outcome.latencies["reference"]) <= 8, "of 15 and more when deadlines always went first"
-    assert policy.patience <= outcome.worst_wait <= 2 * policy.patience + 2
 
 
 def by_the_book(policy: Balanced, tasks: Sequence[Image], now: float) -> list[Image]:
@@ -374,71 +223,6 @@ def test_a_wave_is_of_one_kind_fits_and_is_not_empty(rows: list[tuple[str, int, 
         assert len({image.need for image in chosen}) == 1
         assert len(chosen) == 1 or sum(image.unet_rows for image in chosen) <= 4
         assert len(set(map(id, chosen))) == len(chosen)
-
-
-def test_a_flood_of_one_tier_does_not_delay_another() -> None:
-    """100 images of the teacher wait; drafts that come after them go in at once, until they had as many MACs."""
-    door = FairQueue(balanced())
-    waiting = [Image("reference", 0.0) for _ in range(100)]
-    for _ in range(5):
-        first = door.next(waiting, 0.0)
-        waiting.remove(first)
-        door.charge(first.tier, 50)
-    waiting += [Image("draft", 1.0) for _ in range(100)]
-    order = []
-    for _ in range(60):
-        image = door.next(waiting, 1.0)
-        waiting.remove(image)
-        order.append(image.tier)
-        door.charge(image.tier, 50 if image.tier == "reference" else 3)
-    spent = {"reference": 50 * order.count("reference"), "draft": 3 * order.count("draft")}
-    assert order[:2].count("draft") == 1, "it starts where the others are, not behind them"
-    assert abs(spent["reference"] - spent["draft"]) <= 50, "within one image"
-
-
-@given(macs=st.tuples(st.integers(1, 60), st.integers(1, 60)), deadlines=st.lists(st.booleans(), min_size=120, max_size=120))
-def test_deadlines_go_first_on_credit(macs: tuple[int, int], deadlines: list[bool]) -> None:
-    """Of two tiers, whatever their deadlines and prices, none gets ahead by more than two images of the dearer one."""
-    door, spent = FairQueue(balanced()), {"fast": 0, "draft": 0}
-    price = dict(zip(spent, macs, strict=True))
-    dear = sum(door.policy.curve.seconds(need, 32) for need in TIERS["draft"])
-    waiting = [
-        Image(tier, 0.0, 1.5 * dear if dated else math.inf)
-        for tier, dated in zip(["fast", "draft"] * 60, deadlines, strict=True)
-    ]
-    while len({image.tier for image in waiting}) == 2:
-        image = door.next(waiting, 0.0)
-        waiting.remove(image)
-        door.charge(image.tier, price[image.tier])
-        spent[image.tier] += price[image.tier]
-        assert abs(spent["fast"] - spent["draft"]) <= 2 * max(macs)
-
-
-def test_within_a_tier_a_deadline_overtakes_every_other_time() -> None:
-    door = FairQueue(balanced())
-    plain, dated = ([Image("draft", 0.0, deadline) for _ in range(5)] for deadline in (math.inf, 0.3))
-    waiting, order = [*plain, *dated], []
-    while waiting:
-        door.next(waiting, 0.0)  # nobody takes it: there was no room
-        image = door.next(waiting, 0.0)
-        waiting.remove(image)
-        door.charge(image.tier, 3)
-        order.append(image in dated)
-    assert order == [True, False] * 5
-
-
-def test_a_tier_that_was_away_has_saved_nothing_up() -> None:
-    door, late = FairQueue(balanced()), Image("draft", 9.0)
-    for _ in range(10):
-        image = door.next([Image("best", 0.0)], 0.0)
-        door.charge(image.tier, 100)
-    door.next([Image("best", 0.0), late], 9.0)
-    assert door.accounts["draft"] == door.accounts["best"]
-
-
-def test_equal_tiers_come_in_as_they_came() -> None:
-    waiting = [Image("fast", 0.1 * i) for i in range(5)]
-    assert FairQueue(balanced()).next(waiting, 1.0) is waiting[0]
 
 
 @pytest.mark.parametrize("device", [GPU, CPU, Device(0.05, 0.0005)])
