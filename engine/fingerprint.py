@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-KEPT = ".fingerprint.json"  # in the model's folder; never a part of the fingerprint
+from registry.files import replace_file
+
+KEPT = ".fingerprint.json"  # in the model's folder; no file whose name begins so is a part of the fingerprint
 SETTLED = 2_000_000_000  # ns; a younger file may change once more within the resolution of its file system's clock
 _FINGERPRINT = re.compile(r"sha256:[0-9a-f]{64}")
 
@@ -34,7 +35,8 @@ def fingerprint(root: Path, files: Iterable[Path]) -> str:
         digest.update(f"{name} {content}\n".encode())
     computed = f"sha256:{digest.hexdigest()}"
     if all(stat.st_mtime_ns < time.time_ns() - SETTLED for stat in found.values()):
-        _keep(root / KEPT, {"fingerprint": computed, "files": seen})
+        with suppress(OSError):  # a folder that cannot be written to, or a full disk
+            replace_file(root / KEPT, json.dumps({"fingerprint": computed, "files": seen}).encode())
     return computed
 
 
@@ -44,14 +46,3 @@ def _kept(file: Path, seen: dict[str, list[int]]) -> str | None:
         if isinstance(kept, dict) and kept.get("files") == seen and _FINGERPRINT.fullmatch(str(kept.get("fingerprint"))):
             return str(kept["fingerprint"])
     return None
-
-
-def _keep(file: Path, value: dict[str, object]) -> None:
-    """Whole or not at all: several processes may load one model at once."""
-    fresh = file.with_name(f"{KEPT}.{os.getpid()}")
-    with suppress(OSError):  # a folder that cannot be written to, or a full disk
-        try:
-            fresh.write_text(json.dumps(value))
-            fresh.replace(file)
-        finally:
-            fresh.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from registry.document import first_fault
 from registry.errors import InvalidInput
+from registry.files import replace_file
 from registry.schedule import Schedule
 from search_jobs.baselines import Baseline, Hand
 from search_jobs.cluster import Cluster
@@ -226,6 +227,4 @@ class Job:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file whole or not at all."""
-    partial = path.with_suffix(".tmp")
-    partial.write_text(json.dumps(value, indent=1) + "\n")
-    partial.replace(path)
+    replace_file(path, json.dumps(value, indent=1).encode() + b"\n")

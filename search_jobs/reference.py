@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from registry.files import replacing
 from search_jobs.path import TeacherPath
 
 
@@ -31,7 +31,6 @@ class Reference:
 
     def write(self, file: Path, key: str) -> None:
         """A kill leaves the old file or the new one, and so do several processes that write the same."""
-        partial = file.with_suffix(f".{os.getpid()}.tmp")
         path = self.path.tensors() if self.path is not None else {}
-        torch.save({"key": key, "images": self.images.cpu(), "path": path}, partial)
-        partial.replace(file)
+        with replacing(file) as stream:
+            torch.save({"key": key, "images": self.images.cpu(), "path": path}, stream)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -12,6 +11,8 @@ from typing import Any
 
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from registry.files import replacing
 
 Loss = Callable[[int, torch.Generator], torch.Tensor]
 
@@ -81,12 +82,8 @@ def generator(seed: int, step: int) -> torch.Generator:
 def save(state: dict[str, Any], path: Path) -> None:
     """Write a checkpoint so that a kill at any moment leaves either the old one or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    with replacing(path) as stream:
+        torch.save(state, stream)
 
 
 def train(

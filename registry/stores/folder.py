@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from typing_extensions import override
+
 from registry.errors import StoreUnavailable
-from registry.stores.base import KEY, Stored, check_key, check_prefix, etag_of, missing, moved, taken
+from registry.files import create_file, flush_folder, locked, replace_file
+from registry.stores.base import KEY, ObjectStore, Stored, check_key, check_prefix, etag_of, missing, moved, taken
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
-class FolderStore:
+class FolderStore(ObjectStore):
     """A folder, safe among threads and processes (on a network file system if that has locks and hard links).
 
     New bytes are written to a hidden temporary file beside the target and flushed to the disk before they get the
@@ -27,95 +28,75 @@ class FolderStore:
     def __init__(self, root: Path) -> None:
         self.root = root
 
+    @override
     def get(self, key: str) -> Stored:
-        """See `ObjectStore.get`."""
-        with self._spoken("read", key):
+        with self._translated("read", key):
             try:
                 data = self._path(key).read_bytes()
             except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
                 raise missing(key) from None
         return Stored(data, etag_of(data))
 
+    @override
     def changed(self, key: str, etag: str) -> Stored | None:
-        """See `ObjectStore.changed`."""
-        found = self.get(key)
-        return None if found.etag == etag else found
+        stored = self.get(key)
+        return None if stored.etag == etag else stored
 
+    @override
     def create(self, key: str, data: bytes) -> str:
-        """See `ObjectStore.create`."""
         path = self._path(key)
-        with self._spoken("write", key), self._temporary(path, data) as temporary:
+        with self._translated("write", key):
+            path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                os.link(temporary, path)
+                create_file(path, data)
             except FileExistsError:
                 raise taken(key) from None
         return etag_of(data)
 
+    @override
     def swap(self, key: str, data: bytes, etag: str) -> str:
-        """See `ObjectStore.swap`."""
         path = self._path(key)
-        with self._spoken("write", key):
+        with self._translated("write", key):
             if not path.is_file():  # a missing object must not leave folders behind
                 raise moved(key)
-            with self._locked(), self._temporary(path, data) as temporary:
+            with locked(self.root / ".lock"):
                 if etag_of(path.read_bytes()) != etag:
                     raise moved(key)
-                temporary.replace(path)
+                replace_file(path, data)
         return etag_of(data)
 
+    @override
     def delete(self, key: str) -> None:
-        """See `ObjectStore.delete`. Folders stay: another process may be about to write there."""
         path = self._path(key)
-        with self._spoken("delete", key), suppress(FileNotFoundError, NotADirectoryError):
+        with self._translated("delete", key), suppress(FileNotFoundError, NotADirectoryError):
+            # its folder stays, even an empty one: another process may be about to write there
             path.unlink()
-            _flush_folder(path.parent)
+            flush_folder(path.parent)
 
+    @override
     def list(self, prefix: str, after: str = "") -> Iterator[str]:
-        """See `ObjectStore.list`."""
         inside = check_prefix(prefix).rpartition("/")[0]
         keys: list[str] = []
-        with self._spoken("list", prefix):
+        with self._translated("list", prefix):
             for parent, _, names in os.walk(self.root / inside, onerror=_unless_missing):
                 place = f"{Path(parent).relative_to(self.root).as_posix()}/".removeprefix("./")
                 paths = (place + name for name in names)
                 keys += [path for path in paths if path.startswith(prefix) and path > after and KEY.fullmatch(path)]
         return iter(sorted(keys))
 
+    @override
     def folders(self, prefix: str) -> Iterator[str]:
-        """See `ObjectStore.folders`. One that a delete has left empty is told too."""
-        with self._spoken("list", prefix), suppress(FileNotFoundError, NotADirectoryError):
-            found = os.scandir(self.root / check_prefix(prefix))
-            return iter(sorted(each.name for each in found if KEY.fullmatch(each.name) and each.is_dir()))
+        with self._translated("list", prefix), suppress(FileNotFoundError, NotADirectoryError):
+            entries = os.scandir(self.root / check_prefix(prefix))  # one that a delete has left empty is among them
+            return iter(sorted(entry.name for entry in entries if KEY.fullmatch(entry.name) and entry.is_dir()))
         return iter(())
 
     def _path(self, key: str) -> Path:
         return self.root / check_key(key)
 
     @contextmanager
-    def _temporary(self, path: Path, data: bytes) -> Iterator[Path]:
-        """A flushed file with these bytes beside `path`; whatever the caller named is flushed too, the rest is gone."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
-        try:
-            with temporary.open("xb") as file:  # unlike tempfile, obeys the umask: a team may share the folder
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            yield temporary
-            _flush_folder(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Alone among all processes and threads that swap in this folder; the lock goes with its holder if it dies."""
-        with (self.root / ".lock").open("ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
-
-    @contextmanager
-    def _spoken(self, verb: str, key: str) -> Iterator[None]:
-        """Say a problem of the disk in words that tell the operator what to do."""
+    def _translated(self, verb: str, key: str) -> Iterator[None]:
+        """Turn an `OSError` into `StoreUnavailable`, in words that tell the operator what to do."""
         try:
             yield
         except OSError as error:
@@ -126,15 +107,6 @@ class FolderStore:
                 reason = f"this user lacks the permission ({reason})"
             message = f"cannot {verb} {key or 'keys'} in {self.root}: {reason}"
             raise StoreUnavailable(message, param="registry") from error
-
-
-def _flush_folder(folder: Path) -> None:
-    """Make a new name in the folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _unless_missing(error: OSError) -> None:

@@ -13,9 +13,10 @@ from typing import Any
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from typing_extensions import override
 
 from registry.errors import Conflict, InvalidInput, StoreUnavailable, Unsupported
-from registry.stores.base import Stored, check_key, check_prefix, missing, moved, taken
+from registry.stores.base import ObjectStore, Stored, check_key, check_prefix, missing, moved, taken
 from registry.stores.s3_advice import ENDPOINT, FAULTS, advice, code, status
 from registry.stores.urls import refuse_secrets
 
@@ -46,7 +47,7 @@ def open_s3(url: str) -> S3Store:
     return store
 
 
-class S3Store:
+class S3Store(ObjectStore):
     """Objects under `prefix` of a bucket. `If-None-Match: *` makes them, `If-Match` moves them.
 
     Each write carries a token of its own. If the answer to a successful write is lost, the client's retry is told that
@@ -58,14 +59,14 @@ class S3Store:
         self._bucket = bucket
         self._prefix = f"{check_key(prefix.strip('/'))}/" if prefix.strip("/") else ""
 
+    @override
     def get(self, key: str) -> Stored:
-        """See `ObjectStore.get`."""
-        with self._spoken("read", check_key(key)):
+        with self._translated("read", check_key(key)):
             return self._get(key)
 
+    @override
     def changed(self, key: str, etag: str) -> Stored | None:
-        """See `ObjectStore.changed`."""
-        with self._spoken("read", check_key(key)):
+        with self._translated("read", check_key(key)):
             try:
                 return self._get(key, IfNoneMatch=etag)
             except ClientError as error:
@@ -73,42 +74,45 @@ class S3Store:
                     return None
                 raise
 
+    @override
     def create(self, key: str, data: bytes) -> str:
-        """See `ObjectStore.create`."""
         etag = self._put(check_key(key), data, IfNoneMatch="*")
         if etag is None:
             raise taken(key)
         return etag
 
+    @override
     def swap(self, key: str, data: bytes, etag: str) -> str:
-        """See `ObjectStore.swap`."""
         new = self._put(check_key(key), data, IfMatch=etag)
         if new is None:
             raise moved(key)
         return new
 
+    @override
     def delete(self, key: str) -> None:
-        """See `ObjectStore.delete`. In a bucket with versions, the object's versions stay behind a delete marker."""
-        with self._spoken("delete", check_key(key)):
-            self._client.delete_object(Bucket=self._bucket, Key=self._prefix + key)
+        with self._translated("delete", check_key(key)):
+            self._client.delete_object(
+                Bucket=self._bucket, Key=self._prefix + key
+            )  # where the bucket has versions, they stay behind a marker
 
+    @override
     def list(self, prefix: str, after: str = "") -> Iterator[str]:
-        """See `ObjectStore.list`. Sorted here, for not every vendor sorts by whole keys (SeaweedFS: by folders)."""
         start = {"StartAfter": self._prefix + after} if after else {}
-        with self._spoken("list", prefix):
-            found = [found for page in self._pages(prefix, **start) for found in page.get("Contents", ())]
-        keys = (each["Key"].removeprefix(self._prefix) for each in found)
+        with self._translated("list", prefix):
+            objects = [entry for page in self._pages(prefix, **start) for entry in page.get("Contents", ())]
+        keys = (entry["Key"].removeprefix(self._prefix) for entry in objects)
+        # sorted here, for not every vendor sorts by whole keys (SeaweedFS: by folders)
         return iter(sorted(key for key in keys if key != PROBE and key > after))
 
+    @override
     def folders(self, prefix: str) -> Iterator[str]:
-        """See `ObjectStore.folders`."""
-        with self._spoken("list", prefix):
-            found = [found for page in self._pages(prefix, Delimiter="/") for found in page.get("CommonPrefixes", ())]
-        return iter(sorted(each["Prefix"].removeprefix(self._prefix + prefix).rstrip("/") for each in found))
+        with self._translated("list", prefix):
+            folders = [entry for page in self._pages(prefix, Delimiter="/") for entry in page.get("CommonPrefixes", ())]
+        return iter(sorted(entry["Prefix"].removeprefix(self._prefix + prefix).rstrip("/") for entry in folders))
 
     def _pages(self, prefix: str, **options: str) -> Iterator[Any]:
-        listed = self._client.get_paginator("list_objects_v2")
-        return iter(listed.paginate(Bucket=self._bucket, Prefix=self._prefix + check_prefix(prefix), **options))
+        paginator = self._client.get_paginator("list_objects_v2")
+        return iter(paginator.paginate(Bucket=self._bucket, Prefix=self._prefix + check_prefix(prefix), **options))
 
     def _get(self, key: str, **condition: str) -> Stored:
         try:
@@ -122,7 +126,7 @@ class S3Store:
     def _put(self, key: str, data: bytes, **condition: str) -> str | None:
         """The new etag, or None where the condition does not hold and the writer was not us."""
         token = uuid.uuid4().hex
-        with self._spoken("write", key):
+        with self._translated("write", key):
             return self._put_once(key, data, token, **condition) or self._etag_if_ours(key, token)
 
     def _put_once(self, key: str, data: bytes, token: str, **condition: str) -> str | None:
@@ -142,16 +146,16 @@ class S3Store:
 
     def _etag_if_ours(self, key: str, token: str) -> str | None:
         try:
-            found = self._client.head_object(Bucket=self._bucket, Key=self._prefix + key)
+            head = self._client.head_object(Bucket=self._bucket, Key=self._prefix + key)
         except ClientError as error:
             if status(error) == 404:
                 return None
             raise
-        return str(found["ETag"]) if found["Metadata"].get("writer") == token else None
+        return str(head["ETag"]) if head["Metadata"].get("writer") == token else None
 
     @contextmanager
-    def _spoken(self, verb: str, key: str) -> Iterator[None]:
-        """Say what went wrong in words that tell the operator what to do."""
+    def _translated(self, verb: str, key: str) -> Iterator[None]:
+        """Turn what boto3 raises into `StoreUnavailable`, in words that tell the operator what to do."""
         try:
             yield
         except FAULTS as error:
@@ -168,7 +172,7 @@ def refuse_without_conditional_writes(store: S3Store) -> None:
     """
 
     def passes(**condition: str) -> bool:
-        with store._spoken("write", PROBE):
+        with store._translated("write", PROBE):
             return store._put_once(PROBE, b"{}", "probe", **condition) is not None
 
     try:

@@ -6,10 +6,7 @@ people choose and others can guess; 2²⁵⁶ tokens cannot be tried, so they wo
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +16,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from registry.document import Document, Name, first_fault
 from registry.errors import InvalidInput, StoreUnavailable
+from registry.files import SECRET, locked, replace_file
 
 EVERYBODY = "anonymous"  # the name of requests without a key: no key may have it
 
@@ -77,26 +75,9 @@ def changing(path: Path) -> Iterator[list[KeyEntry]]:
     Only one process changes a folder's keys at a time, and the file is the old one or the new one, never half of it.
     """
     try:
-        lock = os.open(path.parent, os.O_RDONLY)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(path.parent):
             entries = list(read(path).keys) if path.exists() else []
             yield entries
-            _replace(path, KeyFile(keys=tuple(entries)).model_dump_json(indent=1).encode() + b"\n")
-            os.fsync(lock)
-        finally:
-            os.close(lock)
+            replace_file(path, KeyFile(keys=tuple(entries)).model_dump_json(indent=1).encode() + b"\n", SECRET)
     except OSError as error:
         raise StoreUnavailable(f"cannot change {path}: {error.strerror}", param="file") from error
-
-
-def _replace(path: Path, data: bytes) -> None:
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".keys-", delete=False) as file:  # its mode is 0600
-        temporary = Path(file.name)
-        try:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +12,7 @@ from pydantic import AwareDatetime
 
 from registry.document import Name
 from registry.errors import NotFound, StoreUnavailable, Tampered
+from registry.files import replace_file
 from registry.records import Digest, Number, Record
 from registry.schedule import Schedule
 from registry.signing import Signature, TrustedKeys
@@ -72,14 +72,9 @@ class LastGood:
         if self._kept == tuple(tiers):
             return
         kept = KeptSet(registry=self._registry, model=self._model, time=datetime.now(UTC), tiers=tuple(tiers))
-        fresh = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with fresh.open("wb") as file:
-                file.write(kept.document())
-                file.flush()
-                os.fsync(file.fileno())
-            fresh.replace(self.path)
+            replace_file(self.path, kept.document())
         except OSError as error:
             raise StoreUnavailable(f"the last good set cannot be kept in {self.path}: {error.strerror}") from error
         self._kept = kept.tiers
