@@ -21,7 +21,7 @@ from scipy import stats
 from registry.experiments.declaration import Arm, Experiment, Guardrail, Primary, RampStage
 from server.experiments.analysis import statistics
 from server.experiments.analysis.statistics import Array, Moments
-from server.experiments.guard import Guard
+from server.experiments.guardrails import GuardrailMonitor
 
 ALPHA = 0.05
 Values = Callable[[np.random.Generator, Array], Array]
@@ -161,13 +161,13 @@ def guard_trips(guardrail: Guardrail, experiments: int, requests: int, harm: flo
     dice, draw = np.random.default_rng(seed), lognormal(1.0)
     tripped = np.full(experiments, np.inf)
     for i in range(experiments):
-        guard, seen = Guard(_guarded(guardrail)), 0
+        monitor, seen = GuardrailMonitor(_guarded(guardrail)), 0
         arms, values = dice.random(requests) < 0.1, draw(dice, np.empty(requests))
         failed = dice.random(requests) < 0.01
         for second, (arm, value, fails) in enumerate(zip(arms.tolist(), values.tolist(), failed.tolist(), strict=True)):
             seen += arm
             name, factor = ("arm", harm) if arm else ("control", 1.0)
-            checks = guard.observe(float(second), name, {"service_p95": value * factor, "errors": float(fails)})
+            checks = monitor.observe(float(second), name, {"service_p95": value * factor, "errors": float(fails)})
             if any(check.trips for check in checks):
                 tripped[i] = seen
                 break

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import NamedTuple
+
+from typing_extensions import override
 
 from registry.errors import FlexiError, StoreUnavailable
 from registry.experiments.catalog import Experiments
 from registry.experiments.declaration import Experiment
 from registry.writer import now
 from server.experiments.assign import arm_of, enrolled, hashed_unit
-from server.requests.assignment import Assignment
+from server.requests.assignment import Assigner, Assignment
 from server.telemetry import metrics
+from server.telemetry.faults import Faults
 from server.tiers.active import ActiveSchedule, ActiveSchedules
 
 log = logging.getLogger(__name__)
@@ -29,11 +33,19 @@ class ActiveExperiment:
     arms: Mapping[str, ActiveSchedule]
 
 
-class ActiveExperiments:
+class _Seen(NamedTuple):
+    """What was last seen of an experiment: the etag of its state, "" to look again in any case, and what is active by it."""
+
+    etag: str
+    active: ActiveExperiment | None
+
+
+class ActiveExperiments(Assigner):
     """Follows the experiments' states by etag, as the watch follows aliases, and assigns requests.
 
-    `refresh` blocks; it replaces the whole set in one assignment. While the store is away the last known set stays: an arm
-    that does harm is then stopped by this server's own guard (`withdraw` is how), one that is over by the clock.
+    `refresh` blocks; it replaces the whole set in one assignment. While the store is away the last known set stays: an
+    experiment whose arm does harm is then ended by this server's own monitor (which calls `withdraw`), one whose time is over
+    by the clock.
     """
 
     def __init__(
@@ -43,41 +55,43 @@ class ActiveExperiments:
         self._open = open_experiments
         self._schedules = schedules
         self._clock = clock
-        self._seen: dict[str, tuple[str, ActiveExperiment | None]] = {}  # by name: the state's etag, and what it says
+        self._seen: dict[str, _Seen] = {}  # by the experiment's name
         self._by_tier: dict[str, ActiveExperiment] = {}
-        self._faults: dict[str, str] = {}
         self._withdrawn: set[tuple[str, int]] = set()
-        self._lock = threading.Lock()  # the event loop withdraws while a thread refreshes
+        self._lock = threading.Lock()  # around the three above: the event loop withdraws while a thread refreshes
+        self._faults = Faults(log)  # by the experiment's name; `refresh` tells them
 
     def running(self) -> list[ActiveExperiment]:
-        """Those in force."""
+        """The experiments that split traffic now, one of a tier at most."""
         return list(self._by_tier.values())
 
+    @override
     def assign(self, entry: ActiveSchedule, unit: str | None, request_id: str) -> tuple[ActiveSchedule, Assignment | None]:
-        """What serves a request of this tier's traffic: its arm's schedule, or the tier's own. Pure but for what is running.
+        """What serves a request of this tier's traffic: its arm's schedule, or the tier's own. Pure but for what is active.
 
         A unit whose arm cannot be loaded stays in it and is served by the tier's own schedule: were it not counted, the arms
         would no longer be alike.
         """
-        running = self._by_tier.get(entry.tier or "")
-        if running is None or self._clock() >= running.experiment.end:
+        active = self._by_tier.get(entry.tier or "")
+        if active is None or self._clock() >= active.experiment.end:
             return entry, None
-        experiment = running.experiment
-        key = request_id if experiment.unit == "request" else unit
-        if key is None:
+        experiment = active.experiment
+        assigned_by = request_id if experiment.unit == "request" else unit
+        if assigned_by is None:
             return entry, Assignment(experiment, "no_unit")
-        if not enrolled(experiment, running.stage, key):
+        if not enrolled(experiment, active.stage, assigned_by):
             return entry, Assignment(experiment, "not_in_share")
-        arm = arm_of(experiment, key).name
-        served = running.arms.get(arm)
-        assignment = Assignment(experiment, "enrolled", arm, hashed_unit(experiment.salt, key), fallback=served is None)
-        return replace(served or entry, tier=entry.tier), assignment
+        arm = arm_of(experiment, assigned_by).name
+        schedule = active.arms.get(arm)
+        pseudonym = hashed_unit(experiment.salt, assigned_by)
+        assignment = Assignment(experiment, "enrolled", arm, pseudonym, fallback=schedule is None)
+        return replace(schedule or entry, tier=entry.tier), assignment
 
+    @override
     def bypassed(self, digest: str) -> Assignment | None:
-        """For a request that names its schedule itself: the experiment that has it as an arm, if any."""
-        for running in self._by_tier.values():
-            if any(arm.digest == digest for arm in running.experiment.arms):
-                return Assignment(running.experiment, "bypass")
+        for active in self._by_tier.values():
+            if any(arm.digest == digest for arm in active.experiment.arms):
+                return Assignment(active.experiment, "bypass")
         return None
 
     def withdraw(self, experiment: Experiment) -> bool:
@@ -87,7 +101,7 @@ class ActiveExperiments:
             if version in self._withdrawn:
                 return False
             self._withdrawn.add(version)
-            self._put(self._seen)
+            self._enforce()
         return True
 
     def refresh(self) -> None:
@@ -97,50 +111,57 @@ class ActiveExperiments:
         """
         try:
             experiments = self._open()
-            names = experiments.names()
-            seen = {name: self._look(experiments, name) for name in names}
+            looks = {name: self._look(experiments, name) for name in experiments.names()}
         except StoreUnavailable:
             return  # the watch tells it
         with self._lock:
-            self._seen = {name: found for name, found in seen.items() if found}
-            self._put(self._seen)
+            self._seen = {name: seen for name, seen in looks.items() if seen}
+            self._enforce()
 
-    def _look(self, experiments: Experiments, name: str) -> tuple[str, ActiveExperiment | None] | None:
+    def _look(self, experiments: Experiments, name: str) -> _Seen | None:
+        """What is to be seen of an experiment now; None if its documents are bad. Raises `StoreUnavailable`."""
         before = self._seen.get(name)
         try:
-            found = experiments.changed(name, before[0] if before else None)
-            if found is None:
+            changed = experiments.changed(name, before.etag if before else None)
+            if changed is None:
                 return before
-            state, etag = found
-            if state.status != "running":
-                return etag, None
-            experiment = experiments.experiment(name, state.version)
+            state, etag = changed
+            experiment = experiments.experiment(name, state.version) if state.status == "running" else None
         except StoreUnavailable:
             raise
         except FlexiError as error:
-            self._tell(name, f"the experiment {name} is not in force: {error}")
+            self._faults.failed(name, f"the experiment {name} is not in force: {error}")
             return None
-        arms, faults = dict[str, ActiveSchedule](), list[str]()
+        if experiment is None:
+            self._faults.mended(name)
+            return _Seen(etag, None)
+        arms, errors = self._load(experiment)
+        if errors:
+            falling_back = "; ".join(f"its arm {arm} falls back on the tier's own schedule: {errors[arm]}" for arm in errors)
+            self._faults.failed(name, f"the experiment {name} runs, but {falling_back}")
+        else:
+            self._faults.mended(name)
+        return _Seen("" if errors else etag, ActiveExperiment(experiment, state.stage, arms))
+
+    def _load(self, experiment: Experiment) -> tuple[dict[str, ActiveSchedule], dict[str, FlexiError]]:
+        """The schedules of the arms, and what is wrong with those that cannot be loaded. Raises `StoreUnavailable`."""
+        schedules, errors = dict[str, ActiveSchedule](), dict[str, FlexiError]()
         for arm in experiment.arms:
             try:
-                arms[arm.name] = self._schedules.explicit(arm.digest)
+                schedules[arm.name] = self._schedules.explicit(arm.digest)
             except StoreUnavailable:
                 raise
             except FlexiError as error:
-                faults.append(f"its arm {arm.name} falls back on the tier's own schedule: {error}")
-        self._tell(name, "; ".join((f"the experiment {name} runs", *faults)) if faults else "")
-        return "" if faults else etag, ActiveExperiment(experiment, state.stage, arms)
+                errors[arm.name] = error
+        return schedules, errors
 
-    def _tell(self, name: str, fault: str) -> None:
-        if fault and self._faults.get(name) != fault:
-            log.warning("%s", fault)
-        self._faults[name] = fault
-
-    def _put(self, seen: Mapping[str, tuple[str, ActiveExperiment | None]]) -> None:
+    def _enforce(self) -> None:
+        """Let what was seen last split traffic, but for what was withdrawn here."""
         by_tier: dict[str, ActiveExperiment] = {}
-        for _, running in seen.values():
-            if running and (running.experiment.name, running.experiment.version) not in self._withdrawn:
-                by_tier.setdefault(running.experiment.tier, running)  # of two, the first by name, on every server
-        for name in {each.experiment.name for each in (*by_tier.values(), *self._by_tier.values())}:
-            metrics.experiment_running.labels(name).set(any(each.experiment.name == name for each in by_tier.values()))
+        for _, active in self._seen.values():
+            if active and (active.experiment.name, active.experiment.version) not in self._withdrawn:
+                by_tier.setdefault(active.experiment.tier, active)  # of two, the first by name, on every server
+        running = {active.experiment.name for active in by_tier.values()}
+        for name in running | {active.experiment.name for active in self._by_tier.values()}:
+            metrics.experiment_running.labels(name).set(name in running)
         self._by_tier = by_tier

@@ -7,13 +7,13 @@ from server.experiments.events import OutcomeEvent
 
 ABANDONED = frozenset({"client_gone", "cancelled"})
 """Outcomes of requests that their client gave up: perhaps for its own reasons, perhaps because the arm took too long."""
-NEITHER = frozenset({"overloaded", "quota_exceeded", "not_ready", "stopping"})
+NOT_THE_ARMS_DOING = frozenset({"overloaded", "quota_exceeded", "not_ready", "stopping"})
 """Outcomes that are no success, and no fault of the arm's but the whole server's."""
 
 
-def values(outcome: OutcomeEvent) -> dict[Metric, float]:
+def metric_values(outcome: OutcomeEvent) -> dict[Metric, float]:
     """What one request says of its arm. Only a finished one has times and MACs worth comparing."""
-    if outcome.outcome in NEITHER:
+    if outcome.outcome in NOT_THE_ARMS_DOING:
         return {}
     if outcome.outcome in ABANDONED:
         return {"abandoned": 1.0}

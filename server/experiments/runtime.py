@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Callable
 from datetime import datetime
-from time import monotonic
 
-from pydantic import JsonValue
-
-from registry.errors import FlexiError
 from registry.experiments.catalog import Experiments
-from registry.experiments.declaration import OVER, Action, Experiment, Harm
+from registry.experiments.declaration import Harm
 from registry.writer import now
 from server.experiments.active import ActiveExperiments
+from server.experiments.end_reporter import EndReporter
 from server.experiments.events import FEEDBACK, FIDELITY, FidelityEvent, OutcomeEvent, RatingEvent, stream
-from server.experiments.guard import Check, Guard, harms
+from server.experiments.guardrails import guardrail_values
+from server.experiments.monitors import GuardrailMonitors
 from server.experiments.recorder import Recorder
 from server.requests.context import RequestContext
 from server.requests.plan import Plan
@@ -28,7 +25,10 @@ log = logging.getLogger(__name__)
 
 
 class ExperimentRuntime:
-    """Observes requests (`ended`), comparisons with the teacher (`compared`) and ratings; follows and guards what runs."""
+    """Follows the registry's experiments, records what their requests showed, and ends one whose arm does harm.
+
+    It observes requests (`ended`), comparisons with the teacher (`compared`) and ratings.
+    """
 
     def __init__(
         self,
@@ -45,12 +45,9 @@ class ExperimentRuntime:
         """
         self.active = active
         self._recorder = recorder
-        self._open = open_experiments
         self._clock = clock
-        self._guards: dict[tuple[str, int], Guard] = {}
-        self._tripped: deque[tuple[Experiment, Check]] = deque()  # not told to the registry yet
-        self._shadowed = shadowed
-        self._refused: set[tuple[str, int]] = set()  # of those that the registry did not take, said once
+        self._monitors = GuardrailMonitors(shadowed=shadowed)
+        self._reporter = EndReporter(open_experiments)
 
     async def follow(self, seconds: float) -> None:
         """Look at the registry and at the guardrails for ever, with pauses of so many seconds."""
@@ -72,7 +69,7 @@ class ExperimentRuntime:
             return
         event = outcome_of(context, plan, seconds, self._clock())
         self._recorder.record(stream(plan.assignment.experiment.name), event)
-        self._guarded(plan, harms(event))
+        self._hold_to_guardrails(plan, guardrail_values(event))
 
     def compared(self, plan: Plan, comparison: TeacherComparison) -> None:
         """An image of this plan was held against the teacher's."""
@@ -84,34 +81,25 @@ class ExperimentRuntime:
             rfid=comparison.rfid,
         )
         self._recorder.record(FIDELITY, event)
-        self._guarded(plan, {"psnr": comparison.psnr})
+        self._hold_to_guardrails(plan, {"psnr": comparison.psnr})
 
     def refresh(self) -> None:
-        """Follow the registry, and tell it what tripped or has come to its end. Blocks.
+        """Follow the registry, and tell it what was rolled back here or has come to its end. Blocks.
 
         What it does not take is told again the next time: a store that can only be read stops nobody from following it.
         """
         try:
             self.active.refresh()
-            running = {(each.experiment.name, each.experiment.version): each.experiment for each in self.active.running()}
-            self._guards = {key: self._guards.get(key) or self._guard(experiment) for key, experiment in running.items()}
-            for _ in range(len(self._tripped)):
-                experiment, check = self._tripped.popleft()
-                if not self._act(experiment, "roll_back", sentence(check), dict(check.evidence)):
-                    self._tripped.append((experiment, check))
-            metrics.rollbacks_untold.set(len(self._tripped))
-            for experiment in running.values():
+            running = [active.experiment for active in self.active.running()]
+            self._monitors.follow(running)
+            self._reporter.report_rollbacks()
+            for experiment in running:
                 if self._clock() >= experiment.end:
-                    self._act(experiment, "finish", "its end has come")
+                    self._reporter.finish(experiment)
         except Exception:  # whatever happens here, it must go on
             log.exception("experiments could not be followed")
 
-    def _guard(self, experiment: Experiment) -> Guard:
-        if not self._shadowed and any(guardrail.metric == "psnr" for guardrail in experiment.guardrails):
-            log.warning("the guardrail psnr of the experiment %s sees nothing here: FLEXI_SHADOW_SHARE is 0", experiment.name)
-        return Guard(experiment)
-
-    def _guarded(self, plan: Plan, values: dict[Harm, float]) -> None:
+    def _hold_to_guardrails(self, plan: Plan, values: dict[Harm, float]) -> None:
         """Hold what an enrolled request showed against the guardrails.
 
         A trip ends the experiment here at once, and everywhere by the registry as soon as it can be told; of several servers
@@ -121,52 +109,12 @@ class ExperimentRuntime:
         if assignment is None or assignment.arm is None or assignment.fallback or not values:
             return  # what a fallback shows is not the arm's doing
         experiment = assignment.experiment
-        guard = self._guards.get((experiment.name, experiment.version))
-        checks = guard.observe(monotonic(), assignment.arm, values) if guard else []
-        for check in checks:
-            metrics.guard_checks_total.labels(experiment.name, check.arm, check.guardrail.metric).inc()
-        trip = next((check for check in checks if check.trips), None)
+        trip = self._monitors.observe(experiment, assignment.arm, values)
         if trip is None or not self.active.withdraw(experiment):
             return
-        self._tripped.append((experiment, trip))
-        metrics.rollbacks_untold.set(len(self._tripped))
+        self._reporter.roll_back(experiment, trip)
         metrics.rollbacks_total.labels(experiment.name, trip.arm, trip.guardrail.metric).inc()
-        log.error(
-            "the experiment %s is rolled back: %s", experiment.name, sentence(trip), extra={"fields": dict(trip.evidence)}
-        )
-
-    def _act(self, experiment: Experiment, action: Action, reason: str, evidence: dict[str, JsonValue] | None = None) -> bool:
-        """Whether nothing is left to do: it is done, or another one has ended this version. Else it must be tried again."""
-        version = experiment.name, experiment.version
-        try:
-            self._open().act(experiment.name, action, reason, version=experiment.version, evidence=evidence)
-        except FlexiError as error:
-            if self._over(experiment):
-                return True
-            if version not in self._refused:  # said once
-                log.error("the registry does not know yet: could not %s the experiment %s: %s", action, experiment.name, error)
-            self._refused.add(version)
-            return False
-        if version in self._refused:
-            log.warning("the registry knows now: %s of the experiment %s", action, experiment.name)
-            self._refused.remove(version)
-        return True
-
-    def _over(self, experiment: Experiment) -> bool:
-        try:
-            state = self._open().state(experiment.name)
-        except FlexiError:
-            return False
-        return state.version != experiment.version or state.status in OVER
-
-
-def sentence(check: Check) -> str:
-    """For people; the evidence has the figures."""
-    rail = check.guardrail
-    return (
-        f"arm {check.arm}: {rail.metric} by {rail.compare} is {check.seen:.4g}, the limit is {rail.limit:g}, "
-        f"{rail.consecutive} checks of {rail.minimum_sample} new requests in a row"
-    )
+        log.error("the experiment %s is rolled back: %s", experiment.name, trip.sentence, extra={"fields": dict(trip.evidence)})
 
 
 def outcome_of(context: RequestContext, plan: Plan, seconds: float, time: datetime) -> OutcomeEvent:

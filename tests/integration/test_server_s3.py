@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from functools import cache
 
 import pytest
+from experiments import let_die
 
 from registry.catalog import Catalog
 from registry.schedule import Schedule, Segment
@@ -57,7 +58,7 @@ def test_an_object_of_events_grows_in_the_bucket(address, tmp_path):
         it.write()
         if i < 2:
             it.send()
-    it._outbox._lock.close()  # as if it had died
+    let_die(it)
     Recorder(lambda: store, "grown", tmp_path).close()
     (key,) = store.list("grown/feedback/")
     assert [event.request_id for event in events.read(key, store.get(key).data)] == ["r0", "r1", "r2"]

@@ -1,4 +1,4 @@
-"""An experiment by hand, and events of it."""
+"""An experiment by hand, events of it, and the death of who records them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from registry.experiments.declaration import Experiment
 from server.experiments.events import OutcomeEvent
+from server.experiments.recorder import Recorder
 
 START = datetime(2030, 1, 1, tzinfo=UTC)
 CONTROL, CHEAPER = "0" * 64, "1" * 64
@@ -39,3 +40,10 @@ def outcome(request: int, arm: str, unit: int, /, **changes: Any) -> OutcomeEven
         "macs_planned": 100, "macs_executed": 100, "steps_planned": 10, "steps_executed": 10,
     }  # fmt: skip
     return OutcomeEvent.model_validate(fields | changes)
+
+
+def let_die(recorder: Recorder) -> None:
+    """As if its process had been killed: the lock of its folder is given back, and nothing else happens."""
+    outbox = recorder._outbox
+    assert outbox, "it has a folder"
+    outbox._folder.close()

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from registry.experiments.declaration import Experiment, Metric
 from server.experiments.analysis.statistics import Moments, moments
 from server.experiments.events import Event, FidelityEvent, OutcomeEvent, RatingEvent
-from server.experiments.request_metrics import values
+from server.experiments.request_metrics import metric_values
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,33 @@ class ArmSummary:
     moments: dict[Metric, Moments]
 
 
+class _Owner(NamedTuple):
+    """The unit that finished a request, and its arm."""
+
+    arm: str
+    unit: str
+
+
+class _Observation(NamedTuple):
+    """One value of a metric, and the unit that it counts for."""
+
+    owner: _Owner
+    metric: Metric
+    value: float
+
+
+@dataclass
+class _Total:
+    """Of the observations of one metric of one unit."""
+
+    count: float = 0.0
+    sum: float = 0.0
+
+
+Totals = dict[Metric, dict[str, _Total]]
+"""Of one arm: by metric and unit."""
+
+
 def summarise(experiment: Experiment, events: Iterable[Event]) -> list[ArmSummary]:
     """One summary for each arm, in the declaration's order, of this version's enrolled requests, in whatever order events come.
 
@@ -37,64 +65,107 @@ def summarise(experiment: Experiment, events: Iterable[Event]) -> list[ArmSummar
     the unit that finished a request of its id, and to nobody if several did. Of an id's ratings the latest counts; each image
     that was compared is one observation.
     """
-    outcomes, fidelities, ratings = list[OutcomeEvent](), list[FidelityEvent](), dict[str, RatingEvent]()
-    for event in events:
-        match event:
-            case RatingEvent(request_id=request_id):
-                ratings[request_id] = max(event, ratings.get(request_id, event), key=lambda each: (each.time, each.rating))
-            case FidelityEvent():
-                fidelities.append(event)
-            case OutcomeEvent(enrolment="enrolled") if (event.experiment, event.version) == (
-                experiment.name,
-                experiment.version,
-            ):
-                outcomes.append(event)
-    outcomes.sort(key=lambda each: (each.time, each.unit))  # so that sums are the same to the last bit
-    owners: dict[str, set[tuple[str, str]]] = defaultdict(set)
-    sums: dict[str, dict[Metric, dict[str, list[float]]]] = {
-        name: defaultdict(lambda: defaultdict(lambda: [0.0, 0.0])) for name in experiment.names
-    }
-
-    def add(arm: str, unit: str, metric: Metric, value: float) -> None:
-        total = sums[arm][metric][unit]
-        total[0] += 1
-        total[1] += value
-
-    for outcome in outcomes:
-        assert outcome.arm, "an enrolled request has an arm"
-        assert outcome.unit, "an enrolled request has a unit"
-        if outcome.outcome == "ok":
-            owners[outcome.request_id].add((outcome.arm, outcome.unit))
-        for metric, value in values(outcome).items():
-            add(outcome.arm, outcome.unit, metric, value)
-    later: list[tuple[str, Metric, float]] = [(each.request_id, "rating", each.rating) for each in ratings.values()]
-    later += [(each.request_id, "psnr", each.psnr) for each in fidelities]
-    later += [
-        (each.request_id, "feature_distance", each.feature_distance) for each in fidelities if each.feature_distance is not None
-    ]
-    for request_id, metric, value in sorted(later):
-        if len(mine := owners.get(request_id, set())) == 1:
-            ((arm, unit),) = mine
-            add(arm, unit, metric, value)
-    rfids: dict[str, float] = {}
-    for each in sorted(fidelities, key=lambda each: each.time):
-        if each.rfid is not None and len(mine := owners.get(each.request_id, set())) == 1:
-            ((arm, _),) = mine
-            rfids[arm] = each.rfid
+    outcomes, ratings, fidelities = _select(experiment, events)
+    owners = _owners(outcomes)
+    observations = [*_of_requests(outcomes), *_of_ids(owners, ratings, fidelities)]
+    totals = _totals(experiment, observations)
+    rfids = _newest_rfids(owners, fidelities)
     return [
-        _summary(name, [each for each in outcomes if each.arm == name], sums[name], rfids.get(name))
+        _summary(name, [outcome for outcome in outcomes if outcome.arm == name], totals[name], rfids.get(name))
         for name in experiment.names
     ]
 
 
-def _summary(name: str, mine: list[OutcomeEvent], sums: dict[Metric, dict[str, list[float]]], rfid: float | None) -> ArmSummary:
-    seconds = [each.service_seconds for each in mine if each.outcome == "ok"]
+def _select(
+    experiment: Experiment, events: Iterable[Event]
+) -> tuple[list[OutcomeEvent], list[RatingEvent], list[FidelityEvent]]:
+    """The outcomes of this version's enrolled requests, the latest rating of each request id, and all fidelities.
+
+    Ratings and fidelities of other experiments are among them: they have a request id and nothing else.
+    """
+    outcomes, ratings, fidelities = list[OutcomeEvent](), dict[str, RatingEvent](), list[FidelityEvent]()
+    for event in events:
+        match event:
+            case OutcomeEvent():
+                version = event.experiment, event.version
+                if event.enrolment == "enrolled" and version == (experiment.name, experiment.version):
+                    outcomes.append(event)
+            case RatingEvent():
+                latest = ratings.get(event.request_id, event)
+                ratings[event.request_id] = max(event, latest, key=lambda rating: (rating.time, rating.rating))
+            case FidelityEvent():
+                fidelities.append(event)
+    outcomes.sort(key=lambda outcome: (outcome.time, outcome.unit))  # so that sums are the same to the last bit
+    return outcomes, list(ratings.values()), fidelities
+
+
+def _owner(outcome: OutcomeEvent) -> _Owner:
+    assert outcome.arm, "an enrolled request has an arm"
+    assert outcome.unit, "an enrolled request has a unit"
+    return _Owner(outcome.arm, outcome.unit)
+
+
+def _owners(outcomes: Iterable[OutcomeEvent]) -> dict[str, _Owner]:
+    """By request id, the unit that finished a request of it. An id of which several units did is left out."""
+    finished_by: dict[str, set[_Owner]] = defaultdict(set)
+    for outcome in outcomes:
+        if outcome.outcome == "ok":
+            finished_by[outcome.request_id].add(_owner(outcome))
+    return {request_id: next(iter(owners)) for request_id, owners in finished_by.items() if len(owners) == 1}
+
+
+def _of_requests(outcomes: Iterable[OutcomeEvent]) -> Iterator[_Observation]:
+    """What requests say by themselves."""
+    for outcome in outcomes:
+        for metric, value in metric_values(outcome).items():
+            yield _Observation(_owner(outcome), metric, value)
+
+
+def _of_ids(
+    owners: Mapping[str, _Owner], ratings: Iterable[RatingEvent], fidelities: Iterable[FidelityEvent]
+) -> list[_Observation]:
+    """What was learned of requests later on, by their ids. Sorted, so that sums are the same to the last bit."""
+    values: list[tuple[str, Metric, float]] = [(rating.request_id, "rating", rating.rating) for rating in ratings]
+    for fidelity in fidelities:
+        values.append((fidelity.request_id, "psnr", fidelity.psnr))
+        if fidelity.feature_distance is not None:
+            values.append((fidelity.request_id, "feature_distance", fidelity.feature_distance))
+    return [_Observation(owners[name], metric, value) for name, metric, value in sorted(values) if name in owners]
+
+
+def _totals(experiment: Experiment, observations: Iterable[_Observation]) -> dict[str, Totals]:
+    """Counts and sums of all observations, by arm, metric and unit."""
+    arms: dict[str, Totals] = {name: defaultdict(lambda: defaultdict(_Total)) for name in experiment.names}
+    for (arm, unit), metric, value in observations:
+        total = arms[arm][metric][unit]
+        total.count += 1
+        total.sum += value
+    return arms
+
+
+def _newest_rfids(owners: Mapping[str, _Owner], fidelities: Iterable[FidelityEvent]) -> dict[str, float]:
+    """By arm: the rFID that was computed last, whichever server it is of."""
+    rfids: dict[str, float] = {}
+    for fidelity in sorted(fidelities, key=lambda fidelity: fidelity.time):
+        if fidelity.rfid is not None and fidelity.request_id in owners:
+            rfids[owners[fidelity.request_id].arm] = fidelity.rfid
+    return rfids
+
+
+def _summary(name: str, outcomes: Sequence[OutcomeEvent], totals: Totals, rfid: float | None) -> ArmSummary:
+    """Of one arm, from its own outcomes and totals."""
+    seconds = [outcome.service_seconds for outcome in outcomes if outcome.outcome == "ok"]
     return ArmSummary(
         name=name,
-        units=len({each.unit for each in mine}),
-        requests=len(mine),
-        fallbacks=sum(each.fallback for each in mine),
+        units=len({outcome.unit for outcome in outcomes}),
+        requests=len(outcomes),
+        fallbacks=sum(outcome.fallback for outcome in outcomes),
         service_p95=float(np.percentile(seconds, 95)) if seconds else None,
         rfid=rfid,
-        moments={metric: moments(*np.array(list(units.values())).T) for metric, units in sums.items()},
+        moments={metric: _moments(units.values()) for metric, units in totals.items()},
     )
+
+
+def _moments(totals: Iterable[_Total]) -> Moments:
+    counts, sums = np.array([(total.count, total.sum) for total in totals]).T
+    return moments(counts, sums)

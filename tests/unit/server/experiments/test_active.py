@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 
@@ -186,6 +187,18 @@ def test_an_arm_that_can_be_loaded_later_is_served_from_then_on(house):
     assert (plan.assignment.fallback, plan.entry.digest) == (False, late.digest)
 
 
+def test_a_fault_of_an_experiment_is_said_once_and_so_is_its_end(house, caplog):
+    caplog.set_level(logging.INFO, "server.experiments.active")
+    house.start(cheap="0" * 64)
+    house.trials.refresh()
+    house.experiments.act("x", "pause")
+    for _ in range(2):
+        house.trials.refresh()
+    said, ended = caplog.messages
+    assert said.startswith("the experiment x runs, but its arm cheap falls back")
+    assert ended == f"no longer: {said}"
+
+
 @pytest.mark.parametrize(("seconds", "tier"), [({1: 3.0, 2: 1.5}, "fast"), ({1: 1.0, 2: 3.0}, "draft")], ids=["fast", "draft"])
 def test_whom_auto_enrols_does_not_depend_on_the_arm(house, seconds, tier):
     """The tier is chosen by its own schedule of two steps, whether or not the arm of one step would keep the deadline."""
@@ -228,6 +241,7 @@ def test_harm_ends_the_experiment_here_at_once_and_then_everywhere(house):
 
 
 def test_a_roll_back_is_told_until_the_store_takes_it(house, caplog):
+    caplog.set_level(logging.INFO, "server.experiments.end_reporter")
     house.start(guardrails=(RAIL,))
     house.store.read_only = True
     harm(house)
@@ -241,6 +255,7 @@ def test_a_roll_back_is_told_until_the_store_takes_it(house, caplog):
     house.trials.refresh()
     assert house.experiments.state("x").status == "rolled_back"
     assert untold() == 0
+    assert "no longer: the registry does not know yet: could not roll_back" in caplog.messages[-1]
 
 
 def test_a_server_that_cannot_write_follows_all_the_same(house):
@@ -255,7 +270,7 @@ def test_a_server_that_cannot_write_follows_all_the_same(house):
     house.experiments.act("y", "start")
     house.store.read_only = True
     house.trials.refresh()
-    assert [each.experiment.name for each in house.live.running()] == ["y"]
+    assert [active.experiment.name for active in house.live.running()] == ["y"]
     assert untold() == 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import shutil
 import signal
@@ -14,13 +15,16 @@ from pathlib import Path
 from time import monotonic
 
 import pytest
+from experiments import let_die
 from memory_store import MemoryStore
 from places import ROOT
 
 from registry.errors import StoreUnavailable
 from registry.stores.folder import FolderStore
-from server.experiments import events, outbox, recorder
+from server.experiments import buffer, events, recorder
 from server.experiments.events import RatingEvent
+from server.experiments.outbox import outbox
+from server.experiments.outbox.mirrored_file import MirroredFile
 from server.experiments.recorder import Recorder
 from server.telemetry import metrics
 
@@ -64,11 +68,6 @@ def store():
 @pytest.fixture
 def make(store, tmp_path):
     return lambda: Recorder(lambda: store, "m", tmp_path / "outbox")
-
-
-def died(it: Recorder) -> None:
-    """As if its process had been killed."""
-    it._outbox._lock.close()
 
 
 def lost() -> float:
@@ -166,7 +165,7 @@ def test_an_object_never_shrinks(make, store, tmp_path):
     it.send()
     (file,) = (tmp_path / "outbox").rglob("*.jsonl")
     file.write_bytes(events.write([rating(0)]))
-    died(it)
+    let_die(it)
     make().send()
     assert stored(store) == ["r0", "r1"]
 
@@ -184,15 +183,15 @@ def test_a_folder_that_is_swept_costs_no_later_event(make, store, tmp_path):
 
 
 def test_a_full_disk_fails_nobody_and_loses_nothing_that_fits_memory(make, store, monkeypatch):
-    it, plain = make(), outbox._Piece.append
+    it, plain = make(), MirroredFile.append
 
-    def full(piece, data):
-        if "events" not in piece.path.parts:
-            return plain(piece, data)
-        plain(piece, data[: len(data) // 2])
+    def full(file, data):
+        if "events" not in file.path.parts:
+            return plain(file, data)
+        plain(file, data[: len(data) // 2])
         raise OSError(errno.ENOSPC, "no space left on device")
 
-    monkeypatch.setattr(outbox._Piece, "append", full)
+    monkeypatch.setattr(MirroredFile, "append", full)
     it.record("feedback", rating(1))
     it.record("experiments/x/events", rating(2))
     it.write()
@@ -204,7 +203,7 @@ def test_a_full_disk_fails_nobody_and_loses_nothing_that_fits_memory(make, store
 
 
 def test_memory_is_bounded_and_the_loss_is_told(make, store, monkeypatch):
-    monkeypatch.setattr(recorder, "CAPACITY", 3)
+    monkeypatch.setattr(buffer, "CAPACITY", 3)
     it, before = make(), lost()
     for i in range(5):
         it.record("feedback", rating(i))
@@ -213,9 +212,9 @@ def test_memory_is_bounded_and_the_loss_is_told(make, store, monkeypatch):
 
 
 def test_the_disk_is_bounded_in_bytes_and_what_is_lost_then_is_counted_once(make, store, monkeypatch, caplog):
-    for name in ("BYTES", "OBJECT_BYTES"):
+    for name in ("TOTAL_BYTES", "OBJECT_BYTES"):
         monkeypatch.setattr(outbox, name, 1)
-    monkeypatch.setattr(recorder, "CAPACITY", 3)
+    monkeypatch.setattr(buffer, "CAPACITY", 3)
     it, before = make(), lost()
     store.away = True
     for i in range(6):
@@ -240,11 +239,11 @@ def test_a_folder_that_can_be_made_later_records_from_then_on(store, tmp_path, c
         it.record("feedback", rating(i))
         it.write()
         it.send()
-    assert len([message for message in caplog.messages if "no folder for them" in message]) == 1
+    assert len([message for message in caplog.messages if "nothing can be kept" in message]) == 1
     file.unlink()
     it.write()
     it.record("feedback", rating(3))
-    died(it)
+    let_die(it)
     Recorder(lambda: store, "m", file / "outbox").send()
     assert (stored(store), lost() - before) == ([f"r{i}" for i in range(3)], 1)
 
@@ -255,6 +254,31 @@ def test_a_folder_that_can_never_be_made_fails_nobody(store, tmp_path):
     it.record("feedback", rating(1))
     it.close()
     assert stored(store) == []
+
+
+def test_a_fault_that_lasts_is_said_once_and_so_is_its_end(make, store, caplog, monkeypatch):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(outbox, "TOTAL_BYTES", 1)
+    monkeypatch.setattr(buffer, "CAPACITY", 2)
+    it = make()
+    store.away = True
+    for i in range(5):
+        it.record("feedback", rating(i))
+        it.write()
+        it.send()
+    said = ["events wait on disk, the registry", "events wait in memory, the disk", "events are lost"]
+    for message, start in zip(caplog.messages, said, strict=True):
+        assert message.startswith(start)
+    caplog.clear()
+    store.away = False
+    monkeypatch.undo()
+    for _ in range(2):
+        it.send()
+        it.write()
+    assert caplog.messages[0].startswith("no longer: events wait on disk")
+    ends = [message.partition(",")[0].partition(": ")[2] for message in caplog.messages[1:]]
+    assert [end[:15] for end in sorted(ends)] == ["events are lost", "events wait in "]
+    it.close()
 
 
 def test_an_outbox_that_cannot_be_made_leaves_nothing(tmp_path, monkeypatch):
@@ -308,8 +332,8 @@ import os, signal, sys
 from datetime import UTC, datetime
 from pathlib import Path
 from registry.stores.folder import FolderStore
-from server.experiments import outbox
 from server.experiments.events import RatingEvent
+from server.experiments.outbox.mirrored_file import MirroredFile
 from server.experiments.recorder import Recorder
 
 folder, registry, point = sys.argv[1:]
@@ -331,11 +355,11 @@ class Store(FolderStore):
         die_at("after the object has grown")
         return etag
 
-def append(piece, data, plain=outbox._Piece.append):
-    if point == "within a line" and piece.size:
-        plain(piece, data[:-9])
+def append(file, data, plain=MirroredFile.append):
+    if point == "within a line" and file.size:
+        plain(file, data[:-9])
         die_at(point)
-    plain(piece, data)
+    plain(file, data)
 
 def unlink(path, missing_ok=False, plain=Path.unlink):
     if path.suffix == ".jsonl":
@@ -344,7 +368,7 @@ def unlink(path, missing_ok=False, plain=Path.unlink):
     if path.suffix == ".jsonl":
         die_at("after the file has gone")
 
-outbox._Piece.append, Path.unlink = append, unlink
+MirroredFile.append, Path.unlink = append, unlink
 store = Store(Path(registry))
 it = Recorder(lambda: store, "m", Path(folder))
 for i in range(3):

@@ -1,4 +1,4 @@
-"""A guard trips soon where there is harm, and not on noise."""
+"""A monitor trips soon where there is harm, and not on noise."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from experiments import experiment, outcome
 
 from benchmarks import false_alarms
 from registry.experiments.declaration import Guardrail, Harm
-from server.experiments.guard import Check, Guard, harms
+from server.experiments.guardrails import GuardrailCheck, GuardrailMonitor, guardrail_values
 
 GOOD: dict[Harm, float] = {
     "service_p95": 1.0,
@@ -35,15 +35,17 @@ HARMED: list[tuple[dict[str, Any], dict[Harm, float]]] = [
 NAMES = [f"{rail['metric']} {rail['compare']}" for rail, _ in HARMED]
 
 
-def guard(**rail: Any) -> Guard:
-    return Guard(experiment(guardrails=[{"minimum_sample": 20, "consecutive": 3} | rail]))
+def monitor(**rail: Any) -> GuardrailMonitor:
+    return GuardrailMonitor(experiment(guardrails=[{"minimum_sample": 20, "consecutive": 3} | rail]))
 
 
-def trip(checks: list[Check]) -> Check | None:
+def trip(checks: list[GuardrailCheck]) -> GuardrailCheck | None:
     return next((check for check in checks if check.trips), None)
 
 
-def requests_until_trip(one: Guard, bad: dict[Harm, float], limit: int = 1000, start: int = 0) -> tuple[int, Check | None]:
+def requests_until_trip(
+    one: GuardrailMonitor, bad: dict[Harm, float], limit: int = 1000, start: int = 0
+) -> tuple[int, GuardrailCheck | None]:
     for i in range(limit):
         one.observe(start + i, "control", GOOD)
         if tripped := trip(one.observe(start + i, "cheaper", GOOD | bad)):
@@ -53,25 +55,25 @@ def requests_until_trip(one: Guard, bad: dict[Harm, float], limit: int = 1000, s
 
 @pytest.mark.parametrize(("rail", "bad"), HARMED, ids=NAMES)
 def test_harm_trips_at_the_third_check_and_shows_its_evidence(rail: dict[str, Any], bad: dict[Harm, float]) -> None:
-    count, found = requests_until_trip(guard(**rail), bad)
+    count, tripped = requests_until_trip(monitor(**rail), bad)
     assert count == 60
-    assert found is not None
-    assert found.arm == "cheaper"
-    assert found.seen > rail["limit"]
-    assert json.loads(json.dumps(found.evidence, allow_nan=False)) == found.evidence
-    assert found.evidence["arm_sample"] == 60
+    assert tripped is not None
+    assert tripped.arm == "cheaper"
+    assert tripped.figure > rail["limit"]
+    assert json.loads(json.dumps(tripped.evidence, allow_nan=False)) == tripped.evidence
+    assert tripped.evidence["arm_sample"] == 60
 
 
 def test_every_check_is_told_whether_it_trips_or_not() -> None:
-    one = guard(metric="errors", compare="difference", limit=0.05)
+    one = monitor(metric="errors", compare="difference", limit=0.05)
     checks = [check for i in range(100) for arm in ("control", "cheaper") for check in one.observe(i, arm, GOOD)]
-    assert [(check.arm, check.trips, check.seen) for check in checks] == [("cheaper", False, 0.0)] * 5
+    assert [(check.arm, check.trips, check.figure) for check in checks] == [("cheaper", False, 0.0)] * 5
 
 
 @pytest.mark.parametrize(("rail", "bad"), HARMED, ids=NAMES)
 def test_no_harm_and_harm_to_control_do_not_trip(rail: dict[str, Any], bad: dict[Harm, float]) -> None:
-    assert requests_until_trip(guard(**rail), {})[1] is None
-    one = guard(**rail)
+    assert requests_until_trip(monitor(**rail), {})[1] is None
+    one = monitor(**rail)
     trips = [
         trip(one.observe(i, arm, GOOD | (bad if arm == "control" else {})))
         for i in range(500)
@@ -81,21 +83,21 @@ def test_no_harm_and_harm_to_control_do_not_trip(rail: dict[str, Any], bad: dict
 
 
 def test_a_short_burst_passes() -> None:
-    one = guard(metric="errors", compare="difference", limit=0.5, window_seconds=30)
+    one = monitor(metric="errors", compare="difference", limit=0.5, window_seconds=30)
     assert requests_until_trip(one, {"errors": 1.0}, 40)[1] is None
     assert requests_until_trip(one, {}, 500, start=40)[1] is None
 
 
 def test_harm_after_a_good_start_trips_within_the_window() -> None:
-    one = guard(metric="macs", compare="ratio", limit=1.1, window_seconds=100)
+    one = monitor(metric="macs", compare="ratio", limit=1.1, window_seconds=100)
     assert requests_until_trip(one, {}, 5000)[1] is None
-    count, found = requests_until_trip(one, {"macs": 120.0}, start=5000)
-    assert found is not None
+    count, tripped = requests_until_trip(one, {"macs": 120.0}, start=5000)
+    assert tripped is not None
     assert count <= 100 + 3 * 20
 
 
 def test_nothing_is_concluded_before_both_arms_have_the_minimum_sample() -> None:
-    one = guard(metric="service_p95", compare="ratio", limit=1.5)
+    one = monitor(metric="service_p95", compare="ratio", limit=1.5)
     assert not any(one.observe(i, "cheaper", {"service_p95": 9.0}) for i in range(500))
     for i in range(19):
         one.observe(500, "control", GOOD)
@@ -103,34 +105,37 @@ def test_nothing_is_concluded_before_both_arms_have_the_minimum_sample() -> None
 
 
 def test_a_ratio_to_nothing_is_harm_with_evidence_that_json_can_hold() -> None:
-    one = guard(metric="macs", compare="ratio", limit=1.1)
+    one = monitor(metric="macs", compare="ratio", limit=1.1)
     for i in range(100):
         one.observe(i, "control", {"macs": 0.0})
     trips = [trip(one.observe(100, "cheaper", {"macs": 5.0})) for _ in range(60)]
     assert trips[-1] is not None
-    assert math.isinf(trips[-1].seen)
+    assert math.isinf(trips[-1].figure)
     json.dumps(trips[-1].evidence, allow_nan=False)
 
 
 def test_what_a_request_says() -> None:
-    assert harms(outcome(1, "control", 1, steps_executed=9))["unplanned_steps"] == 1
+    assert guardrail_values(outcome(1, "control", 1, steps_executed=9))["unplanned_steps"] == 1
     good = {"errors": 0, "abandoned": 0, "service_p95": 1.0, "macs": 100, "unplanned_steps": 0}
-    assert harms(outcome(1, "control", 1)) == good
-    assert harms(outcome(1, "control", 1, outcome="engine_failed", steps_executed=2)) == {"errors": 1, "abandoned": 0}
-    assert harms(outcome(1, "control", 1, outcome="overloaded")) == {}
+    assert guardrail_values(outcome(1, "control", 1)) == good
+    assert guardrail_values(outcome(1, "control", 1, outcome="engine_failed", steps_executed=2)) == {
+        "errors": 1,
+        "abandoned": 0,
+    }
+    assert guardrail_values(outcome(1, "control", 1, outcome="overloaded")) == {}
 
 
 def test_who_gave_up_waiting_says_that_it_took_at_least_so_long() -> None:
     """Else an arm so slow that nobody waits for it would be an arm without any service time."""
     for code in ("client_gone", "cancelled"):
-        told = harms(outcome(1, "control", 1, outcome=code, service_seconds=10.0))
+        told = guardrail_values(outcome(1, "control", 1, outcome=code, service_seconds=10.0))
         assert told == {"abandoned": 1, "service_p95": 10.0}
-    late = harms(outcome(1, "control", 1, outcome="deadline_exceeded", service_seconds=10.0))
+    late = guardrail_values(outcome(1, "control", 1, outcome="deadline_exceeded", service_seconds=10.0))
     assert late == {"errors": 1, "abandoned": 0, "service_p95": 10.0}
 
 
 def test_macs_do_not_depend_on_how_many_images_a_client_wants_or_whether_it_guides() -> None:
-    assert {harms(outcome(1, "control", 1, unet_rows=n, macs_executed=100 * n))["macs"] for n in (1, 2, 8)} == {100}
+    assert {guardrail_values(outcome(1, "control", 1, unet_rows=n, macs_executed=100 * n))["macs"] for n in (1, 2, 8)} == {100}
 
 
 def test_heavy_noise_rarely_trips_and_a_doubled_time_always_does() -> None:
