@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from examples.launch import serving
+from registry.commands.display import computed_steps
 
 matplotlib.use("agg")
 
@@ -134,7 +135,7 @@ def show(answers: dict[str, list[dict[str, Any]]]) -> None:
     for name in (
         "tier",
         "version",
-        "full/partial/null",
+        "computed steps\n(full+partial)",
         "MACs an image",
         "of the teacher",
         "latency",
@@ -146,7 +147,7 @@ def show(answers: dict[str, list[dict[str, Any]]]) -> None:
         table.add_row(
             tier,
             str(row["version"]),
-            f"{steps['full']}/{steps['partial']}/{steps['null']}",
+            computed_steps(steps, summary["teacher_steps"]),
             f"{row['macs'] / 1e9:.2f} G",
             f"{row['relative_cost']:.3f}",
             f"{row['latency_ms']:.0f} ms",

@@ -28,6 +28,7 @@ from registry.commands.display import (
     print_table,
     print_trail,
     strip,
+    teacher_steps,
 )
 from registry.commands.options import DEFAULT, AsJson, Files, Key, Last, Model, Note, Reason, Ref, Registry, Tier, open_catalog
 from registry.diff import Difference
@@ -58,15 +59,16 @@ def list_(registry: Registry = DEFAULT, model: Model = None, last: Last = 20, as
         numbers = [each.model_dump(mode="json") | known[each.digest] for each in versions]
         print_json({"model": catalog.model, "tiers": tiers, "versions": numbers})
         return
+    steps = teacher_steps(aliases, known)
     print_table(
-        f"{catalog.model}: tiers (steps: full/partial/null)",
+        f"{catalog.model}: tiers",
         ("tier", "version", *COLUMNS),
-        [(each.tier, each.version, *cells(known[each.digest])) for each in aliases],
+        [(each.tier, each.version, *cells(known[each.digest], steps)) for each in aliases],
     )
     print_table(
         f"{catalog.model}: versions (the newest {len(versions)})",
         ("version", *COLUMNS, "time (UTC)", "note"),
-        [(each.number, *cells(known[each.digest]), minute(each.time), each.note) for each in versions],
+        [(each.number, *cells(known[each.digest], steps), minute(each.time), each.note) for each in versions],
     )
 
 

@@ -9,11 +9,10 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as RichProgress
 
 from registry.commands.command_line import command_line
 from registry.errors import InvalidInput
+from search_jobs.progress import ProgressBars
 
 app = command_line(
     help="Search schedules for a model, look at what was found, publish it.",
@@ -24,26 +23,6 @@ err = Console(stderr=True)
 Run = Annotated[Path, typer.Argument(help="The run folder.")]
 Guidance = Annotated[float | None, typer.Option(help="Scale, 1 to 30; without it 3, or 1 without prompts.")]
 Registry = Annotated[str, typer.Option(envvar="FLEXI_REGISTRY", help="A folder or s3://bucket/prefix.")]
-
-
-class Bars:
-    """Progress bars with an estimate of the time left, one per stage of a job."""
-
-    def __init__(self, bars: RichProgress) -> None:
-        """Draw on these bars."""
-        self.bars = bars
-        self.task: TaskID | None = None
-
-    def stage(self, name: str, images: int) -> None:
-        """Begin a bar of so many images."""
-        if not self.bars.console.is_terminal:  # bars would show only at the end
-            self.bars.console.print(f"{name}: {images} images", highlight=False)
-        self.task = self.bars.add_task(name, total=images)
-
-    def advance(self, images: int) -> None:
-        """Move the newest bar."""
-        if self.task is not None:
-            self.bars.advance(self.task, images)
 
 
 @app.command()
@@ -97,14 +76,14 @@ def run(
         "offsets": "paper" if paper else "free", "retime": retime and not paper, "correct": correct and not paper,
         "device": device, "dtype": dtype, "prompts_digest": digest_of(prompts) if prompts else "",
         **({"tiers": dict(map(_ceiling, tier))} if tier else {}),
-        **({"budgets": [one for one in budget if one]} if budget else {}),
+        **({"budgets": [cost for cost in budget if cost]} if budget else {}),
     }  # fmt: skip
     parsed = JobConfig.parse(config)
     try:
-        with _bars() as bars:
+        with ProgressBars(err) as bars:
             from search_jobs.job import Job
 
-            Job(parsed, to, Bars(bars), workers, scheduler).run()
+            Job(parsed, to, bars, workers, scheduler).run()
     except KeyboardInterrupt:
         err.print("stopped; every finished measurement is kept: run the same command again to go on")
         raise typer.Exit(130) from None
@@ -133,10 +112,10 @@ def publish(
     from search_jobs.publish import publish as publish_report
     from search_jobs.report import read
 
-    found = read(folder).report
+    search_report = read(folder).report
     key = SigningKey.read(sign) if sign else None
-    catalog = Catalog(open_store(registry), found["model"]["name"])
-    for alias in publish_report(found, artifacts(folder), catalog, key):
+    catalog = Catalog(open_store(registry), search_report["model"]["name"])
+    for alias in publish_report(search_report, artifacts(folder), catalog, key):
         out.print(f"{alias.tier:10} version {alias.version}  {alias.digest[:12]}")
 
 
@@ -157,12 +136,12 @@ def compare(
 
     config = JobConfig.parse(read(folder).report["config"])
     config.refuse_changed_files()
-    with _bars() as bars:
+    with ProgressBars(err) as bars:
         from search_jobs.compare import compare as measure
         from search_jobs.compare import table
         from search_jobs.job import Job
 
-        job = Job(config, folder, Bars(bars), workers, scheduler)
+        job = Job(config, folder, bars, workers, scheduler)
         document = measure(job, budget or BUDGETS, twin or [])
     write(read(folder))  # the page, now with the comparison
     if as_json:
@@ -204,16 +183,17 @@ def evaluate(
     from search_jobs.stages import fresh, halves
 
     scale, document = _scale(guidance, prompts), Schedule.parse(schedule.read_bytes())
-    given = read_prompts(prompts) if prompts else ["", ""]
-    sample = fresh(given if all_prompts else halves(given)[1], images, seed)
+    texts = read_prompts(prompts) if prompts else ["", ""]
+    sample = fresh(texts if all_prompts else halves(texts)[1], images, seed)
     loaded, looks = load(model, device, dtype), extractor(features or model / "clip", device)
     pictures = gaussian(real_features(real, looks, loaded.image_size)) if real else None
     objective = Objective(loaded, looks, sample, teacher_steps, scale, batch, bootstrap=True, real=pictures)
     held_out = ["noise"] if all_prompts or not prompts else ["noise", "prompts"]
-    found = {"features": looks.name, "held_out": held_out, **objective.evaluate(document).measure.row()}
+    evaluation = objective.evaluate(document)
+    figures = {"features": looks.name, "held_out": held_out, **evaluation.measurement.document()}
     if pictures is not None:
-        found["teacher_to_real"] = objective.measure(objective.teacher, objective.reference.images).to_real
-    print(json.dumps(found))
+        figures["teacher_to_real"] = objective.measure(objective.teacher, objective.teacher_outputs.images).to_real
+    print(json.dumps(figures))
 
 
 def _show(folder: Path) -> None:
@@ -227,7 +207,7 @@ def _show(folder: Path) -> None:
 
 
 def _scale(guidance: float | None, prompts: Path | None) -> float:
-    """What was asked for, else 3, or 1 where nothing guides. Raises `InvalidInput`."""
+    """The guidance scale that was asked for, else 3, or 1 without prompts. Raises `InvalidInput` outside of 1 to 30."""
     scale = guidance if guidance is not None else 3.0 if prompts else 1.0
     if not 1 <= scale <= 30:
         raise InvalidInput(f"must be from 1 to 30, got {scale:g}", param="guidance")
@@ -240,13 +220,6 @@ def _ceiling(text: str) -> tuple[str, float]:
         return name, float(value)
     except ValueError:
         raise InvalidInput(f"expected NAME=CEILING such as fast=0.13, got {text!r}", param="tier") from None
-
-
-def _bars() -> RichProgress:
-    return RichProgress(
-        TextColumn("{task.description:18}"), BarColumn(), MofNCompleteColumn(), TextColumn("images"),
-        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=err,
-    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ class Baseline(NamedTuple):
     schedule: Schedule
 
 
-class Hand:
-    """Sets schedules by hand for one model: uniform ones, on the solver's own timesteps."""
+class Baselines:
+    """The schedules that a user could set by hand for one model: uniform ones, on the solver's own timesteps."""
 
     def __init__(
         self, model: ModelRef, solver: Callable[[SolverName, int], Solver], branches: int, cost_of: Callable[[Schedule], float]
@@ -66,7 +66,7 @@ class Hand:
                     break
 
     def _dearest(self, budget: float, make: Callable[[int], Schedule], most: int) -> Iterator[Schedule]:
-        """The one with most full steps within the budget, if there is one."""
+        """Yield the schedule with the most full steps within the budget, if there is one."""
         for full in range(most, 0, -1):
             schedule = make(full)
             if self.cost_of(schedule) <= budget:

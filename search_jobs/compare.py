@@ -10,8 +10,10 @@ from rich.table import Table
 
 from registry.errors import InvalidInput, NotFound
 from registry.schedule import Schedule
+from search_jobs.baselines import Baseline
+from search_jobs.executor import Executor
 from search_jobs.job import Job, write_json
-from search_jobs.objective import WORST, Measure
+from search_jobs.objective import WORST, Measurement
 from search_jobs.optimiser import Point, hypervolume
 from search_jobs.report import read
 from search_jobs.results import WORST_POINT
@@ -31,52 +33,44 @@ def compare(job: Job, budgets: Sequence[float], twins: Sequence[Path] = ()) -> d
     for i, budget in enumerate(budgets):
         if not 0 < budget <= 1:
             raise InvalidInput(f"a fraction of the teacher's cost in (0, 1], got {budget}", param=f"budget.{i}")
-    found = {name: _chosen(folder, job, budgets) for name, folder in _named(job.folder, twins).items()}
+    chosen = {name: _chosen(folder, job, budgets) for name, folder in _named(job.folder, twins).items()}
     job.objective("held-out")
-    with job.crew() as crew:
-        by_hand = {
-            (budget, family): [one for one in some if one.family == family]
-            for budget in budgets
-            for some in [list(job.hand.strongest(budget, job.config.teacher_steps, EVERY))]
-            for family in dict.fromkeys(one.family for one in some)
-        }
-        strongest = {key: ranked[0] for key, ranked in job.rivals(crew, by_hand).items()}
-        schedules = {
-            schedule.digest: schedule
-            for schedule in (
-                *(one.schedule for one in strongest.values()),
-                *(schedule for chosen in found.values() for schedule in chosen.values()),
-            )
-        }
-        job.progress.stage("held-out", len(schedules) * job.config.heldout)
-        results = job.measure(crew, "held-out", schedules.values(), fitting=False)
-        measures = {digest: result.measure for digest, result in zip(schedules, results, strict=True)}
-    own = found.pop(job.folder.name)
+    with job.executor() as executor:
+        strongest = _strongest_by_family(job, executor, budgets)
+        schedules = [baseline.schedule for baseline in strongest.values()]
+        schedules += [schedule for by_budget in chosen.values() for schedule in by_budget.values()]
+        by_digest = {schedule.digest: schedule for schedule in schedules}
+        job.progress.begin("held-out", len(by_digest) * job.config.heldout)
+        evaluations = job.evaluate(executor, "held-out", by_digest.values(), fitting=False)
+    measurements = {digest: evaluation.measurement for digest, evaluation in zip(by_digest, evaluations, strict=True)}
+    own = chosen.pop(job.folder.name)
     document = {
         "heldout_images": job.config.heldout,
-        "features": job.desk.extractor.name,
+        "features": job.evaluator.extractor.name,
         "budgets": [
             {
                 "relative": budget,
-                "searched": _entry(own.get(budget), measures),
+                "searched": _entry(own.get(budget), measurements),
                 "baselines": {
-                    family: {"name": one.name, **_entry(one.schedule, measures)}  # type: ignore[dict-item]  # it was measured
-                    for (at, family), one in strongest.items()
+                    family: {"name": baseline.name, **_entry(baseline.schedule, measurements)}  # type: ignore[dict-item]  # it was measured
+                    for (at, family), baseline in strongest.items()
                     if at == budget
                 },
             }
             for budget in budgets
         ],
-        "hypervolume": {job.folder.name: _volume(own, measures)}
-        | {name: _volume(chosen, measures) for name, chosen in found.items()},
-        "twins": {name: [_entry(chosen.get(budget), measures) for budget in budgets] for name, chosen in found.items()},
+        "hypervolume": {job.folder.name: _volume(own, measurements)}
+        | {name: _volume(by_budget, measurements) for name, by_budget in chosen.items()},
+        "twins": {
+            name: [_entry(by_budget.get(budget), measurements) for budget in budgets] for name, by_budget in chosen.items()
+        },
     }
     write_json(job.folder / FILE, document)
     return document
 
 
 def table(document: dict[str, Any]) -> Table:
-    """A line per schedule; the ratio is the searched rFID over this one's."""
+    """The comparison for the terminal: a line per schedule; the ratio is the searched rFID over this one's."""
     grid = Table(title=f"{document['heldout_images']} held-out images: other prompts and other noise than any choice saw")
     grid.title_justify = "left"
     for column in ("budget", "schedule", "cost", "rFID", "95 %", "PSNR dB", "CLIP", "searched / this"):
@@ -111,6 +105,15 @@ def _ratio(searched: Mapping[str, Any] | None, entry: Mapping[str, Any]) -> str:
     return f"{searched['rfid'] / entry['rfid']:.3f}"
 
 
+def _strongest_by_family(job: Job, executor: Executor, budgets: Sequence[float]) -> dict[tuple[float, str], Baseline]:
+    """For each budget and family the baseline that is strongest on the images of the search."""
+    groups: dict[tuple[float, str], list[Baseline]] = {}
+    for budget in budgets:
+        for baseline in job.baselines.strongest(budget, job.config.teacher_steps, EVERY):
+            groups.setdefault((budget, baseline.family), []).append(baseline)
+    return {key: ranked[0] for key, ranked in job.rivals(executor, groups).items()}
+
+
 def _named(folder: Path, twins: Sequence[Path]) -> dict[str, Path]:
     named = {path.name: path for path in (folder, *twins)}
     if len(named) <= len(twins):
@@ -121,7 +124,7 @@ def _named(folder: Path, twins: Sequence[Path]) -> dict[str, Path]:
 def _chosen(folder: Path, job: Job, budgets: Sequence[float]) -> dict[float, Schedule]:
     """A run's schedule for each budget: of those it chose that cost no more, the best one in the finals."""
     report = read(folder).report
-    if report["model"] != job.desk.model.ref.model_dump(mode="json"):
+    if report["model"] != job.evaluator.model.ref.model_dump(mode="json"):
         raise InvalidInput(f"{folder} is a search of another model", param="twin")
     if report["config"]["prompts_digest"] != job.config.prompts_digest:
         message = f"{folder} is a search on other prompts, which may be held out here; search again on those of {job.folder}"
@@ -137,11 +140,11 @@ def _chosen(folder: Path, job: Job, budgets: Sequence[float]) -> dict[float, Sch
     return chosen
 
 
-def _entry(schedule: Schedule | None, measures: Mapping[str, Measure]) -> dict[str, Any] | None:
-    return None if schedule is None else {"digest": schedule.digest, **measures[schedule.digest].row()}
+def _entry(schedule: Schedule | None, measurements: Mapping[str, Measurement]) -> dict[str, Any] | None:
+    return None if schedule is None else {"digest": schedule.digest, **measurements[schedule.digest].document()}
 
 
-def _volume(chosen: Mapping[float, Schedule], measures: Mapping[str, Measure]) -> float:
-    """Of the held-out (cost, loss) of the chosen schedules."""
-    found = [measures[schedule.digest] for schedule in chosen.values()]
-    return round(hypervolume([Point(None, m.cost, m.loss) for m in found], WORST_POINT), 4)  # type: ignore[arg-type]  # genes play no part
+def _volume(chosen: Mapping[float, Schedule], measurements: Mapping[str, Measurement]) -> float:
+    """The hypervolume of the chosen schedules' held-out (cost, loss)."""
+    held_out = [measurements[schedule.digest] for schedule in chosen.values()]
+    return round(hypervolume([Point(None, m.cost, m.loss) for m in held_out], WORST_POINT), 4)  # type: ignore[arg-type]  # genes play no part

@@ -54,9 +54,9 @@ class JobConfig(Document):
     @model_validator(mode="after")
     def _costs(self) -> Self:
         least = 1 / self.teacher_steps
-        aims: list[tuple[str, str | int, float]] = [("tiers", name, ceiling) for name, ceiling in self.tiers.items()]
-        aims += [("budgets", i, ceiling) for i, ceiling in enumerate(self.budgets)]
-        for *place, ceiling in aims:
+        ceilings: list[tuple[str, str | int, float]] = [("tiers", name, ceiling) for name, ceiling in self.tiers.items()]
+        ceilings += [("budgets", i, ceiling) for i, ceiling in enumerate(self.budgets)]
+        for *place, ceiling in ceilings:
             if not 0 < ceiling <= 1:
                 raise misfit(f"a ceiling is a fraction of the teacher's cost in (0, 1], got {ceiling}", *place)
             if ceiling < least:
@@ -73,8 +73,8 @@ class JobConfig(Document):
         return self
 
     @property
-    def aims(self) -> list[float]:
-        """All costs that the search aims at, the smallest first."""
+    def ceilings(self) -> list[float]:
+        """All costs that the search aims at, the tiers' and the further budgets, the smallest first."""
         return sorted({*self.tiers.values(), *self.budgets})
 
     @classmethod
@@ -96,7 +96,7 @@ class JobConfig(Document):
                 raise InvalidInput(f"{path} is not what it was when the search began", param=name)
 
     def read_prompts(self) -> list[str]:
-        """Those of the file, or empty ones where none was named. Raises `InvalidInput` for too few."""
+        """The prompts of the file, or two empty ones where no file was named. Raises `InvalidInput` for too few."""
         return read_prompts(self.prompts) if self.prompts else ["", ""]
 
 

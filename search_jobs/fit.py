@@ -22,10 +22,12 @@ DIGITS = 6  # of the numbers in a document
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What a UNet call found: the latent it saw, the clean latent before (zeros at first), and the outputs, (n, c, h, w) each.
+class UNetCall:
+    """One UNet call, and with it all that the solver's step from here is linear in.
 
-    `unconditional` is None without guidance, `feature` (rows, c', h', w') is what the next partial steps may reuse.
+    latent, before, conditional, unconditional (n, c, h, w): the latent that it saw, the clean latent predicted one step before
+    (zeros at first), and its outputs; `unconditional` is None without guidance. feature (rows, c', h', w'): what the next
+    partial steps may reuse.
     """
 
     latent: Tensor
@@ -49,21 +51,21 @@ class Outcome:
 
     @property
     def nbytes(self) -> int:
-        """Memory of all tensors."""
+        """Bytes of all tensors."""
         tensors = (self.latent, self.before, self.conditional, self.unconditional, self.feature)
         return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
-def fit(step: ProgramStep, found: Outcome, guidance: float, goal: Tensor) -> Correction:
+def fit(step: ProgramStep, call: UNetCall, guidance: float, goal: Tensor) -> Correction:
     """The correction of an uncorrected `step` that minimises the squared distance to `goal` (n, c, h, w).
 
     Of next_x x + M (m_∅ + κ g (m_c − m_∅)) + next_1 x₀_before the unknowns are next_x, M, κ and next_1; with a = M (1 − κ g)
     and b = M κ g it is linear in them. Where x₀ is clipped, κ stays 1: the step is not linear in it.
     """
-    base, _ = found.advance(step, guidance)
-    scaled = found.unconditional is not None and math.isinf(step.clip)
-    outputs = [found.unconditional, found.conditional] if scaled else [found.guided(guidance)]
-    known = [found.latent, *outputs, found.before]
+    base, _ = call.advance(step, guidance)
+    scaled = call.unconditional is not None and math.isinf(step.clip)
+    outputs = [call.unconditional, call.conditional] if scaled else [call.guided(guidance)]
+    known = [call.latent, *outputs, call.before]
     latent, *of_outputs, before = _least_squares([tensor for tensor in known if tensor is not None], goal - base)
     if not scaled:
         return _correction(1.0, latent, of_outputs[0], before)

@@ -1,4 +1,4 @@
-"""The search job: ask, evaluate, tell, until the generations are done; then its budgets on prompts and noise it never saw."""
+"""The search job: ask, evaluate, tell, until the generations are done; then decide, and measure on held-out images."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -14,31 +14,23 @@ from registry.document import first_fault
 from registry.errors import InvalidInput
 from registry.files import replace_file
 from registry.schedule import Schedule
-from search_jobs.baselines import Baseline, Hand
-from search_jobs.cluster import Cluster
+from search_jobs.baselines import Baseline, Baselines
 from search_jobs.config import JobConfig
-from search_jobs.crew import Alone, Crew, Desk, Task
+from search_jobs.dask_executor import DaskExecutor
+from search_jobs.evaluator import EvaluationTask, Evaluator
+from search_jobs.executor import Executor, LocalExecutor
 from search_jobs.ledger import Ledger
 from search_jobs.lock import lock
-from search_jobs.objective import Objective, Result
+from search_jobs.objective import Evaluation, Objective
 from search_jobs.optimiser import Child, Evolution, Point, survivors
-from search_jobs.results import Choice, Results
+from search_jobs.progress import Progress
+from search_jobs.results import BudgetChoice, SearchResults
 from search_jobs.space import Genome, Space
 from search_jobs.stages import RUNGS
 
 CONFIG = "config.json"
 K = TypeVar("K", bound=Hashable)
 RIVALS = 3  # baselines of each budget that are measured on more images than the first few
-
-
-class Progress(Protocol):
-    """Who wants to see how far the job is. Work is counted in images."""
-
-    def stage(self, name: str, images: int) -> None:
-        """A stage of about `images` images begins."""
-
-    def advance(self, images: int) -> None:
-        """So many more images of the stage are done."""
 
 
 class Job:
@@ -49,15 +41,15 @@ class Job:
     ) -> None:
         """Keep other processes out of the folder while this object lives, and load the model.
 
-        With several `workers`, or the address of a Dask `scheduler`, others measure. Raises `InvalidInput` when the folder
-        belongs to a job with another configuration, `Conflict` when another process is at work in it.
+        With several `workers`, or the address of a Dask `scheduler`, other processes evaluate. Raises `InvalidInput` when the
+        folder belongs to a job with another configuration, `Conflict` when another process is at work in it.
         """
         self.config, self.folder, self.progress = config, folder, progress
         self.workers, self.scheduler = workers, scheduler
         self._lock = lock(folder)
         self._refuse_foreign_folder()
-        self.desk = Desk.open(config, folder)
-        model, high = self.desk.model, min(config.max_segments, config.teacher_steps)
+        self.evaluator = Evaluator.open(config, folder)
+        model, high = self.evaluator.model, min(config.max_segments, config.teacher_steps)
         self.space = Space(
             model=model.ref,
             levels=model.levels,
@@ -69,44 +61,45 @@ class Job:
             offsets=config.offsets,
         )
         write_json(folder / CONFIG, config.model_dump(mode="json"))  # now that every input was found good
-        self.hand = Hand(model.ref, model.solver, model.network.branches, lambda schedule: self.cost(schedule))
+        self.baselines = Baselines(model.ref, model.solver, model.network.branches, lambda schedule: self.cost(schedule))
         self.ledger = Ledger(folder / "ledger.jsonl")
         self.fitted: dict[Genome, Schedule] = {}  # with the corrections of the highest rung that fits them
 
     def run(self) -> dict[str, Any]:
-        """Search, decide, measure, write report.json and return it. Run again on the same folder, it goes on where it was."""
+        """Search, decide, measure, write report.json and return it. Run again on the same folder, it resumes where it was."""
         started = datetime.now(UTC)
-        with self.crew() as crew:  # before the teacher's images: what is wrong with it is said at once
-            for stage in self.desk.stages:
+        with self.executor() as executor:  # before the teacher's images: a wrong address is reported at once
+            for stage in self.evaluator.stages:
                 self.objective(stage)
-            evolution = self._search(crew)
-            rivals = self.rivals(
-                crew, {aim: list(self.hand.strongest(aim, self.config.teacher_steps)) for aim in self.config.aims}
-            )
-            choices = self._decide(crew, evolution, rivals)
-            chosen = {s.digest: s for choice in choices for s in choice.schedules()}
-            self.progress.stage("held-out", len(chosen) * self.config.heldout)
-            self.measure(crew, "held-out", chosen.values(), fitting=False)
-        results = Results(self.config, self.desk, self.space, self.ledger, evolution, self.fitted, rivals, choices, started)
+            evolution = self._search(executor)
+            baselines = {budget: self._strongest_baselines(budget) for budget in self.config.ceilings}
+            rivals = self.rivals(executor, baselines)
+            choices = self._decide(executor, evolution, rivals)
+            chosen = {schedule.digest: schedule for choice in choices for schedule in choice.schedules()}
+            self.progress.begin("held-out", len(chosen) * self.config.heldout)
+            self.evaluate(executor, "held-out", chosen.values(), fitting=False)
+        results = SearchResults(
+            self.config, self.evaluator, self.space, self.ledger, evolution, self.fitted, rivals, choices, started
+        )
         report = results.document(self.folder)
         write_json(self.folder / "report.json", report)
         return report
 
-    def crew(self) -> Crew:
-        """Who measures."""
+    def executor(self) -> Executor:
+        """Workers of a Dask cluster where some were asked for, else this process."""
         if self.workers > 1 or self.scheduler is not None:
-            return Cluster(self.config, self.folder, self.workers, self.scheduler)
-        return Alone(self.desk)
+            return DaskExecutor(self.config, self.folder, self.workers, self.scheduler)
+        return LocalExecutor(self.evaluator)
 
-    def _search(self, crew: Crew) -> Evolution:
+    def _search(self, executor: Executor) -> Evolution:
         """Generations of children that climb the rungs."""
         config = self.config
-        by_hand = [baseline.schedule for aim in config.aims for baseline in self.hand.strongest(aim, config.teacher_steps)]
+        by_hand = [baseline.schedule for budget in config.ceilings for baseline in self._strongest_baselines(budget)]
         evolution = Evolution(
             self.space,
             initial=[genome for schedule in by_hand if (genome := self.space.adopt(schedule)) is not None],
             cost_of=lambda genome: self.cost(self.space.schedule(genome)),
-            budgets=config.aims,
+            budgets=config.ceilings,
             population=config.population,
             seed=config.seed,
         )
@@ -114,100 +107,107 @@ class Job:
             while evolution.generation <= config.generations:
                 children = evolution.ask()
                 name = f"generation {evolution.generation}" if evolution.generation else "from baselines"
-                self.progress.stage(name, self._ladder(len(children)))
-                evolution.tell(self._climb(crew, children))
+                self.progress.begin(name, self._ladder(len(children)))
+                evolution.tell(self._climb(executor, children))
         except KeyboardInterrupt:
             if not evolution.history:
                 raise
-            self.progress.stage("stopped: deciding by what was found (Ctrl-C again leaves at once)", 0)
+            self.progress.begin("stopped: deciding by what was found (Ctrl-C again leaves at once)", 0)
         return evolution
+
+    def _strongest_baselines(self, budget: float) -> list[Baseline]:
+        return list(self.baselines.strongest(budget, self.config.teacher_steps))
 
     def _ladder(self, children: int) -> int:
         """About how many images so many children take: how many climb on depends on the budgets that they share."""
-        config, climbing, images = self.config, children, 0
-        for each in (config.screen, config.images, config.select):
-            images += climbing * each
-            climbing = min(climbing, max(len(config.aims), round(config.share * climbing)))
-        return images
+        config, climbing, total = self.config, children, 0
+        for images_per_child in (config.screen, config.images, config.select):
+            total += climbing * images_per_child
+            climbing = min(climbing, max(len(config.ceilings), round(config.share * climbing)))
+        return total
 
-    def _climb(self, crew: Crew, children: Sequence[Child]) -> list[Point]:
-        """Every child with its loss on the highest rung it reached; on the last rung, with the images of the rung before it."""
+    def _climb(self, executor: Executor, children: Sequence[Child]) -> list[Point]:
+        """Evaluate the children rung by rung; return each with its loss on the highest rung that it reached.
+
+        On the last rung the loss is the mean over that rung's images and those of the rung before.
+        """
         points: dict[Genome, Point] = {}
-        field, fitted = list(children), dict[Genome, Schedule]()
+        climbing, fitted = list(children), dict[Genome, Schedule]()
         for rung, stage in enumerate(RUNGS):
             fitting = self.config.correct and stage != "select"
-            entered = {c.genome: fitted[c.genome] if stage == "select" else self.space.schedule(c.genome) for c in field}
-            results = self.measure(crew, stage, entered.values(), fitting)
-            for (genome, _), result in zip(entered.items(), results, strict=True):
-                fitted[genome], measure = result.schedule, result.measure
-                loss = measure.loss
+            entered = {c.genome: fitted[c.genome] if stage == "select" else self.space.schedule(c.genome) for c in climbing}
+            evaluations = self.evaluate(executor, stage, entered.values(), fitting)
+            for genome, evaluation in zip(entered, evaluations, strict=True):
+                fitted[genome], measurement = evaluation.schedule, evaluation.measurement
+                loss = measurement.loss
                 if stage == "select":
                     before, weights = points[genome].loss, (self.config.images, self.config.select)
                     loss = (weights[0] * before + weights[1] * loss) / sum(weights)
-                points[genome] = Point(genome, measure.cost, loss, rung)
-            field = survivors(field, lambda genome: points[genome].loss, self.config.share)
+                points[genome] = Point(genome, measurement.cost, loss, rung)
+            climbing = survivors(climbing, lambda genome: points[genome].loss, self.config.share)
         self.fitted |= fitted
         return list(points.values())
 
-    def rivals(self, crew: Crew, groups: Mapping[K, Sequence[Baseline]]) -> dict[K, list[Baseline]]:
+    def rivals(self, executor: Executor, groups: Mapping[K, Sequence[Baseline]]) -> dict[K, list[Baseline]]:
         """The strongest baselines of each group, as a user would set them: no corrections. The best first.
 
-        All are measured on the images of the first rung, the best of each group also on those of the second.
+        All are evaluated on the images of the first rung, the best of each group also on those of the second.
         """
-        shortened = dict(groups)
+        ranked = {name: list(baselines) for name, baselines in groups.items()}
         for stage in ("screen", "search"):
-            losses = self._losses(crew, stage, [one for some in shortened.values() for one in some])
-            for name, some in shortened.items():
-                shortened[name] = sorted(some, key=lambda one: losses[one.schedule.digest])[:RIVALS]
-        return {name: list(some) for name, some in shortened.items()}
+            losses = self._losses(executor, stage, [baseline for baselines in ranked.values() for baseline in baselines])
+            for name, baselines in ranked.items():
+                ranked[name] = sorted(baselines, key=lambda baseline: losses[baseline.schedule.digest])[:RIVALS]
+        return ranked
 
-    def _losses(self, crew: Crew, stage: str, baselines: Sequence[Baseline]) -> dict[str, float]:
-        schedules = {one.schedule.digest: one.schedule for one in baselines}
-        self.progress.stage(f"by hand, {stage}", len(schedules) * len(self.desk.stages[stage].sample.seeds))
-        results = self.measure(crew, stage, schedules.values(), fitting=False)
-        return {digest: result.measure.loss for digest, result in zip(schedules, results, strict=True)}
+    def _losses(self, executor: Executor, stage: str, baselines: Sequence[Baseline]) -> dict[str, float]:
+        """Each baseline's loss in a stage, by digest."""
+        schedules = {baseline.schedule.digest: baseline.schedule for baseline in baselines}
+        self.progress.begin(f"by hand, {stage}", len(schedules) * len(self.evaluator.stages[stage].sample.seeds))
+        evaluations = self.evaluate(executor, stage, schedules.values(), fitting=False)
+        return {digest: evaluation.measurement.loss for digest, evaluation in zip(schedules, evaluations, strict=True)}
 
-    def _decide(self, crew: Crew, evolution: Evolution, rivals: dict[float, list[Baseline]]) -> list[Choice]:
-        """Each budget's finalists, on noise they were not picked by: luck in the search does not win twice.
+    def _decide(self, executor: Executor, evolution: Evolution, rivals: dict[float, list[Baseline]]) -> list[BudgetChoice]:
+        """Choose for each budget among its finalists, on noise they were not picked by: luck does not win twice.
 
         Finalists are the best points of the search that the budget affords, and the two strongest baselines there, so that no
         tier is worse than what can be set by hand, as far as these images tell.
         """
-        entered = {}
-        for aim in self.config.aims:
-            points = evolution.best(aim)[: self.config.finalists]
-            by_hand = [baseline.schedule for baseline in rivals[aim][:2]]
-            entered[aim] = [*(self.fitted[point.genome] for point in points), *by_hand]
-            if not entered[aim]:
-                raise InvalidInput(f"nothing costs at most {aim:g} of the teacher", param="tiers")
-        everyone = {s.digest: s for some in entered.values() for s in some}
-        self.progress.stage("finals", len(everyone) * self.config.finals)
-        measured = zip(everyone, self.measure(crew, "finals", everyone.values(), fitting=False), strict=True)
-        losses = {digest: result.measure.loss for digest, result in measured}
+        finalists = {}
+        for budget in self.config.ceilings:
+            points = evolution.best(budget)[: self.config.finalists]
+            by_hand = [baseline.schedule for baseline in rivals[budget][:2]]
+            finalists[budget] = [*(self.fitted[point.genome] for point in points), *by_hand]
+            if not finalists[budget]:
+                raise InvalidInput(f"nothing costs at most {budget:g} of the teacher", param="tiers")
+        everyone = {schedule.digest: schedule for schedules in finalists.values() for schedule in schedules}
+        self.progress.begin("finals", len(everyone) * self.config.finals)
+        evaluations = self.evaluate(executor, "finals", everyone.values(), fitting=False)
+        losses = {digest: evaluation.measurement.loss for digest, evaluation in zip(everyone, evaluations, strict=True)}
         choices = []
-        for aim, some in entered.items():
-            ranked = sorted(some, key=lambda schedule: losses[schedule.digest])
-            by_digest = {baseline.schedule.digest: baseline for baseline in rivals[aim]}
+        for budget, schedules in finalists.items():
+            ranked = sorted(schedules, key=lambda schedule: losses[schedule.digest])
+            by_digest = {baseline.schedule.digest: baseline for baseline in rivals[budget]}
             strongest = next((by_digest[s.digest] for s in ranked if s.digest in by_digest), None)
-            choices.append(Choice(ranked[0], strongest, aim))
+            choices.append(BudgetChoice(ranked[0], strongest, budget))
         return choices
 
-    def measure(self, crew: Crew, stage: str, schedules: Iterable[Schedule], fitting: bool) -> list[Result]:
-        """Of each schedule: from the ledger if it is there, else measured and written to the ledger as soon as it is known."""
-        tasks = [Task(stage, schedule, fitting) for schedule in schedules]
+    def evaluate(self, executor: Executor, stage: str, schedules: Iterable[Schedule], fitting: bool) -> list[Evaluation]:
+        """One evaluation per schedule: from the ledger if it is there, else made and written to the ledger at once."""
+        tasks = [EvaluationTask(stage, schedule, fitting) for schedule in schedules]
         missing = list({task.schedule.digest: task for task in tasks if self.ledger.get(task) is None}.values())
-        for i, result in crew.measure(missing, self.progress.advance):
-            self.ledger.add(missing[i], result)
+        for i, evaluation in executor.evaluate(missing, self.progress.advance):
+            self.ledger.add(missing[i], evaluation)
         return [known for task in tasks if (known := self.ledger.get(task)) is not None]
 
     def objective(self, stage: str) -> Objective:
         """The stage's objective; its teacher's outputs are computed, unless they are in the folder."""
-        self.progress.stage(f"teacher, {stage}", len(self.desk.stages[stage].sample.seeds))
-        return self.desk.objective(stage, self.progress.advance)
+        self.progress.begin(f"teacher, {stage}", len(self.evaluator.stages[stage].sample.seeds))
+        return self.evaluator.objective(stage, self.progress.advance)
 
     def cost(self, schedule: Schedule) -> float:
-        """Relative to the teacher's."""
-        return self.desk.objective("screen").relative(self.desk.model.compile(schedule))
+        """The schedule's MACs relative to the teacher's."""
+        return self.evaluator.objective("screen").relative(self.evaluator.model.compile(schedule))
 
     def _refuse_foreign_folder(self) -> None:
         path = self.folder / CONFIG

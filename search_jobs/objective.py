@@ -21,16 +21,16 @@ from evaluation.distance import Gaussian
 from registry.errors import InvalidInput
 from registry.schedule import Schedule, teacher
 from search_jobs.path import walk
-from search_jobs.reference import Reference
-from search_jobs.rollout import Rollout, Spent
+from search_jobs.prefix_caching import MacsSpent, PrefixCachingSampler
+from search_jobs.teacher_outputs import TeacherOutputs
 
 WORST = 1e30  # the loss of images that are not finite; a number, because infinity is no JSON
 RESAMPLES = 200  # of the bootstrap
 
 
 @dataclass(frozen=True)
-class Measure:
-    """One schedule, measured. `loss` is what the search minimises; the others are reported.
+class Measurement:
+    """The figures of one schedule's images. `loss` is what the search minimises; the others are reported.
 
     loss: mean squared feature distance to the teacher's image of the same noise; paired, so it ranks schedules reliably with
     far fewer images than a Fréchet distance. rfid: Fréchet distance between the candidate's and the teacher's features. psnr:
@@ -50,22 +50,22 @@ class Measure:
     intervals: dict[str, tuple[float, float]] | None = None
     to_real: float | None = None
 
-    def row(self) -> dict[str, Any]:
-        """As a JSON object."""
+    def document(self) -> dict[str, Any]:
+        """The figures as a JSON object."""
         return asdict(self)
 
 
-class Result(NamedTuple):
+class Evaluation(NamedTuple):
     """An evaluated schedule: with its corrections if they were fitted, its measure, and what it took."""
 
     schedule: Schedule
-    measure: Measure
-    spent: Spent
+    measurement: Measurement
+    spent: MacsSpent
 
 
 @dataclass(frozen=True)
 class Sample:
-    """The images an objective looks at: one prompt and one seed each. Search and report use disjoint samples."""
+    """The images that an objective looks at: one prompt and one noise seed each. Every stage has a sample of its own."""
 
     prompts: Sequence[str]
     seeds: Sequence[int]
@@ -84,7 +84,7 @@ class Sample:
 
 
 class Objective:
-    """One sample, one teacher; schedules are measured on it. The teacher's outputs are computed once and kept in `cache`."""
+    """Evaluates schedules on one sample, against one teacher, whose outputs are computed once and kept in `cache`."""
 
     def __init__(
         self,
@@ -102,10 +102,10 @@ class Objective:
         samples: Path | None = None,
         progress: Callable[[int], None] = lambda images: None,
     ) -> None:
-        """`batch` images per UNet call (two rows each with guidance) bounds memory; `progress` hears of the teacher's images.
+        """`batch` images per UNet call (two rows each with guidance) bounds memory; `progress` is told of the teacher's images.
 
-        fitting: corrections can be fitted here, on all images of the sample at once, which so are one batch. memory: bytes
-        for the outcomes of UNet calls that other schedules may share, all batches together. real: of features of real images.
+        fitting: corrections can be fitted here, on all images of the sample at once, which therefore are one batch. memory:
+        bytes for the UNet calls that other schedules may share, all batches together. real: of features of real images.
         The first few images of every schedule are kept in the folder `samples`.
         """
         self.model, self.extractor, self.sample, self.guidance = model, extractor, sample, guidance
@@ -117,49 +117,49 @@ class Objective:
         prompts = list(sample.prompts)
         self.condition = Condition.cat([model.encode(prompts[part]) for part in self._parts()])
         self.negative = model.negative([""]) if self.rows == 2 else None
-        self.reference = self._reference(fitting, cache)
-        self.features = extractor.images(self.reference.images)
+        self.teacher_outputs = self._teacher_outputs(fitting, cache)
+        self.features = extractor.images(self.teacher_outputs.images)
         self.texts = None if isinstance(model.prompts, ClassPrompts) else extractor.texts(sample.prompts)
         if not np.isfinite(self.features).all():
             raise InvalidInput("the teacher's images are not finite; use bfloat16 or float32", param="dtype")
-        self.rollouts = [self._rollout(part, memory) for part in self._parts()]
+        self.samplers = [self._sampler(part, memory) for part in self._parts()]
 
-    def evaluate(self, schedule: Schedule, fitting: bool = False) -> Result:
-        """Measure one schedule, as it is or with corrections fitted here."""
+    def evaluate(self, schedule: Schedule, fitting: bool = False) -> Evaluation:
+        """Generate the sample's images with a schedule, as it is or with corrections fitted here, and measure them."""
         before, latents = self.spent, []
-        for rollout in self.rollouts:
-            schedule, part = rollout.run(schedule, fitting)
+        for sampler in self.samplers:
+            schedule, part = sampler.run(schedule, fitting)
             latents.append(part)
         images = torch.cat([self.model.decode(part) for part in latents])
         if self.samples is not None:
             save_samples(self.samples / f"{schedule.digest}.npy", images)
         after = self.spent
-        spent = Spent(after.run - before.run, after.shared - before.shared)
-        return Result(schedule, self.measure(self.model.compile(schedule), images), spent)
+        spent = MacsSpent(after.run - before.run, after.shared - before.shared)
+        return Evaluation(schedule, self.measure(self.model.compile(schedule), images), spent)
 
-    def measure(self, program: Program, images: Tensor) -> Measure:
-        """Of a program's images (n, 3, H, W) of this sample."""
+    def measure(self, program: Program, images: Tensor) -> Measurement:
+        """The figures of a program's images (n, 3, H, W) of this sample."""
         features, cost, macs = self.extractor.images(images), self.relative(program), self._macs(program)
         if not np.isfinite(features).all():  # a candidate may overflow in half precision: it loses, the search goes on
-            return Measure(cost, macs, WORST, WORST, 0.0, None, len(images))
-        errors = ((images - self.reference.images) ** 2).flatten(1).mean(1).numpy().astype(np.float64)
+            return Measurement(cost, macs, WORST, WORST, 0.0, None, len(images))
+        errors = ((images - self.teacher_outputs.images) ** 2).flatten(1).mean(1).numpy().astype(np.float64)
         distances = ((features - self.features) ** 2).sum(1)
 
         def figures(chosen: NDArray[np.int64]) -> dict[str, float]:
-            found = {
+            by_name = {
                 "loss": float(distances[chosen].mean()),
                 "rfid": frechet_distance(features[chosen], self.features[chosen]),
                 "psnr": psnr(errors[chosen].mean()),
             }
             if self.texts is not None:
-                found["clip_score"] = clip_score(features[chosen], self.texts[chosen])
+                by_name["clip_score"] = clip_score(features[chosen], self.texts[chosen])
             if self.real is not None:
-                found["to_real"] = frechet_distance(features[chosen], self.real)
-            return found
+                by_name["to_real"] = frechet_distance(features[chosen], self.real)
+            return by_name
 
         whole = figures(np.arange(len(images)))
         intervals = _bootstrap(figures, len(images)) if self.bootstrap else None
-        return Measure(
+        return Measurement(
             cost=cost,
             macs=macs,
             loss=whole["loss"],
@@ -172,17 +172,18 @@ class Objective:
         )
 
     @property
-    def spent(self) -> Spent:
-        """What all measurements together have taken."""
-        return Spent(sum(r.spent.run for r in self.rollouts), sum(r.spent.shared for r in self.rollouts))
+    def spent(self) -> MacsSpent:
+        """The MACs of all evaluations so far."""
+        spent = [sampler.spent for sampler in self.samplers]
+        return MacsSpent(sum(macs.run for macs in spent), sum(macs.shared for macs in spent))
 
     @property
     def teacher_macs(self) -> int:
-        """What the teacher's images of this sample take, guidance rows included; `spent` does not count them."""
+        """MACs of the teacher's images of this sample, guidance rows included; `spent` does not count them."""
         return len(self.noise) * self._macs(self.teacher)
 
     def relative(self, program: Program) -> float:
-        """MACs relative to the teacher's."""
+        """A program's MACs relative to the teacher's."""
         return self.model.macs.relative(program, self.teacher)
 
     def _macs(self, program: Program) -> int:
@@ -193,31 +194,32 @@ class Objective:
         count = len(self.sample.seeds)
         return (slice(start, min(start + self.batch, count)) for start in range(0, count, self.batch))
 
-    def _given(self, part: slice) -> tuple[Tensor, Condition, Condition | None, float]:
+    def _inputs(self, part: slice) -> tuple[Tensor, Condition, Condition | None, float]:
         """Noise, condition, negative and guidance of a batch."""
         noise = self.noise[part]
         negative = None if self.negative is None else self.negative.expand(len(noise))
         return noise, self.condition[part], negative, self.guidance
 
-    def _rollout(self, part: slice, memory: int) -> Rollout:
-        return Rollout(self.model, *self._given(part), self.reference.path, memory // len(list(self._parts())))
+    def _sampler(self, part: slice, memory: int) -> PrefixCachingSampler:
+        memory_of_part = memory // len(list(self._parts()))
+        return PrefixCachingSampler(self.model, *self._inputs(part), self.teacher_outputs.path, memory_of_part)
 
-    def _reference(self, fitting: bool, cache: Path | None) -> Reference:
-        """What the teacher makes of the sample: from the file, or computed and kept there."""
+    def _teacher_outputs(self, fitting: bool, cache: Path | None) -> TeacherOutputs:
+        """The teacher's outputs for the sample: from the file, or computed and kept there."""
         key = repr((self.teacher.schedule.digest, self.guidance, list(self.sample.prompts), list(self.sample.seeds)))
-        stored = None if cache is None else Reference.read(cache, key, self.model.device)
+        stored = None if cache is None else TeacherOutputs.read(cache, key, self.model.device)
         if stored is not None and (stored.path is not None or not fitting):
             self.progress(len(self.noise))
             return stored
         points, images, path = path_of(self.teacher.schedule, self.model.levels), [], None
         for part in self._parts():
-            path = walk(self.model.network, self.teacher, points, *self._given(part))
+            path = walk(self.model.network, self.teacher, points, *self._inputs(part))
             images.append(self.model.decode(path.end))
             self.progress(len(images[-1]))
-        reference = Reference(torch.cat(images), path if fitting else None)
+        outputs = TeacherOutputs(torch.cat(images), path if fitting else None)
         if cache is not None:
-            reference.write(cache, key)
-        return reference
+            outputs.write(cache, key)
+        return outputs
 
 
 def save_samples(path: Path, images: Tensor, count: int = 8) -> None:
@@ -236,7 +238,7 @@ def _bootstrap(figures: Callable[[NDArray[np.int64]], dict[str, float]], count: 
     drawn, whole = [figures(rng.integers(0, count, count)) for _ in range(RESAMPLES)], figures(np.arange(count))
     intervals = {}
     for name, value in whole.items():
-        values = np.array([one[name] for one in drawn])
+        values = np.array([resample[name] for resample in drawn])
         low, high = np.quantile(values, (0.025, 0.975)) - (values.mean() - value)
         intervals[name] = (float(low if name in ("psnr", "clip_score") else max(low, 0.0)), float(high))
     return intervals

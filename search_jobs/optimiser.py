@@ -26,11 +26,14 @@ class Child(NamedTuple):
     """A genome to be measured, and the budgets that it is measured for."""
 
     genome: Genome
-    aims: tuple[float, ...]
+    budgets: tuple[float, ...]
 
 
 class Point(NamedTuple):
-    """An evaluated genome. `rung`: how far up the ladder it was measured, the last rung counts as the truth."""
+    """An evaluated genome, a point of the plane of cost and loss. `rung`: the highest that it reached, from 0.
+
+    Losses compare only within a rung; the last rung counts as the truth.
+    """
 
     genome: Genome
     cost: float
@@ -60,10 +63,10 @@ def hypervolume(points: Sequence[Point], worst: tuple[float, float]) -> float:
 def survivors(children: Sequence[Child], loss_of: Callable[[Genome], float], share: float) -> list[Child]:
     """The best `share` of each budget's children, at least one, in their old order; a child goes on for the budgets it won."""
     won: dict[Genome, list[float]] = {}
-    for aim in dict.fromkeys(aim for child in children for aim in child.aims):
-        rivals = sorted((child.genome for child in children if aim in child.aims), key=loss_of)
+    for budget in dict.fromkeys(budget for child in children for budget in child.budgets):
+        rivals = sorted((child.genome for child in children if budget in child.budgets), key=loss_of)
         for genome in rivals[: max(1, round(share * len(rivals)))]:
-            won.setdefault(genome, []).append(aim)
+            won.setdefault(genome, []).append(budget)
     return [Child(child.genome, tuple(won[child.genome])) for child in children if child.genome in won]
 
 
@@ -103,7 +106,7 @@ class Evolution:
         return children
 
     def tell(self, points: Sequence[Point]) -> None:
-        """The evaluated generation. Moves on to the next one."""
+        """Take the evaluated generation into the history and move on to the next one."""
         self.history += points
         self.generation += 1
 

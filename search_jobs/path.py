@@ -43,13 +43,13 @@ class TeacherPath:
         return alpha * self.clean[i] + sigma * self.noise[i]
 
     def tensors(self) -> dict[str, Tensor]:
-        """On the CPU, for a file; the inverse of `of`."""
-        found = {"ratios": torch.as_tensor(self.ratios), "clean": self.clean, "noise": self.noise, "end": self.end}
-        return {name: tensor.cpu() for name, tensor in found.items()}
+        """The path as tensors on the CPU, for a file; the inverse of `of`."""
+        tensors = {"ratios": torch.as_tensor(self.ratios), "clean": self.clean, "noise": self.noise, "end": self.end}
+        return {name: tensor.cpu() for name, tensor in tensors.items()}
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], device: torch.device) -> TeacherPath:
-        """From what a file held."""
+        """The path that `tensors` gave, on a device."""
         clean, noise, end = (tensors[name].to(device) for name in ("clean", "noise", "end"))
         return cls(tensors["ratios"].numpy(), clean, noise, end)
 
@@ -64,13 +64,13 @@ def walk(
     negative: Condition | None,
     guidance: float,
 ) -> TeacherPath:
-    """Run the teacher, a DDIM program with only full steps at `points`, and keep its path. Else as `sampler.generate`."""
+    """Run the teacher, a DDIM program with only full steps at `points`, and keep its path. Else like `sampler.generate`."""
     scale = torch.full((len(noise),), guidance, device=noise.device)
-    both = Condition.cat([negative, condition]) if negative is not None else condition
+    doubled = Condition.cat([negative, condition]) if negative is not None else condition
     latent, cleans, noises = program.start * noise, [], []
     for step, alpha, sigma in zip(program.steps, points.alphas.tolist(), points.sigmas.tolist(), strict=True):
         rows = torch.cat([latent, latent]) if negative is not None else latent
-        output = network.full(rows, torch.full((len(rows),), step.timestep, device=rows.device), both)[0]
+        output = network.full(rows, torch.full((len(rows),), step.timestep, device=rows.device), doubled)[0]
         output = guided(output, scale) if negative is not None else output
         clean = step.clean_x * latent + step.clean_m * output
         noises.append((latent - alpha * clean) / sigma)

@@ -57,7 +57,7 @@ class Space:
         return Schedule(model=self.model, solver=solver, segments=genome.segments, timesteps=genome.timesteps)
 
     def timesteps(self, genome: Genome) -> tuple[int, ...]:
-        """Of its computed steps, whether they are genes or the solver's own."""
+        """The timesteps of a genome's computed steps, whether they are genes or the solver's own."""
         if genome.timesteps is not None:
             return genome.timesteps
         return tuple(round(timestep) for timestep in path_of(self.schedule(genome), self.levels).timesteps.tolist())
@@ -107,7 +107,7 @@ class Space:
         return self._in_form(Genome(schedule.solver.name, tuple(segments), timesteps))
 
     def _in_form(self, genome: Genome) -> Genome:
-        """The same with its partial steps directly after the full ones, if that is the form."""
+        """The genome, with its partial steps directly after the full ones if the space has the paper's form."""
         if self.offsets == "free":
             return genome
         pieces = (s.model_copy(update={"partial": tuple(range(1, len(s.partial) + 1))}) for s in genome.segments)
@@ -198,7 +198,7 @@ class Space:
         return genome._replace(segments=segments, timesteps=_descending(timesteps))
 
     def _places(self, segments: tuple[Segment, ...]) -> list[float]:
-        """Of the computed steps in the trajectory, from 0 to below 1."""
+        """Where the computed steps lie in the trajectory, from 0 to below 1."""
         length = self.length(len(segments))
         steps = [s * length + offset for s, segment in enumerate(segments) for offset in (0, *segment.partial)]
         return [step / (length * len(segments)) for step in steps]
@@ -228,7 +228,7 @@ TIME_MOVES = (Space._move_time, Space._bend_time)
 
 
 def _descending(timesteps: Sequence[int]) -> tuple[int, ...] | None:
-    """The same timesteps, apart by one where they met; None where there is no room."""
+    """The timesteps, moved apart by one where they meet; None where there is no room."""
     apart: list[int] = []
     for timestep in timesteps:
         apart.append(min(timestep, apart[-1] - 1) if apart else timestep)

@@ -1,6 +1,9 @@
-"""The stages of a search: which images each of them looks at. No two stages that decide and report share their noise.
+"""The stages of a search. A stage is a sample of prompts and noise (`objective.Sample`) that serves one purpose.
 
-All searches split the same prompts alike, whatever their seed: what one holds out no other one was fitted on.
+`screen` discards most children; corrections are fitted on `search`, of which `screen` is the first few images; `select` chooses
+parents; `finals` decides among finalists; `held-out` gives the figures that are reported. No two stages that decide and report
+share their noise. All searches split the same prompts alike, whatever their seed: what one holds out no other one was fitted
+on.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ FRESH = STAGES * (MAX_SEED + 1) + 1  # the first draw that is no search's
 
 
 class Stage(NamedTuple):
-    """One sample. fitted: corrections are fitted on it. bootstrap: its figures come with intervals."""
+    """A sample with a purpose. fitted: corrections are fitted on it. bootstrap: its figures come with intervals."""
 
     name: str
     sample: Sample
@@ -28,7 +31,7 @@ class Stage(NamedTuple):
 
 
 def halves(prompts: Sequence[str]) -> tuple[list[str], list[str]]:
-    """What searches see of these prompts, and what they hold out."""
+    """The prompts that searches see, and those that they hold out."""
     shuffled = list(prompts)
     Random(0).shuffle(shuffled)
     half = len(shuffled) // 2
@@ -41,7 +44,7 @@ def fresh(prompts: Sequence[str], count: int, seed: int) -> Sample:
 
 
 def stages(config: JobConfig, prompts: Sequence[str]) -> dict[str, Stage]:
-    """By name. `screen` looks at the first images of `search`; half of the prompts are held out from all but `held-out`."""
+    """All stages, by name. Half of the prompts are in `held-out` alone."""
     seen, unseen = halves(prompts)
     first = STAGES * config.seed + 1
     search = Sample.draw(seen, config.images, first)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,6 +18,7 @@ from registry.diff import Difference
 from registry.errors import NotFound, Tampered
 from registry.records import Alias
 from registry.schedule import Kind, Schedule, Segment, Step
+from registry.tiers import REFERENCE
 from registry.trail import Act, Entry
 
 STRIP: dict[Kind, tuple[str, str]] = {
@@ -25,7 +26,7 @@ STRIP: dict[Kind, tuple[str, str]] = {
     "partial": ("p", "black on yellow"),
     "null": (".", "dim"),
 }
-COLUMNS = ("steps", "cost", "rFID", "PSNR", "digest")  # of `cells`
+COLUMNS = ("computed steps\n(full+partial)", "cost", "rFID", "PSNR", "digest")  # of `cells`
 WRAPPED = ("note", "reason", "author", "host", "what", "outcome")
 
 Facts = dict[str, Any]
@@ -40,9 +41,28 @@ def strip(steps: Iterable[Step]) -> Text:
 
 
 def legend(schedule: Schedule) -> Text:
-    """What the letters of a strip mean, and how many there are of each."""
+    """What the letters of a strip mean, how many there are of each, and how many steps are computed."""
     counts = schedule.counts()
-    return Text(", ".join(f"{STRIP[kind][0]} {kind} {counts[kind]}" for kind in counts) + "; from noise to image", style="dim")
+    letters = ", ".join(f"{STRIP[kind][0]} {kind} {counts[kind]}" for kind in counts)
+    where = " at timesteps of their own" if schedule.timesteps else ""
+    text = f"{letters}; from noise to image: {schedule.computed} of {schedule.solver.teacher_steps} steps are computed{where}"
+    return Text(text, style="dim")
+
+
+def computed_steps(counts: Mapping[Kind, int], teacher_steps: int | None) -> str:
+    """Such as "24 of 50 (12+12)": the computed steps, of how many the teacher takes where that is known, as full + partial.
+
+    Null steps are left out: they are no work, and where computed steps have timesteps of their own they lie nowhere.
+    """
+    full, partial = counts["full"], counts["partial"]
+    total = f" of {teacher_steps}" if teacher_steps is not None else ""
+    return f"{full + partial}{total} ({full}+{partial})"
+
+
+def teacher_steps(aliases: Iterable[Alias], known: Mapping[str, Facts]) -> int | None:
+    """How many steps the teacher takes, which the tier `reference` is; None where it is missing or damaged."""
+    references = (known[alias.digest]["steps"] for alias in aliases if alias.tier == REFERENCE)
+    return next((sum(steps.values()) for steps in references if steps), None)
 
 
 def facts(schedule: Schedule) -> Facts:
@@ -52,7 +72,7 @@ def facts(schedule: Schedule) -> Facts:
 
 
 def facts_of(catalog: Catalog, digest: str) -> Facts:
-    """The same by digest. One schedule that is gone or damaged must not hide the others: it has an `error`."""
+    """The facts of a digest. One schedule that is gone or damaged must not hide the others: it has an `error`."""
     try:
         return facts(catalog.schedule(digest))
     except (NotFound, Tampered) as error:
@@ -60,15 +80,15 @@ def facts_of(catalog: Catalog, digest: str) -> Facts:
         return {"digest": digest, "steps": None, "cost": None, "fidelity": None, "state": state, "error": error.message}
 
 
-def cells(found: Facts) -> tuple[str, ...]:
-    """Facts as a row shows them; a dash for what was never measured."""
-    steps, cost, fidelity = found["steps"], found["cost"], found["fidelity"]
+def cells(known: Facts, teacher_steps: int | None) -> tuple[str, ...]:
+    """Facts as a line of a table shows them; a dash for what was never measured."""
+    steps, cost, fidelity = known["steps"], known["cost"], known["fidelity"]
     return (
-        "/".join(str(count) for count in steps.values()) if steps else found["state"],
+        computed_steps(steps, teacher_steps) if steps else known["state"],
         f"{cost['relative']:.3f}" if cost else "-",
         f"{fidelity['rfid']:.2f}" if fidelity else "-",
         f"{fidelity['psnr']:.1f}" if fidelity else "-",
-        found["digest"][:8],
+        known["digest"][:8],
     )
 
 
@@ -78,7 +98,7 @@ def minute(time: datetime) -> str:
 
 
 def print_alias(alias: Alias, as_json: bool) -> None:
-    """What a tier means now."""
+    """Which version a tier means now."""
     if as_json:
         print_json(alias.model_dump(mode="json", exclude={"history", "archived"}))
         return
@@ -86,12 +106,12 @@ def print_alias(alias: Alias, as_json: bool) -> None:
 
 
 def print_json(value: object) -> None:
-    """For scripts."""
+    """Print a value as indented JSON, for scripts."""
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """For people."""
+    """Print a table, for people. Columns other than `WRAPPED` stay on one line."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in columns:
         table.add_column(column, no_wrap=column not in WRAPPED)
@@ -103,7 +123,7 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
 
 
 def print_trail(entries: Sequence[Entry]) -> None:
-    """Moves of tiers, the one without audit entry marked."""
+    """Moves of tiers, one line each; a move without an audit entry is marked."""
     rows = []
     for audit, written in entries:
         before = audit.before.version if audit.before else "-"
@@ -114,31 +134,33 @@ def print_trail(entries: Sequence[Entry]) -> None:
 
 
 def print_acts(done: Sequence[Act]) -> None:
-    """What was done with experiments."""
+    """What was done with experiments, one line an act."""
     rows = [
-        (minute(each.time), name, each.action, each.status, str(each.version), each.author, each.host, each.reason)
-        for name, each in done
+        (minute(act.time), name, act.action, act.status, str(act.version), act.author, act.host, act.reason)
+        for name, act in done
     ]
     columns = ("time (UTC)", "experiment", "action", "status", "version", "author", "host", "reason")
     print_table("audit trail of experiments", columns, rows)
 
 
-def print_difference(found: Difference, a: str, b: str) -> None:
+def print_difference(difference: Difference, a: str, b: str) -> None:
     """Two strips, a mark under every step that differs, and what else does."""
     console, wide = Console(highlight=False), max(len(a), len(b))
-    for ref, schedule in ((a, found.a), (b, found.b)):
+    for ref, schedule in ((a, difference.a), (b, difference.b)):
         console.print(Text(f"{ref:<{wide}}  ", style="bold") + strip(schedule.steps()))
-    if found.steps:
-        marks = "".join("^" if i in found.steps else " " for i in range(found.steps[-1] + 1))
+    if difference.steps:
+        marks = "".join("^" if i in difference.steps else " " for i in range(difference.steps[-1] + 1))
         console.print(Text(" " * (wide + 2) + marks))
-    for change in found.segments or ():
+    for change in difference.segments or ():
         text = f"segment {change.segment}, steps {change.first} to {change.last}: "
         console.print(Text(f"{text}{_partial(change.a)} → {_partial(change.b)}"))
-    for name, sides in found.fields.items():
+    for name, sides in difference.fields.items():
         console.print(Text.assemble((f"{name} ", "bold"), " → ".join(_short(side) for side in sides)))
-    if found.a.digest == found.b.digest:
+    if difference.a.digest == difference.b.digest:
         console.print("the same schedule")
-    rows = [(name, _figure(one), _figure(other), _change(one, other)) for name, (one, other) in found.figures.items()]
+    figures = {"computed steps": (difference.a.computed, difference.b.computed), **difference.figures}
+    del figures["null steps"]  # what is left of the trajectory; `solver.teacher_steps` says how long that is
+    rows = [(name, _figure(one), _figure(other), _change(one, other)) for name, (one, other) in figures.items()]
     print_table("figures", ("", a, b, "change"), rows)
 
 

@@ -1,7 +1,7 @@
 """The report of a finished search: a page, pictures, a table. Made from the run folder alone, so it can be made again."""
 
 from search_jobs.report.page import write
-from search_jobs.report.run import Run, read
+from search_jobs.report.run import FinishedRun, read
 from search_jobs.report.table import table
 
-__all__ = ["Run", "read", "table", "write"]
+__all__ = ["FinishedRun", "read", "table", "write"]

@@ -14,11 +14,10 @@ from search_jobs.report.figures import figure as number
 from search_jobs.report.figures import interval
 from search_jobs.report.front import error_bar
 from search_jobs.report.style import FAMILIES, INK, OTHER_FAMILY, SEARCHED, TWINS, WIDTH, decades, dress, figure
-from search_jobs.report.table import Line, figures
+from search_jobs.report.table import TableLine, figures
+from search_jobs.report.targets import Entry
 
 SPREAD = 0.7  # of the distance between two budgets: how wide the marks of one budget lie
-
-Measure = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -29,59 +28,61 @@ class Series:
     label: str
     marker: str
     colour: str
-    measures: Sequence[Measure | None]
+    entries: Sequence[Entry | None]
 
 
 @dataclass(frozen=True)
-class Comparison:
+class EqualCostComparison:
     """compare.json, turned from budgets to kinds of schedules."""
 
     budgets: list[float]
     series: list[Series]
 
     @classmethod
-    def of(cls, document: Mapping[str, Any]) -> Comparison:
-        """In the order of the document, but the dearest budget first, as everywhere on the page."""
+    def of(cls, document: Mapping[str, Any]) -> EqualCostComparison:
+        """Turn a document of `search_jobs.compare`. Its order stays, but the dearest budget comes first."""
         order = sorted(range(len(document["budgets"])), key=lambda i: -document["budgets"][i]["relative"])
         budgets = [document["budgets"][i] for i in order]
         series = [Series("tier", "this search", "*", SEARCHED, [budget["searched"] for budget in budgets])]
-        for (marker, colour), (name, measures) in zip(cycle(TWINS), document.get("twins", {}).items(), strict=False):
-            series.append(Series("twin", f"search {name}", marker, colour, [measures[i] for i in order]))
+        for (marker, colour), (name, entries) in zip(cycle(TWINS), document.get("twins", {}).items(), strict=False):
+            series.append(Series("twin", f"search {name}", marker, colour, [entries[i] for i in order]))
         for family in dict.fromkeys(family for budget in budgets for family in budget["baselines"]):
             own = [budget["baselines"].get(family) for budget in budgets]
             series.append(Series("hand", family, *FAMILIES.get(family, OTHER_FAMILY), own))
         return cls([budget["relative"] for budget in budgets], series)
 
     def limits(self) -> list[str]:
-        """The budgets as they are written."""
+        """The budgets as text, such as "≤ 0.2"."""
         return [f"≤ {budget:.3g}" for budget in self.budgets]
 
-    def rows(self) -> list[tuple[Series, list[tuple[str, str, bool]]]]:
-        """For a table with a column per budget: rFID, its interval, and whether no other series is lower."""
+    def cells(self) -> list[tuple[Series, list[tuple[str, str, bool]]]]:
+        """A table with a column per budget: rFID, its interval, and whether no other series is lower."""
         lowest = [self._lowest(place) for place in range(len(self.budgets))]
-        return [(one, [_cell(m, m is not None and m["rfid"] == low) for m, low in zip(one.measures, lowest, strict=True)])
-                for one in self.series]  # fmt: skip
+        return [
+            (series, [_cell(entry, low) for entry, low in zip(series.entries, lowest, strict=True)]) for series in self.series
+        ]
 
-    def lines(self) -> list[Line]:
-        """For the long table: all that was measured of each."""
-        found = []
+    def lines(self) -> list[TableLine]:
+        """The long table: every schedule with all that was measured of it."""
+        lines = []
         for place, limit in enumerate(self.limits()):
-            for one in self.series:
-                if measure := one.measures[place]:
-                    name = measure.get("name") or str(measure.get("digest") or "")[:12]
-                    found.append(Line(one.kind, one.label, limit if one.kind == "tier" else "", name, "", *figures(measure)))
-        return found
+            for series in self.series:
+                if entry := series.entries[place]:
+                    name = entry.get("name") or str(entry.get("digest") or "")[:12]
+                    ceiling = limit if series.kind == "tier" else ""
+                    lines.append(TableLine(series.kind, series.label, ceiling, name, "", *figures(entry)))
+        return lines
 
     def _lowest(self, place: int) -> float | None:
-        return min((m["rfid"] for one in self.series if (m := one.measures[place])), default=None)
+        return min((entry["rfid"] for series in self.series if (entry := series.entries[place])), default=None)
 
 
-def compare(comparison: Comparison) -> Figure:
+def compare(comparison: EqualCostComparison) -> Figure:
     """One group of marks per budget, the dearest first."""
     picture = figure(WIDTH, 4.6)
     axes = picture.subplots()
-    for i, one in enumerate(comparison.series):
-        _marks(axes, one, SPREAD * ((i + 0.5) / len(comparison.series) - 0.5))
+    for i, series in enumerate(comparison.series):
+        _marks(axes, series, SPREAD * ((i + 0.5) / len(comparison.series) - 0.5))
     count = len(comparison.budgets)
     for place in range(1, count):
         axes.axvline(place - 0.5, c="#d5dbe0", lw=0.8)
@@ -95,14 +96,14 @@ def compare(comparison: Comparison) -> Figure:
     return picture
 
 
-def _marks(axes: Axes, one: Series, aside: float) -> None:
-    size, hollow = 13 if one.kind == "tier" else 6.5, one.kind == "twin"
-    for place, measure in enumerate(one.measures):
-        if measure:
-            error_bar(axes, place + aside, measure, one.marker, one.colour, size, hollow)
-    label = f"by hand: {one.label}" if one.kind == "hand" else one.label
-    axes.plot([], [], one.marker, c=one.colour, ms=size, label=label, mfc="white" if hollow else one.colour)
+def _marks(axes: Axes, series: Series, aside: float) -> None:
+    size, hollow = 13 if series.kind == "tier" else 6.5, series.kind == "twin"
+    for place, entry in enumerate(series.entries):
+        if entry:
+            error_bar(axes, place + aside, entry, series.marker, series.colour, size, hollow)
+    label = f"by hand: {series.label}" if series.kind == "hand" else series.label
+    axes.plot([], [], series.marker, c=series.colour, ms=size, label=label, mfc="white" if hollow else series.colour)
 
 
-def _cell(measure: Measure | None, lowest: bool) -> tuple[str, str, bool]:
-    return (number(measure["rfid"]), interval(measure, "rfid"), lowest) if measure else ("–", "", False)
+def _cell(entry: Entry | None, lowest: float | None) -> tuple[str, str, bool]:
+    return (number(entry["rfid"]), interval(entry, "rfid"), entry["rfid"] == lowest) if entry else ("–", "", False)

@@ -14,23 +14,18 @@ def figure(value: float | None) -> str:
 
 
 def interval(measure: Mapping[str, Any], name: str) -> str:
-    """The 95 % interval of one of its figures; a dash where there is none."""
+    """The 95 % interval of the figure `name` of a measurement; a dash where there is none."""
     ends = (measure.get("intervals") or {}).get(name)
     return f"{figure(ends[0])}–{figure(ends[1])}" if ends else "–"
 
 
 def decimals(value: float | None, digits: int) -> str:
-    """Of a figure whose scale is known. A dash for what was not measured."""
+    """A figure whose scale is known, with so many decimals. A dash for what was not measured."""
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def steps(counts: Mapping[str, int]) -> str:
-    """full/partial/null."""
-    return f"{counts['full']}/{counts['partial']}/{counts['null']}"
-
-
 def macs(value: float) -> str:
-    """With the prefix that leaves one to three digits before the point."""
+    """MACs with the SI prefix that leaves one to three digits before the point."""
     for size, prefix in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= size:
             return f"{figure(value / size)} {prefix}MACs"
@@ -38,7 +33,7 @@ def macs(value: float) -> str:
 
 
 def count(value: float) -> str:
-    """With thin spaces between thousands."""
+    """A whole number with thin spaces between thousands."""
     return f"{value:,.0f}".replace(",", "\u202f")
 
 

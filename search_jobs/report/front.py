@@ -8,16 +8,16 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from search_jobs.report.aims import Aim, Entry
-from search_jobs.report.run import Run
+from search_jobs.report.run import FinishedRun
 from search_jobs.report.style import FAMILIES, HALO, INK, MUTED, OTHER_FAMILY, SEARCHED, WIDTH, decades, dress, figure, headline
+from search_jobs.report.targets import CostTarget, Entry
 
 RUNG_LOOKS = {"screen": ("#d3dbe0", 9), "search": ("#94b8bf", 13), "select": (SEARCHED, 18)}  # colour, size
 ASIDE = 1.012  # factor: what costs the same would hide each other's error bars
 
 
-def front(run: Run) -> Figure:
-    """Left the search, right the figures that count."""
+def front(run: FinishedRun) -> Figure:
+    """Left the loss of all that was evaluated by the search, right the held-out rFID of what was chosen."""
     picture = figure(WIDTH, 4.9)
     left, right = picture.subplots(1, 2)
     _searched(left, run)
@@ -32,7 +32,7 @@ def front(run: Run) -> Figure:
     return picture
 
 
-def _searched(axes: Axes, run: Run) -> None:
+def _searched(axes: Axes, run: FinishedRun) -> None:
     report = run.report
     for order, (rung, (colour, size)) in enumerate(RUNG_LOOKS.items()):
         points = [point for point in report["evaluated"] if point["rung"] == rung]
@@ -57,9 +57,9 @@ def _searched(axes: Axes, run: Run) -> None:
         )
     known = {entry["digest"]: entry["search"] for entry in hand}
     known |= {point["digest"]: point for point in report["evaluated"]}
-    for aim in run.aims:
-        if point := known.get(aim.entry["digest"]):
-            _star(axes, point["cost"], point["loss"], aim)
+    for target in run.targets:
+        if point := known.get(target.entry["digest"]):
+            _star(axes, point["cost"], point["loss"], target)
     headline(axes, "On the search's images")
     axes.set_ylabel("loss: squared feature distance to the teacher's image")
 
@@ -68,21 +68,21 @@ def _columns(points: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[flo
     return [point["cost"] for point in points], [point["loss"] for point in points]
 
 
-def _held_out(axes: Axes, run: Run) -> None:
-    chosen = {aim.entry["digest"] for aim in run.aims}
+def _held_out(axes: Axes, run: FinishedRun) -> None:
+    chosen = {target.entry["digest"] for target in run.targets}
     hand = {
-        e["digest"]: e for e in [*run.report["by_hand"], *(a.strongest for a in run.aims if a.strongest)] if "held-out" in e
+        e["digest"]: e for e in [*run.report["by_hand"], *(a.strongest for a in run.targets if a.strongest)] if "held-out" in e
     }
     for entry in hand.values():
         if entry["digest"] not in chosen:
             marker, colour = FAMILIES.get(entry["baseline"]["family"], OTHER_FAMILY)
             error_bar(axes, entry["held-out"]["cost"] * ASIDE, entry["held-out"], marker, colour, 6)
-    for aim in run.aims:
-        held = aim.entry["held-out"]
-        error_bar(axes, held["cost"] / ASIDE, held, "*", SEARCHED, 13, hollow=bool(aim.by_hand))
-        _name(axes, held["cost"], held["rfid"], aim)
+    for target in run.targets:
+        held = target.entry["held-out"]
+        error_bar(axes, held["cost"] / ASIDE, held, "*", SEARCHED, 13, hollow=bool(target.by_hand))
+        _name(axes, held["cost"], held["rfid"], target)
     axes.plot([], [], "*", c=SEARCHED, ms=12, mec="white", label="tier or budget")
-    if any(aim.by_hand for aim in run.aims):
+    if any(target.by_hand for target in run.targets):
         axes.plot([], [], "*", c="white", ms=12, mew=0.7, mec=SEARCHED, label="tier or budget, set by hand")
     for family in dict.fromkeys(entry["baseline"]["family"] for entry in hand.values()):
         marker, colour = FAMILIES.get(family, OTHER_FAMILY)
@@ -102,15 +102,15 @@ def error_bar(axes: Axes, x: float, measure: Entry, marker: str, colour: str, si
     )  # fmt: skip
 
 
-def _star(axes: Axes, x: float, y: float, aim: Aim) -> None:
-    inside, edge = ("white", SEARCHED) if aim.by_hand else (SEARCHED, "white")
+def _star(axes: Axes, x: float, y: float, target: CostTarget) -> None:
+    inside, edge = ("white", SEARCHED) if target.by_hand else (SEARCHED, "white")
     axes.scatter([x], [y], marker="*", s=130, c=inside, ec=edge, lw=0.7, zorder=7)
-    _name(axes, x, y, aim)
+    _name(axes, x, y, target)
 
 
-def _name(axes: Axes, x: float, y: float, aim: Aim) -> None:
-    colour, size = (INK, 9) if aim.tier else (MUTED, 8)
+def _name(axes: Axes, x: float, y: float, target: CostTarget) -> None:
+    colour, size = (INK, 9) if target.tier else (MUTED, 8)
     axes.annotate(
-        aim.label, (x, y), xytext=(-9, -4), textcoords="offset points", ha="right", va="top",
+        target.label, (x, y), xytext=(-9, -4), textcoords="offset points", ha="right", va="top",
         color=colour, fontsize=size, path_effects=HALO, zorder=8,
     )  # fmt: skip

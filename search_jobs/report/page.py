@@ -10,12 +10,12 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-from search_jobs.report.compare import Comparison, compare
+from search_jobs.report.compare import EqualCostComparison, compare
 from search_jobs.report.figures import count, figure, macs, power
 from search_jobs.report.front import front
 from search_jobs.report.progress import progress
-from search_jobs.report.run import Run
-from search_jobs.report.samples import all_aims, one_aim
+from search_jobs.report.run import FinishedRun
+from search_jobs.report.samples import all_targets, one_target
 from search_jobs.report.strips import strips
 from search_jobs.report.style import DPI, save
 from search_jobs.report.table import lines
@@ -27,7 +27,7 @@ TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent), autoesca
 TEMPLATES.trim_blocks = TEMPLATES.lstrip_blocks = True
 
 
-def write(run: Run) -> list[Path]:
+def write(run: FinishedRun) -> list[Path]:
     """Write the page and its pictures into the run folder. Returns their paths, the page first."""
     pictures = [save(draw(), run.folder / name) for name, draw in _pictures(run)]
     page = run.folder / PAGE
@@ -35,27 +35,27 @@ def write(run: Run) -> list[Path]:
     return [page, *pictures]
 
 
-def _pictures(run: Run) -> Iterator[tuple[str, Callable[[], Figure]]]:
+def _pictures(run: FinishedRun) -> Iterator[tuple[str, Callable[[], Figure]]]:
     yield "pareto.png", lambda: front(run)
     yield "strips.png", lambda: strips(run)
-    yield "samples.png", lambda: all_aims(run)
-    for aim in run.shown:
-        yield f"samples-{aim.stem}.png", lambda aim=aim: one_aim(run, aim)  # type: ignore[misc]
+    yield "samples.png", lambda: all_targets(run)
+    for target in run.shown:
+        yield f"samples-{target.stem}.png", lambda target=target: one_target(run, target)  # type: ignore[misc]
     yield "progress.png", lambda: progress(run)
     if run.compared:
-        comparison = Comparison.of(run.compared)
+        comparison = EqualCostComparison.of(run.compared)
         yield "compare.png", lambda: compare(comparison)
 
 
-def _html(run: Run, pictures: Mapping[str, Path]) -> str:
+def _html(run: FinishedRun, pictures: Mapping[str, Path]) -> str:
     report = run.report
     return TEMPLATES.get_template("page.html.j2").render(
         run=run,
         report=report,
         summary=summary(run.shown, report),
-        sentences=[(aim, sentence(aim)) for aim in run.aims],
-        lines=lines(run.aims),
-        compared=Comparison.of(run.compared) if run.compared else None,
+        sentences=[(target, sentence(target)) for target in run.targets],
+        lines=lines(run),
+        compared=EqualCostComparison.of(run.compared) if run.compared else None,
         facts=_facts(report),
         origin=_origin(report),
         settings=list(_flat(report["config"])),
@@ -67,7 +67,7 @@ def _html(run: Run, pictures: Mapping[str, Path]) -> str:
 
 
 def _facts(report: Mapping[str, Any]) -> dict[str, str]:
-    """What stands under the title."""
+    """The facts below the title: teacher, size of the space, what was evaluated, when and from which commit."""
     provenance, solver = report["provenance"], report["teacher"]["schedule"]["solver"]
     return {
         "teacher": f"{solver['name'].upper()}, {solver['teacher_steps']} steps, {macs(report['teacher']['macs'])}",
@@ -80,7 +80,7 @@ def _facts(report: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _origin(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Provenance, and which weights it is about."""
+    """The model and the provenance, as names and values."""
     return [
         ("model", report["model"]["name"]),
         ("family", report["model"]["family"]),
@@ -91,7 +91,7 @@ def _origin(report: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Names and values of a definition list; what is nested on one line."""
+    """Names and values of a definition list; a nested value is one line."""
     for name, value in values.items():
         if isinstance(value, Mapping):
             yield name, ", ".join(f"{key} {_plain(inner)}" for key, inner in value.items()) or "none"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
-from search_jobs.report.run import Run
+from search_jobs.report.run import FinishedRun
 from search_jobs.report.style import SEARCHED, WIDTH, dress, figure
 
 
-def progress(run: Run) -> Figure:
+def progress(run: FinishedRun) -> Figure:
     """A step for every schedule that reached the last rung."""
     picture = figure(WIDTH, 2.7)
     axes = picture.subplots()

@@ -14,25 +14,30 @@ from numpy.typing import NDArray
 
 from registry.errors import NotFound
 from registry.schedule import Schedule
-from search_jobs.report.aims import Aim, Entry, aims
+from search_jobs.report.targets import CostTarget, Entry, targets
 
 
 @dataclass(frozen=True)
-class Run:
+class FinishedRun:
     """A finished search: its report and the files beside it."""
 
     folder: Path
     report: dict[str, Any]
 
     @cached_property
-    def aims(self) -> list[Aim]:
+    def targets(self) -> list[CostTarget]:
         """All that was chosen, the dearest first."""
-        return aims(self.report)
+        return targets(self.report)
 
     @property
-    def shown(self) -> list[Aim]:
-        """Those that are drawn at length: the tiers, or the budgets where there are no tiers."""
-        return [aim for aim in self.aims if aim.tier] or self.aims
+    def shown(self) -> list[CostTarget]:
+        """The targets that are drawn at length: the tiers, or the budgets where there are no tiers."""
+        return [target for target in self.targets if target.tier] or self.targets
+
+    @property
+    def teacher_steps(self) -> int:
+        """Steps of the teacher: what a schedule's computed steps are out of."""
+        return int(self.report["teacher"]["schedule"]["solver"]["teacher_steps"])
 
     @cached_property
     def compared(self) -> dict[str, Any] | None:
@@ -51,10 +56,10 @@ class Run:
         return np.load(path) if path.is_file() else None
 
     def schedule(self, entry: Entry) -> Schedule | None:
-        """What an entry measured: its own document, or the one that the ledger keeps beside the measurement."""
+        """The schedule of an entry: its own document, or the one that the ledger keeps beside the measurement."""
         if "schedule" in entry:
             return Schedule.model_validate(entry["schedule"])
-        return next((Schedule.model_validate(found) for found in self._measured(entry["digest"])), None)
+        return next(map(Schedule.model_validate, self._measured(entry["digest"])), None)
 
     def _measured(self, digest: str) -> Iterator[dict[str, Any]]:
         ledger = self.folder / "ledger.jsonl"
@@ -63,9 +68,9 @@ class Run:
                 yield json.loads(line)["schedule"]
 
 
-def read(folder: Path) -> Run:
+def read(folder: Path) -> FinishedRun:
     """The run. Raises `NotFound` when its search has not finished."""
     path = folder / "report.json"
     if not path.is_file():
         raise NotFound(f"{folder} holds no finished search (no report.json); run it again to go on", param="run")
-    return Run(folder, json.loads(path.read_text()))
+    return FinishedRun(folder, json.loads(path.read_text()))

@@ -13,10 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from registry.schedule import Kind, Schedule
-from search_jobs.report.aims import Aim, Entry
-from search_jobs.report.figures import steps
-from search_jobs.report.run import Run
+from search_jobs.report.run import FinishedRun
 from search_jobs.report.style import INK, MUTED, RULE, WIDTH, figure
+from search_jobs.report.targets import CostTarget, Entry
 
 TRAINED = 1000  # noise levels that diffusers' models are trained on
 HEAD = 0.0125  # of the axis: the coloured part of a computed step, however far the solver jumps after it
@@ -27,7 +26,7 @@ CLOSE, APART = 0.78, 1.42  # distance of a strip from the one above: a baseline'
 CROWDED = 150  # cells, beyond which the lines between them would cover them
 
 
-class Cell(NamedTuple):
+class StepCell(NamedTuple):
     """One step of the trajectory. It begins at its own place and ends at the next step's; 0 is noise, 1 the image."""
 
     kind: Kind
@@ -36,8 +35,8 @@ class Cell(NamedTuple):
     end: float
 
 
-class Row(NamedTuple):
-    """A strip with its names."""
+class Strip(NamedTuple):
+    """A schedule drawn as a strip, and the text beside it. chosen: it is a tier's, not the baseline below."""
 
     name: str
     below: str
@@ -46,39 +45,39 @@ class Row(NamedTuple):
     chosen: bool
 
 
-def cells(schedule: Schedule) -> list[Cell]:
+def cells(schedule: Schedule) -> list[StepCell]:
     """One cell per step: at its true timestep where the schedule has timesteps of its own, else evenly.
 
     Only computed steps have timesteps; null steps lie evenly between them.
     """
-    found = list(schedule.steps())
-    starts = [step.index / len(found) for step in found]
+    trajectory = list(schedule.steps())
+    starts = [step.index / len(trajectory) for step in trajectory]
     if schedule.timesteps is not None:
-        computed = [step.index for step in found if step.kind != "null"]
+        computed = [step.index for step in trajectory if step.kind != "null"]
         trained = max(TRAINED, schedule.timesteps[0] + 1)
         places = [1 - (timestep + 1) / trained for timestep in schedule.timesteps]
-        starts = [float(x) for x in np.interp(range(len(found)), [*computed, len(found)], [*places, 1.0])]
-    return [Cell(s.kind, s.branch, *ends) for s, ends in zip(found, pairwise([*starts, 1.0]), strict=True)]
+        starts = [float(x) for x in np.interp(range(len(trajectory)), [*computed, len(trajectory)], [*places, 1.0])]
+    return [StepCell(s.kind, s.branch, *ends) for s, ends in zip(trajectory, pairwise([*starts, 1.0]), strict=True)]
 
 
-def strips(run: Run) -> Figure:
+def strips(run: FinishedRun) -> Figure:
     """Each tier, and below it the strongest baseline under the same ceiling."""
-    rows = list(_rows(run))
-    tops = [-y for y in accumulate(APART if row.chosen else CLOSE for row in rows)]
+    drawn = list(_strips_of(run))
+    tops = [-y for y in accumulate(APART if strip.chosen else CLOSE for strip in drawn)]
     picture = figure(WIDTH, 0.9 - 0.56 * min(tops, default=0))
     axes = picture.subplots()
-    branches = max((segment.branch for row in rows for segment in row.schedule.segments if segment.partial), default=1)
-    factors = _factor_range(rows)
-    for row, top in zip(rows, tops, strict=True):
-        _strip(axes, row, top, branches)
-        if row.schedule.corrections:
-            _factors(axes, row.schedule, top + HEIGHT + 0.1, factors)
+    branches = max((segment.branch for strip in drawn for segment in strip.schedule.segments if segment.partial), default=1)
+    factors = _factor_range(drawn)
+    for strip, top in zip(drawn, tops, strict=True):
+        _draw(axes, strip, top, branches, run.teacher_steps)
+        if strip.schedule.corrections:
+            _factors(axes, strip.schedule, top + HEIGHT + 0.1, factors)
     axes.set_xlim(-0.005, 1.005)
     axes.spines[:].set_visible(False)
     axes.set_yticks([])
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["noise", "¼", "½", "¾", "image"], color=MUTED, fontsize=9)
     axes.tick_params(length=0)
-    used = sorted({segment.branch for row in rows for segment in row.schedule.segments if segment.partial})
+    used = sorted({segment.branch for strip in drawn for segment in strip.schedule.segments if segment.partial})
     legend = [Patch(fc=FULL, label="full step")]
     legend += [Patch(fc=colour("partial", b, branches), label=f"partial, branch {b}") for b in used]
     legend.append(Patch(fc=NULL, ec="#c9d0d6", lw=0.6, label="null: nothing computed"))
@@ -93,29 +92,29 @@ def colour(kind: Kind, branch: int, branches: int) -> str:
     return FULL if kind == "full" else NULL
 
 
-def _rows(run: Run) -> list[Row]:
-    rows = []
-    for aim in run.shown:
-        own, rival = run.schedule(aim.entry), aim.rival and run.schedule(aim.rival)
+def _strips_of(run: FinishedRun) -> list[Strip]:
+    drawn = []
+    for target in run.shown:
+        own, rival = run.schedule(target.entry), target.rival and run.schedule(target.rival)
         if own:
-            rows.append(Row(aim.label, _below(aim), own, aim.entry, True))
-        if rival and aim.rival:
-            rows.append(Row("by hand", aim.rival["baseline"]["name"], rival, aim.rival, False))
-    return rows
+            drawn.append(Strip(target.label, _below(target), own, target.entry, True))
+        if rival and target.rival:
+            drawn.append(Strip("by hand", target.rival["baseline"]["name"], rival, target.rival, False))
+    return drawn
 
 
-def _below(aim: Aim) -> str:
-    if aim.by_hand:
-        return f"by hand: {aim.by_hand}"
-    return aim.limit if aim.tier else "searched"
+def _below(target: CostTarget) -> str:
+    if target.by_hand:
+        return f"by hand: {target.by_hand}"
+    return target.limit if target.tier else "searched"
 
 
-def _strip(axes: Axes, row: Row, y: float, branches: int) -> None:
-    drawn = cells(row.schedule)
-    apart = len(drawn) <= CROWDED
-    spans = [(cell.start, cell.end - cell.start) for cell in drawn]
+def _draw(axes: Axes, strip: Strip, y: float, branches: int, teacher_steps: int) -> None:
+    steps_drawn = cells(strip.schedule)
+    apart = len(steps_drawn) <= CROWDED
+    spans = [(cell.start, cell.end - cell.start) for cell in steps_drawn]
     axes.broken_barh(spans, (y, HEIGHT), facecolors=NULL, edgecolors="white", lw=0.8 * apart)
-    heads = [cell for cell in drawn if cell.kind != "null"]
+    heads = [cell for cell in steps_drawn if cell.kind != "null"]
     colours = [colour(cell.kind, cell.branch, branches) for cell in heads]
     axes.broken_barh(
         [(c.start, min(HEAD, c.end - c.start)) for c in heads],
@@ -125,11 +124,11 @@ def _strip(axes: Axes, row: Row, y: float, branches: int) -> None:
         lw=0.5 * apart,
     )
     middle = y + HEIGHT / 2
-    _text(axes, -0.012, middle + 0.16, row.name, "right", bold=row.chosen)
-    _text(axes, -0.012, middle - 0.2, row.below, "right", quiet=True)
-    held = row.entry["held-out"]
-    _text(axes, 1.012, middle + 0.16, f"cost {held['cost']:.3f}", "left", bold=row.chosen)
-    _text(axes, 1.012, middle - 0.2, f"{steps(row.entry['steps'])} {row.schedule.solver.name}", "left", quiet=True)
+    _text(axes, -0.012, middle + 0.16, strip.name, "right", bold=strip.chosen)
+    _text(axes, -0.012, middle - 0.2, strip.below, "right", quiet=True)
+    held, steps = strip.entry["held-out"], f"{strip.schedule.computed} of {teacher_steps} steps"
+    _text(axes, 1.012, middle + 0.16, f"cost {held['cost']:.3f}", "left", bold=strip.chosen)
+    _text(axes, 1.012, middle - 0.2, f"{steps}, {strip.schedule.solver.name}", "left", quiet=True)
 
 
 def _text(axes: Axes, x: float, y: float, text: str, align: str, bold: bool = False, quiet: bool = False) -> None:
@@ -139,9 +138,9 @@ def _text(axes: Axes, x: float, y: float, text: str, align: str, bold: bool = Fa
     )  # fmt: skip
 
 
-def _factor_range(rows: Sequence[Row]) -> tuple[float, float]:
-    """Of all guidance factors that are drawn, with 1 inside: one scale for all rows."""
-    factors = [1.0] + [c.guidance for row in rows for c in row.schedule.corrections or ()]
+def _factor_range(drawn: Sequence[Strip]) -> tuple[float, float]:
+    """The smallest and the largest guidance factor that is drawn, with 1 between: one scale for all strips."""
+    factors = [1.0] + [c.guidance for strip in drawn for c in strip.schedule.corrections or ()]
     return min(factors), max(factors)
 
 

@@ -35,7 +35,7 @@ def figure(width: float, height: float) -> Figure:
 
 
 def dress(axes: Axes, grid: bool = True) -> None:
-    """Thin and quiet."""
+    """Thin grey axes without a frame; a grid below the marks."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#b8c0c8")
     axes.tick_params(which="both", colors=MUTED, labelsize=8.5)
@@ -47,14 +47,14 @@ def dress(axes: Axes, grid: bool = True) -> None:
 
 
 def decades(axis: Axis) -> None:
-    """A logarithmic axis that reads 0.1, 0.2, 0.5, 1, …"""
+    """Label a logarithmic axis 0.1, 0.2, 0.5, 1, …"""
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_locator(NullLocator())
 
 
 def headline(axes: Axes, text: str) -> None:
-    """Above the axes, where reading begins."""
+    """Set a title above the axes, at the left, where reading begins."""
     axes.set_title(text, loc="left", color=INK, fontsize=10.5, pad=10)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from search_jobs.report.aims import Aim, Entry
 from search_jobs.report.figures import figure
+from search_jobs.report.targets import CostTarget, Entry
 
 LEVEL = "95\u00a0%"  # never broken over two lines
 REST = {"worse": "worse than by hand", "by hand": "set by hand", "alone": "cheaper than anything set by hand"}
@@ -15,53 +15,54 @@ NUMBERS = ("No", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight",
 Verdict = Literal["clearly better", "better", "worse", "by hand", "alone"]
 
 
-def verdict(aim: Aim) -> Verdict:
+def verdict(target: CostTarget) -> Verdict:
     """By rFID on held-out images. Clearly: the 95 % intervals leave no overlap."""
-    if aim.by_hand:
+    if target.by_hand:
         return "by hand"
-    if aim.rival is None:
+    if target.rival is None:
         return "alone"
-    own, other = aim.entry["held-out"], aim.rival["held-out"]
+    own, other = target.entry["held-out"], target.rival["held-out"]
     if own["rfid"] >= other["rfid"]:
         return "worse"
     return "better" if _overlap(own, other) else "clearly better"
 
 
-def sentence(aim: Aim) -> str:
-    """One aim: its cost and rFID against the strongest baseline under the same ceiling."""
-    cost, rfid = _cost_and_rfid(aim.entry)
+def sentence(target: CostTarget) -> str:
+    """One target: its cost and rFID against the strongest baseline under the same ceiling."""
+    cost, rfid = _cost_and_rfid(target.entry)
     start = f"costs {cost} of the teacher's MACs and has an rFID of {rfid}"
-    if aim.by_hand:
-        return f"is set by hand: {aim.by_hand}. The search found nothing that did better on the images that decide. It {start}."
-    if aim.rival is None:
+    if target.by_hand:
+        return (
+            f"is set by hand: {target.by_hand}. The search found nothing that did better on the images that decide. It {start}."
+        )
+    if target.rival is None:
         return f"{start}; nothing set by hand is as cheap."
-    cost, rfid = _cost_and_rfid(aim.rival)
-    own, other = aim.entry["held-out"], aim.rival["held-out"]
+    cost, rfid = _cost_and_rfid(target.rival)
+    own, other = target.entry["held-out"], target.rival["held-out"]
     overlap = _overlap(own, other)
-    against = f"that of the strongest schedule set by hand, {aim.rival['baseline']['name']} (cost {cost}, rFID {rfid})"
-    if verdict(aim) == "worse":
+    against = f"that of the strongest schedule set by hand, {target.rival['baseline']['name']} (cost {cost}, rFID {rfid})"
+    if verdict(target) == "worse":
         chance = "the intervals overlap, so this may be chance" if overlap else "the intervals do not even overlap"
         return f"{start}. That is worse than {against}; {chance}. It was chosen on other images."
     doubt = f"though the {LEVEL} intervals overlap" if overlap else f"and the {LEVEL} intervals do not overlap"
     return f"{start}. That is {_times(other['rfid'], own['rfid'])} than {against}, {doubt}."
 
 
-def summary(aims: Sequence[Aim], report: dict[str, Any]) -> str:
-    """All aims at once."""
-    what = "tier" if any(aim.tier for aim in aims) else "budget"
-    found: list[str] = [verdict(aim) for aim in aims]
-    better, clearly = sum("better" in one for one in found), found.count("clearly better")
-    text = (
-        f"On {report['config']['heldout']} images whose prompts and noise the search never saw, {_of(better, len(aims), what)} "
-    )
+def summary(targets: Sequence[CostTarget], report: dict[str, Any]) -> str:
+    """Two or three sentences about all targets at once."""
+    what = "tier" if any(target.tier for target in targets) else "budget"
+    verdicts: list[str] = [verdict(target) for target in targets]
+    better, clearly = sum("better" in kind for kind in verdicts), verdicts.count("clearly better")
+    text = f"On {report['config']['heldout']} images whose prompts and noise the search never saw, "
+    text += _of(better, len(targets), what) + " "
     text += "come" if better > 1 else "comes"
     text += " closer to the teacher (a lower rFID) than the strongest schedule that can be set by hand under the same ceiling"
     if better:
         where = "; " if clearly == better else f"; for {clearly} of them " if clearly else ", but "
         text += f"{where}the {LEVEL} intervals {'do not ' if clearly else ''}overlap"
     text += "."
-    for one, words in REST.items():
-        if number := found.count(one):
+    for kind, words in REST.items():
+        if number := verdicts.count(kind):
             text += f" {NUMBERS[number] if number < len(NUMBERS) else number} {'is' if number == 1 else 'are'} {words}."
     return text
 

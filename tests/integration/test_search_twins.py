@@ -22,7 +22,7 @@ CEILING = 0.5
 class Silent:
     """No progress."""
 
-    def stage(self, name: str, images: int) -> None: ...
+    def begin(self, name: str, images: int) -> None: ...
 
     def advance(self, images: int) -> None: ...
 
@@ -63,7 +63,7 @@ def own(tmp_path_factory: pytest.TempPathFactory, tiny_config: Mapping[str, Any]
 def test_a_twin_of_another_seed_is_measured_on_images_that_neither_was_fitted_on(own: Searched) -> None:
     ((entry,),) = compare(own.job, [CEILING], [own.place / "twin"])["twins"].values()
     assert entry["images"] == 4
-    held = own.job.desk.stages["held-out"].sample
+    held = own.job.evaluator.stages["held-out"].sample
     prompts = own.job.config.read_prompts()
     for seed in (0, 5):
         for stage in stages(own.job.config.model_copy(update={"seed": seed}), prompts).values():

@@ -76,8 +76,8 @@ def test_list_shows_tiers_and_versions(shell: Shell) -> None:
     text = shell.run("list").stdout
     for word in (
         "fast",
-        "5/5/40",
-        "5/0/45",
+        "10 (5+5)",
+        "5 (5+0)",
         "0.134",
         "0.91",
         "21.3",
@@ -101,6 +101,7 @@ def test_show_draws_the_steps(shell: Shell, ref: str) -> None:
     assert text.splitlines()[0] == "F....p...." * 5
     for word in ("full 5", "partial 5", "null 40", MIDDLE.digest, "dpmsolver++", "0.134", "0.914", "[red]7"):
         assert word in text
+    assert "10 of 50 steps are computed" in text
     found = shell.json("show", ref)
     assert Schedule.parse(json.dumps(found["schedule"])) == MIDDLE
     assert found["digest"] == MIDDLE.digest
@@ -154,6 +155,9 @@ def test_diff_marks_the_steps_that_differ(shell: Shell) -> None:
     text = "\n".join(lines)
     for words in ("segment 4, steps 40 to 49: no partial step → partial at 5, branch 3", "+0.034 (+34.0%)", "0.914"):
         assert words in text
+    (computed,) = (line.split() for line in lines if line.lstrip().startswith("computed"))
+    assert computed == ["computed", "steps", "5", "10", "+5", "(+100.0%)"]
+    assert "null" not in text
     found = shell.json("diff", "1", "fast")
     assert (found["a"]["digest"], found["b"]["digest"]) == (CHEAP.digest, MIDDLE.digest)
     assert found["steps"] == [5, 15, 25, 35, 45]

@@ -65,7 +65,7 @@ def test_a_cost_that_no_schedule_reaches_is_refused_by_name_and_with_its_limit(a
 @pytest.mark.parametrize("steps", range(4, 900, 7))
 def test_one_step_of_the_teacher_is_a_cost_to_aim_at(steps: int) -> None:
     macs = 2_748_000_001
-    assert JobConfig.parse({**PATHS, "teacher_steps": steps, "tiers": {}, "budgets": [macs / (macs * steps)]}).aims
+    assert JobConfig.parse({**PATHS, "teacher_steps": steps, "tiers": {}, "budgets": [macs / (macs * steps)]}).ceilings
 
 
 def test_prompts_and_features_that_changed_since_the_search_are_refused(tmp_path: Path) -> None:

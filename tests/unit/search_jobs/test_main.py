@@ -96,5 +96,5 @@ def test_evaluate_measures_on_what_searches_hold_out_and_says_what(
 
     prompts = read_prompts(file) if flags else halves(read_prompts(file))[1]
     oracle = Objective(model, extractor(f"{MODEL}/clip"), fresh(prompts, 2, 3), teacher_steps=4, guidance=1)
-    measure = oracle.evaluate(Schedule.parse(schedule.read_bytes())).measure
+    measure = oracle.evaluate(Schedule.parse(schedule.read_bytes())).measurement
     assert {name: found[name] for name in ("rfid", "psnr")} == {"rfid": measure.rfid, "psnr": measure.psnr}

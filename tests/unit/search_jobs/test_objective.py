@@ -44,7 +44,7 @@ def test_the_teacher_is_its_own_equal(judge: Objective) -> None:
 
 def test_a_coarse_schedule_is_worse_and_its_intervals_lie_around_its_figures(model: Model, judge: Objective) -> None:
     result = judge.evaluate(coarse(model))
-    measure = result.measure
+    measure = result.measurement
     assert measure.macs == 2 * model.macs.of_program(model.compile(coarse(model)), 1)
     assert measure.psnr < 50
     assert measure.clip_score is not None
@@ -57,20 +57,20 @@ def test_a_coarse_schedule_is_worse_and_its_intervals_lie_around_its_figures(mod
 
 
 def test_images_are_measured_against_the_teachers_image_of_the_same_noise(model: Model, judge: Objective) -> None:
-    program, images = model.compile(coarse(model)), judge.reference.images
+    program, images = model.compile(coarse(model)), judge.teacher_outputs.images
     moved = judge.measure(program, images.roll(1, dims=0))
     assert moved.rfid < 1e-6, "the same set of images"
     assert moved.loss > 0.1, "but not paired"
 
 
 def test_images_that_are_no_numbers_lose(model: Model, judge: Objective) -> None:
-    broken = torch.full_like(judge.reference.images, float("nan"))
+    broken = torch.full_like(judge.teacher_outputs.images, float("nan"))
     assert judge.measure(model.compile(coarse(model)), broken).loss == WORST
 
 
 def test_an_unconditional_sample_has_no_clip_score(model: Model) -> None:
     silent = Objective(model, extractor(CLIP), Sample.draw([""], 2, 1), teacher_steps=4, guidance=1.0, bootstrap=True)
-    assert silent.evaluate(silent.teacher.schedule).measure.clip_score is None
+    assert silent.evaluate(silent.teacher.schedule).measurement.clip_score is None
 
 
 def test_the_teachers_outputs_come_from_the_file_the_second_time(
@@ -81,11 +81,11 @@ def test_the_teachers_outputs_come_from_the_file_the_second_time(
     with monkeypatch.context() as patched:
         patched.setattr(module, "walk", None)  # calling it would fail
         again = objective(model, tmp_path / "teacher.pt", fitting=True)
-    assert torch.equal(again.reference.images, first.reference.images)
+    assert torch.equal(again.teacher_outputs.images, first.teacher_outputs.images)
     assert again.evaluate(coarse(model), fitting=True) == fitted
     assert [file.name for file in tmp_path.iterdir()] == ["teacher.pt"]
     other = Objective(model, extractor(CLIP), SAMPLE.first(2), teacher_steps=8, cache=tmp_path / "teacher.pt")
-    assert len(other.reference.images) == 2, "a file of another sample is not this one's"
+    assert len(other.teacher_outputs.images) == 2, "a file of another sample is not this one's"
 
 
 def test_a_model_that_overflows_says_so(model: Model) -> None:

@@ -120,9 +120,11 @@ def test_the_best_share_of_each_budgets_children_survives(losses: list[int], sha
     loss_of = {child.genome: float(loss) for child, loss in zip(CHILDREN, losses, strict=True)}
     left = survivors(CHILDREN, lambda genome: loss_of[genome], share)
     for budget, count in ((0.1, 6), (0.2, 9)):
-        expected = sorted(loss_of[child.genome] for child in CHILDREN if budget in child.aims)[: max(1, round(share * count))]
-        assert sorted(loss_of[child.genome] for child in left if budget in child.aims) == expected
-    assert all(child.aims for child in left)
+        expected = sorted(loss_of[child.genome] for child in CHILDREN if budget in child.budgets)[
+            : max(1, round(share * count))
+        ]
+        assert sorted(loss_of[child.genome] for child in left if budget in child.budgets) == expected
+    assert all(child.budgets for child in left)
 
 
 @given(points)

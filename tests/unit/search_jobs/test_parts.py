@@ -11,10 +11,10 @@ from evaluation import Clip, clip_score, frechet_distance
 from registry.errors import InvalidInput, NotFound
 from registry.schedule import Correction, Schedule
 from search_jobs.config import JobConfig, read_prompts
-from search_jobs.crew import Task
+from search_jobs.executor import EvaluationTask
 from search_jobs.ledger import Ledger
-from search_jobs.objective import Measure, Result, Sample
-from search_jobs.rollout import Spent
+from search_jobs.objective import Evaluation, Measurement, Sample
+from search_jobs.prefix_caching import MacsSpent
 from search_jobs.stages import stages
 
 PATHS = {"model": "m", "prompts": "p", "features": "f"}
@@ -45,33 +45,34 @@ def test_a_folder_without_a_clip_model_says_so(tmp_path: Path) -> None:
         Clip(tmp_path)
 
 
-def result(loss: float, one: Schedule) -> Result:
+def evaluation(loss: float, one: Schedule) -> Evaluation:
     intervals = {"rfid": (0.1, 0.9)}
-    measure = Measure(0.1, 10, loss, rfid=0.5, psnr=30.0, clip_score=None, images=4, intervals=intervals)
-    return Result(one.model_copy(update={"corrections": (Correction(guidance=1.25),) * one.computed}), measure, Spent(7, 3))
+    measurement = Measurement(0.1, 10, loss, rfid=0.5, psnr=30.0, clip_score=None, images=4, intervals=intervals)
+    corrected = one.model_copy(update={"corrections": (Correction(guidance=1.25),) * one.computed})
+    return Evaluation(corrected, measurement, MacsSpent(7, 3))
 
 
 def test_the_ledger_keeps_what_was_added(tmp_path: Path) -> None:
     ledger, first, second = Ledger(tmp_path / "ledger.jsonl"), schedule(5), schedule(6)
-    ledger.add(Task("search", first, fitting=True), result(1.0, first))
-    ledger.add(Task("search", second, fitting=True), result(2.0, second))
+    ledger.add(EvaluationTask("search", first, fitting=True), evaluation(1.0, first))
+    ledger.add(EvaluationTask("search", second, fitting=True), evaluation(2.0, second))
     again = Ledger(tmp_path / "ledger.jsonl")
     assert len(again) == 2
-    assert again.get(Task("search", second, fitting=True)) == result(2.0, second)
-    assert again.get(Task("search", second, fitting=False)) is None
-    assert again.get(Task("held-out", second, fitting=True)) is None
+    assert again.get(EvaluationTask("search", second, fitting=True)) == evaluation(2.0, second)
+    assert again.get(EvaluationTask("search", second, fitting=False)) is None
+    assert again.get(EvaluationTask("held-out", second, fitting=True)) is None
     assert [stage for stage, _ in again] == ["search", "search"]
 
 
 def test_a_line_cut_short_by_a_kill_is_dropped_and_only_that(tmp_path: Path) -> None:
     path, first = tmp_path / "ledger.jsonl", schedule(5)
-    Ledger(path).add(Task("search", first, fitting=True), result(1.0, first))
+    Ledger(path).add(EvaluationTask("search", first, fitting=True), evaluation(1.0, first))
     whole = path.read_text()
     for cut in range(1, len(whole), 7):
         path.write_text(whole + whole[:cut].rstrip("\n"))
         ledger = Ledger(path)
         assert len(ledger) == 1
-        ledger.add(Task("search", schedule(3), fitting=True), result(2.0, schedule(3)))
+        ledger.add(EvaluationTask("search", schedule(3), fitting=True), evaluation(2.0, schedule(3)))
         assert len(Ledger(path)) == 2
         path.write_text(whole)
 
@@ -81,7 +82,7 @@ def test_a_line_cut_short_by_a_kill_is_dropped_and_only_that(tmp_path: Path) -> 
 )
 def test_a_whole_line_that_is_no_measurement_is_named_and_left_alone(line: str, tmp_path: Path) -> None:
     path, first = tmp_path / "ledger.jsonl", schedule(5)
-    Ledger(path).add(Task("search", first, fitting=True), result(1.0, first))
+    Ledger(path).add(EvaluationTask("search", first, fitting=True), evaluation(1.0, first))
     path.write_text(before := path.read_text() + line + "\n")
     with pytest.raises(InvalidInput, match=r"ledger\.jsonl, line 2: no measurement of this version"):
         Ledger(path)

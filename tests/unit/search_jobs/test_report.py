@@ -18,12 +18,12 @@ from schedule_strategies import schedules
 from registry.errors import NotFound
 from registry.schedule import Correction, ModelRef, Schedule, Segment, Solver, teacher
 from search_jobs.publish import artifacts
-from search_jobs.report import Run, read, table, write
-from search_jobs.report.aims import Aim, aims
-from search_jobs.report.compare import Comparison
+from search_jobs.report import FinishedRun, read, table, write
+from search_jobs.report.compare import EqualCostComparison
 from search_jobs.report.figures import figure, interval, macs, power
 from search_jobs.report.front import front
 from search_jobs.report.strips import cells
+from search_jobs.report.targets import CostTarget, targets
 from search_jobs.report.verdict import sentence, summary, verdict
 
 MODEL = ModelRef(name="toy", family="unet2d-condition", fingerprint="sha256:" + "0" * 64)
@@ -168,8 +168,10 @@ class Page(HTMLParser):
 
 def test_the_page_says_every_tiers_name_and_figures(run: Path) -> None:
     text = Page(run / "report.html").text
-    for expected in ("best", "draft", "≤ 0.333", "0.300", "0.0456", "0.0200–0.500", "2/3/7", "30.2", "71.0", "2+2 s=2 ddim"):
+    for expected in ("best", "draft", "≤ 0.333", "0.300", "0.0456", "0.0200–0.500", "30.2", "71.0", "2+2 s=2 ddim"):
         assert expected in text
+    assert "5 of 12 (2+3)" in text, "computed steps of the teacher's, full + partial"
+    assert "4 of 12 (2+2)" in text, "though its own trajectory has only 4"
     assert "teacher, all stages112163 GMACs–" in text, "1 schedule, 12 images of 13.6 GMACs"
     for expected in ("toy", "7.66 × 10²⁶", "2026-01-02", "DDIM, 12 steps, 13.6 GMACs", "2.75 TMACs", "711", "fingerprint"):
         assert expected in text
@@ -230,7 +232,7 @@ def test_the_table_fits_a_narrow_terminal() -> None:
     report = document()
     report["tiers"]["best"]["strongest_baseline"]["baseline"]["name"] = "[10+20] s=4 dpmsolver++"
     console = Console(width=110, record=True, file=StringIO())
-    console.print(table(Run(Path(), report)))
+    console.print(table(FinishedRun(Path(), report)))
     lines = [line for line in console.export_text().splitlines() if line.strip()]
     assert len(lines) == 4 + 4  # title, two of heading, rule; best and its rival, draft, the budget
     assert any("by hand" in line and "[10+20] s=4 dpmsolver++" in line and "0.900" in line for line in lines)
@@ -238,7 +240,7 @@ def test_the_table_fits_a_narrow_terminal() -> None:
 
 
 def test_aims_are_tiers_and_the_budgets_that_no_tier_stands_for() -> None:
-    assert [(aim.label, aim.stem, aim.by_hand) for aim in aims(document())] == [
+    assert [(target.label, target.stem, target.by_hand) for target in targets(document())] == [
         ("best", "best", None),
         ("draft", "draft", "2+2 s=2 ddim"),
         ("≤ 0.05", "0.05", None),
@@ -261,9 +263,9 @@ def test_cells_lie_at_the_timesteps_and_null_steps_between_them() -> None:
     assert [cell.start for cell in cells(BY_HAND)] == [0, 0.25, 0.5, 0.75]
 
 
-def against(own: tuple[float, float, float], other: tuple[float, float, float] | None, by_hand: str = "") -> Aim:
+def against(own: tuple[float, float, float], other: tuple[float, float, float] | None, by_hand: str = "") -> CostTarget:
     rival = entry(BY_HAND, measured(*other, 0.2), by_hand="2+2") if other else None
-    return Aim("fast", 0.2, entry(SEARCHED, measured(*own, 0.1), by_hand), rival)
+    return CostTarget("fast", 0.2, entry(SEARCHED, measured(*own, 0.1), by_hand), rival)
 
 
 BETTER, CLEARLY = against((0.1, 0.05, 0.5), (0.4, 0.3, 0.9)), against((0.1, 0.05, 0.2), (0.4, 0.3, 0.9))
@@ -272,7 +274,7 @@ ALONE, HAND = against((0.5, 0.2, 0.9), None), against((0.5, 0.2, 0.9), None, by_
 
 
 @pytest.mark.parametrize(
-    ("aim", "kind", "words"),
+    ("target", "kind", "words"),
     [
         (BETTER, "better", ["4.0 times lower", "though the 95\u00a0% intervals overlap", "2+2 (cost 0.200, rFID 0.400)"]),
         (CLEARLY, "clearly better", ["4.0 times lower", "intervals do not overlap"]),
@@ -282,9 +284,9 @@ ALONE, HAND = against((0.5, 0.2, 0.9), None), against((0.5, 0.2, 0.9), None, by_
         (HAND, "by hand", ["is set by hand: 3+3", "found nothing that did better"]),
     ],
 )
-def test_sentences_say_what_the_figures_say(aim: Aim, kind: str, words: list[str]) -> None:
-    assert verdict(aim) == kind
-    assert all(word in sentence(aim) for word in words)
+def test_sentences_say_what_the_figures_say(target: CostTarget, kind: str, words: list[str]) -> None:
+    assert verdict(target) == kind
+    assert all(word in sentence(target) for word in words)
 
 
 @pytest.mark.parametrize(
@@ -299,7 +301,7 @@ def test_sentences_say_what_the_figures_say(aim: Aim, kind: str, words: list[str
         ([WORSE, HAND, HAND], "same ceiling. One is worse than by hand. Two are set by hand."),
     ],
 )
-def test_the_summary_counts_honestly(some: list[Aim], expected: str) -> None:
+def test_the_summary_counts_honestly(some: list[CostTarget], expected: str) -> None:
     assert expected in summary(some, {"config": {"heldout": 8}})
 
 
@@ -311,9 +313,9 @@ def test_without_intervals_nothing_is_clear() -> None:
 
 
 def test_the_comparison_is_turned_to_one_row_per_kind_of_schedule() -> None:
-    turned = Comparison.of(comparison())
+    turned = EqualCostComparison.of(comparison())
     assert turned.limits() == ["≤ 0.333", "≤ 0.1"]
-    rows = {series.label: cells for series, cells in turned.rows()}
+    rows = {series.label: cells for series, cells in turned.cells()}
     assert rows["this search"] == [("0.0500", "0.0400–0.0600", False), ("0.500", "0.400–0.600", True)]
     assert rows["search literal"] == [("0.0700", "0.0600–0.200", False), ("–", "", False)]
     assert rows["cached fewer-step ddim"][0] == ("0.0300", "0.0100–0.0900", True)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from engine.noise import NoiseLevels
 from engine.program import compile_program
 from registry.schedule import ModelRef, Segment, Solver
-from search_jobs.baselines import Hand
+from search_jobs.baselines import Baselines
 from search_jobs.space import Genome, Space
 
 MODEL = ModelRef(name="toy", family="unet2d-condition", fingerprint="sha256:" + "0" * 64)
@@ -100,7 +100,7 @@ def test_a_space_of_one_point_gives_it_back() -> None:
     assert place.mutate(only, Random(0)) == only
 
 
-HAND = Hand(
+BASELINES = Baselines(
     MODEL,
     lambda name, steps: Solver(name=name, teacher_steps=steps, spacing="trailing"),
     branches=7,
@@ -112,31 +112,31 @@ HAND = Hand(
 
 @pytest.mark.parametrize("budget", [0.5, 0.2, 0.08])
 def test_what_is_set_by_hand_is_affordable_and_one_full_step_more_is_not(budget: float) -> None:
-    found = list(HAND.strongest(budget, 50, every=(2, 5)))
+    found = list(BASELINES.strongest(budget, 50, every=(2, 5)))
     assert len({one.schedule.digest for one in found}) == len(found)
     families = {one.family for one in found}
     cached = {"cached fewer-step ddim", "cached fewer-step dpmsolver++"}
     deepcache = {"uniform DeepCache"} if budget > 0.1 else set()  # else 49 partial steps alone cost more
     assert families == {"fewer-step ddim", "fewer-step dpmsolver++"} | cached | deepcache
     for one in found:
-        assert HAND.cost_of(one.schedule) <= budget
+        assert BASELINES.cost_of(one.schedule) <= budget
         solver, full, every = one.schedule.solver, len(one.schedule.segments), one.schedule.length
         assert one.schedule.counts()["null"] == 0
         if one.family != "uniform DeepCache" and (full + 1) * every <= 50:
-            assert HAND.cost_of(HAND.uniform(solver.name, full + 1, every, one.schedule.segments[0].branch)) > budget
+            assert BASELINES.cost_of(BASELINES.uniform(solver.name, full + 1, every, one.schedule.segments[0].branch)) > budget
         if one.family == "uniform DeepCache":
             assert abs(solver.teacher_steps - 50) <= every / 2
 
 
 def test_uniform_deepcache_computes_every_step_and_one_in_n_in_full() -> None:
-    schedule = HAND.uniform("ddim", 10, 5, 1)
+    schedule = BASELINES.uniform("ddim", 10, 5, 1)
     assert schedule.counts() == {"full": 10, "partial": 40, "null": 0}
     assert [s.index for s in schedule.steps() if s.kind == "full"] == list(range(0, 50, 5))
 
 
 @pytest.mark.parametrize("teacher_steps", [2, 50, 899, 900])
 def test_uniform_deepcache_of_a_long_teacher_keeps_to_the_limit_of_steps(teacher_steps: int) -> None:
-    free = Hand(MODEL, HAND.solver, branches=1, cost_of=lambda one: 0.3 if one.length < 599 <= teacher_steps else 0.1)
+    free = Baselines(MODEL, BASELINES.solver, branches=1, cost_of=lambda one: 0.3 if one.length < 599 <= teacher_steps else 0.1)
     (found,) = (one.schedule for one in free.strongest(0.2, teacher_steps) if one.family == "uniform DeepCache")
     assert found.solver.teacher_steps <= 1000
     assert found.length == (599 if teacher_steps > 599 else 2)
@@ -156,7 +156,7 @@ def test_a_genome_beyond_the_bounds_stays_a_valid_schedule_and_goes_only_towards
 @pytest.mark.parametrize("solver_steps", [50, 24])
 def test_the_space_adopts_what_is_set_by_hand_step_for_step(budget: float, solver_steps: int) -> None:
     place, adopted = space(max_partial=49), 0
-    for one in HAND.strongest(budget, solver_steps):
+    for one in BASELINES.strongest(budget, solver_steps):
         genome = place.adopt(one.schedule)
         if genome is None:
             assert place.length(len(one.schedule.segments)) < one.schedule.length, "no room for its partial steps"
@@ -170,7 +170,7 @@ def test_the_space_adopts_what_is_set_by_hand_step_for_step(budget: float, solve
 @given(seed=st.integers(0, 2**32), walk=st.integers(1, 15))
 def test_the_papers_form_has_its_partial_steps_directly_after_the_full_ones(seed: int, walk: int) -> None:
     rng, place = Random(seed), space(offsets="paper", retime=False)
-    genome = place.adopt(HAND.uniform("ddim", 5, 2, 3))
+    genome = place.adopt(BASELINES.uniform("ddim", 5, 2, 3))
     assert genome is not None
     for _ in range(walk):
         genome = place.mutate(place.crossover(genome, place.mutate(genome, rng), rng), rng)

@@ -1,4 +1,4 @@
-"""Workers of a Dask cluster as the crew: the same measurements as in this process, by several at once."""
+"""Schedules evaluated by the workers of a Dask cluster: the same results as in this process, from several at once."""
 
 from __future__ import annotations
 
@@ -6,25 +6,28 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from functools import lru_cache
 from pathlib import Path
+from types import TracebackType
 from typing import Any
+
+from typing_extensions import override
 
 from registry.errors import FlexiError, InvalidInput
 from search_jobs.config import JobConfig
-from search_jobs.crew import Desk, Task, by_beginning
-from search_jobs.objective import Result
+from search_jobs.evaluator import EvaluationTask, Evaluator
+from search_jobs.executor import Executor, prefix_order
+from search_jobs.objective import Evaluation
 
-GROUP = 4  # schedules that one worker measures in one go: neighbours share their beginnings
+GROUP = 4  # schedules that one worker evaluates in one go: neighbours share their beginnings
 RETRIES = 5  # of a group that raised, and of one whose worker died: Dask counts the two apart
 PATIENCE = 30.0  # seconds for a scheduler or a worker to come
 KEPT = "what was measured is kept: run the same command again to go on"
 PATHS = ("model", "features", "prompts")  # in a configuration
 
 
-class Cluster(AbstractContextManager["Cluster"]):
-    """Workers of a Dask cluster measure: of a local one on 127.0.0.1, or of the scheduler at an address.
+class DaskExecutor(Executor):
+    """Evaluates on the workers of a Dask cluster: a local one on 127.0.0.1, or that of the scheduler at an address.
 
     Each worker loads the model once, from the same absolute path. A group whose worker dies is given to another one, and one
     that raises is tried again, `RETRIES` times each; deaths are counted by the scheduler, so that one of somebody else's allows
@@ -58,33 +61,33 @@ class Cluster(AbstractContextManager["Cluster"]):
             self.client.close()
             raise InvalidInput(f"{scheduler} has no worker after {patience:g} s", param="scheduler") from error
 
-    def measure(self, tasks: Sequence[Task], done: Callable[[int], None]) -> Iterator[tuple[int, Result]]:
-        """In groups of neighbours, as they finish."""
+    @override
+    def evaluate(self, tasks: Sequence[EvaluationTask], done: Callable[[int], None]) -> Iterator[tuple[int, Evaluation]]:
         from distributed import CancelledError, KilledWorker, as_completed
 
-        order, workers = by_beginning(tasks), max(1, len(self.client.scheduler_info(n_workers=-1)["workers"]))
+        order, workers = prefix_order(tasks), max(1, len(self.client.scheduler_info(n_workers=-1)["workers"]))
         size = max(1, min(GROUP, len(order) // (2 * workers)))  # two groups for each at least: nobody waits long for the last
         groups = [order[start : start + size] for start in range(0, len(order), size)]
         futures = {
             self.client.submit(
-                _measure, self.config, self.folder, [tasks[i] for i in group], retries=RETRIES, pure=False
+                _evaluate, self.config, self.folder, [tasks[i] for i in group], retries=RETRIES, pure=False
             ): group
             for group in groups
         }
         for future in as_completed(list(futures)):
             try:
-                results = future.result()
+                evaluations = future.result()
             except KilledWorker as error:
                 deaths = error.allowed_failures + 1
                 raise FlexiError(f"workers: {deaths} died one after another of the same schedules; {KEPT}") from error
             except CancelledError as error:
                 raise FlexiError(f"scheduler: it is gone; {KEPT}") from error
-            for i, result in zip(futures[future], results, strict=True):
-                done(result.measure.images)
-                yield i, result
+            for i, evaluation in zip(futures[future], evaluations, strict=True):
+                done(evaluation.measurement.images)
+                yield i, evaluation
 
-    def __exit__(self, *_: object) -> None:
-        """Close the connection, and the local cluster with its workers."""
+    @override
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._local is not None:  # and all of them up: Dask fails to close one between its death and its next start
             latest = time.monotonic() + PATIENCE
             while len(self.client.scheduler_info(n_workers=-1)["workers"]) < self._workers and time.monotonic() < latest:
@@ -121,12 +124,12 @@ def dask_setup(_: object) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _measure(config: str, folder: str, tasks: Sequence[Task]) -> list[Result]:
-    """In a worker."""
-    desk = _desk(config, folder)
-    return [desk.measure(task) for task in tasks]
+def _evaluate(config: str, folder: str, tasks: Sequence[EvaluationTask]) -> list[Evaluation]:
+    """Evaluate a group of tasks; runs in a worker."""
+    evaluator = _evaluator(config, folder)
+    return [evaluator.evaluate(task) for task in tasks]
 
 
 @lru_cache(maxsize=1)
-def _desk(config: str, folder: str) -> Desk:
-    return Desk.open(JobConfig.model_validate_json(config), Path(folder))
+def _evaluator(config: str, folder: str) -> Evaluator:
+    return Evaluator.open(JobConfig.model_validate_json(config), Path(folder))

@@ -20,9 +20,9 @@ from engine.models import Model, load
 from engine.program import ProgramStep, corrected, path_of
 from engine.sampler import generate
 from registry.schedule import Correction, Schedule, Segment, teacher
-from search_jobs.fit import Outcome, fit
+from search_jobs.fit import UNetCall, fit
 from search_jobs.path import TeacherPath, walk
-from search_jobs.rollout import Rollout
+from search_jobs.prefix_caching import PrefixCachingSampler
 from search_jobs.space import Genome, Space
 
 STEPS = 12
@@ -47,8 +47,8 @@ class Scene:
     def given(self) -> tuple[Tensor, Condition, Condition | None, float]:
         return self.noise, self.condition, self.negative, self.guidance
 
-    def rollout(self, memory: int = 0) -> Rollout:
-        return Rollout(self.model, *self.given, self.path, memory)
+    def sampler(self, memory: int = 0) -> PrefixCachingSampler:
+        return PrefixCachingSampler(self.model, *self.given, self.path, memory)
 
     def schedules(self, count: int, seed: int) -> list[Schedule]:
         """Relatives: each a mutation of one before it."""
@@ -101,21 +101,21 @@ def test_a_path_is_the_same_after_a_file(scene: Scene) -> None:
 
 def test_a_fitted_schedule_is_what_the_plain_loop_makes_of_its_document(scene: Scene) -> None:
     for schedule in scene.schedules(6, seed=1):
-        fitted, latents = scene.rollout().run(schedule, fitting=True)
+        fitted, latents = scene.sampler().run(schedule, fitting=True)
         assert fitted.corrections is not None
         torch.testing.assert_close(latents, scene.plain(Schedule.parse(fitted.document())), rtol=0, atol=1e-4)
 
 
 def test_without_fitting_a_schedule_runs_as_it_is(scene: Scene) -> None:
     for schedule in scene.schedules(3, seed=2):
-        same, latents = scene.rollout().run(schedule)
+        same, latents = scene.sampler().run(schedule)
         assert same == schedule
         torch.testing.assert_close(latents, scene.plain(schedule), rtol=0, atol=1e-4)
 
 
 def test_corrections_bring_the_latents_closer_to_the_teachers(scene: Scene) -> None:
     for schedule in scene.schedules(4, seed=3):
-        (_, plain), (_, fitted) = (scene.rollout().run(schedule, fitting) for fitting in (False, True))
+        (_, plain), (_, fitted) = (scene.sampler().run(schedule, fitting) for fitting in (False, True))
         assert (fitted - scene.path.end).square().mean() < 0.8 * (plain - scene.path.end).square().mean()
 
 
@@ -123,9 +123,9 @@ def test_corrections_bring_the_latents_closer_to_the_teachers(scene: Scene) -> N
 @pytest.mark.parametrize("memory", [LARGE, 3 << 20])
 def test_sharing_changes_no_result_and_saves_calls(scene: Scene, fitting: bool, memory: int) -> None:
     family = scene.schedules(8, seed=4)
-    shared = scene.rollout(memory)
+    shared = scene.sampler(memory)
     for schedule in family:
-        alone = scene.rollout()
+        alone = scene.sampler()
         document, latents = shared.run(schedule, fitting)
         expected, want = alone.run(schedule, fitting)
         assert document == expected
@@ -141,12 +141,12 @@ def test_sharing_changes_no_result_and_saves_calls(scene: Scene, fitting: bool, 
         shared.run(family[0], fitting)
         assert shared.spent.run == again, "all of it is known"
     else:
-        assert sum(found.nbytes for found in shared._kept.values()) <= memory
+        assert sum(call.nbytes for call in shared._cache.values()) <= memory
 
 
-def outcome(seed: int, guided: bool) -> Outcome:
+def unet_call(seed: int, guided: bool) -> UNetCall:
     latent, before, conditional, other = torch.randn(4, 2, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
-    return Outcome(latent, before, conditional, other if guided else None, None)
+    return UNetCall(latent, before, conditional, other if guided else None, None)
 
 
 STEP = ProgramStep(3, "full", 0, 500.0, 0.8, -0.6, float("inf"), 0.5, 0.1, 0.7, -0.2)
@@ -161,11 +161,11 @@ STEP = ProgramStep(3, "full", 0, 500.0, 0.8, -0.6, float("inf"), 0.5, 0.1, 0.7, 
 )
 def test_a_correction_that_explains_the_goal_is_found(seed: int, guided: bool, by: Correction, scale: float) -> None:
     """The goal is what a corrected step reaches: the fit finds that correction, or one that is as good where several are."""
-    found = outcome(seed, guided)
+    call = unet_call(seed, guided)
     wanted = by.model_copy(update={"guidance": 1 + scale if guided else 1.0})
-    goal, _ = found.advance(corrected(STEP, wanted), 3.0)
-    got = fit(STEP, found, 3.0, goal)
-    reached, _ = found.advance(corrected(STEP, got), 3.0)
+    goal, _ = call.advance(corrected(STEP, wanted), 3.0)
+    got = fit(STEP, call, 3.0, goal)
+    reached, _ = call.advance(corrected(STEP, got), 3.0)
     torch.testing.assert_close(reached, goal, rtol=0, atol=1e-4)
     assert got.guidance == pytest.approx(wanted.guidance, abs=1e-3)
     assert got.output == pytest.approx(wanted.output, abs=1e-3)
@@ -174,12 +174,12 @@ def test_a_correction_that_explains_the_goal_is_found(seed: int, guided: bool, b
 
 @pytest.mark.parametrize("goal", [float("nan"), float("inf")])
 def test_a_goal_that_is_no_number_corrects_nothing(goal: float) -> None:
-    found = outcome(0, guided=True)
-    assert fit(STEP, found, 3.0, torch.full_like(found.latent, goal)) == Correction()
+    call = unet_call(0, guided=True)
+    assert fit(STEP, call, 3.0, torch.full_like(call.latent, goal)) == Correction()
 
 
 def test_where_the_clean_latent_is_clipped_guidance_stays_as_it_is() -> None:
-    found = outcome(1, guided=True)
-    got = fit(replace(STEP, clip=1.0), found, 3.0, torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(5)))
+    call = unet_call(1, guided=True)
+    got = fit(replace(STEP, clip=1.0), call, 3.0, torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(5)))
     assert got.guidance == 1.0
     assert np.isfinite([got.latent, got.output, got.before]).all()

@@ -17,10 +17,10 @@ from places import ROOT
 
 from registry.errors import FlexiError, InvalidInput
 from registry.schedule import Schedule, Segment
-from search_jobs import cluster as module
-from search_jobs.cluster import Cluster
+from search_jobs import dask_executor as module
 from search_jobs.config import JobConfig
-from search_jobs.crew import Alone, Desk, Task
+from search_jobs.dask_executor import DaskExecutor
+from search_jobs.executor import EvaluationTask, Evaluator, LocalExecutor
 from search_jobs.job import Job
 
 SMALL = {"teacher_steps": 4, "screen": 2, "images": 2, "tiers": {"fast": 0.8}, "budgets": ()}
@@ -30,17 +30,17 @@ CONFIG = JobConfig.parse({"model": "models/emoji64", "features": "models/emoji64
 class Silent:
     """No progress."""
 
-    def stage(self, name: str, images: int) -> None: ...
+    def begin(self, name: str, images: int) -> None: ...
 
     def advance(self, images: int) -> None: ...
 
 
 @pytest.fixture(scope="module")
-def task() -> Task:
+def task() -> EvaluationTask:
     """A schedule on the first rung."""
-    model = Desk.open(CONFIG, Path("nowhere")).model
+    model = Evaluator.open(CONFIG, Path("nowhere")).model
     segments = (Segment(partial=(1,), branch=2),) * 2
-    return Task("screen", Schedule(model=model.ref, solver=model.solver("ddim", 4), segments=segments), fitting=True)
+    return EvaluationTask("screen", Schedule(model=model.ref, solver=model.solver("ddim", 4), segments=segments), fitting=True)
 
 
 class Elsewhere:
@@ -93,28 +93,30 @@ def test_what_is_no_address_is_said_before_anything_is_computed(address: str, tm
 
 def test_a_scheduler_that_is_not_there_or_has_no_worker_is_not_waited_for_without_end(elsewhere: Elsewhere) -> None:
     with pytest.raises(InvalidInput, match=f"scheduler: {elsewhere.address} has no worker"):
-        Cluster(CONFIG, elsewhere.place, 1, elsewhere.address, patience=0.5)
+        DaskExecutor(CONFIG, elsewhere.place, 1, elsewhere.address, patience=0.5)
     elsewhere.kill()
     with pytest.raises(InvalidInput, match=f"scheduler: nobody answers at {elsewhere.address}"):
-        Cluster(CONFIG, elsewhere.place, 1, elsewhere.address, patience=0.5)
+        DaskExecutor(CONFIG, elsewhere.place, 1, elsewhere.address, patience=0.5)
 
 
 def test_a_worker_of_another_directory_measures_the_same_from_relative_paths(
-    elsewhere: Elsewhere, task: Task, monkeypatch: pytest.MonkeyPatch
+    elsewhere: Elsewhere, task: EvaluationTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
     elsewhere.add_worker()
     folder = elsewhere.place / "run"
-    with Cluster(CONFIG, folder, 1, elsewhere.address) as crew:
-        ((_, measured),) = crew.measure([task], lambda images: None)
-    ((_, alone),) = Alone(Desk.open(CONFIG, folder)).measure([task], lambda images: None)
+    with DaskExecutor(CONFIG, folder, 1, elsewhere.address) as executor:
+        ((_, measured),) = executor.evaluate([task], lambda images: None)
+    ((_, alone),) = LocalExecutor(Evaluator.open(CONFIG, folder)).evaluate([task], lambda images: None)
     assert measured == alone
 
 
-def test_a_scheduler_that_is_killed_is_missed(elsewhere: Elsewhere, task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scheduler_that_is_killed_is_missed(
+    elsewhere: Elsewhere, task: EvaluationTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
     begun = elsewhere.place / "begun"
 
-    def long(config: str, folder: str, tasks: Sequence[Task]) -> None:
+    def long(config: str, folder: str, tasks: Sequence[EvaluationTask]) -> None:
         begun.touch()
         time.sleep(600)
 
@@ -123,37 +125,37 @@ def test_a_scheduler_that_is_killed_is_missed(elsewhere: Elsewhere, task: Task, 
             time.sleep(0.05)
         elsewhere.kill()
 
-    monkeypatch.setattr(module, "_measure", long)
+    monkeypatch.setattr(module, "_evaluate", long)
     elsewhere.add_worker()
-    with Cluster(CONFIG, elsewhere.place, 1, elsewhere.address) as crew:
+    with DaskExecutor(CONFIG, elsewhere.place, 1, elsewhere.address) as executor:
         Thread(target=kill_it).start()
         with pytest.raises(FlexiError, match=r"scheduler: it is gone; what was measured is kept"):
-            list(crew.measure([task], lambda images: None))
+            list(executor.evaluate([task], lambda images: None))
 
 
 def test_a_local_worker_has_all_memory_and_a_group_as_many_tries_after_a_death_as_after_an_error(
-    tmp_path: Path, task: Task, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, task: EvaluationTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tries = tmp_path / "tries"
 
-    def dies(config: str, folder: str, tasks: Sequence[Task]) -> None:
+    def dies(config: str, folder: str, tasks: Sequence[EvaluationTask]) -> None:
         with tries.open("a") as file:
             file.write("died\n")
         os.kill(os.getpid(), signal.SIGKILL)
 
-    def raises(config: str, folder: str, tasks: Sequence[Task]) -> None:
+    def raises(config: str, folder: str, tasks: Sequence[EvaluationTask]) -> None:
         with tries.open("a") as file:
             file.write("raised\n")
         raise RuntimeError("out of luck")
 
     monkeypatch.setattr(module, "RETRIES", 1)
-    with Cluster(CONFIG, tmp_path, 1) as crew:
-        (worker,) = crew.client.scheduler_info()["workers"].values()
+    with DaskExecutor(CONFIG, tmp_path, 1) as executor:
+        (worker,) = executor.client.scheduler_info()["workers"].values()
         assert not worker["memory_limit"], "Dask would end a worker that is larger than it guessed"
-        monkeypatch.setattr(module, "_measure", raises)
+        monkeypatch.setattr(module, "_evaluate", raises)
         with pytest.raises(RuntimeError, match="out of luck"):
-            list(crew.measure([task], lambda images: None))
-        monkeypatch.setattr(module, "_measure", dies)
+            list(executor.evaluate([task], lambda images: None))
+        monkeypatch.setattr(module, "_evaluate", dies)
         with pytest.raises(FlexiError, match=r"workers: 2 died one after another"):
-            list(crew.measure([task], lambda images: None))
+            list(executor.evaluate([task], lambda images: None))
     assert tries.read_text().split() == ["raised"] * 2 + ["died"] * 2

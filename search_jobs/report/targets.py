@@ -10,8 +10,11 @@ Entry = Mapping[str, Any]  # a schedule with all that was measured of it (`searc
 
 
 @dataclass(frozen=True)
-class Aim:
-    """A tier, or a budget that no tier stands for, with the strongest baseline under the same ceiling."""
+class CostTarget:
+    """A cost that the search aimed at, with the schedule chosen for it and the strongest baseline under the same ceiling.
+
+    `tier` is the tier whose ceiling it is; empty for a further budget.
+    """
 
     tier: str
     ceiling: float
@@ -19,28 +22,28 @@ class Aim:
     strongest: Entry | None
 
     @classmethod
-    def of(cls, tier: str, found: Entry) -> Aim:
-        """Of one of the report's budgets. A budget without a tier has an empty name."""
-        return cls(tier, found["ceiling"], found, found["strongest_baseline"])
+    def of(cls, tier: str, budget: Entry) -> CostTarget:
+        """The target of one of the report's budgets."""
+        return cls(tier, budget["ceiling"], budget, budget["strongest_baseline"])
 
     @property
     def limit(self) -> str:
-        """The ceiling as it is written everywhere."""
+        """The ceiling as text, such as "≤ 0.2"."""
         return f"≤ {self.ceiling:.3g}"
 
     @property
     def label(self) -> str:
-        """How pictures name it."""
+        """The name in pictures and on the page: the tier's, else the ceiling."""
         return self.tier or self.limit
 
     @property
     def stem(self) -> str:
-        """Its part of a file's name."""
+        """The name as a part of a file's name."""
         return self.tier or f"{self.ceiling:.3g}"
 
     @property
     def by_hand(self) -> str | None:
-        """The baseline that was chosen; None if what was chosen was searched."""
+        """The name of the baseline that was chosen; None if the search found what was chosen."""
         baseline = self.entry["baseline"]
         return baseline["name"] if baseline else None
 
@@ -51,9 +54,9 @@ class Aim:
         return None if same else self.strongest
 
 
-def aims(report: Mapping[str, Any]) -> list[Aim]:
+def targets(report: Mapping[str, Any]) -> list[CostTarget]:
     """Tiers and further budgets, the dearest first."""
-    tiers = [Aim.of(name, found) for name, found in report["tiers"].items()]
-    named = {aim.ceiling for aim in tiers}
-    others = [Aim.of("", found) for found in report["budgets"] if found["ceiling"] not in named]
-    return sorted([*tiers, *others], key=lambda aim: -aim.ceiling)
+    tiers = [CostTarget.of(name, budget) for name, budget in report["tiers"].items()]
+    named = {target.ceiling for target in tiers}
+    others = [CostTarget.of("", budget) for budget in report["budgets"] if budget["ceiling"] not in named]
+    return sorted([*tiers, *others], key=lambda target: -target.ceiling)

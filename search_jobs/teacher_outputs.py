@@ -1,4 +1,4 @@
-"""What the teacher makes of a sample: computed once, kept in a file, shared by all who measure on that sample."""
+"""The teacher's outputs for a sample: computed once, kept in a file, shared by all who evaluate on that sample."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from search_jobs.path import TeacherPath
 
 
 @dataclass(frozen=True)
-class Reference:
+class TeacherOutputs:
     """images (n, 3, H, W) in [0, 1], and the path to them where corrections are to be fitted."""
 
     images: Tensor
     path: TeacherPath | None
 
     @classmethod
-    def read(cls, file: Path, key: str, device: torch.device) -> Reference | None:
-        """None where there is no such file, or one made for another `key`."""
+    def read(cls, file: Path, key: str, device: torch.device) -> TeacherOutputs | None:
+        """What `write` kept; None where there is no such file, or one made for another `key`."""
         if not file.is_file():
             return None
         stored = torch.load(file, weights_only=True)
@@ -30,7 +30,7 @@ class Reference:
         return cls(stored["images"], TeacherPath.of(stored["path"], device) if stored["path"] else None)
 
     def write(self, file: Path, key: str) -> None:
-        """A kill leaves the old file or the new one, and so do several processes that write the same."""
+        """Keep the outputs. A kill leaves the old file or the new one, and so do several processes that write the same."""
         path = self.path.tensors() if self.path is not None else {}
         with replacing(file) as stream:
             torch.save({"key": key, "images": self.images.cpu(), "path": path}, stream)

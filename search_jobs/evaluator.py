@@ -1,0 +1,70 @@
+"""All that one process needs to evaluate schedules: loaded once, whichever executor hands out the tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from engine.models import Model, load
+from evaluation import Extractor, extractor
+from registry.schedule import Schedule
+from search_jobs.config import JobConfig
+from search_jobs.objective import Evaluation, Objective
+from search_jobs.stages import RUNGS, Stage, stages
+
+
+class EvaluationTask(NamedTuple):
+    """A schedule to be evaluated in a stage. fitting: with corrections fitted there, instead of as the schedule is."""
+
+    stage: str
+    schedule: Schedule
+    fitting: bool
+
+
+@dataclass
+class Evaluator:
+    """The model, the feature extractor, and an objective for each stage that a task has named so far."""
+
+    config: JobConfig
+    folder: Path
+    model: Model
+    extractor: Extractor
+    stages: dict[str, Stage]
+    _objectives: dict[str, Objective] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, config: JobConfig, folder: Path) -> Evaluator:
+        """Load what the configuration names."""
+        model = load(config.model, config.device, config.dtype)
+        by_name = stages(config, config.read_prompts())
+        return cls(config, folder, model, extractor(config.features, config.device), by_name)
+
+    def objective(self, stage: str, progress: Callable[[int], None] = lambda images: None) -> Objective:
+        """The stage's objective, made on first use.
+
+        The teacher's outputs are read from the run folder, or computed and kept there if there is such a folder; `progress`
+        is called with the number of the teacher's images that were just finished.
+        """
+        if stage not in self._objectives:
+            definition, config = self.stages[stage], self.config
+            self._objectives[stage] = Objective(
+                self.model,
+                self.extractor,
+                definition.sample,
+                teacher_steps=config.teacher_steps,
+                guidance=config.guidance,
+                batch=config.batch,
+                fitting=definition.fitted,
+                bootstrap=definition.bootstrap,
+                memory=config.share_mib << 20 if stage in RUNGS else 0,
+                cache=self.folder / f"teacher-{stage}.pt" if self.folder.is_dir() else None,
+                samples=self.folder / "samples" if stage == "held-out" and self.folder.is_dir() else None,
+                progress=progress,
+            )
+        return self._objectives[stage]
+
+    def evaluate(self, task: EvaluationTask) -> Evaluation:
+        """Generate the images of the task's stage with its schedule, and measure them."""
+        return self.objective(task.stage).evaluate(task.schedule, task.fitting)
