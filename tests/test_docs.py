@@ -36,7 +36,7 @@ def test_every_metric_is_documented_with_its_labels_and_no_other_is() -> None:
 
 
 def test_links_between_documents_lead_somewhere() -> None:
-    for page in (ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("models/*/README.md")):
+    for page in (ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md"), *ROOT.glob("models/*/README.md")):
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} -> {target}"
 
@@ -45,7 +45,7 @@ def test_examples_of_json_are_json() -> None:
     examples = [
         example for page in ROOT.glob("docs/*.md") for example in re.findall(r"```json\n(.+?)```", page.read_text(), re.DOTALL)
     ]
-    policies = [found["Version"] for example in examples if "Statement" in (found := json.loads(example))]
+    policies = [document["Version"] for document in map(json.loads, examples) if "Statement" in document]
     assert policies == ["2012-10-17"]
 
 
@@ -57,3 +57,63 @@ def test_the_readme_names_only_make_targets_that_exist() -> None:
 def test_the_glossary_has_each_word_once() -> None:
     words = re.findall(r"^\| ([^|]+?) \|", (ROOT / "docs" / "glossary.md").read_text(), re.MULTILINE)
     assert len(words) == len(set(words)) > 20
+
+
+def records(page: str) -> list[tuple[str, str]]:
+    """(heading, body) of each section of a page."""
+    parts = re.split(r"^## (.+)$", (ROOT / "docs" / page).read_text(), flags=re.MULTILINE)[1:]
+    return list(zip(parts[::2], parts[1::2], strict=True))
+
+
+def test_decisions_are_numbered_without_gaps_and_each_has_a_date_a_status_and_what_would_change_it() -> None:
+    decisions = records("decisions.md")
+    for number, (heading, body) in enumerate(decisions, start=1):
+        assert heading.startswith(f"{number} · "), heading
+        status = re.match(r"\n\n20\d\d-\d\d-\d\d · (accepted|(?:superseded|amended) by \d+(?:, \d+)*)\n\n", body)
+        assert status, heading
+        for later in map(int, re.findall(r"\d+", status[1])):
+            assert number < later <= len(decisions), heading
+        assert len(re.findall(r"^\*Would change it:\* .", body, re.MULTILINE)) == 1, heading
+    assert len(decisions) >= 69
+
+
+def test_every_measurement_has_a_date_a_machine_and_a_command_and_figures() -> None:
+    measurements = records("measurements.md")
+    for heading, body in measurements:
+        lines = body.strip().split("\n")
+        assert re.fullmatch(r"\* Date: 20\d\d-\d\d-\d\d", lines[0]), heading
+        assert re.fullmatch(r"\* Machine: .+", lines[1]), heading
+        assert re.search(r"^\* Command: .*(`.+`|not recorded)", lines[2]), heading
+        assert re.search(r"\d", "".join(lines[3:])), heading
+    assert len({heading for heading, _ in measurements}) == len(measurements) > 15
+
+
+def test_commands_of_measurements_are_modules_and_make_targets_that_exist() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for heading, body in records("measurements.md"):
+        command = body.split("* Command: ")[1].split("\n")[0]
+        assert set(re.findall(r"`make ([a-z]+)", command)) <= targets, heading
+        for module in re.findall(r"python -m ((?!pytest)[\w.]+)", command):
+            path = ROOT / module.replace(".", "/")
+            assert (path / "__main__.py").exists() or path.with_suffix(".py").exists(), f"{heading}: {module}"
+        for file in re.findall(r"(?:tests|models)/[\w./-]+", command):
+            assert (ROOT / file).exists(), f"{heading}: {file}"
+
+
+def test_links_into_pages_lead_to_their_headings() -> None:
+    for page in (ROOT / "README.md", *ROOT.glob("docs/*.md"), ROOT / "loadtests" / "README.md"):
+        for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#([^)]+)\)", page.read_text()):
+            text = ((page.parent / target) if target else page).read_text()
+            headings = [heading.replace("`", "") for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE)]
+            anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+            assert anchor in anchors, f"{page.name} -> {target}#{anchor}"
+
+
+def test_the_architecture_page_names_every_folder_and_only_paths_that_exist() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    folders = set(re.findall(r"\*\*`([\w/]+)/`\*\*", text))
+    rooms = {path.parent.relative_to(ROOT).as_posix() for top in ("registry", "server") for path in ROOT.glob(f"{top}/*/*.py")}
+    tops = {path.parent.name for path in ROOT.glob("*/__init__.py")} | {"models", "deploy"}
+    assert rooms | tops <= folders
+    for path in re.findall(r"`((?:registry|engine|evaluation|search_jobs|server|benchmarks|tests)/[\w./]*)`", text):
+        assert (ROOT / path).exists(), path
