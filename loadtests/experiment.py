@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 import httpx
 
 from loadtests.mixes import MODEL
-from registry.experiments.catalog import Experiments
+from registry.experiments.catalog import ExperimentCatalog
 from registry.experiments.declaration import Arm, Experiment, Guardrail, Primary, RampStage
 from registry.stores.address import open_store
 from registry.stores.base import ObjectStore
@@ -20,9 +20,11 @@ SCHEDULES = {"control": TIER, "treatment": "draft"}  # arm -> the tier whose sch
 SALT = "loadtests"  # always the same, so that the same units get the same arms in every run
 
 
-def begin(store: ObjectStore, name: str, tier: str, arms: Sequence[Arm], guardrails: Sequence[Guardrail] = ()) -> Experiments:
+def begin(
+    store: ObjectStore, name: str, tier: str, arms: Sequence[Arm], guardrails: Sequence[Guardrail] = ()
+) -> ExperimentCatalog:
     """Declare an experiment that ends in a day, the first arm being control, and start it."""
-    experiments = Experiments(store, MODEL.name)
+    experiments = ExperimentCatalog(store, MODEL.name)
     experiments.declare(
         Experiment(
             name=name, version=1, hypothesis="the load test holds", tier=tier, arms=tuple(arms), control=arms[0].name,

@@ -26,7 +26,7 @@ from loadtests.clients import Tally, drive
 from loadtests.experiment import begin, wait_until
 from loadtests.mixes import MODEL, made, mixes
 from registry.catalog import Catalog
-from registry.experiments.catalog import Experiments
+from registry.experiments.catalog import ExperimentCatalog
 from registry.experiments.declaration import Arm, Guardrail
 from registry.schedule import Segment
 from registry.stores.address import open_store
@@ -63,7 +63,7 @@ def main() -> int:
     return 0
 
 
-def declared(registry: str) -> Experiments:
+def declared(registry: str) -> ExperimentCatalog:
     """A tier of ten full steps, and an experiment on it whose arms take as many."""
     mixes()["fewer"].publish(registry)
     catalog = Catalog(open_store(registry), MODEL.name, author="loadtests")
@@ -78,7 +78,7 @@ def declared(registry: str) -> Experiments:
 
 
 def measure(
-    served: RunningService, experiments: Experiments, running: bool, given: argparse.Namespace, turn: int
+    served: RunningService, experiments: ExperimentCatalog, running: bool, given: argparse.Namespace, turn: int
 ) -> dict[str, float]:
     """One turn."""
     status = experiments.state(NAME).status

@@ -1,4 +1,4 @@
-"""python -m registry: look at schedules, publish them, move tiers. `registry.commands.upkeep` keeps a registry in order."""
+"""python -m registry: look at schedules, publish them, move tiers; `commands.maintenance` keeps a registry in order."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from registry.audit_trail import audited_moves, experiment_transitions
 from registry.catalog import Catalog
-from registry.commands import upkeep
+from registry.commands import maintenance
 from registry.commands.command_line import command_line
 from registry.commands.display import (
     COLUMNS,
@@ -21,12 +22,12 @@ from registry.commands.display import (
     facts_of,
     legend,
     minute,
-    print_acts,
     print_alias,
     print_difference,
     print_json,
+    print_moves,
     print_table,
-    print_trail,
+    print_transitions,
     strip,
     teacher_steps,
 )
@@ -35,7 +36,6 @@ from registry.diff import Difference
 from registry.errors import FlexiError
 from registry.schedule import Schedule
 from registry.stores.address import open_store
-from registry.trail import acts, trail
 
 if TYPE_CHECKING:
     from registry.signing import SigningKey
@@ -52,23 +52,23 @@ def list_(registry: Registry = DEFAULT, model: Model = None, last: Last = 20, as
     """Tiers and versions, with their steps, cost and fidelity."""
     catalog = open_catalog(registry, model)
     aliases, versions = catalog.aliases(), catalog.versions(last)
-    digests = {each.digest for each in aliases} | {each.digest for each in versions}
+    digests = {alias.digest for alias in aliases} | {version.digest for version in versions}
     known = {digest: facts_of(catalog, digest) for digest in digests}
     if as_json:
-        tiers = [each.model_dump(mode="json", exclude={"history", "archived"}) | known[each.digest] for each in aliases]
-        numbers = [each.model_dump(mode="json") | known[each.digest] for each in versions]
-        print_json({"model": catalog.model, "tiers": tiers, "versions": numbers})
+        tiers = [alias.model_dump(mode="json", exclude={"history", "archived"}) | known[alias.digest] for alias in aliases]
+        records = [version.model_dump(mode="json") | known[version.digest] for version in versions]
+        print_json({"model": catalog.model, "tiers": tiers, "versions": records})
         return
     steps = teacher_steps(aliases, known)
     print_table(
         f"{catalog.model}: tiers",
         ("tier", "version", *COLUMNS),
-        [(each.tier, each.version, *cells(known[each.digest], steps)) for each in aliases],
+        [(alias.tier, alias.version, *cells(known[alias.digest], steps)) for alias in aliases],
     )
     print_table(
         f"{catalog.model}: versions (the newest {len(versions)})",
         ("version", *COLUMNS, "time (UTC)", "note"),
-        [(each.number, *cells(known[each.digest], steps), minute(each.time), each.note) for each in versions],
+        [(one.number, *cells(known[one.digest], steps), minute(one.time), one.note) for one in versions],
     )
 
 
@@ -165,12 +165,12 @@ def history(
     as_json: AsJson = False,
 ) -> None:
     """All that a tier has meant, the newest last."""
-    entries = open_catalog(registry, model).history(tier, last)
+    moves = open_catalog(registry, model).history(tier, last)
     if as_json:
-        print_json([entry.model_dump(mode="json") for entry in entries])
+        print_json([move.model_dump(mode="json") for move in moves])
         return
-    rows = ((minute(each.time), each.version, each.digest[:8], each.author, each.reason) for each in entries)
-    print_table(f"history of {tier}", ("time (UTC)", "version", "digest", "author", "reason"), rows)
+    lines = ((minute(move.time), move.version, move.digest[:8], move.author, move.reason) for move in moves)
+    print_table(f"history of {tier}", ("time (UTC)", "version", "digest", "author", "reason"), lines)
 
 
 @app.command()
@@ -183,11 +183,11 @@ def diff(
 ) -> None:
     """What changes from schedule A to schedule B: steps, segments, cost and fidelity."""
     catalog = open_catalog(registry, model)
-    found = Difference(catalog.resolve(a).schedule, catalog.resolve(b).schedule)
+    difference = Difference(catalog.resolve(a).schedule, catalog.resolve(b).schedule)
     if as_json:
-        print_json({"a": facts(found.a), "b": facts(found.b), **found.document()})
+        print_json({"a": facts(difference.a), "b": facts(difference.b), **difference.document()})
         return
-    print_difference(found, a, b)
+    print_difference(difference, a, b)
 
 
 @app.command()
@@ -202,15 +202,15 @@ def audit(
 ) -> None:
     """Who moved which tier or experiment, when, from where, and why; the newest last."""
     catalog, since = open_catalog(registry, model), since and since.replace(tzinfo=UTC)
-    entries, done = trail(catalog, tier, since), [] if tier else acts(catalog, since)
+    moves, transitions = audited_moves(catalog, tier, since), [] if tier else experiment_transitions(catalog, since)
     if as_json:
-        moves = [entry.audit.model_dump(mode="json") | {"written": entry.written} for entry in entries]
-        told = [{"experiment": name, **each.model_dump(mode="json")} for name, each in done]
-        print_json(sorted(moves + told, key=lambda each: str(each["time"])))
+        lines = [move.audit.model_dump(mode="json") | {"written": move.written} for move in moves]
+        lines += [{"experiment": name, **transition.model_dump(mode="json")} for name, transition in transitions]
+        print_json(sorted(lines, key=lambda line: str(line["time"])))
         return
-    print_trail(entries)
-    if done:
-        print_acts(done)
+    print_moves(moves)
+    if transitions:
+        print_transitions(transitions)
 
 
 def _signing_key(path: Path) -> SigningKey:
@@ -226,7 +226,7 @@ def _read(path: Path) -> Schedule:
         raise type(error)(f"{error.text} (in {path})", param=error.param) from error
 
 
-app.add_typer(upkeep.app)
+app.add_typer(maintenance.app)
 
 if __name__ == "__main__":
     app(prog_name="python -m registry")

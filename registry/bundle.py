@@ -33,8 +33,8 @@ class Manifest(Record):
     sha256: dict[str, str]
 
 
-class Done(NamedTuple):
-    """What an import did with one thing."""
+class ImportedItem(NamedTuple):
+    """What an import did with one schedule or tier; `outcome` says it in words."""
 
     kind: str
     name: str
@@ -53,7 +53,7 @@ class Bundle:
         self.members = members
         self.schedules = {_name(key): self._schedule(_name(key), data) for key, data in self._under("schedules")}
         self.versions = sorted(
-            (Version.read(name, data) for name, data in self._under("versions")), key=lambda each: each.number
+            (Version.read(name, data) for name, data in self._under("versions")), key=lambda version: version.number
         )
         self.aliases = [Alias.read(name, data) for name, data in self._under("aliases")]
         named = {version.digest for version in self.versions} | {alias.digest for alias in self.aliases}
@@ -62,20 +62,20 @@ class Bundle:
 
     @classmethod
     def of(cls, catalog: Catalog, refs: Sequence[str] = ()) -> Bundle:
-        """These schedules, or all; a tier goes along where it was named, or where everything goes."""
+        """The bundle of these schedules, or of all; a tier goes along where it was named, or where everything goes."""
         model, store = catalog.model, catalog.store
         if refs:
-            found = [catalog.resolve(ref) for ref in refs]
-            digests, tiers = {each.schedule.digest for each in found}, [each.tier for each in found if each.tier]
+            named = [catalog.resolve(ref) for ref in refs]
+            digests, tiers = {ref.schedule.digest for ref in named}, [ref.tier for ref in named if ref.tier]
         else:
             keys = store.list(f"{model}/schedules/")
             digests, tiers = {_name(key) for key in keys if key.endswith(".json")}, catalog.tiers()
         members = {catalog.schedule_key(digest): catalog.schedule(digest).document() for digest in digests}
         for version in catalog.versions():
             if version.digest in digests:
-                members[catalog.numbers.key(version.number)] = version.document()
+                members[catalog.version_log.key(version.number)] = version.document()
         for tier in tiers:
-            members[catalog.pointers.key(tier)] = catalog.alias(tier).document()
+            members[catalog.tier_aliases.key(tier)] = catalog.alias(tier).document()
         for folder in ("artifacts", "signatures"):
             prefixes = [f"{model}/{folder}/{digest}/" for digest in digests] if refs else [f"{model}/{folder}/"]
             for key in (key for prefix in prefixes for key in store.list(prefix)):
@@ -85,7 +85,7 @@ class Bundle:
 
     @classmethod
     def read(cls, path: Path) -> Bundle:
-        """From a file. Raises `InvalidInput` where it is no bundle, `Tampered` where it is not as it was written."""
+        """Read a file. Raises `InvalidInput` where it is no bundle, `Tampered` where it is not as it was written."""
         members = {}
         try:
             with tarfile.open(path) as tar:
@@ -100,14 +100,14 @@ class Bundle:
         if MANIFEST not in members:
             raise InvalidInput(f"{path} has no {MANIFEST}: export did not make it", param="bundle")
         written = Manifest.read(f"{path}: {MANIFEST}", members.pop(MANIFEST)).sha256
-        found = _sha256(members)
-        if found != written:
-            key = min(key for key in found.keys() | written.keys() if found.get(key) != written.get(key))
+        actual = _sha256(members)
+        if actual != written:
+            key = min(key for key in actual.keys() | written.keys() if actual.get(key) != written.get(key))
             raise Tampered(f"{path} was cut or changed after it was written, first at {key}", param="bundle")
         return cls(members)
 
     def write(self, path: Path) -> None:
-        """To a new file, compressed if its name ends in gz. The same contents make the same tar."""
+        """Write a new file, compressed if its name ends in gz; the same contents make the same tar. Raises `InvalidInput`."""
         mode = "x:gz" if path.suffix in (".gz", ".tgz") else "x"
         manifest = Manifest(sha256=_sha256(self.members)).document()
         try:
@@ -122,16 +122,16 @@ class Bundle:
             path.unlink(missing_ok=True)
             raise InvalidInput(f"cannot write {path}: {error.strerror}", param="bundle") from error
 
-    def publish(self, catalog: Catalog) -> Iterator[Done]:
-        """Publish what the catalog lacks, and promote the tiers that it lacks. Doing it again changes nothing."""
+    def publish(self, catalog: Catalog) -> Iterator[ImportedItem]:
+        """Publish what the catalog lacks, and promote the tiers that it lacks. A second import changes nothing."""
         notes = {version.digest: version.note for version in reversed(self.versions)}
         for digest in dict.fromkeys([*(version.digest for version in self.versions), *self.schedules]):
             yield self._publish(catalog, digest, notes.get(digest, ""))
         for alias in self.aliases:
             yield self._promote(catalog, alias)
 
-    def _publish(self, catalog: Catalog, digest: str, note: str) -> Done:
-        version = catalog.numbers.of(digest)
+    def _publish(self, catalog: Catalog, digest: str, note: str) -> ImportedItem:
+        version = catalog.version_log.of(digest)
         outcome = "there already"
         try:
             kept = catalog.schedule(digest)
@@ -148,15 +148,15 @@ class Bundle:
                     catalog.store.create(f"{self.model}/signatures/{digest}/{name}", data)
         else:
             outcome += ", described otherwise (signatures stay out)"
-        return Done("schedule", digest, f"{outcome}: version {version.number}")
+        return ImportedItem("schedule", digest, f"{outcome}: version {version.number}")
 
-    def _promote(self, catalog: Catalog, alias: Alias) -> Done:
+    def _promote(self, catalog: Catalog, alias: Alias) -> ImportedItem:
         if alias.tier in catalog.tiers():
-            return Done("tier", alias.tier, f"there already: left at version {catalog.alias(alias.tier).version}")
-        version = catalog.numbers.of(alias.digest)
+            return ImportedItem("tier", alias.tier, f"there already: left at version {catalog.alias(alias.tier).version}")
+        version = catalog.version_log.of(alias.digest)
         assert version is not None  # published above
         moved = catalog.promote(alias.tier, version.number, f"import: {alias.history[-1].reason}"[:2000])
-        return Done("tier", alias.tier, f"promoted: version {moved.version}")
+        return ImportedItem("tier", alias.tier, f"promoted: version {moved.version}")
 
     def _schedule(self, digest: str, data: bytes) -> Schedule:
         try:

@@ -17,8 +17,8 @@ from registry.errors import Conflict, FlexiError, InvalidInput, NotFound, Tamper
 from registry.records import Action, Alias, Move, Removal, Resolved, Target, Text, Version, checked
 from registry.schedule import Schedule
 from registry.stores.base import ObjectStore
-from registry.tiers import REFERENCE, Tiers
-from registry.versions import Versions
+from registry.tiers import REFERENCE, TierAliases
+from registry.versions import VersionLog
 from registry.writer import Writer, now
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ _TEXT: TypeAdapter[str] = TypeAdapter(Text)
 class Catalog:
     """The schedules of one model: content-addressed, immutable, numbered; and the tiers that point at them.
 
-    Who makes something point at a schedule that was there already puts the schedule in its place once more afterwards:
-    garbage collection (`registry.gc`) may have removed it in between.
+    Whatever is made to point at a schedule that was there already is followed by one more write of that schedule, if it is
+    missing: garbage collection (`registry.gc`) may have removed it in between.
     """
 
     def __init__(
@@ -53,8 +53,8 @@ class Catalog:
         self.store = store
         self.writer = Writer.here(author, clock)
         checked(_TEXT, self.writer.author, "author")
-        self.numbers = Versions(store, self.model, self.writer)
-        self.pointers = Tiers(store, self.model, self.writer)
+        self.version_log = VersionLog(store, self.model, self.writer)
+        self.tier_aliases = TierAliases(store, self.model, self.writer)
         self._trusted = trusted
 
     def publish(self, schedule: Schedule, note: str = "") -> Version:
@@ -68,20 +68,23 @@ class Catalog:
         if schedule.model.name != self.model:
             raise InvalidInput(f"{schedule.model.name} is not {self.model}", param="model.name")
         kept = schedule if self._put(schedule) else self.schedule(schedule.digest)
-        if kept != schedule and self.numbers.of(schedule.digest):
-            version = self.numbers.publish_again(schedule.digest, note)
+        if kept != schedule and self.version_log.of(schedule.digest):
+            version = self.version_log.publish_again(schedule.digest, note)
         else:
-            version = self.numbers.publish(schedule.digest, note)
+            version = self.version_log.publish(schedule.digest, note)
         if kept is not schedule:
             self._put(kept)
         return version
 
     def schedule(self, digest: str) -> Schedule:
-        """The schedule with this (whole) digest. What was read is verified."""
-        return self.signed(digest)[0]
+        """The schedule with this whole digest, verified: see `schedule_and_signature`."""
+        return self.schedule_and_signature(digest)[0]
 
-    def signed(self, digest: str) -> tuple[Schedule, Signature | None]:
-        """The same, and the signature that let it pass where there are trusted keys."""
+    def schedule_and_signature(self, digest: str) -> tuple[Schedule, Signature | None]:
+        """The schedule with this digest, and the signature that let it pass where there are trusted keys, else None.
+
+        Raises `NotFound`, `Tampered` for a document that is not the one of this digest, and `Untrusted`.
+        """
         key = self.schedule_key(digest)
         data = self._document(digest)
         try:
@@ -117,11 +120,11 @@ class Catalog:
 
     def version(self, number: int) -> Version:
         """The record of one version."""
-        return self.numbers.get(number)
+        return self.version_log.get(number)
 
     def versions(self, last: int | None = None) -> list[Version]:
-        """All versions, or the `last` so many; the newest at the end."""
-        return self.numbers.last(last)
+        """All versions, or only the `last` so many; the newest at the end."""
+        return self.version_log.last(last)
 
     def resolve(self, ref: str | int) -> Resolved:
         """What a tier, a version number, a digest or its beginning (8 hex digits or more) means now.
@@ -147,11 +150,11 @@ class Catalog:
 
     def alias(self, tier: str) -> Alias:
         """What a tier means now, and its newest moves."""
-        return self.pointers.read(tier)[0]
+        return self.tier_aliases.read(tier)[0]
 
-    def moved(self, tier: str, etag: str | None) -> tuple[Alias, str] | None:
-        """A tier's alias and its etag; None if that is still the one that was seen last."""
-        return self.pointers.changed(tier, etag)
+    def alias_if_changed(self, tier: str, etag: str | None) -> tuple[Alias, str] | None:
+        """A tier's alias and its new etag; None if `etag` is still the current one."""
+        return self.tier_aliases.read_if_changed(tier, etag)
 
     def aliases(self) -> list[Alias]:
         """The aliases of all tiers, sorted by name. One that is damaged fails the call: see `tiers` to read one by one."""
@@ -159,11 +162,11 @@ class Catalog:
 
     def tiers(self) -> list[str]:
         """The names of all tiers, sorted."""
-        return self.pointers.names()
+        return self.tier_aliases.names()
 
     def history(self, tier: str, last: int | None = None) -> tuple[Move, ...]:
-        """All that a tier has meant, or its last so many moves; newest last."""
-        return tuple(islice(self.pointers.backwards(self.alias(tier)), last))[::-1]
+        """All moves of a tier, or only the `last` so many; the newest at the end."""
+        return tuple(islice(self.tier_aliases.backwards(self.alias(tier)), last))[::-1]
 
     def promote(self, tier: str, ref: str | int, reason: str = "") -> Alias:
         """Let a tier mean this schedule from now on. Nothing changes if it means this version already."""
@@ -171,7 +174,7 @@ class Catalog:
         if tier == REFERENCE and schedule.counts()["full"] < schedule.solver.teacher_steps:
             raise InvalidInput("reference is the teacher, whose steps are all full", param="tier")
         if number is None:
-            published = self.numbers.of(schedule.digest)
+            published = self.version_log.of(schedule.digest)
             if published is None:
                 raise NotFound("has no version yet: publish it", param=schedule.digest)
             number = published.number
@@ -184,7 +187,7 @@ class Catalog:
         Raises `Conflict` if somebody else moves the tier meanwhile: nobody meant to undo that.
         """
         seen = self.alias(tier)
-        target = next((move for move in self.pointers.backwards(seen) if move.digest != seen.digest), None)
+        target = next((move for move in self.tier_aliases.backwards(seen) if move.digest != seen.digest), None)
         if target is None:
             raise NotFound("never meant another schedule", param=f"tier {tier}")
 
@@ -206,7 +209,7 @@ class Catalog:
     def _move(
         self, action: Action, tier: str, schedule: Schedule, choose: Callable[[Alias | None], Target], reason: str
     ) -> Alias:
-        alias = self.pointers.move(action, tier, choose, checked(_TEXT, reason, "reason"))
+        alias = self.tier_aliases.move(action, tier, choose, checked(_TEXT, reason, "reason"))
         try:
             self._put(schedule)
         except FlexiError as error:  # the tier has moved: to report a failure would be a lie
@@ -214,7 +217,7 @@ class Catalog:
         return alias
 
     def _put(self, schedule: Schedule) -> bool:
-        """Put a schedule in its place unless there is one; whether there was none."""
+        """Put a schedule in its place unless there is one already; returns whether there was none."""
         try:
             self.store.create(self.schedule_key(schedule.digest), schedule.document())
         except Conflict:
@@ -240,12 +243,12 @@ class Catalog:
         if len(start) == 64:
             return start
         keys = self.store.list(f"{self.model}/schedules/{start}")
-        found = [key.rpartition("/")[2].removesuffix(".json") for key in keys if key.endswith(".json")]
-        if not found:
+        digests = [key.rpartition("/")[2].removesuffix(".json") for key in keys if key.endswith(".json")]
+        if not digests:
             raise NotFound(f"no schedule of {self.model} begins so", param=start)
-        if len(found) > 1:
-            raise InvalidInput(f"begins the digests of {len(found)} schedules: give more digits", param=start)
-        return found[0]
+        if len(digests) > 1:
+            raise InvalidInput(f"begins the digests of {len(digests)} schedules: give more digits", param=start)
+        return digests[0]
 
     def _signature_key(self, digest: str, by: str) -> str:
         return f"{self.model}/signatures/{digest}/{by}.json"

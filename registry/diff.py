@@ -48,19 +48,20 @@ class Difference:
     @property
     def fields(self) -> dict[str, tuple[Any, Any]]:
         """The other parts of the identity that differ, by dotted name."""
-        a, b = (_flat(side.model_dump(mode="json", include=IDENTITY - {"segments"})) for side in (self.a, self.b))
-        pairs = {name: (a.get(name), b.get(name)) for name in sorted(a.keys() | b.keys())}
+        sides = [_flat(side.model_dump(mode="json", include=IDENTITY - {"segments"})) for side in (self.a, self.b)]
+        names = sorted(sides[0].keys() | sides[1].keys())
+        pairs = {name: (sides[0].get(name), sides[1].get(name)) for name in names}
         return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
     def document(self) -> dict[str, Any]:
-        """The difference as a JSON object."""
+        """All that differs, as JSON values."""
         changes = self.segments
         segments = None if changes is None else [_plain(change) for change in changes]
         return {"steps": self.steps, "segments": segments, "fields": self.fields, "figures": self.figures}
 
     @property
     def figures(self) -> dict[str, tuple[float | None, float | None]]:
-        """Counts of steps, cost and fidelity of both; None for what was never measured."""
+        """(a, b) of each figure: counts of steps, cost, fidelity; None for what was never measured."""
         a, b = _figures(self.a), _figures(self.b)
         return {name: (a.get(name), b.get(name)) for name in {**a, **b}}
 

@@ -40,6 +40,6 @@ class Fault(NamedTuple):
 
 
 def first_fault(error: ValidationError) -> Fault:
-    """The first one that pydantic found; without the value, which may be a secret."""
+    """The first fault that pydantic reports, without the value at fault, which may be a secret."""
     fault = error.errors(include_url=False, include_input=False, include_context=False)[0]
     return Fault(fault["msg"].removeprefix("Value error, "), ".".join(str(part) for part in fault["loc"]))

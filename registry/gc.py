@@ -33,7 +33,7 @@ class Garbage:
     beside: tuple[str, ...]
 
 
-class Collector:
+class GarbageCollector:
     """Finds and removes what no alias, experiment or history of the last `days` names."""
 
     def __init__(self, catalog: Catalog, days: float) -> None:
@@ -59,25 +59,25 @@ class Collector:
         ]
 
     def remove(self, garbage: Sequence[Garbage]) -> list[Garbage]:
-        """Remove it, but for what somebody names by now; returns what was removed."""
+        """Remove these schedules, but for those that somebody names by now; returns what was removed."""
         batches = (garbage[start : start + BATCH] for start in range(0, len(garbage), BATCH))
-        return [each for batch in batches for each in self._remove(batch)]
+        return [schedule for batch in batches for schedule in self._remove(batch)]
 
     def _remove(self, batch: Sequence[Garbage]) -> list[Garbage]:
         named = self._named()
-        documents = {each: self._take(each.digest) for each in batch if each.digest not in named}
+        documents = {schedule: self._take(schedule.digest) for schedule in batch if schedule.digest not in named}
         named = self._named()
-        for each, document in documents.items():
-            if each.digest in named and document:
-                self._put_back(each.digest, document)
-        gone = [each for each in documents if each.digest not in named and not self._is_back(each.digest)]
-        for each in gone:
-            for key in each.beside:
+        for schedule, document in documents.items():
+            if schedule.digest in named and document:
+                self._put_back(schedule.digest, document)
+        gone = [schedule for schedule in documents if schedule.digest not in named and not self._is_back(schedule.digest)]
+        for schedule in gone:
+            for key in schedule.beside:
                 self._store.delete(key)
         return gone
 
     def _take(self, digest: str) -> bytes | None:
-        """Remove a document, and leave a record of it: who finds it missing is told why."""
+        """Remove a document and return it; None if it is gone already. A record stays: who misses the document is told why."""
         writer, key = self._catalog.writer, self._catalog.schedule_key(digest)
         try:
             document = self._store.get(key).data
@@ -115,7 +115,7 @@ class Collector:
         """What a tier meant at any time of the period, and what a rollback would lead to, however long ago."""
         target_seen = False
         replaced: datetime | None = None  # when the tier was moved on from there
-        for move in self._catalog.pointers.backwards(alias):
+        for move in self._catalog.tier_aliases.backwards(alias):
             if replaced is None or replaced >= self._since:
                 yield move.digest
             elif target_seen:
@@ -127,5 +127,5 @@ class Collector:
 
     def _is_old_stray(self, digest: str) -> bool:
         """Whether it never got a version because its publication was cut off, and long ago: it may be running now."""
-        claim, _ = self._catalog.numbers.claim(digest)
+        claim, _ = self._catalog.version_log.claim(digest)
         return claim is not None and claim.time < self._since

@@ -17,7 +17,7 @@ Action = Literal["promote", "rollback"]
 
 
 class Record(Document):
-    """A document of the catalog's own."""
+    """A document that the catalog itself writes."""
 
     @classmethod
     def read(cls, key: str, data: bytes) -> Self:
@@ -28,7 +28,7 @@ class Record(Document):
             raise Tampered(f"is not a valid {cls.__name__}: {first_fault(error)}", param=key) from error
 
     def document(self) -> bytes:
-        """Canonical JSON, as stored."""
+        """The canonical JSON, as it is stored."""
         return canonical(self.model_dump(mode="json"))
 
 
@@ -58,13 +58,13 @@ class Target(Record):
 
 
 class Move(Target):
-    """One entry of a tier's history: from `time` on, it meant this schedule. Older ones tell neither action nor host."""
+    """One entry of a tier's history: from `time` on, it meant this schedule."""
 
     time: AwareDatetime
     author: Text
     reason: Text
-    action: Action | None = None
-    host: Text = ""
+    action: Action
+    host: Text
 
 
 class Alias(Record):
@@ -74,7 +74,7 @@ class Alias(Record):
     digest: Digest
     version: Number
     history: tuple[Move, ...] = Field(min_length=1)
-    archived: int = Field(default=0, ge=0)
+    archived: int = Field(ge=0)
 
     @model_validator(mode="after")
     def _is_its_newest_move(self) -> Self:
@@ -100,7 +100,7 @@ class Page(Record):
 class Audit(Record):
     """Who moved which tier from which host, with the state before (none at first) and after.
 
-    `move` is the number of the move in its tier's history; older entries have neither it nor a host.
+    `move` is the number of the move in its tier's history, counted from 1.
     """
 
     time: AwareDatetime
@@ -110,8 +110,8 @@ class Audit(Record):
     before: Target | None
     after: Target
     reason: Text
-    host: Text = ""
-    move: Number | None = None
+    host: Text
+    move: Number
 
 
 class Removal(Record):

@@ -34,7 +34,7 @@ class Solver(Document):
     name: SolverName
     teacher_steps: int = Field(ge=1, le=MAX_TEACHER_STEPS)
     spacing: Spacing
-    karras: bool = Field(default=False, exclude_if=lambda on: not on)  # left out, so that older documents keep their digest
+    karras: bool = Field(default=False, exclude_if=lambda on: not on)  # left out: documents without it keep their digest
 
     @model_validator(mode="after")
     def _karras_where_diffusers_has_it(self) -> Self:
@@ -145,8 +145,8 @@ class Schedule(Document):
         if self.timesteps is None:
             return self
         if len(self.timesteps) != self.computed:
-            found = len(self.timesteps)
-            raise misfit(f"must be one for each of the {self.computed} computed steps, got {found}", "timesteps")
+            text = f"must be one for each of the {self.computed} computed steps, got {len(self.timesteps)}"
+            raise misfit(text, "timesteps")
         if list(self.timesteps) != sorted(set(self.timesteps), reverse=True) or self.timesteps[-1] < 0:
             raise misfit(f"must descend and not go below 0, got {list(self.timesteps)}", "timesteps")
         if self.solver.karras:
@@ -156,8 +156,8 @@ class Schedule(Document):
     @model_validator(mode="after")
     def _a_correction_for_each_computed_step(self) -> Self:
         if self.corrections is not None and len(self.corrections) != self.computed:
-            found = len(self.corrections)
-            raise misfit(f"must be one for each of the {self.computed} computed steps, got {found}", "corrections")
+            text = f"must be one for each of the {self.computed} computed steps, got {len(self.corrections)}"
+            raise misfit(text, "corrections")
         return self
 
     @classmethod
@@ -180,7 +180,7 @@ class Schedule(Document):
 
     @property
     def length(self) -> int:
-        """Steps in each segment."""
+        """How many steps a segment has."""
         return self.solver.teacher_steps // len(self.segments)
 
     @property

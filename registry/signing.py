@@ -40,7 +40,7 @@ class Signature(Record):
 
 
 class SigningKey:
-    """A private key, in the hands of who publishes."""
+    """A private key, for those who publish; `id` is that of its public half (`key_id`)."""
 
     def __init__(self, private: Ed25519PrivateKey) -> None:
         self._private = private
@@ -48,7 +48,7 @@ class SigningKey:
 
     @classmethod
     def read(cls, path: Path) -> SigningKey:
-        """From an unencrypted PKCS #8 PEM file. Raises `InvalidInput`, in words that never hold what is in the file."""
+        """Read an unencrypted PKCS #8 PEM file. Raises `InvalidInput`, in words that never hold what is in the file."""
         try:
             private = load_pem_private_key(_read(path, "key"), password=None)
         except TypeError as error:
@@ -85,13 +85,13 @@ class SigningKey:
 
 
 class TrustedKeys(NamedTuple):
-    """The public keys by id, one of which must have signed what is to be loaded."""
+    """Public keys by id: one of them must have signed what is to be loaded."""
 
     keys: Mapping[str, Ed25519PublicKey]
 
     @classmethod
     def read(cls, path: Path) -> TrustedKeys:
-        """From a PEM file, which may hold several keys, or from all `*.pem` of a folder. Raises `InvalidInput`."""
+        """Read a PEM file, which may hold several keys, or all `*.pem` of a folder. Raises `InvalidInput`."""
         files = sorted(path.glob("*.pem")) if path.is_dir() else [path]  # a mounted secret or ConfigMap is a folder
         keys = {key_id(key): key for file in files for key in _public_keys(file)}
         if not keys:

@@ -10,11 +10,12 @@ from datetime import UTC
 
 from pydantic import TypeAdapter
 
+from registry.compare_and_swap import attempts, write
 from registry.document import Name
 from registry.errors import Conflict, FlexiError, InvalidInput, NotFound, Tampered
 from registry.records import Action, Alias, Audit, Move, Page, Target, checked
 from registry.stores.base import ObjectStore
-from registry.writer import ATTEMPTS, Writer, stand_back
+from registry.writer import Writer
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +25,7 @@ _NAME: TypeAdapter[str] = TypeAdapter(Name)
 _OTHER_MEANING = re.compile(r"auto|[0-9]{1,7}|[0-9a-f]{8,64}")
 
 
-class Tiers:
+class TierAliases:
     """Aliases by the name of their tier. Only the swap of an alias moves a tier; all else follows from what it says.
 
     Pages and audit entries say nothing that the alias did not say, under keys that follow from it: whoever comes next writes
@@ -42,7 +43,7 @@ class Tiers:
         return [key.rpartition("/")[2].removesuffix(".json") for key in keys if key.endswith(".json")]
 
     def read(self, tier: str) -> tuple[Alias, str]:
-        """A tier's alias and its etag."""
+        """A tier's alias and its etag. Raises `NotFound`."""
         key = self.key(tier)
         try:
             data, etag = self._store.get(key)
@@ -50,11 +51,11 @@ class Tiers:
             raise NotFound(f"is not in {self._model}", param=f"tier {tier}") from None
         return self._parse(tier, data), etag
 
-    def changed(self, tier: str, etag: str | None) -> tuple[Alias, str] | None:
-        """A tier's alias and its etag; None if that is still the one that was seen last."""
+    def read_if_changed(self, tier: str, etag: str | None) -> tuple[Alias, str] | None:
+        """A tier's alias and its new etag; None if `etag` is still the current one."""
         key = self.key(tier)
-        found = self._store.changed(key, etag) if etag else self._store.get(key)
-        return found and (self._parse(tier, found.data), found.etag)
+        stored = self._store.get_if_changed(key, etag) if etag else self._store.get(key)
+        return stored and (self._parse(tier, stored.data), stored.etag)
 
     def backwards(self, alias: Alias) -> Iterator[Move]:
         """All moves, from the alias's newest one to the first; a page is read when it is reached."""
@@ -76,24 +77,18 @@ class Tiers:
     def move(self, action: Action, tier: str, choose: Callable[[Alias | None], Target], reason: str) -> Alias:
         """Compare and swap the alias, with a new target chosen from what was there, until nobody else came first.
 
-        Nothing changes where the tier points there already.
+        Nothing changes where the tier points there already. Raises what `choose` raises, and `Conflict` where too many move it.
         """
-        for attempt in range(ATTEMPTS):
+        for attempt in attempts():
             before, etag = self._read_or_none(tier)
             to = choose(before)
             if before and (before.digest, before.version) == (to.digest, to.version):
                 return before
             after = self._after(before, tier, self._entry(action, to, reason))
-            try:
-                self._put(after, etag)
-            except Conflict:
-                stand_back(attempt)
-                continue
-            try:
-                self._write_audit(after)
-            except FlexiError as error:  # the tier has moved: to report a failure would be a lie, and the alias knows
-                log.warning("tier %s was moved, but the audit entry could not be written yet: %s", tier, error)
-            return after
+            with attempt:
+                write(self._store, self.key(tier), after.document(), etag)
+                self._write_audit_now_or_later(after)
+                return after
         raise Conflict("is moved by many at the same time: try again", param=f"tier {tier}")
 
     def key(self, tier: str) -> str:
@@ -134,19 +129,17 @@ class Tiers:
             if self._store.get(key).data != page.document():
                 raise Tampered(f"holds other moves than the alias of tier {page.tier}", param=key) from None
 
-    def _put(self, alias: Alias, etag: str) -> None:
-        if etag:
-            self._store.swap(self.key(alias.tier), alias.document(), etag)
-        else:
-            self._store.create(self.key(alias.tier), alias.document())
-
     def _write_audit(self, alias: Alias) -> None:
-        """The audit entry of the newest move, unless it is there. Moves that tell no action have one under another key."""
-        newest, before = alias.history[-1], alias.history[-2:-1]
-        if newest.action:
-            audit = audit_of(alias.tier, alias.moves, newest, newest.action, before[0] if before else None)
-            with suppress(Conflict):
-                self._store.create(self.audit_key(alias.tier, alias.moves, newest), audit.document())
+        """Write the audit entry of the newest move, unless it is there."""
+        audit = audit_of_newest(alias)
+        with suppress(Conflict):
+            self._store.create(self.audit_key(alias.tier, alias.moves, alias.history[-1]), audit.document())
+
+    def _write_audit_now_or_later(self, alias: Alias) -> None:
+        try:
+            self._write_audit(alias)
+        except FlexiError as error:  # the tier has moved: to report a failure would be a lie, and the next move makes up for it
+            log.warning("tier %s was moved, but the audit entry could not be written yet: %s", alias.tier, error)
 
     def _read_or_none(self, tier: str) -> tuple[Alias | None, str]:
         try:
@@ -162,13 +155,18 @@ class Tiers:
         return alias
 
 
-def audit_of(tier: str, number: int, move: Move, action: Action, before: Move | None) -> Audit:
+def audit_of_newest(alias: Alias) -> Audit:
+    """The audit entry of the tier's newest move; the alias carries the move before it, if there was one."""
+    return audit_of(alias.tier, alias.moves, alias.history[-1], alias.history[-2] if len(alias.history) > 1 else None)
+
+
+def audit_of(tier: str, number: int, move: Move, before: Move | None) -> Audit:
     """The audit entry of a move: nothing that the history does not tell, in a document of its own that never changes."""
     return Audit(
         time=move.time,
         author=move.author,
         host=move.host,
-        action=action,
+        action=move.action,
         tier=tier,
         move=number,
         before=Target(digest=before.digest, version=before.version) if before else None,

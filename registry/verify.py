@@ -20,7 +20,7 @@ BESIDE = ("artifacts", "signatures")  # what lies beside a schedule, in a folder
 
 @dataclass(frozen=True)
 class Finding:
-    """What is wrong with a key. What is no `damage` mends itself, or does no harm."""
+    """What is wrong with a key, in words. A finding that is no `damage` mends itself, or does no harm."""
 
     key: str
     message: str
@@ -36,7 +36,7 @@ class Verification:
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
         self._store = catalog.store
-        self._tiers = catalog.pointers
+        self._tiers = catalog.tier_aliases
         self._versions: dict[int, Version] = {}
         self.findings: list[Finding] = []
         self.keys = frozenset(self._store.list(f"{catalog.model}/"))
@@ -53,7 +53,7 @@ class Verification:
         return [finding for finding in self.findings if finding.damage]
 
     def _check_keys(self) -> None:
-        """What is not looked at more closely below."""
+        """Note strangers and leftovers, and parse what is not looked at more closely below."""
         for key in sorted(self.keys):
             _, folder, *rest = key.split("/")
             if folder in BESIDE and len(rest) > 1:
@@ -89,7 +89,7 @@ class Verification:
     def _check_versions(self) -> None:
         numbers = [int(name) for name in self._names("versions") if name.isdecimal()]
         for number in range(1, max(numbers, default=0) + 1):
-            key = self._catalog.numbers.key(number)
+            key = self._catalog.version_log.key(number)
             with self._reading(key):
                 version = self._versions[number] = self._catalog.version(number)
                 places = self._catalog.schedule_key(version.digest), self._catalog.removal_key(version.digest)
@@ -97,21 +97,20 @@ class Verification:
                     self._damaged(key, f"names a schedule that is missing: {version.digest}")
 
     def _check_claims(self) -> None:
-        newest, claimed = max(self._versions, default=0), set(self._names("digests"))
-        for digest in sorted(claimed):
-            key = self._catalog.numbers.claim_key(digest)
+        newest = max(self._versions, default=0)
+        for digest in self._names("digests"):
+            key = self._catalog.version_log.claim_key(digest)
             with self._reading(key):
-                claim, _ = self._catalog.numbers.claim(digest)
+                claim, _ = self._catalog.version_log.claim(digest)
                 number = claim.number if claim else 0
                 version = self._versions.get(number)
-                if number > newest + 1 and not self._exists(self._catalog.numbers.key(number - 1)):
+                if number > newest + 1 and not self._exists(self._catalog.version_log.key(number - 1)):
                     self._damaged(key, f"claims version {number}, but {newest} is the newest")
                 elif version is None or version.digest != digest:
                     self._note(key, "a publication was cut off or runs now: to publish the schedule again completes it")
-        if newest and self._versions[newest].digest in claimed:  # else nothing was published since there are claims
-            for number, version in self._versions.items():
-                if not self._exists(self._catalog.numbers.claim_key(version.digest)):
-                    self._damaged(self._catalog.numbers.key(number), "has no claim: its digest could get a second number")
+        for number, version in self._versions.items():
+            if not self._exists(self._catalog.version_log.claim_key(version.digest)):
+                self._damaged(self._catalog.version_log.key(number), "has no claim: its digest could get a second number")
 
     def _check_tier(self, tier: str) -> list[str]:
         """Hold a tier's moves against schedules, versions and audit entries; returns the keys of those entries."""
@@ -124,10 +123,9 @@ class Verification:
             for number, (before, move) in enumerate(pairwise([None, *moves]), 1):
                 assert move is not None
                 self._check_move(key, number, move)
-                if move.action:
-                    audited.append(self._tiers.audit_key(tier, number, move))
-                    with self._reading(audited[-1]):
-                        self._check_entry(alias, audited[-1], audit_of(tier, number, move, move.action, before))
+                audited.append(self._tiers.audit_key(tier, number, move))
+                with self._reading(audited[-1]):
+                    self._check_entry(alias, audited[-1], audit_of(tier, number, move, before))
         return audited
 
     def _check_move(self, key: str, number: int, move: Move) -> None:
@@ -147,19 +145,19 @@ class Verification:
                 self._damaged(key, text)
 
     def _check_audit(self, told: frozenset[str]) -> None:
-        """The entries that no history led to."""
+        """Read the audit entries that no tier's history led to."""
         for name in self._names("audit"):
             key = f"{self._catalog.model}/audit/{name}.json"
             if key not in told:
                 with self._reading(key):
                     audit = Audit.read(key, self._store.get(key).data)
-                    if audit.move and audit.move <= self._catalog.alias(audit.tier).moves:
+                    if audit.move <= self._catalog.alias(audit.tier).moves:
                         self._damaged(key, "tells a move that the tier's history does not")
 
     def _names(self, folder: str) -> list[str]:
         start = f"{self._catalog.model}/{folder}/"
-        found = sorted(key for key in self.keys if key.startswith(start) and key.endswith(".json"))
-        return [key.removeprefix(start).removesuffix(".json") for key in found]
+        keys = sorted(key for key in self.keys if key.startswith(start) and key.endswith(".json"))
+        return [key.removeprefix(start).removesuffix(".json") for key in keys]
 
     def _exists(self, key: str) -> bool:
         if key in self.keys:

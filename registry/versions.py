@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from contextlib import suppress
 
+from registry.compare_and_swap import attempts, write
 from registry.errors import Conflict, NotFound, Tampered
 from registry.records import Claim, Version
 from registry.stores.base import ObjectStore
-from registry.writer import ATTEMPTS, Writer, stand_back
+from registry.writer import Writer
 
 GALLOP = 10  # how much longer each stride to the newest number is than the one before
 
 
-class Versions:
+class VersionLog:
     """Version records, made once and never removed, and for each digest a claim that says which number is its own.
 
     A claim is written before the version that it announces, and moves on only when another digest took the number. So a
@@ -28,7 +28,7 @@ class Versions:
         self._newest = 0  # the highest number that this process saw
 
     def get(self, number: int) -> Version:
-        """The record of one version."""
+        """The record of one version. Raises `NotFound`, and `Tampered` if another one lies in its place."""
         if number not in self._read:
             key = self.key(number)
             try:
@@ -49,21 +49,20 @@ class Versions:
         self._newest = low + bisect_left(between, True, key=lambda number: not self._exists(number))
         return self._newest
 
-    def last(self, number: int | None = None) -> list[Version]:
-        """All versions, or the last so many; the newest at the end."""
+    def last(self, count: int | None = None) -> list[Version]:
+        """All versions, or the last `count`; the newest at the end."""
         newest = self.newest()
-        first = 1 if number is None else max(1, newest - number + 1)
-        return [self.get(each) for each in range(first, newest + 1)]
+        first = 1 if count is None else max(1, newest - count + 1)
+        return [self.get(number) for number in range(first, newest + 1)]
 
     def of(self, digest: str) -> Version | None:
-        """The first version of this digest."""
-        self._complete_claims()
+        """The first version of this digest; None if it has none yet. Two reads, however many versions there are."""
         claim, _ = self.claim(digest)
         version = self._at(claim.number) if claim else None
         return version if version and version.digest == digest else None
 
     def claim(self, digest: str) -> tuple[Claim | None, str]:
-        """The claim of a digest, if any, and its etag."""
+        """The claim of a digest and its etag; None and an empty one where there is no claim."""
         key = self.claim_key(digest)
         try:
             data, etag = self._store.get(key)
@@ -75,27 +74,22 @@ class Versions:
         return claim, etag
 
     def publish(self, digest: str, note: str) -> Version:
-        """The version that this digest has, or its new one."""
-        self._complete_claims()
-        for attempt in range(ATTEMPTS):
+        """The version that this digest has, or a new one. Raises `Conflict` where too many publish at once."""
+        for attempt in attempts():
             claim, etag = self.claim(digest)
-            with suppress(Conflict):
-                version = self._at(claim.number) if claim else None
-                if version and version.digest == digest:
-                    return version
-                if claim and not version:
-                    return self._create(claim.number, digest, note)
-                self._stake(digest, self.newest() + 1, etag)
-                continue
-            stand_back(attempt)
+            version = self._at(claim.number) if claim else None
+            if version and version.digest == digest:
+                return version
+            with attempt:
+                number = claim.number if claim and not version else self._claim_next(digest, etag)
+                return self._create(number, digest, note)
         raise _crowded()
 
     def publish_again(self, digest: str, note: str) -> Version:
-        """One more version of a digest that has one."""
-        for attempt in range(ATTEMPTS):
-            with suppress(Conflict):
+        """One more version of a digest that has one. Raises `Conflict` where too many publish at once."""
+        for attempt in attempts():
+            with attempt:
                 return self._create(self.newest() + 1, digest, note)
-            stand_back(attempt)
         raise _crowded()
 
     def key(self, number: int) -> str:
@@ -112,25 +106,12 @@ class Versions:
         self._store.create(self.key(number), version.document())
         return version
 
-    def _stake(self, digest: str, number: int, etag: str = "") -> None:
-        key = self.claim_key(digest)
-        claim = Claim(digest=digest, number=number, time=self._writer.clock()).document()
-        if etag:
-            self._store.swap(key, claim, etag)
-        else:
-            self._store.create(key, claim)
-
-    def _complete_claims(self) -> None:
-        """Claim for every version of a registry that was written before there were claims; for any other, one look.
-
-        The newest version is claimed last, so that a completion that was cut off is not taken for done.
-        """
-        newest = self.newest()
-        if not newest or self.claim(self.get(newest).digest)[0]:
-            return
-        for number in range(1, newest + 1):
-            with suppress(Conflict):
-                self._stake(self.get(number).digest, number)
+    def _claim_next(self, digest: str, etag: str) -> int:
+        """Claim the number after the newest one; `etag` is that of the digest's void claim, if it has one."""
+        number = self.newest() + 1
+        claim = Claim(digest=digest, number=number, time=self._writer.clock())
+        write(self._store, self.claim_key(digest), claim.document(), etag)
+        return number
 
     def _at(self, number: int) -> Version | None:
         try:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import getpass
 import os
-import random
 import socket
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,7 +19,7 @@ def whoami() -> str:
 
 
 def now() -> datetime:
-    """The time, with its zone."""
+    """The current time in UTC."""
     return datetime.now(UTC)
 
 
@@ -35,13 +33,5 @@ class Writer:
 
     @classmethod
     def here(cls, author: str | None = None, clock: Callable[[], datetime] = now) -> Writer:
-        """This process: the login name unless another author is given, and this machine's name."""
+        """The writer that this process is: the login name unless another author is given, at this machine."""
         return cls(author or whoami(), socket.gethostname(), clock)
-
-
-ATTEMPTS = 60  # to win a number or an alias that others want too; each round has one winner
-
-
-def stand_back(attempt: int) -> None:
-    """Wait a random while, the longer the more attempts were lost, so that those who race spread out."""
-    time.sleep(random.uniform(0, min(0.25, 0.002 * 2**attempt)))

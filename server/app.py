@@ -14,7 +14,7 @@ import torch
 from engine.models import Model, load
 from evaluation import extractor
 from registry.catalog import Catalog
-from registry.experiments.catalog import Experiments
+from registry.experiments.catalog import ExperimentCatalog
 from registry.signing import TrustedKeys
 from registry.stores.address import open_store
 from server.access.quota import Quotas
@@ -102,9 +102,9 @@ class _Registry:
         return Catalog(open_store(self._address), self.model, trusted=self.trusted)
 
     @cached_property
-    def experiments(self) -> Experiments:
+    def experiments(self) -> ExperimentCatalog:
         """Raises what `catalog` raises."""
-        return Experiments(self.catalog.store, self.model)
+        return ExperimentCatalog(self.catalog.store, self.model)
 
 
 def _load(settings: Settings) -> Model:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import typer
+from typing_extensions import override
 
 from registry.errors import FlexiError
 
@@ -12,8 +13,8 @@ from registry.errors import FlexiError
 class OneLineErrors(typer.core.TyperGroup):
     """Errors of our own family become one line on stderr and exit code 1; any other is a bug, with its traceback."""
 
+    @override
     def invoke(self, ctx: Any) -> Any:
-        """Run the command that was asked for."""
         try:
             return super().invoke(ctx)
         except FlexiError as error:

@@ -13,13 +13,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from registry.audit_trail import AuditedMove, ExperimentTransition
 from registry.catalog import Catalog
 from registry.diff import Difference
 from registry.errors import NotFound, Tampered
 from registry.records import Alias
 from registry.schedule import Kind, Schedule, Segment, Step
 from registry.tiers import REFERENCE
-from registry.trail import Act, Entry
 
 STRIP: dict[Kind, tuple[str, str]] = {
     "full": ("F", "black on green"),
@@ -72,7 +72,7 @@ def facts(schedule: Schedule) -> Facts:
 
 
 def facts_of(catalog: Catalog, digest: str) -> Facts:
-    """The facts of a digest. One schedule that is gone or damaged must not hide the others: it has an `error`."""
+    """The facts of the schedule with this digest. One that is gone or damaged must not hide others: it has an `error`."""
     try:
         return facts(catalog.schedule(digest))
     except (NotFound, Tampered) as error:
@@ -81,7 +81,7 @@ def facts_of(catalog: Catalog, digest: str) -> Facts:
 
 
 def cells(known: Facts, teacher_steps: int | None) -> tuple[str, ...]:
-    """Facts as a line of a table shows them; a dash for what was never measured."""
+    """The facts of a schedule under `COLUMNS`; a dash for what was never measured."""
     steps, cost, fidelity = known["steps"], known["cost"], known["fidelity"]
     return (
         computed_steps(steps, teacher_steps) if steps else known["state"],
@@ -98,7 +98,7 @@ def minute(time: datetime) -> str:
 
 
 def print_alias(alias: Alias, as_json: bool) -> None:
-    """Which version a tier means now."""
+    """Print what a tier means now."""
     if as_json:
         print_json(alias.model_dump(mode="json", exclude={"history", "archived"}))
         return
@@ -106,50 +106,48 @@ def print_alias(alias: Alias, as_json: bool) -> None:
 
 
 def print_json(value: object) -> None:
-    """Print a value as indented JSON, for scripts."""
+    """Print JSON, for scripts."""
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
-def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table, for people. Columns other than `WRAPPED` stay on one line."""
+def print_table(title: str, columns: Sequence[str], lines: Iterable[Sequence[object]]) -> None:
+    """Print a table, for people; a note in [brackets] is no markup. Columns other than `WRAPPED` stay on one line."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in columns:
         table.add_column(column, no_wrap=column not in WRAPPED)
-    for row in rows:
-        table.add_row(
-            *(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row)
-        )  # a note in [brackets] is no markup
+    for line in lines:
+        table.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in line))
     Console(highlight=False).print(table)
 
 
-def print_trail(entries: Sequence[Entry]) -> None:
-    """Moves of tiers, one line each; a move without an audit entry is marked."""
-    rows = []
-    for audit, written in entries:
+def print_moves(moves: Sequence[AuditedMove]) -> None:
+    """Print moves of tiers; those without an audit entry are marked."""
+    lines = []
+    for audit, written in moves:
         before = audit.before.version if audit.before else "-"
         reason = audit.reason if written else f"{audit.reason} (without audit entry)".strip()
-        moved = f"{before} → {audit.after.version}"
-        rows.append((minute(audit.time), audit.tier, audit.action, moved, audit.author, audit.host or "-", reason))
-    print_table("audit trail", ("time (UTC)", "tier", "action", "version", "author", "host", "reason"), rows)
+        versions = f"{before} → {audit.after.version}"
+        lines.append((minute(audit.time), audit.tier, audit.action, versions, audit.author, audit.host, reason))
+    print_table("audit trail", ("time (UTC)", "tier", "action", "version", "author", "host", "reason"), lines)
 
 
-def print_acts(done: Sequence[Act]) -> None:
-    """What was done with experiments, one line an act."""
-    rows = [
-        (minute(act.time), name, act.action, act.status, str(act.version), act.author, act.host, act.reason)
-        for name, act in done
+def print_transitions(transitions: Sequence[ExperimentTransition]) -> None:
+    """Print what was done with experiments."""
+    lines = [
+        (minute(one.time), name, one.action, one.status, str(one.version), one.author, one.host, one.reason)
+        for name, one in transitions
     ]
     columns = ("time (UTC)", "experiment", "action", "status", "version", "author", "host", "reason")
-    print_table("audit trail of experiments", columns, rows)
+    print_table("audit trail of experiments", columns, lines)
 
 
 def print_difference(difference: Difference, a: str, b: str) -> None:
-    """Two strips, a mark under every step that differs, and what else does."""
+    """Print two strips, a mark under every step that differs, and what else differs."""
     console, wide = Console(highlight=False), max(len(a), len(b))
     for ref, schedule in ((a, difference.a), (b, difference.b)):
         console.print(Text(f"{ref:<{wide}}  ", style="bold") + strip(schedule.steps()))
-    if difference.steps:
-        marks = "".join("^" if i in difference.steps else " " for i in range(difference.steps[-1] + 1))
+    if steps := difference.steps:
+        marks = "".join("^" if i in steps else " " for i in range(steps[-1] + 1))
         console.print(Text(" " * (wide + 2) + marks))
     for change in difference.segments or ():
         text = f"segment {change.segment}, steps {change.first} to {change.last}: "
@@ -160,8 +158,8 @@ def print_difference(difference: Difference, a: str, b: str) -> None:
         console.print("the same schedule")
     figures = {"computed steps": (difference.a.computed, difference.b.computed), **difference.figures}
     del figures["null steps"]  # what is left of the trajectory; `solver.teacher_steps` says how long that is
-    rows = [(name, _figure(one), _figure(other), _change(one, other)) for name, (one, other) in figures.items()]
-    print_table("figures", ("", a, b, "change"), rows)
+    lines = [(name, _figure(one), _figure(other), _change(one, other)) for name, (one, other) in figures.items()]
+    print_table("figures", ("", a, b, "change"), lines)
 
 
 def _partial(segment: Segment) -> str:

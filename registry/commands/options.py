@@ -29,11 +29,11 @@ Last = Annotated[int, typer.Option("--last", min=1, help="Show this many, the ne
 
 
 def open_catalog(registry: str, model: str | None, trusted: TrustedKeys | None = None) -> Catalog:
-    """The catalog of the model that was named, or of the only one there is."""
+    """The catalog of the model that was named, or of the only one there is. Raises `NotFound` and `InvalidInput`."""
     store = open_store(registry)
-    found = [model] if model else list(store.folders(""))
-    if not found:
+    models = [model] if model else list(store.folders(""))
+    if not models:
         raise NotFound(f"no model in {registry} yet: publish a schedule first", param="registry")
-    if len(found) > 1:
-        raise InvalidInput(f"{registry} has several models, choose by --model: {', '.join(found)}", param="model")
-    return Catalog(store, found[0], trusted=trusted)
+    if len(models) > 1:
+        raise InvalidInput(f"{registry} has several models, choose by --model: {', '.join(models)}", param="model")
+    return Catalog(store, models[0], trusted=trusted)

@@ -7,15 +7,16 @@ from typing import NamedTuple
 
 from pydantic import JsonValue
 
+from registry.compare_and_swap import attempts, write
 from registry.document import Name, canonical
 from registry.errors import Conflict, NotFound, Tampered
 from registry.experiments.declaration import Action, Experiment, ExperimentState, transition
 from registry.records import Record
 from registry.stores.base import ObjectStore
-from registry.writer import ATTEMPTS, Writer, stand_back
+from registry.writer import Writer
 
 
-class Declared(NamedTuple):
+class DeclaredExperiment(NamedTuple):
     """An experiment in the version that its state names."""
 
     experiment: Experiment
@@ -29,8 +30,8 @@ class Hold(Record):
     experiment: Name
 
 
-class Experiments:
-    """By name. Every move ends up in the state's own history, which is never cut: who did what, when, where and why."""
+class ExperimentCatalog:
+    """The experiments by name. A state keeps its whole history: who did what, when, where and why."""
 
     def __init__(self, store: ObjectStore, model: str, writer: Writer | None = None) -> None:
         self.store = store
@@ -39,21 +40,21 @@ class Experiments:
         self._known: dict[tuple[str, int], Experiment] = {}  # declarations never change: each is read once
 
     def names(self) -> list[str]:
-        """Of all experiments, sorted."""
+        """The names of all experiments, sorted."""
         return list(self.store.folders(f"{self.model}/experiments/"))
 
     def state(self, name: str) -> ExperimentState:
         """What an experiment does now. Raises `NotFound`."""
         return self._read(name)[0]
 
-    def changed(self, name: str, etag: str | None) -> tuple[ExperimentState, str] | None:
-        """The state and its etag; None if that is still the one that was seen last."""
+    def state_if_changed(self, name: str, etag: str | None) -> tuple[ExperimentState, str] | None:
+        """The state of an experiment and its new etag; None if `etag` is still the current one."""
         key = self._state_key(name)
-        found = self.store.changed(key, etag) if etag else self.store.get(key)
-        return found and (self._parse(name, found.data), found.etag)
+        stored = self.store.get_if_changed(key, etag) if etag else self.store.get(key)
+        return stored and (self._parse(name, stored.data), stored.etag)
 
     def experiment(self, name: str, version: int) -> Experiment:
-        """A declaration."""
+        """One version of a declaration. Raises `NotFound`, and `Tampered` where another one lies in its place."""
         if (name, version) not in self._known:
             key = self._key(name, version)
             try:
@@ -65,13 +66,13 @@ class Experiments:
             self._known[name, version] = experiment
         return self._known[name, version]
 
-    def declared(self, name: str) -> Declared:
-        """An experiment and its state."""
+    def declared(self, name: str) -> DeclaredExperiment:
+        """An experiment in its current version, and its state. Raises `NotFound`."""
         state = self.state(name)
-        return Declared(self.experiment(name, state.version), state)
+        return DeclaredExperiment(self.experiment(name, state.version), state)
 
-    def every(self) -> Iterator[Declared]:
-        """All of them, by name, but those whose declaration was cut off."""
+    def all(self) -> Iterator[DeclaredExperiment]:
+        """All experiments with their states, sorted by name, without those whose declaration was cut off half-way."""
         for name in self.names():
             try:
                 declared = self.declared(name)
@@ -87,10 +88,7 @@ class Experiments:
         """
         key = self._key(experiment.name, experiment.version)
         document = canonical(experiment.model_dump(mode="json"))
-        try:
-            before, _ = self._read(experiment.name)
-        except NotFound:
-            before = None
+        before, _ = self._read_or_none(experiment.name)
         if not (before and before.version == experiment.version):
             self._next(before, "declare", experiment, reason)  # refuses before anything is written
         try:
@@ -147,22 +145,17 @@ class Experiments:
         """
         key, mine = self._hold_key(experiment.tier), Hold(tier=experiment.tier, experiment=experiment.name)
         self._refuse_beside(experiment)
-        for attempt in range(ATTEMPTS):
+        for attempt in attempts():
             _, etag = self._holder(experiment.tier)
-            try:
-                if etag:
-                    self.store.swap(key, mine.document(), etag)
-                else:
-                    self.store.create(key, mine.document())
-            except Conflict:
-                stand_back(attempt)
-                continue
-            self._refuse_beside(experiment)
-            return
-        raise Conflict(f"tier {experiment.tier} is wanted by many at the same time: try again", param="tier")
+            with attempt:
+                write(self.store, key, mine.document(), etag)
+                break
+        else:
+            raise Conflict(f"tier {experiment.tier} is wanted by many at the same time: try again", param="tier")
+        self._refuse_beside(experiment)
 
     def _refuse_beside(self, experiment: Experiment) -> None:
-        for other, state in self.every():
+        for other, state in self.all():
             if state.name != experiment.name and state.status == "running" and other.tier == experiment.tier:
                 raise _taken(experiment.tier, state.name)
 
@@ -177,21 +170,12 @@ class Experiments:
 
     def _move(self, name: str, following: Callable[[ExperimentState | None], ExperimentState]) -> ExperimentState:
         key = self._state_key(name)
-        for attempt in range(ATTEMPTS):
-            try:
-                before, etag = self._read(name)
-            except NotFound:
-                before, etag = None, ""
+        for attempt in attempts():
+            before, etag = self._read_or_none(name)
             after = following(before)
-            try:
-                if before:
-                    self.store.swap(key, after.document(), etag)
-                else:
-                    self.store.create(key, after.document())
-            except Conflict:
-                stand_back(attempt)
-                continue
-            return after
+            with attempt:
+                write(self.store, key, after.document(), etag)
+                return after
         raise Conflict(f"{name} is moved by many at the same time: try again", param="name")
 
     def _next(
@@ -213,6 +197,12 @@ class Experiments:
         except NotFound:
             raise NotFound(f"is no experiment of {self.model}", param=name) from None
         return self._parse(name, data), etag
+
+    def _read_or_none(self, name: str) -> tuple[ExperimentState | None, str]:
+        try:
+            return self._read(name)
+        except NotFound:
+            return None, ""
 
     def _parse(self, name: str, data: bytes) -> ExperimentState:
         key = self._state_key(name)

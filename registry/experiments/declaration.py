@@ -169,12 +169,12 @@ class Experiment(Document):
 
     @property
     def names(self) -> list[str]:
-        """Of the arms, in their order."""
+        """The names of all arms, as declared."""
         return [arm.name for arm in self.arms]
 
     @property
     def treatments(self) -> list[str]:
-        """All arms but control."""
+        """The names of all arms but control."""
         return [name for name in self.names if name != self.control]
 
 

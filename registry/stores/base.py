@@ -31,7 +31,7 @@ class ObjectStore(Protocol):
     def get(self, key: str) -> Stored:
         """Read an object, or raise `NotFound`."""
 
-    def changed(self, key: str, etag: str) -> Stored | None:
+    def get_if_changed(self, key: str, etag: str) -> Stored | None:
         """Read an object unless it still has this etag (None), or raise `NotFound`. Cheaper than `get` where little changes."""
 
     def create(self, key: str, data: bytes) -> str:

@@ -38,7 +38,7 @@ class FolderStore(ObjectStore):
         return Stored(data, etag_of(data))
 
     @override
-    def changed(self, key: str, etag: str) -> Stored | None:
+    def get_if_changed(self, key: str, etag: str) -> Stored | None:
         stored = self.get(key)
         return None if stored.etag == etag else stored
 

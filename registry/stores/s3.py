@@ -65,7 +65,7 @@ class S3Store(ObjectStore):
             return self._get(key)
 
     @override
-    def changed(self, key: str, etag: str) -> Stored | None:
+    def get_if_changed(self, key: str, etag: str) -> Stored | None:
         with self._translated("read", check_key(key)):
             try:
                 return self._get(key, IfNoneMatch=etag)

@@ -15,7 +15,7 @@ from registry.commands.command_line import command_line
 from registry.commands.display import minute, print_json, print_table
 from registry.commands.options import DEFAULT, AsJson, Model, Reason, Registry, open_catalog
 from registry.errors import FlexiError, InvalidInput, NotFound
-from registry.experiments.catalog import Declared, Experiments
+from registry.experiments.catalog import DeclaredExperiment, ExperimentCatalog
 from registry.experiments.declaration import Action, Experiment, ExperimentState
 from registry.tiers import REFERENCE
 from server.experiments.analysis.archive import stored
@@ -115,7 +115,7 @@ def status(
     """What runs, and who did what when."""
     experiments = _experiments(open_catalog(registry, model))
     if name is None:
-        found = list(experiments.every())
+        found = list(experiments.all())
         if as_json:
             print_json([each.state.model_dump(mode="json", exclude={"history"}) for each in found])
             return
@@ -202,7 +202,7 @@ def _act(catalog: Catalog, name: str, action: Action, reason: str, as_json: bool
     _say(state, experiments.experiment(name, state.version), as_json)
 
 
-def _gate(catalog: Catalog, declared: Declared) -> str | None:
+def _gate(catalog: Catalog, declared: DeclaredExperiment) -> str | None:
     """What the stage still waits for, or what speaks against a larger share."""
     made = _report(catalog, declared.experiment, declared.state, [])
     if made.verdict.outcome in AGAINST or any(each.decision == "harm" for each in made.verdict.findings):
@@ -217,11 +217,11 @@ def _report(catalog: Catalog, experiment: Experiment, state: ExperimentState, da
     return report(experiment, summarise(experiment, events), datetime.now(UTC))
 
 
-def _experiments(catalog: Catalog) -> Experiments:
-    return Experiments(catalog.store, catalog.model)
+def _experiments(catalog: Catalog) -> ExperimentCatalog:
+    return ExperimentCatalog(catalog.store, catalog.model)
 
 
-def _share(declared: Declared) -> str:
+def _share(declared: DeclaredExperiment) -> str:
     return f"{declared.experiment.ramp[declared.state.stage].share:g} %" if declared.state.status == "running" else "-"
 
 
@@ -229,7 +229,7 @@ def _say(state: ExperimentState, experiment: Experiment, as_json: bool) -> None:
     if as_json:
         print_json(state.model_dump(mode="json", exclude={"history"}))
         return
-    share = _share(Declared(experiment, state))
+    share = _share(DeclaredExperiment(experiment, state))
     typer.echo(f"{state.name} version {state.version} is {state.status}" + (f", share {share}" if share != "-" else ""))
 
 

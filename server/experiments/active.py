@@ -12,7 +12,7 @@ from typing import NamedTuple
 from typing_extensions import override
 
 from registry.errors import FlexiError, StoreUnavailable
-from registry.experiments.catalog import Experiments
+from registry.experiments.catalog import ExperimentCatalog
 from registry.experiments.declaration import Experiment
 from registry.writer import now
 from server.experiments.assign import arm_of, enrolled, hashed_unit
@@ -49,7 +49,7 @@ class ActiveExperiments(Assigner):
     """
 
     def __init__(
-        self, open_experiments: Callable[[], Experiments], schedules: ActiveSchedules, clock: Callable[[], datetime] = now
+        self, open_experiments: Callable[[], ExperimentCatalog], schedules: ActiveSchedules, clock: Callable[[], datetime] = now
     ) -> None:
         """`open_experiments` gives the same ones each time, or raises while the store is away."""
         self._open = open_experiments
@@ -118,11 +118,11 @@ class ActiveExperiments(Assigner):
             self._seen = {name: seen for name, seen in looks.items() if seen}
             self._enforce()
 
-    def _look(self, experiments: Experiments, name: str) -> _Seen | None:
+    def _look(self, experiments: ExperimentCatalog, name: str) -> _Seen | None:
         """What is to be seen of an experiment now; None if its documents are bad. Raises `StoreUnavailable`."""
         before = self._seen.get(name)
         try:
-            changed = experiments.changed(name, before.etag if before else None)
+            changed = experiments.state_if_changed(name, before.etag if before else None)
             if changed is None:
                 return before
             state, etag = changed

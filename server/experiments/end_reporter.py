@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pydantic import JsonValue
 
 from registry.errors import FlexiError
-from registry.experiments.catalog import Experiments
+from registry.experiments.catalog import ExperimentCatalog
 from registry.experiments.declaration import OVER, Action, Experiment
 from server.experiments.guardrails import GuardrailCheck
 from server.telemetry import metrics
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 class EndReporter:
     """Roll-backs wait here until the registry takes them. One thread may add to them while another one reports."""
 
-    def __init__(self, open_experiments: Callable[[], Experiments]) -> None:
+    def __init__(self, open_experiments: Callable[[], ExperimentCatalog]) -> None:
         """`open_experiments` gives the same ones each time, or raises while the store is away."""
         self._open = open_experiments
         self._rollbacks: dict[tuple[str, int], tuple[Experiment, GuardrailCheck]] = {}  # by version; not told yet

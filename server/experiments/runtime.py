@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 from datetime import datetime
 
-from registry.experiments.catalog import Experiments
+from registry.experiments.catalog import ExperimentCatalog
 from registry.experiments.declaration import Harm
 from registry.writer import now
 from server.experiments.active import ActiveExperiments
@@ -34,7 +34,7 @@ class ExperimentRuntime:
         self,
         active: ActiveExperiments,
         recorder: Recorder,
-        open_experiments: Callable[[], Experiments],
+        open_experiments: Callable[[], ExperimentCatalog],
         clock: Callable[[], datetime] = now,
         *,
         shadowed: bool = True,

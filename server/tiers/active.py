@@ -107,7 +107,7 @@ class ActiveSchedules:
 
     def load(self, digest: str) -> ActiveSchedule:
         """A schedule by its whole digest, compiled. Raises whatever is wrong with it."""
-        return self.known(digest) or self.compiled(*self._open_catalog().signed(digest))
+        return self.known(digest) or self.compiled(*self._open_catalog().schedule_and_signature(digest))
 
     def compiled(self, schedule: Schedule, signature: Signature | None = None) -> ActiveSchedule:
         """Raises `InvalidInput` naming what does not fit this model: weights, family, size, or what its program needs."""

@@ -108,7 +108,7 @@ class Watch:
     def _tier(self, catalog: Catalog, name: str, before: ActiveSchedule | None) -> tuple[ActiveSchedule, str]:
         """The schedule that a tier's alias names now, and the alias's etag."""
         seen = self._etags.get(name)
-        moved = catalog.moved(name, seen)
+        moved = catalog.alias_if_changed(name, seen)
         if moved is None:
             if not (before and seen):
                 raise AssertionError("only an alias that is in force can be unchanged")

@@ -20,7 +20,7 @@ from served import MODEL, PATIENCE, SETTINGS, TEACHER_STEPS, made, publish
 from deploy.grafana.panels import EXPERIMENTS, ROWS
 from examples.launch import serving
 from registry.catalog import Catalog
-from registry.experiments.catalog import Experiments
+from registry.experiments.catalog import ExperimentCatalog
 from registry.experiments.declaration import Experiment
 from registry.schedule import Correction, Schedule, Segment, Solver
 from registry.stores.address import open_store
@@ -192,7 +192,7 @@ def test_an_arm_that_does_harm_is_rolled_back(lab, harm):
     rail = RAILS[harm] | {"minimum_sample": 10, "consecutive": 1}
     lab.declare(harm, harm, guardrails=[rail])
     lab.start(harm)
-    experiments, i, harmed = Experiments(lab.catalog.store, "emoji64"), 0, 0.0
+    experiments, i, harmed = ExperimentCatalog(lab.catalog.store, "emoji64"), 0, 0.0
     end = time.monotonic() + 240
     while experiments.state(harm).status == "running":
         assert time.monotonic() < end, "the guardrail did not trip"
@@ -246,7 +246,7 @@ def test_what_happens_at_one_server_holds_at_every_other(lab, tmp_path):
             assert time.monotonic() < end, "the guardrail did not trip"
             other.ask(next(units))  # only this server sees harm
         lab.until(lambda: not lab.running(), "it is rolled back at one server only")
-        assert Experiments(lab.catalog.store, "emoji64").state("ill").status == "rolled_back"
+        assert ExperimentCatalog(lab.catalog.store, "emoji64").state("ill").status == "rolled_back"
         assert [each.ask("1").json()["arm"] for each in (lab, other)] == [None, None]
 
 

@@ -105,12 +105,12 @@ class TestEveryStore:
 
     def test_reads_again_only_what_has_changed(self, store: ObjectStore) -> None:
         first = store.create("m/a", b"1")
-        assert store.changed("m/a", first) is None
+        assert store.get_if_changed("m/a", first) is None
         second = store.swap("m/a", b"2", first)
-        assert store.changed("m/a", first) == (b"2", second)
-        assert store.changed("m/a", second) is None
+        assert store.get_if_changed("m/a", first) == (b"2", second)
+        assert store.get_if_changed("m/a", second) is None
         with pytest.raises(NotFound, match="m/b"):
-            store.changed("m/b", first)
+            store.get_if_changed("m/b", first)
 
     def test_does_not_swap_what_has_changed(self, store: ObjectStore) -> None:
         old = store.create("m/a", b"1")

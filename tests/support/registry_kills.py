@@ -58,7 +58,7 @@ def kill(place: Place, kills: int) -> str:
         finished = {version.digest for version in catalog.versions()}
         cut_off = next(number for number in count(first) if schedule_number(number).digest not in finished)
         published = catalog.publish(schedule_number(cut_off), "the same, after the kill")
-        assert published.number == catalog.numbers.newest() == len(catalog.versions())
+        assert published.number == catalog.version_log.newest() == len(catalog.versions())
         assert catalog.resolve(published.number).schedule == schedule_number(cut_off)
         catalog.promote("fast", published.number, "after the kill")
         assert not Verification(catalog).findings

@@ -26,14 +26,14 @@ WRITERS = 8
 ROLLBACK_EVERY = 5  # promotions
 
 
-class ComparisonObserver(NamedTuple):
+class WriterReport(NamedTuple):
     """What a writer was told: (reason, version) of the moves that were done, in its order; how many were refused."""
 
     done: list[tuple[str, int]]
     refused: int
 
 
-def write(place: Place, writer: int, rounds: int) -> ComparisonObserver:
+def write(place: Place, writer: int, rounds: int) -> WriterReport:
     """Move the tier so many times to one or the other schedule of its own, and now and then roll back."""
     catalog, done, refused = Catalog(place.open(), "emoji64", author=f"writer {writer}"), [], 0
     for turn in range(rounds):
@@ -49,7 +49,7 @@ def write(place: Place, writer: int, rounds: int) -> ComparisonObserver:
                 done.append((reason, catalog.rollback("fast", reason).version))
             except Conflict:  # somebody else moved the tier meanwhile
                 refused += 1
-    return ComparisonObserver(done, refused)
+    return WriterReport(done, refused)
 
 
 def race(place: Place, rounds: int) -> str:
@@ -67,7 +67,7 @@ def race(place: Place, rounds: int) -> str:
     for i, moves in enumerate(done):
         assert [move.reason for move in history if move.author == f"writer {i}"] == [reason for reason, _ in moves]
     entries = [Audit.read(key, catalog.store.get(key).data) for key in catalog.store.list("emoji64/audit/")]
-    entries.sort(key=lambda entry: entry.move or 0)
+    entries.sort(key=lambda entry: entry.move)
     assert [entry.move for entry in entries] == list(range(1, len(history) + 1))
     assert [(entry.reason, entry.after.version, entry.time) for entry in entries] == [
         (move.reason, move.version, move.time) for move in history

@@ -28,8 +28,8 @@ class Watched(MemoryStore):
         self._note("get", key)
         return super().get(key)
 
-    def changed(self, key, etag):
-        self._note("changed", key)
+    def get_if_changed(self, key, etag):
+        self._note("get_if_changed", key)
         found = super().get(key)
         return None if found.etag == etag else found
 

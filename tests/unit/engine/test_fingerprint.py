@@ -99,10 +99,10 @@ def test_a_damaged_note_is_not_believed(tmp_path: Path, files: list[Path], damag
 def test_a_folder_that_cannot_be_written_to_still_works(
     tmp_path: Path, files: list[Path], hashed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(self: Path, *_: object, **__: object) -> None:
-        raise PermissionError(30, "Read-only file system", str(self))
+    def refuse(path: Path, _data: bytes) -> None:
+        raise PermissionError(30, "Read-only file system", str(path))
 
-    monkeypatch.setattr(Path, "write_text", refuse)
+    monkeypatch.setattr(module, "replace_file", refuse)
     first = fingerprint(tmp_path, files)
     hashed.clear()
     assert fingerprint(tmp_path, files) == first

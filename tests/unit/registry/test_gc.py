@@ -12,7 +12,7 @@ from schedule_strategies import schedule
 
 from registry.catalog import Catalog
 from registry.errors import NotFound
-from registry.gc import Collector
+from registry.gc import GarbageCollector
 from registry.schedule import Cost, Schedule
 from registry.verify import Verification
 
@@ -62,7 +62,7 @@ def pass_days(catalog: Catalog, days: float) -> None:
 
 
 def collect(catalog: Catalog, days: float = DAYS) -> set[str]:
-    collector = Collector(catalog, days)
+    collector = GarbageCollector(catalog, days)
     return {each.digest for each in collector.remove(collector.find())}
 
 
@@ -90,7 +90,7 @@ def test_numbers_are_not_used_again(catalog: Catalog) -> None:
 
 def test_looking_changes_nothing(catalog: Catalog, store: Crowded) -> None:
     before = dict(store._objects)
-    found = Collector(catalog, DAYS).find()
+    found = GarbageCollector(catalog, DAYS).find()
     assert [(each.digest, each.versions) for each in found] == sorted(
         (each.digest, (number,)) for number, each in enumerate((A, B, C, D), 1)
     )
@@ -171,13 +171,13 @@ def _stems(store: Crowded, folder: str) -> list[str]:
 
 def test_a_promotion_that_ends_after_the_collection_puts_its_schedule_back(catalog: Catalog, store: Crowded) -> None:
     someone = Catalog(store, "emoji64", clock=catalog.writer.clock)
-    swap = someone.pointers.move
+    swap = someone.tier_aliases.move
 
     def late(*arguments: object) -> object:
         assert D.digest in collect(catalog)
         return swap(*arguments)  # type: ignore[arg-type]
 
-    someone.pointers.move = late  # type: ignore[assignment,method-assign]
+    someone.tier_aliases.move = late  # type: ignore[assignment,method-assign]
     someone.promote("fast", 4)
     assert catalog.resolve("fast").schedule == D
 

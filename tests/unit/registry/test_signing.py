@@ -76,7 +76,7 @@ class TestCatalog:
     def test_loads_what_a_trusted_key_signed(self, publisher: Catalog, careful: Catalog, key: SigningKey) -> None:
         publisher.sign(ONE, key)
         publisher.sign(ONE, key)
-        loaded, signature = careful.signed(ONE.digest)
+        loaded, signature = careful.schedule_and_signature(ONE.digest)
         assert loaded == careful.resolve("1").schedule == ONE
         assert signature == key.sign(ONE.document())
 

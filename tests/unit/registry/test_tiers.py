@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from itertools import count
 
 import pytest
 from dying_store import Clock, DyingStore, Killed
 from schedule_strategies import schedule
 
+from registry.audit_trail import audited_moves
 from registry.catalog import Catalog
 from registry.errors import NotFound, Tampered
 from registry.records import Audit
 from registry.tiers import PAGE
-from registry.trail import trail
 from registry.verify import Verification
 
 MOVES = 4 * PAGE + 3
@@ -75,7 +74,7 @@ def test_wherever_a_mover_dies_the_next_one_completes_it(catalog: Catalog, store
         moved = catalog.alias("fast").version == 3
         assert Verification(catalog).damage == []
         assert len(catalog.history("fast")) == 2 * PAGE - 1 + moved
-        assert [entry.audit.move for entry in trail(catalog)] == list(range(1, 2 * PAGE + moved))
+        assert [entry.audit.move for entry in audited_moves(catalog)] == list(range(1, 2 * PAGE + moved))
         catalog.promote("fast", 2, "next")
         assert Verification(catalog).findings == []
         assert [entry.move for entry in audit_of_tier(catalog)] == list(range(1, 2 * PAGE + 1 + moved))
@@ -88,12 +87,12 @@ def test_the_trail_tells_a_move_whose_writer_died_before_the_audit_entry(catalog
     with pytest.raises(Killed):
         catalog.promote("fast", 2, "dying")
     store.writes = None
-    assert [(entry.audit.reason, entry.written) for entry in trail(catalog)] == [("", True), ("dying", False)]
+    assert [(entry.audit.reason, entry.written) for entry in audited_moves(catalog)] == [("", True), ("dying", False)]
     (note,) = Verification(catalog).findings
     assert not note.damage
     assert "the next move writes it" in note.message
     catalog.promote("fast", 3)
-    assert [entry.written for entry in trail(catalog)] == [True, True, True]
+    assert [entry.written for entry in audited_moves(catalog)] == [True, True, True]
 
 
 def test_the_trail_is_filtered(catalog: Catalog) -> None:
@@ -101,39 +100,20 @@ def test_the_trail_is_filtered(catalog: Catalog) -> None:
     since = catalog.writer.clock()
     catalog.promote("best", 2)
     catalog.promote("fast", 3)
-    assert [entry.audit.tier for entry in trail(catalog)] == ["fast", "best", "fast"]
-    assert [entry.audit.after.version for entry in trail(catalog, since=since)] == [2, 3]
-    assert [entry.audit.after.version for entry in trail(catalog, "fast")] == [1, 3]
-    assert [entry.audit.after.version for entry in trail(catalog, "fast", since)] == [3]
+    assert [entry.audit.tier for entry in audited_moves(catalog)] == ["fast", "best", "fast"]
+    assert [entry.audit.after.version for entry in audited_moves(catalog, since=since)] == [2, 3]
+    assert [entry.audit.after.version for entry in audited_moves(catalog, "fast")] == [1, 3]
+    assert [entry.audit.after.version for entry in audited_moves(catalog, "fast", since)] == [3]
     with pytest.raises(NotFound, match="tier slow: is not in"):
-        trail(catalog, "slow")
-    assert {entry.audit.host for entry in trail(catalog)} == {catalog.writer.host}
-
-
-def test_an_alias_from_before_pages_and_hosts_is_read_and_moved(catalog: Catalog, store: DyingStore) -> None:
-    digests = [version.digest for version in catalog.versions()]
-    moves = [
-        {"digest": digests[i % 2], "version": 1 + i % 2, "time": "2026-01-01T00:00:00Z", "author": "bob", "reason": f"{i}"}
-        for i in range(MOVES)
-    ]
-    alias = {"tier": "fast", "digest": moves[-1]["digest"], "version": moves[-1]["version"], "history": moves}
-    store.create("emoji64/aliases/fast.json", json.dumps(alias).encode())
-    old = {"time": "2026-01-01T00:00:00Z", "author": "bob", "action": "promote", "tier": "fast", "before": None, "reason": ""}
-    after = {"digest": digests[0], "version": 1}
-    store.create("emoji64/audit/20260101T000000.000000Z-0123abcd.json", json.dumps({**old, "after": after}).encode())
-    assert catalog.resolve("fast").version == moves[-1]["version"]
-    catalog.promote("fast", 3, "new")
-    assert [move.reason for move in catalog.history("fast")] == [*(f"{i}" for i in range(MOVES)), "new"]
-    assert len(catalog.alias("fast").history) < 2 * PAGE
-    assert len(trail(catalog)) == 2
-    assert Verification(catalog).findings == []
+        audited_moves(catalog, "slow")
+    assert {entry.audit.host for entry in audited_moves(catalog)} == {catalog.writer.host}
 
 
 def test_a_page_that_was_changed_or_lost_is_noticed(catalog: Catalog, store: DyingStore) -> None:
     for turn in range(MOVES):
         catalog.promote("fast", 1 + turn % 2)
-    key = catalog.pointers.page_key("fast", 1)
-    store.overwrite(key, store.get(catalog.pointers.page_key("fast", 1 + PAGE)).data)
+    key = catalog.tier_aliases.page_key("fast", 1)
+    store.overwrite(key, store.get(catalog.tier_aliases.page_key("fast", 1 + PAGE)).data)
     with pytest.raises(Tampered, match=key):
         catalog.history("fast")
     store.lose(key)

@@ -12,7 +12,7 @@ from schedule_strategies import schedule
 
 from registry.catalog import Catalog
 from registry.errors import StoreUnavailable
-from registry.gc import Collector
+from registry.gc import GarbageCollector
 from registry.signing import SigningKey, TrustedKeys
 from registry.stores.base import Stored
 from registry.tiers import PAGE
@@ -96,7 +96,7 @@ def test_finds_damage(catalog: Catalog, store: DyingStore, kind: str) -> None:
 
 
 def test_an_alias_that_points_at_nothing_is_damage_even_if_gc_took_it(catalog: Catalog, store: DyingStore) -> None:
-    collector = Collector(catalog, 90)
+    collector = GarbageCollector(catalog, 90)
     collector._take(B.digest)
     collector._take(A.digest)
     messages = [finding.message for finding in Verification(catalog).damage]

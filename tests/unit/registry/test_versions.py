@@ -1,7 +1,8 @@
-"""Numbers are dense and never reused, wherever a publisher dies; registries from before claims stay readable."""
+"""Numbers are dense and never reused, wherever a publisher dies or how many there are at once."""
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 
 import pytest
@@ -13,23 +14,25 @@ from schedule_strategies import schedule
 
 from registry.catalog import Catalog
 from registry.errors import NotFound, Tampered
-from registry.records import Version
+from registry.records import Claim, Version
 from registry.schedule import Cost, Schedule
 from registry.verify import Verification
-from registry.versions import Versions
+from registry.versions import VersionLog
 from registry.writer import Writer
 
 OLD, NEW = schedule(5), schedule(3, 6)
 REDESCRIBED = OLD.model_copy(update={"cost": Cost(macs=1, rows=1, relative=0.9)})
 
 
-def filled(numbers: int) -> tuple[MemoryStore, Versions]:
-    """Version records as an old registry has them, without claims; their digests tell their numbers."""
+def filled(numbers: int) -> tuple[MemoryStore, VersionLog]:
+    """Version records and claims of so many digests, each of which tells its number."""
     store = MemoryStore()
-    versions = Versions(store, "emoji64", Writer.here("ada"))
+    versions = VersionLog(store, "emoji64", Writer.here("ada"))
     for number in range(1, numbers + 1):
         record = Version(number=number, digest=f"{number:064x}", time="2026-11-03T00:00:00Z", author="ada", note="")  # type: ignore[arg-type]
         store.create(versions.key(number), record.document())
+        claim = Claim(digest=record.digest, number=number, time=record.time)
+        store.create(versions.claim_key(record.digest), claim.document())
     return store, versions
 
 
@@ -60,7 +63,7 @@ def test_wherever_a_publisher_dies_the_next_one_completes_it(one: Schedule) -> N
         assert all(catalog.schedule(version.digest) for version in catalog.versions())
         other = catalog.publish(schedule(7))
         mine = catalog.publish(one)
-        assert sorted(version.number for version in catalog.versions()) == list(range(1, catalog.numbers.newest() + 1))
+        assert sorted(version.number for version in catalog.versions()) == list(range(1, catalog.version_log.newest() + 1))
         assert other.number != mine.number
         assert catalog.resolve(mine.number).schedule.digest == one.digest
         assert Verification(catalog).findings == []
@@ -79,27 +82,27 @@ def test_a_claim_whose_number_was_lost_moves_on() -> None:
     assert Catalog(store, "emoji64").publish(NEW).number == 2
 
 
-def test_a_registry_from_before_claims_is_read_and_continued() -> None:
+def test_a_registry_is_read_and_continued() -> None:
     store, versions = filled(30)
     assert [version.number for version in versions.last(3)] == [28, 29, 30]
     assert versions.of(f"{7:064x}") == versions.get(7)
     assert versions.of("f" * 64) is None
-    assert len(list(store.list("emoji64/digests/"))) == 30
-    assert Versions(store, "emoji64", Writer.here()).publish(f"{9:064x}", "again").number == 9
-    assert Versions(store, "emoji64", Writer.here()).publish("f" * 64, "new").number == 31
+    assert VersionLog(store, "emoji64", Writer.here()).publish(f"{9:064x}", "again").number == 9
+    assert VersionLog(store, "emoji64", Writer.here()).publish("f" * 64, "new").number == 31
+    assert versions.last(1)[0].digest == "f" * 64
 
 
-@pytest.mark.parametrize("writes", [0, 1, 15, 29])
-def test_claims_that_were_half_made_are_completed(writes: int) -> None:
-    store = DyingStore()
-    store._objects = filled(30)[0]._objects
-    store.writes = writes
-    with pytest.raises(Killed):
-        Versions(store, "emoji64", Writer.here()).publish("f" * 64, "")
-    store.writes = None
-    versions = Versions(store, "emoji64", Writer.here())
-    for number in (1, 15, 30):
-        assert versions.publish(f"{number:064x}", "").number == number
+def test_racing_publishers_get_dense_numbers_and_one_for_each_digest() -> None:
+    store, digests = MemoryStore(), [f"{i:064x}" for i in range(6)]
+
+    def publish(order: int) -> dict[str, int]:
+        versions = VersionLog(store, "emoji64", Writer.here())
+        return {digest: versions.publish(digest, "").number for digest in digests[order:] + digests[:order]}
+
+    with ThreadPoolExecutor(len(digests)) as pool:
+        told = list(pool.map(publish, range(len(digests))))
+    assert all(numbers == told[0] for numbers in told)
+    assert sorted(told[0].values()) == [1, 2, 3, 4, 5, 6]
 
 
 def test_records_under_a_wrong_name_are_noticed() -> None:

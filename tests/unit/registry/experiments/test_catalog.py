@@ -9,7 +9,7 @@ import pytest
 from memory_store import MemoryStore
 
 from registry.errors import Conflict, InvalidInput, NotFound
-from registry.experiments.catalog import Experiments
+from registry.experiments.catalog import ExperimentCatalog
 from registry.experiments.declaration import Arm, Experiment, Primary, RampStage
 from registry.stores.folder import FolderStore
 
@@ -33,7 +33,7 @@ def store(request, tmp_path):
 
 @pytest.fixture
 def experiments(store):
-    return Experiments(store, "m")
+    return ExperimentCatalog(store, "m")
 
 
 def test_a_life(experiments):
@@ -87,11 +87,11 @@ def test_those_that_start_at_once_do_not_both_run(store, rivals):
     for round in range(15):
         names = [f"e{round}-{i}" for i in range(rivals)]
         for name in names:
-            Experiments(store, "m").declare(declared(name, tier=f"tier{round}"))
+            ExperimentCatalog(store, "m").declare(declared(name, tier=f"tier{round}"))
         barrier, won = threading.Barrier(rivals), []
 
         def begin(name: str, barrier: threading.Barrier = barrier, won: list[str] = won) -> None:
-            mine = Experiments(store, "m")
+            mine = ExperimentCatalog(store, "m")
             barrier.wait()
             try:
                 mine.act(name, "start")
@@ -104,7 +104,7 @@ def test_those_that_start_at_once_do_not_both_run(store, rivals):
             thread.start()
         for thread in threads:
             thread.join()
-        running = [name for name in names if Experiments(store, "m").state(name).status == "running"]
+        running = [name for name in names if ExperimentCatalog(store, "m").state(name).status == "running"]
         assert running == won
         assert len(running) <= 1
 
@@ -125,7 +125,7 @@ class Between(MemoryStore):
 def test_a_start_whose_turn_comes_late_does_not_run_beside_the_other():
     """a reads everything and is about to run; b claims the tier and runs; then a writes."""
     store = Between()
-    experiments = Experiments(store, "m")
+    experiments = ExperimentCatalog(store, "m")
     experiments.declare(declared("a"))
     experiments.declare(declared("b"))
     store.before["m/experiments/a/state.json"] = lambda: experiments.act("b", "start")
@@ -135,11 +135,11 @@ def test_a_start_whose_turn_comes_late_does_not_run_beside_the_other():
 
 
 def test_no_move_is_lost(store):
-    Experiments(store, "m").declare(declared())
-    Experiments(store, "m").act("a", "start")
+    ExperimentCatalog(store, "m").declare(declared())
+    ExperimentCatalog(store, "m").act("a", "start")
 
     def toggle() -> None:
-        mine = Experiments(store, "m")
+        mine = ExperimentCatalog(store, "m")
         for _ in range(10):
             for action in ("pause", "start"):
                 try:
@@ -154,5 +154,5 @@ def test_no_move_is_lost(store):
         thread.start()
     for thread in threads:
         thread.join()
-    told = [each.action for each in Experiments(store, "m").state("a").history]
+    told = [each.action for each in ExperimentCatalog(store, "m").state("a").history]
     assert sorted(told) == sorted(["declare", "start", *done])

@@ -19,7 +19,7 @@ from registry.stores.s3 import ATTEMPTS_WHEN_BUSY, S3Store, open_s3, refuse_with
 
 VERBS: dict[str, tuple[str, Callable[[S3Store], object]]] = {
     "get": ("get_object", lambda store: store.get("m/a")),
-    "changed": ("get_object", lambda store: store.changed("m/a", '"e"')),
+    "get_if_changed": ("get_object", lambda store: store.get_if_changed("m/a", '"e"')),
     "create": ("put_object", lambda store: store.create("m/a", b"")),
     "swap": ("put_object", lambda store: store.swap("m/a", b"", '"e"')),
     "list": ("list_objects_v2", lambda store: list(store.list("m/"))),
@@ -82,12 +82,12 @@ def test_an_answer_that_breaks_off_says_so(store: S3Store, server: Stubber) -> N
         body = StreamingBody(io.BytesIO(b"12345"), 10)
         server.add_response("get_object", {"Body": body, "ETag": '"new"'}, {"Bucket": ANY, "Key": ANY, **expected})
         with pytest.raises(StoreUnavailable, match="broke off"):
-            store.changed("m/a", '"e"') if expected else store.get("m/a")
+            store.get_if_changed("m/a", '"e"') if expected else store.get("m/a")
 
 
 def test_what_did_not_change_is_not_read(store: S3Store, server: Stubber) -> None:
     server.add_client_error("get_object", service_error_code="304", http_status_code=304)
-    assert store.changed("m/a", '"e"') is None
+    assert store.get_if_changed("m/a", '"e"') is None
 
 
 @pytest.mark.parametrize("name", ["FLEXI_S3_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])

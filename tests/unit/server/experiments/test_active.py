@@ -14,7 +14,7 @@ from server_model import small_model
 
 from registry.catalog import Catalog
 from registry.errors import StoreUnavailable
-from registry.experiments.catalog import Experiments
+from registry.experiments.catalog import ExperimentCatalog
 from registry.experiments.declaration import Arm, Experiment, Guardrail, Primary, RampStage
 from registry.schedule import Schedule, Segment
 from registry.writer import Writer
@@ -65,7 +65,7 @@ class App:
         self.watch = Watch(self.schedules, lambda: self.catalog)
         self.watch.refresh()
         self.recorder, self.now = Recorder(), NOW
-        self.experiments = Experiments(self.store, model.ref.name, Writer.here(clock=lambda: self.now))
+        self.experiments = ExperimentCatalog(self.store, model.ref.name, Writer.here(clock=lambda: self.now))
         self.live = ActiveExperiments(lambda: self.experiments, self.schedules, clock=lambda: self.now)
         self.trials = ExperimentRuntime(self.live, self.recorder, lambda: self.experiments, clock=lambda: self.now)
         self.planner = Planner(self.schedules, self.live, model.macs, lambda *_: 0.0, Settings())

@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 from registry.__main__ import app as registry_app
 from registry.catalog import Catalog
 from registry.errors import Conflict
-from registry.experiments.catalog import Experiments
+from registry.experiments.catalog import ExperimentCatalog
 from registry.schedule import teacher
 from registry.stores.address import open_store
 from server.experiments import events
@@ -35,7 +35,7 @@ class Shell:
         for one in SCHEDULES.values():
             self.catalog.publish(one)
         self.catalog.promote("balanced", SCHEDULES["control"].digest)
-        self.experiments = Experiments(self.catalog.store, MODEL.name)
+        self.experiments = ExperimentCatalog(self.catalog.store, MODEL.name)
 
     def run(self, *arguments: str, code: int = 0, cli: Any = app) -> Result:
         result = CliRunner().invoke(cli, arguments, env={"FLEXI_REGISTRY": self.address, "COLUMNS": "160"})

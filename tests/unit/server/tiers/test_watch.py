@@ -34,7 +34,7 @@ class TestFollowing:
         in_force = schedules.tiers()
         site.store.asked.clear()
         watch.refresh()
-        aliases = [("changed", site.key(f"aliases/{tier}.json")) for tier in ("best", "fast")]
+        aliases = [("get_if_changed", site.key(f"aliases/{tier}.json")) for tier in ("best", "fast")]
         assert site.store.asked[-2:] == aliases
         assert [verb for verb, _ in site.store.asked].count("get") == 0
         assert schedules.tiers() == in_force

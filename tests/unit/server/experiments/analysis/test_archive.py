@@ -9,7 +9,7 @@ import pytest
 from experiments import START, experiment, outcome
 from memory_store import MemoryStore
 
-from registry.experiments.catalog import Experiments
+from registry.experiments.catalog import ExperimentCatalog
 from registry.writer import Writer
 from server.experiments import events
 from server.experiments.analysis import archive
@@ -34,7 +34,7 @@ class Store(MemoryStore):
 class Site:
     def __init__(self):
         self.store, self.now = Store(), START
-        self.experiments = Experiments(self.store, "m", Writer("test", "here", lambda: self.now))
+        self.experiments = ExperimentCatalog(self.store, "m", Writer("test", "here", lambda: self.now))
         self.experiments.declare(experiment())
 
     def keep(self, place, request=1, name="box-00000001.jsonl"):

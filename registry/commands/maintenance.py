@@ -12,7 +12,7 @@ from registry.bundle import Bundle
 from registry.catalog import Catalog
 from registry.commands.display import print_json, print_table
 from registry.commands.options import DEFAULT, AsJson, Model, Registry, open_catalog
-from registry.gc import Collector
+from registry.gc import GarbageCollector
 from registry.stores.address import open_store
 from registry.verify import Verification
 
@@ -35,16 +35,17 @@ def verify(registry: Registry = DEFAULT, model: Model = None, trusted: Trusted =
 
         keys = TrustedKeys.read(trusted)
     catalog = open_catalog(registry, model, keys)
-    found = Verification(catalog)
+    verified = Verification(catalog)
+    objects, damaged = len(verified.keys), len(verified.damage)
     if as_json:
-        findings = [asdict(finding) for finding in found.findings]
-        print_json({"model": catalog.model, "objects": len(found.keys), "damaged": len(found.damage), "findings": findings})
+        findings = [asdict(finding) for finding in verified.findings]
+        print_json({"model": catalog.model, "objects": objects, "damaged": damaged, "findings": findings})
     else:
-        for finding in sorted(found.findings, key=lambda finding: not finding.damage):
+        for finding in sorted(verified.findings, key=lambda finding: not finding.damage):
             typer.echo(f"{'DAMAGED' if finding.damage else 'note':<8} {finding.key}: {finding.message}")
-        verdict = f"damaged in {len(found.damage)} places" if found.damage else "no damage"
-        typer.echo(f"{catalog.model}: {len(found.keys)} objects read, {verdict}")
-    raise typer.Exit(1 if found.damage else 0)
+        verdict = f"damaged in {damaged} places" if damaged else "no damage"
+        typer.echo(f"{catalog.model}: {objects} objects read, {verdict}")
+    raise typer.Exit(1 if damaged else 0)
 
 
 @app.command()
@@ -56,17 +57,17 @@ def gc(
     Version records stay, so no number is used again. What a rollback would lead to stays too.
     """
     catalog = open_catalog(registry, model)
-    collector = Collector(catalog, days)
-    found = collector.find()
+    collector = GarbageCollector(catalog, days)
+    garbage = collector.find()
     if not dry_run:
-        found = collector.remove(found)
+        garbage = collector.remove(garbage)
     if as_json:
-        print_json({"model": catalog.model, "dry_run": dry_run, "removed": [asdict(each) for each in found]})
+        print_json({"model": catalog.model, "dry_run": dry_run, "removed": [asdict(schedule) for schedule in garbage]})
         return
-    if found:
-        rows = [(each.digest[:8], ", ".join(map(str, each.versions)) or "-", len(each.beside)) for each in found]
-        print_table(f"{catalog.model}: {'would be removed' if dry_run else 'removed'}", ("digest", "versions", "files"), rows)
-    typer.echo(f"schedules that {'would be' if dry_run else 'were'} removed: {len(found)}")
+    if garbage:
+        lines = [(one.digest[:8], ", ".join(map(str, one.versions)) or "-", len(one.beside)) for one in garbage]
+        print_table(f"{catalog.model}: {'would be removed' if dry_run else 'removed'}", ("digest", "versions", "files"), lines)
+    typer.echo(f"schedules that {'would be' if dry_run else 'were'} removed: {len(garbage)}")
 
 
 @app.command()
@@ -100,9 +101,9 @@ def import_(
     Nothing that is there is changed; to import again does nothing.
     """
     bundle = Bundle.read(file)
-    done = list(bundle.publish(Catalog(open_store(registry), bundle.model)))
+    items = list(bundle.publish(Catalog(open_store(registry), bundle.model)))
     if as_json:
-        print_json({"model": bundle.model, "done": [each._asdict() for each in done]})
+        print_json({"model": bundle.model, "done": [item._asdict() for item in items]})
         return
-    for each in done:
-        typer.echo(f"{each.kind} {each.name[:8] if each.kind == 'schedule' else each.name}: {each.outcome}")
+    for item in items:
+        typer.echo(f"{item.kind} {item.name[:8] if item.kind == 'schedule' else item.name}: {item.outcome}")
