@@ -52,7 +52,7 @@ def errors(share: float) -> Values:
 
 
 @dataclass(frozen=True)
-class World:
+class Traffic:
     """What traffic is like. `activity` is the Pareto shape of how often units come, None where each comes once.
 
     `effect` multiplies the values of the second arm; 1 is an A/A experiment.
@@ -81,7 +81,7 @@ class World:
         return units, arms, np.where(arms == 1, values * self.effect, values)
 
 
-def running(units: Array, values: Array, mine: Array) -> Moments:
+def moments_so_far(units: Array, values: Array, in_arm: Array) -> Moments:
     """An arm's moments after each request of the stream, each (requests,): what the report would have seen then.
 
     When unit u brings one more value x, n² grows by 2n + 1, s² by 2sx + x², and n·s by nx + s + x.
@@ -95,31 +95,31 @@ def running(units: Array, values: Array, mine: Array) -> Moments:
     s[order] = before - np.repeat(before[starts], lengths)
     x = values
     steps = (n == 0, np.ones_like(x), x, 2 * n + 1, 2 * s * x + x**2, n * x + s + x)
-    return Moments(*(np.cumsum(np.where(mine, step, 0.0)) for step in steps))
+    return Moments(*(np.cumsum(np.where(in_arm, step, 0.0)) for step in steps))
 
 
-def found(world: World, control: Moments, arm: Moments) -> Array:
+def finds_effect(traffic: Traffic, control: Moments, arm: Moments) -> Array:
     """At which looks the interval excludes "no effect"."""
-    if world.shares:
-        effect, nothing = statistics.difference(control, arm, world.scale, ALPHA, shares=True), 0.0
+    if traffic.shares:
+        effect, nothing = statistics.difference(control, arm, traffic.scale, ALPHA, shares=True), 0.0
     else:
-        effect, nothing = statistics.ratio(control, arm, world.scale, ALPHA), 1.0
+        effect, nothing = statistics.ratio(control, arm, traffic.scale, ALPHA), 1.0
     return (effect.low > nothing) | (effect.high < nothing)
 
 
-def z_test(world: World, control: Moments, arm: Moments) -> Array:
+def z_test(control: Moments, arm: Moments) -> Array:
     """At which looks an ordinary 95 % interval of the difference, clustered by unit, excludes 0."""
     (was, v_was), (now, v_now) = statistics.mean(control), statistics.mean(arm)
     return np.abs(now - was) > stats.norm.ppf(1 - ALPHA / 2) * np.sqrt(v_was + v_now)
 
 
-def by_request(moments: Moments, values: Array, mine: Array) -> Moments:
-    """The same arm with every request taken for a unit of its own."""
-    squares = np.cumsum(np.where(mine, values**2, 0.0))
+def by_request(moments: Moments, values: Array, in_arm: Array) -> Moments:
+    """An arm's moments so far, with every request taken for a unit of its own."""
+    squares = np.cumsum(np.where(in_arm, values**2, 0.0))
     return Moments(moments.n, moments.n, moments.s, moments.n, squares, moments.s)
 
 
-def false_alarms(world: World, experiments: int, seed: int = 0) -> dict[str, float]:
+def false_alarms(traffic: Traffic, experiments: int, seed: int = 0) -> dict[str, float]:
     """Shares of A/A experiments in which some look found an effect: ours, the ordinary interval, ours by request.
 
     `mismatch` is the share in which some look's chi-squared test cried sample ratio mismatch.
@@ -127,27 +127,27 @@ def false_alarms(world: World, experiments: int, seed: int = 0) -> dict[str, flo
     dice = np.random.default_rng(seed)
     alarms = dict.fromkeys(("sequence", "z test", "by request", "mismatch"), 0)
     for _ in range(experiments):
-        units, arms, values = world.stream(dice)
-        control, arm = running(units, values, arms == 0), running(units, values, arms == 1)
-        ready = np.minimum(control.units, arm.units) >= world.minimum_units
+        units, arms, values = traffic.stream(dice)
+        control, arm = moments_so_far(units, values, arms == 0), moments_so_far(units, values, arms == 1)
+        ready = np.minimum(control.units, arm.units) >= traffic.minimum_units
         alone = by_request(control, values, arms == 0), by_request(arm, values, arms == 1)
-        alarms["sequence"] += bool((found(world, control, arm) & ready).any())
-        alarms["z test"] += bool((z_test(world, control, arm) & ready).any())
-        alarms["by request"] += bool((found(world, *alone) & ready).any())
-        p = statistics.sample_ratio(np.stack([control.units, arm.units])[:, ready], world.weights)
+        alarms["sequence"] += bool((finds_effect(traffic, control, arm) & ready).any())
+        alarms["z test"] += bool((z_test(control, arm) & ready).any())
+        alarms["by request"] += bool((finds_effect(traffic, *alone) & ready).any())
+        p = statistics.sample_ratio(np.stack([control.units, arm.units])[:, ready], traffic.weights)
         alarms["mismatch"] += bool((p < statistics.MISMATCH).any())
     return {name: count / experiments for name, count in alarms.items()}
 
 
-def units_needed(world: World, experiments: int, power: float = 0.8, seed: int = 0) -> float:
+def units_needed(traffic: Traffic, experiments: int, power: float = 0.8, seed: int = 0) -> float:
     """Units in each arm by when this share of experiments with an effect has found it; infinite if fewer do."""
     dice = np.random.default_rng(seed)
     needed = np.full(experiments, np.inf)
     for i in range(experiments):
-        units, arms, values = world.stream(dice)
-        control, arm = running(units, values, arms == 0), running(units, values, arms == 1)
+        units, arms, values = traffic.stream(dice)
+        control, arm = moments_so_far(units, values, arms == 0), moments_so_far(units, values, arms == 1)
         smaller = np.minimum(control.units, arm.units)
-        hits = np.flatnonzero(found(world, control, arm) & (smaller >= world.minimum_units))
+        hits = np.flatnonzero(finds_effect(traffic, control, arm) & (smaller >= traffic.minimum_units))
         if hits.size:
             needed[i] = smaller[hits[0]]
     return float(np.quantile(needed, power, method="higher"))
@@ -161,20 +161,20 @@ def guard_trips(guardrail: Guardrail, experiments: int, requests: int, harm: flo
     dice, draw = np.random.default_rng(seed), lognormal(1.0)
     tripped = np.full(experiments, np.inf)
     for i in range(experiments):
-        monitor, seen = GuardrailMonitor(_guarded(guardrail)), 0
+        monitor, arm_requests = GuardrailMonitor(_experiment(guardrail)), 0
         arms, values = dice.random(requests) < 0.1, draw(dice, np.empty(requests))
         failed = dice.random(requests) < 0.01
         for second, (arm, value, fails) in enumerate(zip(arms.tolist(), values.tolist(), failed.tolist(), strict=True)):
-            seen += arm
+            arm_requests += arm
             name, factor = ("arm", harm) if arm else ("control", 1.0)
             checks = monitor.observe(float(second), name, {"service_p95": value * factor, "errors": float(fails)})
             if any(check.trips for check in checks):
-                tripped[i] = seen
+                tripped[i] = arm_requests
                 break
     return tripped
 
 
-def _guarded(guardrail: Guardrail) -> Experiment:
+def _experiment(guardrail: Guardrail) -> Experiment:
     return Experiment(
         name="simulated",
         version=1,
@@ -191,19 +191,19 @@ def _guarded(guardrail: Guardrail) -> Experiment:
     )
 
 
-ALIKE = (
-    World("each request a unit, CV 0.5", lognormal(0.5)),
-    World("each request a unit, CV 2, 20 %", lognormal(2), scale=0.2),
-    World("third moment infinite, 20 %", pareto(2.5), scale=0.2),
-    World("units come unequally often and differ, 10 %", of_units(0.5, lognormal(0.5)), activity=1.5, scale=0.1),
-    World("the same, heavy-tailed, 30 %", of_units(1.0, pareto(2.5)), activity=1.2, scale=0.3),
-    World("arms 90/10", lognormal(0.5), weights=(9, 1), requests=10_000),
-    World("arms 90/10, third moment infinite, 20 %", pareto(2.5), weights=(9, 1), requests=10_000, scale=0.2),
-    World("arms 90/10, units unequal, heavy-tailed, 20 %", of_units(0.5, pareto(2.5)), (9, 1), 10_000, 4000, 1.5, scale=0.2),
-    World("errors of 1 %, within 1 point", errors(0.01), activity=3.0, population=5000, shares=True, scale=0.01),
+AA_TRAFFIC = (
+    Traffic("each request a unit, CV 0.5", lognormal(0.5)),
+    Traffic("each request a unit, CV 2, 20 %", lognormal(2), scale=0.2),
+    Traffic("third moment infinite, 20 %", pareto(2.5), scale=0.2),
+    Traffic("units come unequally often and differ, 10 %", of_units(0.5, lognormal(0.5)), activity=1.5, scale=0.1),
+    Traffic("the same, heavy-tailed, 30 %", of_units(1.0, pareto(2.5)), activity=1.2, scale=0.3),
+    Traffic("arms 90/10", lognormal(0.5), weights=(9, 1), requests=10_000),
+    Traffic("arms 90/10, third moment infinite, 20 %", pareto(2.5), weights=(9, 1), requests=10_000, scale=0.2),
+    Traffic("arms 90/10, units unequal, heavy-tailed, 20 %", of_units(0.5, pareto(2.5)), (9, 1), 10_000, 4000, 1.5, scale=0.2),
+    Traffic("errors of 1 %, within 1 point", errors(0.01), activity=3.0, population=5000, shares=True, scale=0.01),
 )
-VARIATIONS = (0.3, 0.5, 1.0)
-RAILS = (
+UNIT_CVS = (0.3, 0.5, 1.0)
+GUARDRAILS = (
     Guardrail(metric="service_p95", compare="ratio", limit=1.5),
     Guardrail(metric="service_p95", compare="ratio", limit=1.25),
     Guardrail(metric="errors", compare="difference", limit=0.05),
@@ -213,7 +213,7 @@ RAILS = (
 
 def main(
     experiments: Annotated[int, typer.Option(min=1, help="Simulated experiments of each kind.")] = 2000,
-    seed: Annotated[int, typer.Option(help="Of all random numbers.")] = 0,
+    seed: Annotated[int, typer.Option(help="The seed of all random numbers.")] = 0,
 ) -> None:
     """False alarms under continuous peeking, and the units that a 5 % effect takes. A few minutes.
 
@@ -221,22 +221,22 @@ def main(
     """
     table = Table("A/A experiments", "sequence", "z test", "by request", "mismatch", title=f"{experiments} experiments each")
     worst = 0.0
-    for world in ALIKE:
-        alarms = false_alarms(world, experiments, seed)
-        table.add_row(world.name, *(f"{share:.2%}" for share in alarms.values()))
+    for traffic in AA_TRAFFIC:
+        alarms = false_alarms(traffic, experiments, seed)
+        table.add_row(traffic.name, *(f"{share:.2%}" for share in alarms.values()))
         worst = max(worst, alarms["sequence"])
     Console(width=120).print(table)
     table = Table("CV of unit means", "units an arm, 80 %", "fixed sample", title="A 5 % effect")
-    for cv in VARIATIONS:
+    for cv in UNIT_CVS:
         fixed = 2 * (stats.norm.ppf(1 - ALPHA / 2) + stats.norm.ppf(0.8)) ** 2 * (cv / 0.05) ** 2
-        world = World("", lognormal(cv), requests=max(4000, int(150 * (cv / 0.05) ** 2)), effect=1.05)
-        table.add_row(f"{cv}", f"{units_needed(world, experiments, seed=seed):.0f}", f"{fixed:.0f}")
+        traffic = Traffic("", lognormal(cv), requests=max(4000, int(150 * (cv / 0.05) ** 2)), effect=1.05)
+        table.add_row(f"{cv}", f"{units_needed(traffic, experiments, seed=seed):.0f}", f"{fixed:.0f}")
     Console(width=120).print(table)
     few = max(1, experiments // 4)
     table = Table("guardrail", "trips on A/A", title=f"{few} experiments of 10,000 requests, 90/10, three checks of 50")
-    for rail in RAILS:
-        trips = np.isfinite(guard_trips(rail, few, 10_000, seed=seed)).mean()
-        table.add_row(f"{rail.metric} {rail.compare} {rail.limit:g}", f"{trips:.2%}")
+    for guardrail in GUARDRAILS:
+        trips = np.isfinite(guard_trips(guardrail, few, 10_000, seed=seed)).mean()
+        table.add_row(f"{guardrail.metric} {guardrail.compare} {guardrail.limit:g}", f"{trips:.2%}")
     Console(width=120).print(table)
     if worst > ALPHA:
         typer.echo(f"more false alarms than {ALPHA:.0%}: {worst:.2%}", err=True)

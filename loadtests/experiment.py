@@ -15,7 +15,7 @@ from registry.experiments.declaration import Arm, Experiment, Guardrail, Primary
 from registry.stores.address import open_store
 from registry.stores.base import ObjectStore
 
-TIER = "balanced"  # that `split` splits
+TIER = "balanced"  # the tier that `split` splits
 SCHEDULES = {"control": TIER, "treatment": "draft"}  # arm -> the tier whose schedule it gets
 SALT = "loadtests"  # always the same, so that the same units get the same arms in every run
 
@@ -37,7 +37,7 @@ def begin(
 
 
 def wait_until(address: str, running: bool) -> None:
-    """Until the service follows what the registry says."""
+    """Wait until the service says that an experiment runs, or that none does."""
     while bool(httpx.get(f"{address}/v1/experiments").raise_for_status().json()["experiments"]) != running:
         time.sleep(0.1)
 

@@ -41,7 +41,7 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=15.0, help="of a turn")
     parser.add_argument("--turns", type=int, default=6, help="of each kind")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     registry = str(OUT / "registry")
     shutil.rmtree(OUT, ignore_errors=True)  # a declaration is for ever, and this one ends a day from now
     experiments = declared(registry)
@@ -49,16 +49,17 @@ def main() -> int:
     service = "loadtests.simulated_service:Flexiffusion"
     with started(settings, OUT / "server.log", service=service) as served:
         pairs = [  # whoever was first is second the next time
-            {running: measure(served, experiments, running, given, turn) for running in (turn % 2 == 0, turn % 2 == 1)}
-            for turn in range(given.turns)
+            {running: measure(served, experiments, running, arguments, turn) for running in (turn % 2 == 0, turn % 2 == 1)}
+            for turn in range(arguments.turns)
         ]
         page = httpx.get(f"{served.address}/metrics").text.splitlines()
-    ratios = {what: [pair[True][what] / pair[False][what] for pair in pairs] for what in pairs[0][True]}
-    result = {"clients": given.clients, "ratios": ratios, "turns": [{str(k): v for k, v in pair.items()} for pair in pairs]}
+    ratios = {figure: [pair[True][figure] / pair[False][figure] for pair in pairs] for figure in pairs[0][True]}
+    turns = [{str(running): figures for running, figures in pair.items()} for pair in pairs]
+    result = {"clients": arguments.clients, "ratios": ratios, "turns": turns}
     (OUT / "experiment_cost.json").write_text(json.dumps(result, indent=1) + "\n")
-    for what, each in ratios.items():
-        seen = f"{min(each):.3f} to {max(each):.3f} in {len(each)} pairs of turns"
-        print(f"{what}: running over paused {np.median(each):.3f} ({seen})")
+    for figure, values in ratios.items():
+        spread = f"{min(values):.3f} to {max(values):.3f} in {len(values)} pairs of turns"
+        print(f"{figure}: running over paused {np.median(values):.3f} ({spread})")
     print("\n".join(line for line in page if line.startswith("flexi_events")))
     return 0
 
@@ -70,17 +71,17 @@ def declared(registry: str) -> ExperimentCatalog:
     control, twin = mixes()["fewer"].schedules["draft"], made(20, *[Segment(partial=())] * 10)
     catalog.publish(twin)
     arms = (Arm(name="control", digest=control.digest, weight=1), Arm(name="twin", digest=twin.digest, weight=1))
-    rails = [
+    guardrails = [
         Guardrail(metric=metric, compare="difference", limit=0.99, minimum_sample=100, consecutive=3)
         for metric in ("service_p95", "errors", "unplanned_steps")
     ]
-    return begin(catalog.store, NAME, "draft", arms, rails)
+    return begin(catalog.store, NAME, "draft", arms, guardrails)
 
 
 def measure(
-    served: RunningService, experiments: ExperimentCatalog, running: bool, given: argparse.Namespace, turn: int
+    served: RunningService, experiments: ExperimentCatalog, running: bool, arguments: argparse.Namespace, turn: int
 ) -> dict[str, float]:
-    """One turn."""
+    """One turn's figures: requests per second, latencies in seconds, CPU seconds per request. `turn` seeds the clients."""
     status = experiments.state(NAME).status
     if (status == "running") != running:
         experiments.act(NAME, "start" if running else "pause")
@@ -90,10 +91,10 @@ def measure(
         return wanted | {"tier": "draft", "guidance_scale": 1.0, "unit": str(wanted["seed"])}
 
     before = cpu_seconds(served)
-    tally: Tally = asyncio.run(drive(served.address, body, given.clients, 1.0, given.seconds, turn))
+    tally: Tally = asyncio.run(drive(served.address, body, arguments.clients, 1.0, arguments.seconds, turn))
     latencies = [latency for tier in tally.latencies.values() for latency in tier]
     assert not tally.errors, f"{tally.errors} requests failed"
-    spent = (cpu_seconds(served) - before) * given.seconds / (given.seconds + 1.0)
+    spent = (cpu_seconds(served) - before) * arguments.seconds / (arguments.seconds + 1.0)
     return {
         "requests per second": tally.rate,
         "p50 latency": float(np.percentile(latencies, 50)),
@@ -103,10 +104,10 @@ def measure(
 
 
 def cpu_seconds(served: RunningService) -> float:
-    """Of the supervisor and its workers."""
+    """CPU seconds, user and system, that the supervisor and its workers have used so far."""
     supervisor = psutil.Process(served.supervisor.pid)
     times = [process.cpu_times() for process in (supervisor, *supervisor.children(recursive=True))]
-    return float(sum(each.user + each.system for each in times))
+    return float(sum(time.user + time.system for time in times))
 
 
 if __name__ == "__main__":

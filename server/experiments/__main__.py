@@ -18,7 +18,7 @@ from registry.errors import FlexiError, InvalidInput, NotFound
 from registry.experiments.catalog import DeclaredExperiment, ExperimentCatalog
 from registry.experiments.declaration import Action, Experiment, ExperimentState
 from registry.tiers import REFERENCE
-from server.experiments.analysis.archive import stored
+from server.experiments.analysis.archive import stored_events
 from server.experiments.analysis.judge import Conclusion
 from server.experiments.analysis.report import Report, as_json, as_tables, report
 from server.experiments.analysis.summary import summarise
@@ -115,25 +115,9 @@ def status(
     """What runs, and who did what when."""
     experiments = _experiments(open_catalog(registry, model))
     if name is None:
-        found = list(experiments.all())
-        if as_json:
-            print_json([each.state.model_dump(mode="json", exclude={"history"}) for each in found])
-            return
-        split = [
-            (each.state.name, str(each.state.version), each.experiment.tier, each.state.status, _share(each)) for each in found
-        ]
-        print_table(f"{experiments.model}: experiments", ("experiment", "version", "tier", "status", "share"), split)
-        return
-    state = experiments.state(name)
-    if as_json:
-        print_json(state.model_dump(mode="json"))
-        return
-    rows = [
-        (minute(each.time), each.action, each.status, str(each.version), f"{each.author}@{each.host}", each.reason)
-        for each in state.history
-    ]
-    columns = ("time (UTC)", "action", "status", "version", "who", "reason")
-    print_table(f"history of {name}", columns, rows)
+        _show_all(experiments, as_json)
+    else:
+        _show_history(experiments.state(name), as_json)
 
 
 @app.command("report")
@@ -148,14 +132,34 @@ def report_(
     catalog, damaged = open_catalog(registry, model), list[str]()
     experiments = _experiments(catalog)
     state = experiments.state(name)
-    made = _report(catalog, experiments.experiment(name, version or state.version), state, damaged)
+    page = _report(catalog, experiments.experiment(name, version or state.version), state, damaged)
     if json_:
-        print_json(as_json(made) | {"damaged": damaged})
+        print_json(as_json(page) | {"damaged": damaged})
         return
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)  # in a log, 80 would break every line
-    console.print(as_tables(made))
+    console.print(as_tables(page))
     for line in damaged:
         console.print(f"left out: {line}", style="red", markup=False)
+
+
+def _show_all(experiments: ExperimentCatalog, as_json: bool) -> None:
+    declared = list(experiments.all())
+    if as_json:
+        print_json([state.model_dump(mode="json", exclude={"history"}) for _, state in declared])
+        return
+    lines = [(one.state.name, str(one.state.version), one.experiment.tier, one.state.status, _share(one)) for one in declared]
+    print_table(f"{experiments.model}: experiments", ("experiment", "version", "tier", "status", "share"), lines)
+
+
+def _show_history(state: ExperimentState, as_json: bool) -> None:
+    if as_json:
+        print_json(state.model_dump(mode="json"))
+        return
+    lines = [
+        (minute(entry.time), entry.action, entry.status, str(entry.version), f"{entry.author}@{entry.host}", entry.reason)
+        for entry in state.history
+    ]
+    print_table(f"history of {state.name}", ("time (UTC)", "action", "status", "version", "who", "reason"), lines)
 
 
 def _refuse_missing(catalog: Catalog, experiment: Experiment) -> None:
@@ -172,7 +176,7 @@ def _refuse_unfit(catalog: Catalog, experiment: Experiment) -> None:
     tiers = {*catalog.tiers(), REFERENCE}
     if experiment.tier not in tiers:
         raise NotFound(f"{catalog.model} has no tier {experiment.tier}, only {', '.join(sorted(tiers))}", param="tier")
-    watched = {experiment.primary.metric, *(each.metric for each in experiment.guardrails)}
+    watched = {experiment.primary.metric, *(guardrail.metric for guardrail in experiment.guardrails)}
     if "psnr" in watched and REFERENCE in catalog.tiers() and catalog.alias(REFERENCE).digest == _control(experiment):
         raise InvalidInput(
             "control is the teacher's own schedule, and an image has no distance to itself; leave psnr out", param="psnr"
@@ -203,17 +207,18 @@ def _act(catalog: Catalog, name: str, action: Action, reason: str, as_json: bool
 
 
 def _gate(catalog: Catalog, declared: DeclaredExperiment) -> str | None:
-    """What the stage still waits for, or what speaks against a larger share."""
-    made = _report(catalog, declared.experiment, declared.state, [])
-    if made.verdict.outcome in AGAINST or any(each.decision == "harm" for each in made.verdict.findings):
-        return f"{made.verdict.outcome}: {made.verdict.reason}"
+    """What the stage still waits for, or what speaks against a larger share; None if nothing does."""
+    page = _report(catalog, declared.experiment, declared.state, [])
+    verdict = page.verdict
+    if verdict.conclusion in AGAINST or any(finding.decision == "harm" for finding in verdict.findings):
+        return f"{verdict.conclusion}: {verdict.reason}"
     minutes = (datetime.now(UTC) - declared.state.history[-1].time).total_seconds() / 60
-    return declared.experiment.ramp[declared.state.stage].missing(minutes, min(each.units for each in made.summaries))
+    return declared.experiment.ramp[declared.state.stage].missing(minutes, min(summary.units for summary in page.summaries))
 
 
 def _report(catalog: Catalog, experiment: Experiment, state: ExperimentState, damaged: list[str]) -> Report:
-    """Of the state's version or an earlier one."""
-    events = stored(catalog.store, catalog.model, state, experiment.version, damaged)
+    """The report on a version: the state's own or an earlier one. Adds to `damaged` what could not be read."""
+    events = stored_events(catalog.store, catalog.model, state, experiment.version, damaged)
     return report(experiment, summarise(experiment, events), datetime.now(UTC))
 
 

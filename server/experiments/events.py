@@ -19,7 +19,7 @@ FEEDBACK, FIDELITY = "feedback", "fidelity"  # streams of a whole model: its exp
 
 
 class OutcomeEvent(Document):
-    """One request, at the moment its schedule was used up: one line whether it ended well or not.
+    """One request of a tier under an experiment, at its end: one line whether it ended well or not.
 
     Only an `enrolled` request has an arm and a hashed unit. `bypass` names its schedule itself; `fallback` says that
     something else than what the arm or tier means was used, because that could not be loaded.
@@ -29,8 +29,8 @@ class OutcomeEvent(Document):
     time: AwareDatetime
     request_id: RequestId
     enrolment: Enrolment
-    experiment: Name | None = None
-    version: Number | None = None
+    experiment: Name
+    version: Number
     arm: Name | None = None
     unit: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")] | None = None
     tier: Name
@@ -41,13 +41,13 @@ class OutcomeEvent(Document):
     service_seconds: Seconds
     macs_planned: Macs
     macs_executed: Macs
-    unet_rows: Annotated[int, Field(ge=1)] = 1  # of one step of all its images: guidance takes two each
+    unet_rows: Annotated[int, Field(ge=1)]  # of one step of all its images: guidance takes two each
     steps_planned: Annotated[int, Field(ge=0)]
     steps_executed: Annotated[int, Field(ge=0)]
 
     @model_validator(mode="after")
-    def _enrolled_in_something(self) -> Self:
-        for field in ("experiment", "version", "arm", "unit"):
+    def _enrolled_in_an_arm(self) -> Self:
+        for field in ("arm", "unit"):
             if self.enrolment == "enrolled" and getattr(self, field) is None:
                 raise misfit("an enrolled request has one", field)
         if self.enrolment != "enrolled" and (self.arm or self.unit):
@@ -80,7 +80,7 @@ _EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="e
 
 
 def stream(name: str) -> str:
-    """Where the outcomes of an experiment go."""
+    """The stream that the outcomes of an experiment go to."""
     return f"experiments/{name}/events"
 
 

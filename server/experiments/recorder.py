@@ -61,7 +61,7 @@ class Recorder:
     def close(self) -> None:
         """Write and send what is left, as far as it goes; what the store does not take stays on disk for the next start."""
         self._stop.set()
-        if self._writer.ident is None:
+        if self._writer.ident is None:  # `start` was never called
             self.start()
         self._writer.join()
         self._sender.join(CLOSE_SECONDS)

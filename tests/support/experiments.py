@@ -37,7 +37,7 @@ def outcome(request: int, arm: str, unit: int, /, **changes: Any) -> OutcomeEven
         "time": START + timedelta(seconds=request), "request_id": f"r{request}", "enrolment": "enrolled",
         "experiment": "fewer-full-steps", "version": 1, "arm": arm, "unit": f"{unit:032x}", "tier": "balanced",
         "digest": CONTROL if arm == "control" else CHEAPER, "outcome": "ok", "queue_seconds": 0.1, "service_seconds": 1.0,
-        "macs_planned": 100, "macs_executed": 100, "steps_planned": 10, "steps_executed": 10,
+        "macs_planned": 100, "macs_executed": 100, "unet_rows": 1, "steps_planned": 10, "steps_executed": 10,
     }  # fmt: skip
     return OutcomeEvent.model_validate(fields | changes)
 

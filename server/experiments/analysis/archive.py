@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -17,31 +16,28 @@ READERS = 10  # reads at a time, as many as boto3 keeps connections
 AHEAD = 64  # objects in memory
 SKEW = timedelta(days=1)  # more than clocks differ by
 
-_DAY = re.compile(r"/(\d{4}-\d\d-\d\d)/[^/]+$")
 
-
-def stored(store: ObjectStore, model: str, state: ExperimentState, version: int, damaged: list[str]) -> Iterator[Event]:
+def stored_events(store: ObjectStore, model: str, state: ExperimentState, version: int, damaged: list[str]) -> Iterator[Event]:
     """All events that may belong to a version of an experiment: of the days since it was first started, in no order.
 
     A file that is damaged is left out from there on, and named in `damaged`.
     """
-    started = [each.time for each in state.history if (each.action, each.version) == ("start", version)]
-    if not started:
+    starts = [entry.time for entry in state.history if (entry.action, entry.version) == ("start", version)]
+    if not starts:
         return
-    first = f"{started[0] - SKEW:%Y-%m-%d}"
-    places = (f"{model}/{place}/" for place in (stream(state.name), FEEDBACK, FIDELITY))
-    keys = [key for place in places for key in store.list(place) if (_day(key) or first) >= first]
+    first_day = f"{starts[0] - SKEW:%Y-%m-%d}"
+    prefixes = [f"{model}/{name}/" for name in (stream(state.name), FEEDBACK, FIDELITY)]
+    keys = [key for prefix in prefixes for key in store.list(prefix) if _day(key) >= first_day]
     with ThreadPoolExecutor(READERS) as pool:
         for start in range(0, len(keys), AHEAD):
-            some = keys[start : start + AHEAD]
-            for key, found in zip(some, pool.map(store.get, some), strict=True):
+            batch = keys[start : start + AHEAD]
+            for key, stored in zip(batch, pool.map(store.get, batch), strict=True):
                 try:
-                    yield from events.read(key, found.data)
+                    yield from events.read(key, stored.data)
                 except Tampered as error:
                     damaged.append(error.message)
 
 
-def _day(key: str) -> str | None:
-    """The day that a key is filed under; None for one of before there were days."""
-    found = _DAY.search(key)
-    return found and found[1]
+def _day(key: str) -> str:
+    """The day that a key is filed under: `…/<day>/<file>`."""
+    return key.split("/")[-2]

@@ -59,15 +59,15 @@ def resolution(experiment: Experiment, metric: Metric) -> float:
     """τ of a metric's intervals: the effect that the declaration cares about, or a usual one."""
     if metric == experiment.primary.metric:
         return experiment.primary.minimal_effect
-    for each in experiment.guardrails:
-        if each.metric == metric and each.compare == ("ratio" if metric in BY_RATIO else "difference"):
-            return each.limit - 1 if each.compare == "ratio" else each.limit
+    for guardrail in experiment.guardrails:
+        if guardrail.metric == metric and guardrail.compare == ("ratio" if metric in BY_RATIO else "difference"):
+            return guardrail.limit - 1 if guardrail.compare == "ratio" else guardrail.limit
     return RESOLUTION[metric]
 
 
-def _mean(found: Moments | None) -> float | None:
-    return float(found.s / found.n) if found else None
+def _mean(arm: Moments | None) -> float | None:
+    return float(arm.s / arm.n) if arm else None
 
 
 def _plain(effect: statistics.Effect | None) -> Interval | None:
-    return Interval(*(float(each) for each in effect)) if effect else None
+    return Interval(*(float(bound) for bound in effect)) if effect else None

@@ -30,7 +30,7 @@ class ArmFinding:
 class Verdict:
     """What follows for the experiment. `arm` is the one to ship, if any; `mismatch` the p-value of the sample ratio."""
 
-    outcome: Conclusion
+    conclusion: Conclusion
     arm: str | None
     reason: str
     mismatch: float | None
@@ -41,23 +41,23 @@ def judge(experiment: Experiment, summaries: Sequence[ArmSummary], now: datetime
     """The verdict at this moment. It may be asked for as often as one likes: its intervals hold at all times."""
     p = mismatch(experiment, summaries)
     if p is not None and p < statistics.MISMATCH:
-        counts = ", ".join(f"{each.name} {each.units}" for each in summaries)
+        counts = ", ".join(f"{summary.name} {summary.units}" for summary in summaries)
         reason = f"Units do not follow the weights ({counts}; p = {p:.2g}): find out why before concluding anything."
         return Verdict("sample_ratio_mismatch", None, reason, p)
-    by_name = {each.name: each for each in summaries}
+    by_name = {summary.name: summary for summary in summaries}
     control = by_name[experiment.control]
     findings = tuple(_finding(experiment, control, by_name[name]) for name in experiment.treatments)
-    winners = [each for each in findings if each.decision.startswith("ship")]
+    winners = [finding for finding in findings if finding.decision.startswith("ship")]
     if winners:
-        best = max(winners, key=lambda each: each.gain.estimate if each.gain else 0.0)
-        outcome: Conclusion = "ship" if best.decision == "ship" else "ship_not_inferior"
-        return Verdict(outcome, best.arm, best.reason, p, findings)
-    reasons = " ".join(each.reason for each in findings)
-    if all(each.decision != "collecting" for each in findings):
+        best = max(winners, key=lambda finding: finding.gain.estimate if finding.gain else 0.0)
+        conclusion: Conclusion = "ship" if best.decision == "ship" else "ship_not_inferior"
+        return Verdict(conclusion, best.arm, best.reason, p, findings)
+    reasons = " ".join(finding.reason for finding in findings)
+    if all(finding.decision != "collecting" for finding in findings):
         return Verdict("stop", None, reasons, p, findings)
     if now >= experiment.end:
         return Verdict("undecided", None, f"Ended without a decision: its time is over. {reasons}", p, findings)
-    if max(each.units for each in summaries) >= experiment.maximum_units:
+    if max(summary.units for summary in summaries) >= experiment.maximum_units:
         full = f"Ended without a decision: the maximum of {experiment.maximum_units} units is reached."
         return Verdict("undecided", None, f"{full} {reasons}", p, findings)
     return Verdict("collecting", None, reasons, p, findings)
@@ -65,7 +65,7 @@ def judge(experiment: Experiment, summaries: Sequence[ArmSummary], now: datetime
 
 def mismatch(experiment: Experiment, summaries: Sequence[ArmSummary]) -> float | None:
     """p-value of the sample ratio; None while an arm expects fewer than 5 units, where chi-squared is no approximation."""
-    weights, units = [arm.weight for arm in experiment.arms], [each.units for each in summaries]
+    weights, units = [arm.weight for arm in experiment.arms], [summary.units for summary in summaries]
     if sum(units) * min(weights) < 5 * sum(weights):
         return None
     return float(statistics.sample_ratio(units, weights))
@@ -73,22 +73,25 @@ def mismatch(experiment: Experiment, summaries: Sequence[ArmSummary]) -> float |
 
 def _finding(experiment: Experiment, control: ArmSummary, arm: ArmSummary) -> ArmFinding:
     primary, name = experiment.primary, arm.name
-    compared = compare(experiment, primary.metric, control, arm)
-    gain = _gain(compared)
-    holding = {each: _holds(experiment, each, control, arm) for each in experiment.guardrails if each.metric in METRICS}
-    broken = [each.metric for each, holds in holding.items() if holds is False]
+    gain = _gain(compare(experiment, primary.metric, control, arm))
+    holding = {
+        guardrail: _holds(experiment, guardrail, control, arm)
+        for guardrail in experiment.guardrails
+        if guardrail.metric in METRICS
+    }
+    broken = [guardrail.metric for guardrail, holds in holding.items() if holds is False]
     if broken:
         return ArmFinding(name, "harm", f"{name} is worse than control by more than the limit of {', '.join(broken)}.", gain)
-    seen = min(_units(summary, primary.metric) for summary in (control, arm))
-    if seen < experiment.minimum_units or gain is None:
-        reason = f"Keep collecting: {seen} of {experiment.minimum_units} units with {primary.metric} in {name} or control."
+    units = min(_units(summary, primary.metric) for summary in (control, arm))
+    if units < experiment.minimum_units or gain is None:
+        reason = f"Keep collecting: {units} of {experiment.minimum_units} units with {primary.metric} in {name} or control."
         return ArmFinding(name, "collecting", reason, gain)
     margin, shown = primary.minimal_effect, _shown(primary.metric, gain)
     wanted = 0.0 if primary.goal == "superior" else -margin
     if gain.high < wanted:
         return ArmFinding(name, "control_better", f"Stop {name}: control is better in {primary.metric}, {shown}.", gain)
     if gain.low > wanted:
-        waiting = [each.metric for each, holds in holding.items() if holds is None]
+        waiting = [guardrail.metric for guardrail, holds in holding.items() if holds is None]
         if waiting:
             reason = (
                 f"Keep collecting: {name} is good in {primary.metric}, {shown}, but not yet surely within {', '.join(waiting)}."
@@ -104,22 +107,22 @@ def _finding(experiment: Experiment, control: ArmSummary, arm: ArmSummary) -> Ar
     return ArmFinding(name, "collecting", f"Keep collecting: {name} in {primary.metric}, {shown}.", gain)
 
 
-def _gain(compared: MetricComparison) -> Interval | None:
+def _gain(comparison: MetricComparison) -> Interval | None:
     """How much better the arm is: relative for seconds and MACs, else a difference; positive is good."""
-    interval, neutral = (compared.ratio, 1.0) if compared.metric in BY_RATIO else (compared.difference, 0.0)
+    interval, neutral = (comparison.ratio, 1.0) if comparison.metric in BY_RATIO else (comparison.difference, 0.0)
     if interval is None:
         return None
     low, high, estimate = interval.low - neutral, interval.high - neutral, interval.estimate - neutral
-    return Interval(estimate, low, high) if compared.metric in HIGHER_IS_BETTER else Interval(-estimate, -high, -low)
+    return Interval(estimate, low, high) if comparison.metric in HIGHER_IS_BETTER else Interval(-estimate, -high, -low)
 
 
 def _holds(experiment: Experiment, guardrail: Guardrail, control: ArmSummary, arm: ArmSummary) -> bool | None:
-    """Whether an arm surely holds a limit (True), surely breaks it (False), or neither. A `value` is the guard's alone."""
+    """Whether an arm surely holds a limit (True), surely breaks it (False), or neither. A `value` is the monitor's alone."""
     assert guardrail.metric in METRICS, "a percentile has no interval here"
     if guardrail.compare == "value":
         return True
-    compared = compare(experiment, guardrail.metric, control, arm)
-    interval = compared.ratio if guardrail.compare == "ratio" else compared.difference
+    comparison = compare(experiment, guardrail.metric, control, arm)
+    interval = comparison.ratio if guardrail.compare == "ratio" else comparison.difference
     if interval is None:
         return None
     low, high = (-interval.high, -interval.low) if guardrail.metric in HIGHER_IS_BETTER else (interval.low, interval.high)
@@ -127,8 +130,8 @@ def _holds(experiment: Experiment, guardrail: Guardrail, control: ArmSummary, ar
 
 
 def _units(summary: ArmSummary, metric: Metric) -> int:
-    found = summary.moments.get(metric)
-    return int(found.units) if found else 0
+    moments = summary.moments.get(metric)
+    return int(moments.units) if moments else 0
 
 
 def _shown(metric: Metric, gain: Interval) -> str:

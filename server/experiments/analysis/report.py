@@ -30,7 +30,7 @@ class Report:
 
 def report(experiment: Experiment, summaries: Sequence[ArmSummary], now: datetime) -> Report:
     """Compare every arm with control in every metric, and judge."""
-    by_name = {each.name: each for each in summaries}
+    by_name = {summary.name: summary for summary in summaries}
     control = by_name[experiment.control]
     comparisons = [compare(experiment, metric, control, by_name[name]) for name in experiment.treatments for metric in METRICS]
     return Report(experiment, summaries, comparisons, judge(experiment, summaries, now))
@@ -43,20 +43,22 @@ def as_json(report: Report) -> dict[str, Any]:
         "version": report.experiment.version,
         "alpha": report.experiment.alpha,
         "arms": [
-            {"name": each.name, "units": each.units, "requests": each.requests, "fallbacks": each.fallbacks,
-             "service_p95": each.service_p95, "rfid": each.rfid}
-            for each in report.summaries
+            {"name": arm.name, "units": arm.units, "requests": arm.requests, "fallbacks": arm.fallbacks,
+             "service_p95": arm.service_p95, "rfid": arm.rfid}
+            for arm in report.summaries
         ],
         "comparisons": [
-            {"metric": each.metric, "arm": each.arm, "value": each.value, "control": each.control,
-             "difference": _interval(each.difference), "ratio": _interval(each.ratio)}
-            for each in report.comparisons
+            {"metric": comparison.metric, "arm": comparison.arm, "value": comparison.value, "control": comparison.control,
+             "difference": _interval(comparison.difference), "ratio": _interval(comparison.ratio)}
+            for comparison in report.comparisons
         ],
         "verdict": {
-            "outcome": report.verdict.outcome, "arm": report.verdict.arm, "reason": report.verdict.reason,
+            "outcome": report.verdict.conclusion, "arm": report.verdict.arm, "reason": report.verdict.reason,
             "mismatch": report.verdict.mismatch,
-            "findings": [{"arm": each.arm, "decision": each.decision, "reason": each.reason, "gain": _interval(each.gain)}
-                         for each in report.verdict.findings],
+            "findings": [
+                {"arm": finding.arm, "decision": finding.decision, "reason": finding.reason, "gain": _interval(finding.gain)}
+                for finding in report.verdict.findings
+            ],
         },
     }  # fmt: skip
 
@@ -67,18 +69,18 @@ def as_tables(report: Report) -> Group:
     weights = {arm.name: arm.weight for arm in experiment.arms}
     arms = _table(f"{experiment.name} version {experiment.version}, tier {experiment.tier}",
                   "arm", "weight", "units", "requests", "fallbacks", "service p95", "rFID")  # fmt: skip
-    for each in report.summaries:
-        name = f"{each.name} (control)" if each.name == experiment.control else each.name
-        p95 = "–" if each.service_p95 is None else f"{each.service_p95:.3g} s"
-        rfid = "–" if each.rfid is None else f"{each.rfid:.3g}"
-        arms.add_row(name, str(weights[each.name]), str(each.units), str(each.requests), str(each.fallbacks), p95, rfid)
+    for arm in report.summaries:
+        name = f"{arm.name} (control)" if arm.name == experiment.control else arm.name
+        p95 = "–" if arm.service_p95 is None else f"{arm.service_p95:.3g} s"
+        rfid = "–" if arm.rfid is None else f"{arm.rfid:.3g}"
+        arms.add_row(name, str(weights[arm.name]), str(arm.units), str(arm.requests), str(arm.fallbacks), p95, rfid)
     level = 1 - experiment.alpha / len(experiment.treatments)
     metrics = _table(f"Against control, with intervals that hold at all times at once ({level:.4g})",
                      "arm", "metric", "control", "arm's", "difference", "ratio")  # fmt: skip
     for comparison in report.comparisons:
         what = "macs of a UNet row" if comparison.metric == "macs" else comparison.metric  # guidance takes two rows
         metrics.add_row(comparison.arm, what, *_cells(comparison))
-    return Group(arms, metrics, Text(f"{report.verdict.outcome}: {report.verdict.reason}", style="bold"))
+    return Group(arms, metrics, Text(f"{report.verdict.conclusion}: {report.verdict.reason}", style="bold"))
 
 
 def _table(title: str, *columns: str) -> Table:

@@ -56,7 +56,7 @@ class Effect(NamedTuple):
 
 
 def moments(counts: ArrayLike, sums: ArrayLike) -> Moments:
-    """Of units that brought `counts` requests whose values add up to `sums`, both (units,)."""
+    """The moments of units that brought `counts` requests whose values add up to `sums`, both (units,)."""
     n, s = np.asarray(counts, float), np.asarray(sums, float)
     return Moments(*(np.asarray(x, float) for x in (np.size(n), n.sum(), s.sum(), n @ n, s @ s, n @ s)))
 
@@ -80,7 +80,7 @@ def share(arm: Moments) -> tuple[Array, Array]:
 
 
 def half_width(variance: ArrayLike, scale: float, alpha: float) -> Array:
-    """Of the confidence sequence above, where `scale` is τ. Without variance it is 0."""
+    """Half the width of the confidence sequence above, where `scale` is τ. Without variance it is 0."""
     v, mixed = np.asarray(variance, float), scale**2
     with np.errstate(divide="ignore", invalid="ignore"):
         width = np.sqrt(v * (v + mixed) / mixed * (np.log1p(mixed / v) - 2 * math.log(alpha)))
@@ -106,5 +106,5 @@ def ratio(control: Moments, arm: Moments, scale: float, alpha: float) -> Effect:
 
 def sample_ratio(units: ArrayLike, weights: Sequence[int]) -> Any:
     """p-value of the chi-squared test of units against the arms' weights; units (arms, …), p-values (…)."""
-    seen, parts = np.asarray(units, float), np.asarray(weights, float) / sum(weights)
-    return stats.chisquare(seen, np.multiply.outer(parts, seen.sum(axis=0)), axis=0).pvalue
+    observed, parts = np.asarray(units, float), np.asarray(weights, float) / sum(weights)
+    return stats.chisquare(observed, np.multiply.outer(parts, observed.sum(axis=0)), axis=0).pvalue

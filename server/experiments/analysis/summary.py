@@ -48,14 +48,14 @@ class _Observation(NamedTuple):
 
 @dataclass
 class _Total:
-    """Of the observations of one metric of one unit."""
+    """How many observations of one metric a unit has, and their sum."""
 
     count: float = 0.0
     sum: float = 0.0
 
 
 Totals = dict[Metric, dict[str, _Total]]
-"""Of one arm: by metric and unit."""
+"""The totals of one arm, by metric and unit."""
 
 
 def summarise(experiment: Experiment, events: Iterable[Event]) -> list[ArmSummary]:
@@ -153,7 +153,7 @@ def _newest_rfids(owners: Mapping[str, _Owner], fidelities: Iterable[FidelityEve
 
 
 def _summary(name: str, outcomes: Sequence[OutcomeEvent], totals: Totals, rfid: float | None) -> ArmSummary:
-    """Of one arm, from its own outcomes and totals."""
+    """What one arm did, from its own outcomes and totals."""
     seconds = [outcome.service_seconds for outcome in outcomes if outcome.outcome == "ok"]
     return ArmSummary(
         name=name,

@@ -39,10 +39,10 @@ class Outbox:
             self._folder.remove()
             self._folder.close()
             raise
-        self._lock = threading.Lock()  # around the two below, the sizes of files, and every change of the folder
+        self._lock = threading.Lock()  # around the three below, what a file says of itself, and every change of the folder
         self._files: list[MirroredFile] = []  # all that are on disk, the oldest first
-        self._newest: dict[str, MirroredFile] = {}  # of each stream
-        self._made = 0
+        self._newest: dict[str, MirroredFile] = {}  # by stream: the file that was made last
+        self._made = 0  # files so far
 
     def accept(self, events: int = 1) -> None:
         """Note that so many events are in memory and will be written: if they are not, the next process says so.

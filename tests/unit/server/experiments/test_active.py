@@ -51,7 +51,7 @@ class Settings:
     max_images, request_seconds, default_tier, default_guidance = 4, 60.0, "fast", 2.0
 
 
-class App:
+class Site:
     def __init__(self, model):
         self.store = Store()
         self.catalog = Catalog(self.store, model.ref.name, author="test")
@@ -67,7 +67,7 @@ class App:
         self.recorder, self.now = Recorder(), NOW
         self.experiments = ExperimentCatalog(self.store, model.ref.name, Writer.here(clock=lambda: self.now))
         self.live = ActiveExperiments(lambda: self.experiments, self.schedules, clock=lambda: self.now)
-        self.trials = ExperimentRuntime(self.live, self.recorder, lambda: self.experiments, clock=lambda: self.now)
+        self.runtime = ExperimentRuntime(self.live, self.recorder, lambda: self.experiments, clock=lambda: self.now)
         self.planner = Planner(self.schedules, self.live, model.macs, lambda *_: 0.0, Settings())
 
     def declaration(self, name, **fields):
@@ -87,7 +87,7 @@ class App:
         experiment = self.declaration(name, **fields)
         self.experiments.declare(experiment)
         self.experiments.act(name, "start")
-        self.trials.refresh()
+        self.runtime.refresh()
         return experiment
 
     def plan(self, request_id="id", **fields):
@@ -96,7 +96,7 @@ class App:
     def end(self, plan, outcome="ok", steps=None, seconds=2.0):
         result = ImageResult(torch.zeros(3, 8, 8), plan.macs, steps or Counter(plan.entry.schedule.counts()), 0.5, 1.0)
         context = RequestContext(plan.request_id, plan=plan, code=outcome, results={0: result} if outcome == "ok" else {})
-        self.trials.ended(context, plan, seconds)
+        self.runtime.ended(context, plan, seconds)
 
 
 @pytest.fixture(scope="module")
@@ -105,112 +105,112 @@ def model(tiny):
 
 
 @pytest.fixture
-def house(model):
-    return App(model)
+def site(model):
+    return Site(model)
 
 
-def test_an_enrolled_unit_gets_its_arm_and_the_tier_keeps_its_name(house):
-    experiment = house.start()
+def test_an_enrolled_unit_gets_its_arm_and_the_tier_keeps_its_name(site):
+    experiment = site.start()
     for unit in map(str, range(20)):
-        plan, arm = house.plan(unit=unit), arm_of(experiment, unit)
+        plan, arm = site.plan(unit=unit), arm_of(experiment, unit)
         assert (plan.entry.digest, plan.entry.tier, plan.specs[0].arm) == (arm.digest, "fast", arm.name)
         assert plan.assignment.arm == arm.name
         assert plan.entry.relative_cost == {"control": 0.5, "cheap": 0.25}[arm.name]
 
 
-def test_without_a_unit_nobody_is_enrolled_unless_requests_are_the_units(house):
-    house.start()
-    plan = house.plan()
-    assert (plan.assignment.enrolment, plan.entry.digest) == ("no_unit", house.digests["fast"])
-    house.experiments.act("x", "stop")
-    experiment = house.start("y", unit="request")
+def test_without_a_unit_nobody_is_enrolled_unless_requests_are_the_units(site):
+    site.start()
+    plan = site.plan()
+    assert (plan.assignment.enrolment, plan.entry.digest) == ("no_unit", site.digests["fast"])
+    site.experiments.act("x", "stop")
+    experiment = site.start("y", unit="request")
     for request_id in map(str, range(10)):
-        assert house.plan(request_id).assignment.arm == arm_of(experiment, request_id).name
+        assert site.plan(request_id).assignment.arm == arm_of(experiment, request_id).name
 
 
-def test_an_explicit_schedule_bypasses_and_is_told_as_such(house):
-    house.start()
-    plan = house.plan(schedule=house.digests["cheap"], unit="u")
+def test_an_explicit_schedule_bypasses_and_is_told_as_such(site):
+    site.start()
+    plan = site.plan(schedule=site.digests["cheap"], unit="u")
     assert (plan.assignment.enrolment, plan.entry.tier, plan.assignment.arm) == ("bypass", None, None)
-    house.end(plan)
-    ((stream, event),) = house.recorder
+    site.end(plan)
+    ((stream, event),) = site.recorder
     assert (stream, event.enrolment, event.unit) == ("experiments/x/events", "bypass", None)
 
 
-def test_the_event_of_a_request(house):
-    house.start()
-    plan = house.plan(unit="u")
-    house.end(plan)
-    ((_, event),) = house.recorder
+def test_the_event_of_a_request(site):
+    site.start()
+    plan = site.plan(unit="u")
+    site.end(plan)
+    ((_, event),) = site.recorder
     assert (event.time, event.outcome, event.queue_seconds, event.service_seconds) == (NOW, "ok", 0.5, 1.5)
     assert event.macs_planned == event.macs_executed == plan.macs
     assert event.steps_planned == event.steps_executed == len(plan.entry.program.steps)
     assert event.unit == hashed_unit("x", "u")
-    house.end(house.plan(unit="u", num_images=3))
-    house.end(house.plan(unit="u", num_images=3, guidance_scale=1.0))
-    assert [event.unet_rows for _, event in house.recorder] == [2, 6, 3]
+    site.end(site.plan(unit="u", num_images=3))
+    site.end(site.plan(unit="u", num_images=3, guidance_scale=1.0))
+    assert [event.unet_rows for _, event in site.recorder] == [2, 6, 3]
 
 
-def test_a_pause_an_end_and_a_kill_give_the_traffic_back(house):
-    house.start()
+def test_a_pause_an_end_and_a_kill_give_the_traffic_back(site):
+    site.start()
     for action in ("pause", "start", "kill"):
-        house.experiments.act("x", action)
-        house.trials.refresh()
-        assert bool(house.live.running()) == (action == "start")
-    house.start("y")
-    house.now += timedelta(days=2)
-    assert house.plan(unit="u").assignment is None, "by the clock, whether or not the registry can be told"
-    house.trials.refresh()
-    assert house.experiments.state("y").status == "finished"
+        site.experiments.act("x", action)
+        site.runtime.refresh()
+        assert bool(site.live.running()) == (action == "start")
+    site.start("y")
+    site.now += timedelta(days=2)
+    assert site.plan(unit="u").assignment is None, "by the clock, whether or not the registry can be told"
+    site.runtime.refresh()
+    assert site.experiments.state("y").status == "finished"
 
 
-def test_a_unit_of_an_arm_that_cannot_be_loaded_stays_in_it_and_is_served_by_the_tier(house, caplog):
-    house.start(cheap="0" * 64, guardrails=(RAIL,))
-    house.trials.refresh()
+def test_a_unit_of_an_arm_that_cannot_be_loaded_stays_in_it_and_is_served_by_the_tier(site, caplog):
+    site.start(cheap="0" * 64, guardrails=(RAIL,))
+    site.runtime.refresh()
     assert [message for message in caplog.messages if "arm cheap falls back" in message] == caplog.messages, "said once"
-    harm(house)
-    assert house.live.running(), "no arm is to blame for what the tier's own schedule did"
-    events = [event for _, event in house.recorder]
+    harm(site)
+    assert site.live.running(), "no arm is to blame for what the tier's own schedule did"
+    events = [event for _, event in site.recorder]
     assert len(events) == 60
-    assert {event.digest for event in events} == {house.digests["fast"]}
+    assert {event.digest for event in events} == {site.digests["fast"]}
     assert {(event.arm, event.fallback) for event in events} == {("control", False), ("cheap", True)}
 
 
-def test_an_arm_that_can_be_loaded_later_is_served_from_then_on(house):
-    late = Schedule(model=house.model.ref, solver=house.model.solver("ddim", 8), segments=(Segment(),) * 2)
-    experiment = house.start(cheap=late.digest)
+def test_an_arm_that_can_be_loaded_later_is_served_from_then_on(site):
+    late = Schedule(model=site.model.ref, solver=site.model.solver("ddim", 8), segments=(Segment(),) * 2)
+    experiment = site.start(cheap=late.digest)
     unit = next(unit for unit in map(str, range(100)) if arm_of(experiment, unit).name == "cheap")
-    assert house.plan(unit=unit).assignment.fallback
-    house.catalog.publish(late)
-    house.trials.refresh()
-    plan = house.plan(unit=unit)
+    assert site.plan(unit=unit).assignment.fallback
+    site.catalog.publish(late)
+    site.runtime.refresh()
+    plan = site.plan(unit=unit)
     assert (plan.assignment.fallback, plan.entry.digest) == (False, late.digest)
 
 
-def test_a_fault_of_an_experiment_is_said_once_and_so_is_its_end(house, caplog):
+def test_a_fault_of_an_experiment_is_said_once_and_so_is_its_end(site, caplog):
     caplog.set_level(logging.INFO, "server.experiments.active")
-    house.start(cheap="0" * 64)
-    house.trials.refresh()
-    house.experiments.act("x", "pause")
+    site.start(cheap="0" * 64)
+    site.runtime.refresh()
+    site.experiments.act("x", "pause")
     for _ in range(2):
-        house.trials.refresh()
+        site.runtime.refresh()
     said, ended = caplog.messages
     assert said.startswith("the experiment x runs, but its arm cheap falls back")
     assert ended == f"no longer: {said}"
 
 
 @pytest.mark.parametrize(("seconds", "tier"), [({1: 3.0, 2: 1.5}, "fast"), ({1: 1.0, 2: 3.0}, "draft")], ids=["fast", "draft"])
-def test_whom_auto_enrols_does_not_depend_on_the_arm(house, seconds, tier):
+def test_whom_auto_enrols_does_not_depend_on_the_arm(site, seconds, tier):
     """The tier is chosen by its own schedule of two steps, whether or not the arm of one step would keep the deadline."""
-    experiment = house.start()
-    house.planner = Planner(
-        house.schedules, house.live, house.model.macs, lambda program, *_: seconds[len(program.steps)], Settings()
+    experiment = site.start()
+    site.planner = Planner(
+        site.schedules, site.live, site.model.macs, lambda program, *_: seconds[len(program.steps)], Settings()
     )
-    house.catalog.promote("draft", house.digests["cheap"])
-    house.watch.refresh()
+    site.catalog.promote("draft", site.digests["cheap"])
+    site.watch.refresh()
     arms = set()
     for unit in map(str, range(20)):
-        plan = house.plan(unit=unit, tier="auto", deadline_ms=2000)
+        plan = site.plan(unit=unit, tier="auto", deadline_ms=2000)
         assert plan.entry.tier == tier
         assert plan.predicted == seconds[len(plan.entry.program.steps)], "of what serves"
         arms.add(plan.assignment and plan.assignment.arm)
@@ -221,90 +221,90 @@ def test_whom_auto_enrols_does_not_depend_on_the_arm(house, seconds, tier):
 RAIL = Guardrail(metric="errors", compare="difference", limit=0.2, minimum_sample=10, consecutive=1)
 
 
-def harm(house):
+def harm(site):
     for unit in map(str, range(60)):
-        plan = house.plan(f"r{unit}", unit=unit)
+        plan = site.plan(f"r{unit}", unit=unit)
         if plan.assignment is None:
             return
-        house.end(plan, "generation_failed" if plan.assignment.arm == "cheap" else "ok")
+        site.end(plan, "generation_failed" if plan.assignment.arm == "cheap" else "ok")
 
 
-def test_harm_ends_the_experiment_here_at_once_and_then_everywhere(house):
-    house.start(guardrails=(RAIL,))
-    harm(house)
-    assert house.live.running() == [], "before the registry is told"
-    assert house.experiments.state("x").status == "running"
-    house.trials.refresh()
-    newest = house.experiments.state("x").history[-1]
+def test_harm_ends_the_experiment_here_at_once_and_then_everywhere(site):
+    site.start(guardrails=(RAIL,))
+    harm(site)
+    assert site.live.running() == [], "before the registry is told"
+    assert site.experiments.state("x").status == "running"
+    site.runtime.refresh()
+    newest = site.experiments.state("x").history[-1]
     assert (newest.action, newest.evidence["arm"], newest.evidence["metric"]) == ("roll_back", "cheap", "errors")
     assert "cheap" in newest.reason
 
 
-def test_a_roll_back_is_told_until_the_store_takes_it(house, caplog):
+def test_a_roll_back_is_told_until_the_store_takes_it(site, caplog):
     caplog.set_level(logging.INFO, "server.experiments.end_reporter")
-    house.start(guardrails=(RAIL,))
-    house.store.read_only = True
-    harm(house)
+    site.start(guardrails=(RAIL,))
+    site.store.read_only = True
+    harm(site)
     for _ in range(2):
-        house.trials.refresh()
-        assert house.live.running() == []
+        site.runtime.refresh()
+        assert site.live.running() == []
         assert untold() == 1
-    assert house.experiments.state("x").status == "running"
+    assert site.experiments.state("x").status == "running"
     assert [message for message in caplog.messages if "access denied" in message] == [caplog.messages[-1]], "said once"
-    house.store.read_only = False
-    house.trials.refresh()
-    assert house.experiments.state("x").status == "rolled_back"
+    site.store.read_only = False
+    site.runtime.refresh()
+    assert site.experiments.state("x").status == "rolled_back"
     assert untold() == 0
     assert "no longer: the registry does not know yet: could not roll_back" in caplog.messages[-1]
 
 
-def test_a_server_that_cannot_write_follows_all_the_same(house):
-    house.start(guardrails=(RAIL,))
-    house.catalog.promote("other", house.digests["fast"])
-    house.watch.refresh()
-    house.store.read_only = True
-    harm(house)
-    house.trials.refresh()
-    house.store.read_only = False
-    house.experiments.declare(house.declaration("y", tier="other"))
-    house.experiments.act("y", "start")
-    house.store.read_only = True
-    house.trials.refresh()
-    assert [active.experiment.name for active in house.live.running()] == ["y"]
+def test_a_server_that_cannot_write_follows_all_the_same(site):
+    site.start(guardrails=(RAIL,))
+    site.catalog.promote("other", site.digests["fast"])
+    site.watch.refresh()
+    site.store.read_only = True
+    harm(site)
+    site.runtime.refresh()
+    site.store.read_only = False
+    site.experiments.declare(site.declaration("y", tier="other"))
+    site.experiments.act("y", "start")
+    site.store.read_only = True
+    site.runtime.refresh()
+    assert [active.experiment.name for active in site.live.running()] == ["y"]
     assert untold() == 1
 
 
-def test_a_roll_back_that_another_server_was_first_with_is_told_no_more(house):
-    house.start(guardrails=(RAIL,))
-    house.store.read_only = True
-    harm(house)
-    house.trials.refresh()
-    house.store.read_only = False
-    house.experiments.act("x", "kill")
-    house.trials.refresh()
+def test_a_roll_back_that_another_server_was_first_with_is_told_no_more(site):
+    site.start(guardrails=(RAIL,))
+    site.store.read_only = True
+    harm(site)
+    site.runtime.refresh()
+    site.store.read_only = False
+    site.experiments.act("x", "kill")
+    site.runtime.refresh()
     assert untold() == 0
-    assert house.experiments.state("x").status == "killed"
+    assert site.experiments.state("x").status == "killed"
 
 
-def test_an_arm_that_nobody_waits_for_is_rolled_back(house):
+def test_an_arm_that_nobody_waits_for_is_rolled_back(site):
     slow = Guardrail(metric="service_p95", compare="ratio", limit=1.5, minimum_sample=10, consecutive=1)
-    house.start(guardrails=(slow,))
+    site.start(guardrails=(slow,))
     for unit in map(str, range(60)):
-        plan = house.plan(f"r{unit}", unit=unit)
+        plan = site.plan(f"r{unit}", unit=unit)
         if plan.assignment is None:
             break
-        house.end(
+        site.end(
             plan,
             "client_gone" if plan.assignment.arm == "cheap" else "ok",
             seconds=10.0 if plan.assignment.arm == "cheap" else 2.0,
         )
-    assert house.live.running() == []
+    assert site.live.running() == []
 
 
-def test_a_guardrail_of_fidelity_that_can_see_nothing_is_said(house, caplog):
-    house.trials = ExperimentRuntime(house.live, house.recorder, lambda: house.experiments, lambda: house.now, shadowed=False)
-    house.start(guardrails=(Guardrail(metric="psnr", compare="difference", limit=3.0),))
-    house.trials.refresh()
+def test_a_guardrail_of_fidelity_that_can_see_nothing_is_said(site, caplog):
+    site.runtime = ExperimentRuntime(site.live, site.recorder, lambda: site.experiments, lambda: site.now, shadowed=False)
+    site.start(guardrails=(Guardrail(metric="psnr", compare="difference", limit=3.0),))
+    site.runtime.refresh()
     assert [message for message in caplog.messages if "FLEXI_SHADOW_SHARE" in message] == caplog.messages, "once"
 
 
@@ -312,11 +312,11 @@ def untold():
     return metrics.rollbacks_untold._value.get()
 
 
-def test_steps_that_were_not_planned_trip(house):
-    house.start(guardrails=(Guardrail(metric="unplanned_steps", compare="value", limit=0.1, minimum_sample=10, consecutive=1),))
+def test_steps_that_were_not_planned_trip(site):
+    site.start(guardrails=(Guardrail(metric="unplanned_steps", compare="value", limit=0.1, minimum_sample=10, consecutive=1),))
     for unit in map(str, range(60)):
-        plan = house.plan(f"r{unit}", unit=unit)
+        plan = site.plan(f"r{unit}", unit=unit)
         if plan.assignment is None:
             break
-        house.end(plan, steps=Counter(full=3) if plan.assignment.arm == "cheap" else None)
-    assert house.live.running() == []
+        site.end(plan, steps=Counter(full=3) if plan.assignment.arm == "cheap" else None)
+    assert site.live.running() == []

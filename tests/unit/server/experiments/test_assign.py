@@ -70,9 +70,9 @@ def test_the_guides_shell_lines_compute_a_golden_vector() -> None:
 @settings(max_examples=200, deadline=None)
 @given(units, st.lists(st.integers(1, 10_000), min_size=1, max_size=6, unique=True).map(sorted))
 def test_who_is_enrolled_stays_so_and_keeps_the_arm(unit: str, hundredths: list[int]) -> None:
-    one = experiment(ramp=[{"share": each / 100} for each in hundredths])
-    seen = [enrolled(one, stage, unit) for stage in range(len(one.ramp))]
-    assert seen == sorted(seen)
+    one = experiment(ramp=[{"share": hundredth / 100} for hundredth in hundredths])
+    in_share = [enrolled(one, stage, unit) for stage in range(len(one.ramp))]
+    assert in_share == sorted(in_share)
     assert arm_of(one, unit) == arm_of(experiment(), unit), "whatever the ramp"
 
 
@@ -84,15 +84,15 @@ def test_all_are_enrolled_at_100_per_cent() -> None:
 @pytest.mark.parametrize("purpose", ["enrolment", "arm"])
 @pytest.mark.parametrize("salt", ["a", "fewer-full-steps"])
 def test_buckets_are_uniform(purpose: str, salt: str) -> None:
-    found = np.bincount([bucket(salt, purpose, unit) // 100 for unit in UNITS], minlength=100)  # type: ignore[arg-type]
-    assert stats.chisquare(found).pvalue > 1e-4
+    counts = np.bincount([bucket(salt, purpose, unit) // 100 for unit in UNITS], minlength=100)  # type: ignore[arg-type]
+    assert stats.chisquare(counts).pvalue > 1e-4
 
 
 def test_arms_follow_their_weights() -> None:
     one = golden()
     names = [arm_of(one, unit).name for unit in UNITS]
-    found = [names.count(arm.name) for arm in one.arms]
-    assert stats.chisquare(found, [len(UNITS) * arm.weight / 100 for arm in one.arms]).pvalue > 1e-4
+    counts = [names.count(arm.name) for arm in one.arms]
+    assert stats.chisquare(counts, [len(UNITS) * arm.weight / 100 for arm in one.arms]).pvalue > 1e-4
 
 
 def test_enrolment_tells_nothing_of_the_arm_and_one_salt_nothing_of_another() -> None:

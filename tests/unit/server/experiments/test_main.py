@@ -20,7 +20,8 @@ from registry.schedule import teacher
 from registry.stores.address import open_store
 from server.experiments import events
 from server.experiments.__main__ import app
-from server.experiments.events import stream
+from server.experiments.events import Event, stream
+from server.experiments.outbox.outbox import today
 
 NAME = DECLARATION["name"]
 SCHEDULES = {"control": schedule(5), "cheaper": schedule()}
@@ -44,10 +45,10 @@ class Shell:
 
     def fails(self, *arguments: str) -> str:
         """The one line on stderr."""
-        found = self.run(*arguments, code=1).stderr
-        assert found.startswith("error: ")
-        assert found.count("\n") == 1
-        return found
+        stderr = self.run(*arguments, code=1).stderr
+        assert stderr.startswith("error: ")
+        assert stderr.count("\n") == 1
+        return stderr
 
     def file(self, **changes: Any) -> str:
         arms = [{"name": name, "digest": one.digest, "weight": 1} for name, one in SCHEDULES.items()]
@@ -61,9 +62,12 @@ class Shell:
 
     def saw(self, units: dict[str, int], **changes: Any) -> None:
         """Let so many units of each arm have come, one request each."""
-        found = [outcome(i, arm, i, **changes) for i, arm in enumerate(arm for arm, n in units.items() for _ in range(n))]
-        key = f"{MODEL.name}/{stream(NAME)}/{len(list(self.catalog.store.list(MODEL.name))):08d}.jsonl"
-        self.catalog.store.create(key, events.write(found))
+        self.keep([outcome(i, arm, i, **changes) for i, arm in enumerate(arm for arm, n in units.items() for _ in range(n))])
+
+    def keep(self, outcomes: list[Event]) -> None:
+        """Store events as a server does, filed under today."""
+        key = f"{MODEL.name}/{stream(NAME)}/{today()}/{len(list(self.catalog.store.list(MODEL.name))):08d}.jsonl"
+        self.catalog.store.create(key, events.write(outcomes))
 
 
 @pytest.fixture
@@ -125,8 +129,7 @@ def test_a_ramp_does_not_go_on_with_harm(shell: Shell) -> None:
     rails = [{"metric": "errors", "compare": "difference", "limit": 0.05}]
     shell.running(ramp=[{"share": 1}, {"share": 5}], guardrails=rails)
     shell.saw({"control": 300})
-    found = [outcome(1000 + i, "cheaper", 1000 + i, outcome="generation_failed") for i in range(300)]
-    shell.catalog.store.create(f"{MODEL.name}/{stream(NAME)}/failed.jsonl", events.write(found))
+    shell.keep([outcome(1000 + i, "cheaper", 1000 + i, outcome="generation_failed") for i in range(300)])
     assert "limit of errors" in shell.fails("ramp", NAME)
 
 
@@ -153,15 +156,15 @@ def test_an_earlier_versions_report_can_still_be_read(shell: Shell) -> None:
 def test_a_declaration_that_was_cut_off_hides_no_other(shell: Shell) -> None:
     shell.running()
     shell.catalog.store.create(f"{MODEL.name}/experiments/half/000001.json", b"{}")
-    assert [each["name"] for each in json.loads(shell.run("status", "--json").stdout)] == [NAME]
+    assert [state["name"] for state in json.loads(shell.run("status", "--json").stdout)] == [NAME]
 
 
 def test_the_registrys_audit_tells_what_was_done_with_experiments(shell: Shell) -> None:
     shell.running()
     shell.experiments.act(NAME, "roll_back", "harm was seen", evidence={"metric": "errors", "seen": 0.5})
-    found = json.loads(shell.run("audit", "--json", cli=registry_app).stdout)
-    assert [each["action"] for each in found] == ["promote", "declare", "start", "roll_back"]
-    assert (found[-1]["experiment"], found[-1]["evidence"]["seen"]) == (NAME, 0.5)
+    trail = json.loads(shell.run("audit", "--json", cli=registry_app).stdout)
+    assert [entry["action"] for entry in trail] == ["promote", "declare", "start", "roll_back"]
+    assert (trail[-1]["experiment"], trail[-1]["evidence"]["seen"]) == (NAME, 0.5)
     assert "harm was seen" in shell.run("audit", cli=registry_app).stdout
     assert "roll_back" not in shell.run("audit", "--tier", "balanced", cli=registry_app).stdout
     later = datetime(2999, 1, 1, tzinfo=UTC)

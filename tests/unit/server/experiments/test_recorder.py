@@ -145,6 +145,27 @@ def test_a_lost_answer_neither_loses_nor_doubles(make, store):
         assert stored(store) == [f"r{j}" for j in range(i + 1)]
 
 
+@pytest.mark.parametrize("file_bytes", [1, 10**6], ids=["in the next file", "in the same file"])
+def test_what_is_written_while_its_file_is_sent_is_sent_the_next_time(make, store, monkeypatch, file_bytes):
+    monkeypatch.setattr(outbox, "FILE_BYTES", file_bytes)
+    it, plain = make(), store.create
+    it.record("feedback", rating(0))
+    it.write()
+
+    def create(key, data):
+        it.record("feedback", rating(1))
+        it.write()
+        return plain(key, data)
+
+    monkeypatch.setattr(store, "create", create)
+    it.send()
+    monkeypatch.setattr(store, "create", plain)
+    assert stored(store) == ["r0"]
+    it.send()
+    assert stored(store) == ["r0", "r1"]
+    it.close()
+
+
 def test_an_object_that_somebody_deleted_is_made_again(make, store):
     it = make()
     for i in range(4):

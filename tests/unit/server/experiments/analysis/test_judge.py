@@ -31,30 +31,30 @@ def made(
     units: int, faster: float = 1.0, cv: float = 0.1, seed: int = 0, change: Callable[[str, int], dict[str, Any]] | None = None
 ) -> list[Event]:
     """`units` units an arm, two requests each; the arm's service times are multiplied by `faster`."""
-    dice, found = np.random.default_rng(seed), list[Event]()
+    dice, recorded = np.random.default_rng(seed), list[Event]()
     for unit in range(2 * units):
         arm = ("control", "cheaper")[unit % 2]
         own = dice.lognormal(0, cv) * (faster if arm == "cheaper" else 1.0)
         for _ in range(2):
-            extra = change(arm, len(found)) if change else {}
-            found.append(outcome(len(found), arm, unit, service_seconds=own * dice.lognormal(0, cv), **extra))
-    return found
+            extra = change(arm, len(recorded)) if change else {}
+            recorded.append(outcome(len(recorded), arm, unit, service_seconds=own * dice.lognormal(0, cv), **extra))
+    return recorded
 
 
-def verdict(one: Experiment, found: list[Event], now: Any = LATER) -> judge.Verdict:
-    return judge.judge(one, summarise(one, found), now)
+def verdict(one: Experiment, recorded: list[Event], now: Any = LATER) -> judge.Verdict:
+    return judge.judge(one, summarise(one, recorded), now)
 
 
 def test_events_come_back_as_written() -> None:
-    found: list[Event] = [
+    recorded: list[Event] = [
         *made(3),
         RatingEvent(time=START, request_id="r1", rating=1),
         FidelityEvent(time=START, request_id="r2", psnr=31),
     ]
-    found.append(outcome(99, "control", 1, enrolment="bypass", experiment=None, version=None, arm=None, unit=None))
-    data = events.write(found)
-    assert data.count(b"\n") == len(found)
-    assert list(events.read("key", data)) == found
+    recorded.append(outcome(99, "control", 1, enrolment="bypass", arm=None, unit=None))
+    data = events.write(recorded)
+    assert data.count(b"\n") == len(recorded)
+    assert list(events.read("key", data)) == recorded
 
 
 @pytest.mark.parametrize("line", [b"{", b"{}", b'{"event": "party"}', b'{"event": "rating", "request_id": "r"}'])
@@ -71,7 +71,7 @@ def test_an_enrolled_request_has_an_arm_and_no_other_does() -> None:
 
 
 def test_a_summary_counts_by_unit_and_only_this_version() -> None:
-    found: list[Event] = [
+    recorded: list[Event] = [
         outcome(1, "control", 1, service_seconds=1), outcome(2, "control", 1, service_seconds=3),
         outcome(3, "control", 2, outcome="engine_failed"), outcome(4, "control", 3, outcome="client_gone"),
         outcome(5, "cheaper", 4, fallback=True, service_seconds=7), outcome(6, "cheaper", 5, version=2),
@@ -81,27 +81,22 @@ def test_a_summary_counts_by_unit_and_only_this_version() -> None:
         RatingEvent(time=LATER, request_id="r1", rating=1), RatingEvent(time=START, request_id="r1", rating=0),
         FidelityEvent(time=START, request_id="r5", psnr=30), RatingEvent(time=START, request_id="nobody's", rating=0),
     ]  # fmt: skip
-    control, cheaper = summarise(experiment(), found + later)
+    control, cheaper = summarise(experiment(), recorded + later)
     assert (control.units, control.requests, control.fallbacks) == (3, 4, 0)
     assert (cheaper.units, cheaper.requests, cheaper.fallbacks) == (1, 1, 1)
-    assert [float(each) for each in control.moments["service_seconds"]] == [1, 2, 4, 4, 16, 8]
+    assert [float(total) for total in control.moments["service_seconds"]] == [1, 2, 4, 4, 16, 8]
     assert (float(control.moments["errors"].s), float(control.moments["errors"].n)) == (1, 3)
     assert (float(control.moments["rating"].s), float(control.moments["rating"].n)) == (1, 1)
     assert float(cheaper.moments["psnr"].s) == 30
     assert "rating" not in cheaper.moments
 
 
-def test_events_of_before_there_were_numbers_of_rows_tell_of_one() -> None:
-    old = outcome(1, "control", 1).model_dump_json(exclude={"unet_rows"}, exclude_none=True)
-    assert list(events.read("key", old.encode())) == [outcome(1, "control", 1, unet_rows=1)]
-
-
 def test_requests_with_the_same_id_are_counted_apart() -> None:
     """A retry hides no failure, and a client that always sends the same id is more than one request."""
-    found: list[Event] = [outcome(1, "control", 1, outcome="engine_failed"), outcome(1, "control", 1)]
-    found += [outcome(i, "cheaper", i, request_id="same") for i in range(2, 7)]
-    found += [RatingEvent(time=LATER, request_id="r1", rating=1), RatingEvent(time=LATER, request_id="same", rating=1)]
-    control, cheaper = summarise(experiment(), found)
+    recorded: list[Event] = [outcome(1, "control", 1, outcome="engine_failed"), outcome(1, "control", 1)]
+    recorded += [outcome(i, "cheaper", i, request_id="same") for i in range(2, 7)]
+    recorded += [RatingEvent(time=LATER, request_id="r1", rating=1), RatingEvent(time=LATER, request_id="same", rating=1)]
+    control, cheaper = summarise(experiment(), recorded)
     assert (control.requests, float(control.moments["errors"].n), float(control.moments["errors"].s)) == (2, 2, 1)
     assert float(control.moments["rating"].n) == 1
     assert (cheaper.requests, cheaper.units) == (5, 5)
@@ -109,27 +104,27 @@ def test_requests_with_the_same_id_are_counted_apart() -> None:
 
 
 def test_each_image_that_was_compared_is_an_observation_of_its_unit() -> None:
-    found: list[Event] = [outcome(1, "control", 1, unet_rows=3), outcome(2, "control", 2)]
-    found += [
+    recorded: list[Event] = [outcome(1, "control", 1, unet_rows=3), outcome(2, "control", 2)]
+    recorded += [
         FidelityEvent(time=START, request_id=request, psnr=psnr)
         for request, psnr in (("r1", 30), ("r1", 30), ("r1", 36), ("r2", 20))
     ]
-    control, _ = summarise(experiment(), found)
-    assert [float(each) for each in control.moments["psnr"]] == [2, 4, 116, 10, 96**2 + 20**2, 3 * 96 + 20]
+    control, _ = summarise(experiment(), recorded)
+    assert [float(total) for total in control.moments["psnr"]] == [2, 4, 116, 10, 96**2 + 20**2, 3 * 96 + 20]
 
 
 def test_a_summary_does_not_depend_on_the_order_of_events() -> None:
-    found = made(50, cv=1.0)
-    ids = [each.request_id for each in found]
+    recorded = made(50, cv=1.0)
+    ids = [event.request_id for event in recorded]
     dice = np.random.default_rng(1)
-    found += [RatingEvent(time=LATER, request_id=each, rating=value) for each in ids[:40] for value in dice.random(2)]
-    found += [FidelityEvent(time=LATER, request_id=each, psnr=value) for each in ids[:40] for value in dice.normal(30, 5, 3)]
-    shuffled = [found[i] for i in dice.permutation(len(found))]
-    assert summarise(experiment(), shuffled) == summarise(experiment(), found)
+    recorded += [RatingEvent(time=LATER, request_id=name, rating=value) for name in ids[:40] for value in dice.random(2)]
+    recorded += [FidelityEvent(time=LATER, request_id=name, psnr=value) for name in ids[:40] for value in dice.normal(30, 5, 3)]
+    shuffled = [recorded[i] for i in dice.permutation(len(recorded))]
+    assert summarise(experiment(), shuffled) == summarise(experiment(), recorded)
 
 
 def test_fidelity_has_its_distance_by_unit_and_the_newest_rfid() -> None:
-    found: list[Event] = [outcome(1, "control", 1), outcome(2, "cheaper", 2)]
+    recorded: list[Event] = [outcome(1, "control", 1), outcome(2, "cheaper", 2)]
     told = [
         FidelityEvent(
             time=START + timedelta(seconds=i), request_id=f"r{2 - i % 2}", psnr=30, feature_distance=0.1 * i, rfid=rfid
@@ -137,49 +132,51 @@ def test_fidelity_has_its_distance_by_unit_and_the_newest_rfid() -> None:
         for i, rfid in enumerate((0.5, 0.7, None, 0.8, 0.4))
     ]
     for order in (told, told[::-1]):
-        control, cheaper = summarise(experiment(), [*order, *found])
+        control, cheaper = summarise(experiment(), [*order, *recorded])
         assert (control.rfid, cheaper.rfid) == (0.8, 0.4)
         assert float(cheaper.moments["feature_distance"].s) == pytest.approx(0.6)
-        assert [float(each.moments["feature_distance"].n) for each in (control, cheaper)] == [2, 3]
+        assert [float(arm.moments["feature_distance"].n) for arm in (control, cheaper)] == [2, 3]
 
 
 def test_a_clear_gain_ships() -> None:
-    found = verdict(experiment(), made(400, faster=0.9))
-    assert (found.outcome, found.arm) == ("ship", "cheaper")
-    assert "better in service_seconds" in found.reason
-    gain = found.findings[0].gain
+    judged = verdict(experiment(), made(400, faster=0.9))
+    assert (judged.conclusion, judged.arm) == ("ship", "cheaper")
+    assert "better in service_seconds" in judged.reason
+    gain = judged.findings[0].gain
     assert gain is not None
     assert gain.low < 0.1 < gain.high
 
 
 def test_a_clear_loss_stops_and_so_does_a_gain_that_is_too_small() -> None:
     slower, same = verdict(experiment(), made(400, faster=1.1)), verdict(experiment(), made(3000))
-    assert (slower.outcome, slower.findings[0].decision) == ("stop", "control_better")
-    assert (same.outcome, same.findings[0].decision) == ("stop", "no_effect")
+    assert (slower.conclusion, slower.findings[0].decision) == ("stop", "control_better")
+    assert (same.conclusion, same.findings[0].decision) == ("stop", "no_effect")
 
 
 def test_no_worse_ships_only_where_that_was_the_goal() -> None:
-    found = verdict(experiment(primary=NO_WORSE), made(3000, faster=1.01))
-    assert (found.outcome, found.arm) == ("ship_not_inferior", "cheaper")
-    assert "by the margin of 0.05" in found.reason
-    assert verdict(experiment(primary=NO_WORSE), made(3000, faster=1.2)).outcome == "stop"
+    judged = verdict(experiment(primary=NO_WORSE), made(3000, faster=1.01))
+    assert (judged.conclusion, judged.arm) == ("ship_not_inferior", "cheaper")
+    assert "by the margin of 0.05" in judged.reason
+    assert verdict(experiment(primary=NO_WORSE), made(3000, faster=1.2)).conclusion == "stop"
 
 
 def test_too_few_units_conclude_nothing() -> None:
-    found = verdict(experiment(minimum_units=500), made(400, faster=0.5))
-    assert found.outcome == "collecting"
-    assert "400 of 500 units" in found.reason
-    assert verdict(experiment(), []).outcome == "collecting"
+    judged = verdict(experiment(minimum_units=500), made(400, faster=0.5))
+    assert judged.conclusion == "collecting"
+    assert "400 of 500 units" in judged.reason
+    assert verdict(experiment(), []).conclusion == "collecting"
 
 
 def test_a_sample_ratio_mismatch_blocks_even_a_clear_gain() -> None:
     lost = [
-        each for each in made(400, faster=0.5) if not (isinstance(each, OutcomeEvent) and int(each.unit or "0", 16) % 6 == 1)
+        event
+        for event in made(400, faster=0.5)
+        if not (isinstance(event, OutcomeEvent) and int(event.unit or "0", 16) % 6 == 1)
     ]
-    found = verdict(experiment(), lost)
-    assert (found.outcome, found.arm) == ("sample_ratio_mismatch", None)
+    judged = verdict(experiment(), lost)
+    assert (judged.conclusion, judged.arm) == ("sample_ratio_mismatch", None)
     assert verdict(experiment(arms=[DECLARATION["arms"][0] | {"weight": 3}, DECLARATION["arms"][1] | {"weight": 2}]),
-                   lost).outcome != "sample_ratio_mismatch"  # fmt: skip
+                   lost).conclusion != "sample_ratio_mismatch"  # fmt: skip
 
 
 def test_a_gain_waits_for_its_guardrails_and_harm_stops_it() -> None:
@@ -189,17 +186,17 @@ def test_a_gain_waits_for_its_guardrails_and_harm_stops_it() -> None:
         return {"outcome": "engine_failed"} if arm == "cheaper" and request % 8 == 2 else {}
 
     broken = verdict(one, made(1000, faster=0.8, change=failing))
-    assert (broken.outcome, broken.findings[0].decision) == ("stop", "harm")
+    assert (broken.conclusion, broken.findings[0].decision) == ("stop", "harm")
     waiting = verdict(one, made(200, faster=0.8))
-    assert waiting.outcome == "collecting"
+    assert waiting.conclusion == "collecting"
     assert "not yet surely within errors" in waiting.reason
-    assert verdict(one, made(3000, faster=0.8)).outcome == "ship"
+    assert verdict(one, made(3000, faster=0.8)).conclusion == "ship"
 
 
 def test_it_ends_without_a_decision() -> None:
     late = verdict(experiment(), made(210, cv=1.0), AFTER_ALL)
     full = verdict(experiment(maximum_units=205), made(210, cv=1.0))
-    assert (late.outcome, full.outcome) == ("undecided", "undecided")
+    assert (late.conclusion, full.conclusion) == ("undecided", "undecided")
     assert "its time is over" in late.reason
     assert "maximum of 205 units" in full.reason
 
@@ -208,18 +205,18 @@ def test_of_two_good_arms_the_better_one_ships() -> None:
     arms = [*DECLARATION["arms"], {"name": "cheapest", "digest": "2" * 64, "weight": 1}]
     one, dice = experiment(arms=arms), np.random.default_rng(0)
     speeds = {"control": 1.0, "cheaper": 0.9, "cheapest": 0.8}
-    found: list[Event] = [
+    recorded: list[Event] = [
         outcome(i, name, i, service_seconds=speeds[name] * dice.lognormal(0, 0.1))
         for i, name in enumerate(name for _ in range(500) for name in speeds)
     ]
-    assert verdict(one, found).arm == "cheapest"
+    assert verdict(one, recorded).arm == "cheapest"
 
 
 def test_several_arms_share_alpha() -> None:
     """Each comparison of k treatments takes α/k, so that the chance that any of them errs is α."""
     arms = [*DECLARATION["arms"], {"name": "cheapest", "digest": "2" * 64, "weight": 1}]
-    one, found = experiment(arms=arms), made(400)
-    control, cheaper, _ = summarise(one, found)
+    one, recorded = experiment(arms=arms), made(400)
+    control, cheaper, _ = summarise(one, recorded)
     was, now = control.moments["service_seconds"], cheaper.moments["service_seconds"]
     plain = statistics.ratio(was, now, 0.05, one.alpha / 2)
     interval = compare(one, "service_seconds", control, cheaper).ratio
@@ -233,7 +230,7 @@ def test_who_gave_up_is_counted_apart_from_errors_and_times() -> None:
         return {"outcome": "client_gone"} if arm == "cheaper" and request % 4 == 2 else {}
 
     control, cheaper = summarise(experiment(), made(400, change=leaving))
-    shares = [float(each.moments["abandoned"].s / each.moments["abandoned"].n) for each in (control, cheaper)]
+    shares = [float(arm.moments["abandoned"].s / arm.moments["abandoned"].n) for arm in (control, cheaper)]
     assert shares == [0.0, 0.5]
     assert float(cheaper.moments["errors"].s) == 0
     assert float(cheaper.moments["errors"].n) == float(cheaper.moments["service_seconds"].n) == 400
@@ -249,7 +246,7 @@ def test_the_report_says_the_same_to_people_and_scripts() -> None:
     screen = io.StringIO()
     Console(file=screen, width=160).print(report.as_tables(page))
     assert plain["verdict"]["reason"] in screen.getvalue()
-    (service,) = [each for each in plain["comparisons"] if each["metric"] == "service_seconds"]
+    (service,) = [comparison for comparison in plain["comparisons"] if comparison["metric"] == "service_seconds"]
     assert service["ratio"]["low"] < 0.9 < service["ratio"]["high"]
     assert f"{service['ratio']['low']:.3f}" in screen.getvalue()
-    assert [each["ratio"] for each in plain["comparisons"] if each["metric"] == "rating"] == [None]
+    assert [metric["ratio"] for metric in plain["comparisons"] if metric["metric"] == "rating"] == [None]

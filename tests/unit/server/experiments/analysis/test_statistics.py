@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from benchmarks import false_alarms
-from benchmarks.false_alarms import World, lognormal, of_units
+from benchmarks.false_alarms import Traffic, lognormal, of_units
 from server.experiments.analysis import statistics
 
-SKEWED = World("units unequal", of_units(0.5, lognormal(0.5)), activity=1.5, requests=4000, scale=0.1)
-UNEVEN = dataclasses.replace(false_alarms.ALIKE[5], requests=5000)
+SKEWED = Traffic("units unequal", of_units(0.5, lognormal(0.5)), activity=1.5, requests=4000, scale=0.1)
+UNEVEN = dataclasses.replace(false_alarms.AA_TRAFFIC[5], requests=5000)
 lists = st.lists(st.tuples(st.integers(1, 50), st.floats(0.1, 10)), min_size=2, max_size=30)
 
 
@@ -78,21 +78,21 @@ def test_sample_ratio() -> None:
     assert both.shape == (2,)
 
 
-def test_running_moments_are_those_of_every_beginning() -> None:
+def test_the_moments_so_far_are_those_of_every_beginning() -> None:
     units, arms, values = dataclasses.replace(SKEWED, requests=300).stream(np.random.default_rng(2))
-    found = false_alarms.running(units, values, arms == 1)
+    moments = false_alarms.moments_so_far(units, values, arms == 1)
     for end in (1, 2, 50, 299, 300):
-        mine = arms[:end] == 1
-        n, s = np.bincount(units[:end][mine]), np.bincount(units[:end][mine], values[:end][mine])
+        in_arm = arms[:end] == 1
+        n, s = np.bincount(units[:end][in_arm]), np.bincount(units[:end][in_arm], values[:end][in_arm])
         plain = statistics.moments(n[n > 0], s[n > 0])
-        assert [float(each[end - 1]) for each in found] == pytest.approx([float(each) for each in plain])
+        assert [float(sums[end - 1]) for sums in moments] == pytest.approx([float(sum_) for sum_ in plain])
 
 
-@pytest.mark.parametrize("world", [false_alarms.ALIKE[0], SKEWED, UNEVEN], ids=lambda world: world.name)
-def test_peeking_after_every_request_keeps_the_false_alarm_rate(world: World) -> None:
-    """The full figures are `python -m benchmarks.experiments`'s. Ordinary intervals fail the same test."""
+@pytest.mark.parametrize("traffic", [false_alarms.AA_TRAFFIC[0], SKEWED, UNEVEN], ids=lambda traffic: traffic.name)
+def test_peeking_after_every_request_keeps_the_false_alarm_rate(traffic: Traffic) -> None:
+    """The full figures are `python -m benchmarks.false_alarms`'s. Ordinary intervals fail the same test."""
     experiments = 100
-    alarms = false_alarms.false_alarms(world, experiments)
+    alarms = false_alarms.false_alarms(traffic, experiments)
     most = stats.binom.ppf(0.999, experiments, false_alarms.ALPHA) / experiments
     assert alarms["sequence"] <= most
     assert alarms["z test"] > most, "continuous peeking is what this simulates"
@@ -104,16 +104,16 @@ def test_taking_requests_for_units_gives_false_alarms() -> None:
 
 def test_a_five_per_cent_effect_takes_about_as_many_units_as_the_guide_says() -> None:
     """947 by 2,000 experiments; 565 is what a fixed sample takes, and no sequence can need fewer."""
-    needed = false_alarms.units_needed(World("", lognormal(0.3), requests=4000, effect=1.05), 100)
+    needed = false_alarms.units_needed(Traffic("", lognormal(0.3), requests=4000, effect=1.05), 100)
     assert 565 < needed < 1.25 * 947
 
 
 def test_an_effect_is_found_and_its_interval_covers_it() -> None:
-    world = dataclasses.replace(false_alarms.ALIKE[0], effect=1.1, requests=3000)
-    needed = false_alarms.units_needed(world, 60)
-    assert world.minimum_units <= needed < 1500
-    units, arms, values = world.stream(np.random.default_rng(3))
-    control, arm = (false_alarms.running(units, values, arms == which) for which in (0, 1))
+    traffic = dataclasses.replace(false_alarms.AA_TRAFFIC[0], effect=1.1, requests=3000)
+    needed = false_alarms.units_needed(traffic, 60)
+    assert traffic.minimum_units <= needed < 1500
+    units, arms, values = traffic.stream(np.random.default_rng(3))
+    control, arm = (false_alarms.moments_so_far(units, values, arms == which) for which in (0, 1))
     effect = statistics.ratio(control, arm, 0.05, 0.05)
     difference = statistics.difference(control, arm, 0.05, 0.05)
     late = slice(500, None)
