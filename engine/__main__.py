@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from engine.macs import StepMacs
-    from engine.models import Model
+    from engine.model import Model
 
 TEXT_TOKENS = 77  # CLIP's, when no text encoder says otherwise
 CLASS_WIDTH = 512  # of latent diffusion's class embedding, which is one token; no published text encoder is as narrow
@@ -71,10 +71,10 @@ def generate(
 
     import torch
 
-    from engine import models, sampler
+    from engine import loading, sampler
     from engine.prompts import NoPrompts
 
-    loaded = models.load(model, device, dtype, name, channels_last=channels_last, compiled=compiled)
+    loaded = loading.load(model, device, dtype, name, channels_last=channels_last, compiled=compiled)
     if schedule == "teacher":
         document = _teacher(loaded, solver or "dpmsolver++", 50 if steps is None else steps)
     else:
@@ -89,11 +89,11 @@ def generate(
     unconditional = loaded.negative([negative] * num_images) if guidance > 1 else None
     images = loaded.decode(sampler.generate(loaded.network, program, noise, condition, unconditional, guidance))
 
-    counts = document.counts()
-    print(f"schedule   {document.digest[:12]}, {document.solver.name}, {document.solver.teacher_steps} teacher steps")
-    print("steps      " + ", ".join(f"{count} {kind}" for kind, count in counts.items()))
+    counts, of = document.counts(), f"of the teacher's {document.solver.teacher_steps}"
+    print(f"schedule   {document.digest[:12]}, {document.solver.name}")
+    print(f"steps      {document.computed} computed {of}: {counts['full']} full, {counts['partial']} partial")
     print(f"MACs       {loaded.macs.of_program(program, 2 if guidance > 1 else 1) / 1e9:.4f} G per image")
-    print(f"relative   {loaded.macs.relative(program, all_full):.4f} of the same steps all full")
+    print(f"relative   {loaded.macs.relative(program, all_full):.4f} of the teacher's MACs")
     for number, (image, file) in enumerate(zip(images, _names(out, num_images), strict=True)):
         _save(image, file)
         print(f"image      {file}, seed {seeds[number]}")

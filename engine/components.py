@@ -18,17 +18,20 @@ COMPONENTS: dict[str, set[str | None]] = {
 
 
 def fitting_unet(files: Folder) -> dict[str, Any]:
-    """The UNet's complete configuration. Raises `Unsupported` naming the component that no family has, that this one lacks, or
-    that does not fit the UNet: such a model would load, and fail at every image."""
-    found = {name: files.component(name) for name in (*COMPONENTS, "class_embedder")}
-    for name, classes in COMPONENTS.items():
-        if found[name] not in classes:
-            wanted = " or ".join(sorted(filter(None, classes)))
-            raise Unsupported(f"{name} is {found[name]}, this version runs {wanted}", param="model")
-    config = {"_class_name": found["unet"], **files.config("unet")}
+    """The UNet's complete configuration, when the other components fit it.
+
+    Raises `Unsupported` naming the component that no family has, that this one lacks, or that does not fit the UNet: such a
+    model would load, and fail at every image.
+    """
+    classes = {name: files.component(name) for name in (*COMPONENTS, "class_embedder")}
+    for name, known in COMPONENTS.items():
+        if classes[name] not in known:
+            wanted = " or ".join(sorted(filter(None, known)))
+            raise Unsupported(f"{name} is {classes[name]}, this version runs {wanted}", param="model")
+    config = {"_class_name": classes["unet"], **files.config("unet")}
     refuse_unknown(config)
-    if config["_class_name"] != found["unet"]:
-        message = f"unet is {found['unet']} in model_index.json and {config['_class_name']} in its own config.json"
+    if config["_class_name"] != classes["unet"]:
+        message = f"unet is {classes['unet']} in model_index.json and {config['_class_name']} in its own config.json"
         raise Unsupported(message, param="model")
     config = complete(config)
     _refuse_channels(files, config)
@@ -45,6 +48,7 @@ def refuse_width(config: dict[str, Any], width: int, of: str) -> None:
 
 
 def _refuse_channels(files: Folder, config: dict[str, Any]) -> None:
+    """Raises `Unsupported` unless the UNet's latents have as many channels going in as coming out, and as the decoder takes."""
     channels, made = config["in_channels"], config["out_channels"]
     if channels != made:
         message = f"{channels} in the unet config is not out_channels {made}: inpainting, editing on a picture and "
@@ -62,6 +66,7 @@ def _refuse_channels(files: Folder, config: dict[str, Any]) -> None:
 
 
 def _refuse_conditions(files: Folder, config: dict[str, Any]) -> None:
+    """Raises `Unsupported` where the UNet wants conditions that no component makes, or does not take those that one makes."""
     text, second, table = (files.component(name) for name in ("text_encoder", "text_encoder_2", "class_embedder"))
     if second and not text:
         raise Unsupported("text_encoder is missing beside text_encoder_2 (a refiner?)", param="model")

@@ -34,15 +34,15 @@ class Condition:
         )
 
     def __getitem__(self, rows: slice) -> Condition:
-        """Some of the rows."""
+        """A slice of the rows."""
         return self._map(lambda tensor: tensor[rows])
 
     def expand(self, rows: int) -> Condition:
-        """One row, seen as many equal ones."""
+        """A condition of one row, seen as one of `rows` equal rows."""
         return self._map(lambda tensor: tensor.expand(rows, *tensor.shape[1:]))
 
     def to(self, device: torch.device | str) -> Condition:
-        """The same on another device."""
+        """This condition on another device."""
         return self._map(lambda tensor: tensor.to(device))
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Condition:

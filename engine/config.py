@@ -91,7 +91,7 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def defaults(class_name: str) -> dict[str, Any]:
-    """Of a diffusers class: what its constructor takes, and takes when it is not said."""
+    """The settings that a diffusers class's constructor takes, with the values it takes where none is given."""
     import diffusers
 
     parameters = signature(getattr(diffusers, class_name).__init__).parameters
@@ -136,6 +136,7 @@ def reason(error: BaseException) -> str:
 
 
 def _guess(config: Mapping[str, Any]) -> str:
+    """The class whose constructor takes more of the settings; if both take as many, by whether blocks attend to a context."""
     settings = {name for name in config if not name.startswith("_")}
     conditional, plain = (len(settings - defaults(name).keys()) for name in CLASSES)
     if conditional != plain:

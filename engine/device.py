@@ -11,61 +11,63 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 
 class Fence(Protocol):
     """A mark behind everything that was asked of the device before."""
 
     def done(self) -> bool:
-        """Whether the device is past it."""
+        """Whether the device is past this mark. Does not wait."""
 
     def wait(self) -> None:
-        """Block until it is. Raises what went wrong on the device meanwhile."""
+        """Block until the device is past this mark. Raises what went wrong on the device meanwhile."""
 
     def since(self, earlier: Any) -> float:
         """Seconds that the device took from an earlier fence of its own to this one. Both must be done."""
 
 
-class HostFence:
-    """Of a CPU, which computes while it is asked."""
+class HostFence(Fence):
+    """The fence of a CPU, which computes while it is asked: a moment of the host's clock."""
 
     def __init__(self) -> None:
         self._at = monotonic()
 
+    @override
     def done(self) -> bool:
-        """It always is."""
         return True
 
+    @override
     def wait(self) -> None:
-        """Nothing to wait for."""
+        pass
 
+    @override
     def since(self, earlier: HostFence) -> float:
-        """By the host's clock."""
         return self._at - earlier._at
 
 
-class CudaFence:
+class CudaFence(Fence):
     """An event in the device's current stream."""
 
     def __init__(self, device: torch.device) -> None:
         self._event = torch.cuda.Event(enable_timing=True, blocking=True)  # blocking: waiting takes no core of the host's
         self._event.record(torch.cuda.current_stream(device))
 
+    @override
     def done(self) -> bool:
-        """Asks the driver, waits for nothing."""
         return bool(self._event.query())
 
+    @override
     def wait(self) -> None:
-        """Raises the device's errors, which come late."""
         self._event.synchronize()
 
+    @override
     def since(self, earlier: CudaFence) -> float:
-        """By the device's clock."""
         return float(earlier._event.elapsed_time(self._event)) / 1000
 
 
 def fence(device: torch.device) -> Fence:
-    """Behind everything that was asked of this device so far."""
+    """A fence behind everything that was asked of this device so far."""
     return CudaFence(device) if device.type == "cuda" else HostFence()
 
 

@@ -24,8 +24,8 @@ def fingerprint(root: Path, files: Iterable[Path]) -> str:
     nothing is read again. A folder that cannot be written to is hashed each time.
     """
     paths = {file.relative_to(root).as_posix(): file for file in sorted(files) if not file.name.startswith(KEPT)}
-    found = {name: path.stat() for name, path in paths.items()}
-    seen = {name: [stat.st_size, stat.st_mtime_ns] for name, stat in found.items()}
+    stats = {name: path.stat() for name, path in paths.items()}
+    seen = {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
     if kept := _kept(root / KEPT, seen):
         return kept
     digest = hashlib.sha256()
@@ -34,13 +34,14 @@ def fingerprint(root: Path, files: Iterable[Path]) -> str:
             content = hashlib.file_digest(stream, "sha256").hexdigest()
         digest.update(f"{name} {content}\n".encode())
     computed = f"sha256:{digest.hexdigest()}"
-    if all(stat.st_mtime_ns < time.time_ns() - SETTLED for stat in found.values()):
+    if all(stat.st_mtime_ns < time.time_ns() - SETTLED for stat in stats.values()):
         with suppress(OSError):  # a folder that cannot be written to, or a full disk
             replace_file(root / KEPT, json.dumps({"fingerprint": computed, "files": seen}).encode())
     return computed
 
 
 def _kept(file: Path, seen: dict[str, list[int]]) -> str | None:
+    """The fingerprint kept in this file, if it was computed of the files as they are: `seen` is their size and time (ns)."""
     with suppress(OSError, ValueError, RecursionError):  # missing or damaged: it is computed again
         kept = json.loads(file.read_bytes())
         if isinstance(kept, dict) and kept.get("files") == seen and _FINGERPRINT.fullmatch(str(kept.get("fingerprint"))):

@@ -34,15 +34,17 @@ def read_object(file: Path, param: str) -> dict[str, Any]:
 
 
 class Folder:
-    """A folder with a model_index.json. A component's files lie in a folder of its name; some old pipelines of one network
-    (DDPM) keep them at the root."""
+    """A folder with a model_index.json.
+
+    A component's files lie in a folder of its name; some old pipelines of one network (DDPM) keep them at the root.
+    """
 
     def __init__(self, root: str | Path) -> None:
         """Raises `NotFound` without a model_index.json, `Unsupported` when it is not a JSON object."""
         self.root = Path(root)
         with readable(self.root, "model"):
-            found = (self.root / "model_index.json").is_file()
-        if not found:
+            is_pipeline = (self.root / "model_index.json").is_file()
+        if not is_pipeline:
             raise NotFound(f"{self.root} is not a diffusers pipeline folder (no model_index.json)", param="model")
         self.index = read_object(self.root / "model_index.json", "model")
 

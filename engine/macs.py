@@ -33,8 +33,10 @@ class Macs:
 
 @dataclass(frozen=True)
 class StepMacs:
-    """One UNet row (no guidance) of each kind of step; `partial` is keyed by branch, and so are `features`: the shape (c, h, w)
-    of the deep feature that a partial step reuses."""
+    """What one UNet row (no guidance) costs in each kind of step.
+
+    `partial` is keyed by branch, and so are `features`: the shape (c, h, w) of the deep feature that a partial step reuses.
+    """
 
     parameters: int
     full: Macs
@@ -42,7 +44,7 @@ class StepMacs:
     features: Mapping[int, tuple[int, int, int]]
 
     def of(self, kind: str, branch: int) -> int:
-        """`macs` of one row of one step."""
+        """`macs` of one UNet row of a step of this kind; the branch matters for partial steps only."""
         return self.full.macs if kind == "full" else self.partial[branch].macs
 
     def of_program(self, program: Program, rows: int) -> int:
@@ -50,7 +52,7 @@ class StepMacs:
         return rows * sum(self.of(step.kind, step.branch) for step in program.steps)
 
     def relative(self, program: Program, teacher: Program) -> float:
-        """Cost relative to the teacher's."""
+        """MACs of the program over those of the teacher's, which are all full steps."""
         return self.of_program(program, 1) / self.of_program(teacher, 1)
 
 
@@ -82,7 +84,7 @@ def example(config: Mapping[str, Any], tokens: int) -> Condition:
 
 
 def count_steps(config: Mapping[str, Any], latent_shape: tuple[int, int, int], tokens: int) -> StepMacs:
-    """Count one row. latent_shape (c, h, w); `tokens` is the length of the context, 0 for a UNet without one.
+    """The MACs of one UNet row. latent_shape (c, h, w); `tokens` is the length of the context, 0 for a UNet without one.
 
     Raises `Unsupported` for a UNet that this version cannot run, or that cannot run at this size.
     """
@@ -96,6 +98,7 @@ def count_steps(config: Mapping[str, Any], latent_shape: tuple[int, int, int], t
 
 
 def _count_branches(network: UnrolledUNet, latent_shape: tuple[int, int, int], condition: Condition) -> StepMacs:
+    """Count a full step and a partial one of each branch, with the features that the full step keeps."""
     sample = torch.empty(1, *latent_shape, device="meta")
     timesteps = torch.zeros(1, device="meta")
     branches = range(1, network.branches + 1)
@@ -117,6 +120,7 @@ def _count_branches(network: UnrolledUNet, latent_shape: tuple[int, int, int], c
 
 
 def _count(unet: UNet, run: Callable[[], object]) -> Macs:
+    """What torch and the modules count while `run` calls this UNet."""
     with torch.no_grad(), _module_macs(unet) as paper, FlopCounterMode(display=False) as flops:
         run()
     return Macs(flops.get_total_flops() // 2, sum(paper))

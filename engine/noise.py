@@ -26,9 +26,9 @@ KARRAS_RHO = 7.0  # arXiv 2206.00364, section 3
 
 @dataclass(frozen=True)
 class Trajectory:
-    """The teacher's points in the order of sampling. timesteps, alphas, sigmas (n,); `end` is the level (α, σ) after the last.
+    """The teacher's points in the order of sampling: timesteps, alphas and sigmas, each (n,).
 
-    `start` is what unit noise is multiplied with to begin.
+    `end` is the level (α, σ) after the last one; `start` is what unit noise is multiplied with to begin.
     """
 
     timesteps: Floats
@@ -137,8 +137,9 @@ REFUSED: dict[str, tuple[object, ...]] = {
 
 
 def noise_levels(config: dict[str, Any]) -> NoiseLevels:
-    """Noise levels from a diffusers scheduler's configuration, whichever scheduler wrote it; what is missing in it has the
-    default of the class that wrote it (DDIM's if it does not say which, but without clipping).
+    """Noise levels from a diffusers scheduler's configuration, whichever scheduler wrote it.
+
+    What is missing in it has the default of the class that wrote it (DDIM's if it does not say which, but without clipping).
 
     Settings that only choose another solver (`algorithm_type`, `solver_order`, `variance_type`, …) are left out: the schedule
     chooses. Raises `Unsupported` naming a setting that changes the noise levels or the update and cannot be expressed.
@@ -189,7 +190,7 @@ def _writer(name: object) -> Any:
 
 
 def _refuse_numbers(full: dict[str, Any]) -> None:
-    """The settings that are numbers, where they are used."""
+    """Raises `Unsupported` naming a setting that must be a number, or a list of numbers, and is none that can be used."""
     limits: dict[str, tuple[bool, str]] = {
         "num_train_timesteps": (is_whole(full["num_train_timesteps"]), "a whole number of at least 1"),
         "steps_offset": (is_whole(full["steps_offset"]) or full["steps_offset"] == 0, "a whole number of at least 0"),
@@ -209,5 +210,5 @@ def _refuse_numbers(full: dict[str, Any]) -> None:
 
 
 def _is_between(value: object, end: float) -> bool:
-    """A number between 0 and `end`, neither of them included."""
+    """Whether this is a number between 0 and `end`, neither of them included."""
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < end

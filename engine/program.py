@@ -6,7 +6,7 @@ step before. With signal α and noise σ (α² + σ² = 1, x = α x₀ + σ ε),
     x₀  = clamp(clean_x · x + clean_m · m, ±clip)      m: epsilon, v or sample prediction
     x′  = next_x · x + next_m · m + next_0 · x₀ + next_1 · x₀_before
 
-so rows with different schedules, solvers and positions can share one UNet call. All numbers are float64, computed once. A
+so images with different schedules, solvers and positions can share one UNet call. All numbers are float64, computed once. A
 schedule's corrections are added to them, and one multiplies the guidance scale of the step.
 """
 
@@ -26,7 +26,7 @@ from registry.schedule import Correction, Schedule
 
 
 class Need(NamedTuple):
-    """What a step asks of the UNet: ("full", 0) or ("partial", branch). Rows with equal needs can share a call."""
+    """What a step asks of the UNet: ("full", 0) or ("partial", branch). Images whose next steps need the same share a call."""
 
     kind: str
     branch: int
@@ -34,9 +34,12 @@ class Need(NamedTuple):
 
 @dataclass(frozen=True)
 class ProgramStep:
-    """One computed step. `index` is its place in the teacher's trajectory; a full step's `branch` says which feature to keep
-    for the partial steps after it (0: none). The numbers are those of the module's two equations; `guidance` is a factor on
-    the request's guidance scale."""
+    """One computed step.
+
+    `index` is its place in the teacher's trajectory; a full step's `branch` says which feature to keep for the partial steps
+    after it (0: none). The numbers are those of the module's two equations; `guidance` is a factor on the request's guidance
+    scale.
+    """
 
     index: int
     kind: Literal["full", "partial"]
@@ -53,19 +56,19 @@ class ProgramStep:
 
     @cached_property
     def need(self) -> Need:
-        """The kind of call that can run it."""
+        """The kind of UNet call that can run this step."""
         return Need("full", 0) if self.kind == "full" else Need("partial", self.branch)
 
     @cached_property
     def numbers(self) -> tuple[float, ...]:
-        """All but the factor on guidance: timestep, clean_x, clean_m, clip, next_x, next_m, next_0, next_1."""
+        """The step's numbers but the factor on guidance: timestep, clean_x, clean_m, clip, next_x, next_m, next_0, next_1."""
         solver = (self.clean_x, self.clean_m, self.clip, self.next_x, self.next_m, self.next_0, self.next_1)
         return (self.timestep, *solver)
 
 
 @dataclass(frozen=True)
 class Program:
-    """What one row of `schedule` runs, in order, from `start` times unit noise. Null steps are not in it: the solver jumps."""
+    """What one image of `schedule` runs, in order, from `start` times unit noise. Null steps are left out: the solver jumps."""
 
     schedule: Schedule
     steps: tuple[ProgramStep, ...]

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from engine.condition import Condition
 from engine.device import to_device
@@ -19,11 +20,11 @@ from registry.errors import InvalidInput
 
 
 class Prompts(Protocol):
-    """What a model is told to draw."""
+    """How a model is told what to draw."""
 
     @property
     def sample(self) -> str:
-        """A prompt that every model of the kind understands."""
+        """A prompt that every model of the kind understands: what warm-ups and checks draw."""
 
     @property
     def tokens(self) -> int:
@@ -34,14 +35,17 @@ class Prompts(Protocol):
         """Whether classifier-free guidance is possible: whether there is something to guide away from."""
 
     def encode(self, prompts: Sequence[str]) -> Condition:
-        """One row for each prompt. Raises `InvalidInput` for a prompt this family does not understand."""
+        """The condition of these prompts, one UNet row each. Raises `InvalidInput` for one this family does not understand."""
 
     def negative(self, prompts: Sequence[str]) -> Condition:
-        """One row for each negative prompt; an empty one is the model's own notion of nothing."""
+        """The condition of these negative prompts, one UNet row each; an empty one is the model's own notion of nothing.
+
+        Raises `InvalidInput` for a model without classifier-free guidance.
+        """
 
 
 @dataclass(frozen=True)
-class TextPrompts:
+class TextPrompts(Prompts):
     """A tokenizer and a CLIP text encoder, as in Stable Diffusion 1 and 2."""
 
     tokenizer: Any
@@ -50,17 +54,18 @@ class TextPrompts:
     guides: bool = True
 
     @property
+    @override
     def tokens(self) -> int:
-        """The tokenizer's limit: every prompt is padded or cut to it, as diffusers does."""
-        return int(self.tokenizer.model_max_length)
+        return int(self.tokenizer.model_max_length)  # every prompt is padded or cut to it, as diffusers does
 
+    @override
     def encode(self, prompts: Sequence[str]) -> Condition:
-        """The encoder's last hidden state."""
-        return Condition(context=self._run(prompts)[0].to(self.encoder.dtype))
+        last_hidden_state = self._run(prompts)[0]
+        return Condition(context=last_hidden_state.to(self.encoder.dtype))
 
+    @override
     def negative(self, prompts: Sequence[str]) -> Condition:
-        """The same as any prompt, the empty one too."""
-        return self.encode(prompts)
+        return self.encode(prompts)  # an empty one is encoded as well
 
     def penultimate(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """The last but one hidden state (n, tokens, dim), and the first output: the pooled projection, if it has one."""
@@ -69,6 +74,7 @@ class TextPrompts:
 
     @torch.inference_mode()
     def _run(self, prompts: Sequence[str], **options: Any) -> Any:
+        """The text encoder's output object."""
         tokens = self.tokenizer(
             list(prompts), padding="max_length", max_length=self.tokens, truncation=True, return_tensors="pt"
         )
@@ -76,7 +82,7 @@ class TextPrompts:
 
 
 @dataclass(frozen=True)
-class TwoTextPrompts:
+class TwoTextPrompts(Prompts):
     """Two CLIP text encoders and the image's size, as in Stable Diffusion XL (arXiv 2307.01952, sections 2.1 and 2.2).
 
     `size` (height, width) in pixels is given as both the original and the target size, without a crop. With `zeros` an empty
@@ -91,10 +97,11 @@ class TwoTextPrompts:
     guides: bool = True
 
     @property
+    @override
     def tokens(self) -> int:
-        """Both encoders read the same number of tokens."""
-        return self.first.tokens
+        return self.first.tokens  # the second encoder reads as many
 
+    @override
     def encode(self, prompts: Sequence[str]) -> Condition:
         """Both encoders' hidden states side by side, the second one's pooled projection, and the sizes."""
         hidden, _ = self.first.penultimate(prompts)
@@ -102,20 +109,21 @@ class TwoTextPrompts:
         sizes = to_device(torch.tensor([[*self.size, 0, 0, *self.size]], dtype=pooled.dtype), pooled.device)
         return Condition(torch.cat([hidden, wider], dim=-1), pooled, sizes.repeat(len(prompts), 1))
 
+    @override
     def negative(self, prompts: Sequence[str]) -> Condition:
-        """An empty one is zeros where the model wants that."""
-        given = self.encode(prompts)
-        if not self.zeros or given.context is None or given.pooled is None:
-            return given
-        written = to_device(torch.tensor([bool(prompt) for prompt in prompts]), given.pooled.device).view(-1, 1)
-        return Condition(given.context * written[..., None], given.pooled * written, given.sizes)
+        encoded = self.encode(prompts)
+        if not self.zeros or encoded.context is None or encoded.pooled is None:
+            return encoded
+        written = to_device(torch.tensor([bool(prompt) for prompt in prompts]), encoded.pooled.device).view(-1, 1)
+        return Condition(encoded.context * written[..., None], encoded.pooled * written, encoded.sizes)
 
 
 @dataclass(frozen=True)
-class ClassPrompts:
-    """Class numbers: rows of a table as one-token contexts (LDM-4-G), or labels that the UNet embeds itself (no `table`).
+class ClassPrompts(Prompts):
+    """Class numbers: each an embedding from a table as a one-token context (LDM-4-G), or a label that the UNet embeds itself.
 
-    table (classes, dim). `null` is the class that means none, which guidance guides away from. `names` gives words to numbers.
+    table (classes, dim), None for labels. `null` is the class that means none, which guidance guides away from. `names` maps
+    words to class numbers.
     """
 
     count: int
@@ -126,27 +134,29 @@ class ClassPrompts:
     sample: str = "0"
 
     @property
+    @override
     def tokens(self) -> int:
-        """A class is one token, where it is a token at all."""
-        return 0 if self.table is None else 1
+        return 0 if self.table is None else 1  # a class is one token, where it is a token at all
 
     @property
+    @override
     def guides(self) -> bool:
-        """Needs a class that means none."""
         return self.null is not None
 
+    @override
     def encode(self, prompts: Sequence[str]) -> Condition:
         """A prompt is a class number or one of `names`."""
         labels = to_device(torch.tensor([self._number(prompt) for prompt in prompts]), self.device)
         return Condition(labels=labels) if self.table is None else Condition(context=self.table[labels][:, None])
 
+    @override
     def negative(self, prompts: Sequence[str]) -> Condition:
-        """The class that means none for an empty prompt, else the class named."""
         if self.null is None:
             raise InvalidInput("this model has no class that means none, so guidance must be 1", param="guidance")
         return self.encode([prompt or str(self.null) for prompt in prompts])
 
     def _number(self, prompt: str) -> int:
+        """The class number that a prompt says or names. Raises `InvalidInput`."""
         number = self.names.get(prompt, prompt)
         try:
             label = int(number)
@@ -160,13 +170,14 @@ class ClassPrompts:
 
 
 @dataclass(frozen=True)
-class NoPrompts:
+class NoPrompts(Prompts):
     """An unconditional model, which draws what it likes."""
 
     sample: str = ""
     tokens: int = 0
     guides: bool = False
 
+    @override
     def encode(self, prompts: Sequence[str]) -> Condition:
         """An empty condition. A prompt that says something is an error: it would be ignored."""
         for prompt in prompts:
@@ -174,6 +185,6 @@ class NoPrompts:
                 raise InvalidInput(f"this model is unconditional, so the prompt must be empty, got {prompt!r}", param="prompt")
         return Condition()
 
+    @override
     def negative(self, prompts: Sequence[str]) -> Condition:
-        """There is nothing to guide away from."""
         raise InvalidInput("this model is unconditional, so guidance must be 1", param="guidance")

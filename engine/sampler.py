@@ -11,7 +11,10 @@ from engine.unrolled import UnrolledUNet
 
 
 def guided(rows: Tensor, guidance: Tensor) -> Tensor:
-    """Classifier-free guidance, m = m_∅ + g(m_c − m_∅) (arXiv 2207.12598). rows (2n, …): unconditional first; guidance (n,)."""
+    """Classifier-free guidance, m = m_∅ + g(m_c − m_∅) (arXiv 2207.12598).
+
+    rows (2n, c, h, w): the UNet's outputs, unconditional first; guidance (n,). Returns (n, c, h, w).
+    """
     unconditional, conditional = rows.chunk(2)
     return unconditional + guidance.view(-1, 1, 1, 1) * (conditional - unconditional)
 

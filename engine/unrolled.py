@@ -1,4 +1,9 @@
-"""A diffusers UNet unrolled into one list of items, so that a full and a partial step are two ways through the same list.
+"""A diffusers UNet unrolled: its nested blocks taken apart into flat lists of items, on the same weights.
+
+diffusers nests a UNet's layers: down blocks, a middle and up blocks, each with resnets, attentions and samplers of its own,
+and one `forward` that runs all of them. A partial step must stop and start in the middle of a block, which that `forward`
+cannot do. So the layers are listed one after the other, an encoder item for each tensor that a skip connection carries over
+and a decoder item for each one that takes it in; full and partial steps are then two ways through the same lists.
 
 Encoder item k (1-based) makes the k-th skip; decoder items consume the skips in reverse, so decoder item k, counted from
 the output side, consumes what encoder item k made:
@@ -33,9 +38,9 @@ UNet: TypeAlias = UNet2DConditionModel | UNet2DModel
 
 @dataclass(frozen=True)
 class Given:
-    """What every item may look at: the time embedding (rows, dim) and the context (rows, tokens, dim) or None.
+    """What every item may look at beside the hidden tensor: the time embedding (rows, dim) and the context, if there is one.
 
-    The embedding also carries the class label and the added conditioning of those models that have them.
+    context (rows, tokens, dim). The embedding also carries the class label and the added conditioning where a model has them.
     """
 
     embedding: Tensor
@@ -43,24 +48,31 @@ class Given:
 
 
 class EncoderItem(Protocol):
-    """(rows, c, h, w) -> (rows, c', h', w'); the result is also the skip."""
+    """A resnet with its attention, a downsampler, or the first convolution."""
 
     def __call__(self, hidden: Tensor, given: Given) -> Tensor:
-        """Run the item."""
+        """(rows, c, h, w) to (rows, c', h', w'), which is also the skip."""
 
 
 class DecoderItem(Protocol):
-    """Hidden tensor and its skip, both of the same height and width; `size` is what an upsampler must reach."""
+    """A resnet with its attention; the last one of a block also upsamples."""
 
     def __call__(self, hidden: Tensor, skip: Tensor, size: torch.Size | None, given: Given) -> Tensor:
-        """Run the item."""
+        """Hidden tensor (rows, c, h, w) and its skip, of the same height and width, to (rows, c', h', w').
+
+        `size` is the height and width that an upsampler must reach: those of the next item's skip, None for the last item.
+        """
 
 
 class UnrolledUNet:
-    """The unrolled UNet. `branches` is the number of items on each side, and so the largest branch."""
+    """A diffusers UNet that can run in part: the same modules and weights, listed flat instead of nested in blocks.
+
+    `encoder` and `decoder` are the items in running order, one of each for every skip connection; `branches` is their number,
+    and so the largest branch. A partial step of branch s runs the outermost s items of both lists.
+    """
 
     def __init__(self, unet: UNet) -> None:
-        """Raises `Unsupported` naming the block or setting that cannot be unrolled."""
+        """The modules stay those of `unet`, which still works. Raises `Unsupported` naming what cannot be unrolled."""
         refuse_unknown({**unet.config, "_class_name": type(unet).__name__})
         self.unet = unet
         self.encoder: list[EncoderItem] = [_conv_in(unet.conv_in)]
@@ -85,11 +97,11 @@ class UnrolledUNet:
         return cast(Tensor, self.unet.conv_in.weight).dtype
 
     def fence(self) -> Fence:
-        """Behind every call so far."""
+        """A fence behind every call so far."""
         return fence(self.device)
 
-    def given(self, sample: Tensor, timesteps: Tensor, condition: Condition) -> Given:
-        """What the items look at. sample (rows, c, h, w), timesteps (rows,), one condition per row."""
+    def given(self, timesteps: Tensor, condition: Condition) -> Given:
+        """What the items look at beside the hidden tensor. timesteps (rows,), one condition per row."""
         unet, dtype = self.unet, self.dtype
         context = None if condition.context is None else condition.context.to(dtype)
         embedding: Tensor = unet.time_embedding(unet.time_proj(timesteps).to(dtype))
@@ -106,11 +118,12 @@ class UnrolledUNet:
     def full(
         self, sample: Tensor, timesteps: Tensor, condition: Condition, keep: Collection[int] = ()
     ) -> tuple[Tensor, dict[int, Tensor]]:
-        """The whole UNet. sample (rows, c, h, w) in any float type, timesteps (rows,), one condition per row.
+        """The whole UNet, as its own `forward` runs it.
 
+        sample (rows, c, h, w) in any float type, timesteps (rows,), one condition per row.
         Returns the prediction (rows, c, h, w) and, for each branch in `keep`, the deep feature that entered its decoder item.
         """
-        given = self.given(sample, timesteps, condition)
+        given = self.given(timesteps, condition)
         hidden, skips = self._encode(sample, self.branches, given)
         hidden = self._middle(hidden, given)
         kept: dict[int, Tensor] = {}
@@ -121,9 +134,12 @@ class UnrolledUNet:
         return self._head(hidden).to(sample.dtype), kept
 
     def partial(self, sample: Tensor, timesteps: Tensor, condition: Condition, branch: int, feature: Tensor) -> Tensor:
-        """The outer UNet. `feature` is the deep feature kept for this branch, one per row. Returns (rows, c, h, w)."""
+        """The outermost `branch` items only, from `feature` on: the deep feature kept for this branch, one per row.
+
+        sample, timesteps, condition and the prediction are as in `full`. Raises `InvalidInput` for a branch that is none.
+        """
         self.check_branch(branch)
-        given = self.given(sample, timesteps, condition)
+        given = self.given(timesteps, condition)
         _, skips = self._encode(sample, branch, given)
         hidden = feature
         for item in range(branch, 0, -1):
@@ -147,6 +163,7 @@ class UnrolledUNet:
                         module.compile(**options)
 
     def _encode(self, sample: Tensor, items: int, given: Given) -> tuple[Tensor, list[Tensor]]:
+        """Run the first encoder items. Returns what the last one made, and the skips of all."""
         hidden, skips = sample.to(self.dtype), list[Tensor]()
         if self.unet.config["center_input_sample"]:
             hidden = 2 * hidden - 1
@@ -164,6 +181,7 @@ class UnrolledUNet:
         return cast(Tensor, middle(hidden, given.embedding))
 
     def _decode(self, hidden: Tensor, skips: list[Tensor], branch: int, given: Given) -> Tensor:
+        """Run the decoder item of this branch, which consumes the skip that encoder item `branch` made."""
         size = skips[branch - 2].shape[-2:] if branch > 1 else None
         return self.decoder[-branch](hidden, skips[branch - 1], size, given)
 

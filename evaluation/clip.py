@@ -9,16 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
+from typing_extensions import override
 
 from engine.config import reason
 from engine.folder import read_object
-from evaluation.distance import Features
+from evaluation.features import Extractor, Features
 from registry.errors import NotFound, Unsupported
 
 BATCH = 64  # images or texts in one call: bounds memory
 
 
-class Clip:
+class Clip(Extractor):
     """Projected features of a transformers CLIP folder, in float32. Images of another shape are resized to its square."""
 
     def __init__(self, folder: str | Path, device: str = "cpu") -> None:
@@ -26,12 +27,12 @@ class Clip:
         root = Path(folder)
         if not (root / "preprocessor_config.json").is_file():
             raise NotFound(f"{root} is not a CLIP folder (no preprocessor_config.json)", param="features")
-        kind = read_object(root / "config.json", "features").get("model_type")
-        if kind != "clip":
-            raise Unsupported(f"{root} must hold a CLIP model, its config.json says {kind!r}", param="features")
+        model_type = read_object(root / "config.json", "features").get("model_type")
+        if model_type != "clip":
+            raise Unsupported(f"{root} must hold a CLIP model, its config.json says {model_type!r}", param="features")
         scaling = read_object(root / "preprocessor_config.json", "features")
         try:
-            mean, std = (torch.tensor(scaling[what], device=device).view(1, 3, 1, 1) for what in ("image_mean", "image_std"))
+            mean, std = (torch.tensor(scaling[key], device=device).view(1, 3, 1, 1) for key in ("image_mean", "image_std"))
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             message = f"image_mean and image_std of {root} must be three numbers each: {reason(error)}"
             raise Unsupported(message, param="features") from error
@@ -52,31 +53,36 @@ class Clip:
         self.size = int(self.model.config.vision_config.image_size)
         self.length = min(self.tokenizer.model_max_length, self.model.config.text_config.max_position_embeddings)
 
+    @override
     @torch.inference_mode()
     def images(self, images: Tensor) -> Features:
-        """Images (n, 3, H, W) in [0, 1] to projected features (n, d)."""
-        parts = []
-        for part in images.split(BATCH):
-            fitting = part.to(self.device)
+        features = []
+        for batch in images.split(BATCH):
+            fitting = batch.to(self.device)
             if fitting.shape[-2:] != (self.size, self.size):
                 fitting = functional.interpolate(fitting, size=self.size, mode="bicubic", antialias=True).clamp(0, 1)
-            parts.append(_array(self.model.get_image_features(pixel_values=(fitting - self.mean) / self.std)))
-        return np.concatenate(parts)
+            features.append(_array(self.model.get_image_features(pixel_values=(fitting - self.mean) / self.std)))
+        return np.concatenate(features)
 
+    @override
     @torch.inference_mode()
     def texts(self, prompts: Sequence[str]) -> Features | None:
-        """Prompts to projected features (n, d)."""
         if not any(prompts):
             return None  # an unconditional model
         tokens = self.tokenizer(
             list(prompts), padding="max_length", truncation=True, max_length=self.length, return_tensors="pt"
         ).to(self.device)
-        parts = zip(tokens.input_ids.split(BATCH), tokens.attention_mask.split(BATCH), strict=True)
-        return np.concatenate([_array(self.model.get_text_features(input_ids=ids, attention_mask=mask)) for ids, mask in parts])
+        batches = zip(tokens.input_ids.split(BATCH), tokens.attention_mask.split(BATCH), strict=True)
+        return np.concatenate(
+            [_array(self.model.get_text_features(input_ids=ids, attention_mask=mask)) for ids, mask in batches]
+        )
 
 
 def _array(features: object) -> Features:
-    """transformers 5 wraps the projected features in an output object, earlier versions return the tensor itself."""
+    """Projected features (n, d) as float64 on the CPU.
+
+    transformers 5 wraps the projected features in an output object, earlier versions return the tensor itself.
+    """
     tensor = getattr(features, "pooler_output", features)
     assert isinstance(tensor, Tensor)
     return tensor.cpu().numpy().astype(np.float64)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-Features: TypeAlias = NDArray[np.float64]
+from evaluation.features import Features
+
 DARK = 1e-10  # mean squared error of images that count as the same
 
 
@@ -19,7 +19,7 @@ class Gaussian(NamedTuple):
 
 
 def gaussian(sample: Features) -> Gaussian:
-    """Of a sample (n, d). Worth keeping where many distances go to the same large sample: r is at most d."""
+    """The mean and covariance of a sample (n, d). Worth keeping where many distances go to one large sample: r is at most d."""
     n, d = sample.shape
     centred = (sample - sample.mean(0)) / np.sqrt(n - 1)
     return Gaussian(sample.mean(0), np.asarray(np.linalg.qr(centred, mode="r")) if n > d else centred)
@@ -36,7 +36,7 @@ def frechet_distance(a: Features | Gaussian, b: Features | Gaussian) -> float:
     compare distances only at equal n, equal m and equal features. A distance to real images means something beside the
     teacher's own distance to them at the same n.
     """
-    (mean_a, root_a), (mean_b, root_b) = (one if isinstance(one, Gaussian) else gaussian(one) for one in (a, b))
+    (mean_a, root_a), (mean_b, root_b) = (sample if isinstance(sample, Gaussian) else gaussian(sample) for sample in (a, b))
     trace = np.linalg.norm(root_a @ root_b.T, ord="nuc")
     return float(((mean_a - mean_b) ** 2).sum() + (root_a**2).sum() + (root_b**2).sum() - 2 * trace)
 

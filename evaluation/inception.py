@@ -9,16 +9,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from engine.config import reason
-from evaluation.distance import Features
+from evaluation.features import Extractor, Features
 from registry.errors import Unsupported
 
 BATCH = 64  # images in one call: bounds memory
 LAYER = "2048"  # the last pooling, which FID is defined on
 
 
-class Inception:
+class Inception(Extractor):
     """torch-fidelity's InceptionV3, numerically that of the first FID code: images are rounded to 8 bits, resized as there.
 
     The weights are converted from TensorFlow: `weights-inception-2015-12-05-6726825d.pth` of torch-fidelity, which is
@@ -40,20 +41,21 @@ class Inception:
             ) from error
         self.device, self.network = device, network.to(device).eval()
 
+    @override
     @torch.inference_mode()
     def images(self, images: Tensor) -> Features:
-        """Images (n, 3, H, W) in [0, 1] to features (n, 2048)."""
-        parts = [self.network((part.to(self.device) * 255).round().to(torch.uint8))[0].cpu() for part in images.split(BATCH)]
-        features = torch.cat(parts).numpy().astype(np.float64)
+        batches = ((batch.to(self.device) * 255).round().to(torch.uint8) for batch in images.split(BATCH))
+        features = torch.cat([self.network(batch)[0].cpu() for batch in batches]).numpy().astype(np.float64)
         features[~images.flatten(1).isfinite().all(1).numpy()] = np.nan  # 8 bits cannot say it
         return features
 
+    @override
     def texts(self, prompts: Sequence[str]) -> Features | None:
-        """It reads none."""
         return None
 
 
 def _family() -> Any:
+    """torch-fidelity's class. Raises `Unsupported` where it cannot be imported."""
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except ImportError as error:

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from engine.config import reason
-from evaluation import Extractor, Features
+from evaluation.features import Extractor, Features
 from registry.errors import InvalidInput, NotFound
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
@@ -21,9 +21,10 @@ BATCH = 64  # pictures in memory at once
 def real_features(folder: str | Path, extractor: Extractor, size: tuple[int, int]) -> Features:
     """Features (n, d) of all pictures in a folder and the folders in it, in the order of their paths.
 
-    Each is cut at its centre to the shape of `size` = (height, width), as a model draws it, and resized to it with antialiasing
-    (bicubic, as in Parmar et al. 2022, arXiv 2104.11222); what is transparent becomes white. A `frechet_distance` to them is
-    biased by both numbers of images. It compares with no published FID unless features, pictures, numbers and resizing agree.
+    A picture is cut at its centre to the shape of `size` = (height, width), as a model draws it, and resized to it with
+    antialiasing (bicubic, as in Parmar et al. 2022, arXiv 2104.11222); what is transparent becomes white. A
+    `frechet_distance` to the features is biased by both numbers of images, and compares with no published FID unless features,
+    pictures, numbers and resizing agree.
 
     Raises `NotFound` for a folder that is not there, `InvalidInput` naming a picture that cannot be read, or fewer than two.
     """
@@ -39,12 +40,12 @@ def real_features(folder: str | Path, extractor: Extractor, size: tuple[int, int
 
 
 def _pictures(files: Sequence[Path], size: tuple[int, int]) -> Tensor:
-    """(n, 3, H, W) in [0, 1]."""
+    """The pictures as one tensor (n, 3, H, W) in [0, 1]."""
     return torch.stack([_picture(file, size) for file in files]).permute(0, 3, 1, 2).contiguous()
 
 
 def _picture(file: Path, size: tuple[int, int]) -> Tensor:
-    """(H, W, 3) in [0, 1]."""
+    """One picture (H, W, 3) in [0, 1]. Raises `InvalidInput` naming a file that cannot be read."""
     try:
         with Image.open(file) as opened:
             upright = ImageOps.exif_transpose(opened)

@@ -20,7 +20,7 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from engine.models import load
+from engine.loading import load
 from engine.policy import FCFS
 from engine.sampler import generate
 from engine.waves import DenoisingTask, Waves

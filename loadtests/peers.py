@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from engine.models import load
+from engine.loading import load
 from loadtests.clients import Tally, drive
 from loadtests.contenders import contenders, running
 from loadtests.fluid import Fluid

@@ -20,7 +20,7 @@ from torch.nn.functional import interpolate
 from engine.condition import Condition
 from engine.device import Fence
 from engine.macs import StepMacs
-from engine.models import Model
+from engine.model import Model
 from engine.unrolled import UNet, UnrolledUNet
 
 OWN_MS, EACH_MS = 16.0, 1.0

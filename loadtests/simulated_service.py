@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.models import Model, load
+from engine.loading import load
+from engine.model import Model
 from loadtests.simulated import simulated
 from server import app
 

@@ -173,7 +173,7 @@ def evaluate(
     Noise is that of no search. Prompts are the half of the file that a search on it holds out; a search on another file may
     have seen them.
     """
-    from engine.models import load
+    from engine.loading import load
     from evaluation import extractor
     from evaluation.distance import gaussian
     from evaluation.real import real_features

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from engine.models import Model, load
+from engine.loading import load
+from engine.model import Model
 from evaluation import Extractor, extractor
 from registry.schedule import Schedule
 from search_jobs.config import JobConfig

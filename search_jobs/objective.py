@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.condition import Condition
-from engine.models import Model
+from engine.model import Model
 from engine.program import Program, path_of
 from engine.prompts import ClassPrompts
 from evaluation import Extractor, clip_score, frechet_distance, psnr

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from engine.condition import Condition
-from engine.models import Model
+from engine.model import Model
 from engine.program import ProgramStep, corrected, path_of
 from registry.schedule import Schedule
 from search_jobs.fit import UNetCall, fit

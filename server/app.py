@@ -11,7 +11,8 @@ from functools import cached_property
 
 import torch
 
-from engine.models import Model, load
+from engine.loading import load
+from engine.model import Model
 from evaluation import extractor
 from registry.catalog import Catalog
 from registry.experiments.catalog import ExperimentCatalog

@@ -19,7 +19,7 @@ os.environ.setdefault("BENTOML_DO_NOT_TRACK", "true")
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
 
-    from engine.models import Model
+    from engine.model import Model
 
 settings.register_profile("flexi", deadline=None, print_blob=True)
 settings.load_profile("flexi")
@@ -47,7 +47,7 @@ def model() -> Model:
     """The bundled model on the CPU. Its weights may be retrained: test its shape and behaviour, never its pixels."""
     import torch
 
-    from engine.models import load
+    from engine.loading import load
 
     torch.set_num_threads(1)
     return load(ROOT / "models" / "emoji64")

@@ -22,7 +22,7 @@ from time import monotonic
 
 from torch import Tensor
 
-from engine.models import Model
+from engine.model import Model
 from engine.policy import Balanced
 from engine.program import Program
 from engine.waves import Wave, Waves

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from engine.models import Model
+from engine.model import Model
 from engine.slots import Slots, slot_bytes
 from registry.errors import InvalidInput
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from engine.condition import Condition
-from engine.models import Model
+from engine.model import Model
 from server.batching.image_task import ImageSpec
 from server.batching.moving_average import MovingAverage
 from server.batching.prompt_cache import PromptCache

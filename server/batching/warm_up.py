@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 
-from engine.models import Model
+from engine.model import Model
 from engine.policy import FCFS
 from engine.waves import DenoisingTask, Waves
 from registry.schedule import Schedule, Segment

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from cachetools import LRUCache
 from prometheus_client import Gauge
 
-from engine.models import Model
+from engine.model import Model
 from engine.program import Program
 from registry.catalog import Catalog
 from registry.errors import InvalidInput, NotFound, StoreUnavailable, Untrusted

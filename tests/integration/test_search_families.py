@@ -16,7 +16,7 @@ import pytest
 import torch
 from places import ROOT
 
-from engine.models import load
+from engine.loading import load
 from engine.sampler import generate
 from registry.schedule import Schedule
 from search_jobs.config import JobConfig

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from engine.condition import Condition
 from engine.decoders import Pixels
-from engine.models import Model
+from engine.model import Model
 from engine.noise import noise_levels
 from engine.unrolled import UnrolledUNet
 from registry.schedule import ModelRef

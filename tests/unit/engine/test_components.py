@@ -15,8 +15,8 @@ from places import ROOT
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from engine.loading import load
 from engine.macs import meta_unet
-from engine.models import load
 from registry.errors import FlexiError, NotFound, Unsupported
 
 WORDS = 1831  # of the bundled tokenizer, which cuts at 16

@@ -26,8 +26,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 from engine.__main__ import app
+from engine.loading import load
 from engine.macs import StepMacs, count_steps, example, meta_unet
-from engine.models import Model, load
+from engine.model import Model
 from engine.sampler import generate
 from registry.errors import InvalidInput, Unsupported
 from registry.schedule import Schedule, Segment, SolverName, teacher

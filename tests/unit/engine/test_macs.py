@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from engine.condition import Condition
 from engine.macs import StepMacs, count_steps, meta_unet
-from engine.models import Model
+from engine.model import Model
 from engine.unrolled import UnrolledUNet
 from registry.errors import Unsupported
 from registry.schedule import Schedule, Segment, teacher

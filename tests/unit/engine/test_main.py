@@ -15,10 +15,10 @@ from PIL import Image
 from places import ROOT
 from typer.testing import CliRunner
 
-from engine import models
+from engine import loading
 from engine.__main__ import app
 from engine.macs import count_steps
-from engine.models import Model
+from engine.model import Model
 from registry.schedule import Schedule, Segment
 
 
@@ -53,7 +53,7 @@ def tiny_file(tmp_path: Path, tiny_config: Mapping[str, Any]) -> Path:
 @pytest.fixture
 def loaded(model: Model, monkeypatch: pytest.MonkeyPatch) -> Model:
     """`generate` uses the session's model instead of loading its own."""
-    monkeypatch.setattr(models, "load", lambda *_, **__: model)
+    monkeypatch.setattr(loading, "load", lambda *_, **__: model)
     return model
 
 
@@ -194,14 +194,18 @@ def test_macs_of_a_pipelines_index_names_its_class() -> None:
     assert "StableDiffusionPipeline" in refused("macs", ROOT / "models" / "emoji64" / "model_index.json")
 
 
-def test_generate_writes_images_and_prints_what_they_cost(loaded: Model, tmp_path: Path) -> None:
+@pytest.mark.parametrize("timesteps", [None, (900, 700, 400, 100)])
+def test_generate_writes_images_and_prints_what_they_cost(
+    loaded: Model, tmp_path: Path, timesteps: tuple[int, ...] | None
+) -> None:
     segments = (Segment(partial=(1,), branch=3),) * 2
-    schedule = Schedule(model=loaded.ref, solver=loaded.solver("dpmsolver++", 6), segments=segments)
+    solver = loaded.solver("dpmsolver++", 6)
+    schedule = Schedule(model=loaded.ref, solver=solver, segments=segments, timesteps=timesteps)
     file = tmp_path / "schedule.json"
     file.write_bytes(schedule.document())
     result = call("generate", "--prompt", "cat", "--schedule", file, "--num-images", "2", "--out", tmp_path / "cat.png")
     assert result.exit_code == 0, result.stderr
-    assert "2 full, 2 partial, 2 null" in result.stdout
+    assert "steps      4 computed of the teacher's 6: 2 full, 2 partial\n" in result.stdout
     macs = 4 * (loaded.macs.full.macs + loaded.macs.partial[3].macs)
     assert f"{macs / 1e9:.4f} G" in result.stdout
     assert f"{macs / (12 * loaded.macs.full.macs):.4f}" in result.stdout

@@ -12,7 +12,8 @@ import torch
 
 from engine.decoders import Autoencoder
 from engine.folder import Folder
-from engine.models import Model, load
+from engine.loading import load
+from engine.model import Model
 from registry.errors import InvalidInput, NotFound, Unsupported
 from registry.schedule import ModelRef, Schedule, Segment, teacher
 

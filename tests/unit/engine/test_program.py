@@ -54,7 +54,7 @@ def predict(sample: Tensor, timestep: float) -> Tensor:
 
 
 class Toy:
-    """Stands in for an Anatomy. A partial step says what a full one would, and every timestep asked for is noted."""
+    """Stands in for an `UnrolledUNet`. A partial step says what a full one would, and every timestep asked for is noted."""
 
     def __init__(self, predict: Callable[[Tensor, float], Tensor] = predict) -> None:
         self.predict = predict

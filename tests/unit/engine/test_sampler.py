@@ -12,7 +12,7 @@ from torch import Tensor
 
 from engine.condition import Condition
 from engine.decoders import Autoencoder
-from engine.models import Model
+from engine.model import Model
 from engine.noise import noise_levels
 from engine.program import Program, ProgramStep, compile_program
 from engine.prompts import TextPrompts
@@ -89,7 +89,7 @@ def noise(rows: int) -> Tensor:
 
 
 class Spy:
-    """Stands in for an Anatomy: names each feature it hands out by its timestep and branch, and notes what comes back."""
+    """An `UnrolledUNet` that names each feature it hands out by its timestep and branch, and notes what comes back."""
 
     def __init__(self) -> None:
         self.partial_steps: list[tuple[int, tuple[int, int]]] = []

@@ -12,7 +12,7 @@ from model_folders import PLAIN
 from torch import Tensor
 
 from engine.condition import Condition
-from engine.models import Model
+from engine.model import Model
 from engine.unrolled import UNet, UnrolledUNet
 from registry.errors import InvalidInput, Unsupported
 

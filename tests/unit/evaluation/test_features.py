@@ -140,13 +140,13 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def test_a_file_is_inception_which_sees_8_bit_images_and_reads_no_texts(
     stand_in: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = extractor(str(stand_in))
-    assert isinstance(found, Inception)
-    assert found.name == "inception"
-    assert found.texts(["a cat"]) is None
+    inception = extractor(str(stand_in))
+    assert isinstance(inception, Inception)
+    assert inception.name == "inception"
+    assert inception.texts(["a cat"]) is None
     monkeypatch.setattr(inception_module, "BATCH", 2)
     images = torch.tensor([0.0, 1.0, 0.1]).view(3, 1, 1, 1).expand(3, 3, 4, 4)
-    features = found.images(images)
+    features = inception.images(images)
     assert features.dtype == np.float64
     np.testing.assert_allclose(features[:, :3], np.array([[0], [255], [26]]).repeat(3, 1), rtol=1e-6)
 
@@ -186,8 +186,7 @@ def test_the_package_itself_takes_what_we_give_it(monkeypatch: pytest.MonkeyPatc
         patch.setattr(Network, "load_state_dict", lambda *_: None)
         network = Network("random", ["2048"], feature_extractor_weights_path=str(tmp_path / "weights.pth"))
     torch.save(network.state_dict(), tmp_path / "weights.pth")
-    found = extractor(str(tmp_path / "weights.pth"))
-    features = found.images(torch.rand(2, 3, 64, 64))
+    features = extractor(str(tmp_path / "weights.pth")).images(torch.rand(2, 3, 64, 64))
     assert features.shape == (2, 2048)
     assert np.isfinite(features).all()
     assert frechet_distance(features, features) == pytest.approx(0, abs=1e-6)
@@ -228,8 +227,8 @@ class Means:
     def images(self, images: Tensor) -> Features:
         self.shape = tuple(images.shape[1:])
         halves = torch.stack(images.chunk(2, dim=3), 1).mean((3, 4))
-        found: Features = halves.flatten(1).double().numpy()
-        return found
+        features: Features = halves.flatten(1).double().numpy()
+        return features
 
     def texts(self, prompts: Sequence[str]) -> None:
         return None
@@ -254,9 +253,9 @@ def test_all_pictures_of_a_folder_and_below_it_are_read_in_the_order_of_their_pa
     want = [[1, 0, 0], [0, 1, 0], [0, 0, 1], [127 / 255] * 3, [1, 1, 1], [0.2, 0.2, 0.2]]
     for batch in (64, 4):
         monkeypatch.setattr(real_module, "BATCH", batch)
-        found = real_features(tmp_path, Means(), (8, 10))
-        np.testing.assert_allclose(found[:, :3], want, atol=0.005)
-        np.testing.assert_allclose(found[:, 3:], want, atol=0.005)
+        features = real_features(tmp_path, Means(), (8, 10))
+        np.testing.assert_allclose(features[:, :3], want, atol=0.005)
+        np.testing.assert_allclose(features[:, 3:], want, atol=0.005)
 
 
 def test_a_picture_is_cut_to_shape_before_it_is_resized(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from click.testing import Result
 from typer.testing import CliRunner
 
-from engine.models import Model
+from engine.model import Model
 from evaluation import extractor
 from registry.schedule import Schedule, teacher
 from search_jobs.__main__ import app

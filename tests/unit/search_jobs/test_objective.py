@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.models import Model
+from engine.model import Model
 from evaluation import extractor
 from registry.schedule import Schedule, Segment
 from search_jobs import objective as module

@@ -16,7 +16,8 @@ from schedule_strategies import small
 from torch import Tensor
 
 from engine.condition import Condition
-from engine.models import Model, load
+from engine.loading import load
+from engine.model import Model
 from engine.program import ProgramStep, corrected, path_of
 from engine.sampler import generate
 from registry.schedule import Correction, Schedule, Segment, teacher

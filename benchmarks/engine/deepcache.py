@@ -16,7 +16,7 @@ ABSENT = "not measured: pip install --no-deps deepcache==0.1.1"
 
 
 def installed() -> str | None:
-    """Its version, None without it."""
+    """The version of DeepCache that is installed, None without it."""
     try:
         return version("deepcache")
     except PackageNotFoundError:
@@ -24,7 +24,7 @@ def installed() -> str | None:
 
 
 def twin(unet: UNet) -> Any:
-    """The same modules around the same weights: DeepCache replaces the modules' `forward`, and ours stay as they are."""
+    """A copy of the modules around the same weights: DeepCache replaces the modules' `forward`, and ours stay as they are."""
     return copy.deepcopy(unet, {id(tensor): tensor for tensor in (*unet.parameters(), *unet.buffers())})
 
 
@@ -49,7 +49,7 @@ def cached_step(
 
 
 def timesteps(scheduler_config: Mapping[str, Any]) -> tuple[int, int]:
-    """Of the full step and of the cached one in `cached_step`."""
+    """The timesteps of the full step and of the cached one in `cached_step`."""
     scheduler = _ddim(scheduler_config)
     scheduler.set_timesteps(50)
     return int(scheduler.timesteps[0]), int(scheduler.timesteps[1])

@@ -1,10 +1,7 @@
-"""A model, loaded: UNet, prompts, decoder, noise levels. Which families there are and how a folder shows which one it is."""
+"""How a model is loaded: which families there are, how a folder's components show which one it is, and their weights."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,100 +10,23 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from engine.components import fitting_unet, refuse_width
-from engine.condition import Condition
 from engine.config import reason, sides
-from engine.decoders import Autoencoder, Decoder, Pixels, pictures
-from engine.device import to_device
+from engine.decoders import Autoencoder, Decoder, Pixels
 from engine.folder import Folder, readable
-from engine.macs import StepMacs, count_steps, meta_unet
-from engine.noise import NoiseLevels, noise_levels
-from engine.program import Program, compile_program
+from engine.macs import meta_unet
+from engine.model import Model
+from engine.noise import noise_levels
 from engine.prompts import ClassPrompts, NoPrompts, Prompts, TextPrompts, TwoTextPrompts
-from engine.slots import Slots
 from engine.unrolled import UNet, UnrolledUNet
 from registry.document import Name
 from registry.errors import InvalidInput, NotFound, Unsupported
-from registry.schedule import ModelRef, Schedule, Solver, SolverName
+from registry.schedule import ModelRef
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 FAMILIES: dict[str, Literal["unet2d-condition", "unet2d"]] = {
     "UNet2DConditionModel": "unet2d-condition",
     "UNet2DModel": "unet2d",
 }
-
-
-@dataclass(frozen=True)
-class Model:
-    """Everything generation needs. Latents are (channels, height, width) = `latent_shape`."""
-
-    ref: ModelRef
-    network: UnrolledUNet
-    levels: NoiseLevels
-    prompts: Prompts
-    decoder: Decoder
-    device: torch.device
-    dtype: torch.dtype
-    latent_shape: tuple[int, int, int]
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """(height, width) in pixels."""
-        return self.latent_shape[1] * self.decoder.scale, self.latent_shape[2] * self.decoder.scale
-
-    def encode(self, prompts: Sequence[str]) -> Condition:
-        """Prompts to conditions, one row each. Raises `InvalidInput` for a prompt that means nothing to this model."""
-        return self.prompts.encode(prompts)
-
-    def negative(self, prompts: Sequence[str]) -> Condition:
-        """Negative prompts to conditions, one row each. Raises `InvalidInput` for a model without classifier-free guidance."""
-        return self.prompts.negative(prompts)
-
-    def noise(self, seed: int) -> Tensor:
-        """The starting noise of one image, (c, h, w), float32, of unit variance.
-
-        Drawn on the CPU, so that a seed means the same on every device. Latents stay float32 whatever the UNet's dtype.
-        """
-        if not 0 <= seed < 2**63:
-            raise InvalidInput(f"must be between 0 and 2^63 - 1, got {seed}", param="seed")
-        generator = torch.Generator("cpu").manual_seed(seed)
-        return to_device(torch.randn(self.latent_shape, generator=generator), self.device)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Latents (n, c, h, w) to images (n, 3, H, W), float32 in [0, 1] on the CPU."""
-        images = self.decode_later(latents)
-        self.network.fence().wait()
-        return images
-
-    def decode_later(self, latents: Tensor) -> Tensor:
-        """`decode` for those who have other things to do: the images are there once a fence behind this call is passed."""
-        return pictures(self.decoder, latents)
-
-    def solver(self, name: SolverName, teacher_steps: int) -> Solver:
-        """A solver on this model's own timestep spacing and noise levels."""
-        karras = self.levels.karras and name != "ddim"  # for which diffusers has none
-        return Solver(name=name, teacher_steps=teacher_steps, spacing=self.levels.spacing, karras=karras)
-
-    def compile(self, schedule: Schedule) -> Program:
-        """The program of a schedule made for this model. Raises `InvalidInput` naming what does not fit."""
-        if schedule.model.fingerprint != self.ref.fingerprint:
-            raise InvalidInput(
-                f"the schedule was made for {schedule.model.name} "
-                f"({schedule.model.fingerprint[:19]}…), the loaded model is {self.ref.name} ({self.ref.fingerprint[:19]}…)",
-                param="model.fingerprint",
-            )
-        if schedule.model.family != self.ref.family:
-            message = f"the schedule was made for {schedule.model.family}, the loaded model is {self.ref.family}"
-            raise InvalidInput(message, param="model.family")
-        return compile_program(schedule, self.levels, self.network.branches)
-
-    def slots(self, capacity: int) -> Slots:
-        """Memory for `capacity` UNet rows in flight."""
-        return Slots(self.latent_shape, self.macs.features, capacity, self.device, self.dtype)
-
-    @cached_property
-    def macs(self) -> StepMacs:
-        """MACs of one UNet row for each kind of step, at this model's latent size."""
-        return count_steps(self.network.unet.config, self.latent_shape, self.prompts.tokens)
 
 
 def load(
@@ -128,7 +48,7 @@ def load(
     files = Folder(folder)
     if dtype not in DTYPES:
         raise InvalidInput(f"must be one of {sorted(DTYPES)}, got {dtype!r}", param="dtype")
-    place, kind = _device(device), DTYPES[dtype]
+    torch_device, torch_dtype = _device(device), DTYPES[dtype]
     ref_name = _model_name(name or files.root.resolve().name.lower())
     with readable(files.root, "model"):
         config = fitting_unet(files)
@@ -136,10 +56,10 @@ def load(
         height, width = sides(config["sample_size"])
         scheduler = files.config("scheduler", "scheduler_config.json")
         levels = noise_levels({"_class_name": files.component("scheduler"), **scheduler})
-        unet = _unet(files, kind).to(place)
-        decoder = _decoder(files, place, kind)
+        unet = _unet(files, torch_dtype).to(torch_device)
+        decoder = _decoder(files, torch_device, torch_dtype)
         pixels = (height * decoder.scale, width * decoder.scale)
-        prompts = _prompts(files, config, pixels, place, kind)
+        prompts = _prompts(files, config, pixels, torch_device, torch_dtype)
         fingerprint = files.fingerprint()
     if channels_last:
         unet = unet.to(memory_format=torch.channels_last)
@@ -152,8 +72,8 @@ def load(
         levels=levels,
         prompts=prompts,
         decoder=decoder,
-        device=place,
-        dtype=kind,
+        device=torch_device,
+        dtype=torch_dtype,
         latent_shape=(config["in_channels"], height, width),
     )
 
@@ -167,8 +87,11 @@ def _unet(files: Folder, dtype: torch.dtype) -> UNet:
 
 
 def _weights(family: Any, files: Folder, component: str, **options: Any) -> Any:
-    """A network with its weights. Raises `NotFound` for weights that are not there, and `Unsupported` for those that cannot be
-    read, or are not exactly what its configuration asks for: diffusers and transformers would draw the rest at random."""
+    """A component's network with its weights; `family` is its diffusers or transformers class.
+
+    Raises `NotFound` for weights that are not there, and `Unsupported` for those that cannot be read, or are not exactly what
+    the configuration asks for: diffusers and transformers would draw the rest at random.
+    """
     path = files.path(component)
     try:
         network, report = family.from_pretrained(path, output_loading_info=True, **options)
@@ -186,6 +109,7 @@ def _weights(family: Any, files: Folder, component: str, **options: Any) -> Any:
 
 
 def _decoder(files: Folder, device: torch.device, dtype: torch.dtype) -> Decoder:
+    """The autoencoder's decoder, or none for a model that denoises pixels."""
     import diffusers
 
     component = next((name for name in ("vae", "vqvae") if files.component(name)), None)
@@ -198,7 +122,8 @@ def _decoder(files: Folder, device: torch.device, dtype: torch.dtype) -> Decoder
     return Autoencoder(vae.to(device).eval().requires_grad_(False))
 
 
-def _text(files: Folder, suffix: str, device: torch.device, dtype: torch.dtype) -> TextPrompts:
+def _text_prompts(files: Folder, suffix: str, device: torch.device, dtype: torch.dtype) -> TextPrompts:
+    """A tokenizer and the text encoder that fits it; `suffix` is "" for the first pair and "_2" for the second."""
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
@@ -222,30 +147,36 @@ def _text(files: Folder, suffix: str, device: torch.device, dtype: torch.dtype) 
 
 
 def _prompts(files: Folder, config: dict[str, Any], size: tuple[int, int], device: torch.device, dtype: torch.dtype) -> Prompts:
+    """How this model is told what to draw. config: the UNet's; size: (height, width) of its images in pixels."""
     if files.component("text_encoder_2"):
-        first, second = _text(files, "", device, dtype), _text(files, "_2", device, dtype)
+        first, second = _text_prompts(files, "", device, dtype), _text_prompts(files, "_2", device, dtype)
         if first.tokens != second.tokens:
             message = f"tokenizer and tokenizer_2 must cut at the same length, got {first.tokens} and {second.tokens}"
             raise Unsupported(message, param="model")
         return TwoTextPrompts(first, second, size, zeros=bool(files.index.get("force_zeros_for_empty_prompt", True)))
     if files.component("text_encoder"):
-        return _text(files, "", device, dtype)
+        return _text_prompts(files, "", device, dtype)
     if files.component("class_embedder"):
-        table = _table(files.path("class_embedder")).to(device, dtype)
-        refuse_width(config, table.shape[1], "class_embedder")
-        null = files.config("class_embedder").get("null_class", len(table) - 1)  # latent diffusion adds it as the last row
-        if type(null) is not int or not 0 <= null < len(table):
-            message = f"null_class of class_embedder must be between 0 and {len(table) - 1}, got {null!r}"
-            raise Unsupported(message, param="model")
-        return ClassPrompts(len(table), device, table, null, _class_names(files, len(table)))
+        return _table_prompts(files, config, device, dtype)
     classes = config.get("num_class_embeds")
     if classes is not None:
         return ClassPrompts(int(classes), device, names=_class_names(files, int(classes)))
     return NoPrompts()
 
 
+def _table_prompts(files: Folder, config: dict[str, Any], device: torch.device, dtype: torch.dtype) -> ClassPrompts:
+    """Classes whose embeddings stand in a table, as latent diffusion has them."""
+    table = _class_table(files.path("class_embedder")).to(device, dtype)
+    refuse_width(config, table.shape[1], "class_embedder")
+    null = files.config("class_embedder").get("null_class", len(table) - 1)  # latent diffusion adds it as the last row
+    if type(null) is not int or not 0 <= null < len(table):
+        message = f"null_class of class_embedder must be between 0 and {len(table) - 1}, got {null!r}"
+        raise Unsupported(message, param="model")
+    return ClassPrompts(len(table), device, table, null, _class_names(files, len(table)))
+
+
 def _class_names(files: Folder, classes: int) -> dict[str, int]:
-    """Word to number, from the `id2label` of model_index.json. Raises `Unsupported` where it is no such table."""
+    """Word to class number, from the `id2label` of model_index.json. Raises `Unsupported` where it is no such table."""
     labels = files.index.get("id2label") or {}
     try:
         names = {str(word): int(number) for number, word in labels.items()}
@@ -257,7 +188,7 @@ def _class_names(files: Folder, classes: int) -> dict[str, int]:
     return names
 
 
-def _table(folder: Path) -> Tensor:
+def _class_table(folder: Path) -> Tensor:
     """The one tensor (classes, dim) of a class embedder's safetensors file, whatever its name."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -274,6 +205,7 @@ def _table(folder: Path) -> Tensor:
 
 
 def _device(name: str) -> torch.device:
+    """Raises `InvalidInput` for a device that torch does not know, or on which it cannot compute here."""
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -288,6 +220,7 @@ def _device(name: str) -> torch.device:
 
 
 def _model_name(name: str) -> str:
+    """Raises `InvalidInput` unless schedules can call a model so."""
     try:
         return TypeAdapter(Name).validate_python(name)
     except ValidationError as error:

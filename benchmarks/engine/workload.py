@@ -1,4 +1,4 @@
-"""A UNet to measure, with inputs: of a model folder, or Stable Diffusion v1.5's with random weights."""
+"""What a benchmark runs: a model folder's UNet, or Stable Diffusion v1.5's with random weights, and inputs for it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine import models
+from engine import loading
 from engine.condition import Condition
 from engine.macs import StepMacs, count_steps, example
 from engine.noise import NoiseLevels, noise_levels
@@ -34,8 +34,11 @@ SD15_SCHEDULER = {
 
 
 @dataclass(frozen=True)
-class Subject:
-    """`latent` (c, h, w); `tokens` is the length of the context, 0 without one; `scheduler` is diffusers' configuration."""
+class Workload:
+    """A UNet to measure, and inputs for it.
+
+    `latent` (c, h, w); `tokens` is the length of the context, 0 without one; `scheduler` is diffusers' configuration.
+    """
 
     name: str
     network: UnrolledUNet
@@ -46,11 +49,11 @@ class Subject:
 
     @cached_property
     def macs(self) -> StepMacs:
-        """Of one UNet row at this latent size."""
+        """MACs of one UNet row for each kind of step at this latent size."""
         return count_steps(self.network.unet.config, self.latent, self.tokens)
 
     def noise(self, rows: int) -> Tensor:
-        """(rows, c, h, w), the same at every call."""
+        """Unit noise (rows, c, h, w), the same at every call."""
         return torch.randn(rows, *self.latent, generator=torch.Generator().manual_seed(rows))
 
     def condition(self, rows: int) -> Condition:
@@ -65,16 +68,16 @@ class Subject:
         return Condition(floats(one.context), floats(one.pooled), floats(one.sizes), labels)
 
     def program(self, full: int, partial: Sequence[int], branch: int) -> Program:
-        """A schedule of `full` equal segments, with partial steps at these offsets."""
+        """The program of a schedule of `full` equal segments, with partial steps at these offsets."""
         return self._compile((Segment(partial=tuple(partial), branch=branch),) * full)
 
     @cached_property
     def teacher(self) -> Program:
-        """Every step full."""
+        """The teacher's program: every step full."""
         return self._compile(teacher(self._ref, self._solver).segments)
 
     def slots(self, capacity: int) -> Slots:
-        """Memory for so many rows in flight."""
+        """Memory for `capacity` UNet rows in flight."""
         return Slots(self.latent, self.macs.features, capacity, self.network.device, self.network.dtype)
 
     def _compile(self, segments: tuple[Segment, ...]) -> Program:
@@ -83,7 +86,7 @@ class Subject:
 
     @property
     def _ref(self) -> ModelRef:
-        family = models.FAMILIES[type(self.network.unet).__name__]
+        family = loading.FAMILIES[type(self.network.unet).__name__]
         return ModelRef(name="bench", family=family, fingerprint=f"sha256:{0:064}")
 
     @property
@@ -91,17 +94,17 @@ class Subject:
         return Solver(name="ddim", teacher_steps=STEPS, spacing=self.levels.spacing)
 
 
-def of_folder(folder: Path) -> Subject:
+def of_folder(folder: Path) -> Workload:
     """The model of a diffusers pipeline folder, on the CPU in float32."""
-    model = models.load(folder)
+    model = loading.load(folder)
     scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_bytes())
-    return Subject(model.ref.name, model.network, model.levels, scheduler, model.latent_shape, model.prompts.tokens)
+    return Workload(model.ref.name, model.network, model.levels, scheduler, model.latent_shape, model.prompts.tokens)
 
 
-def sd15() -> Subject:
+def stable_diffusion_15() -> Workload:
     """Stable Diffusion v1.5's UNet (diffusers' default apart from the width of the context) at a 16×16 latent: 3.4 GB."""
     from diffusers import UNet2DConditionModel
 
     torch.manual_seed(0)
     unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768).eval().requires_grad_(False)
-    return Subject("sd15, random weights", UnrolledUNet(unet), noise_levels(SD15_SCHEDULER), SD15_SCHEDULER, (4, 16, 16), 77)
+    return Workload("sd15, random weights", UnrolledUNet(unet), noise_levels(SD15_SCHEDULER), SD15_SCHEDULER, (4, 16, 16), 77)

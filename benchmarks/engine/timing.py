@@ -24,15 +24,16 @@ class Spread:
 
     @classmethod
     def of(cls, values: NDArray[np.float64]) -> Spread:
-        """Of values (n,), at least one."""
+        """The spread of values (n,), at least one."""
         low, median, high = (float(value) for value in np.quantile(values, (0.1, 0.5, 0.9)))
         return cls(median, low, high, len(values))
 
 
 def side_by_side(runs: Sequence[Callable[[], object]], repeats: int) -> NDArray[np.float64]:
-    """Seconds of one call of each run, (repeats, len(runs)): each row is measured in one go, so its ratios are of one moment.
+    """Seconds of one call of each run, (repeats, len(runs)).
 
-    Every run is called before, to warm up, and then as often in a burst as the fastest needs to fill one.
+    The runs of one repeat follow each other at once, so that the ratios of its seconds are of one moment. Every run is called
+    before, to warm up, and then as often in a burst as the fastest needs to fill one.
     """
     calls = max(1, math.ceil(BURST / min(_warm(run) for run in runs)))
     return np.array([[_seconds(run, calls) for run in runs] for _ in range(repeats)])
@@ -45,6 +46,7 @@ def _warm(run: Callable[[], object]) -> float:
 
 
 def _seconds(run: Callable[[], object], calls: int) -> float:
+    """Seconds of one call, the mean of so many in a row."""
     start = time.perf_counter()
     for _ in range(calls):
         run()

@@ -1,0 +1,96 @@
+"""A loaded model: UNet, prompts, decoder and noise levels, and what is made with them. `engine.loading` loads one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from engine.condition import Condition
+from engine.decoders import Decoder, pictures
+from engine.device import to_device
+from engine.macs import StepMacs, count_steps
+from engine.noise import NoiseLevels
+from engine.program import Program, compile_program
+from engine.prompts import Prompts
+from engine.slots import Slots
+from engine.unrolled import UnrolledUNet
+from registry.errors import InvalidInput
+from registry.schedule import ModelRef, Schedule, Solver, SolverName
+
+
+@dataclass(frozen=True)
+class Model:
+    """Everything generation needs. Latents are (channels, height, width) = `latent_shape`."""
+
+    ref: ModelRef
+    network: UnrolledUNet
+    levels: NoiseLevels
+    prompts: Prompts
+    decoder: Decoder
+    device: torch.device
+    dtype: torch.dtype
+    latent_shape: tuple[int, int, int]
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return self.latent_shape[1] * self.decoder.scale, self.latent_shape[2] * self.decoder.scale
+
+    def encode(self, prompts: Sequence[str]) -> Condition:
+        """Prompts to conditions, one row each. Raises `InvalidInput` for a prompt that means nothing to this model."""
+        return self.prompts.encode(prompts)
+
+    def negative(self, prompts: Sequence[str]) -> Condition:
+        """Negative prompts to conditions, one row each. Raises `InvalidInput` for a model without classifier-free guidance."""
+        return self.prompts.negative(prompts)
+
+    def noise(self, seed: int) -> Tensor:
+        """The starting noise of one image, (c, h, w), float32, of unit variance.
+
+        Drawn on the CPU, so that a seed means the same on every device. Latents stay float32 whatever the UNet's dtype.
+        """
+        if not 0 <= seed < 2**63:
+            raise InvalidInput(f"must be between 0 and 2^63 - 1, got {seed}", param="seed")
+        generator = torch.Generator("cpu").manual_seed(seed)
+        return to_device(torch.randn(self.latent_shape, generator=generator), self.device)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (n, c, h, w) to images (n, 3, H, W), float32 in [0, 1] on the CPU."""
+        images = self.decode_later(latents)
+        self.network.fence().wait()
+        return images
+
+    def decode_later(self, latents: Tensor) -> Tensor:
+        """`decode` for those who have other things to do: the images are there once a fence behind this call is passed."""
+        return pictures(self.decoder, latents)
+
+    def solver(self, name: SolverName, teacher_steps: int) -> Solver:
+        """A solver on this model's own timestep spacing and noise levels."""
+        karras = self.levels.karras and name != "ddim"  # for which diffusers has none
+        return Solver(name=name, teacher_steps=teacher_steps, spacing=self.levels.spacing, karras=karras)
+
+    def compile(self, schedule: Schedule) -> Program:
+        """The program of a schedule made for this model. Raises `InvalidInput` naming what does not fit."""
+        if schedule.model.fingerprint != self.ref.fingerprint:
+            raise InvalidInput(
+                f"the schedule was made for {schedule.model.name} "
+                f"({schedule.model.fingerprint[:19]}…), the loaded model is {self.ref.name} ({self.ref.fingerprint[:19]}…)",
+                param="model.fingerprint",
+            )
+        if schedule.model.family != self.ref.family:
+            message = f"the schedule was made for {schedule.model.family}, the loaded model is {self.ref.family}"
+            raise InvalidInput(message, param="model.family")
+        return compile_program(schedule, self.levels, self.network.branches)
+
+    def slots(self, capacity: int) -> Slots:
+        """Memory for `capacity` UNet rows in flight."""
+        return Slots(self.latent_shape, self.macs.features, capacity, self.device, self.dtype)
+
+    @cached_property
+    def macs(self) -> StepMacs:
+        """MACs of one UNet row for each kind of step, at this model's latent size."""
+        return count_steps(self.network.unet.config, self.latent_shape, self.prompts.tokens)
