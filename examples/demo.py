@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from examples.launch import serving
-from registry.commands.display import computed_steps
+from registry.commands.display import COMPUTED_STEPS, computed_steps
 
 matplotlib.use("agg")
 
@@ -39,7 +40,8 @@ USERS = 480  # of the experiment; the report wants 200 in each arm
 REPEATS = 3  # latency is the median of so many requests
 
 console = Console(width=None if sys.stdout.isatty() else 110)
-ImageResult = NDArray[np.uint8]
+Pixels = NDArray[np.uint8]  # (H, W, 3)
+Answer = dict[str, Any]  # of POST /generate, with the prompt and the latency
 
 
 def main() -> None:
@@ -47,36 +49,54 @@ def main() -> None:
     started = time.monotonic()
     shutil.rmtree(OUT, ignore_errors=True)
     OUT.mkdir()
-    say(f"1. Search: schedules for {MODEL.name}, each judged by its images against the unaccelerated teacher's")
-    search = ("run", "--model", MODEL, "--prompts", MODEL / "prompts.txt", "--out", OUT / "run", *SEARCH)
-    command("search_jobs", *search)
-    say("2. Publish: four tiers and the teacher, content-addressed, into the registry")
-    command("search_jobs", "publish", OUT / "run", "--registry", REGISTRY)
-    shutil.copy(OUT / "run" / "pareto.png", OUT / "pareto.png")
-    shutil.copy(OUT / "run" / "samples.png", OUT / "heldout-samples.png")
+    search()
+    publish()
     say("3. Serve: one BentoML service, every tier of it in one process")
     settings = {"FLEXI_MODEL": str(MODEL), "FLEXI_REGISTRY": str(REGISTRY), "FLEXI_WATCH_SECONDS": "1"}
     settings |= {"FLEXI_SHADOW_SHARE": "0.2", "FLEXI_FEATURES": str(MODEL / "clip")}  # sampled images against the teacher's
     with serving(settings, OUT / "server.log") as address, httpx.Client(base_url=address, timeout=300) as client:
         console.print(f"ready at {address}")
-        say(f'4. Generate: "{PROMPTS[0]}", seed {SEED}, by every tier')
-        answers = {tier: ask(client, tier) for tier in tiers(client)}
-        write_answers(answers)
-        show(answers)
+        generate(client)
         show_metrics(client.get("/metrics").text)
-        say("5. Experiment: may a cheaper schedule become `fast`? Half of the users get it, and the report decides")
         experiment(client)
     console.print(f"\n{sum(1 for _ in OUT.rglob('*.png'))} pictures and summary.json in {OUT}/: see {OUT}/tiers.png first.")
     console.print(f"Done in {(time.monotonic() - started) / 60:.1f} minutes. `make serve` keeps a service running.")
 
 
+def search() -> None:
+    """Search schedules for the bundled model."""
+    say(f"1. Search: schedules for {MODEL.name}, each judged by its images against the unaccelerated teacher's")
+    command("search_jobs", "run", "--model", MODEL, "--prompts", MODEL / "prompts.txt", "--out", OUT / "run", *SEARCH)
+    shutil.copy(OUT / "run" / "pareto.png", OUT / "pareto.png")
+    shutil.copy(OUT / "run" / "samples.png", OUT / "heldout-samples.png")
+
+
+def publish() -> None:
+    """Publish the tiers that the search found, and the teacher."""
+    say("2. Publish: four tiers and the teacher, content-addressed, into the registry")
+    command("search_jobs", "publish", OUT / "run", "--registry", REGISTRY)
+
+
+def generate(client: httpx.Client) -> None:
+    """Ask every tier for the same images; leave and show what they cost, how long they took, and how close they are."""
+    say(f'4. Generate: "{PROMPTS[0]}", seed {SEED}, by every tier')
+    answers = {tier: ask(client, tier) for tier in tiers(client)}
+    pictures = {}
+    for tier, of_tier in answers.items():
+        write_json(f"answer-{tier}.json", of_tier[0])
+        pictures[tier] = [decode(answer["images"][0]) for answer in of_tier[REPEATS - 1 :]]  # one a prompt
+    draw(answers, pictures)
+    summary = summarise(answers, pictures)
+    write_json("summary.json", summary)
+    show(summary)
+
+
 def command(*words: object) -> None:
     """Run one of the project's commands as a user would."""
-    line = [sys.executable, "-m", *map(str, words)]
-    console.print("$ python -m " + " ".join(map(str, words)), style="dim", highlight=False, soft_wrap=True)
-    done = subprocess.run(line, check=False)
-    if done.returncode:
-        sys.exit(done.returncode)
+    arguments = list(map(str, words))
+    console.print("$ python -m " + " ".join(arguments), style="dim", highlight=False, soft_wrap=True)
+    if exit_code := subprocess.run([sys.executable, "-m", *arguments], check=False).returncode:
+        sys.exit(exit_code)
 
 
 def tiers(client: httpx.Client) -> list[str]:
@@ -85,7 +105,7 @@ def tiers(client: httpx.Client) -> list[str]:
     return [tier["tier"] for tier in sorted(offered, key=lambda tier: -tier["relative_cost"])]
 
 
-def ask(client: httpx.Client, tier: str) -> list[dict[str, Any]]:
+def ask(client: httpx.Client, tier: str) -> list[Answer]:
     """The answers of one tier: the first prompt REPEATS times for the latency, then the other prompts once."""
     answers = []
     for prompt in [PROMPTS[0]] * REPEATS + list(PROMPTS[1:]):
@@ -96,73 +116,66 @@ def ask(client: httpx.Client, tier: str) -> list[dict[str, Any]]:
     return answers
 
 
-def write_answers(answers: dict[str, list[dict[str, Any]]]) -> None:
-    """tiers.png, one JSON answer per tier, summary.json."""
-    pictures = {tier: [decode(a["images"][0]) for a in own[REPEATS - 1 :]] for tier, own in answers.items()}
+def draw(answers: Mapping[str, Sequence[Answer]], pictures: Mapping[str, Sequence[Pixels]]) -> None:
+    """Write tiers.png: a column per tier, a line per prompt."""
     figure = Figure(figsize=(1.9 * len(pictures), 1.9 * len(PROMPTS) + 0.5), layout="constrained")
     axes = figure.subplots(len(PROMPTS), len(pictures), squeeze=False)
-    for column, (tier, images) in enumerate(pictures.items()):
-        for row, image in enumerate(images):
-            axes[row][column].imshow(image, interpolation="nearest")
-            axes[row][column].set(xticks=[], yticks=[])
-        relative = answers[tier][0]["relative_cost"]
-        axes[0][column].set_title(f"{tier}\n{relative:.3f} of the MACs", fontsize=9)
-    for row, prompt in enumerate(PROMPTS):
-        axes[row][0].set_ylabel(prompt, fontsize=9)
+    for column, (tier, images) in zip(axes.T, pictures.items(), strict=True):
+        for cell, image in zip(column, images, strict=True):
+            cell.imshow(image, interpolation="nearest")
+            cell.set(xticks=[], yticks=[])
+        column[0].set_title(f"{tier}\n{answers[tier][0]['relative_cost']:.3f} of the MACs", fontsize=9)
+    for cell, prompt in zip(axes[:, 0], PROMPTS, strict=True):
+        cell.set_ylabel(prompt, fontsize=9)
     figure.savefig(OUT / "tiers.png", dpi=120)
 
-    summary: dict[str, Any] = {"model": answers["reference"][0]["model"], "tiers": {}}
-    summary["teacher_steps"] = sum(answers["reference"][0]["steps"].values())
-    for tier, own in answers.items():
-        first = own[0]
-        (OUT / f"answer-{tier}.json").write_text(json.dumps(first, indent=1) + "\n")
-        summary["tiers"][tier] = {
-            "digest": first["schedule"],
-            "version": first["version"],
-            "steps": first["steps"],
-            "macs": first["macs_per_image"],
-            "relative_cost": first["relative_cost"],
-            "latency_ms": statistics.median(a["latency_ms"] for a in own[:REPEATS]),
-            "psnr": psnr(pictures[tier], pictures["reference"]),
-        }
-    (OUT / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+
+def summarise(answers: Mapping[str, Sequence[Answer]], pictures: Mapping[str, Sequence[Pixels]]) -> dict[str, Any]:
+    """The content of summary.json: for each tier what its answers say, its latency, and how close it is to the reference."""
+    first = {tier: of_tier[0] for tier, of_tier in answers.items()}
+    return {
+        "model": first["reference"]["model"],
+        "tiers": {
+            tier: {
+                "digest": answer["schedule"],
+                "version": answer["version"],
+                "steps": answer["steps"],
+                "macs": answer["macs_per_image"],
+                "relative_cost": answer["relative_cost"],
+                "latency_ms": statistics.median(repeat["latency_ms"] for repeat in answers[tier][:REPEATS]),
+                "psnr": psnr(pictures[tier], pictures["reference"]),
+            }
+            for tier, answer in first.items()
+        },
+        "teacher_steps": sum(first["reference"]["steps"].values()),
+    }
 
 
-def show(answers: dict[str, list[dict[str, Any]]]) -> None:
-    """The table of summary.json."""
-    summary = json.loads((OUT / "summary.json").read_text())
+def show(summary: Mapping[str, Any]) -> None:
+    """Print the summary as a table."""
     table = Table(title=f"{summary['model']}: every tier, the same prompts and seed", title_justify="left")
-    for name in (
-        "tier",
-        "version",
-        "computed steps\n(full+partial)",
-        "MACs an image",
-        "of the teacher",
-        "latency",
-        "PSNR to reference",
-    ):
-        table.add_column(name, justify="left" if name == "tier" else "right")
-    for tier, row in summary["tiers"].items():
-        steps, quality = row["steps"], row["psnr"]
+    table.add_column("tier")
+    for name in ("version", COMPUTED_STEPS, "MACs an image", "of the teacher", "latency", "PSNR to reference"):
+        table.add_column(name, justify="right")
+    for name, tier in summary["tiers"].items():
         table.add_row(
-            tier,
-            str(row["version"]),
-            computed_steps(steps, summary["teacher_steps"]),
-            f"{row['macs'] / 1e9:.2f} G",
-            f"{row['relative_cost']:.3f}",
-            f"{row['latency_ms']:.0f} ms",
-            "the reference" if quality is None else f"{quality:.1f} dB",
+            name,
+            str(tier["version"]),
+            computed_steps(tier["steps"], summary["teacher_steps"]),
+            f"{tier['macs'] / 1e9:.2f} G",
+            f"{tier['relative_cost']:.3f}",
+            f"{tier['latency_ms']:.0f} ms",
+            "the reference" if tier["psnr"] is None else f"{tier['psnr']:.1f} dB",
         )
     console.print(table)
-    served = sum(len(own) for own in answers.values())
     console.print(
         f"Latency: median of {REPEATS} requests of one image, one at a time, here; PSNR over {len(PROMPTS)} prompts; "
-        f"{served} images served."
+        f"{len(summary['tiers']) * (REPEATS + len(PROMPTS) - 1)} images served."
     )
 
 
 def show_metrics(text: str) -> None:
-    """What Prometheus would scrape: latency and MACs."""
+    """Print what Prometheus would scrape of latency and MACs."""
     say("What /metrics says: latency and MACs")
     wanted = ("flexi_request_seconds_count", "flexi_request_seconds_sum", "flexi_macs_total")
     for line in text.splitlines():
@@ -172,6 +185,7 @@ def show_metrics(text: str) -> None:
 
 def experiment(client: httpx.Client) -> None:
     """Declare, start, serve USERS users, report, stop. Each run is a new experiment, as a declaration never changes."""
+    say("5. Experiment: may a cheaper schedule become `fast`? Half of the users get it, and the report decides")
     digests = {tier["tier"]: tier["digest"] for tier in client.get("/v1/tiers").json()["tiers"]}
     name = f"demo-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
     declaration = {
@@ -192,11 +206,9 @@ def experiment(client: httpx.Client) -> None:
         "maximum_units": 100_000,
         "end": "2099-01-01T00:00:00Z",
     }
-    file = OUT / "experiment.json"
-    file.write_text(json.dumps(declaration, indent=1) + "\n")
-    command("server.experiments", "declare", file, "--registry", REGISTRY)
+    command("server.experiments", "declare", write_json("experiment.json", declaration), "--registry", REGISTRY)
     command("server.experiments", "start", name, "--registry", REGISTRY)
-    while name not in [each["name"] for each in client.get("/v1/experiments").json()["experiments"]]:
+    while name not in [running["name"] for running in client.get("/v1/experiments").json()["experiments"]]:
         time.sleep(0.2)
     with ThreadPoolExecutor(8) as crowd:
         arms = Counter(crowd.map(lambda user: visit(client, user), range(USERS)))
@@ -216,24 +228,31 @@ def wait_for_fidelity(client: httpx.Client, patience: float = 90.0) -> None:
 
 
 def visit(client: httpx.Client, user: int) -> str:
-    """One user's image; which arm made it."""
+    """Ask for a user's image. Returns the arm that made it."""
     body = {"prompt": PROMPTS[user % len(PROMPTS)], "tier": "fast", "seed": user, "unit": f"user-{user}"}
     return str(client.post("/generate", json=body).raise_for_status().json()["arm"])
 
 
-def psnr(images: list[ImageResult], reference: list[ImageResult]) -> float | None:
+def psnr(images: Sequence[Pixels], reference: Sequence[Pixels]) -> float | None:
     """PSNR in dB of the mean squared error over all pixels; None where nothing differs."""
     error = np.mean((np.stack(images).astype(float) - np.stack(reference).astype(float)) ** 2)
     return None if error == 0 else round(float(10 * np.log10(255**2 / error)), 2)
 
 
-def decode(image: str) -> ImageResult:
+def decode(image: str) -> Pixels:
     """A base64 PNG to pixels (H, W, 3)."""
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(image))).convert("RGB"))
 
 
+def write_json(name: str, value: object) -> Path:
+    """Write a JSON file into the demo's folder."""
+    file = OUT / name
+    file.write_text(json.dumps(value, indent=1) + "\n")
+    return file
+
+
 def say(text: str) -> None:
-    """A heading."""
+    """Print a heading."""
     console.print(f"\n[bold]{text}[/bold]", highlight=False)
 
 

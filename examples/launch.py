@@ -1,4 +1,4 @@
-"""Start the service as a subprocess and wait until it is ready: for the demo, the load tests and the end-to-end tests."""
+"""Start the service as a process of its own and wait until it is ready: for the demo, load tests and end-to-end tests."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,14 +31,9 @@ class RunningService:
 
 @contextmanager
 def serving(settings: Mapping[str, str], log: Path, port: int = 0, patience: float = 180.0) -> Iterator[str]:
-    """Run `bentoml serve` on 127.0.0.1 with these FLEXI_* settings; yields its address once /readyz says so.
-
-    Output goes to `log`. Raises `RuntimeError` with the log's end when the service stops, or is not ready in `patience`
-    seconds, and when `port` (0: any free one) is taken. The process and its children are ended on the way out, also when
-    this process is told to end by SIGTERM.
-    """
-    with started(settings, log, port, patience) as served:
-        yield served.address
+    """Run the service on 127.0.0.1 with these FLEXI_* settings; yields its address once it is ready. See `started`."""
+    with started(settings, log, port, patience) as service:
+        yield service.address
 
 
 @contextmanager
@@ -51,28 +46,58 @@ def started(
     service: str = SERVICE,
     root: Path = ROOT,
 ) -> Iterator[RunningService]:
-    """`serving`, on any address and with any variant of the service, and with the process itself for tests that end it."""
+    """Run `bentoml serve` with these FLEXI_* settings; yields once /readyz says that the service is ready.
+
+    `root`: the folder of the service's packages. Output goes to `log`. The process and its children are ended on the way out, also when this process gets SIGTERM. Raises
+    `RuntimeError` when `port` (0: any free one) is taken, and with the log's end when the service stops or is not ready in
+    `patience` seconds.
+    """
     port = free_port(port)
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "bentoml", "serve", service, "--host", host, "--port", str(port)]
-    with log.open("w") as output, TemporaryDirectory(prefix="bentoml-") as home:
-        # Workers meet in a folder of BENTOML_HOME to add up metrics, and a start empties it: of another server's, too.
-        environment = {**os.environ, "BENTOML_DO_NOT_TRACK": "true", "BENTOML_HOME": home, **settings}
+    arguments = ["-m", "bentoml", "serve", service, "--host", host, "--port", str(port)]
+    # Workers meet in a folder of BENTOML_HOME to add up metrics, and a start empties it: of another server's, too.
+    with (
+        TemporaryDirectory(prefix="bentoml-") as home,
+        exit_on_sigterm(),
+        spawned(arguments, log, {"BENTOML_HOME": home, **settings}, root) as process,
+    ):
+        address = f"http://127.0.0.1:{port}"
+        wait_until_ready(address, process, log, patience)
+        yield RunningService(address, process)
+
+
+@contextmanager
+def spawned(
+    arguments: Sequence[str], log: Path, environment: Mapping[str, str], root: Path = ROOT
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run Python with these arguments in the folder `root`, output to `log`; the process is ended on the way out."""
+    with log.open("w") as output:
         process = subprocess.Popen(
-            command, cwd=root, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            [sys.executable, *arguments],
+            cwd=root,
+            env={**os.environ, "BENTOML_DO_NOT_TRACK": "true", **environment},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
-        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `finally` below runs
         try:
-            address = f"http://127.0.0.1:{port}"
-            wait_until_ready(address, process, log, patience)
-            yield RunningService(address, process)
+            yield process
         finally:
             end(process)
-            signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def exit_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM raise `SystemExit` here, so that `finally` blocks run and end what was started."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def wait_until_ready(address: str, process: subprocess.Popen[bytes], log: Path, patience: float) -> None:
-    """Return when /readyz says so. Raises `RuntimeError` with the log's end when the process stops, or time is over."""
+    """Return when /readyz answers 200. Raises `RuntimeError` with the log's end when the process stops, or time is over."""
     give_up = time.monotonic() + patience
     while time.monotonic() < give_up:
         if process.poll() is not None:
@@ -87,9 +112,9 @@ def wait_until_ready(address: str, process: subprocess.Popen[bytes], log: Path, 
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """Ask the supervisor, who waits for its workers."""
-    for ask in (process.terminate, process.kill):
-        ask()
+    """End a supervisor, which waits for its workers: by SIGTERM, and by SIGKILL after `END_SECONDS`."""
+    for stop in (process.terminate, process.kill):
+        stop()
         with suppress(subprocess.TimeoutExpired):
             process.wait(timeout=END_SECONDS)
 
@@ -99,7 +124,7 @@ def _end_of(log: Path, lines: int = 30) -> str:
 
 
 def free_port(wanted: int) -> int:
-    """`wanted` if nobody has it, any free port for 0. Else somebody else's /readyz would be taken for ours."""
+    """Return `wanted`, or any free port for 0. Raises `RuntimeError` if it is taken: another server's /readyz is not ours."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -16,21 +16,21 @@ def main() -> None:
     parser.add_argument("--address", default="http://127.0.0.1:3000")
     parser.add_argument("--prompt", default="red heart")
     parser.add_argument("--out", type=Path, default=Path())
-    given = parser.parse_args()
-    given.out.mkdir(parents=True, exist_ok=True)
-    client = openai.OpenAI(base_url=f"{given.address}/v1", api_key=os.environ.get("FLEXI_CLIENT_KEY", "none"))
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    client = openai.OpenAI(base_url=f"{arguments.address}/v1", api_key=os.environ.get("FLEXI_CLIENT_KEY", "none"))
 
-    made = client.images.generate(prompt=given.prompt, n=2, extra_body={"tier": "auto", "deadline_ms": 5000, "seed": 7})
+    made = client.images.generate(prompt=arguments.prompt, n=2, extra_body={"tier": "auto", "deadline_ms": 5000, "seed": 7})
     about = made.model_extra or {}
     for i, image in enumerate(made.data or []):
-        save(given.out / f"image-{i}.png", image.b64_json)
+        save(arguments.out / f"image-{i}.png", image.b64_json)
     print(f"tier {about['tier']}, {about['macs'] / 1e9:.2f} GMACs, {about['relative_cost']:.3f} of the teacher's")
 
-    for event in client.images.generate(prompt=given.prompt, quality="max", stream=True, partial_images=3):
+    for event in client.images.generate(prompt=arguments.prompt, quality="max", stream=True, partial_images=3):
         if event.type == "image_generation.partial_image":
-            save(given.out / f"preview-{event.partial_image_index}.png", event.b64_json)
+            save(arguments.out / f"preview-{event.partial_image_index}.png", event.b64_json)
         else:
-            save(given.out / "streamed.png", event.b64_json)
+            save(arguments.out / "streamed.png", event.b64_json)
 
 
 def save(path: Path, b64: str | None) -> None:

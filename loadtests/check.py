@@ -15,14 +15,13 @@ from scipy.stats import chisquare
 
 
 def check(result: dict[str, Any], limits: dict[str, Any]) -> list[str]:
-    """The limits that are broken, each as a sentence. `result` is what `loadtests.ledger` gives."""
+    """The limits that are broken, each as a sentence. `result` is what `loadtests.client_stats` gives."""
     return [*_shares(result, limits), *_times(result["names"], limits), *_macs(result, limits), *_arms(result["units"], limits)]
 
 
 def _shares(result: dict[str, Any], limits: dict[str, Any]) -> Iterator[str]:
-    counts = {
-        kind: sum(one[kind] for one in result["names"].values()) for kind in ("answered", "failed", "refused", "abandoned")
-    }
+    kinds = ("answered", "failed", "refused", "abandoned")
+    counts = {kind: sum(figures[kind] for figures in result["names"].values()) for kind in kinds}
     requests = sum(counts.values())
     if counts["answered"] < limits["min_answered"]:
         yield f"only {counts['answered']} requests were answered, the limit is at least {limits['min_answered']}"
@@ -63,8 +62,8 @@ def _arms(units: dict[str, int], limits: dict[str, Any]) -> Iterator[str]:
     if units.keys() != weights.keys():
         yield f"units were in the arms {sorted(units)}, declared are {sorted(weights)}"
     elif weights:
-        each = sum(units.values()) / sum(weights.values())
-        p = chisquare([units[arm] for arm in weights], [each * weight for weight in weights.values()]).pvalue
+        per_weight = sum(units.values()) / sum(weights.values())
+        p = chisquare([units[arm] for arm in weights], [per_weight * weight for weight in weights.values()]).pvalue
         if p < limits["min_arms_p"]:
             yield f"units by arm {dict(units)}, weights {weights}: p is {p:.1e}, the limit is {limits['min_arms_p']}"
 

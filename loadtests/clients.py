@@ -26,13 +26,13 @@ class Tally:
     errors: int = 0
 
     def __add__(self, other: Tally) -> Tally:
-        """Two windows together."""
-        both = {tier: self.latencies[tier] + other.latencies[tier] for tier in TIERS}
-        return Tally(self.seconds + other.seconds, both, self.errors + other.errors)
+        """The tally of two windows together."""
+        latencies = {tier: self.latencies[tier] + other.latencies[tier] for tier in TIERS}
+        return Tally(self.seconds + other.seconds, latencies, self.errors + other.errors)
 
     @property
     def requests(self) -> int:
-        """Answered in time."""
+        """How many requests were answered within the window."""
         return sum(map(len, self.latencies.values()))
 
     @property
@@ -54,7 +54,7 @@ async def drive(address: str, body: Body, clients: int, warm_up: float, seconds:
     limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
     async with httpx.AsyncClient(base_url=address, timeout=TIMEOUT, limits=limits) as http:
 
-        async def one(number: int) -> None:
+        async def client(number: int) -> None:
             chance = random.Random(seed * 1000 + number)
             while (start := monotonic()) < end:
                 tier = draw(chance)
@@ -68,5 +68,5 @@ async def drive(address: str, body: Body, clients: int, warm_up: float, seconds:
                 if reply.status_code != 200:
                     await asyncio.sleep(1)  # a server that refuses is not to be flooded
 
-        await asyncio.gather(*map(one, range(clients)))
+        await asyncio.gather(*map(client, range(clients)))
     return tally

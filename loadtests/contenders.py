@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from examples import launch
+from examples.launch import free_port, spawned, wait_until_ready
 
 READY = 400.0  # seconds: several import torch at once on two cores
 
@@ -32,7 +29,7 @@ class Contender:
 
 
 def contenders(mix: str, simulated: bool, registry: Path, max_rows: int) -> list[Contender]:
-    """Who competes. diffusers cannot run partial steps, so the naive server has no part in that mix."""
+    """The servers that compete on a mix. diffusers cannot run partial steps, so the naive server has no part in that mix."""
     shared = {"LOADTEST_SIMULATED": "1" if simulated else "", "LOADTEST_ROWS": str(max_rows), "LOADTEST_MIX": mix}
     bento = ("-m", "bentoml", "serve")
     ours = "loadtests.simulated_service:Flexiffusion" if simulated else "server.service:Flexiffusion"
@@ -48,29 +45,16 @@ def contenders(mix: str, simulated: bool, registry: Path, max_rows: int) -> list
 
 @contextmanager
 def running(entrants: list[Contender], logs: Path) -> Iterator[dict[str, str]]:
-    """Start them all, wait until each is ready, yield their addresses by name, and end them."""
+    """Start all contenders, wait until they are ready, yield their addresses by name, and end them."""
     logs.mkdir(parents=True, exist_ok=True)
+    addresses: dict[str, str] = {}
     with ExitStack() as stack:
-        started = [(entrant, *stack.enter_context(_process(entrant, logs))) for entrant in entrants]
-        for entrant, address, process in started:
-            launch.wait_until_ready(address, process, _log(logs, entrant), READY)
-        yield {entrant.name: address for entrant, address, _ in started}
-
-
-@contextmanager
-def _process(entrant: Contender, logs: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    port = launch.free_port(0)
-    command = [sys.executable, *entrant.command, "--host", "127.0.0.1", "--port", str(port)]
-    environment = {**os.environ, "BENTOML_DO_NOT_TRACK": "true", **entrant.environment}
-    with _log(logs, entrant).open("w") as output:
-        process = subprocess.Popen(
-            command, cwd=launch.ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        try:
-            yield f"http://127.0.0.1:{port}", process
-        finally:
-            launch.end(process)
-
-
-def _log(logs: Path, entrant: Contender) -> Path:
-    return logs / f"{entrant.name.replace(', ', '-')}.log"
+        processes = {}
+        for entrant in entrants:
+            port, log = free_port(0), logs / f"{entrant.name.replace(', ', '-')}.log"
+            arguments = (*entrant.command, "--host", "127.0.0.1", "--port", str(port))
+            addresses[entrant.name] = f"http://127.0.0.1:{port}"
+            processes[entrant.name] = stack.enter_context(spawned(arguments, log, entrant.environment)), log
+        for name, (process, log) in processes.items():
+            wait_until_ready(addresses[name], process, log, READY)
+        yield addresses

@@ -17,8 +17,8 @@ from loadtests.simulated import call_seconds
 
 
 @dataclass(frozen=True)
-class Fluid:
-    """For `clients` and calls of at most `max_rows` rows; `shares`: full steps of an image of each tier."""
+class FluidLimit:
+    """The limit for `clients` and calls of at most `max_rows` rows; `shares`: an image of each tier, in full steps."""
 
     clients: int
     max_rows: int
@@ -26,7 +26,7 @@ class Fluid:
 
     @property
     def row_seconds(self) -> float:
-        """Of one row's full step in a full call."""
+        """Seconds of one row's full step in a full call: c(B)/B."""
         rows = min(self.clients, self.max_rows)
         return call_seconds(rows) / rows
 

@@ -18,7 +18,7 @@ WEIGHTS = (6, 3, 1)  # most want it cheap, one in ten wants the teacher
 
 
 @dataclass(frozen=True)
-class Mix:
+class TierMix:
     """One schedule for each of `TIERS`."""
 
     name: str
@@ -41,7 +41,7 @@ class Mix:
         }
 
 
-def mixes() -> dict[str, Mix]:
+def mixes() -> dict[str, TierMix]:
     """Few-step schedules, as any sampler has them; and such with partial steps, which only a cache makes possible."""
     fewer = {tier: made(steps, *[Segment()] * steps) for tier, steps in zip(TIERS, (10, 20, 50), strict=True)}
     cached = {
@@ -50,8 +50,8 @@ def mixes() -> dict[str, Mix]:
         "reference": made(50, *[Segment()] * 50),
     }
     return {
-        "fewer": Mix("fewer", "10, 20 and 50 full steps", fewer),
-        "partial": Mix("partial", "5 full + 5 partial, 10 full + 10 partial and 50 full steps", cached),
+        "fewer": TierMix("fewer", "10, 20 and 50 full steps", fewer),
+        "partial": TierMix("partial", "5 full + 5 partial, 10 full + 10 partial and 50 full steps", cached),
     }
 
 

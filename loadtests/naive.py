@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 
 from loadtests.mixes import MODEL, mixes
-from loadtests.simulated import Device, Enlarge, call_seconds
+from loadtests.simulated import SimulatedDecoder, SimulatedDevice, call_seconds
 from server.requests.png import png
 
 STEPS = {tier: schedule.computed for tier, schedule in mixes()["fewer"].schedules.items()}
@@ -36,15 +36,15 @@ pipeline.set_progress_bar_config(disable=True)
 turn = Lock()
 
 if os.environ.get("LOADTEST_SIMULATED"):
-    device, enlarge = Device(), Enlarge(pipeline.vae_scale_factor)
+    device, simulated_decoder = SimulatedDevice(), SimulatedDecoder(pipeline.vae_scale_factor)
 
     def _predict(sample: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor]:
-        device.ask(call_seconds(len(sample)))
+        device.queue(call_seconds(len(sample)))
         return (sample,)
 
     def _decode(latents: torch.Tensor, **_: Any) -> tuple[torch.Tensor]:
         device.fence().wait()
-        return (enlarge(latents),)
+        return (simulated_decoder(latents),)
 
     pipeline.unet.forward = _predict
     pipeline.vae.decode = _decode

@@ -20,8 +20,8 @@ from typing import Any
 from engine.loading import load
 from loadtests.clients import Tally, drive
 from loadtests.contenders import contenders, running
-from loadtests.fluid import Fluid
-from loadtests.mixes import MODEL, Mix, mixes
+from loadtests.fluid import FluidLimit
+from loadtests.mixes import MODEL, TierMix, mixes
 from loadtests.simulated import LABEL
 from loadtests.standings import faults, goals, standing, table
 
@@ -41,39 +41,39 @@ def main() -> int:
     parser.add_argument("--mix", choices=["fewer", "partial"], nargs="+", default=["fewer", "partial"])
     parser.add_argument("--max-rows", type=int, default=16, help="UNet rows in one call, the same for everybody")
     parser.add_argument("--out", type=Path, default=OUT)
-    given = parser.parse_args()
-    results = [compete(mix, given) for name, mix in mixes().items() if name in given.mix]
+    arguments = parser.parse_args()
+    results = [compete(mix, arguments) for name, mix in mixes().items() if name in arguments.mix]
     text = "\n\n".join(map(table, results))
-    (given.out / "peers.json").write_text(json.dumps(results, indent=1) + "\n")
-    (given.out / "peers.txt").write_text(text + "\n")
+    (arguments.out / "peers.json").write_text(json.dumps(results, indent=1) + "\n")
+    (arguments.out / "peers.txt").write_text(text + "\n")
     print(text)
     return int(any(not goal["kept"] for result in results for goal in result["goals"]))
 
 
-def compete(mix: Mix, given: argparse.Namespace) -> dict[str, Any]:
+def compete(mix: TierMix, arguments: argparse.Namespace) -> dict[str, Any]:
     """All servers on one mix: rounds of everybody in turn, for each number of clients."""
-    registry = given.out / f"registry-{mix.name}"
+    registry = arguments.out / f"registry-{mix.name}"
     mix.publish(str(registry))
-    entrants = contenders(mix.name, given.simulated, registry, given.max_rows)
+    entrants = contenders(mix.name, arguments.simulated, registry, arguments.max_rows)
     shares, rows = mix.shares(load(MODEL).macs), []
-    with running(entrants, given.out / mix.name) as addresses:
-        for clients in given.clients:
+    with running(entrants, arguments.out / mix.name) as addresses:
+        for clients in arguments.clients:
             tallies = {entrant.name: Tally() for entrant in entrants}
-            for seed in range(given.rounds):
+            for seed in range(arguments.rounds):
                 for entrant in entrants:
                     address = addresses[entrant.name]
-                    tally = asyncio.run(drive(address, entrant.body, clients, given.warm_up, given.seconds, seed))
+                    tally = asyncio.run(drive(address, entrant.body, clients, arguments.warm_up, arguments.seconds, seed))
                     tallies[entrant.name] += tally
                     print(f"{mix.name}, {clients} clients, round {seed + 1}, {entrant.name}: {tally.rate:.2f}/s", flush=True)
-            fluid = Fluid(clients, given.max_rows, shares) if given.simulated else None
+            fluid = FluidLimit(clients, arguments.max_rows, shares) if arguments.simulated else None
             rows += [standing(name, clients, tally, tallies["ours"].rate, fluid) for name, tally in tallies.items()]
     return {
         "mix": f"{mix.name}: {mix.about}",
-        "device": LABEL if given.simulated else "the bundled model on the CPU",
-        "max_rows": given.max_rows,
+        "device": LABEL if arguments.simulated else "the bundled model on the CPU",
+        "max_rows": arguments.max_rows,
         "load_average": os.getloadavg()[0],
         "rows": rows,
-        "goals": faults(rows) + (goals(rows) if given.simulated else []),
+        "goals": faults(rows) + (goals(rows) if arguments.simulated else []),
     }
 
 

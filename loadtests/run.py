@@ -15,8 +15,8 @@ from typing import Any
 from examples.launch import serving
 from loadtests import exported
 from loadtests.check import main as check
+from loadtests.client_stats import ClientStats
 from loadtests.experiment import split
-from loadtests.ledger import Ledger
 from loadtests.mixes import mixes
 
 HERE = Path(__file__).parent
@@ -33,31 +33,32 @@ def main() -> int:
     parser.add_argument("--users", type=int)
     parser.add_argument("--seconds", type=int)
     parser.add_argument("--out", type=Path, default=OUT)
-    given = parser.parse_args()
-    profile, out = profiles[given.profile], given.out / given.profile
+    arguments = parser.parse_args()
+    profile, out = profiles[arguments.profile], arguments.out / arguments.profile
     shutil.rmtree(out, ignore_errors=True)  # an experiment of a run that was killed would still hold its tier
     out.mkdir(parents=True)
-    if given.registry is None:
-        given.registry = str(out / "registry")
-        mixes()["partial"].publish(given.registry)
-    settings = {"FLEXI_REGISTRY": given.registry, "FLEXI_STATE": str(out / "state"), "FLEXI_WATCH_SECONDS": "1"}
-    weights, users, seconds = profile.get("arms"), given.users or profile.get("users"), given.seconds or profile.get("seconds")
+    if arguments.registry is None:
+        arguments.registry = str(out / "registry")
+        mixes()["partial"].publish(arguments.registry)
+    settings = {"FLEXI_REGISTRY": arguments.registry, "FLEXI_STATE": str(out / "state"), "FLEXI_WATCH_SECONDS": "1"}
+    users, seconds = arguments.users or profile.get("users"), arguments.seconds or profile.get("seconds")
+    weights = profile.get("arms")
     with (
         serving(settings, out / "server.log") as address,
-        split(given.registry, address, weights) if weights else nullcontext(),
+        split(arguments.registry, address, weights) if weights else nullcontext(),
     ):
-        result = measure(given.profile, address, users, seconds, out)
+        result = measure(arguments.profile, address, users, seconds, out)
     (out / "result.json").write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
-    return check(out / "result.json", LIMITS, given.profile)
+    return check(out / "result.json", LIMITS, arguments.profile)
 
 
 def measure(profile: str, address: str, users: int | None, seconds: int | None, out: Path) -> dict[str, Any]:
-    """What the profile's users saw, and what the service exported meanwhile."""
+    """Run the profile; return what its users saw and what the service exported meanwhile, as `ClientStats.result` does."""
     before = exported.macs(address)
     run_locust(profile, address, users, seconds, out)
     exported.wait_until_idle(address)
-    return read_ledger(out / "ledger.json").result(exported.macs(address) - before)
+    return read_stats(out / "client_stats.json").result(exported.macs(address) - before)
 
 
 def run_locust(profile: str, address: str, users: int | None, seconds: int | None, out: Path) -> None:
@@ -69,15 +70,15 @@ def run_locust(profile: str, address: str, users: int | None, seconds: int | Non
     locust += ["--locustfile", str(HERE / "profiles" / f"{profile}.py"), "--host", address, "--stop-timeout", "120"]
     if users:
         locust += ["--users", str(users), "--spawn-rate", str(users), "--run-time", f"{seconds}s"]
-    subprocess.run(locust, check=True, env={**os.environ, "LOADTEST_LEDGER": str(out / "ledger.json"), "PYTHONPATH": "."})
+    subprocess.run(locust, check=True, env={**os.environ, "LOADTEST_STATS": str(out / "client_stats.json"), "PYTHONPATH": "."})
 
 
-def read_ledger(path: Path) -> Ledger:
-    """What the locust process left."""
-    ledger, written = Ledger(), json.loads(path.read_text())
+def read_stats(path: Path) -> ClientStats:
+    """The statistics that the locust process left."""
+    stats, written = ClientStats(), json.loads(path.read_text())
     for name, value in written.items():
-        getattr(ledger, name).update(value)
-    return ledger
+        getattr(stats, name).update(value)
+    return stats
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """A simulation, never a measurement of a GPU: a model whose UNet calls only take time, as on a device that likes large batches.
 
-A full step of `rows` UNet rows takes the device OWN_MS + EACH_MS · rows, a partial step its share of the full step's MACs of
+A full step of `rows` UNet rows takes the device CALL_MS + ROW_MS · rows, a partial step its share of the full step's MACs of
 that. As a GPU does, the device works behind the host: a call only queues work, one call after the other, and whoever needs
 what comes out waits for a fence. The prediction is the latent itself, and cached features are zeros of their real size. The
 VAE's decoder, which belongs on the device too, only enlarges the latent. Everything else is real and the host's: text
@@ -12,10 +12,12 @@ from __future__ import annotations
 import time
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
+from typing_extensions import override
 
 from engine.condition import Condition
 from engine.device import Fence
@@ -23,82 +25,82 @@ from engine.macs import StepMacs
 from engine.model import Model
 from engine.unrolled import UNet, UnrolledUNet
 
-OWN_MS, EACH_MS = 16.0, 1.0
-LABEL = f"SIMULATION: a UNet call takes a device behind the host {OWN_MS:.0f} + {EACH_MS:.0f}·rows ms; the VAE only enlarges"
+CALL_MS, ROW_MS = 16.0, 1.0
+LABEL = f"SIMULATION: a UNet call takes a device behind the host {CALL_MS:.0f} + {ROW_MS:.0f}·rows ms; the VAE only enlarges"
 
 
 def call_seconds(rows: float, share: float = 1.0) -> float:
     """What a UNet call of `rows` rows takes; `share` is a partial step's part of the full step's MACs."""
-    return share * (OWN_MS + EACH_MS * rows) / 1000
+    return share * (CALL_MS + ROW_MS * rows) / 1000
 
 
 def simulated(model: Model) -> Model:
     """The same model on the simulated device."""
-    return replace(model, network=SimulatedUNet(model.network.unet, model.macs), decoder=Enlarge(model.decoder.scale))
+    return replace(model, network=SimulatedUNet(model.network.unet, model.macs), decoder=SimulatedDecoder(model.decoder.scale))
 
 
-class Device:
-    """Does one thing after the other, each for some seconds."""
+class SimulatedDevice:
+    """A device that works behind the host: one call after the other, each for the seconds that it was asked for."""
 
     def __init__(self) -> None:
         self._free = 0.0
 
-    def ask(self, seconds: float) -> None:
-        """Queue work."""
+    def queue(self, seconds: float) -> None:
+        """Queue a call of so many seconds."""
         self._free = max(self._free, time.monotonic()) + seconds
 
-    def fence(self) -> Until:
-        """Behind all of it."""
-        return Until(max(self._free, time.monotonic()))
+    def fence(self) -> SimulatedFence:
+        """A fence behind all calls queued so far."""
+        return SimulatedFence(max(self._free, time.monotonic()))
 
 
 @dataclass(frozen=True)
-class Until:
+class SimulatedFence(Fence):
     """A fence that is passed at a time of the monotonic clock."""
 
     at: float
 
+    @override
     def done(self) -> bool:
-        """Whether it is."""
         return time.monotonic() >= self.at
 
+    @override
     def wait(self) -> None:
-        """Sleeping releases the interpreter's lock, as waiting for a GPU does."""
-        time.sleep(max(self.at - time.monotonic(), 0.0))
+        time.sleep(max(self.at - time.monotonic(), 0.0))  # releases the interpreter's lock, as waiting for a GPU does
 
-    def since(self, earlier: Until) -> float:
-        """Of the device's time."""
+    @override
+    def since(self, earlier: Self) -> float:
         return self.at - earlier.at
 
 
 class SimulatedUNet(UnrolledUNet):
-    """Takes a device's time instead of computing."""
+    """A UNet that takes a device's time instead of computing."""
 
     def __init__(self, unet: UNet, macs: StepMacs) -> None:
         super().__init__(unet)
         self._macs = macs
-        self._device = Device()
+        self._device = SimulatedDevice()
 
+    @override
     def fence(self) -> Fence:
-        """As `UnrolledUNet.fence`."""
         return self._device.fence()
 
+    @override
     def full(
         self, sample: Tensor, timesteps: Tensor, condition: Condition, keep: Collection[int] = ()
     ) -> tuple[Tensor, dict[int, Tensor]]:
-        """As `UnrolledUNet.full`, in simulated time."""
-        self._device.ask(call_seconds(len(sample)))
+        self._device.queue(call_seconds(len(sample)))
         shapes = self._macs.features
         return sample, {branch: torch.zeros(len(sample), *shapes[branch]) for branch in keep if branch in shapes}
 
+    @override
     def partial(self, sample: Tensor, timesteps: Tensor, condition: Condition, branch: int, feature: Tensor) -> Tensor:
-        """As `UnrolledUNet.partial`, in simulated time."""
-        self._device.ask(call_seconds(len(sample), self._macs.of("partial", branch) / self._macs.of("full", 0)))
+        self._device.queue(call_seconds(len(sample), self._macs.of("partial", branch) / self._macs.of("full", 0)))
         return sample
 
 
 @dataclass(frozen=True)
-class Enlarge:
+class SimulatedDecoder:
     """A decoder that takes no time: three of the latent's channels, `scale` times as wide and high."""
 
     scale: int

@@ -28,7 +28,7 @@ import psutil  # type: ignore[import-untyped]
 from examples.launch import started
 from loadtests import exported, visitors
 from loadtests.mixes import MODEL, mixes
-from loadtests.witness import Witness
+from loadtests.soak_record import SoakRecord
 from registry.catalog import Catalog
 from registry.errors import StoreUnavailable
 from registry.stores.address import open_store
@@ -52,7 +52,7 @@ def main() -> int:
     parser.add_argument("--calm", type=float, default=45.0, help="seconds between two outages of the store")
     parser.add_argument("--away", type=float, default=45.0, help="of an outage; the service's S3 client tries for less")
     parser.add_argument("--out", type=Path, default=OUT)
-    given, witness = parser.parse_args(), Witness()
+    arguments, record = parser.parse_args(), SoakRecord()
     with run_seaweed() as s3:
         store = next(child for child in psutil.Process().children(recursive=True) if child.name() == "weed")
         os.environ.update(s3.environment())  # for the catalog below; the service inherits it
@@ -62,32 +62,34 @@ def main() -> int:
         first.publish(registry)
         digests = sorted({schedule.digest for mix in (first, second) for schedule in mix.schedules.values()})
         turns = [mix.schedules[MOVED].digest for mix in (second, first)]
-        settings = {"FLEXI_REGISTRY": registry, "FLEXI_WATCH_SECONDS": "1", "FLEXI_STATE": str(given.out / "state")}
-        with started(settings, given.out / "server.log") as served:
+        settings = {"FLEXI_REGISTRY": registry, "FLEXI_WATCH_SECONDS": "1", "FLEXI_STATE": str(arguments.out / "state")}
+        with started(settings, arguments.out / "server.log") as served:
             family = psutil.Process(served.supervisor.pid).children(recursive=True)
             workers = [child for child in family if "_bentoml_impl.worker.service" in child.cmdline()]
-            end = monotonic() + 60 * given.minutes
-            outages = suffer(store, witness, given.calm, given.away)
+            end = monotonic() + 60 * arguments.minutes
+            outages = suffer(store, record, arguments.calm, arguments.away)
             catalog = Catalog(open_store(registry), MODEL.name, author="soak")
-            besides = (move(catalog, MOVED, turns, witness), outages, watch(workers, witness))
-            asyncio.run(soak(served.address, digests, witness, end, *besides))
-    print(witness.summary())
-    broken = witness.verdict()
+            besides = (move(catalog, MOVED, turns, record), outages, watch(workers, record))
+            asyncio.run(soak(served.address, digests, record, end, *besides))
+    print(record.summary())
+    broken = record.verdict()
     for line in broken:
         print(f"VIOLATION: {line}")
     print("the soak held" if not broken else f"{len(broken)} violations")
     return 1 if broken else 0
 
 
-async def soak(address: str, digests: Sequence[str], witness: Witness, end: float, *besides: Coroutine[Any, Any, None]) -> None:
+async def soak(
+    address: str, digests: Sequence[str], record: SoakRecord, end: float, *besides: Coroutine[Any, Any, None]
+) -> None:
     """Let the crowd come until `end` and the rest happen besides; then somebody comes alone."""
     async with httpx.AsyncClient(base_url=address, timeout=300) as http:
 
         async def visit(kind: visitors.Visitor, chance: random.Random) -> None:
             try:
-                await kind(http, witness, digests, chance)
+                await kind(http, record, digests, chance)
             except httpx.TransportError as error:
-                witness.violations.append(f"no answer: {type(error).__name__}")
+                record.violations.append(f"no answer: {type(error).__name__}")
                 await asyncio.sleep(1)
 
         async def keep_coming(kind: visitors.Visitor, number: int) -> None:
@@ -102,12 +104,12 @@ async def soak(address: str, digests: Sequence[str], witness: Witness, end: floa
             task.cancel()
         for ended in await asyncio.gather(*tasks, return_exceptions=True):
             if not isinstance(ended, asyncio.CancelledError):
-                witness.violations.append(f"the soak itself: {ended!r}")
+                record.violations.append(f"the soak itself: {ended!r}")
         await asyncio.to_thread(exported.wait_until_idle, address)
         await visit(visitors.come_alone, random.Random(len(kinds)))
 
 
-async def move(catalog: Catalog, tier: str, digests: Sequence[str], witness: Witness) -> None:
+async def move(catalog: Catalog, tier: str, digests: Sequence[str], record: SoakRecord) -> None:
     """Let a tier mean one schedule, then another, then roll back; a store that is away is no violation."""
     for turn in count():
         await asyncio.sleep(MOVE_SECONDS)
@@ -117,28 +119,28 @@ async def move(catalog: Catalog, tier: str, digests: Sequence[str], witness: Wit
                 await asyncio.to_thread(catalog.promote, tier, digests[step])
             else:
                 await asyncio.to_thread(catalog.rollback, tier)
-            witness.moves += 1
+            record.moves += 1
         except StoreUnavailable:
             pass
 
 
-async def suffer(store: psutil.Process, witness: Witness, calm: float, away: float) -> None:
+async def suffer(store: psutil.Process, record: SoakRecord, calm: float, away: float) -> None:
     """Take the store away, as a network does that swallows packets, and give it back."""
     try:
         while True:
             await asyncio.sleep(calm)
             store.suspend()
-            witness.outages += 1
+            record.outages += 1
             await asyncio.sleep(away)
             store.resume()
     finally:
         store.resume()
 
 
-async def watch(workers: Sequence[psutil.Process], witness: Witness) -> None:
+async def watch(workers: Sequence[psutil.Process], record: SoakRecord) -> None:
     """Sample the workers' resident memory."""
     while True:
-        witness.resident.append(sum(worker.memory_info().rss for worker in workers))
+        record.resident.append(sum(worker.memory_info().rss for worker in workers))
         await asyncio.sleep(SAMPLE_SECONDS)
 
 

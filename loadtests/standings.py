@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from loadtests.clients import Tally
-from loadtests.fluid import Fluid
+from loadtests.fluid import FluidLimit
 from loadtests.mixes import TIERS
 
 MIN_RATE = 2.5  # times the request-level batcher's
@@ -20,7 +20,7 @@ MIN_FLUID = 0.97  # of the fluid limit
 MAX_SLOWDOWN = 1.3  # p95 of `reference` over its fair share
 
 
-def standing(name: str, clients: int, tally: Tally, ours: float, fluid: Fluid | None) -> dict[str, Any]:
+def standing(name: str, clients: int, tally: Tally, ours: float, fluid: FluidLimit | None) -> dict[str, Any]:
     """One server at one number of clients; `ours` is our rate, `fluid` known only where a call's cost is. Milliseconds."""
     slowest = _percentile(tally.latencies["reference"], 95)
     return {
@@ -38,13 +38,13 @@ def standing(name: str, clients: int, tally: Tally, ours: float, fluid: Fluid | 
 
 
 def goals(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each goal at each number of clients: what was wanted, what was found, whether it is kept."""
-    found = []
+    """Each goal at each number of clients: what was wanted, what was measured, whether it is kept."""
+    judged = []
     for ours in (row for row in rows if row["server"] == "ours"):
         clients, cheapest = ours["clients"], TIERS[0]
         for batcher in (row for row in rows if row["server"].startswith("batcher") and row["clients"] == clients):
             mine, its = ours["p50_ms"][cheapest], batcher["p50_ms"][cheapest]
-            found += [
+            judged += [
                 _goal(clients, f"requests/s over those of {batcher['server']}", batcher["ours_over_it"], least=MIN_RATE),
                 _goal(
                     clients,
@@ -53,11 +53,11 @@ def goals(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                     most=MAX_CHEAPEST,
                 ),
             ]
-        found += [
+        judged += [
             _goal(clients, "of the fluid limit", ours["of_fluid"], least=MIN_FLUID),
             _goal(clients, "p95 of reference over its fair share", ours["reference_slowdown"], most=MAX_SLOWDOWN),
         ]
-    return found
+    return judged
 
 
 def faults(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -69,7 +69,7 @@ def faults(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """What `peers` writes, as text."""
+    """The standings and the goals of one mix, as text for a terminal and peers.txt."""
     console = Console(width=150, record=True, file=io.StringIO())
     title = f"{result['device']}\nmix {result['mix']}; at most {result['max_rows']} UNet rows in a call"
     columns = ("clients", "server", "req/s", "errors", "ours is", "of fluid", *(f"{tier} p50 / p95 ms" for tier in TIERS))
@@ -87,10 +87,10 @@ def table(result: dict[str, Any]) -> str:
 
 
 def _goal(
-    clients: int, what: str, found: float | None, least: float | None = None, most: float | None = None
+    clients: int, what: str, measured: float | None, least: float | None = None, most: float | None = None
 ) -> dict[str, Any]:
-    kept = found is not None and (least is None or found >= least) and (most is None or found <= most)
-    return {"clients": clients, "what": what, "found": found, "least": least, "most": most, "kept": kept}
+    kept = measured is not None and (least is None or measured >= least) and (most is None or measured <= most)
+    return {"clients": clients, "what": what, "found": measured, "least": least, "most": most, "kept": kept}
 
 
 def _percentile(seconds: list[float], share: float) -> float | None:

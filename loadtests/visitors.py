@@ -18,7 +18,7 @@ from PIL import Image
 
 from loadtests.clients import PROMPTS
 from loadtests.mixes import draw
-from loadtests.witness import Witness
+from loadtests.soak_record import SoakRecord
 
 SEEDS = 6  # so few that images repeat
 PATIENCE = (0.02, 1.5)  # seconds, of those who leave
@@ -44,75 +44,75 @@ NONSENSE: tuple[tuple[str, int, bytes], ...] = (  # path, status that is due, bo
     (FEEDBACK, 413, b'{"request_id": "' + b"x" * 70_000 + b'", "rating": 1}'),
 )
 
-Visitor = Callable[[httpx.AsyncClient, Witness, Sequence[str], random.Random], Coroutine[Any, Any, None]]
+Visitor = Callable[[httpx.AsyncClient, SoakRecord, Sequence[str], random.Random], Coroutine[Any, Any, None]]
 
 
-async def wait(http: httpx.AsyncClient, witness: Witness, digests: Sequence[str], chance: random.Random) -> None:
+async def wait(http: httpx.AsyncClient, record: SoakRecord, digests: Sequence[str], chance: random.Random) -> None:
     """Ask for one image by tier or by digest, and hold its pixels to those it had before."""
-    wanted = order(digests, chance)
+    wanted = request_body(digests, chance)
     reply = await http.post(GENERATE, json=wanted)
-    if not witness.answered("waits", reply.status_code, reply.headers.get("Retry-After")):
+    if not record.answered("waits", reply.status_code, reply.headers.get("Retry-After")):
         await asyncio.sleep(1)
         return
     answer = reply.json()
     for i, png in enumerate(answer["images"]):
-        witness.drawn(decides(answer["schedule"], wanted, i), decode(png))
+        record.drawn(image_key(answer["schedule"], wanted, i), decode(png))
 
 
-async def follow(http: httpx.AsyncClient, witness: Witness, digests: Sequence[str], chance: random.Random) -> None:
+async def follow(http: httpx.AsyncClient, record: SoakRecord, digests: Sequence[str], chance: random.Random) -> None:
     """Ask for images as events, with previews; sometimes go after the first one, else hold the pixels to those of before."""
-    wanted = order(digests, chance)
+    wanted = request_body(digests, chance)
     images = wanted["n"] = wanted.pop("num_images")
     goes, kinds, pictures, schedule = chance.random() < MOVES_AWAY, Counter[str](), dict[int, NDArray[np.uint8]](), ""
     async with http.stream("POST", IMAGES, json=wanted | {"stream": True, "partial_images": 2}) as reply:
-        if not witness.answered("follows", reply.status_code, reply.headers.get("Retry-After")):
+        if not record.answered("follows", reply.status_code, reply.headers.get("Retry-After")):
             await asyncio.sleep(1)
             return
         async for line in reply.aiter_lines():
             if not line.startswith("data: "):
                 continue
             if goes:
-                witness.moved_away += 1
+                record.moved_away += 1
                 return
             event = json.loads(line.removeprefix("data: "))
             kinds[event["type"]] += 1
             if event["type"] == "image_generation.completed":
                 pictures[event["image_index"]] = decode(event["b64_json"])
                 schedule = event.get("request", {}).get("schedule", schedule)
-    witness.streamed(kinds, images)
+    record.streamed(kinds, images)
     for i, pixels in pictures.items():
-        witness.drawn(decides(schedule, wanted, i), pixels)
+        record.drawn(image_key(schedule, wanted, i), pixels)
 
 
-async def leave(http: httpx.AsyncClient, witness: Witness, digests: Sequence[str], chance: random.Random) -> None:
+async def leave(http: httpx.AsyncClient, record: SoakRecord, digests: Sequence[str], chance: random.Random) -> None:
     """Ask, and close the connection in the middle."""
     try:
-        reply = await http.post(GENERATE, json=order(digests, chance), timeout=chance.uniform(*PATIENCE))
-        witness.answered("leaves", reply.status_code, reply.headers.get("Retry-After"))
+        reply = await http.post(GENERATE, json=request_body(digests, chance), timeout=chance.uniform(*PATIENCE))
+        record.answered("leaves", reply.status_code, reply.headers.get("Retry-After"))
     except httpx.TimeoutException:
-        witness.statuses["leaves", 0] += 1
+        record.statuses["leaves", 0] += 1
 
 
-async def talk_nonsense(http: httpx.AsyncClient, witness: Witness, digests: Sequence[str], chance: random.Random) -> None:
+async def talk_nonsense(http: httpx.AsyncClient, record: SoakRecord, digests: Sequence[str], chance: random.Random) -> None:
     """Send a bad request, and expect to be told so."""
     path, status, body = chance.choice(NONSENSE)
     reply = await http.post(path, content=body, headers={"content-type": "application/json"})
-    witness.answered("talks nonsense", reply.status_code, reply.headers.get("Retry-After"), status)
+    record.answered("talks nonsense", reply.status_code, reply.headers.get("Retry-After"), status)
     await asyncio.sleep(0.2)
 
 
-async def come_alone(http: httpx.AsyncClient, witness: Witness, digests: Sequence[str], chance: random.Random) -> None:
+async def come_alone(http: httpx.AsyncClient, record: SoakRecord, digests: Sequence[str], chance: random.Random) -> None:
     """With nobody else there, ask for some images by each schedule twice: their pixels must be the same bit for bit."""
     for digest in digests:
-        wanted = order((), chance) | {"tier": None, "schedule": digest}
+        wanted = request_body((), chance) | {"tier": None, "schedule": digest}
         pair = [await http.post(GENERATE, json=wanted) for _ in range(2)]
-        served = [witness.answered("alone", reply.status_code, reply.headers.get("Retry-After")) for reply in pair]
+        served = [record.answered("alone", reply.status_code, reply.headers.get("Retry-After")) for reply in pair]
         if all(served):
-            witness.alone(wanted, *(np.stack([decode(png) for png in reply.json()["images"]]) for reply in pair))
+            record.alone(wanted, *(np.stack([decode(png) for png in reply.json()["images"]]) for reply in pair))
 
 
-def decides(schedule: str, wanted: dict[str, Any], image: int) -> tuple[Any, ...]:
-    """All that decides the pixels of this image of the request."""
+def image_key(schedule: str, wanted: dict[str, Any], image: int) -> tuple[Any, ...]:
+    """All that decides the pixels of one image of a request: schedule, prompt, seed and guidance."""
     return schedule, wanted["prompt"], wanted["seed"] + image, wanted["guidance_scale"]
 
 
@@ -121,7 +121,7 @@ def decode(png: str) -> NDArray[np.uint8]:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(png))))
 
 
-def order(digests: Sequence[str], chance: random.Random) -> dict[str, Any]:
+def request_body(digests: Sequence[str], chance: random.Random) -> dict[str, Any]:
     """One request: mostly by tier, sometimes by a digest, if there are any; not all of them are in force."""
     seed = chance.randrange(SEEDS)
     choice = {"schedule": chance.choice(digests)} if digests and chance.random() < 0.2 else {"tier": draw(chance)}

@@ -38,7 +38,7 @@ class Baselines:
         return Schedule(model=self.model, solver=self.solver(solver, full * every), segments=(segment,) * full)
 
     def strongest(self, budget: float, teacher_steps: int, every: Sequence[int] = (2, 3)) -> Iterator[Baseline]:
-        """Of each kind the dearest that the budget affords, for every branch and one full step in each of `every`."""
+        """The dearest schedules that the budget affords: one per kind, branch and interval of `every` between full steps."""
         for solver in SOLVERS:
             for schedule in self._dearest(budget, lambda full, s=solver: self.uniform(s, full, 1, 1), teacher_steps):  # type: ignore[misc]
                 steps = schedule.solver.teacher_steps

@@ -15,7 +15,7 @@ ARTIFACTS = ("report.json", "report.html", "pareto.png", "samples.png", "strips.
 
 
 def artifacts(folder: Path) -> list[Path]:
-    """What a run folder has to keep beside its schedules: a run whose pictures were never drawn has only its document."""
+    """The files of a run to publish beside its schedules; a run whose pictures were never drawn has only its document."""
     return [folder / name for name in ARTIFACTS if (folder / name).is_file()]
 
 

@@ -204,7 +204,7 @@ class Space:
         return [step / (length * len(segments)) for step in steps]
 
     def _resample(self, genome: Genome, count: int) -> Genome:
-        """The same shape with another number of segments: each takes its pattern from the old one at its place in time."""
+        """The genome's shape with another number of segments: each takes its pattern from the old one at its place in time."""
         if count == len(genome.segments):
             return genome
         old_length, length = self.length(len(genome.segments)), self.length(count)

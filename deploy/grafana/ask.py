@@ -43,7 +43,7 @@ def main(address: Address, window: Window = "5m", instance: Instance = ".*") -> 
 
 
 def lines(client: httpx.Client, panel: Panel, window: str, instance: str, now: float) -> Iterator[str]:
-    """Title, meaning, and each query with its answers."""
+    """The lines of a panel: title, meaning, and every query with its answers."""
     yield f"{panel.title} [{panel.unit}]"
     yield panel.about
     for legend, expr in panel.asked(window, instance).items():
@@ -53,8 +53,8 @@ def lines(client: httpx.Client, panel: Panel, window: str, instance: str, now: f
 
 
 def named(legend: str, labels: dict[str, str]) -> str:
-    """As Grafana writes it; all labels where the panel is a table."""
-    text = re.sub(r"{{(\w+)}}", lambda found: labels.get(found[1], ""), legend).strip()
+    """A legend with its labels filled in, as Grafana writes it; all labels where the panel is a table."""
+    text = re.sub(r"{{(\w+)}}", lambda label: labels.get(label[1], ""), legend).strip()
     return text or " ".join(f"{name}={value}" for name, value in sorted(labels.items())) or "all"
 
 

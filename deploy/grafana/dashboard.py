@@ -25,8 +25,8 @@ def dashboard() -> dict[str, Any]:
             place = _place(WIDTH * (i % 3), y + 1 + HEIGHT * (i // 3), WIDTH, HEIGHT)
             panels.append(_panel(panel, place))
         y += 1 + HEIGHT * -(-len(row.panels) // 3)
-    for number, each in enumerate(panels, start=1):
-        each["id"] = number
+    for number, document in enumerate(panels, start=1):
+        document["id"] = number
     return {
         "uid": "flexiffusion",
         "title": "Flexiffusion Serve",

@@ -6,13 +6,13 @@ import random
 
 from locust import constant_pacing, task
 
-from loadtests.profiles.asking import Asking
+from loadtests.profiles.image_user import ImageUser
 
 PATIENCE = (0.05, 0.4)  # seconds, drawn evenly
 
 
-class Abandoning(Asking):
-    """Waits for one image and not for the next."""
+class AbandoningUser(ImageUser):
+    """A user who waits for some images and hangs up on others."""
 
     wait_time = constant_pacing(1)
 
@@ -23,10 +23,10 @@ class Abandoning(Asking):
 
     @task
     def leave(self) -> None:
-        """A dear one that is not."""
+        """A dear image that is hung up on."""
         self.hang_up("reference", random.uniform(*PATIENCE), tier="reference")
 
     @task
     def see_it_through(self) -> None:
-        """A dear one that is."""
+        """A dear image that is waited for."""
         self.ask("reference", tier="reference")

@@ -6,13 +6,13 @@ from itertools import count
 
 from locust import constant_pacing, task
 
-from loadtests.profiles.asking import Asking
+from loadtests.profiles.image_user import ImageUser
 
 VISITS = 2  # of each unit, so that it can be seen to stay in its arm
 
 
-class Visitors(Asking):
-    """One person after the other at the same screen."""
+class ExperimentUser(ImageUser):
+    """One unit after the other at the same client: each asks `VISITS` times."""
 
     wait_time = constant_pacing(2)
 

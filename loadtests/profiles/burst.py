@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from locust import LoadTestShape, constant_pacing
 
-from loadtests.profiles.mixed import MixedTiers
+from loadtests.profiles.mixed import MixedTiersUser
 
 QUIET, MANY = 2, 40  # users
 BEGINS, ENDS, OVER = 10, 25, 45  # seconds
 
 
-class Bursting(MixedTiers):
-    """Impatient: one request a second."""
+class BurstUser(MixedTiersUser):
+    """An impatient user: one request a second."""
 
     wait_time = constant_pacing(1)
 
 
-class Burst(LoadTestShape):
-    """When how many users are there."""
+class BurstShape(LoadTestShape):
+    """Two users, then forty for fifteen seconds, then two again."""
 
     def tick(self) -> tuple[int, float] | None:
         """(users, users that may start or end in a second); None ends the run."""
@@ -27,4 +27,4 @@ class Burst(LoadTestShape):
         return (MANY, MANY) if BEGINS <= seconds < ENDS else (QUIET, MANY)
 
 
-MixedTiers.abstract = True  # locust would run it too
+MixedTiersUser.abstract = True  # locust would run it too

@@ -6,13 +6,13 @@ import random
 
 from locust import constant_pacing, task
 
-from loadtests.profiles.asking import Asking
+from loadtests.profiles.image_user import ImageUser
 
 WEIGHTS = {"draft": 8, "fast": 6, "balanced": 4, "best": 2, "reference": 1}  # of those that the service has
 
 
-class MixedTiers(Asking):
-    """A user of every tier."""
+class MixedTiersUser(ImageUser):
+    """A user of every tier, of cheap ones most."""
 
     wait_time = constant_pacing(2)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from locust import constant_pacing, task
 
-from loadtests.profiles.asking import Asking
+from loadtests.profiles.image_user import ImageUser
 
 
-class Steady(Asking):
-    """An application that knows what it wants."""
+class SteadyUser(ImageUser):
+    """A user of the tier `balanced` alone."""
 
     wait_time = constant_pacing(2)
 

@@ -42,7 +42,7 @@ def train_tokenizer(texts: list[str], vocabulary: int = 2048) -> CLIPTokenizer:
 
 
 def build(tokenizer: CLIPTokenizer) -> CLIPModel:
-    """1.5 M parameters: text 2 layers, image 4 layers over 8×8 patches, each 128 wide; projection to 128."""
+    """A new CLIP of 1.5 M parameters: text 2 layers, image 4 layers over 8×8 patches, each 128 wide; projection to 128."""
     tower = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_attention_heads": 4, "projection_dim": WIDTH}
     text = tower | {
         "vocab_size": len(tokenizer),
@@ -83,12 +83,12 @@ def main(
     clip = build(tokenizer).train()
 
     def loss_of(step: int, rng: torch.Generator) -> torch.Tensor:
-        rows = torch.randperm(len(emoji), generator=rng)[:batch]
-        moved = augment(pixels[rows], rng, permute=0.0)
-        loss: torch.Tensor = clip(input_ids=ids[rows], pixel_values=moved, return_loss=True).loss
+        chosen = torch.randperm(len(emoji), generator=rng)[:batch]
+        moved = augment(pixels[chosen], rng, permute=0.0)
+        loss: torch.Tensor = clip(input_ids=ids[chosen], pixel_values=moved, return_loss=True).loss
         return loss
 
-    loop.train(loss_of, [(clip, lr)], loop.Budget(steps, minutes), out / "checkpoint.pt", seed=seed)
+    loop.train(loss_of, [(clip, lr)], loop.TrainingBudget(steps, minutes), out / "checkpoint.pt", seed=seed)
     first, five = retrieval(clip, pixels, ids)
     print(f"image to text over {len(emoji)} pairs: top-1 {first:.3f}, top-5 {five:.3f}")
 

@@ -62,7 +62,7 @@ def catalogue(folder: Path = FOLDER) -> dict[str, Emoji]:
     entries = json.loads((folder / "emoji.json").read_text(encoding="utf-8"))
     names = [entry["name"].lower() for entry in entries]
     prompts = {PLAIN.get(name, name) for name in names}
-    found = {}
+    by_prompt = {}
     for entry, name in zip(entries, names, strict=True):
         image = folder / "img" / "google" / str(SIZE) / entry["image"]
         if not image.exists():
@@ -70,8 +70,8 @@ def catalogue(folder: Path = FOLDER) -> dict[str, Emoji]:
         short = {alias.replace("_", " ").replace("-", " ") for alias in entry["short_names"]}
         prompt = PLAIN.get(name, name)
         aliases = tuple(sorted({name, *short} - prompts))
-        found[prompt] = Emoji(prompt, name, aliases, entry["subcategory"], image)
-    return found
+        by_prompt[prompt] = Emoji(prompt, name, aliases, entry["subcategory"], image)
+    return by_prompt
 
 
 def chosen(folder: Path, prompts: Path) -> list[Emoji]:
@@ -86,7 +86,7 @@ def things(folder: Path) -> list[Emoji]:
 
 
 def picture(emoji: Emoji) -> torch.Tensor:
-    """(3, 64, 64) in [-1, 1], on white: the colour below full transparency is arbitrary and must not be learnt."""
+    """An emoji's pixels (3, 64, 64) in [-1, 1], on white: the colour below full transparency must not be learnt."""
     with Image.open(emoji.image) as opened:
         layer = opened.convert("RGBA")
     ground = Image.new("RGBA", layer.size, "white")
@@ -96,7 +96,7 @@ def picture(emoji: Emoji) -> torch.Tensor:
 
 
 def pictures(emoji: list[Emoji]) -> torch.Tensor:
-    """(n, 3, 64, 64) in [-1, 1]."""
+    """The pixels of n emoji, (n, 3, 64, 64) in [-1, 1]."""
     return torch.stack([picture(one) for one in emoji])
 
 

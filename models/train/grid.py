@@ -40,7 +40,7 @@ BATCH = 32
 
 @torch.no_grad()
 def draw(folder: Path, prompts: list[str], steps: int, guidance: float, seed: int) -> torch.Tensor:
-    """(n, 3, 64, 64) in [-1, 1]. The noise of a prompt depends on the seed and its place in the list only."""
+    """Images (n, 3, 64, 64) in [-1, 1]. The noise of a prompt depends on the seed and its place in the list only."""
     pipeline = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     noise = torch.cat([torch.randn(1, 4, 16, 16, generator=loop.generator(seed, i)) for i in range(len(prompts))])
@@ -57,7 +57,7 @@ def draw(folder: Path, prompts: list[str], steps: int, guidance: float, seed: in
     return torch.cat(parts)
 
 
-class Judge:
+class ClipJudge:
     """CLIP features of images against the real ones and against the names that CLIP was taught."""
 
     def __init__(self, folder: Path, emoji: list[data.Emoji], real: torch.Tensor) -> None:
@@ -71,18 +71,18 @@ class Judge:
 
     @torch.no_grad()
     def features(self, images: torch.Tensor) -> torch.Tensor:
-        """(n, 128), not normalised."""
+        """CLIP's features of images (n, 3, 64, 64): (n, 128), not normalised."""
         parts = [self.clip.vision_model(pixel_values=part).pooler_output for part in torch.split(images, 64)]
         return torch.cat([self.clip.visual_projection(part) for part in parts])
 
     def figures(self, images: torch.Tensor) -> dict[str, float]:
-        """Of one image for each emoji, in their order; the nearest is always sought among all of them."""
-        found = self.features(images)
-        own = torch.arange(len(found))
-        to_name = F.normalize(found, dim=-1) @ self.names.T
-        to_real = F.normalize(found, dim=-1) @ F.normalize(self.real, dim=-1).T
+        """The figures of one image per emoji, in their order; the nearest is always sought among all of them."""
+        features = self.features(images)
+        own = torch.arange(len(features))
+        to_name = F.normalize(features, dim=-1) @ self.names.T
+        to_real = F.normalize(features, dim=-1) @ F.normalize(self.real, dim=-1).T
         return {
-            "frechet_to_real": frechet(found, self.real),
+            "frechet_to_real": frechet(features, self.real),
             "clip_score": float(to_name.diagonal().mean()),
             "name_top1": float((to_name.argmax(1) == own).float().mean()),
             "name_top5": float((to_name.topk(5).indices == own[:, None]).any(1).float().mean()),
@@ -98,12 +98,12 @@ def frechet(a: torch.Tensor, b: torch.Tensor) -> float:
     return float(((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(cx + cy - 2 * root))
 
 
-def sheet(rows: list[torch.Tensor], path: Path, zoom: int = 1, gap: int = 4) -> None:
-    """A picture of rows of images, each row (n, 3, 64, 64) in [-1, 1]."""
+def sheet(lines: list[torch.Tensor], path: Path, zoom: int = 1, gap: int = 4) -> None:
+    """Write a picture of lines of images, each line (n, 3, 64, 64) in [-1, 1]."""
     side = data.SIZE + gap
-    canvas = np.full((side * len(rows), side * max(map(len, rows)), 3), 255, dtype=np.uint8)
-    for y, row in enumerate(rows):
-        for x, image in enumerate(row):
+    canvas = np.full((side * len(lines), side * max(map(len, lines)), 3), 255, dtype=np.uint8)
+    for y, line in enumerate(lines):
+        for x, image in enumerate(line):
             pixels = ((image.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
             canvas[y * side : y * side + data.SIZE, x * side : x * side + data.SIZE] = pixels
     picture = Image.fromarray(canvas)
@@ -143,7 +143,7 @@ def compare(
     out.mkdir(parents=True, exist_ok=True)
     emoji = data.chosen(images, prompts)
     real = data.pictures(emoji)
-    judge = Judge(clip, emoji, real)
+    judge = ClipJudge(clip, emoji, real)
     shown = torch.tensor([i for name in SHOWN for i, e in enumerate(emoji) if e.prompt == name])
     sets = {"real": real} | {f.stem: torch.load(f, weights_only=True)["images"] / 127.5 - 1 for f in drawn}
     results = {name: judge.figures(made) for name, made in sets.items()}

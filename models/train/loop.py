@@ -18,7 +18,7 @@ Loss = Callable[[int, torch.Generator], torch.Tensor]
 
 
 @dataclass
-class Budget:
+class TrainingBudget:
     """How long to train: a number of steps, or of minutes. `spent` is the seconds of the runs before this one."""
 
     steps: int | None
@@ -27,7 +27,7 @@ class Budget:
     _since: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
-        """Refuse both and neither."""
+        """Raise `ValueError` unless exactly one of the two is given."""
         if (self.steps is None) == (self.minutes is None):
             raise ValueError("give either --steps or --minutes")
 
@@ -36,7 +36,7 @@ class Budget:
         return self.spent + time.monotonic() - self._since
 
     def progress(self, step: int) -> float:
-        """In [0, 1]: the share of the budget that is used up before step number `step` (from 0)."""
+        """The share of the budget in [0, 1] that is used up before step number `step` (from 0)."""
         done = step / self.steps if self.steps else self.seconds() / (60 * (self.minutes or 1))
         return min(done, 1.0)
 
@@ -48,7 +48,7 @@ def cosine(progress: float, warmup: float = 0.01) -> float:
     return (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup))) / 2
 
 
-class Average:
+class MovingAverage:
     """Exponential moving average of parameters: a ← d·a + (1 − d)·p with d = min(decay, (1 + n) / (10 + n)).
 
     The bound on d lets the average forget its start: after n updates it looks back over about n / 9 of them.
@@ -62,7 +62,7 @@ class Average:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take the live parameters in."""
+        """Move the average towards the live parameters."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         torch._foreach_lerp_(self.values, self.live, 1 - decay)
@@ -89,7 +89,7 @@ def save(state: dict[str, Any], path: Path) -> None:
 def train(
     loss_of: Loss,
     groups: list[tuple[torch.nn.Module, float]],
-    budget: Budget,
+    budget: TrainingBudget,
     checkpoint: Path,
     *,
     seed: int,
@@ -106,7 +106,7 @@ def train(
     ]
     parameters = [p for group in settings for p in group["params"]]
     optimiser = torch.optim.AdamW(settings, lr=0.0, betas=(0.9, 0.99), weight_decay=1e-3, fused=True)
-    average = Average(parameters, decay)
+    average = MovingAverage(parameters, decay)
     step, smooth = 0, math.nan
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)

@@ -34,31 +34,31 @@ class Captions:
         self.ids: torch.Tensor = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
 
     def draw(self, indices: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
-        """(b,) emoji numbers -> (b, length) token ids."""
+        """Token ids (b, length) of captions for b emoji, given by number."""
         alias, drop, pick = torch.rand(3, len(indices), generator=rng).unbind()
-        rows = []
+        texts = []
         for i, index in enumerate(indices.tolist()):
             prompt, *others = self.choices[index]
             other = others[int(pick[i] * len(others))] if others else prompt
-            rows.append(0 if drop[i] < self.drop else other if alias[i] < self.alias else prompt)
-        return self.ids[rows]
+            texts.append(0 if drop[i] < self.drop else other if alias[i] < self.alias else prompt)
+        return self.ids[texts]
 
 
 def batch_of(step: int, size: int, count: int, seed: int) -> torch.Tensor:
-    """(size,) emoji numbers of a step: places in an endless row of shuffles, so that each is seen equally often."""
+    """The emoji of a step, by number (size,): places in an endless sequence of shuffles, so all are seen equally often."""
     places = range(step * size, (step + 1) * size)
     shuffles = {n: torch.randperm(count, generator=loop.generator(seed + 1, n)) for n in {p // count for p in places}}
     return torch.stack([shuffles[p // count][p % count] for p in places])
 
 
 def stratified(size: int, levels: int, rng: torch.Generator) -> torch.Tensor:
-    """(size,) timesteps, one from each of `size` equal parts of [0, levels): less noise in the loss than free draws."""
+    """Timesteps (size,), one from each of `size` equal parts of [0, levels): less noise in the loss than free draws."""
     return ((torch.arange(size) + torch.rand(size, generator=rng)) * (levels / size)).long().clamp_(max=levels - 1)
 
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
-    """(n, 3, 64, 64) in [-1, 1] -> (n, 4, 16, 16), the means of the posteriors: once, for the VAE stays as it is."""
+    """Latents (n, 4, 16, 16) of images (n, 3, 64, 64): the means of the posteriors, once, for the VAE stays as it is."""
     parts = [vae.encode(part).latent_dist.mean for part in torch.split(images, 32)]
     return torch.cat(parts) * float(vae.config.scaling_factor)
 
@@ -91,15 +91,15 @@ def main(
     captions = Captions(emoji, tokenizer, alias, drop)
 
     def loss_of(step: int, rng: torch.Generator) -> torch.Tensor:
-        rows = batch_of(step, batch, len(emoji), seed)
-        x0, t = latents[rows], stratified(batch, levels.config.num_train_timesteps, rng)
+        chosen = batch_of(step, batch, len(emoji), seed)
+        x0, t = latents[chosen], stratified(batch, levels.config.num_train_timesteps, rng)
         noise = torch.randn(x0.shape, generator=rng)
         noisy, target = levels.add_noise(x0, noise, t), levels.get_velocity(x0, noise, t)
-        states = text(captions.draw(rows, rng)).last_hidden_state
+        states = text(captions.draw(chosen, rng)).last_hidden_state
         return F.mse_loss(unet(noisy, t, states).sample, target)
 
     groups = [(unet, lr), (text, text_lr)]
-    budget = loop.Budget(steps, minutes)
+    budget = loop.TrainingBudget(steps, minutes)
     loop.train(loss_of, groups, budget, out / "checkpoint.pt", seed=seed, decay=decay, save_minutes=save_minutes)
     export(out, unet, text, tokenizer, vae)
 

@@ -23,7 +23,7 @@ LATENT_NOISE = 0.15  # a sampled latent is never exact, so the decoder must forg
 
 
 def build() -> AutoencoderKL:
-    """0.65 M parameters."""
+    """A new VAE of 0.65 M parameters."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
@@ -38,7 +38,7 @@ def build() -> AutoencoderKL:
 
 
 def augment(images: torch.Tensor, rng: torch.Generator, permute: float) -> torch.Tensor:
-    """(b, 3, h, w): random flips, shifts of up to 4 pixels, and RGB in another order for a share `permute` of them.
+    """Images (b, 3, h, w) with random flips, shifts of up to 4 pixels, and RGB in another order for a share `permute` of them.
 
     Without the permutation red and yellow rule the data so much that a latent direction, green, collapsed twice.
     """
@@ -54,7 +54,7 @@ def augment(images: torch.Tensor, rng: torch.Generator, permute: float) -> torch
 
 
 def distance(made: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-    """L1 + 0.5 MSE + 0.5 L1 of the differences between neighbouring pixels (that last part asks for sharp edges)."""
+    """Reconstruction loss: L1 + 0.5 MSE + 0.5 L1 of the differences between neighbouring pixels (for sharp edges)."""
     edges = [F.l1_loss(made.diff(dim=d), real.diff(dim=d)) for d in (-1, -2)]
     return F.l1_loss(made, real) + 0.5 * F.mse_loss(made, real) + 0.5 * (edges[0] + edges[1])
 
@@ -88,7 +88,7 @@ def whiten(vae: AutoencoderKL, images: torch.Tensor) -> list[float]:
 
 @torch.no_grad()
 def psnr(vae: AutoencoderKL, images: torch.Tensor) -> float:
-    """Mean over the images, in dB, of 10 log10(1 / MSE) for pixels in [0, 1]."""
+    """Reconstruction PSNR in dB, the mean over the images of 10 log10(1 / MSE) for pixels in [0, 1]."""
     parts = [vae.decode(vae.encode(part).latent_dist.mean).sample.clamp(-1, 1) - part for part in torch.split(images, 32)]
     return float((-10 * (torch.cat(parts) / 2).square().mean((1, 2, 3)).log10()).mean())
 
@@ -114,8 +114,8 @@ def main(
         print(f"PSNR before: {psnr(vae, pixels):.2f} dB on {len(pixels)} images", flush=True)
 
     def loss_of(step: int, rng: torch.Generator) -> torch.Tensor:
-        rows = torch.randint(0, len(pixels), (batch,), generator=rng)
-        real = augment(pixels[rows], rng, permute=0.6 if decoder_of is None else 0.0)
+        chosen = torch.randint(0, len(pixels), (batch,), generator=rng)
+        real = augment(pixels[chosen], rng, permute=0.6 if decoder_of is None else 0.0)
         with torch.set_grad_enabled(decoder_of is None):
             posterior = vae.encode(real).latent_dist
         spread = LATENT_NOISE * torch.rand(batch, 1, 1, 1, generator=rng)
@@ -123,7 +123,7 @@ def main(
         loss = distance(vae.decode(latents).sample, real)
         return loss + KL_WEIGHT * posterior.kl().mean() if decoder_of is None else loss
 
-    loop.train(loss_of, [(vae, lr)], loop.Budget(steps, minutes), out / "checkpoint.pt", seed=seed)
+    loop.train(loss_of, [(vae, lr)], loop.TrainingBudget(steps, minutes), out / "checkpoint.pt", seed=seed)
     if decoder_of is None:
         print("latent channels, standard deviation:", [round(s, 3) for s in whiten(vae, pixels)])
     print(f"PSNR after: {psnr(vae, pixels):.2f} dB on {len(pixels)} images")

@@ -26,7 +26,8 @@ STRIP: dict[Kind, tuple[str, str]] = {
     "partial": ("p", "black on yellow"),
     "null": (".", "dim"),
 }
-COLUMNS = ("computed steps\n(full+partial)", "cost", "rFID", "PSNR", "digest")  # of `cells`
+COMPUTED_STEPS = "computed steps\n(full+partial)"  # the heading of `computed_steps`
+COLUMNS = (COMPUTED_STEPS, "cost", "rFID", "PSNR", "digest")  # of `cells`
 WRAPPED = ("note", "reason", "author", "host", "what", "outcome")
 
 Facts = dict[str, Any]

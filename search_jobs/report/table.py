@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from registry.commands.display import computed_steps
+from registry.commands.display import COMPUTED_STEPS, computed_steps
 from search_jobs.report.figures import decimals, figure, interval
 from search_jobs.report.run import FinishedRun
 from search_jobs.report.targets import CostTarget, Entry
@@ -48,7 +48,7 @@ def table(run: FinishedRun) -> Table:
     grid = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for column in ("tier", "ceiling", "schedule"):
         grid.add_column(column, no_wrap=column != "schedule", overflow="fold")
-    for column in ("computed steps\n(full+partial)", "cost", "rFID", "95 %\ninterval", "PSNR", "CLIP"):
+    for column in (COMPUTED_STEPS, "cost", "rFID", "95 %\ninterval", "PSNR", "CLIP"):
         grid.add_column(column, justify="right", no_wrap=True)
     for line in lines(run):
         texts = [Text(text) for text in line[1:]]  # not markup: names come from the run

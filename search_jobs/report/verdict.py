@@ -16,7 +16,7 @@ Verdict = Literal["clearly better", "better", "worse", "by hand", "alone"]
 
 
 def verdict(target: CostTarget) -> Verdict:
-    """By rFID on held-out images. Clearly: the 95 % intervals leave no overlap."""
+    """Judge a target by rFID on held-out images. Clearly better: the 95 % intervals do not overlap."""
     if target.by_hand:
         return "by hand"
     if target.rival is None:

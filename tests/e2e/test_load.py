@@ -15,7 +15,7 @@ from places import ROOT
 
 from loadtests import soak
 from loadtests.run import measure
-from loadtests.witness import Witness
+from loadtests.soak_record import SoakRecord
 from registry.catalog import Catalog
 
 
@@ -42,7 +42,7 @@ def test_a_profile_with_an_experiment(tmp_path):
 
 def test_a_burst_can_be_read():
     """It takes its time, which no argument shortens."""
-    assert "Bursting" in python("locust", "--list", "--locustfile", "loadtests/profiles/burst.py").stdout
+    assert "BurstUser" in python("locust", "--list", "--locustfile", "loadtests/profiles/burst.py").stdout
 
 
 def test_all_peers_answer(tmp_path):
@@ -66,17 +66,17 @@ def test_all_peers_answer(tmp_path):
 def test_a_soak_sees_everything(server, monkeypatch):
     """Its crowd, a tier that moves, and a process that is stopped and goes on."""
     monkeypatch.setattr(soak, "MOVE_SECONDS", 1.0)
-    digests, witness = [server.schedules[tier].digest for tier in ("draft", "fast", "balanced")], Witness()
+    digests, record = [server.schedules[tier].digest for tier in ("draft", "fast", "balanced")], SoakRecord()
     catalog, ourselves = Catalog(server.catalog.store, "emoji64", author="soak"), [psutil.Process()]
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as child:
         store = psutil.Process(child.pid)
-        outages = soak.suffer(store, witness, calm=1.0, away=1.0)
-        besides = (soak.move(catalog, "soaked", digests, witness), outages, soak.watch(ourselves, witness))
-        asyncio.run(soak.soak(server.address, digests, witness, time.monotonic() + 8, *besides))
+        outages = soak.suffer(store, record, calm=1.0, away=1.0)
+        besides = (soak.move(catalog, "soaked", digests, record), outages, soak.watch(ourselves, record))
+        asyncio.run(soak.soak(server.address, digests, record, time.monotonic() + 8, *besides))
         assert store.status() != psutil.STATUS_STOPPED
         child.kill()
-    print(witness.summary())  # noqa: T201
-    assert [line for line in witness.verdict() if not line.startswith("memory")] == [], "a process grows in its first seconds"
+    print(record.summary())  # noqa: T201
+    assert [line for line in record.verdict() if not line.startswith("memory")] == [], "a process grows in its first seconds"
 
 
 def assert_served(result):

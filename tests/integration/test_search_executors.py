@@ -77,9 +77,9 @@ class Elsewhere:
 
 @pytest.fixture
 def elsewhere(tmp_path: Path) -> Iterator[Elsewhere]:
-    found = Elsewhere(tmp_path)
-    yield found
-    found.kill()
+    started = Elsewhere(tmp_path)
+    yield started
+    started.kill()
 
 
 @pytest.mark.parametrize("address", ["here", "tcp://127.0.0.1", "tcp://127.0.0.1:port", "http://127.0.0.1:8786"])

@@ -9,41 +9,41 @@ import pytest
 from places import ROOT
 
 from loadtests.check import check
+from loadtests.client_stats import ClientStats, jain
 from loadtests.clients import Tally
-from loadtests.fluid import Fluid
-from loadtests.ledger import Ledger, jain
+from loadtests.fluid import FluidLimit
 from loadtests.mixes import TIERS, WEIGHTS
-from loadtests.run import read_ledger
+from loadtests.run import read_stats
 from loadtests.simulated import call_seconds
+from loadtests.soak_record import SoakRecord
 from loadtests.standings import faults, goals, standing, table
-from loadtests.witness import Witness
 
 LIMITS = json.loads((ROOT / "loadtests" / "limits.json").read_text())
 
 
 def kept():
-    """A ledger that keeps every profile's limits."""
-    ledger = Ledger()
+    """Statistics that keep every profile's limits."""
+    stats = ClientStats()
     for name in (*TIERS, "control", "treatment"):
         for user in range(4):
             for _ in range(20):
-                ledger.answered(name, user, 50.0 if name == "draft" else 100.0, 7)
-    return ledger
+                stats.answered(name, user, 50.0 if name == "draft" else 100.0, 7)
+    return stats
 
 
 def enrolled(**units):
-    """A ledger that keeps the profile `arms`, with so many units in each arm."""
-    ledger = kept()
+    """Statistics that keep the profile `arms`, with so many units in each arm."""
+    stats = kept()
     for arm, count in units.items():
         for unit in range(count):
-            assert ledger.assigned(f"{arm}-{unit}", arm)
-    return ledger
+            assert stats.assigned(f"{arm}-{unit}", arm)
+    return stats
 
 
 @pytest.mark.parametrize("profile", LIMITS)
 def test_a_good_result_keeps_every_profiles_limits(profile):
-    ledger = enrolled(**dict.fromkeys(LIMITS[profile].get("arms", {}), 30))
-    assert check(ledger.result(sum(ledger.billed.values())), LIMITS[profile]) == []
+    stats = enrolled(**dict.fromkeys(LIMITS[profile].get("arms", {}), 30))
+    assert check(stats.result(sum(stats.billed.values())), LIMITS[profile]) == []
 
 
 @pytest.mark.parametrize(
@@ -59,18 +59,18 @@ def test_a_good_result_keeps_every_profiles_limits(profile):
     ],
 )
 def test_each_limit_can_be_broken(spoil, said):
-    ledger = kept()
-    result = copy.deepcopy(ledger.result(sum(ledger.billed.values())))
+    stats = kept()
+    result = copy.deepcopy(stats.result(sum(stats.billed.values())))
     spoil(result)
     assert any(said in line for line in check(result, LIMITS["mixed"]))
 
 
 def test_abandoned_work_bounds_what_is_exported_and_not_billed():
-    ledger = kept()
-    ledger.abandoned["reference"] = 10
-    billed, share = sum(ledger.billed.values()), LIMITS["abandonment"]["max_unbilled_share"]
-    assert check(ledger.result(billed + int(10 * 7 * share)), LIMITS["abandonment"]) == []
-    assert check(ledger.result(billed + 10 * 7), LIMITS["abandonment"])
+    stats = kept()
+    stats.abandoned["reference"] = 10
+    billed, share = sum(stats.billed.values()), LIMITS["abandonment"]["max_unbilled_share"]
+    assert check(stats.result(billed + int(10 * 7 * share)), LIMITS["abandonment"]) == []
+    assert check(stats.result(billed + 10 * 7), LIMITS["abandonment"])
 
 
 @pytest.mark.parametrize(
@@ -83,22 +83,22 @@ def test_abandoned_work_bounds_what_is_exported_and_not_billed():
     ],
 )
 def test_units_follow_the_weights_of_their_arms(units, said):
-    ledger = enrolled(**units)
-    broken = check(ledger.result(sum(ledger.billed.values())), LIMITS["arms"])
+    stats = enrolled(**units)
+    broken = check(stats.result(sum(stats.billed.values())), LIMITS["arms"])
     assert len(broken) == len(said)
     assert all(line.startswith(beginning) for line, beginning in zip(broken, said, strict=True))
 
 
 def test_a_unit_stays_in_its_arm():
-    ledger = enrolled(control=1)
-    assert ledger.assigned("control-0", "control")
-    assert not ledger.assigned("control-0", "treatment")
+    stats = enrolled(control=1)
+    assert stats.assigned("control-0", "control")
+    assert not stats.assigned("control-0", "treatment")
 
 
-def test_a_ledger_survives_being_written(tmp_path):
-    ledger = enrolled(control=3, treatment=4)
-    (tmp_path / "ledger.json").write_text(json.dumps(vars(ledger)))
-    assert read_ledger(tmp_path / "ledger.json").result(0.0) == ledger.result(0.0)
+def test_statistics_survive_being_written(tmp_path):
+    stats = enrolled(control=3, treatment=4)
+    (tmp_path / "client_stats.json").write_text(json.dumps(vars(stats)))
+    assert read_stats(tmp_path / "client_stats.json").result(0.0) == stats.result(0.0)
 
 
 def test_jains_index_is_one_for_equals_and_one_nth_for_a_monopoly():
@@ -109,7 +109,7 @@ def test_jains_index_is_one_for_equals_and_one_nth_for_a_monopoly():
 @pytest.mark.parametrize("clients", [1, 8, 16, 64])
 def test_a_perfect_scheduler_is_at_the_fluid_limit_and_has_its_fair_share(clients):
     """All clients of one tier advance together, in calls of at most 16 rows: simulated by hand."""
-    fluid = Fluid(clients, 16, dict.fromkeys(TIERS, 10.0))
+    fluid = FluidLimit(clients, 16, dict.fromkeys(TIERS, 10.0))
     calls = [16] * (clients // 16) + [clients % 16] * (clients % 16 > 0)
     seconds = 10 * sum(map(call_seconds, calls))
     tally = Tally(seconds, {"draft": [seconds] * clients, "balanced": [], "reference": []})
@@ -118,7 +118,7 @@ def test_a_perfect_scheduler_is_at_the_fluid_limit_and_has_its_fair_share(client
 
 
 def test_goals_are_judged_for_each_number_of_clients_and_shown():
-    fluid = Fluid(16, 16, {"draft": 10.0, "balanced": 20.0, "reference": 50.0})
+    fluid = FluidLimit(16, 16, {"draft": 10.0, "balanced": 20.0, "reference": 50.0})
     best = Tally(1.0, {tier: [0.1] * weight for tier, weight in zip(TIERS, WEIGHTS, strict=True)})
     slow = Tally(1.0, {"draft": [1.0], "balanced": [1.0], "reference": [1.0]})
     rows = [standing("batcher", 16, slow, best.rate, fluid), standing("ours", 16, best, best.rate, fluid)]
@@ -150,51 +150,51 @@ def grey(level):
     return np.full((2, 2, 3), level, np.uint8)
 
 
-def steady_witness():
-    witness = Witness(resident=[100] * 100, moves=1, outages=1, moved_away=1)
-    witness.statuses["waits", 200] = 20
-    witness.streamed(Counter({"image_generation.partial_image": 2, "image_generation.completed": 1}), 1)
-    witness.alone("a cat", grey(100), grey(100))
-    witness.drawn("a cat", grey(100))
-    witness.drawn("a cat", grey(101))
-    return witness
+def steady_record():
+    record = SoakRecord(resident=[100] * 100, moves=1, outages=1, moved_away=1)
+    record.statuses["waits", 200] = 20
+    record.streamed(Counter({"image_generation.partial_image": 2, "image_generation.completed": 1}), 1)
+    record.alone("a cat", grey(100), grey(100))
+    record.drawn("a cat", grey(100))
+    record.drawn("a cat", grey(101))
+    return record
 
 
 def test_a_soak_without_fault_has_none():
-    witness = steady_witness()
-    assert witness.answered("waits", 200, None)
-    assert not witness.answered("waits", 503, "5")
-    assert witness.answered("talks nonsense", 404, None, expected=404)
-    assert witness.verdict() == []
+    record = steady_record()
+    assert record.answered("waits", 200, None)
+    assert not record.answered("waits", 503, "5")
+    assert record.answered("talks nonsense", 404, None, expected=404)
+    assert record.verdict() == []
 
 
-def refused(witness, times):
+def refused(record, times):
     for _ in range(times):
-        witness.answered("waits", 503, "5")
+        record.answered("waits", 503, "5")
 
 
 @pytest.mark.parametrize(
     ("happens", "said"),
     [
-        (lambda witness: witness.answered("waits", 500, None), "status 500"),
-        (lambda witness: witness.answered("waits", 503, None), "Retry-After None"),
-        (lambda witness: witness.answered("talks nonsense", 200, None, expected=400), "status 200 where 400"),
-        (lambda witness: witness.drawn("a cat", grey(98)), "2 levels"),
-        (lambda witness: witness.resident.extend([103] * 100), "memory grew by 3.00%"),
-        (lambda witness: witness.resident.clear(), "not seen for long enough"),
-        (lambda witness: setattr(witness, "outages", 0), "no outages"),
-        (lambda witness: setattr(witness, "moved_away", 0), "no streams left in the middle"),
-        (lambda witness: setattr(witness, "streams", 0), "no streams:"),
-        (lambda witness: setattr(witness, "previews", 0), "no previews"),
-        (lambda witness: setattr(witness, "pairs", 0), "no requests alone"),
-        (lambda witness: refused(witness, 3), "waits: 87.0% of the requests were served"),
-        (lambda witness: witness.statuses.clear(), "waits: 0.0% of the requests were served"),
-        (lambda witness: witness.streamed(Counter({"image_generation.completed": 1}), 2), "a stream of 2 images ended after"),
-        (lambda witness: witness.streamed(Counter({"image_generation.completed": 1, "error": 1}), 1), "a stream of 1 images"),
-        (lambda witness: witness.alone("a cat", grey(100), grey(101)), "asked alone, an image is not the same twice: a cat"),
+        (lambda record: record.answered("waits", 500, None), "status 500"),
+        (lambda record: record.answered("waits", 503, None), "Retry-After None"),
+        (lambda record: record.answered("talks nonsense", 200, None, expected=400), "status 200 where 400"),
+        (lambda record: record.drawn("a cat", grey(98)), "2 levels"),
+        (lambda record: record.resident.extend([103] * 100), "memory grew by 3.00%"),
+        (lambda record: record.resident.clear(), "not seen for long enough"),
+        (lambda record: setattr(record, "outages", 0), "no outages"),
+        (lambda record: setattr(record, "moved_away", 0), "no streams left in the middle"),
+        (lambda record: setattr(record, "streams", 0), "no streams:"),
+        (lambda record: setattr(record, "previews", 0), "no previews"),
+        (lambda record: setattr(record, "pairs", 0), "no requests alone"),
+        (lambda record: refused(record, 3), "waits: 87.0% of the requests were served"),
+        (lambda record: record.statuses.clear(), "waits: 0.0% of the requests were served"),
+        (lambda record: record.streamed(Counter({"image_generation.completed": 1}), 2), "a stream of 2 images ended after"),
+        (lambda record: record.streamed(Counter({"image_generation.completed": 1, "error": 1}), 1), "a stream of 1 images"),
+        (lambda record: record.alone("a cat", grey(100), grey(101)), "asked alone, an image is not the same twice: a cat"),
     ],
 )
 def test_each_fault_of_a_soak_is_told(happens, said):
-    witness = steady_witness()
-    happens(witness)
-    assert any(said in line for line in witness.verdict())
+    record = steady_record()
+    happens(record)
+    assert any(said in line for line in record.verdict())

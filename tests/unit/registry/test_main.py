@@ -16,7 +16,7 @@ from schedule_strategies import MODEL, schedule
 from typer.testing import CliRunner, Result
 
 from registry.__main__ import app
-from registry.schedule import Schedule
+from registry.schedule import Schedule, teacher
 
 FIDELITY = {"rfid": 0.914, "psnr": 21.26, "images": 1024}
 CHEAP = schedule(cost={"macs": 5, "rows": 2, "relative": 0.1})
@@ -93,6 +93,18 @@ def test_list_shows_tiers_and_versions(shell: Shell) -> None:
     assert (first["number"], first["fidelity"], first["steps"]) == (1, None, {"full": 5, "partial": 0, "null": 45})
     assert (second["cost"]["relative"], second["fidelity"]["rfid"], second["author"]) == (0.134, 0.914, "ada")
     assert [version["number"] for version in shell.json("list", "--last", "1")["versions"]] == [2]
+
+
+def test_list_counts_computed_steps_out_of_the_teachers(empty: Shell) -> None:
+    """Also of a schedule whose own trajectory has another length: what matters is what the teacher would take."""
+    shorter = schedule(2, steps=48, count=4)
+    reference = teacher(MIDDLE.model, MIDDLE.solver)
+    empty.run("publish", *(empty.file(one, f"{one.digest}.json") for one in (MIDDLE, shorter, reference)))
+    assert "10 (5+5)" in empty.run("list").stdout, "nobody has said yet which schedule is the teacher"
+    empty.run("promote", "reference", reference.digest)
+    text = empty.run("list").stdout
+    for words in ("10 of 50 (5+5)", "8 of 50 (4+4)", "50 of 50 (50+0)"):
+        assert words in text
 
 
 @pytest.mark.parametrize("ref", ["fast", "2", MIDDLE.digest, MIDDLE.digest[:8]])

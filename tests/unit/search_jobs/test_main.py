@@ -91,10 +91,10 @@ def test_evaluate_measures_on_what_searches_hold_out_and_says_what(
     line = ("--model", MODEL, "--prompts", file, "--images", 2, "--teacher-steps", 4, "--guidance", 1, "--seed", 3)
     result = call("evaluate", schedule, *line, *flags)
     assert result.exit_code == 0, result.output
-    found = json.loads(result.stdout)
-    assert found["held_out"] == held_out
+    figures = json.loads(result.stdout)
+    assert figures["held_out"] == held_out
 
     prompts = read_prompts(file) if flags else halves(read_prompts(file))[1]
     oracle = Objective(model, extractor(f"{MODEL}/clip"), fresh(prompts, 2, 3), teacher_steps=4, guidance=1)
     measure = oracle.evaluate(Schedule.parse(schedule.read_bytes())).measurement
-    assert {name: found[name] for name in ("rfid", "psnr")} == {"rfid": measure.rfid, "psnr": measure.psnr}
+    assert {name: figures[name] for name in ("rfid", "psnr")} == {"rfid": measure.rfid, "psnr": measure.psnr}

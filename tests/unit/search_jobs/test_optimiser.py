@@ -97,8 +97,8 @@ def test_for_every_budget_it_finds_better_points_than_as_many_random_ones() -> N
                 genome = SPACE.mutate(genome, rng)
             random.append(Point(genome, cost_of(genome), loss_of(genome)))
         for budget in BUDGETS:
-            found, lucky = (min(p.loss for p in points if p.cost <= budget) for points in (history, random))
-            wins += found < lucky
+            searched, lucky = (min(p.loss for p in points if p.cost <= budget) for points in (history, random))
+            wins += searched < lucky
     assert wins == 12
 
 

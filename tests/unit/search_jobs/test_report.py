@@ -140,8 +140,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of a model without texts, for budgets only, compared with others."""
     report = document() | {"tiers": {}, "samples": {"prompts": ["", ""], "seeds": [40, 41]}}
-    for found in report["budgets"]:
-        found["held-out"] = found["held-out"] | {"clip_score": None}
+    for budget_entry in report["budgets"]:
+        budget_entry["held-out"] = budget_entry["held-out"] | {"clip_score": None}
     folder = kept(tmp_path_factory.mktemp("run") / "bare", report)
     (folder / "compare.json").write_text(json.dumps(comparison()))
     write(read(folder))

@@ -85,13 +85,13 @@ def test_a_mutation_changes_something(seed: int) -> None:
 
 def test_size_counts_what_enumeration_finds() -> None:
     place = space(teacher_steps=6, segments=(2, 3), branches=2, max_partial=1)
-    found = set()
+    digests = set()
     for count in (2, 3):
         length = place.length(count)
         choices = [Segment()] + [Segment(partial=(o,), branch=b) for o in range(1, length) for b in (1, 2)]
         for solver, segments in product(place.solvers, product(choices, repeat=count)):
-            found.add(place.schedule(Genome(solver, segments)).digest)
-    assert place.size() == len(found)
+            digests.add(place.schedule(Genome(solver, segments)).digest)
+    assert place.size() == len(digests)
 
 
 def test_a_space_of_one_point_gives_it_back() -> None:
@@ -112,13 +112,13 @@ BASELINES = Baselines(
 
 @pytest.mark.parametrize("budget", [0.5, 0.2, 0.08])
 def test_what_is_set_by_hand_is_affordable_and_one_full_step_more_is_not(budget: float) -> None:
-    found = list(BASELINES.strongest(budget, 50, every=(2, 5)))
-    assert len({one.schedule.digest for one in found}) == len(found)
-    families = {one.family for one in found}
+    strongest = list(BASELINES.strongest(budget, 50, every=(2, 5)))
+    assert len({one.schedule.digest for one in strongest}) == len(strongest)
+    families = {one.family for one in strongest}
     cached = {"cached fewer-step ddim", "cached fewer-step dpmsolver++"}
     deepcache = {"uniform DeepCache"} if budget > 0.1 else set()  # else 49 partial steps alone cost more
     assert families == {"fewer-step ddim", "fewer-step dpmsolver++"} | cached | deepcache
-    for one in found:
+    for one in strongest:
         assert BASELINES.cost_of(one.schedule) <= budget
         solver, full, every = one.schedule.solver, len(one.schedule.segments), one.schedule.length
         assert one.schedule.counts()["null"] == 0
@@ -137,9 +137,9 @@ def test_uniform_deepcache_computes_every_step_and_one_in_n_in_full() -> None:
 @pytest.mark.parametrize("teacher_steps", [2, 50, 899, 900])
 def test_uniform_deepcache_of_a_long_teacher_keeps_to_the_limit_of_steps(teacher_steps: int) -> None:
     free = Baselines(MODEL, BASELINES.solver, branches=1, cost_of=lambda one: 0.3 if one.length < 599 <= teacher_steps else 0.1)
-    (found,) = (one.schedule for one in free.strongest(0.2, teacher_steps) if one.family == "uniform DeepCache")
-    assert found.solver.teacher_steps <= 1000
-    assert found.length == (599 if teacher_steps > 599 else 2)
+    (schedule,) = (one.schedule for one in free.strongest(0.2, teacher_steps) if one.family == "uniform DeepCache")
+    assert schedule.solver.teacher_steps <= 1000
+    assert schedule.length == (599 if teacher_steps > 599 else 2)
 
 
 def test_a_genome_beyond_the_bounds_stays_a_valid_schedule_and_goes_only_towards_them() -> None:

@@ -1,4 +1,4 @@
-"""What the clients of a profile saw: times, refusals, hang-ups, arms, and the MACs that answers billed. Pure bookkeeping."""
+"""What the clients of a profile saw: times, refusals, hang-ups, arms, and the MACs that answers billed. No input or output."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 
 
 @dataclass
-class Ledger:
-    """Filled by the users of one locust process. `name` is a tier, or an arm; latencies in ms."""
+class ClientStats:
+    """What all users of one locust process saw. `name` is a tier or an arm; latencies are in ms, MACs per image."""
 
     latencies: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     failures: Counter[str] = field(default_factory=Counter)
@@ -23,18 +23,18 @@ class Ledger:
     arms: dict[str, str] = field(default_factory=dict)  # by unit
 
     def joined(self, user: int) -> None:
-        """A user began; one that is never answered counts too."""
+        """Count a user, so that one who is never answered counts too."""
         self.users[user] += 0
 
     def answered(self, name: str, user: int, milliseconds: float, macs: int) -> None:
-        """An image came, and this is what it cost."""
+        """Count an image: its latency, and the MACs that its answer bills."""
         self.latencies[name].append(milliseconds)
         self.billed[name] += macs
         self.price[name] = max(macs, self.price.get(name, 0))
         self.users[user] += 1
 
     def assigned(self, unit: str, arm: str) -> bool:
-        """A unit got an arm; whether it is the one that it had before."""
+        """Note a unit's arm. Returns whether it is the one that the unit had before."""
         return self.arms.setdefault(unit, arm) == arm
 
     def result(self, exported_macs: float) -> dict[str, Any]:
@@ -46,7 +46,7 @@ class Ledger:
         names = sorted({*self.latencies, *self.failures, *self.refused, *self.abandoned})
         dearest = max(self.price.values(), default=0)
         return {
-            "names": {name: self._one(name) for name in names},
+            "names": {name: self._figures(name) for name in names},
             "fairness": jain(list(self.users.values())),
             "units": Counter(self.arms.values()),
             "billed_macs": sum(self.billed.values()),
@@ -54,7 +54,7 @@ class Ledger:
             "abandoned_macs": sum(count * self.price.get(name, dearest) for name, count in self.abandoned.items()),
         }
 
-    def _one(self, name: str) -> dict[str, float]:
+    def _figures(self, name: str) -> dict[str, float]:
         times = self.latencies[name]
         p50, p95 = np.percentile(times, [50, 95]).tolist() if times else (0.0, 0.0)
         return {

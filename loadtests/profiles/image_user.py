@@ -1,4 +1,4 @@
-"""The user that all profiles are made of: asks, checks the answer, and writes everything into the ledger."""
+"""The user that all profiles are made of: asks, checks the answer, and keeps what it saw in `stats`."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from typing import Any
 
 from locust import HttpUser, events
 
-from loadtests.ledger import Ledger
+from loadtests.client_stats import ClientStats
 
 PROMPTS = ("red heart", "cat face", "tomato", "sunflower", "tiger face", "hamburger")
 TIMEOUT = 300.0  # seconds; the service's own limit comes first
 
-ledger = Ledger()
+stats = ClientStats()
 _numbers = count()
 
 
 @events.quitting.add_listener
-def write_ledger(**_: Any) -> None:
-    """Leave it for `loadtests.run`, which knows what the server exported."""
-    if path := os.environ.get("LOADTEST_LEDGER"):
-        Path(path).write_text(json.dumps(vars(ledger)))
+def write_stats(**_: Any) -> None:
+    """Leave the statistics for `loadtests.run`, which knows what the server exported."""
+    if path := os.environ.get("LOADTEST_STATS"):
+        Path(path).write_text(json.dumps(vars(stats)))
 
 
-class Asking(HttpUser):
+class ImageUser(HttpUser):
     """One client that waits for each image before it asks for the next."""
 
     abstract = True
 
     def on_start(self) -> None:
-        """Look at what this service offers."""
+        """Take a number, and ask the service for its tiers."""
         self.number = next(_numbers)
-        ledger.joined(self.number)
+        stats.joined(self.number)
         self.offered = {tier["tier"]: tier for tier in self.client.get("/v1/tiers", name="tiers").json()["tiers"]}
 
     def ask(self, name: str, unit: str | None = None, **choice: Any) -> None:
@@ -47,7 +47,7 @@ class Asking(HttpUser):
         body = self._body(choice) | ({"unit": unit} if unit else {})
         with self.client.post("/generate", json=body, name=name, timeout=TIMEOUT, catch_response=True) as reply:
             if reply.status_code == 429 and "Retry-After" in reply.headers:
-                ledger.refused[name] += 1
+                stats.refused[name] += 1
                 reply.success()
                 sleep(float(reply.headers["Retry-After"]))
                 return
@@ -57,7 +57,7 @@ class Asking(HttpUser):
         """Ask for an image and close the connection after `seconds`; what comes sooner is an answer like any other."""
         with self.client.post("/generate", json=self._body(choice), name=name, timeout=seconds, catch_response=True) as reply:
             if reply.status_code == 0:
-                ledger.abandoned[name] += 1
+                stats.abandoned[name] += 1
                 reply.success()
             else:
                 self._book(reply, name, choice)
@@ -66,13 +66,13 @@ class Asking(HttpUser):
         fault = _fault(reply, choice)
         if unit and not fault:
             name = str(reply.json()["arm"])
-            if not ledger.assigned(unit, name):
-                fault = f"{unit} was in {ledger.arms[unit]} and is in {name} now"
+            if not stats.assigned(unit, name):
+                fault = f"{unit} was in {stats.arms[unit]} and is in {name} now"
         if fault:
-            ledger.failures[name] += 1
+            stats.failures[name] += 1
             reply.failure(fault)
         else:
-            ledger.answered(name, self.number, reply.request_meta["response_time"], reply.json()["macs"])
+            stats.answered(name, self.number, reply.request_meta["response_time"], reply.json()["macs"])
 
     def _body(self, choice: dict[str, Any]) -> dict[str, Any]:
         return {"prompt": random.choice(PROMPTS), "seed": random.randrange(2**31), **choice}

@@ -18,7 +18,7 @@ RETRYABLE = (429, 503)  # must say when to come back
 
 
 @dataclass
-class Witness:
+class SoakRecord:
     """Statuses by kind of visitor, pixels by what decides them, memory by time."""
 
     statuses: Counter[tuple[str, int]] = field(default_factory=Counter)
@@ -74,19 +74,19 @@ class Witness:
 
     @property
     def growth(self) -> float | None:
-        """Of memory: the last quarter's median over the first one's after the warm-up. None for less than 8 samples."""
+        """Growth of memory, the last quarter's median over the first one's after the warm-up. None for fewer than 8 samples."""
         flat = self.resident[int(WARM_UP * len(self.resident)) :]
         quarter = len(flat) // 4
         return median(flat[-quarter:]) / median(flat[:quarter]) - 1 if quarter >= 2 else None
 
     def verdict(self) -> list[str]:
-        """Every violation, those of the whole last."""
-        found = [f"{times} times: {text}" for text, times in Counter(self.violations).items()]
+        """Every violation; last those of the run as a whole."""
+        broken = [f"{times} times: {text}" for text, times in Counter(self.violations).items()]
         if self.growth is None or self.growth > MAX_GROWTH:
             grown = "was not seen for long enough" if self.growth is None else f"grew by {self.growth:.2%} after the warm-up"
-            found.append(f"memory {grown}, the limit is {MAX_GROWTH:.0%}")
+            broken.append(f"memory {grown}, the limit is {MAX_GROWTH:.0%}")
         if self.served < MIN_SERVED:
-            found.append(f"waits: {self.served:.1%} of the requests were served, the limit is {MIN_SERVED:.0%}")
+            broken.append(f"waits: {self.served:.1%} of the requests were served, the limit is {MIN_SERVED:.0%}")
         seen = {
             "repeated images": self.apart.total(),
             "streams": self.streams,
@@ -96,10 +96,10 @@ class Witness:
             "alias moves": self.moves,
             "outages": self.outages,
         }
-        return found + [f"no {name}: the soak proves nothing about them" for name, count in seen.items() if not count]
+        return broken + [f"no {name}: the soak proves nothing about them" for name, count in seen.items() if not count]
 
     def summary(self) -> str:
-        """A few lines."""
+        """What happened, in a few lines for people."""
         statuses = "\n".join(f"  {visitor}: {count} × {status}" for (visitor, status), count in sorted(self.statuses.items()))
         apart = ", ".join(f"{count} at most {levels} levels apart" for levels, count in sorted(self.apart.items()))
         growth = "unknown" if self.growth is None else f"{self.growth:+.2%}"
