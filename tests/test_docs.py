@@ -55,7 +55,7 @@ def test_the_readme_names_only_make_targets_that_exist() -> None:
 
 
 def test_the_glossary_has_each_word_once() -> None:
-    words = re.findall(r"^\| ([^|]+?) \|", (ROOT / "docs" / "glossary.md").read_text(), re.MULTILINE)
+    words = re.findall(r"^\| (?!word \|)([^|]+?) \|", (ROOT / "docs" / "glossary.md").read_text(), re.MULTILINE)
     assert len(words) == len(set(words)) > 20
 
 
