@@ -48,9 +48,9 @@ def started(
 ) -> Iterator[RunningService]:
     """Run `bentoml serve` with these FLEXI_* settings; yields once /readyz says that the service is ready.
 
-    `root`: the folder of the service's packages. Output goes to `log`. The process and its children are ended on the way out, also when this process gets SIGTERM. Raises
-    `RuntimeError` when `port` (0: any free one) is taken, and with the log's end when the service stops or is not ready in
-    `patience` seconds.
+    `root`: the folder that holds the service's packages. Output goes to `log`. The process and its children are ended on the
+    way out, also when this process gets SIGTERM. Raises `RuntimeError` when `port` (0: any free one) is taken, and with the
+    log's end when the service stops or is not ready in `patience` seconds.
     """
     port = free_port(port)
     log.parent.mkdir(parents=True, exist_ok=True)
