@@ -30,7 +30,7 @@ def bench(
     from rich.console import Console
 
     from benchmarks.engine import deepcache
-    from benchmarks.engine.measurement import Measurement, print_table
+    from benchmarks.engine.measurement import BenchmarkResult, print_table
     from benchmarks.engine.sections import SECTIONS
     from benchmarks.engine.workload import of_folder
 
@@ -41,7 +41,7 @@ def bench(
     if repeats < 1 or threads < 1:
         raise InvalidInput(f"repeats and threads: must be at least 1, got {repeats} and {threads}", param="repeats")
     torch.set_num_threads(threads)
-    workload, measurements = of_folder(model), list[Measurement]()
+    workload, measurements = of_folder(model), list[BenchmarkResult]()
     progress = Console(stderr=True)
     for name in [name for name in SECTIONS if name in chosen]:
         progress.print(f"measuring: {name}", style="dim")

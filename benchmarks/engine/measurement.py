@@ -12,7 +12,7 @@ from benchmarks.engine.timing import Spread
 
 
 @dataclass(frozen=True)
-class Measurement:
+class BenchmarkResult:
     """One result: what was measured, in which `unit` (× for a ratio), and the goal for its median, at most or at least.
 
     Without a spread it was not measured, and `note` says why.
@@ -42,7 +42,7 @@ class Measurement:
         return "" if self.at_least is None else f"≥ {self.at_least}"
 
 
-def print_table(about: Mapping[str, object], measurements: Sequence[Measurement]) -> None:
+def print_table(about: Mapping[str, object], measurements: Sequence[BenchmarkResult]) -> None:
     """Print all measurements, a rule between two sections; `about` (what was measured on what) is the title."""
     table = Table(title=", ".join(f"{name} {value}" for name, value in about.items()))
     for column in ("what", "median", "10–90 %", "goal", "", "note"):

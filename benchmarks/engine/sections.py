@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.engine import deepcache
-from benchmarks.engine.measurement import Measurement
+from benchmarks.engine.measurement import BenchmarkResult
 from benchmarks.engine.noop_unet import NoopUNet
 from benchmarks.engine.timing import Spread, side_by_side
 from benchmarks.engine.workload import Workload, stable_diffusion_15
@@ -23,13 +23,13 @@ SAME_WORK = 1e-4  # two outputs closer than this are of the same work
 FEW = 3  # pairs where one takes seconds
 
 
-def steps(workload: Workload, repeats: int) -> Iterator[Measurement]:
+def steps(workload: Workload, repeats: int) -> Iterator[BenchmarkResult]:
     """One full step against `unet(…)`, one partial step against DeepCache's, on one row and on eight."""
     for rows in (1, 8):
         yield from _steps("steps", workload, rows, repeats, repeats)
 
 
-def sd15(_: Workload, repeats: int) -> Iterator[Measurement]:
+def sd15(_: Workload, repeats: int) -> Iterator[BenchmarkResult]:
     """Steps and one generation on Stable Diffusion v1.5's UNet, whatever the model folder."""
     big = stable_diffusion_15()
     for rows in (1, 2):
@@ -37,14 +37,14 @@ def sd15(_: Workload, repeats: int) -> Iterator[Measurement]:
     yield _generation("sd15", big, 1, 1, min(FEW, repeats))
 
 
-def generation(workload: Workload, repeats: int) -> Iterator[Measurement]:
+def generation(workload: Workload, repeats: int) -> Iterator[BenchmarkResult]:
     """Whole generations of 50 steps, every fifth one full, against DeepCache's in diffusers' pipeline."""
     for rows in (1, 8):
         for branch in (1, 2):
             yield _generation("generation", workload, branch, rows, repeats)
 
 
-def speedup(workload: Workload, repeats: int) -> Iterator[Measurement]:
+def speedup(workload: Workload, repeats: int) -> Iterator[BenchmarkResult]:
     """Wall-clock speed-up over the teacher, divided by the speed-up in MACs: 1 where no time is lost."""
     schedules = {
         "10 full + 40 partial, s=1": workload.program(10, (1, 2, 3, 4), 1),
@@ -59,10 +59,10 @@ def speedup(workload: Workload, repeats: int) -> Iterator[Measurement]:
             wall = seconds[:, 0] / seconds[:, i]
             note = f"{Spread.of(wall).median:.2f}× by the clock, {macs[0] / macs[i]:.2f}× in MACs"
             what = f"speed-up by the clock / in MACs, {name}, {_rows(rows)}"
-            yield Measurement("speedup", what, Spread.of(wall * macs[i] / macs[0]), at_least=0.97, note=note)
+            yield BenchmarkResult("speedup", what, Spread.of(wall * macs[i] / macs[0]), at_least=0.97, note=note)
 
 
-def overhead(workload: Workload, repeats: int) -> Iterator[Measurement]:
+def overhead(workload: Workload, repeats: int) -> Iterator[BenchmarkResult]:
     """Time of a wave around its UNet call: a whole generation in waves, with a UNet that computes nothing."""
     program, timestep = workload.program(10, (1, 2, 3, 4), 1), torch.tensor(500.0)
     for rows in (1, 2, 4, 8, 16, 32, 64):
@@ -73,12 +73,12 @@ def overhead(workload: Workload, repeats: int) -> Iterator[Measurement]:
         seconds = side_by_side([waves, step], repeats) / (len(program.steps), 1)
         share = Spread.of(seconds[:, 0] / seconds[:, 1]).median
         spread, note = Spread.of(1e3 * seconds[:, 0]), f"{share:.3f} of a partial step s=1 of as many rows"
-        yield Measurement(
+        yield BenchmarkResult(
             "overhead", f"a wave without its UNet, {_rows(rows)}", spread, "ms", at_most=0.5 if rows == 32 else None, note=note
         )
 
 
-def curve(workload: Workload, repeats: int) -> Iterator[Measurement]:
+def curve(workload: Workload, repeats: int) -> Iterator[BenchmarkResult]:
     """What a row costs in a wave of many, against a row alone, for each kind of step."""
     network, sizes = workload.network, (1, 2, 4, 8, 16, 32)
     samples, conditions = [workload.noise(rows) for rows in sizes], [workload.condition(rows) for rows in sizes]
@@ -97,10 +97,10 @@ def curve(workload: Workload, repeats: int) -> Iterator[Measurement]:
         for i, rows in enumerate(sizes[1:], start=1):
             note = f"{1e3 * Spread.of(seconds[:, i]).median:.2f} ms a row, alone {1e3 * Spread.of(seconds[:, 0]).median:.2f} ms"
             what = f"a row of {rows} / a row alone, {f'partial s={branch}' if branch else 'full'}"
-            yield Measurement("curve", what, Spread.of(seconds[:, i] / seconds[:, 0]), note=note)
+            yield BenchmarkResult("curve", what, Spread.of(seconds[:, i] / seconds[:, 0]), note=note)
 
 
-def _steps(section: str, workload: Workload, rows: int, full_pairs: int, partial_pairs: int) -> Iterator[Measurement]:
+def _steps(section: str, workload: Workload, rows: int, full_pairs: int, partial_pairs: int) -> Iterator[BenchmarkResult]:
     """A full step against the UNet's own forward, partial steps against DeepCache's, in so many pairs of measurements."""
     network, unet, condition = workload.network, workload.network.unet, workload.condition(rows)
     first, then = workload.noise(rows), workload.noise(rows + 1)[:rows]
@@ -111,32 +111,32 @@ def _steps(section: str, workload: Workload, rows: int, full_pairs: int, partial
         full_pairs,
     )
     what = f"full step / unet(…), {_rows(rows)}"
-    yield Measurement(section, what, Spread.of(seconds[:, 0] / seconds[:, 1]), at_most=1.0, note=workload.name)
+    yield BenchmarkResult(section, what, Spread.of(seconds[:, 0] / seconds[:, 1]), at_most=1.0, note=workload.name)
     _, kept = network.full(first, early, condition, keep={1, 2})
     for branch in (1, 2):
         what = f"partial step s={branch} / DeepCache's, {_rows(rows)}"
         if deepcache.installed() is None or condition.context is None:
-            yield Measurement(section, what, None, at_most=0.9, note=deepcache.ABSENT)
+            yield BenchmarkResult(section, what, None, at_most=0.9, note=deepcache.ABSENT)
             continue
         theirs = deepcache.cached_step(unet, workload.scheduler, branch, first, then, condition.context)
         ours = partial(network.partial, then, late, condition, branch, kept[branch])
         apart = (ours() - theirs()).abs().max().item()
         note = f"outputs {apart:.0e} apart" if apart <= SAME_WORK else f"NOT THE SAME WORK: outputs {apart:.0e} apart"
         seconds = side_by_side([ours, theirs], partial_pairs)
-        yield Measurement(section, what, Spread.of(seconds[:, 0] / seconds[:, 1]), at_most=0.9, note=note)
+        yield BenchmarkResult(section, what, Spread.of(seconds[:, 0] / seconds[:, 1]), at_most=0.9, note=note)
 
 
-def _generation(section: str, workload: Workload, branch: int, rows: int, repeats: int) -> Measurement:
+def _generation(section: str, workload: Workload, branch: int, rows: int, repeats: int) -> BenchmarkResult:
     """A whole generation of 50 steps, every fifth one full and the others partial of this branch, against DeepCache's."""
     what = f"50 steps, 10 of them full, rest s={branch} / DeepCache's, {_rows(rows)}"
     condition = workload.condition(rows)
     if deepcache.installed() is None or condition.context is None:
-        return Measurement(section, what, None, at_most=0.9, note=deepcache.ABSENT)
+        return BenchmarkResult(section, what, None, at_most=0.9, note=deepcache.ABSENT)
     ours = _ours(workload, workload.program(10, (1, 2, 3, 4), branch), rows)
     theirs = deepcache.generation(workload.network.unet, workload.scheduler, 5, branch, workload.noise(rows), condition.context)
     apart = (ours() - theirs()).abs().max().item()
     seconds = side_by_side([ours, theirs], repeats)
-    return Measurement(section, what, Spread.of(seconds[:, 0] / seconds[:, 1]), at_most=0.9, note=f"latents {apart:.0e} apart")
+    return BenchmarkResult(section, what, Spread.of(seconds[:, 0] / seconds[:, 1]), at_most=0.9, note=f"latents {apart:.0e} apart")
 
 
 def _ours(workload: Workload, program: Program, rows: int) -> Callable[[], Tensor]:
@@ -158,7 +158,7 @@ def _rows(rows: int) -> str:
     return f"{rows} row{'s' * (rows > 1)}"
 
 
-SECTIONS: dict[str, Callable[[Workload, int], Iterator[Measurement]]] = {
+SECTIONS: dict[str, Callable[[Workload, int], Iterator[BenchmarkResult]]] = {
     "steps": steps,
     "generation": generation,
     "speedup": speedup,

@@ -34,7 +34,7 @@ forecast_ratio = Histogram(
     buckets=(0.1, 0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2, 4, 10),
 )  # fmt: skip
 engine_up = Gauge(
-    "flexi_engine_up", "1 while the engine's thread takes orders; the least of all workers.", multiprocess_mode="livemin"
+    "flexi_engine_up", "1 while the engine's thread takes images; the least of all workers.", multiprocess_mode="livemin"
 )
 queue_seconds = Gauge(
     "flexi_queue_seconds", "Predicted time for the work accepted and not done; the most of all workers.",

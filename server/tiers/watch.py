@@ -57,7 +57,8 @@ class Watch:
         except Exception as error:  # whatever a store does, the watch goes on
             if isinstance(error, Unsupported | InvalidInput) and not self._started:
                 raise
-            self._failed(REGISTRY, f"the registry could not be read: {error}")
+            reason = error.text if isinstance(error, FlexiError) else error
+            self._failed(REGISTRY, f"the registry could not be read: {reason}")
             return False
         self._faults.mended(REGISTRY)
         self._put(tiers)

@@ -65,5 +65,5 @@ def test_a_lost_engine_takes_its_worker_down_and_another_one_serves(served, faul
     answer = httpx.post(f"{served.address}/generate", json=BODY, timeout=PATIENCE)
     assert answer.status_code == 200, answer.text
     lines = httpx.get(f"{served.address}/metrics", timeout=60).text.splitlines()
-    assert "flexi_inflight_images 0.0" in lines, "rows of the dead worker are still counted"
+    assert "flexi_inflight_images 0.0" in lines, "images of the dead worker are still counted"
     assert "flexi_engine_up 1.0" in lines

@@ -171,7 +171,7 @@ def test_a_fault_is_told_and_fails_no_request(site: Site, client: httpx.Client, 
             site.proxy.open()
     output, line = shell.communicate()
     assert (shell.returncode, output, line.count("\n")) == (1, "", 1), line + output
-    assert re.match(rf"error: cannot \w+ s3://flexi/server-faults.* at {site.proxy.endpoint}: .*({advice})", line)
+    assert re.match(rf"error: registry: cannot \w+ s3://flexi/server-faults.* at {site.proxy.endpoint}: .*({advice})", line)
     warning = next(event for event in site.said()[told:] if event.startswith("the registry could not be read: "))
     assert re.search(advice, warning)
     mended(client)
