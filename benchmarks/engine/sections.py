@@ -136,7 +136,8 @@ def _generation(section: str, workload: Workload, branch: int, rows: int, repeat
     theirs = deepcache.generation(workload.network.unet, workload.scheduler, 5, branch, workload.noise(rows), condition.context)
     apart = (ours() - theirs()).abs().max().item()
     seconds = side_by_side([ours, theirs], repeats)
-    return BenchmarkResult(section, what, Spread.of(seconds[:, 0] / seconds[:, 1]), at_most=0.9, note=f"latents {apart:.0e} apart")
+    note = f"latents {apart:.0e} apart"
+    return BenchmarkResult(section, what, Spread.of(seconds[:, 0] / seconds[:, 1]), at_most=0.9, note=note)
 
 
 def _ours(workload: Workload, program: Program, rows: int) -> Callable[[], Tensor]:

@@ -234,7 +234,7 @@ class TestEveryStore:
         """Any sequence of writes ends the same way as on the memory store."""
         here, twin = f"t{uuid.uuid4().hex}", MemoryStore()
         for step, (command, i) in enumerate(commands):
-            outcomes = [_apply(each, command, f"{here}/{i}", b"%d" % step) for each in (store, twin)]
+            outcomes = [_apply(one, command, f"{here}/{i}", b"%d" % step) for one in (store, twin)]
             assert outcomes[0] == outcomes[1]
         keys = list(store.list(f"{here}/"))
         assert keys == list(twin.list(""))

@@ -35,7 +35,7 @@ class DyingStore(MemoryStore):
         self._objects[key] = data
 
     def lose(self, key: str) -> None:
-        """The same, with another kind of damage."""
+        """What a disk that forgets does."""
         del self._objects[key]
 
     def _spend(self) -> None:

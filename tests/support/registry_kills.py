@@ -77,17 +77,17 @@ def _seconds(catalog: Catalog, number: int) -> float:
 
 def _check(catalog: Catalog, before: list[Version]) -> Counter[str]:
     """What the kill left: no damage, all earlier versions as they were; at which moment it came."""
-    found = Verification(catalog)
-    assert found.damage == []
+    verified = Verification(catalog)
+    assert verified.damage == []
     versions = catalog.versions()
     assert versions[: len(before)] == before
     assert [version.number for version in versions] == list(range(1, len(versions) + 1))
     for version in versions:
         assert catalog.schedule(version.digest).digest == version.digest
-    schedules = sum(key.startswith("emoji64/schedules/") for key in found.keys)
-    if found.findings:
+    schedules = sum(key.startswith("emoji64/schedules/") for key in verified.keys)
+    if verified.findings:
         return Counter(
-            ["before the audit entry" if "audit" in finding.key else "after the claim" for finding in found.findings]
+            ["before the audit entry" if "audit" in finding.key else "after the claim" for finding in verified.findings]
         )
     return Counter(["after the schedule" if schedules > len(versions) else "elsewhere"])
 

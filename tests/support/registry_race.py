@@ -62,7 +62,7 @@ def race(place: Place, rounds: int) -> str:
         told = pool.starmap(write, [(place, i, rounds // WRITERS) for i in range(WRITERS)])
     seconds = time.monotonic() - began
 
-    history, done = catalog.history("fast"), [each.done for each in told]
+    history, done = catalog.history("fast"), [report.done for report in told]
     assert sorted((move.reason, move.version) for move in history) == sorted(move for moves in done for move in moves)
     for i, moves in enumerate(done):
         assert [move.reason for move in history if move.author == f"writer {i}"] == [reason for reason, _ in moves]
@@ -74,7 +74,7 @@ def race(place: Place, rounds: int) -> str:
     ]
     assert all(after.before == before.after for before, after in pairwise(entries))
     assert Verification(catalog).findings == []
-    refused, promotions = sum(each.refused for each in told), sum(move.action == "promote" for move in history)
+    refused, promotions = sum(report.refused for report in told), sum(move.action == "promote" for move in history)
     return (
         f"{WRITERS} writers, {promotions} promotions, {len(history) - promotions} rollbacks, {refused} rollbacks refused: "
         f"{len(history)} moves in one history, {len(entries)} audit entries; "

@@ -24,10 +24,10 @@ A, B, C = schedule(), schedule(5), schedule(3, 6)
 def source(tmp_path: Path) -> Catalog:
     catalog = Catalog(MemoryStore(), "emoji64", author="ada")
     key, _ = SigningKey.make(tmp_path / "key.pem")
-    for each in (A, B, C):
-        catalog.publish(each, f"note {len(each.segments)}")
-        catalog.attach(each.digest, "report.json", each.digest.encode())
-        catalog.sign(each, key)
+    for published in (A, B, C):
+        catalog.publish(published, f"note {len(published.segments)}")
+        catalog.attach(published.digest, "report.json", published.digest.encode())
+        catalog.sign(published, key)
     catalog.promote("fast", 2, "better")
     catalog.promote("best", 3)
     return catalog
@@ -59,7 +59,7 @@ def test_everything_arrives_and_arrives_once(source: Catalog, target: Catalog, t
     ]
     for ref in (1, 2, 3, "fast", "best"):
         assert target.resolve(ref) == source.resolve(ref)
-    assert [each.note for each in target.versions()] == [each.note for each in source.versions()]
+    assert [version.note for version in target.versions()] == [version.note for version in source.versions()]
     assert target.history("fast")[-1].reason == "import: better"
     assert target.store.get(f"emoji64/artifacts/{A.digest}/report.json").data == A.digest.encode()
     trusted = Catalog(target.store, "emoji64", trusted=TrustedKeys.read(tmp_path / "key.pub.pem"))
@@ -87,8 +87,8 @@ def test_chosen_refs_go_alone(source: Catalog, target: Catalog) -> None:
 
 def test_what_is_there_stays(source: Catalog, target: Catalog) -> None:
     dearer = B.model_copy(update={"cost": Cost(macs=1, rows=1, relative=0.9)})
-    for each in (C, dearer):
-        target.publish(each)
+    for published in (C, dearer):
+        target.publish(published)
     target.promote("fast", 1, "ours")
     assert outcomes(Bundle.of(source), target) == [
         (A.digest[:8], "published: version 3"),
@@ -182,7 +182,7 @@ def test_a_bundle_that_was_cut_is_refused(source: Catalog, tmp_path: Path, name:
 def test_a_changed_artifact_is_refused(source: Catalog, tmp_path: Path) -> None:
     Bundle.of(source).write(tmp_path / "b.tar")
     with tarfile.open(tmp_path / "b.tar") as file:
-        members = {each.name: file.extractfile(each).read() for each in file}  # type: ignore[union-attr]
+        members = {member.name: file.extractfile(member).read() for member in file}  # type: ignore[union-attr]
     key = f"emoji64/artifacts/{A.digest}/report.json"
     with pytest.raises(Tampered, match=key):
         Bundle.read(tar(tmp_path / "c.tar", members | {key: b"?"}))

@@ -97,7 +97,7 @@ def race(attempt: Callable[[int], object]) -> list[object]:
 
 class TestPublish:
     def test_numbers_versions_from_one(self, catalog: Catalog, store: Watched) -> None:
-        versions = [catalog.publish(each, f"note {i}") for i, each in enumerate((CHEAP, MIDDLE, DEAR))]
+        versions = [catalog.publish(published, f"note {i}") for i, published in enumerate((CHEAP, MIDDLE, DEAR))]
         assert [version.number for version in versions] == [1, 2, 3]
         assert [version.digest for version in versions] == [CHEAP.digest, MIDDLE.digest, DEAR.digest]
         assert versions[1].author == "ada"
@@ -113,7 +113,7 @@ class TestPublish:
     @given(st.lists(schedules(st.just(MODEL)), max_size=5), st.lists(st.integers(0, 4), max_size=8))
     def test_publishing_again_changes_nothing(self, front: list[Schedule], order: list[int]) -> None:
         catalog = Catalog(MemoryStore(), "emoji64", author="ada")
-        first = {each.digest: catalog.publish(each) for each in front if each not in front[: front.index(each)]}
+        first = {one.digest: catalog.publish(one) for one in front if one not in front[: front.index(one)]}
         before = catalog.versions()
         for i in order:
             if i < len(front) and catalog.schedule(front[i].digest) == front[i]:
@@ -135,7 +135,7 @@ class TestPublish:
 
         numbers = [number for numbers in race(publish_five) for number in numbers]  # type: ignore[attr-defined]
         assert sorted(numbers) == list(range(1, 5 * RACERS + 1))
-        assert [each.number for each in Catalog(store, "emoji64").versions()] == sorted(numbers)
+        assert [version.number for version in Catalog(store, "emoji64").versions()] == sorted(numbers)
 
     def test_a_publisher_who_was_overtaken_takes_the_next_number(self, catalog: Catalog, store: Watched) -> None:
         store.others = [
@@ -181,8 +181,8 @@ class TestPublish:
 class TestResolve:
     @pytest.fixture(autouse=True)
     def _published(self, catalog: Catalog) -> None:
-        for each in (CHEAP, MIDDLE):
-            catalog.publish(each)
+        for published in (CHEAP, MIDDLE):
+            catalog.publish(published)
         catalog.promote("fast", 2)
 
     def test_finds_by_every_kind_of_reference(self, catalog: Catalog) -> None:
@@ -258,8 +258,8 @@ class TestResolve:
 class TestTiers:
     @pytest.fixture(autouse=True)
     def _published(self, catalog: Catalog) -> None:
-        for each in (CHEAP, MIDDLE, DEAR, FULL):
-            catalog.publish(each)
+        for published in (CHEAP, MIDDLE, DEAR, FULL):
+            catalog.publish(published)
 
     def test_promote_moves_the_tier_and_remembers(self, catalog: Catalog) -> None:
         catalog.promote("fast", 1, "first")
@@ -267,7 +267,7 @@ class TestTiers:
         assert catalog.resolve("fast") == (DEAR, 3, "fast")
         assert alias == catalog.alias("fast") == catalog.aliases()[0]
         entries = catalog.history("fast")
-        assert [(each.version, each.author, each.reason) for each in entries] == [
+        assert [(move.version, move.author, move.reason) for move in entries] == [
             (1, "ada", "first"),
             (3, "ada", "better"),
         ]
@@ -291,14 +291,14 @@ class TestTiers:
         catalog.rollback("fast", "oops")
         keys = list(store.list("emoji64/audit/"))
         trail = [Audit.read(key, store.get(key).data) for key in keys]
-        one, two = (Target(digest=each.digest, version=i) for i, each in ((1, CHEAP), (2, MIDDLE)))
-        assert [(each.action, each.before, each.after, each.reason) for each in trail] == [
+        one, two = (Target(digest=schedule.digest, version=i) for i, schedule in ((1, CHEAP), (2, MIDDLE)))
+        assert [(entry.action, entry.before, entry.after, entry.reason) for entry in trail] == [
             ("promote", None, one, "first"),
             ("promote", one, two, "second"),
             ("rollback", two, one, "oops"),
         ]
-        assert {each.author for each in trail} == {"ada"}
-        assert [each.time for each in trail] == [each.time for each in catalog.history("fast")]
+        assert {entry.author for entry in trail} == {"ada"}
+        assert [entry.time for entry in trail] == [entry.time for entry in catalog.history("fast")]
 
     def test_a_move_without_its_audit_entry_is_still_reported_as_done(
         self, catalog: Catalog, store: Watched, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -319,8 +319,8 @@ class TestTiers:
         versions = [catalog.publish(schedule(7, branch=i + 1)).number for i in range(RACERS)]
         race(lambda i: Catalog(store, "emoji64").promote("fast", versions[i], f"racer {i}"))
         history = catalog.history("fast")
-        assert sorted(each.version for each in history) == versions
-        assert sorted(each.reason for each in history) == [f"racer {i}" for i in range(RACERS)]
+        assert sorted(move.version for move in history) == versions
+        assert sorted(move.reason for move in history) == [f"racer {i}" for i in range(RACERS)]
         assert len(list(store.list("emoji64/audit/"))) == RACERS
 
     def test_racing_rollbacks_go_back_once(self, catalog: Catalog, store: Watched) -> None:
@@ -331,26 +331,26 @@ class TestTiers:
 
         class Slow(Catalog):
             def alias(self, tier: str) -> Alias:
-                found = alias(self, tier)
+                current = alias(self, tier)
                 seen.wait()
-                return found
+                return current
 
         results = race(lambda _: Slow(store, "emoji64").rollback("fast"))
         assert sum(isinstance(result, Alias) for result in results) == 1
         assert sum(isinstance(result, Conflict) for result in results) == RACERS - 1
-        assert [each.version for each in catalog.history("fast")] == [1, 2, 3, 2]
+        assert [move.version for move in catalog.history("fast")] == [1, 2, 3, 2]
 
     def test_a_promotion_that_was_overtaken_comes_after(self, catalog: Catalog, store: Watched) -> None:
         catalog.promote("fast", 1)
         store.others = [lambda: Catalog(store, "emoji64").promote("fast", 2)]
         catalog.promote("fast", 3)
-        assert [each.version for each in catalog.history("fast")] == [1, 2, 3]
+        assert [move.version for move in catalog.history("fast")] == [1, 2, 3]
 
     def test_rollback_goes_to_the_schedule_before(self, catalog: Catalog) -> None:
         for version in (1, 2, 3):
             catalog.promote("fast", version)
         assert catalog.rollback("fast", "bad").version == 2
-        assert [each.version for each in catalog.history("fast")] == [1, 2, 3, 2]
+        assert [move.version for move in catalog.history("fast")] == [1, 2, 3, 2]
         assert catalog.history("fast")[-1].reason == "bad"
 
     def test_rollback_skips_other_versions_of_the_same_schedule(self, catalog: Catalog) -> None:
@@ -396,8 +396,8 @@ class TestTiers:
     def test_history_tells_every_move(self, moves: list[int]) -> None:
         """Against a plain list: 0 rolls back, a number promotes that version."""
         catalog = Catalog(MemoryStore(), "emoji64", clock=Ticking(), author="ada")
-        for each in (CHEAP, MIDDLE, DEAR, FULL):
-            catalog.publish(each)
+        for published in (CHEAP, MIDDLE, DEAR, FULL):
+            catalog.publish(published)
         past: list[int] = []
         for move in moves:
             if move == 0:
@@ -411,7 +411,7 @@ class TestTiers:
             else:
                 catalog.promote("fast", move)
                 past += [move] if past[-1:] != [move] else []
-        assert [each.version for alias in catalog.aliases() for each in alias.history] == past
+        assert [move.version for alias in catalog.aliases() for move in alias.history] == past
 
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", "Emoji"])

@@ -16,10 +16,10 @@ A, B = schedule(5), schedule(3, 6)
 @given(schedules(), schedules())
 def test_nothing_differs_just_where_the_digest_is_the_same(a: Schedule, b: Schedule) -> None:
     for one, other in ((a, b), (a, a)):
-        found = Difference(one, other)
-        same = not found.fields and found.segments == []
+        difference = Difference(one, other)
+        same = not difference.fields and difference.segments == []
         assert same == (one.digest == other.digest)
-        json.dumps(found.document())
+        json.dumps(difference.document())
 
 
 @given(schedules(), schedules())
@@ -32,12 +32,12 @@ def test_the_other_way_round_is_the_same_difference(a: Schedule, b: Schedule) ->
 
 def test_tells_the_segments_that_differ_and_their_steps() -> None:
     other = A.model_copy(update={"segments": (*A.segments[:2], Segment(partial=(5,), branch=2), *A.segments[3:])})
-    found = Difference(A, other)
-    assert found.steps == [25]
-    (change,) = found.segments or []
+    difference = Difference(A, other)
+    assert difference.steps == [25]
+    (change,) = difference.segments or []
     assert (change.segment, change.first, change.last) == (2, 20, 29)
     assert (change.a, change.b) == (A.segments[2], other.segments[2])
-    assert found.fields == {}
+    assert difference.fields == {}
 
 
 def test_what_does_not_line_up_is_not_compared() -> None:

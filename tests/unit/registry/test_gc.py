@@ -49,9 +49,9 @@ def store() -> Crowded:
 def catalog(store: Crowded) -> Catalog:
     """Four schedules, published long ago."""
     catalog = Catalog(store, "emoji64", clock=Clock(), author="ada")
-    for each in (A, B, C, D):
-        catalog.publish(each)
-        catalog.attach(each.digest, "report.json", b"{}")
+    for published in (A, B, C, D):
+        catalog.publish(published)
+        catalog.attach(published.digest, "report.json", b"{}")
     pass_days(catalog, DAYS + 1)
     return catalog
 
@@ -63,7 +63,7 @@ def pass_days(catalog: Catalog, days: float) -> None:
 
 def collect(catalog: Catalog, days: float = DAYS) -> set[str]:
     collector = GarbageCollector(catalog, days)
-    return {each.digest for each in collector.remove(collector.find())}
+    return {garbage.digest for garbage in collector.remove(collector.find())}
 
 
 def test_takes_what_nothing_names(catalog: Catalog, store: Crowded) -> None:
@@ -90,9 +90,9 @@ def test_numbers_are_not_used_again(catalog: Catalog) -> None:
 
 def test_looking_changes_nothing(catalog: Catalog, store: Crowded) -> None:
     before = dict(store._objects)
-    found = GarbageCollector(catalog, DAYS).find()
-    assert [(each.digest, each.versions) for each in found] == sorted(
-        (each.digest, (number,)) for number, each in enumerate((A, B, C, D), 1)
+    collectable = GarbageCollector(catalog, DAYS).find()
+    assert [(garbage.digest, garbage.versions) for garbage in collectable] == sorted(
+        (published.digest, (number,)) for number, published in enumerate((A, B, C, D), 1)
     )
     assert store._objects == before
 
@@ -128,7 +128,7 @@ def test_takes_a_stray_only_when_its_claim_is_old(catalog: Catalog, store: Crowd
 
     cut_off(schedule(1), 1)  # no claim: nobody knows how old it is
     cut_off(schedule(2), 2)
-    assert collect(catalog) == {each.digest for each in (A, B, C, D)}
+    assert collect(catalog) == {published.digest for published in (A, B, C, D)}
     pass_days(catalog, DAYS + 1)
     assert collect(catalog) == {schedule(2).digest}
 
@@ -159,7 +159,7 @@ def test_puts_back_what_is_named_meanwhile(catalog: Catalog, store: Crowded, mom
 
 
 def test_leaves_what_is_published_again_meanwhile(catalog: Catalog, store: Crowded) -> None:
-    store.after = lambda: [Catalog(store, "emoji64").publish(each) for each in (A, B, C, D)]
+    store.after = lambda: [Catalog(store, "emoji64").publish(published) for published in (A, B, C, D)]
     assert len(collect(catalog)) == 3  # which one came back after it was removed depends on the digests
     (back,) = {A.digest, B.digest, C.digest, D.digest} & set(_stems(store, "schedules"))
     assert store.get(f"emoji64/artifacts/{back}/report.json").data == b"{}"

@@ -86,10 +86,10 @@ def test_list_shows_tiers_and_versions(shell: Shell) -> None:
         "a [bold]front",
     ):
         assert word in text
-    found = shell.json("list")
-    assert found["model"] == "emoji64"
-    assert [(tier["tier"], tier["version"], tier["digest"]) for tier in found["tiers"]] == [("fast", 2, MIDDLE.digest)]
-    first, second = found["versions"]
+    shown = shell.json("list")
+    assert shown["model"] == "emoji64"
+    assert [(tier["tier"], tier["version"], tier["digest"]) for tier in shown["tiers"]] == [("fast", 2, MIDDLE.digest)]
+    first, second = shown["versions"]
     assert (first["number"], first["fidelity"], first["steps"]) == (1, None, {"full": 5, "partial": 0, "null": 45})
     assert (second["cost"]["relative"], second["fidelity"]["rfid"], second["author"]) == (0.134, 0.914, "ada")
     assert [version["number"] for version in shell.json("list", "--last", "1")["versions"]] == [2]
@@ -114,10 +114,10 @@ def test_show_draws_the_steps(shell: Shell, ref: str) -> None:
     for word in ("full 5", "partial 5", "null 40", MIDDLE.digest, "dpmsolver++", "0.134", "0.914", "[red]7"):
         assert word in text
     assert "10 of 50 steps are computed" in text
-    found = shell.json("show", ref)
-    assert Schedule.parse(json.dumps(found["schedule"])) == MIDDLE
-    assert found["digest"] == MIDDLE.digest
-    assert found["steps"] == MIDDLE.counts()
+    shown = shell.json("show", ref)
+    assert Schedule.parse(json.dumps(shown["schedule"])) == MIDDLE
+    assert shown["digest"] == MIDDLE.digest
+    assert shown["steps"] == MIDDLE.counts()
 
 
 def test_show_colours_the_strip_in_a_terminal(shell: Shell) -> None:
@@ -170,11 +170,11 @@ def test_diff_marks_the_steps_that_differ(shell: Shell) -> None:
     (computed,) = (line.split() for line in lines if line.lstrip().startswith("computed"))
     assert computed == ["computed", "steps", "5", "10", "+5", "(+100.0%)"]
     assert "null" not in text
-    found = shell.json("diff", "1", "fast")
-    assert (found["a"]["digest"], found["b"]["digest"]) == (CHEAP.digest, MIDDLE.digest)
-    assert found["steps"] == [5, 15, 25, 35, 45]
-    assert found["segments"][0]["b"] == {"partial": [5], "branch": 3}
-    assert found["figures"]["relative cost"] == [0.1, 0.134]
+    difference = shell.json("diff", "1", "fast")
+    assert (difference["a"]["digest"], difference["b"]["digest"]) == (CHEAP.digest, MIDDLE.digest)
+    assert difference["steps"] == [5, 15, 25, 35, 45]
+    assert difference["segments"][0]["b"] == {"partial": [5], "branch": 3}
+    assert difference["figures"]["relative cost"] == [0.1, 0.134]
     assert "the same schedule" in shell.run("diff", "2", "fast").stdout
 
 
@@ -191,8 +191,8 @@ def test_audit_tells_who_moved_what_from_where_and_why(shell: Shell) -> None:
     text = shell.run("audit").stdout
     for words in ("2 → 1", "rollback", "ada", socket.gethostname(), "worse [after all]", "- → 2"):
         assert words in text
-    found = shell.json("audit", "--tier", "fast")
-    assert [(entry["action"], entry["after"]["version"], entry["host"]) for entry in found] == [
+    moves = shell.json("audit", "--tier", "fast")
+    assert [(entry["action"], entry["after"]["version"], entry["host"]) for entry in moves] == [
         ("promote", 1, socket.gethostname()),
         ("promote", 2, socket.gethostname()),
         ("rollback", 1, socket.gethostname()),
@@ -213,8 +213,8 @@ def test_verify_reports_damage_with_exit_code_1(shell: Shell) -> None:
     assert lines[0].startswith(f"DAMAGED  {key}: ")
     assert lines[1].startswith("note     emoji64/README: ")
     assert lines[2].endswith("damaged in 1 places")
-    found = json.loads(shell.run("verify", "--json", code=1).stdout)
-    assert [(finding["key"], finding["damage"]) for finding in found["findings"]] == [("emoji64/README", False), (key, True)]
+    verdict = json.loads(shell.run("verify", "--json", code=1).stdout)
+    assert [(finding["key"], finding["damage"]) for finding in verdict["findings"]] == [("emoji64/README", False), (key, True)]
 
 
 def test_list_shows_the_others_where_one_is_gone_or_damaged(shell: Shell) -> None:
@@ -231,7 +231,7 @@ def test_gc_tells_before_it_removes(shell: Shell) -> None:
     shell.run("publish", third)
     assert shell.json("gc") == {"model": "emoji64", "dry_run": False, "removed": []}
     looked = shell.json("gc", "--dry-run", "--days", "0")
-    assert [(each["digest"], each["versions"]) for each in looked["removed"]] == [(schedule(7).digest, [3])]
+    assert [(schedule["digest"], schedule["versions"]) for schedule in looked["removed"]] == [(schedule(7).digest, [3])]
     assert "would be removed: 1" in shell.run("gc", "--dry-run", "--days", "0").stdout
     assert "were removed: 1" in shell.run("gc", "--days", "0").stdout
     assert "removed by garbage collection" in shell.fails("show", "3")
@@ -245,7 +245,7 @@ def test_export_and_import(shell: Shell) -> None:
     lines = shell.run("import", bundle, "--registry", there).stdout.splitlines()
     assert lines[1:] == [f"schedule {MIDDLE.digest[:8]}: published: version 2", "tier fast: promoted: version 2"]
     done = shell.json("import", bundle, "--registry", there)["done"]
-    assert [each["outcome"] for each in done][2] == "there already: left at version 2"
+    assert [item["outcome"] for item in done][2] == "there already: left at version 2"
     assert shell.json("show", "fast", "--registry", there)["digest"] == MIDDLE.digest
     assert "exists already" in shell.fails("export", bundle)
     assert shell.json("export", str(shell.folder / "c.tar"), "1")["schedules"] == [CHEAP.digest]

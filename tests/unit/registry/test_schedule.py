@@ -21,7 +21,7 @@ FEW = settings(max_examples=40, deadline=None)
 
 
 def shuffled(value: Any, dice: random.Random) -> Any:
-    """The same JSON with the keys of every object in another order."""
+    """The value with the keys of every object in another order: JSON that means the same."""
     if isinstance(value, dict):
         items = [(key, shuffled(inner, dice)) for key, inner in value.items()]
         dice.shuffle(items)

@@ -61,8 +61,8 @@ def trusted(key: SigningKey, tmp_path: Path) -> TrustedKeys:
 @pytest.fixture
 def publisher(store: Writable) -> Catalog:
     catalog = Catalog(store, "emoji64", author="ada")
-    for each in (ONE, OTHER):
-        catalog.publish(each)
+    for published in (ONE, OTHER):
+        catalog.publish(published)
     return catalog
 
 
@@ -227,8 +227,8 @@ def test_commands(tmp_path: Path) -> None:
         assert result.exit_code == code, result.output
         return result.output
 
-    for name, each in {"one": ONE, "other": OTHER}.items():
-        (tmp_path / f"{name}.json").write_bytes(each.document())
+    for name, published in {"one": ONE, "other": OTHER}.items():
+        (tmp_path / f"{name}.json").write_bytes(published.document())
     said = run("keygen", str(tmp_path / "key.pem"))
     assert f"trust {tmp_path / 'key.pub.pem'}" in said
     careful = Catalog(FolderStore(tmp_path / "registry"), "emoji64", trusted=TrustedKeys.read(tmp_path / "key.pub.pem"))

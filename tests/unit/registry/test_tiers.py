@@ -26,8 +26,8 @@ def store() -> DyingStore:
 @pytest.fixture
 def catalog(store: DyingStore) -> Catalog:
     catalog = Catalog(store, "emoji64", clock=Clock(), author="ada")
-    for each in (schedule(), schedule(5), schedule(3, 6)):
-        catalog.publish(each)
+    for published in (schedule(), schedule(5), schedule(3, 6)):
+        catalog.publish(published)
     return catalog
 
 

@@ -33,9 +33,9 @@ def store() -> DyingStore:
 @pytest.fixture
 def catalog(store: DyingStore) -> Catalog:
     catalog = Catalog(store, "emoji64", author="ada")
-    for each in (A, B):
-        catalog.publish(each)
-        catalog.attach(each.digest, "report.json", b"{}")
+    for published in (A, B):
+        catalog.publish(published)
+        catalog.attach(published.digest, "report.json", b"{}")
     for turn in range(2 * PAGE + 1):
         catalog.promote("fast", 1 + turn % 2)
     for key in (
@@ -58,9 +58,9 @@ def last_audit(store: DyingStore, nth: int) -> str:
 
 
 def test_a_sound_registry_has_no_findings(catalog: Catalog) -> None:
-    found = Verification(catalog)
-    assert found.findings == []
-    assert len(found.keys) == 2 * 4 + 1 + 1 + (2 * PAGE + 1) + len(OF_EXPERIMENTS)
+    verified = Verification(catalog)
+    assert verified.findings == []
+    assert len(verified.keys) == 2 * 4 + 1 + 1 + (2 * PAGE + 1) + len(OF_EXPERIMENTS)
 
 
 DAMAGE: dict[str, tuple[Callable[[DyingStore], object], str]] = {
@@ -91,8 +91,8 @@ DAMAGE: dict[str, tuple[Callable[[DyingStore], object], str]] = {
 def test_finds_damage(catalog: Catalog, store: DyingStore, kind: str) -> None:
     harm, message = DAMAGE[kind]
     harm(store)
-    found = Verification(Catalog(store, "emoji64"))
-    assert any(message in finding.message for finding in found.damage), found.findings
+    verified = Verification(Catalog(store, "emoji64"))
+    assert any(message in finding.message for finding in verified.damage), verified.findings
 
 
 def test_an_alias_that_points_at_nothing_is_damage_even_if_gc_took_it(catalog: Catalog, store: DyingStore) -> None:
@@ -113,8 +113,8 @@ def test_what_people_leave_is_only_noted(catalog: Catalog, store: DyingStore, ke
 def test_demands_signatures_where_keys_are_trusted(catalog: Catalog, store: DyingStore, tmp_path: Path) -> None:
     key, public = SigningKey.make(tmp_path / "key.pem")
     catalog.sign(A, key)
-    found = Verification(Catalog(store, "emoji64", trusted=TrustedKeys.read(public)))
-    (unsigned,) = found.damage
+    verified = Verification(Catalog(store, "emoji64", trusted=TrustedKeys.read(public)))
+    (unsigned,) = verified.damage
     assert B.digest in unsigned.key
     assert "not signed" in unsigned.message
 

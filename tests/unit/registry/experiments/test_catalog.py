@@ -43,7 +43,7 @@ def test_a_life(experiments):
     ]:  # fmt: skip
         state = experiments.act("a", action, f"because of {action}")
         assert (state.status, state.stage) == (status, stage)
-    assert [each.action for each in state.history] == ["declare", "start", "ramp", "pause", "start", "kill"]
+    assert [entry.action for entry in state.history] == ["declare", "start", "ramp", "pause", "start", "kill"]
     assert state.history[-1].reason == "because of kill"
     assert experiments.names() == ["a"]
     assert experiments.declare(declared(version=2)).version == 2
@@ -154,5 +154,5 @@ def test_no_move_is_lost(store):
         thread.start()
     for thread in threads:
         thread.join()
-    told = [each.action for each in ExperimentCatalog(store, "m").state("a").history]
+    told = [entry.action for entry in ExperimentCatalog(store, "m").state("a").history]
     assert sorted(told) == sorted(["declare", "start", *done])
