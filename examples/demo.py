@@ -27,11 +27,12 @@ from rich.table import Table
 
 from examples.launch import serving
 from registry.commands.display import COMPUTED_STEPS, computed_steps
+from registry.stores.address import DEFAULT_ADDRESS
 
 matplotlib.use("agg")
 
 MODEL = Path("models/emoji64")
-REGISTRY = Path(".flexi/registry")
+REGISTRY = Path(DEFAULT_ADDRESS)
 OUT = Path("demo")
 PROMPTS = ("tiger face", "hamburger", "strawberry", "penguin")
 SEED = 7

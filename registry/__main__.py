@@ -31,11 +31,11 @@ from registry.commands.display import (
     strip,
     teacher_steps,
 )
-from registry.commands.options import DEFAULT, AsJson, Files, Key, Last, Model, Note, Reason, Ref, Registry, Tier, open_catalog
+from registry.commands.options import AsJson, Files, Key, Last, Model, Note, Reason, Ref, Registry, Tier, open_catalog
 from registry.diff import Difference
 from registry.errors import FlexiError
 from registry.schedule import Schedule
-from registry.stores.address import open_store
+from registry.stores.address import DEFAULT_ADDRESS, open_store
 
 if TYPE_CHECKING:
     from registry.signing import SigningKey
@@ -48,7 +48,7 @@ app = command_line(
 
 
 @app.command("list")
-def list_(registry: Registry = DEFAULT, model: Model = None, last: Last = 20, as_json: AsJson = False) -> None:
+def list_(registry: Registry = DEFAULT_ADDRESS, model: Model = None, last: Last = 20, as_json: AsJson = False) -> None:
     """Tiers and versions, with their steps, cost and fidelity."""
     catalog = open_catalog(registry, model)
     aliases, versions = catalog.aliases(), catalog.versions(last)
@@ -73,7 +73,7 @@ def list_(registry: Registry = DEFAULT, model: Model = None, last: Last = 20, as
 
 
 @app.command()
-def show(ref: Ref, registry: Registry = DEFAULT, model: Model = None, as_json: AsJson = False) -> None:
+def show(ref: Ref, registry: Registry = DEFAULT_ADDRESS, model: Model = None, as_json: AsJson = False) -> None:
     """One schedule: its steps as a strip, and what is known of it."""
     schedule, version, tier = open_catalog(registry, model).resolve(ref)
     document = json.loads(schedule.document())
@@ -93,7 +93,7 @@ def show(ref: Ref, registry: Registry = DEFAULT, model: Model = None, as_json: A
 @app.command()
 def publish(
     files: Files,
-    registry: Registry = DEFAULT,
+    registry: Registry = DEFAULT_ADDRESS,
     model: Model = None,
     note: Note = "",
     sign: Annotated[
@@ -118,7 +118,7 @@ def publish(
 
 
 @app.command("sign")
-def sign_(ref: Ref, key: Key, registry: Registry = DEFAULT, model: Model = None) -> None:
+def sign_(ref: Ref, key: Key, registry: Registry = DEFAULT_ADDRESS, model: Model = None) -> None:
     """Vouch for a schedule that is published already: its steps and everything it says of itself."""
     catalog, signer = open_catalog(registry, model), _signing_key(key)
     schedule = catalog.resolve(ref).schedule
@@ -139,7 +139,7 @@ def keygen(file: Annotated[Path, typer.Argument(help="Where the private key goes
 def promote(
     tier: Tier,
     ref: Ref,
-    registry: Registry = DEFAULT,
+    registry: Registry = DEFAULT_ADDRESS,
     model: Model = None,
     reason: Reason = "",
     as_json: AsJson = False,
@@ -150,7 +150,7 @@ def promote(
 
 @app.command()
 def rollback(
-    tier: Tier, registry: Registry = DEFAULT, model: Model = None, reason: Reason = "", as_json: AsJson = False
+    tier: Tier, registry: Registry = DEFAULT_ADDRESS, model: Model = None, reason: Reason = "", as_json: AsJson = False
 ) -> None:
     """Let a tier mean again what it meant before."""
     print_alias(open_catalog(registry, model).rollback(tier, reason), as_json)
@@ -159,7 +159,7 @@ def rollback(
 @app.command()
 def history(
     tier: Tier,
-    registry: Registry = DEFAULT,
+    registry: Registry = DEFAULT_ADDRESS,
     model: Model = None,
     last: Annotated[int | None, typer.Option("--last", min=1, help="Only so many, the newest.")] = None,
     as_json: AsJson = False,
@@ -177,7 +177,7 @@ def history(
 def diff(
     a: Ref,
     b: Ref,
-    registry: Registry = DEFAULT,
+    registry: Registry = DEFAULT_ADDRESS,
     model: Model = None,
     as_json: AsJson = False,
 ) -> None:
@@ -192,7 +192,7 @@ def diff(
 
 @app.command()
 def audit(
-    registry: Registry = DEFAULT,
+    registry: Registry = DEFAULT_ADDRESS,
     model: Model = None,
     tier: Annotated[str | None, typer.Option("--tier", help="Only moves of this tier, and no experiments.")] = None,
     since: Annotated[

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from registry.commands.command_line import command_line
 from registry.errors import InvalidInput
+from registry.stores.address import DEFAULT_ADDRESS
 from search_jobs.progress import ProgressBars
 
 app = command_line(
@@ -99,7 +100,7 @@ def report(folder: Run) -> None:
 @app.command()
 def publish(
     folder: Run,
-    registry: Registry = ".flexi/registry",
+    registry: Registry = DEFAULT_ADDRESS,
     sign: Annotated[
         Path | None, typer.Option(help="A private key (python -m registry keygen): sign what is published.")
     ] = None,

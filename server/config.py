@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from registry.document import Name, misfit
 from registry.errors import InvalidInput
 from registry.signing import TrustedKeys
+from registry.stores.address import DEFAULT_ADDRESS
 from registry.stores.urls import refuse_secrets
 from server.api import MAX_IMAGES
 
@@ -24,7 +25,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", protected_namespaces=())
 
     model: Annotated[Path, Field(description="Folder of the diffusers pipeline to serve.")] = Path("models/emoji64")
-    registry: Annotated[str, Field(min_length=1, description="A folder, or s3://bucket/prefix.")] = ".flexi/registry"
+    registry: Annotated[str, Field(min_length=1, description="A folder, or s3://bucket/prefix.")] = DEFAULT_ADDRESS
     s3_endpoint: Annotated[
         str | None, Field(description="URL of an S3 store that is not AWS; registry.stores.s3 reads it too.")
     ] = None

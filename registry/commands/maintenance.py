@@ -11,9 +11,9 @@ import typer
 from registry.bundle import Bundle
 from registry.catalog import Catalog
 from registry.commands.display import print_json, print_table
-from registry.commands.options import DEFAULT, AsJson, Model, Registry, open_catalog
+from registry.commands.options import AsJson, Model, Registry, open_catalog
 from registry.gc import GarbageCollector
-from registry.stores.address import open_store
+from registry.stores.address import DEFAULT_ADDRESS, open_store
 from registry.verify import Verification
 
 app = typer.Typer()
@@ -27,7 +27,7 @@ Trusted = Annotated[
 
 
 @app.command()
-def verify(registry: Registry = DEFAULT, model: Model = None, trusted: Trusted = None, as_json: AsJson = False) -> None:
+def verify(registry: Registry = DEFAULT_ADDRESS, model: Model = None, trusted: Trusted = None, as_json: AsJson = False) -> None:
     """Read everything and tell all that is damaged. Exit code 1 if anything is."""
     keys = None
     if trusted:
@@ -50,7 +50,7 @@ def verify(registry: Registry = DEFAULT, model: Model = None, trusted: Trusted =
 
 @app.command()
 def gc(
-    registry: Registry = DEFAULT, model: Model = None, days: Days = 90, dry_run: DryRun = False, as_json: AsJson = False
+    registry: Registry = DEFAULT_ADDRESS, model: Model = None, days: Days = 90, dry_run: DryRun = False, as_json: AsJson = False
 ) -> None:
     """Remove schedules that no alias, experiment or history of the last days names, with their artifacts and signatures.
 
@@ -76,7 +76,7 @@ def export(
     refs: Annotated[
         list[str] | None, typer.Argument(help="Tiers, version numbers, digests; everything if none is given.")
     ] = None,
-    registry: Registry = DEFAULT,
+    registry: Registry = DEFAULT_ADDRESS,
     model: Model = None,
     as_json: AsJson = False,
 ) -> None:
@@ -93,7 +93,7 @@ def export(
 @app.command("import")
 def import_(
     file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True, help="A bundle made by export.")],
-    registry: Registry = DEFAULT,
+    registry: Registry = DEFAULT_ADDRESS,
     as_json: AsJson = False,
 ) -> None:
     """Publish what a bundle holds and this registry lacks; promote tiers that it lacks. Everything is checked first.

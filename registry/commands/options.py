@@ -14,8 +14,6 @@ from registry.stores.address import open_store
 if TYPE_CHECKING:
     from registry.signing import TrustedKeys
 
-DEFAULT = ".flexi/registry"
-
 Registry = Annotated[str, typer.Option("--registry", envvar="FLEXI_REGISTRY", help="A folder or s3://bucket/prefix.")]
 Model = Annotated[str | None, typer.Option("--model", help="The model; needed where the registry has several.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]

@@ -9,6 +9,8 @@ from registry.stores.base import ObjectStore
 from registry.stores.folder import FolderStore
 from registry.stores.urls import refuse_secrets
 
+DEFAULT_ADDRESS = ".flexi/registry"  # a folder below the present one
+
 
 def open_store(address: str) -> ObjectStore:
     """The store at `s3://bucket/prefix` or in the folder `address`, which the first write makes."""

@@ -13,10 +13,11 @@ from rich.console import Console
 from registry.catalog import Catalog
 from registry.commands.command_line import command_line
 from registry.commands.display import minute, print_json, print_table
-from registry.commands.options import DEFAULT, AsJson, Model, Reason, Registry, open_catalog
+from registry.commands.options import AsJson, Model, Reason, Registry, open_catalog
 from registry.errors import FlexiError, InvalidInput, NotFound
 from registry.experiments.catalog import DeclaredExperiment, ExperimentCatalog
 from registry.experiments.declaration import Action, Experiment, ExperimentState
+from registry.stores.address import DEFAULT_ADDRESS
 from registry.tiers import REFERENCE
 from server.experiments.analysis.archive import stored_events
 from server.experiments.analysis.judge import Conclusion
@@ -38,7 +39,7 @@ Force = Annotated[bool, typer.Option("--force", help="Although something stands 
 
 @app.command()
 def declare(
-    file: File, registry: Registry = DEFAULT, model: Model = None, reason: Reason = "", as_json: AsJson = False
+    file: File, registry: Registry = DEFAULT_ADDRESS, model: Model = None, reason: Reason = "", as_json: AsJson = False
 ) -> None:
     """Keep a declaration; no traffic is split before `start`. A change of it is the next version."""
     catalog = open_catalog(registry, model)
@@ -55,7 +56,7 @@ def declare(
 @app.command()
 def start(
     name: Name,
-    registry: Registry = DEFAULT,
+    registry: Registry = DEFAULT_ADDRESS,
     model: Model = None,
     reason: Reason = "",
     force: Force = False,
@@ -73,7 +74,7 @@ def start(
 @app.command()
 def ramp(
     name: Name,
-    registry: Registry = DEFAULT,
+    registry: Registry = DEFAULT_ADDRESS,
     model: Model = None,
     reason: Reason = "",
     force: Force = False,
@@ -88,19 +89,25 @@ def ramp(
 
 
 @app.command()
-def pause(name: Name, registry: Registry = DEFAULT, model: Model = None, reason: Reason = "", as_json: AsJson = False) -> None:
+def pause(
+    name: Name, registry: Registry = DEFAULT_ADDRESS, model: Model = None, reason: Reason = "", as_json: AsJson = False
+) -> None:
     """Let the tier's own schedule serve everybody for now; `start` goes on."""
     _act(open_catalog(registry, model), name, "pause", reason, as_json)
 
 
 @app.command()
-def stop(name: Name, registry: Registry = DEFAULT, model: Model = None, reason: Reason = "", as_json: AsJson = False) -> None:
+def stop(
+    name: Name, registry: Registry = DEFAULT_ADDRESS, model: Model = None, reason: Reason = "", as_json: AsJson = False
+) -> None:
     """End it. Its events stay; `report` still answers."""
     _act(open_catalog(registry, model), name, "stop", reason, as_json)
 
 
 @app.command()
-def kill(name: Name, registry: Registry = DEFAULT, model: Model = None, reason: Reason = "", as_json: AsJson = False) -> None:
+def kill(
+    name: Name, registry: Registry = DEFAULT_ADDRESS, model: Model = None, reason: Reason = "", as_json: AsJson = False
+) -> None:
     """End it because of harm: every server follows within its watch interval, without a restart."""
     _act(open_catalog(registry, model), name, "kill", reason, as_json)
 
@@ -108,7 +115,7 @@ def kill(name: Name, registry: Registry = DEFAULT, model: Model = None, reason: 
 @app.command()
 def status(
     name: Annotated[str | None, typer.Argument(help="One experiment, with its history; without it, all.")] = None,
-    registry: Registry = DEFAULT,
+    registry: Registry = DEFAULT_ADDRESS,
     model: Model = None,
     as_json: AsJson = False,
 ) -> None:
@@ -123,7 +130,7 @@ def status(
 @app.command("report")
 def report_(
     name: Name,
-    registry: Registry = DEFAULT,
+    registry: Registry = DEFAULT_ADDRESS,
     model: Model = None,
     version: Annotated[int | None, typer.Option("--version", min=1, help="An earlier one.")] = None,
     json_: AsJson = False,

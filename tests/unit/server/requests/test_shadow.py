@@ -36,7 +36,7 @@ class Settings:
     max_images, request_seconds, default_tier, default_guidance = 4, 60.0, "fast", 2.0
 
 
-class ComparisonObserver(list):
+class Comparisons(list):
     def compared(self, plan, compared):
         self.append((plan, compared))
 
@@ -89,7 +89,7 @@ def made(engine, schedules, told, share=1.0, budget=None, features=None):
 
 
 def test_it_compares_with_the_teachers_image_of_the_same_noise(model, schedules, engine):
-    told = ComparisonObserver()
+    told = Comparisons()
     watcher = made(engine, schedules, told)
     served(model, schedules, engine, watcher, {"prompt": "a", "seed": 5, "num_images": 2})
     assert len(told) == 2
@@ -106,7 +106,7 @@ def test_it_compares_with_the_teachers_image_of_the_same_noise(model, schedules,
 
 
 def test_the_teacher_is_not_held_against_itself_and_failures_not_at_all(model, schedules, engine):
-    told = ComparisonObserver()
+    told = Comparisons()
     watcher = made(engine, schedules, told)
     served(model, schedules, engine, watcher, {"prompt": "a", "tier": "reference"})
     with pytest.raises(GenerationFailed):
@@ -116,13 +116,13 @@ def test_the_teacher_is_not_held_against_itself_and_failures_not_at_all(model, s
 
 @pytest.mark.parametrize(("share", "expected"), [(0.0, 0), (1.0, 4)])
 def test_the_share_is_kept(model, schedules, engine, share, expected):
-    told = ComparisonObserver()
+    told = Comparisons()
     served(model, schedules, engine, made(engine, schedules, told, share), {"prompt": "a", "num_images": 4})
     assert len(told) == expected
 
 
 def test_the_budget_is_kept(model, schedules, engine):
-    told, each = ComparisonObserver(), model.macs.of_program(schedules.tier(REFERENCE).program, 2)
+    told, each = Comparisons(), model.macs.of_program(schedules.tier(REFERENCE).program, 2)
     watcher = made(engine, schedules, told, budget=int(2.5 * each))
     served(model, schedules, engine, watcher, {"prompt": "a", "num_images": 4})
     assert len(told) == 2
@@ -139,7 +139,7 @@ def test_what_waits_is_bounded(model, schedules, monkeypatch):
 
     async def go():
         planner = Planner(schedules, ActiveExperiments(lambda: None, schedules), model.macs, lambda *_: 0.0, Settings())
-        watcher = made(Busy(), schedules, ComparisonObserver())
+        watcher = made(Busy(), schedules, Comparisons())
         plan = await planner.plan(GenerateRequest(prompt="a", num_images=4), "id", ANONYMOUS)
         watcher.ended(RequestContext("id", plan=plan, results=dict.fromkeys(range(4)), code=OK), plan, 0.1)
         assert len(watcher._tasks) == 2
@@ -161,7 +161,7 @@ def test_the_running_rfid_is_the_frechet_distance_of_the_newest(monkeypatch):
 
 
 def test_features_give_a_distance_and_metrics(model, schedules, engine):
-    told = ComparisonObserver()
+    told = Comparisons()
     watcher = made(engine, schedules, told, features=lambda images: images.flatten(1).double().numpy())
     before = metrics.fidelity_psnr.labels("fast", "none")._sum.get()
     served(model, schedules, engine, watcher, {"prompt": "a", "seed": 1})
