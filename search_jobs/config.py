@@ -92,7 +92,7 @@ class JobConfig(Document):
             ("prompts", self.prompts, self.prompts_digest),
             ("features", self.features, self.features_digest),
         ):
-            if digest and digest_of(Path(path)) != digest:  # a run of an older version has none
+            if digest and digest_of(Path(path)) != digest:  # none where no file was named
                 raise InvalidInput(f"{path} is not what it was when the search began", param=name)
 
     def read_prompts(self) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import shutil
 import uuid
@@ -11,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Self
 
+from registry.files import try_lock
 from server.experiments.outbox.mirrored_file import MirroredFile
 
 
@@ -69,15 +69,10 @@ class ProcessFolder:
 def _try_lock(folder: Path) -> BinaryIO | None:
     """The folder's lock; None while another process, or another outbox of this one, holds it or has just removed the folder."""
     try:
-        file = (folder / "lock").open("ab")
+        lock = try_lock(folder / "lock")
     except FileNotFoundError:
         return None
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
+    if lock and not os.fstat(lock.fileno()).st_nlink:
+        lock.close()
         return None
-    if not os.fstat(file.fileno()).st_nlink:
-        file.close()
-        return None
-    return file
+    return lock
