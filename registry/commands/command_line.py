@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import typer
@@ -10,16 +12,23 @@ from typing_extensions import override
 from registry.errors import FlexiError
 
 
-class OneLineErrors(typer.core.TyperGroup):
+@contextmanager
+def one_line_errors() -> Iterator[None]:
     """Errors of our own family become one line on stderr and exit code 1; any other is a bug, with its traceback."""
+    try:
+        yield
+    except FlexiError as error:
+        typer.echo(f"error: {error.message}", err=True)
+        raise typer.Exit(1) from error
+
+
+class OneLineErrors(typer.core.TyperGroup):
+    """Commands under `one_line_errors`. An application of a single command is no group: it decorates that one."""
 
     @override
     def invoke(self, ctx: Any) -> Any:
-        try:
+        with one_line_errors():
             return super().invoke(ctx)
-        except FlexiError as error:
-            typer.echo(f"error: {error.message}", err=True)
-            raise typer.Exit(1) from error
 
 
 def command_line(help: str, epilog: str | None = None) -> typer.Typer:
