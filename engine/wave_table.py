@@ -39,7 +39,7 @@ class InFlight(Protocol):
         """One for each row, in the same order."""
 
 
-TIMESTEP = 0  # column of `WaveTable.solver`
+TIMESTEP, CLIP, GUIDANCE = 0, 3, 8  # columns of `WaveTable.solver`
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ class WaveTable:
     solver (n, 9), float32: the numbers of `ProgramStep`, then the guidance scale.
     kept: {branch: rows whose deep feature the partial steps after this full one reuse}.
     condition: of all rows.
+    clips: whether any task's clean latent is bounded at all.
     """
 
     homes: Tensor
@@ -64,6 +65,7 @@ class WaveTable:
     solver: Tensor
     kept: Mapping[int, Tensor]
     condition: Condition
+    clips: bool
 
     @classmethod
     def of(cls, tasks: Sequence[InFlight], device: torch.device) -> WaveTable:
@@ -83,27 +85,37 @@ class WaveTable:
         ]
         indices = to_device(torch.tensor([index for part in parts for index in part]), device)  # one copy for all
         homes, slots, owners, unconditional, *kept_rows = indices.split([len(part) for part in parts])
-        numbers = [(*task.step.numbers, (task.guidance or 0.0) * task.step.guidance) for task in tasks]
-        solver = torch.from_numpy(np.array(numbers, dtype=np.float32))  # torch.tensor is slower
+        lines = [(*task.step.numbers, (task.guidance or 0.0) * task.step.guidance) for task in tasks]
+        numbers = np.array(lines, dtype=np.float32)
+        solver = to_device(torch.from_numpy(numbers), device)  # torch.tensor is slower
         condition = Condition.cat([tasks[owner].conditions[half] for owner, half in rows])
         branches = dict(zip(kept, kept_rows, strict=True))
-        return cls(homes, slots, owners, unconditional, to_device(solver, device), branches, condition)
+        clips = bool(np.isfinite(numbers[:, CLIP]).any())
+        return cls(homes, slots, owners, unconditional, solver, branches, condition, clips)
 
+    def for_rows(self, of_tasks: Tensor) -> Tensor:
+        """What each row's task has: (n, …) to (r, …)."""
+        return of_tasks if len(self.owners) == len(self.homes) else of_tasks.index_select(0, self.owners)
 
-def guided(output: Tensor, table: WaveTable) -> Tensor:
-    """Classifier-free guidance, m = m_∅ + g (m_c − m_∅) (arXiv 2207.12598), in one gather for guided and unguided tasks alike.
+    def only(self, rows: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Some rows of tensors (r, …)."""
+        return tensors if len(rows) == len(self.owners) else tuple(tensor.index_select(0, rows) for tensor in tensors)
 
-    output (r, c, h, w) of the UNet's rows; returns (n, c, h, w), one for each task.
-    """
-    conditional = output[: len(table.homes)]
-    if len(output) == len(conditional):
-        return conditional
-    unconditional = output[table.unconditional]
-    return unconditional + table.solver[:, -1].view(-1, 1, 1, 1) * (conditional - unconditional)
+    def guide(self, output: Tensor) -> Tensor:
+        """Classifier-free guidance, m = m_∅ + g (m_c − m_∅) (arXiv 2207.12598), in one gather for guided and unguided tasks.
 
+        output (r, c, h, w) of the UNet's rows; returns (n, c, h, w), one for each task.
+        """
+        conditional = output[: len(self.homes)]
+        if len(conditional) == len(output):
+            return conditional
+        unconditional = output.index_select(0, self.unconditional)
+        return unconditional + self.solver[:, GUIDANCE].view(-1, 1, 1, 1) * (conditional - unconditional)
 
-def solve(solver: Tensor, x: Tensor, before: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
-    """The two equations of `engine.program`, with one set of numbers for each task. Returns the next x and x₀, (n, c, h, w)."""
-    _, clean_x, clean_m, clip, next_x, next_m, next_0, next_1, _ = solver.T[..., None, None, None]
-    clean = (clean_x * x).addcmul_(clean_m, m).clamp_(-clip, clip)
-    return (next_x * x).addcmul_(next_m, m).addcmul_(next_0, clean).addcmul_(next_1, before), clean
+    def solve(self, x: Tensor, before: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+        """The two equations of `engine.program`, a set of numbers for each task. Returns the next x and x₀, (n, c, h, w)."""
+        _, clean_x, clean_m, clip, next_x, next_m, next_0, next_1, _ = self.solver.T[..., None, None, None]
+        clean = (clean_x * x).addcmul_(clean_m, m)
+        if self.clips:
+            clean.clamp_(-clip, clip)
+        return (next_x * x).addcmul_(next_m, m).addcmul_(next_0, clean).addcmul_(next_1, before), clean

@@ -24,7 +24,7 @@ from engine.policy import FCFS, Policy
 from engine.program import Need, Program, ProgramStep
 from engine.slots import Slots
 from engine.unrolled import UnrolledUNet
-from engine.wave_table import TIMESTEP, WaveTable, guided, solve
+from engine.wave_table import TIMESTEP, WaveTable
 
 
 @dataclass(eq=False)
@@ -197,15 +197,15 @@ class Waves(Generic[T]):
         """Gather the rows from their slots, call the UNet, guide, let the solver advance, scatter into the slots."""
         need, table = tasks[0].need, WaveTable.of(tasks, self.network.device)
         latent, before = self.slots.state(table.homes)
-        sample, timesteps = latent[table.owners], table.solver[:, TIMESTEP][table.owners]
+        sample, timesteps = table.for_rows(latent), table.for_rows(table.solver[:, TIMESTEP])
         if need.kind == "full":
             output, features = self.network.full(sample, timesteps, table.condition, keep=table.kept.keys())
         else:
             feature = self.slots.feature(table.slots, need.branch)
             output, features = self.network.partial(sample, timesteps, table.condition, need.branch, feature), {}
-        latent, clean = solve(table.solver, latent, before, guided(output, table))
+        latent, clean = table.solve(latent, before, table.guide(output))
         for branch, rows in table.kept.items():
-            self.slots.keep(table.slots[rows], features[branch][rows])
+            self.slots.keep(*table.only(rows, table.slots, features[branch]))
         self.slots.advance(table.homes, latent, clean)
         for task in tasks:
             task.position += 1
