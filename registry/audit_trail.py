@@ -44,7 +44,7 @@ class ExperimentTransition(NamedTuple):
 
 
 def experiment_transitions(catalog: Catalog, since: datetime | None = None) -> list[ExperimentTransition]:
-    """All that was done with experiments, roll-backs by servers and their evidence included; the oldest first."""
+    """All that was done with experiments, rollbacks by servers and their evidence included; the oldest first."""
     states = (declared.state for declared in ExperimentCatalog(catalog.store, catalog.model).all())
     transitions = [ExperimentTransition(state.name, transition) for state in states for transition in state.history]
     wanted = [entry for entry in transitions if since is None or entry.transition.time >= since]

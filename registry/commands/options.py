@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Registry = Annotated[str, typer.Option("--registry", envvar="FLEXI_REGISTRY", help="A folder or s3://bucket/prefix.")]
 Model = Annotated[str | None, typer.Option("--model", help="The model; needed where the registry has several.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
-Reason = Annotated[str, typer.Option("--reason", "-m", help="Why: it stays in the tier's history.")]
+Reason = Annotated[str, typer.Option("--reason", "-m", help="Why: it is kept in the history.")]
 Ref = Annotated[str, typer.Argument(help="A tier, a version number, or a digest's first 8 digits or more.")]
 Tier = Annotated[str, typer.Argument(help="The name of a tier.")]
 Files = Annotated[list[Path], typer.Argument(exists=True, dir_okay=False, readable=True, help="Schedule documents.")]

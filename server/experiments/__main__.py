@@ -34,7 +34,7 @@ AGAINST: tuple[Conclusion, ...] = ("sample_ratio_mismatch", "stop", "undecided")
 
 Name = Annotated[str, typer.Argument(help="The experiment's name.")]
 File = Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True, help="The declaration, JSON.")]
-Force = Annotated[bool, typer.Option("--force", help="Although something stands against it, which is said without this.")]
+Force = Annotated[bool, typer.Option("--force", help="Go on although a check refuses; without this, its refusal says why.")]
 
 
 @app.command()
@@ -191,7 +191,7 @@ def _refuse_unfit(catalog: Catalog, experiment: Experiment) -> None:
 
 
 def _refuse_other_control(catalog: Catalog, experiment: Experiment) -> None:
-    """Whoever is not enrolled, and everybody after a roll-back, gets what the tier means."""
+    """Whoever is not enrolled, and everybody after a rollback, gets what the tier means."""
     meant = catalog.alias(experiment.tier).digest if experiment.tier in catalog.tiers() else None
     if meant and meant != _control(experiment):
         raise InvalidInput(

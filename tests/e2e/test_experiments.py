@@ -223,7 +223,7 @@ def test_two_experiments_on_one_tier(lab):
 
 
 def test_what_happens_at_one_server_holds_at_every_other(lab, tmp_path):
-    """A kill by an operator, and a roll-back by the server that saw the harm."""
+    """A kill by an operator, and a rollback by the server that saw the harm."""
     settings = SETTINGS | {"FLEXI_REGISTRY": lab.registry, "FLEXI_STATE": str(tmp_path / "state")}
     with serving(settings, tmp_path / "server.log", patience=PATIENCE) as address:
         other = replace(lab, client=httpx.Client(base_url=address, timeout=120))

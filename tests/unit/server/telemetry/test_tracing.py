@@ -30,7 +30,7 @@ ENGINE = ThreadPoolExecutor(1)
 
 
 def engine(trace: tracing.ImageTrace) -> None:
-    """What the dispatcher does with an image, in a thread that knows nothing of the request."""
+    """What the engine thread does with an image, in a thread that knows nothing of the request."""
     now = monotonic()
     trace.add("queue", now - 4, now - 3)
     trace.add("encode", now - 3, now - 2.5, images=2)
