@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from registry.audit_trail import audited_moves, experiment_transitions
@@ -18,6 +17,7 @@ from registry.commands.command_line import command_line
 from registry.commands.display import (
     COLUMNS,
     cells,
+    console,
     facts,
     facts_of,
     legend,
@@ -80,14 +80,14 @@ def show(ref: Ref, registry: Registry = DEFAULT_ADDRESS, model: Model = None, as
     if as_json:
         print_json({"tier": tier, "version": version, **facts(schedule), "schedule": document})
         return
-    console = Console(highlight=False)
-    console.print(strip(schedule.steps()))
-    console.print(legend(schedule))
+    screen = console()
+    screen.print(strip(schedule.steps()))
+    screen.print(legend(schedule))
     del document["format"], document["segments"]  # the strip says it better
     for name, value in {"tier": tier, "version": version, "digest": schedule.digest, **document}.items():
         if value is not None:
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            console.print(Text.assemble((f"{name:<11} ", "bold"), text))
+            screen.print(Text.assemble((f"{name:<11} ", "bold"), text))
 
 
 @app.command()

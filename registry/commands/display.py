@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -31,6 +32,11 @@ COLUMNS = (COMPUTED_STEPS, "cost", "rFID", "PSNR", "digest")  # of `cells`
 WRAPPED = ("note", "reason", "author", "host", "what", "outcome")
 
 Facts = dict[str, Any]
+
+
+def console() -> Console:
+    """Where people read: as wide as their terminal. A log or a pipe has no width, and the usual 80 would break every line."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
 
 def strip(steps: Iterable[Step]) -> Text:
@@ -115,10 +121,10 @@ def print_table(title: str, columns: Sequence[str], lines: Iterable[Sequence[obj
     """Print a table, for people; a note in [brackets] is no markup. Columns other than `WRAPPED` stay on one line."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in columns:
-        table.add_column(column, no_wrap=column not in WRAPPED)
+        table.add_column(column, no_wrap=column not in WRAPPED, min_width=16 if column in ("note", "reason") else None)
     for line in lines:
         table.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in line))
-    Console(highlight=False).print(table)
+    console().print(table)
 
 
 def print_moves(moves: Sequence[AuditedMove]) -> None:
@@ -144,19 +150,19 @@ def print_transitions(transitions: Sequence[ExperimentTransition]) -> None:
 
 def print_difference(difference: Difference, a: str, b: str) -> None:
     """Print two strips, a mark under every step that differs, and what else differs."""
-    console, wide = Console(highlight=False), max(len(a), len(b))
+    screen, wide = console(), max(len(a), len(b))
     for ref, schedule in ((a, difference.a), (b, difference.b)):
-        console.print(Text(f"{ref:<{wide}}  ", style="bold") + strip(schedule.steps()))
+        screen.print(Text(f"{ref:<{wide}}  ", style="bold") + strip(schedule.steps()))
     if steps := difference.steps:
         marks = "".join("^" if i in steps else " " for i in range(steps[-1] + 1))
-        console.print(Text(" " * (wide + 2) + marks))
+        screen.print(Text(" " * (wide + 2) + marks))
     for change in difference.segments or ():
         text = f"segment {change.segment}, steps {change.first} to {change.last}: "
-        console.print(Text(f"{text}{_partial(change.a)} → {_partial(change.b)}"))
+        screen.print(Text(f"{text}{_partial(change.a)} → {_partial(change.b)}"))
     for name, sides in difference.fields.items():
-        console.print(Text.assemble((f"{name} ", "bold"), " → ".join(_short(side) for side in sides)))
+        screen.print(Text.assemble((f"{name} ", "bold"), " → ".join(_short(side) for side in sides)))
     if difference.a.digest == difference.b.digest:
-        console.print("the same schedule")
+        screen.print("the same schedule")
     figures = {"computed steps": (difference.a.computed, difference.b.computed), **difference.figures}
     del figures["null steps"]  # what is left of the trajectory; `solver.teacher_steps` says how long that is
     lines = [(name, _figure(one), _figure(other), _change(one, other)) for name, (one, other) in figures.items()]

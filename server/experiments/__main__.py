@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from registry.catalog import Catalog
 from registry.commands.command_line import command_line
-from registry.commands.display import minute, print_json, print_table
+from registry.commands.display import console, minute, print_json, print_table
 from registry.commands.options import AsJson, Model, Reason, Registry, open_catalog
 from registry.errors import FlexiError, InvalidInput, NotFound
 from registry.experiments.catalog import DeclaredExperiment, ExperimentCatalog
@@ -143,10 +141,10 @@ def report_(
     if json_:
         print_json(as_json(page) | {"damaged": damaged})
         return
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)  # in a log, 80 would break every line
-    console.print(as_tables(page))
+    screen = console()
+    screen.print(as_tables(page))
     for line in damaged:
-        console.print(f"left out: {line}", style="red", markup=False)
+        screen.print(f"left out: {line}", style="red", markup=False)
 
 
 def _show_all(experiments: ExperimentCatalog, as_json: bool) -> None:
