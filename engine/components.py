@@ -51,7 +51,7 @@ def _refuse_channels(files: Folder, config: dict[str, Any]) -> None:
     """Raises `Unsupported` unless the UNet's latents have as many channels going in as coming out, and as the decoder takes."""
     channels, made = config["in_channels"], config["out_channels"]
     if channels != made:
-        message = f"{channels} in the unet config is not out_channels {made}: inpainting, editing on a picture and "
+        message = f"{channels} in the unet config is not out_channels {made}: inpainting, editing an image and "
         raise Unsupported(message + "a learned variance are not supported", param="in_channels")
     component = next((name for name in ("vae", "vqvae") if files.component(name)), None)
     if component is None:

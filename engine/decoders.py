@@ -64,7 +64,7 @@ class Pixels(Decoder):
 
 
 @torch.inference_mode()
-def pictures(decoder: Decoder, latents: Tensor) -> Tensor:
+def to_images(decoder: Decoder, latents: Tensor) -> Tensor:
     """Latents (n, c, h, w) to images (n, 3, H, W), float32 in [0, 1]; grey becomes three equal channels.
 
     The images are in the host's memory once a fence behind this call is passed.

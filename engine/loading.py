@@ -147,7 +147,7 @@ def _text_prompts(files: Folder, suffix: str, device: torch.device, dtype: torch
 
 
 def _prompts(files: Folder, config: dict[str, Any], size: tuple[int, int], device: torch.device, dtype: torch.dtype) -> Prompts:
-    """How this model is told what to draw. config: the UNet's; size: (height, width) of its images in pixels."""
+    """How this model understands prompts. config: the UNet's; size: (height, width) of its images in pixels."""
     if files.component("text_encoder_2"):
         first, second = _text_prompts(files, "", device, dtype), _text_prompts(files, "_2", device, dtype)
         if first.tokens != second.tokens:

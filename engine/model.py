@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from engine.condition import Condition
-from engine.decoders import Decoder, pictures
+from engine.decoders import Decoder, to_images
 from engine.device import to_device
 from engine.macs import StepMacs, count_steps
 from engine.noise import NoiseLevels
@@ -66,7 +66,7 @@ class Model:
 
     def decode_later(self, latents: Tensor) -> Tensor:
         """`decode` for those who have other things to do: the images are there once a fence behind this call is passed."""
-        return pictures(self.decoder, latents)
+        return to_images(self.decoder, latents)
 
     def solver(self, name: SolverName, teacher_steps: int) -> Solver:
         """A solver on this model's own timestep spacing and noise levels."""

@@ -28,7 +28,7 @@ class Candidate(Protocol):
 
     @property
     def need(self) -> Need:
-        """What its next step needs."""
+        """The kind of wave that its next step can join."""
 
     @property
     def unet_rows(self) -> int:
@@ -96,7 +96,7 @@ class Balanced(Policy):
         if leader is None:
             return self._least_wasteful(tasks)
         room = self._room(leader, hurried[0], now) if hurried else self.max_unet_rows
-        in_order = dict.fromkeys((leader, *overdue, *hurried, *tasks))  # everybody once
+        in_order = dict.fromkeys((leader, *overdue, *hurried, *tasks))  # each task once
         return fill([task for task in in_order if task.need == leader.need], room)
 
     def _leader(self, tasks: Sequence[T], hurried: Sequence[T], overdue: Sequence[T]) -> T | None:

@@ -1,4 +1,4 @@
-"""Prompts to conditions: how each family of models is told what to draw.
+"""Prompts to conditions: how each family of models understands what it shall draw.
 
 A prompt is a text for text-to-image models, a class number or name for class-conditional ones, and empty for
 unconditional ones. The negative prompt of classifier-free guidance goes the same way through `negative`.
@@ -20,7 +20,7 @@ from registry.errors import InvalidInput
 
 
 class Prompts(Protocol):
-    """How a model is told what to draw."""
+    """How a model understands prompts."""
 
     @property
     def sample(self) -> str:

@@ -1,8 +1,8 @@
-"""The memory of rows in flight: preallocated, so that it is bounded, known beforehand, and never fragments.
+"""The memory of UNet rows in flight: preallocated, so that it is bounded, known beforehand, and never fragments.
 
-A row holds one slot, or two with classifier-free guidance, from the moment it joins until it leaves. A slot has room for a
-latent, the clean latent predicted one step before, and a cached deep feature: of whichever branch the row's current segment
-reuses, so a slot is as large as the largest branch's feature, and a smaller one uses a part of it.
+An image holds a slot for each of its UNet rows, one or with classifier-free guidance two, from the moment it joins until it
+leaves. A slot has room for a latent, the clean latent predicted one step before, and a cached deep feature: of whichever branch
+the image's current segment reuses, so there is room for the largest branch's feature, and a smaller one uses a part of it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Slots:
         return [self._free.pop() for _ in range(count)]
 
     def give_back(self, slots: Sequence[int]) -> None:
-        """Hold these no more."""
+        """Free these slots."""
         self._free.extend(slots)
 
     def put(self, slot: int, latent: Tensor) -> None:

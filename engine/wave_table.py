@@ -1,6 +1,7 @@
-"""What the host knows of a wave before the device runs it, and the arithmetic around the UNet call.
+"""A wave as indices and numbers on the device, and the arithmetic around the UNet call.
 
-Everything that changes from wave to wave is here, as indices and numbers; everything else is in the slots.
+The host fills the table in before the device runs the wave: it holds everything that changes from wave to wave. Latents and
+features stay in the slots.
 """
 
 from __future__ import annotations
@@ -8,36 +9,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from engine.condition import Condition
+from engine.denoising_task import DenoisingTask
 from engine.device import to_device
-from engine.program import ProgramStep
-
-
-class InFlight(Protocol):
-    """An image in flight, as far as a table looks at it: a slot and a condition for each of its rows."""
-
-    @property
-    def step(self) -> ProgramStep:
-        """The next step to run."""
-
-    @property
-    def guidance(self) -> float | None:
-        """The scale of classifier-free guidance; None without it."""
-
-    @property
-    def slots(self) -> Sequence[int]:
-        """Of the conditional row, then of the unconditional one."""
-
-    @property
-    def conditions(self) -> Sequence[Condition]:
-        """One for each row, in the same order."""
-
 
 TIMESTEP, CLIP, GUIDANCE = 0, 3, 8  # columns of `WaveTable.solver`
 
@@ -48,9 +27,9 @@ class WaveTable:
 
     Rows are in the order of the tasks: first all conditional ones, then the unconditional ones of the tasks that guide.
 
-    homes (n,): the slot that holds a task's latent.
-    slots (r,): a row's own slot, for its deep feature.
-    owners (r,): the task that a row belongs to.
+    task_slots (n,): the slot that holds a task's latent.
+    row_slots (r,): a row's own slot, for its deep feature.
+    row_tasks (r,): the task that a row belongs to.
     unconditional (n,): the row that guidance moves a task's output away from; without guidance the task's only row.
     solver (n, 9), float32: the numbers of `ProgramStep`, then the guidance scale.
     kept: {branch: rows whose deep feature the partial steps after this full one reuse}.
@@ -58,9 +37,9 @@ class WaveTable:
     clips: whether any task's clean latent is bounded at all.
     """
 
-    homes: Tensor
-    slots: Tensor
-    owners: Tensor
+    task_slots: Tensor
+    row_slots: Tensor
+    row_tasks: Tensor
     unconditional: Tensor
     solver: Tensor
     kept: Mapping[int, Tensor]
@@ -68,45 +47,51 @@ class WaveTable:
     clips: bool
 
     @classmethod
-    def of(cls, tasks: Sequence[InFlight], device: torch.device) -> WaveTable:
+    def of(cls, tasks: Sequence[DenoisingTask], device: torch.device) -> WaveTable:
         """The table of tasks that all need the same kind of step next."""
-        rows = [(i, 0) for i in range(len(tasks))] + [(i, 1) for i, task in enumerate(tasks) if task.guidance is not None]
-        last = {owner: row for row, (owner, _) in enumerate(rows)}  # the unconditional one, or else the only one
+        guided_tasks = [i for i, task in enumerate(tasks) if task.guidance is not None]
+        rows = [(i, 0) for i in range(len(tasks))] + [(i, 1) for i in guided_tasks]  # (task, which of its rows)
+        last_rows = {i: row for row, (i, _) in enumerate(rows)}  # the unconditional one, or else the only one
         kept = defaultdict[int, list[int]](list)
-        for row, (owner, _) in enumerate(rows):
-            if (step := tasks[owner].step).kind == "full" and step.branch:
+        for row, (i, _) in enumerate(rows):
+            if (step := tasks[i].step).kind == "full" and step.branch:
                 kept[step.branch].append(row)
         parts = [
             [task.slots[0] for task in tasks],
-            [tasks[owner].slots[half] for owner, half in rows],
-            [owner for owner, _ in rows],
-            list(last.values()),
+            [tasks[i].slots[half] for i, half in rows],
+            [i for i, _ in rows],
+            list(last_rows.values()),
             *kept.values(),
         ]
         indices = to_device(torch.tensor([index for part in parts for index in part]), device)  # one copy for all
-        homes, slots, owners, unconditional, *kept_rows = indices.split([len(part) for part in parts])
+        task_slots, row_slots, row_tasks, unconditional, *kept_rows = indices.split([len(part) for part in parts])
         lines = [(*task.step.numbers, (task.guidance or 0.0) * task.step.guidance) for task in tasks]
         numbers = np.array(lines, dtype=np.float32)
-        solver = to_device(torch.from_numpy(numbers), device)  # torch.tensor is slower
-        condition = Condition.cat([tasks[owner].conditions[half] for owner, half in rows])
-        branches = dict(zip(kept, kept_rows, strict=True))
-        clips = bool(np.isfinite(numbers[:, CLIP]).any())
-        return cls(homes, slots, owners, unconditional, solver, branches, condition, clips)
+        return cls(
+            task_slots=task_slots,
+            row_slots=row_slots,
+            row_tasks=row_tasks,
+            unconditional=unconditional,
+            solver=to_device(torch.from_numpy(numbers), device),  # torch.tensor is slower
+            kept=dict(zip(kept, kept_rows, strict=True)),
+            condition=Condition.cat([tasks[i].conditions[half] for i, half in rows]),
+            clips=bool(np.isfinite(numbers[:, CLIP]).any()),
+        )
 
     def for_rows(self, of_tasks: Tensor) -> Tensor:
-        """What each row's task has: (n, …) to (r, …)."""
-        return of_tasks if len(self.owners) == len(self.homes) else of_tasks.index_select(0, self.owners)
+        """A value of each task (n, …) for each of its rows (r, …)."""
+        return of_tasks if len(self.row_tasks) == len(self.task_slots) else of_tasks.index_select(0, self.row_tasks)
 
     def only(self, rows: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Some rows of tensors (r, …)."""
-        return tensors if len(rows) == len(self.owners) else tuple(tensor.index_select(0, rows) for tensor in tensors)
+        """These rows (k,) of tensors (r, …): (k, …)."""
+        return tensors if len(rows) == len(self.row_tasks) else tuple(tensor.index_select(0, rows) for tensor in tensors)
 
     def guide(self, output: Tensor) -> Tensor:
         """Classifier-free guidance, m = m_∅ + g (m_c − m_∅) (arXiv 2207.12598), in one gather for guided and unguided tasks.
 
         output (r, c, h, w) of the UNet's rows; returns (n, c, h, w), one for each task.
         """
-        conditional = output[: len(self.homes)]
+        conditional = output[: len(self.task_slots)]
         if len(conditional) == len(output):
             return conditional
         unconditional = output.index_select(0, self.unconditional)

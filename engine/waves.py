@@ -9,7 +9,6 @@ companions.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from traceback import clear_frames
@@ -19,72 +18,24 @@ import torch
 from torch import Tensor
 
 from engine.condition import Condition
+from engine.denoising_task import DenoisingTask
 from engine.device import Fence, to_host
 from engine.policy import FCFS, Policy
-from engine.program import Need, Program, ProgramStep
+from engine.program import Need
 from engine.slots import Slots
 from engine.unrolled import UnrolledUNet
 from engine.wave_table import TIMESTEP, WaveTable
-
-
-@dataclass(eq=False)
-class DenoisingTask:
-    """One image on its way through its program.
-
-    guidance: the scale of classifier-free guidance, which takes two UNet rows a step; None for one row without it. `deadline`,
-    in seconds of the policy's clock, and `waits`, the waves that went by without this task, are for the policy only. An `idle`
-    task runs only in waves of its like, while no other task is in flight.
-
-    In flight it has a slot and a condition for each of its UNet rows, the conditional one first. `latent` (c, h, w) is the
-    result, once done.
-    """
-
-    program: Program
-    guidance: float | None = None
-    deadline: float = math.inf
-    idle: bool = False
-    position: int = 0
-    waits: int = 0
-    slots: Sequence[int] = ()
-    conditions: Sequence[Condition] = ()
-    latent: Tensor | None = None
-    error: Exception | None = None
-
-    @property
-    def unet_rows(self) -> int:
-        """How many UNet rows each step takes."""
-        return 1 if self.guidance is None else 2
-
-    @property
-    def done(self) -> bool:
-        """Whether every step of the program has run."""
-        return self.position == len(self.program.steps)
-
-    @property
-    def step(self) -> ProgramStep:
-        """The next step to run."""
-        return self.program.steps[self.position]
-
-    @property
-    def need(self) -> Need:
-        """The kind of wave that the next step can join."""
-        return self.step.need
-
-    @property
-    def ahead(self) -> list[Need]:
-        """What all remaining steps need, the next one first."""
-        return [step.need for step in self.program.steps[self.position :]]
-
 
 T = TypeVar("T", bound=DenoisingTask)
 
 
 @dataclass(frozen=True)
 class Wave(Generic[T]):
-    """One wave: the kind of step, the UNet rows it took, the tasks that advanced and those that failed.
+    """A launched wave.
 
-    The done ones and the failed ones have left. The device works from the fence `begin` to the fence `end`; once that is
-    passed, `finite` says of each task that this wave `finished` whether its latent is.
+    need: the kind of its step. unet_rows: how many it took. tasks: those that advanced. failed: those that did not, each with
+    its error. Tasks that are done or failed have left. The device is at work on the wave from the fence `begin` to the fence
+    `end`. finished: the tasks that are done. finite (finished,), bool: whether the latent of each is, once `end` is passed.
     """
 
     need: Need
@@ -143,14 +94,22 @@ class Waves(Generic[T]):
             return None
         chosen = self.policy.choose([task for task in self.tasks if not task.idle] or self.tasks, now)
         need, unet_rows, begin = chosen[0].need, sum(task.unet_rows for task in chosen), self.network.fence()
-        failed = self._attempt(chosen)
+        self._attempt(chosen)
         finished = [task for task in chosen if task.done and not task.error]
         for task in finished:
             task.latent = self.slots.latent(task.slots[0])
         finite = to_host(_finite([task.latent for task in finished if task.latent is not None])) if finished else None
         self._advance(chosen)
-        advanced = [task for task in chosen if task not in failed]
-        return Wave(need, unet_rows, advanced, failed, begin, self.network.fence(), finished, finite)
+        return Wave(
+            need=need,
+            unet_rows=unet_rows,
+            tasks=[task for task in chosen if not task.error],
+            failed=[task for task in chosen if task.error],
+            begin=begin,
+            end=self.network.fence(),
+            finished=finished,
+            finite=finite,
+        )
 
     def land(self, wave: Wave[T]) -> Wave[T]:
         """Wait for a wave's end; finished tasks whose latent is not finite are then among the failed ones.
@@ -176,37 +135,38 @@ class Waves(Generic[T]):
                 self._leave(task)
         self.tasks = waiting + [task for task in chosen if task.slots]
 
-    def _attempt(self, tasks: Sequence[T]) -> list[T]:
+    def _attempt(self, tasks: Sequence[T]) -> None:
         """Run one wave; if that fails, its halves, so that only the culprits fail, and a wave too large for memory still runs.
 
-        Returns the tasks that failed alone, each with its error; their state and all others' is as it should be.
+        A task that fails alone gets its error, and stays as it was before; the others advance.
         """
         try:
             self._run(tasks)
-            return []
+            return
         except Exception as error:
             clear_frames(error.__traceback__)  # which hold the memory of the attempt
             if len(tasks) == 1:
                 tasks[0].error = error
-                return [tasks[0]]
+                return
         half = len(tasks) // 2
-        return self._attempt(tasks[:half]) + self._attempt(tasks[half:])
+        self._attempt(tasks[:half])
+        self._attempt(tasks[half:])
 
     @torch.inference_mode()
     def _run(self, tasks: Sequence[T]) -> None:
-        """Gather the rows from their slots, call the UNet, guide, let the solver advance, scatter into the slots."""
+        """Advance tasks of one need by a step: gather from the slots, call the UNet, guide, solve, scatter into the slots."""
         need, table = tasks[0].need, WaveTable.of(tasks, self.network.device)
-        latent, before = self.slots.state(table.homes)
+        latent, before = self.slots.state(table.task_slots)
         sample, timesteps = table.for_rows(latent), table.for_rows(table.solver[:, TIMESTEP])
         if need.kind == "full":
             output, features = self.network.full(sample, timesteps, table.condition, keep=table.kept.keys())
         else:
-            feature = self.slots.feature(table.slots, need.branch)
+            feature = self.slots.feature(table.row_slots, need.branch)
             output, features = self.network.partial(sample, timesteps, table.condition, need.branch, feature), {}
         latent, clean = table.solve(latent, before, table.guide(output))
         for branch, rows in table.kept.items():
-            self.slots.keep(*table.only(rows, table.slots, features[branch]))
-        self.slots.advance(table.homes, latent, clean)
+            self.slots.keep(*table.only(rows, table.row_slots, features[branch]))
+        self.slots.advance(table.task_slots, latent, clean)
         for task in tasks:
             task.position += 1
 
@@ -216,5 +176,5 @@ class Waves(Generic[T]):
 
 
 def _finite(latents: Sequence[Tensor]) -> Tensor:
-    """Of each, whether all its numbers are."""
+    """Whether each latent (c, h, w) is finite throughout: (n,), bool."""
     return torch.isfinite(torch.stack(list(latents))).flatten(1).all(dim=1)

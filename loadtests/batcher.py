@@ -20,10 +20,11 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
+from engine.denoising_task import DenoisingTask
 from engine.loading import load
 from engine.policy import FCFS
 from engine.sampler import generate
-from engine.waves import DenoisingTask, Waves
+from engine.waves import Waves
 from loadtests.mixes import MODEL, mixes
 from loadtests.simulated import simulated
 from server.requests.png import png

@@ -1,3 +1,3 @@
-"""The BentoML service: schedules by tier, rows batched step by step, latency and MACs exported."""
+"""The BentoML service: schedules by tier, continuous batching of denoising steps, latency and MACs exported."""
 
 VERSION = "0.1.0"

@@ -18,6 +18,7 @@ from registry.catalog import Catalog
 from registry.experiments.catalog import ExperimentCatalog
 from registry.signing import TrustedKeys
 from registry.stores.address import open_store
+from registry.tiers import REFERENCE
 from server.access.quota import Quotas
 from server.batching.admission import Admission
 from server.batching.engine_thread import EngineThread
@@ -29,7 +30,7 @@ from server.experiments.runtime import ExperimentRuntime
 from server.requests.generation import Generation
 from server.requests.plan import Planner
 from server.requests.shadow import ShadowTeacher
-from server.tiers.active import REFERENCE, ActiveSchedules
+from server.tiers.active import ActiveSchedules
 from server.tiers.last_good import LastGood, name_of
 from server.tiers.watch import Watch
 

@@ -49,7 +49,7 @@ class Settings(BaseSettings):
         int, Field(ge=2, le=1024, description="UNet rows in one call; an image with guidance takes two.")
     ] = 16
     cache_mib: Annotated[
-        int | None, Field(ge=1, description="Memory for rows in flight, in MiB; without it, what four full waves need.")
+        int | None, Field(ge=1, description="Memory for UNet rows in flight, in MiB; without it, what four full waves need.")
     ] = None
     max_queue_seconds: Annotated[
         float, Field(gt=0, le=3600, description="Predicted seconds of work that may be accepted; past it the answer is 429.")

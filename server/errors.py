@@ -36,7 +36,7 @@ class QuotaExceeded(Overloaded):
 
 
 class DeadlineExceeded(FlexiError):
-    """The request's time is over; its rows are given up."""
+    """The request's time is over; its images are given up."""
 
     status = 504
     code = "deadline_exceeded"

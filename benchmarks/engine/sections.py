@@ -14,10 +14,11 @@ from benchmarks.engine.noop_unet import NoopUNet
 from benchmarks.engine.timing import Spread, side_by_side
 from benchmarks.engine.workload import Workload, stable_diffusion_15
 from engine import sampler
+from engine.denoising_task import DenoisingTask
 from engine.policy import Balanced
 from engine.program import Program
 from engine.unrolled import UnrolledUNet
-from engine.waves import DenoisingTask, Waves
+from engine.waves import Waves
 
 SAME_WORK = 1e-4  # two outputs closer than this are of the same work
 FEW = 3  # pairs where one takes seconds

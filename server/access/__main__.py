@@ -22,7 +22,9 @@ app = command_line(
 File = Annotated[Path, typer.Option("--file", envvar="FLEXI_API_KEYS", help="The file of the keys; `new` makes it.")]
 Holder = Annotated[str, typer.Argument(help="Who holds the key. It stands in logs, the key never does.")]
 Macs = Annotated[int | None, typer.Option("--macs-per-minute", help="UNet MACs in a minute; without it, no limit.")]
-Seconds = Annotated[float | None, typer.Option("--queue-seconds", help="Predicted seconds of its queued work; the same.")]
+Seconds = Annotated[
+    float | None, typer.Option("--queue-seconds", help="Predicted seconds of its queued work; without it, the server's limit.")
+]
 Note = Annotated[str, typer.Option("--note", "-m", help="What it is for.")]
 
 

@@ -39,13 +39,13 @@ class KeyEntry(Document):
 
 
 class KeyFile(Document):
-    """The whole file of keys: names and hashes are told apart."""
+    """The whole file. No name and no hash is there twice."""
 
     keys: tuple[KeyEntry, ...] = ()
 
     @field_validator("keys")
     @classmethod
-    def _are_told_apart(cls, keys: tuple[KeyEntry, ...]) -> tuple[KeyEntry, ...]:
+    def _are_distinct(cls, keys: tuple[KeyEntry, ...]) -> tuple[KeyEntry, ...]:
         for field in ("name", "sha256"):
             values = [getattr(entry, field) for entry in keys]
             if twice := {value for value in values if values.count(value) > 1}:

@@ -63,7 +63,7 @@ class Keys:
         self._looked, stamp = now, _stamp(self._path)
         if stamp == self._stamp:
             return
-        self._stamp = stamp  # of a broken file too: it is told once, and read again when it changes
+        self._stamp = stamp  # of a broken file too: it is logged once, and read again when it changes
         try:
             self._entries = read(self._path).keys
         except InvalidInput as error:

@@ -11,7 +11,7 @@ from server.access.keys import Key
 from server.errors import QuotaExceeded
 
 MINUTE = 60.0  # seconds
-ROUNDING = 1e-6  # seconds: who waits exactly as told must not come a rounding error too early
+ROUNDING = 1e-6  # seconds: who waits as long as `retry_after` says must not come a rounding error too early
 
 
 class Quotas:

@@ -11,7 +11,10 @@ from server.telemetry import metrics
 
 
 def count_wave(need: Need, tasks: Collection[ImageTask]) -> list[int]:
-    """Count the steps and MACs of a launched wave: they are spent whatever becomes of it. Returns each task's MACs."""
+    """Count the steps and MACs of a launched wave, and note them in its tasks: they are spent whatever becomes of it.
+
+    Returns each task's MACs, in the order of the tasks.
+    """
     macs_by_label, steps_by_label, task_macs = Counter[tuple[str, str]](), Counter[tuple[str, str]](), list[int]()
     for task in tasks:
         macs, null = task.ran(need)

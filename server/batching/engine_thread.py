@@ -1,7 +1,7 @@
-"""Between asyncio and the engine: one thread owns the model and the waves, everybody else hands in image specs and waits.
+"""Between asyncio and the engine: one thread owns the model and the waves, everybody else submits image specs and waits.
 
 Text encoding and VAE decoding run in the same thread, between two waves. A second executor would not make them faster (they
-want the same cores or the same device), would make two threads share one model, and would need a hand-over for every image;
+want the same cores or the same device), would make two threads share one model, and would need every image passed between them;
 the price is that a wave waits while the texts of at most `BATCH` newcomers are encoded and what the wave before it finished
 is decoded.
 
@@ -14,24 +14,22 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from functools import partial
 from time import monotonic
-
-from torch import Tensor
 
 from engine.model import Model
 from engine.policy import Balanced
 from engine.program import Program
-from engine.waves import Wave, Waves
+from engine.waves import Waves
 from server.batching import accounting
 from server.batching.admission import Admission
+from server.batching.decoding import WaveDecoder
 from server.batching.fair_queue import FairQueue
 from server.batching.forecast import EngineLoad
 from server.batching.image_task import ImageResult, ImageSpec, ImageTask, Preview, macs_before
-from server.batching.images_in_flight import ImagesInFlight, log_fields
+from server.batching.images_in_flight import BATCH, ImagesInFlight, log_fields
 from server.batching.inflight_wave import InflightWave
 from server.batching.memory import slots_within
 from server.batching.overlap import Overlap
@@ -44,15 +42,14 @@ from server.telemetry.tracing import image_trace
 log = logging.getLogger(__name__)
 
 FAILED_WAVES = 5  # in a row, and the engine counts as lost
-BATCH = 8  # texts encoded, or latents decoded, at once
-FULL_WAVES = 4  # of rows are in flight at most: images on different steps need company to fill a wave, more only make all later
+FULL_WAVES = 4  # in flight at most, in UNet rows: images on different steps need company to fill one, more only make all later
 
 
 class EngineThread:
     """The thread, and how others reach it: `submit` image specs, and get a future for each result.
 
-    Whoever cancels a future frees its memory at the engine's next step. A task that fails takes nobody with it, except that
-    an exception in a wave fails the tasks of that wave; the thread lives on.
+    Whoever cancels a future frees its memory at the engine's next step. A task that fails takes nobody with it, unless the
+    device itself fails: then everything in flight does. The thread lives on until `FAILED_WAVES` waves in a row have failed.
     """
 
     def __init__(self, model: Model, admission: Admission, max_wave_rows: int, cache_bytes: int | None = None) -> None:
@@ -69,13 +66,14 @@ class EngineThread:
         metrics.cache_bytes.set(slots.bytes)
         self._queue = FairQueue(TierShares(self._policy))
         self._images = ImagesInFlight(self._waves, admission)
+        self._decoder = WaveDecoder(model, slots, self._text_and_vae, self._images)
         self._cancelled: deque[ImageTask] = deque()  # by their clients, and not dropped yet
         self._overlap = Overlap()
         self._failed_waves = 0  # in a row
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
-        """Begin to work."""
+        """Start the thread; what was submitted before is worked on too."""
         self._thread.start()
 
     def close(self) -> None:
@@ -119,7 +117,7 @@ class EngineThread:
         return load.finish(tier, len(program.steps), macs, images, alone)
 
     def step(self, at_work: InflightWave | None) -> InflightWave | None:
-        """Drop what nobody wants, admit what fits, launch a wave behind the one at work, and tell what came of that one.
+        """Drop what nobody wants, admit what fits, launch a wave behind the one at work, and hand out what that one finished.
 
         Returns the wave that is now at work, if any.
         """
@@ -161,7 +159,7 @@ class EngineThread:
         return self._queue.is_open
 
     def _watch(self, task: ImageTask) -> None:
-        """Notice when somebody gives the task up, in whatever thread."""
+        """Remember the task when its future is cancelled, in whatever thread."""
         task.future.add_done_callback(lambda future: self._cancelled.append(task) if future.cancelled() else None)
 
     def _drop_cancelled(self) -> None:
@@ -182,7 +180,7 @@ class EngineThread:
             self._queue.put_back(again)
         if not tasks and not self._images:
             tasks = self._queue.take_idle()
-        self._in_batches(tasks, self._encode, "encoding")
+        self._images.attempt(tasks, self._encode, "encoding")
         if tasks and all(task.left for task in tasks):
             self._model.network.fence().done()  # raises when the device is lost: then it is not the prompts
 
@@ -202,18 +200,14 @@ class EngineThread:
         wave = self._waves.launch(monotonic())
         if wave is None:
             return None
-        self._fail(wave)
+        self._images.fail_in(wave)
         if not wave.tasks:
             self._count_failed_wave()
             return None
         task_macs = accounting.count_wave(wave.need, wave.tasks)
         for task, macs in zip(wave.tasks, task_macs, strict=True):
             self._images.settle(task, macs)
-        images = dict[ImageTask, Tensor]()
-        self._in_batches([task for task in wave.tasks if task.done], partial(self._decode, images), "decoding")
-        decoded = self._model.network.fence()
-        previews = self._previews([task for task in wave.tasks if task.position in task.preview_at])
-        return InflightWave(wave, sum(task_macs), images, previews, decoded, self._model.network.fence())
+        return self._decoder.decode(wave, sum(task_macs))
 
     def _land(self, inflight: InflightWave | None) -> None:
         """Wait for a wave's end, learn from it, and hand out what it finished."""
@@ -228,7 +222,7 @@ class EngineThread:
         self._learn(inflight)
         if inflight.images:
             self._text_and_vae.took("decode", decoded - denoised, len(inflight.images))
-        self._fail(wave)
+        self._images.fail_in(wave)
         for task in [task for task in wave.tasks if not task.left]:
             task.denoised = denoised
             task.trace.add(wave.need.kind, begun, denoised, branch=wave.need.branch, unet_rows=wave.unet_rows)
@@ -236,7 +230,7 @@ class EngineThread:
                 task.trace.add("decode", denoised, decoded, images=len(inflight.images))
                 self._images.finish(task, inflight.images[task])
             elif task in inflight.previews:
-                self._show(task, *inflight.previews[task])
+                self._images.show(task, *inflight.previews[task])
 
     def _learn(self, inflight: InflightWave) -> None:
         wave, kind, seconds = inflight.wave, inflight.wave.need.kind, inflight.wave.seconds
@@ -255,53 +249,9 @@ class EngineThread:
         metrics.inflight_images.set(len(self._images))
         metrics.queue_seconds.set(self._admission.seconds)
 
-    def _fail(self, wave: Wave[ImageTask]) -> None:
-        """Those of the wave's failed tasks that are still here: one may have been given up before its wave had landed."""
-        for task in wave.failed:
-            assert task.error is not None, "a failed task has its error"
-            if not task.left:
-                log.error("denoising failed", exc_info=task.error, extra=log_fields([task]))
-                self._images.fail([task], task.error, "denoising")
-
     def _count_failed_wave(self) -> None:
         """Stop the thread when nothing works any more, so that /livez asks for a restart: a lost device does not come back."""
         self._failed_waves += 1
         if self._failed_waves >= FAILED_WAVES:
             log.error("stopping after %d failed waves in a row", self._failed_waves)
             self._queue.close()
-
-    def _decode(self, images: dict[ImageTask, Tensor], tasks: Sequence[ImageTask]) -> None:
-        latents = [task.latent for task in tasks if task.latent is not None]
-        images.update(zip(tasks, self._text_and_vae.decode(latents), strict=True))
-
-    def _previews(self, tasks: Sequence[ImageTask]) -> dict[ImageTask, tuple[int, Tensor]]:
-        """The clean latents that their last step predicts, decoded. That one fails costs nobody an image."""
-        if not tasks:
-            return {}
-        try:
-            pixels = self._text_and_vae.decode([self._waves.slots.clean(task.slots[0]) for task in tasks])
-        except Exception:
-            log.exception("a preview failed", extra=log_fields(tasks))
-            return {}
-        return {task: (task.preview_at[task.position], image) for task, image in zip(tasks, pixels, strict=True)}
-
-    def _show(self, task: ImageTask, preview: int, pixels: Tensor) -> None:
-        try:
-            if task.preview:
-                task.preview(task.spec, preview, pixels)
-        except Exception:
-            log.exception("a preview failed", extra=log_fields([task]))
-
-    def _in_batches(self, tasks: Sequence[ImageTask], work: Callable[[Sequence[ImageTask]], None], doing: str) -> None:
-        """Work on `BATCH` tasks at once; where that fails, on each of them alone, so that only the culprits fail."""
-        for start in range(0, len(tasks), BATCH):
-            batch = tasks[start : start + BATCH]
-            try:
-                work(batch)
-            except Exception as error:
-                if len(batch) == 1:
-                    log.exception("%s failed", doing, extra=log_fields(batch))
-                    self._images.fail(batch, error, doing)
-                    continue
-                for task in batch:
-                    self._in_batches([task], work, doing)

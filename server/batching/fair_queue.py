@@ -38,7 +38,7 @@ class FairQueue:
             if not self._open:
                 raise NotReady("the server is stopping")
             for task in tasks:
-                self._line_of(task).append(task)
+                self._deque_of(task).append(task)
             self._changed.notify()
 
     def put_back(self, tasks: Sequence[ImageTask]) -> None:
@@ -73,7 +73,7 @@ class FairQueue:
     def remove(self, task: ImageTask) -> None:
         """Take out a task; one that does not wait here is no error."""
         with self._changed, suppress(ValueError):
-            self._line_of(task).remove(task)
+            self._deque_of(task).remove(task)
 
     def close(self) -> None:
         """Refuse every `put` from now on, and wake who waits."""
@@ -96,5 +96,5 @@ class FairQueue:
             macs[task.tier] += task.remaining_macs
         return macs
 
-    def _line_of(self, task: ImageTask) -> deque[ImageTask]:
+    def _deque_of(self, task: ImageTask) -> deque[ImageTask]:
         return self._idle if task.idle else self._clients

@@ -12,9 +12,9 @@ from itertools import accumulate
 
 from torch import Tensor
 
+from engine.denoising_task import DenoisingTask
 from engine.macs import StepMacs
 from engine.program import Need, Program
-from engine.waves import DenoisingTask
 from server.telemetry.metrics import CUSTOM, NO_ARM
 from server.telemetry.tracing import NO_TRACE, ImageTrace
 
@@ -23,7 +23,7 @@ from server.telemetry.tracing import NO_TRACE, ImageTrace
 class ImageSpec:
     """Everything that decides the image's pixels, and under which names its work is counted and admitted.
 
-    `key_seconds` bounds the predicted seconds of work that its API key may have in the queue. `previews`: how many pictures
+    `key_seconds` bounds the predicted seconds of work that its API key may have in the queue. `previews`: how many previews
     of the unfinished image are wanted. Log lines about it say its `request_id`.
     """
 
@@ -49,7 +49,7 @@ class ImageSpec:
 
 
 Preview = Callable[[ImageSpec, int, Tensor], None]
-"""Told the spec, which preview of its image it is (0-based), and the pixels (3, height, width)."""
+"""Called with the spec, which preview of its image it is (0-based), and the pixels (3, height, width)."""
 
 
 @dataclass(frozen=True)

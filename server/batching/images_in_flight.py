@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import InvalidStateError
 from contextlib import suppress
 from time import monotonic
@@ -10,13 +11,17 @@ from time import monotonic
 from torch import Tensor
 
 from engine.condition import Condition
-from engine.waves import Waves
+from engine.waves import Wave, Waves
 from registry.errors import FlexiError
 from server.batching import accounting
 from server.batching.admission import Admission
 from server.batching.image_task import ImageTask
 from server.errors import GenerationFailed
 from server.telemetry import metrics
+
+log = logging.getLogger(__name__)
+
+BATCH = 8  # texts encoded, or latents decoded, at once
 
 
 class ImagesInFlight:
@@ -70,7 +75,7 @@ class ImagesInFlight:
             task.future.set_result(task.result(pixels.clone()))  # a batch's memory must not live as long as one of its images
 
     def fail(self, tasks: Iterable[ImageTask], error: Exception, doing: str) -> None:
-        """These images will not be: `doing` says at what it failed, where the error is not one of ours."""
+        """These images will not be. `doing`: the work at which they failed; the message says it where the error is not ours."""
         if not isinstance(error, FlexiError):
             reason = f": {error}" if isinstance(error, FloatingPointError) else ""
             error = GenerationFailed(f"{doing} this image failed{reason}")
@@ -78,6 +83,36 @@ class ImagesInFlight:
             self.leave(task, "failed")
             with suppress(InvalidStateError):
                 task.future.set_exception(error)
+
+    def fail_in(self, wave: Wave[ImageTask]) -> None:
+        """Fail those of the wave's failed tasks that are still here: one may have been given up before its wave had landed."""
+        for task in wave.failed:
+            assert task.error is not None, "a failed task has its error"
+            if not task.left:
+                log.error("denoising failed", exc_info=task.error, extra=log_fields([task]))
+                self.fail([task], task.error, "denoising")
+
+    def attempt(self, tasks: Sequence[ImageTask], work: Callable[[Sequence[ImageTask]], None], doing: str) -> None:
+        """Do the work on `BATCH` tasks at once; where that fails, on each of them alone, so that only the culprits fail."""
+        for start in range(0, len(tasks), BATCH):
+            batch = tasks[start : start + BATCH]
+            try:
+                work(batch)
+            except Exception as error:
+                if len(batch) == 1:
+                    log.exception("%s failed", doing, extra=log_fields(batch))
+                    self.fail(batch, error, doing)
+                    continue
+                for task in batch:
+                    self.attempt([task], work, doing)
+
+    def show(self, task: ImageTask, preview: int, pixels: Tensor) -> None:
+        """Hand out preview number `preview` (0-based) of an unfinished image: pixels (3, height, width)."""
+        try:
+            if task.preview:
+                task.preview(task.spec, preview, pixels)
+        except Exception:
+            log.exception("a preview failed", extra=log_fields([task]))
 
     def leave(self, task: ImageTask, outcome: str) -> None:
         """The one way out, from the queue too: its memory is free, no work is owed, and the image is counted."""

@@ -1,4 +1,4 @@
-"""A wave on the device, and what is to be told of it when it has landed."""
+"""A wave on the device, and what is handed out when it has landed."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ class WaveTimes(NamedTuple):
 
 @dataclass(frozen=True)
 class InflightWave:
-    """A launched wave. `images`, and `previews` of unfinished images with their numbers, are pixels (3, height, width).
+    """A launched wave, and the decoding behind it.
 
-    They are there once `end` is passed. `macs`: of all its tasks together.
+    macs: of all its tasks together. images: pixels (3, height, width) of those it finishes. previews: {task: (which of the
+    task's previews, 0-based; pixels)} of those it does not. Pixels are there once `end` is passed.
     """
 
     wave: Wave[ImageTask]

@@ -1,4 +1,4 @@
-"""What something took lately."""
+"""An average that follows what was measured lately."""
 
 from __future__ import annotations
 

@@ -7,11 +7,11 @@ from time import monotonic, sleep
 from engine.device import Fence
 
 NAP = 0.002  # seconds between two looks at the device
-DECAY = 0.95  # a wave; the longest that the host lately took to form one is what it may take again
+DECAY = 0.95  # per wave, of the longest that the host lately took to form one: it may take as long again
 
 
 class Overlap:
-    """What the host needs to be ahead of its device. Seconds of a monotonic clock; one thread's own."""
+    """Keeps the host just ahead of its device. Times are of a monotonic clock, in seconds; for one thread."""
 
     def __init__(self) -> None:
         self._began = 0.0  # the device, the wave at work

@@ -44,8 +44,10 @@ class TextAndVae:
         return [(conditions[spec.prompt], negatives[spec.negative] if spec.unet_rows == 2 else None) for spec in specs]
 
     def decode(self, latents: Sequence[Tensor]) -> Tensor:
-        """Pixels (n, 3, height, width) of latents (c, h, w), once a fence behind this call is passed: who waits for it tells
-        what it `took`."""
+        """Pixels (n, 3, height, width) of latents (c, h, w). They are there once a fence behind this call is passed.
+
+        Whoever waits for that fence reports the seconds with `took`.
+        """
         return self._model.decode_later(torch.stack(list(latents)))
 
     def took(self, work: Literal["encode", "decode"], seconds: float, images: int) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 
+from engine.denoising_task import DenoisingTask
 from engine.model import Model
 from engine.policy import FCFS
-from engine.waves import DenoisingTask, Waves
+from engine.waves import Waves
 from registry.schedule import Schedule, Segment
 
 

@@ -204,7 +204,7 @@ def _control(experiment: Experiment) -> str:
 
 
 def _act(catalog: Catalog, name: str, action: Action, reason: str, as_json: bool, seen: ExperimentState | None = None) -> None:
-    """With `seen`, only from its version and stage: of two who ramp at once, one is told."""
+    """With `seen`, only from its version and stage: of two who ramp at once, one is refused."""
     experiments = _experiments(catalog)
     version, stage = (seen.version, seen.stage) if seen else (None, None)  # nothing keeps an operator from ending it
     state = experiments.act(name, action, reason, version=version, stage=stage)

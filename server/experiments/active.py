@@ -59,7 +59,7 @@ class ActiveExperiments(Assigner):
         self._by_tier: dict[str, ActiveExperiment] = {}
         self._withdrawn: set[tuple[str, int]] = set()
         self._lock = threading.Lock()  # around the three above: the event loop withdraws while a thread refreshes
-        self._faults = Faults(log)  # by the experiment's name; `refresh` tells them
+        self._faults = Faults(log)  # by the experiment's name; `refresh` logs them
 
     def running(self) -> list[ActiveExperiment]:
         """The experiments that split traffic now, one of a tier at most."""
@@ -113,7 +113,7 @@ class ActiveExperiments(Assigner):
             experiments = self._open()
             looks = {name: self._look(experiments, name) for name in experiments.names()}
         except StoreUnavailable:
-            return  # the watch tells it
+            return  # the watch logs it
         with self._lock:
             self._seen = {name: seen for name, seen in looks.items() if seen}
             self._enforce()

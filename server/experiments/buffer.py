@@ -1,4 +1,4 @@
-"""Events in memory, between the request that they tell of and the disk."""
+"""Events in memory, between the request that caused them and the disk."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ class EndReporter:
     def __init__(self, open_experiments: Callable[[], ExperimentCatalog]) -> None:
         """`open_experiments` gives the same ones each time, or raises while the store is away."""
         self._open = open_experiments
-        self._rollbacks: dict[tuple[str, int], tuple[Experiment, GuardrailCheck]] = {}  # by version; not told yet
+        self._rollbacks: dict[tuple[str, int], tuple[Experiment, GuardrailCheck]] = {}  # by version; not reported yet
         self._faults = Faults(log)
 
     def roll_back(self, experiment: Experiment, trip: GuardrailCheck) -> None:
@@ -32,7 +32,7 @@ class EndReporter:
         metrics.rollbacks_untold.set(len(self._rollbacks))
 
     def report_rollbacks(self) -> None:
-        """Tell the registry; what it does not take is told again the next time. Blocks."""
+        """Tell the registry; what it does not take is reported again the next time. Blocks."""
         for version, (experiment, trip) in list(self._rollbacks.items()):
             if self._act(experiment, "roll_back", trip.sentence, dict(trip.evidence)):
                 del self._rollbacks[version]

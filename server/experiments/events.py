@@ -10,9 +10,10 @@ from pydantic import AwareDatetime, Field, TypeAdapter, ValidationError, model_v
 from registry.document import Document, Name, first_fault, misfit
 from registry.errors import Tampered
 from registry.records import Digest, Number
+from server.api import REQUEST_ID
 from server.requests.assignment import Enrolment
 
-RequestId = Annotated[str, Field(min_length=1, max_length=128)]
+RequestId = Annotated[str, Field(pattern=REQUEST_ID)]
 Seconds = Annotated[float, Field(ge=0)]
 Macs = Annotated[int, Field(ge=0)]
 FEEDBACK, FIDELITY = "feedback", "fidelity"  # streams of a whole model: its experiments pick theirs by request id

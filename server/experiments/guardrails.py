@@ -1,4 +1,4 @@
-"""Guardrails on live traffic: one arm's recent requests against control's. Pure: it is told, and says when one trips.
+"""Guardrails on live traffic: one arm's recent requests against control's. Pure: it takes values, and says when one trips.
 
 A monitor answers fast and crudely: a point estimate beyond its limit, several times in a row, each time with new requests.
 What it lets pass the report still weighs with intervals; how often it trips without cause is measured in its test.

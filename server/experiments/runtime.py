@@ -7,6 +7,8 @@ import logging
 from collections.abc import Callable
 from datetime import datetime
 
+from typing_extensions import override
+
 from registry.experiments.catalog import ExperimentCatalog
 from registry.experiments.declaration import Harm
 from registry.writer import now
@@ -17,17 +19,18 @@ from server.experiments.guardrails import guardrail_values
 from server.experiments.monitors import GuardrailMonitors
 from server.experiments.recorder import Recorder
 from server.requests.context import RequestContext
+from server.requests.generation import RequestObserver
 from server.requests.plan import Plan
-from server.requests.shadow import TeacherComparison
+from server.requests.shadow import ComparisonObserver, TeacherComparison
 from server.telemetry import metrics
 
 log = logging.getLogger(__name__)
 
 
-class ExperimentRuntime:
+class ExperimentRuntime(RequestObserver, ComparisonObserver):
     """Follows the registry's experiments, records what their requests showed, and ends one whose arm does harm.
 
-    It observes requests (`ended`), comparisons with the teacher (`compared`) and ratings.
+    It observes requests, comparisons with the teacher, and ratings.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class ExperimentRuntime:
         """What a client thought of a finished request, from 0 (bad) to 1 (good)."""
         self._recorder.record(FEEDBACK, RatingEvent(time=self._clock(), request_id=request_id, rating=rating))
 
+    @override
     def ended(self, context: RequestContext, plan: Plan, seconds: float) -> None:
         """One event for each request of a tier that is under an experiment; costs a few appends in the event loop."""
         if plan.assignment is None:
@@ -71,8 +75,9 @@ class ExperimentRuntime:
         self._recorder.record(stream(plan.assignment.experiment.name), event)
         self._hold_to_guardrails(plan, guardrail_values(event))
 
+    @override
     def compared(self, plan: Plan, comparison: TeacherComparison) -> None:
-        """An image of this plan was held against the teacher's."""
+        """One event for each image that was compared; its PSNR counts for the guardrails too."""
         event = FidelityEvent(
             time=self._clock(),
             request_id=plan.request_id,
@@ -86,7 +91,7 @@ class ExperimentRuntime:
     def refresh(self) -> None:
         """Follow the registry, and tell it what was rolled back here or has come to its end. Blocks.
 
-        What it does not take is told again the next time: a store that can only be read stops nobody from following it.
+        What it does not take is reported again the next time: a store that can only be read stops nobody from following it.
         """
         try:
             self.active.refresh()
@@ -102,8 +107,8 @@ class ExperimentRuntime:
     def _hold_to_guardrails(self, plan: Plan, values: dict[Harm, float]) -> None:
         """Hold what an enrolled request showed against the guardrails.
 
-        A trip ends the experiment here at once, and everywhere by the registry as soon as it can be told; of several servers
-        that see the harm, the first wins.
+        A trip ends the experiment here at once, and elsewhere as soon as the registry takes the report; of several servers
+        that see the harm, the first one's counts.
         """
         assignment = plan.assignment
         if assignment is None or assignment.arm is None or assignment.fallback or not values:
@@ -120,7 +125,7 @@ class ExperimentRuntime:
 def outcome_of(context: RequestContext, plan: Plan, seconds: float, time: datetime) -> OutcomeEvent:
     """The event of a request whose plan has an assignment. Without results nothing is known of what was executed."""
     assignment, counts, usage = plan.assignment, plan.entry.schedule.counts(), context.usage
-    assert assignment is not None, "nothing to tell"
+    assert assignment is not None, "only a request under an experiment has an event"
     return OutcomeEvent(
         time=time,
         request_id=plan.request_id,

@@ -124,19 +124,19 @@ def _generate_route(generate: type[BaseModel]) -> APIRoute:
 
 
 def _of_bentoml() -> Object:
-    """What BentoML answers itself, and the page for Prometheus."""
+    """Operations by path: the routes that BentoML answers itself, and the page for Prometheus."""
 
     def page(summary: str, content: Object, *statuses: int) -> Object:
         faults = {str(status): {"description": WHY[status], "content": ERROR} for status in statuses}
         return {"summary": summary, "responses": {"200": {"description": summary, "content": content}} | faults}
 
-    everybody: Object = {"security": []}
+    public: Object = {"security": []}
     schema = page("For BentoML's client", {"application/json": {"schema": {"type": "object"}}}, *COMMON)
     return {
-        "/livez": {"get": page("Whether the process works", TEXT, 503) | everybody},
-        "/healthz": {"get": page("The same", TEXT, 503) | everybody},
-        "/readyz": {"get": page("Whether requests are taken", TEXT, 503) | everybody},
-        "/metrics": {"get": page("For Prometheus", TEXT) | everybody},
+        "/livez": {"get": page("Whether the process works", TEXT, 503) | public},
+        "/healthz": {"get": page("Whether the process works, as /livez says", TEXT, 503) | public},
+        "/readyz": {"get": page("Whether requests are taken", TEXT, 503) | public},
+        "/metrics": {"get": page("For Prometheus", TEXT) | public},
         "/schema.json": {"get": schema},
     }
 

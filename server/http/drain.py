@@ -29,7 +29,7 @@ class Drain:
 
     @asynccontextmanager
     async def request(self) -> AsyncIterator[None]:
-        """Around all that a request does. Raises `Stopping`: at the door, or out of a request that takes too long."""
+        """Around all that a request does. Raises `Stopping`: before it begins, or out of one that takes too long."""
         if self.stopping:
             raise Stopping("the server is stopping")
         try:

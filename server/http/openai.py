@@ -50,6 +50,12 @@ NOT_SUPPORTED = {  # parameters of OpenAI's that only null is taken for, and why
     "style": "say it in the prompt",
     "svg": "images are PNG files",
 }
+NO_TOKENS = {  # the official client's type wants them; a diffusion model has none
+    "input_tokens": 0,
+    "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
+    "output_tokens": 0,
+    "total_tokens": 0,
+}
 EVENT: dict[str, Any] = {  # JSON Schema of a server-sent event
     "type": "object",
     "properties": {
@@ -86,7 +92,7 @@ class ImagesRequest(BaseModel):
     safety_identifier: Annotated[
         str | None, Field(max_length=128, description="User or session, for experiments; `user` counts where it is empty.")
     ] = None
-    user: Annotated[str | None, Field(min_length=1, max_length=128, description="The same, by its older name.")] = None
+    user: Annotated[str | None, Field(min_length=1, max_length=128, description="User or session, by an older name.")] = None
     complexity: None = None
     frame_count: None = None
     frame_duration_ms: None = None
@@ -208,14 +214,6 @@ async def events(first: Made, rest: AsyncGenerator[Made], size: str) -> AsyncGen
                 yield event("image_generation.completed", body)
     except FlexiError as error:
         yield event("error", {"error": fault(error) | {"request_id": plan.request_id}})
-
-
-NO_TOKENS = {  # the official client's type wants them; a diffusion model has none
-    "input_tokens": 0,
-    "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
-    "output_tokens": 0,
-    "total_tokens": 0,
-}
 
 
 async def _chain(first: Made, rest: AsyncIterator[Made]) -> AsyncIterator[Made]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from starlette.responses import StreamingResponse
 from starlette.types import Message, Send
+from typing_extensions import override
 
 from server.errors import ClientGone
 
@@ -29,6 +30,7 @@ class EventStream(StreamingResponse):
         super().__init__(events)
         self._events = events
 
+    @override
     async def stream_response(self, send: Send) -> None:
         """Raises `ClientGone` when nobody reads."""
 

@@ -73,7 +73,7 @@ EVENTS: dict[int | str, dict[str, Any]] = {
         "content": {"text/event-stream": {"schema": openai.EVENT}},
     }
 }
-Open = Annotated[App, Depends(_app)]
+LoadedApp = Annotated[App, Depends(_app)]
 Context = Annotated[RequestContext, Depends(_context)]
 
 
@@ -84,7 +84,7 @@ def metrics_page() -> Response:
 
 
 @routes.get("/v1/tiers", responses=errors(*COMMON))
-async def tiers(app: Open) -> TiersView:
+async def tiers(app: LoadedApp) -> TiersView:
     """What each tier means now."""
     entries = app.schedules.tiers()
     return TiersView(
@@ -95,41 +95,41 @@ async def tiers(app: Open) -> TiersView:
 
 
 @routes.get("/v1/schedules/{ref}", responses=errors(400, 403, 404, *COMMON))
-async def schedule(ref: Annotated[str, Path(pattern=REF)], request: Request, app: Open) -> ScheduleView:
+async def schedule(ref: Annotated[str, Path(pattern=REF)], request: Request, app: LoadedApp) -> ScheduleView:
     """A schedule by version number, digest, or a digest's beginning."""
     entry = await while_wanted(app.schedules.find(ref), [(disconnected(request), ClientGone())])
     return ScheduleView(digest=entry.digest, version=entry.version, schedule=entry.schedule)
 
 
 @routes.delete("/v1/requests/{request_id}", responses=errors(400, 404, *COMMON))
-async def cancel(request_id: Annotated[str, Path(min_length=1, max_length=64)], app: Open, context: Context) -> CancelView:
-    """Cancel the running requests with this X-Request-Id that came with the same API key; their rows are given up at once."""
+async def cancel(request_id: Annotated[str, Path(min_length=1, max_length=64)], app: LoadedApp, context: Context) -> CancelView:
+    """Cancel the running requests with this X-Request-Id that came with the same API key; their images are given up at once."""
     if cancelled := app.generation.running.cancel((context.key or ANONYMOUS).name, request_id):
         return CancelView(cancelled=cancelled)
     raise NotFound("no such request is running", param="request_id")
 
 
 @routes.post("/v1/feedback", status_code=202, responses=errors(*COMMON, 400, 408, 413, 415))
-async def feedback(body: Feedback, app: Open) -> Accepted:
+async def feedback(body: Feedback, app: LoadedApp) -> Accepted:
     """Rate a finished request, for the experiment it took part in. Kept whether or not the request is known here."""
     app.experiments.rate(body.request_id, body.rating)
     return Accepted()
 
 
 @routes.get("/v1/experiments", responses=errors(*COMMON))
-async def experiments(app: Open) -> ExperimentsView:
+async def experiments(app: LoadedApp) -> ExperimentsView:
     """The experiments that split traffic now."""
     return ExperimentsView(experiments=[_experiment_view(running) for running in app.experiments.active.running()])
 
 
 @routes.get("/v1/models", responses=errors(*COMMON))
-async def models(app: Open) -> openai.ModelsView:
+async def models(app: LoadedApp) -> openai.ModelsView:
     """The model, as OpenAI's clients list it."""
     return openai.ModelsView(data=[openai.ModelView(id=app.model.ref.name, created=app.opened)])
 
 
 @routes.get("/v1/models/{model}", responses=errors(400, 404, *COMMON))
-async def model(model: Annotated[str, Path(min_length=1, max_length=64)], app: Open) -> openai.ModelView:
+async def model(model: Annotated[str, Path(min_length=1, max_length=64)], app: LoadedApp) -> openai.ModelView:
     """The model, by its name."""
     if model != app.model.ref.name:
         raise NotFound(f"this server has {app.model.ref.name}", param="model")
@@ -142,7 +142,9 @@ async def model(model: Annotated[str, Path(min_length=1, max_length=64)], app: O
     responses=EVENTS | errors(*COMMON, *WITH_IMAGES),
     openapi_extra=UNIT,
 )
-async def images(body: openai.ImagesRequest, request: Request, app: Open, context: Context) -> Response | openai.ImagesAnswer:
+async def images(
+    body: openai.ImagesRequest, request: Request, app: LoadedApp, context: Context
+) -> Response | openai.ImagesAnswer:
     """OpenAI's images API: whole, or as a stream of server-sent events."""
     generation, size = app.generation, app.size
     wanted = body.generate_request(app.model.ref.name, size, app.settings.max_images, request.headers)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from registry.experiments.declaration import Experiment
-from server.tiers.active import ActiveSchedule
+
+if TYPE_CHECKING:  # the analysis of experiments reads `Enrolment` and needs no torch
+    from server.tiers.active import ActiveSchedule
 
 Enrolment = Literal["enrolled", "not_in_share", "no_unit", "bypass"]
 
@@ -26,10 +28,13 @@ class Assignment:
 
 
 class Assigner(Protocol):
-    """Who splits a tier's traffic between schedules."""
+    """What splits a tier's traffic between schedules."""
 
     def assign(self, entry: ActiveSchedule, unit: str | None, request_id: str) -> tuple[ActiveSchedule, Assignment | None]:
-        """What serves a request of this tier's traffic: its arm's schedule, or the tier's own."""
+        """The schedule that serves a request of this tier's traffic (its arm's or the tier's own), and its assignment.
+
+        unit: whom the request comes from, if it says so.
+        """
 
     def bypassed(self, digest: str) -> Assignment | None:
         """For a request that names its schedule itself: the experiment that has it as an arm, if any."""

@@ -48,7 +48,7 @@ class RequestContext:
         if self.code not in (None, OK):
             fields["code"] = self.code
         if self.plan:
-            fields |= self._outcome(self.plan)
+            fields |= self._plan_fields(self.plan)
         return fields
 
     def _asked(self, request: GenerateRequest) -> str | None:
@@ -56,17 +56,16 @@ class RequestContext:
         asked = request.tier or request.schedule
         return asked if asked and re.fullmatch(NAME, asked) else None
 
-    def _outcome(self, plan: Plan) -> dict[str, Any]:
+    def _plan_fields(self, plan: Plan) -> dict[str, Any]:
         usage, entry = self.usage, plan.entry
-        arm = plan.assignment.arm if plan.assignment else None
         fields: dict[str, Any] = {
             "tier": entry.tier,
             "schedule": entry.digest,
-            "arm": arm,
+            "arm": plan.arm,
             "images": usage.images,
             "macs": usage.macs,
+            "predicted_ms": milliseconds(plan.predicted),
         }
-        fields["predicted_ms"] = milliseconds(plan.predicted)
         if usage.images:
             fields |= {"queue_ms": milliseconds(usage.queue_seconds), "denoise_ms": milliseconds(usage.denoise_seconds)}
         return fields

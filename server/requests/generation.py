@@ -37,10 +37,10 @@ OUTCOMES: dict[type[FlexiError], str] = {
 
 
 class Renderer(Protocol):
-    """What this needs of the engine's thread."""
+    """What generation needs of the engine's thread."""
 
     def submit(self, specs: Sequence[ImageSpec], preview: Preview | None = None) -> list[Future[ImageResult]]:
-        """A future for each image."""
+        """A future for each image, all of them queued or none. Raises `Overloaded` and `NotReady`."""
 
 
 @dataclass(frozen=True)
@@ -64,14 +64,14 @@ class ImageMade:
 
 
 class RequestObserver(Protocol):
-    """Somebody who wants to know what became of requests."""
+    """Something that wants to know what became of requests."""
 
     def ended(self, context: RequestContext, plan: Plan, seconds: float) -> None:
-        """Told at the end of each request that came to a plan: how long it took, and with its `code` how it ended."""
+        """Called at the end of each request that has a plan: `context.code` says how it ended, `seconds` how long it took."""
 
 
 class Generation:
-    """The way of each generate request: plan it, charge its key, queue its images, wait, answer, tell the observers."""
+    """Serves generate requests: plans one, charges its key, queues its images, waits, answers, and calls the observers."""
 
     def __init__(
         self, planner: Planner, renderer: Renderer, quotas: Quotas, observers: Sequence[RequestObserver] = (), commit: str = ""
@@ -100,15 +100,15 @@ class Generation:
         """
         loop, arrivals = asyncio.get_running_loop(), asyncio.Queue[_Arrival]()
 
-        def tell(image: int, made: tuple[int, Tensor] | Future[ImageResult]) -> None:  # in the engine's thread
+        def arrive(image: int, made: tuple[int, Tensor] | Future[ImageResult]) -> None:  # in the engine's thread
             loop.call_soon_threadsafe(arrivals.put_nowait, _Arrival(image, made))
 
         with self._underway(request, context) as patience:
             plan = await patience.wait(self._plan(request, context))
             start, specs = monotonic(), [replace(spec, previews=previews) for spec in plan.specs]
-            futures = self._submit(plan, specs, lambda spec, i, pixels: tell(spec.seed - plan.seed, (i, pixels)))
+            futures = self._submit(plan, specs, lambda spec, i, pixels: arrive(spec.seed - plan.seed, (i, pixels)))
             for image, future in enumerate(futures):
-                future.add_done_callback(partial(tell, image))
+                future.add_done_callback(partial(arrive, image))
             try:
                 while len(context.results) < len(futures):
                     arrival = await patience.wait(arrivals.get())
@@ -172,7 +172,7 @@ class Generation:
 
     @contextmanager
     def _underway(self, request: GenerateRequest, context: RequestContext) -> Iterator[Patience]:
-        """Open to be cancelled, and counted and told when it ends."""
+        """While the request runs it can be cancelled; when it ends it is counted, and the observers are called."""
         context.request, context.arrived = request, monotonic()
         outcome, context.code = "error", FlexiError.code
         key = (context.key or ANONYMOUS).name
@@ -190,10 +190,10 @@ class Generation:
                 self._count(context, outcome)
 
     def _count(self, context: RequestContext, outcome: str) -> None:
-        """Without a plan, only who gave up waiting for one: the others were refused."""
+        """Count a request that ended; of those without a plan, only who gave up waiting for one: the others were refused."""
         seconds, plan = monotonic() - context.arrived, context.plan
         if plan:
-            metrics.request_seconds.labels(plan.entry.label, plan.arm, outcome).observe(seconds)
+            metrics.request_seconds.labels(plan.entry.label, plan.arm_label, outcome).observe(seconds)
             for observer in self._observers:
                 observer.ended(context, plan, seconds)
         elif outcome in ("cancelled", "deadline"):
@@ -211,8 +211,8 @@ def response(plan: Plan, results: Collection[ImageResult], files: list[str]) -> 
         tier=entry.tier,
         schedule=entry.digest,
         version=entry.version,
-        arm=plan.assignment.arm if plan.assignment else None,
-        experiment=plan.assignment.experiment.name if plan.assignment and plan.assignment.arm else None,
+        arm=plan.arm,
+        experiment=plan.assignment.experiment.name if plan.assignment and plan.arm else None,
         seed=plan.seed,
         macs=usage.macs,
         macs_per_image=usage.macs // usage.images,
@@ -233,5 +233,5 @@ class _Arrival:
 
 
 def _observe_forecast(plan: Plan, seconds: float) -> None:
-    """How good it was, now that the pixels are there."""
+    """Hold the predicted seconds against those that it took until the pixels were there."""
     metrics.forecast_ratio.labels(plan.entry.label).observe(seconds / max(plan.predicted, 1e-3))

@@ -1,4 +1,4 @@
-"""What a request comes to: which schedule, which images, how much work, and when they should be done."""
+"""What a request amounts to: which schedule, which images, how much work, and when they should be done."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from time import monotonic
 
 from engine.macs import StepMacs
 from engine.program import Program
+from registry.tiers import REFERENCE
 from server.access.keys import Key
 from server.api import AUTO, GenerateRequest
 from server.batching.image_task import ImageSpec
 from server.config import Settings
 from server.requests.assignment import Assigner, Assignment
 from server.telemetry import metrics
-from server.tiers.active import REFERENCE, ActiveSchedule, ActiveSchedules
+from server.tiers.active import ActiveSchedule, ActiveSchedules
 
 Forecast = Callable[[Program, int, int, str], float]
 """(program, UNet rows of an image, images, tier) -> seconds until they would be done if they came now."""
@@ -29,7 +30,6 @@ class Plan:
     `assignment` says what an experiment on its tier made of it.
     """
 
-    request_id: str
     key: Key
     entry: ActiveSchedule
     specs: Sequence[ImageSpec]
@@ -38,13 +38,23 @@ class Plan:
     assignment: Assignment | None = None
 
     @property
+    def request_id(self) -> str:
+        """The request that it was made for."""
+        return self.specs[0].request_id
+
+    @property
     def seed(self) -> int:
         """The first image's seed; image i has seed + i."""
         return self.specs[0].seed
 
     @property
-    def arm(self) -> str:
-        """The arm under which it is counted."""
+    def arm(self) -> str | None:
+        """The arm of an experiment that serves the request, if it is enrolled in one."""
+        return self.assignment.arm if self.assignment else None
+
+    @property
+    def arm_label(self) -> str:
+        """The arm under which its work is counted."""
         return self.specs[0].arm
 
 
@@ -73,7 +83,9 @@ class Planner:
         return min(_deadline(request), self._settings.request_seconds)
 
     async def plan(self, request: GenerateRequest, request_id: str, key: Key, arrived: float | None = None) -> Plan:
-        """`arrived`: when, by the monotonic clock, if not now. Waits for the registry if the request names a schedule.
+        """Plan a request. It may wait for the registry if it names a schedule.
+
+        arrived: when the request came, by the monotonic clock; now, if absent.
 
         The number of images is checked where requests come in. Raises `InvalidInput`, `NotFound` and `StoreUnavailable`, which
         name the field.
@@ -101,7 +113,7 @@ class Planner:
         specs = [replace(first, seed=first.seed + i) for i in range(request.num_images)]
         macs = len(specs) * self._macs.of_program(entry.program, unet_rows)
         predicted = self._predicted(entry, unet_rows, request.num_images)
-        return Plan(request_id, key, entry, specs, macs, predicted, assignment)
+        return Plan(key, entry, specs, macs, predicted, assignment)
 
     def _predicted(self, entry: ActiveSchedule, unet_rows: int, images: int) -> float:
         return self._forecast(entry.program, unet_rows, images, entry.label)
@@ -116,7 +128,7 @@ class Planner:
         return self._assigner.assign(self._tier(request, unet_rows), request.unit, request_id)
 
     def _tier(self, request: GenerateRequest, unet_rows: int) -> ActiveSchedule:
-        """By its own schedule, whatever an experiment makes of it then: who is enrolled must not depend on the arm.
+        """What the request's tier means, before any experiment: who is enrolled must not depend on the arm.
 
         `auto` with a deadline means the dearest tier below the teacher that should keep it, or the cheapest when none
         should; without a deadline, the default tier.

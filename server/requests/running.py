@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class RunningRequests:
-    """Of each key and request id, what stops it. Clients may send an id twice: then both are meant. One event loop's own."""
+    """What stops each request, by key and request id; an id that a key uses twice at once means both. For one event loop."""
 
     def __init__(self) -> None:
         self._stops: defaultdict[tuple[str, str], set[asyncio.Event]] = defaultdict(set)
@@ -63,7 +63,7 @@ async def while_wanted(
 ) -> T:
     """The result of `work`, unless one of `ends` comes first, whose error is raised, or time is over (`DeadlineExceeded`).
 
-    `seconds` are those left of `limit`, which the error tells; without them there is no hurry. Work that is given up has ended
+    `seconds` are those left of `limit`, which the error names; without them there is no hurry. Work that is given up has ended
     when this returns. A plain API method of BentoML keeps running when the client goes away, so somebody has to look.
     """
     task = asyncio.ensure_future(work)

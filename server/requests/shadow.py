@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from evaluation import Features, frechet_distance, psnr
 from registry.errors import FlexiError
@@ -22,7 +23,7 @@ from server.access.keys import Key
 from server.access.quota import Quotas
 from server.batching.image_task import ImageResult, ImageSpec
 from server.requests.context import OK, RequestContext
-from server.requests.generation import Renderer
+from server.requests.generation import Renderer, RequestObserver
 from server.requests.plan import Plan
 from server.requests.running import gather
 from server.telemetry import metrics
@@ -50,10 +51,10 @@ class TeacherComparison:
 
 
 class ComparisonObserver(Protocol):
-    """Somebody who wants to know how close images are to the teacher's."""
+    """Something that wants to know how close images are to the teacher's."""
 
     def compared(self, plan: Plan, comparison: TeacherComparison) -> None:
-        """Told of each image that was held against the teacher's."""
+        """Called for each image that was held against the teacher's, in the event loop."""
 
 
 @dataclass
@@ -75,7 +76,7 @@ class FeatureWindow:
         return frechet_distance(np.stack(self.ours), np.stack(self.teachers))
 
 
-class ShadowTeacher:
+class ShadowTeacher(RequestObserver):
     """Offered each finished request; works in the event loop, and compares beside it.
 
     No client waits for it: its images are idle work, and what it may spend in a minute is bounded in MACs.
@@ -104,6 +105,7 @@ class ShadowTeacher:
         self._windows: dict[tuple[str, str], FeatureWindow] = {}  # by tier and arm
         self._measuring = asyncio.Lock()  # the extractor and the windows are one thread's at a time
 
+    @override
     def ended(self, context: RequestContext, plan: Plan, seconds: float) -> None:
         """Maybe make some of its images again. The teacher's own are not held against themselves."""
         teacher = self._teacher()
@@ -140,7 +142,7 @@ class ShadowTeacher:
             observer.compared(plan, comparison)
 
     def _measure(self, plan: Plan, ours: Tensor, teachers: Tensor) -> TeacherComparison:
-        tier, arm = plan.entry.label, plan.arm
+        tier, arm = plan.entry.label, plan.arm_label
         quality = psnr(float(((ours - teachers).double() ** 2).mean()))
         metrics.fidelity_psnr.labels(tier, arm).observe(quality)
         if self._features is None:

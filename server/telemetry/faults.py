@@ -6,7 +6,7 @@ import logging
 
 
 class Faults:
-    """What is wrong now, by what it is wrong with. Guard it where several threads tell of the same thing."""
+    """What is wrong now, by the thing that is at fault. For one thread, or behind a lock."""
 
     def __init__(self, log: logging.Logger) -> None:
         self._log = log

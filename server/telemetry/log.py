@@ -8,6 +8,7 @@ import sys
 from datetime import UTC, datetime
 
 from pydantic import ValidationError
+from typing_extensions import override
 
 ROOT = "server"  # the loggers of this package are named after their modules
 
@@ -15,6 +16,7 @@ ROOT = "server"  # the loggers of this package are named after their modules
 class JsonLines(logging.Formatter):
     """time, level, the worker's process, event, and what the caller gave as `extra={"fields": {...}}`."""
 
+    @override
     def format(self, record: logging.LogRecord) -> str:
         """The record as one line of JSON, without its newline."""
         line = {

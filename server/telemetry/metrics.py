@@ -14,6 +14,8 @@ from pathlib import Path
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.registry import Collector
+from typing_extensions import override
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 128)
@@ -43,7 +45,7 @@ queue_seconds = Gauge(
 queue_images = Gauge("flexi_queue_images", "Images that wait for the engine.", multiprocess_mode="livesum")
 inflight_images = Gauge("flexi_inflight_images", "Images in the engine.", multiprocess_mode="livesum")
 cache_bytes = Gauge(
-    "flexi_cache_bytes", "Memory for rows in flight: latents and cached features, allocated at the start.",
+    "flexi_cache_bytes", "Memory for UNet rows in flight: latents and cached features, allocated at the start.",
     multiprocess_mode="livesum",
 )  # fmt: skip
 wave_rows = Histogram("flexi_wave_rows", "UNet rows of a wave.", ["kind"], buckets=ROWS)
@@ -134,12 +136,13 @@ def forget_dead_workers() -> None:
                     mark_process_dead(pid)
 
 
-class _Present:
+class _Present(Collector):
     """Ours of another collector's metrics, without the zeros of `schedule_info`."""
 
-    def __init__(self, source: MultiProcessCollector | CollectorRegistry) -> None:
+    def __init__(self, source: Collector) -> None:
         self._source = source
 
+    @override
     def collect(self) -> Iterator[Metric]:
         for metric in self._source.collect():
             if metric.name == "flexi_schedule_info":

@@ -20,6 +20,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from typing_extensions import override
 
 from registry.errors import InvalidInput
 from server import VERSION
@@ -66,7 +67,7 @@ def span(name: str) -> AbstractContextManager[Span | None]:
 
 
 class ImageTrace:
-    """What happens to one image, noted by the engine's thread and told as spans when the image leaves."""
+    """What happens to one image, noted by the engine's thread and exported as spans when the image leaves."""
 
     def __init__(self, tracer: Tracer, request: Context) -> None:
         self._tracer, self._request = tracer, request
@@ -97,11 +98,13 @@ class NoTrace(ImageTrace):
     def __init__(self) -> None:
         """Needs no tracer."""
 
+    @override
     def add(self, name: str, start: float, end: float, **attributes: Any) -> None:
-        """Nothing."""
+        pass
 
+    @override
     def end(self, now: float, **attributes: Any) -> None:
-        """Nothing."""
+        pass
 
 
 NO_TRACE = NoTrace()
@@ -128,15 +131,15 @@ class TracingMiddleware:
         caller, about = propagate.extract(Headers(scope=scope)), {"http.request.method": "POST", "url.path": scope["path"]}
         with _tracer.start_as_current_span("POST", caller, SpanKind.SERVER, about) as request:
 
-            async def told(message: Message) -> None:
+            async def noting(message: Message) -> None:
                 if message["type"] == "http.response.start":
-                    _tell(request, scope["path"], message)
+                    _describe(request, scope["path"], message)
                 await send(message)
 
-            await self._app(scope, receive, told)
+            await self._app(scope, receive, noting)
 
 
-def _tell(request: Span, path: str, start: Message) -> None:
+def _describe(request: Span, path: str, start: Message) -> None:
     status, headers = start["status"], Headers(raw=start["headers"])
     request.set_attributes({"http.response.status_code": status, "flexi.request_id": headers.get("x-request-id", "")})
     if status not in (404, 405):  # only paths that exist: names of spans have a bounded set of values

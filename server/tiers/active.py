@@ -17,7 +17,7 @@ from registry.catalog import Catalog
 from registry.errors import InvalidInput, NotFound, StoreUnavailable, Untrusted
 from registry.schedule import Schedule, teacher
 from registry.signing import Signature
-from registry.tiers import REFERENCE as REFERENCE
+from registry.tiers import REFERENCE
 from server.telemetry import metrics
 
 EXPLICIT_KEPT = 64  # compiled schedules that requests named by digest or version

@@ -79,7 +79,7 @@ class Laboratory:
 
     def start(self, name: str) -> None:
         self.cli("start", name)
-        self.until(lambda: name in [each["name"] for each in self.running()], "it is not in force")
+        self.until(lambda: name in [experiment["name"] for experiment in self.running()], "it is not in force")
 
     def running(self) -> list[dict[str, Any]]:
         return self.client.get("/v1/experiments").json()["experiments"]
@@ -153,15 +153,15 @@ def test_a_life(lab, prometheus):
     lab.until(lambda: sum(arm["requests"] for arm in report()["arms"]) == 25, "events are missing")
 
     def value(metric: str) -> tuple[float | None, float | None]:
-        (found,) = [each for each in report()["comparisons"] if each["metric"] == metric]
-        return found["control"], found["value"]
+        (comparison,) = [row for row in report()["comparisons"] if row["metric"] == metric]
+        return comparison["control"], comparison["value"]
 
     lab.until(lambda: None not in value("psnr"), "nothing was compared with the teacher")
-    found = report()
-    assert [arm["units"] for arm in found["arms"]] == [
+    page = report()
+    assert [arm["units"] for arm in page["arms"]] == [
         sum(answer["arm"] == arm for answer in answers.values()) for arm in ("control", "good")
     ]
-    assert (found["verdict"]["outcome"], found["damaged"]) == ("collecting", [])
+    assert (page["verdict"]["outcome"], page["damaged"]) == ("collecting", [])
     costs = {answer["arm"]: answer["macs"] / 2 for answer in answers.values()}  # of one UNet row: these guide
     assert value("macs") == (costs["control"], costs["good"])
     assert value("rating")[answers["u1"]["arm"] == "good"] == 1.0
@@ -232,11 +232,11 @@ def test_what_happens_at_one_server_holds_at_every_other(lab, tmp_path):
         lab.start("everywhere")
         other.until(lambda: other.running(), "it runs at one server only")
         for unit in map(str, range(8)):
-            answers = [each.ask(unit).json() for each in (lab, other)]
+            answers = [server.ask(unit).json() for server in (lab, other)]
             assert [answer["arm"] for answer in answers] == [arm_of(experiment, unit).name] * 2
         lab.cli("kill", "everywhere")
         lab.until(lambda: not lab.running() and not other.running(), "it was killed and runs")
-        assert [each.ask("1").json()["arm"] for each in (lab, other)] == [None, None]
+        assert [server.ask("1").json()["arm"] for server in (lab, other)] == [None, None]
 
         lab.declare("ill", "broken", guardrails=[RAILS["broken"] | {"minimum_sample": 10, "consecutive": 1}])
         lab.start("ill")
@@ -247,7 +247,7 @@ def test_what_happens_at_one_server_holds_at_every_other(lab, tmp_path):
             other.ask(next(units))  # only this server sees harm
         lab.until(lambda: not lab.running(), "it is rolled back at one server only")
         assert ExperimentCatalog(lab.catalog.store, "emoji64").state("ill").status == "rolled_back"
-        assert [each.ask("1").json()["arm"] for each in (lab, other)] == [None, None]
+        assert [server.ask("1").json()["arm"] for server in (lab, other)] == [None, None]
 
 
 PANELS = [panel for row in ROWS if row.title in EXPERIMENTS for panel in row.panels]
@@ -264,5 +264,4 @@ def test_the_dashboard_shows_what_arms_did(prometheus, panel):
 def test_the_dashboard_shows_every_roll_back(prometheus):
     (panel,) = [panel for panel in PANELS if panel.title.startswith("Rolled back")]
     (expr,) = panel.asked().values()
-    found = prometheus.query(expr)
-    assert found == {(harm, harm, rail["metric"]): 1 for harm, rail in RAILS.items()}
+    assert prometheus.query(expr) == {(harm, harm, rail["metric"]): 1 for harm, rail in RAILS.items()}

@@ -18,7 +18,7 @@ from served import reference
 PROMPT = "red heart"
 
 
-def pictures(answer: dict[str, Any]) -> list[Image.Image]:
+def opened(answer: dict[str, Any]) -> list[Image.Image]:
     return [Image.open(io.BytesIO(base64.b64decode(data))) for data in answer["images"]]
 
 
@@ -36,7 +36,7 @@ def generate(client: httpx.Client, **fields: Any) -> dict[str, Any]:
 def test_every_tier(server, client, tier):
     schedule = {**server.schedules, "reference": reference()}[tier]
     answer = generate(client, tier=tier, seed=7)
-    (image,) = pictures(answer)
+    (image,) = opened(answer)
     assert image.size == (64, 64)
     assert (answer["tier"], answer["schedule"], answer["seed"]) == (tier, schedule.digest, 7)
     assert answer["steps"] == schedule.counts()
@@ -50,14 +50,14 @@ def test_defaults(client):
     answer = generate(client)
     assert answer["tier"] == "balanced"
     again = generate(client, seed=answer["seed"])
-    assert (levels(pictures(answer)[0]) == levels(pictures(again)[0])).all()
+    assert (levels(opened(answer)[0]) == levels(opened(again)[0])).all()
 
 
 def test_image_i_has_seed_plus_i(client):
     """To one level: rows that share a call are computed by other kernels than rows alone (see the next test)."""
     together = generate(client, tier="draft", seed=40, num_images=3)
-    for i, image in enumerate(pictures(together)):
-        (alone,) = pictures(generate(client, tier="draft", seed=40 + i))
+    for i, image in enumerate(opened(together)):
+        (alone,) = opened(generate(client, tier="draft", seed=40 + i))
         assert abs(levels(image) - levels(alone)).max() <= 1
         assert image.text["seed"] == str(40 + i)
     assert together["macs"] == 3 * together["macs_per_image"]
@@ -69,7 +69,7 @@ def test_an_image_does_not_depend_on_its_company(server, client):
     Not bitwise: convolution and matrix kernels choose their order of summation by the batch size, so float32 results
     differ in the last bits, and a value that lies at a rounding border may fall to either side.
     """
-    alone = {tier: pictures(generate(client, tier=tier, seed=3))[0] for tier in ("fast", "best")}
+    alone = {tier: opened(generate(client, tier=tier, seed=3))[0] for tier in ("fast", "best")}
     before = metrics(client)
 
     async def crowd() -> list[dict[str, Any]]:
@@ -82,9 +82,9 @@ def test_an_image_does_not_depend_on_its_company(server, client):
     after, kind = metrics(client), 'kind="full"'
     waves = after[f"flexi_wave_rows_count{{{kind}}}"] - before[f"flexi_wave_rows_count{{{kind}}}"]
     rows = after[f"flexi_wave_rows_sum{{{kind}}}"] - before[f"flexi_wave_rows_sum{{{kind}}}"]
-    assert rows > 2 * waves, "no wave had rows of two requests"
+    assert rows > 2 * waves, "no wave had images of two requests"
     for answer in answers[:2]:
-        (image,) = pictures(answer)
+        (image,) = opened(answer)
         assert abs(levels(image) - levels(alone[answer["tier"]])).max() <= 1
 
 
@@ -94,7 +94,7 @@ def test_explicit_schedule(server, client):
     for ref in (digest, digest[:12], str(by_tier["version"])):
         answer = generate(client, schedule=ref, seed=5)
         assert (answer["schedule"], answer["tier"]) == (digest, None)
-        assert (levels(pictures(answer)[0]) == levels(pictures(by_tier)[0])).all()
+        assert (levels(opened(answer)[0]) == levels(opened(by_tier)[0])).all()
 
 
 def test_guidance_one_needs_half_the_rows(client):
@@ -123,10 +123,10 @@ def test_bentoml_client(server):
     with bentoml.SyncHTTPClient(server.address, timeout=120) as client:
         answer = client.generate(prompt=PROMPT, tier="draft", seed=1)
     assert answer["tier"] == "draft"
-    assert pictures(answer)[0].size == (64, 64)
+    assert opened(answer)[0].size == (64, 64)
 
 
-def test_a_client_that_leaves_frees_its_rows(server, client):
+def test_a_client_that_leaves_frees_its_memory(server, client):
     cancelled = 'flexi_images_total{arm="none",outcome="cancelled",tier="reference"}'
     before = metrics(client).get(cancelled, 0)
     body = {"prompt": PROMPT, "tier": "reference", "num_images": 4}
@@ -134,10 +134,10 @@ def test_a_client_that_leaves_frees_its_rows(server, client):
         httpx.post(f"{server.address}/generate", json=body, timeout=httpx.Timeout(60, read=0.2))
     until = time.monotonic() + 60
     while metrics(client).get(cancelled, 0) < before + 4:
-        assert time.monotonic() < until, "the rows were not given up"
+        assert time.monotonic() < until, "the images were not given up"
         time.sleep(0.1)
     while metrics(client)["flexi_inflight_images"]:
-        assert time.monotonic() < until, "the rows are still in the engine"
+        assert time.monotonic() < until, "the images are still in the engine"
         time.sleep(0.1)
 
 

@@ -23,7 +23,7 @@ def api(server):
         yield client
 
 
-def picture(b64: str) -> Image.Image:
+def opened(b64: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(b64)))
 
 
@@ -43,7 +43,7 @@ def test_quality_chooses_the_tier(server, api, quality, tier):
     assert made.tier == tier
     assert made.created == pytest.approx(time.time(), abs=3600)
     assert made.size == "64x64"
-    assert picture(made.data[0].b64_json).text["tier"] == tier
+    assert opened(made.data[0].b64_json).text["tier"] == tier
     assert made._request_id == made.request_id
 
 
@@ -95,8 +95,8 @@ def test_a_stream_shows_previews_and_then_the_same_image(api):
     assert events[-1] is done
     assert done.request["tier"] == "reference"
     whole = api.images.generate(prompt=PROMPT, quality="max", extra_body={"seed": 1})
-    images = [picture(event.b64_json) for event in (*partial, done)]
-    last = [abs(a - b) for a, b in zip(images[-1].tobytes(), picture(whole.data[0].b64_json).tobytes(), strict=True)]
+    images = [opened(event.b64_json) for event in (*partial, done)]
+    last = [abs(a - b) for a, b in zip(images[-1].tobytes(), opened(whole.data[0].b64_json).tobytes(), strict=True)]
     assert max(last) <= 1
     assert done.request["macs"] == whole.macs
 
@@ -109,7 +109,7 @@ def test_a_stream_of_several_images_tells_which_is_which(api):
     events = stream(api, n=2)
     done = {event.image_index: event for event in events if event.type == "image_generation.completed"}
     assert set(done) == {0, 1}
-    assert [picture(done[i].b64_json).text["seed"] for i in (0, 1)] == ["1", "2"]
+    assert [opened(done[i].b64_json).text["seed"] for i in (0, 1)] == ["1", "2"]
 
 
 def test_the_async_client(server):
@@ -190,14 +190,14 @@ def test_a_request_is_cancelled_by_its_id(server, client, streamed):
     settled(client)
 
 
-def test_a_stream_that_nobody_listens_to_frees_its_rows(server, client):
+def test_a_stream_that_nobody_listens_to_frees_its_memory(server, client):
     before = cancelled(client)
     body = {"prompt": PROMPT, "quality": "max", "n": 4, "stream": True, "partial_images": 3}
     with httpx.stream("POST", f"{server.address}/v1/images/generations", json=body, timeout=60) as reply:
         next(reply.iter_lines())
     until = time.monotonic() + 60
     while cancelled(client) == before:
-        assert time.monotonic() < until, "the rows were not given up"
+        assert time.monotonic() < until, "the images were not given up"
         time.sleep(0.1)
     settled(client)
 
@@ -211,5 +211,5 @@ def cancelled(client) -> float:
 def settled(client) -> None:
     until = time.monotonic() + 60
     while "flexi_inflight_images 0.0" not in client.get("/metrics").text:
-        assert time.monotonic() < until, "rows are still in the engine"
+        assert time.monotonic() < until, "images are still in the engine"
         time.sleep(0.1)

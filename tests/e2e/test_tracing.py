@@ -14,7 +14,7 @@ from registry.stores.address import open_store
 TRACE, CALLER = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
 
-def test_a_request_is_told_from_queue_to_png(tmp_path):
+def test_a_request_is_traced_from_queue_to_png(tmp_path):
     schedules = publish(open_store(str(tmp_path / "registry")))
     body = {"prompt": "nobody's business", "tier": "fast", "num_images": 2}
     with receiving() as receiver:

@@ -73,9 +73,9 @@ def test_two_workers_are_one_server(tmp_path):
         asked = sum(answer["macs"] for answer in answers)
         for _ in range(6):  # whoever answers
             page = scrape()
-            each = [own(pid, "flexi_macs_total") for pid in pids]
-            assert min(each) > 0
-            assert total("flexi_macs_total", page) == sum(each) == asked
+            per_worker = [own(pid, "flexi_macs_total") for pid in pids]
+            assert min(per_worker) > 0
+            assert total("flexi_macs_total", page) == sum(per_worker) == asked
             assert total("flexi_request_seconds_count", page) == len(answers)
             assert total("flexi_cache_bytes", page) == sum(own(pid, "flexi_cache_bytes") for pid in pids)
             assert total("flexi_engine_up", page) == 1, "the least of both"

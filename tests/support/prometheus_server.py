@@ -26,8 +26,8 @@ JOB = "flexiffusion"
 
 def tool(name: str) -> str:
     """Where `prometheus` or `promtool` is. Where it is missing, the test is skipped, or fails in CI (which sets `CI`)."""
-    if found := shutil.which(name):
-        return found
+    if binary := shutil.which(name):
+        return binary
     reason = f"{name} is not installed (Debian: apt-get install prometheus)"
     if os.environ.get("CI"):
         pytest.fail(reason)

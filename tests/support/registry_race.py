@@ -27,7 +27,7 @@ ROLLBACK_EVERY = 5  # promotions
 
 
 class WriterReport(NamedTuple):
-    """What a writer was told: (reason, version) of the moves that were done, in its order; how many were refused."""
+    """How a writer fared: (reason, version) of the moves that were done, in its order; how many were refused."""
 
     done: list[tuple[str, int]]
     refused: int
@@ -53,16 +53,16 @@ def write(place: Place, writer: int, rounds: int) -> WriterReport:
 
 
 def race(place: Place, rounds: int) -> str:
-    """So many promotions in all. Raises `AssertionError` if a move is lost, doubled or told otherwise anywhere."""
+    """So many promotions in all. Raises `AssertionError` if a move is lost, doubled or reported wrongly anywhere."""
     catalog = Catalog(place.open(), "emoji64")
     for number in range(2 * WRITERS):
         catalog.publish(schedule_number(number))
     began = time.monotonic()
     with multiprocessing.get_context("spawn").Pool(WRITERS) as pool:
-        told = pool.starmap(write, [(place, i, rounds // WRITERS) for i in range(WRITERS)])
+        reports = pool.starmap(write, [(place, i, rounds // WRITERS) for i in range(WRITERS)])
     seconds = time.monotonic() - began
 
-    history, done = catalog.history("fast"), [report.done for report in told]
+    history, done = catalog.history("fast"), [report.done for report in reports]
     assert sorted((move.reason, move.version) for move in history) == sorted(move for moves in done for move in moves)
     for i, moves in enumerate(done):
         assert [move.reason for move in history if move.author == f"writer {i}"] == [reason for reason, _ in moves]
@@ -74,7 +74,7 @@ def race(place: Place, rounds: int) -> str:
     ]
     assert all(after.before == before.after for before, after in pairwise(entries))
     assert Verification(catalog).findings == []
-    refused, promotions = sum(report.refused for report in told), sum(move.action == "promote" for move in history)
+    refused, promotions = sum(report.refused for report in reports), sum(move.action == "promote" for move in history)
     return (
         f"{WRITERS} writers, {promotions} promotions, {len(history) - promotions} rollbacks, {refused} rollbacks refused: "
         f"{len(history)} moves in one history, {len(entries)} audit entries; "

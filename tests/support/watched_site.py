@@ -30,8 +30,8 @@ class Watched(MemoryStore):
 
     def get_if_changed(self, key, etag):
         self._note("get_if_changed", key)
-        found = super().get(key)
-        return None if found.etag == etag else found
+        stored = super().get(key)
+        return None if stored.etag == etag else stored
 
     def list(self, prefix):
         self._note("list", prefix)

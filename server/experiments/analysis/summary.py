@@ -19,7 +19,7 @@ from server.experiments.request_metrics import metric_values
 class ArmSummary:
     """What one arm did. `moments` has the metrics that were seen at all; the percentile is of finished requests, in seconds.
 
-    rfid: the newest running one that some server told of it.
+    rfid: the running one that was computed last, on whichever server.
     """
 
     name: str

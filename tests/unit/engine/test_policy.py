@@ -259,7 +259,7 @@ def test_waves_of_one_size_say_nothing_about_a_cost_of_their_own() -> None:
     assert curve.seconds(SHALLOW, 4) > 0, "what never ran is guessed"
 
 
-def test_filling_leaves_no_place_empty_that_a_later_row_fits() -> None:
+def test_filling_leaves_no_place_empty_that_a_later_task_fits() -> None:
     images = [Image("fast", 0.0, unet_rows=size) for size in (2, 2, 1)]
     assert fill(images, 3) == [images[0], images[2]]
     assert fill(images, 1) == [images[0]], "always one"

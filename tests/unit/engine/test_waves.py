@@ -16,6 +16,7 @@ from schedule_strategies import small_corrections
 from torch import Tensor
 
 from engine.condition import Condition
+from engine.denoising_task import DenoisingTask
 from engine.macs import count_steps
 from engine.noise import noise_levels
 from engine.policy import FCFS, Balanced, Policy
@@ -23,7 +24,7 @@ from engine.program import Need, Program, compile_program
 from engine.sampler import generate
 from engine.slots import Slots, slot_bytes
 from engine.unrolled import UnrolledUNet
-from engine.waves import DenoisingTask, Waves
+from engine.waves import Waves
 from registry.schedule import ModelRef, Schedule, Segment, Solver, SolverName
 
 # Not bitwise: at another batch size, convolutions and matrix products sum in another order. Seen up to 4e-6, with latents
@@ -113,10 +114,10 @@ class Traffic(RuleBasedStateMachine):
         self.due: dict[DenoisingTask, int] = {}
         self.now = 0
 
-    @initialize(limit=st.integers(1, 7), capacity=st.integers(2, 24), oldest=st.booleans())
-    def start(self, limit: int, capacity: int, oldest: bool) -> None:
-        self.limit, self.oldest = limit, oldest
-        policy = FCFS(limit) if oldest else Balanced(max_unet_rows=limit)
+    @initialize(limit=st.integers(1, 7), capacity=st.integers(2, 24), fcfs=st.booleans())
+    def start(self, limit: int, capacity: int, fcfs: bool) -> None:
+        self.limit, self.fcfs = limit, fcfs
+        policy = FCFS(limit) if fcfs else Balanced(max_unet_rows=limit)
         self.waves = waves_of(self.network, limit, capacity, policy)
 
     @rule(
@@ -177,7 +178,7 @@ class Traffic(RuleBasedStateMachine):
         for task, (_, position) in before.items():
             assert task.position == position + (task in wave.tasks)
             if task not in wave.tasks:
-                assert not self.oldest or self.now < self.due[task], "a task waited too long"
+                assert not self.fcfs or self.now < self.due[task], "a task waited too long"
             elif task.done:
                 job = self.jobs.pop(task)
                 del self.due[task]
@@ -186,7 +187,7 @@ class Traffic(RuleBasedStateMachine):
                 self._expect(task)
 
 
-def test_every_row_ends_as_the_plain_loop_would_end_it(tiny: UNet2DConditionModel) -> None:
+def test_every_task_ends_as_the_plain_loop_would_end_it(tiny: UNet2DConditionModel) -> None:
     run_state_machine_as_test(  # any callable will do, whatever its annotation says
         cast(type[Traffic], lambda: Traffic(UnrolledUNet(tiny))),
         settings=settings(max_examples=20, stateful_step_count=15, deadline=None),
@@ -213,7 +214,7 @@ def test_nothing_in_flight_is_no_wave(network: UnrolledUNet) -> None:
     assert waves_of(network).tick() is None
 
 
-def test_rows_at_different_places_of_different_schedules_and_solvers_share_one_call(network: UnrolledUNet) -> None:
+def test_tasks_at_different_places_of_different_schedules_and_solvers_share_one_call(network: UnrolledUNet) -> None:
     waves = waves_of(network)
     join(waves, (schedule_of(Segment(), Segment()), 0, None))
     assert waves.tick() is not None
@@ -224,14 +225,14 @@ def test_rows_at_different_places_of_different_schedules_and_solvers_share_one_c
     assert len({task.program for task in wave.tasks}) == 2
 
 
-def test_a_row_larger_than_the_limit_runs_alone(network: UnrolledUNet) -> None:
+def test_a_task_larger_than_the_limit_runs_alone(network: UnrolledUNet) -> None:
     waves = waves_of(network, 1)
     for seed in range(2):
         join(waves, (schedule_of(PARTIAL), seed, 3.0))
     assert drain(waves) == [2, 2, 2, 2]
 
 
-def test_an_odd_limit_leaves_a_place_free_among_guided_rows(network: UnrolledUNet) -> None:
+def test_an_odd_limit_leaves_a_place_free_among_guided_tasks(network: UnrolledUNet) -> None:
     """Why the bound on waiting divides by limit − 1: three tasks of two take three ticks, not ⌈6/3⌉ = 2."""
     waves = waves_of(network, 3)
     for seed in range(3):
@@ -240,7 +241,7 @@ def test_an_odd_limit_leaves_a_place_free_among_guided_rows(network: UnrolledUNe
     assert drain(waves) == [2, 2, 2]
 
 
-def test_a_smaller_row_fills_the_place_that_a_larger_one_cannot(network: UnrolledUNet) -> None:
+def test_a_smaller_task_fills_the_place_that_a_larger_one_cannot(network: UnrolledUNet) -> None:
     waves = waves_of(network, 3)
     for seed, guidance in enumerate((3.0, 3.0, None)):
         join(waves, (schedule_of(Segment()), seed, guidance))
@@ -258,7 +259,7 @@ def test_a_minority_need_is_not_starved_by_a_steady_stream(network: UnrolledUNet
     assert lonely.done
 
 
-def test_cancelling_a_row_changes_no_other_row_by_a_bit(network: UnrolledUNet) -> None:
+def test_cancelling_a_task_changes_no_other_by_a_bit(network: UnrolledUNet) -> None:
     """Against the same traffic in which the cancelled task left of itself: the same calls, so bitwise."""
     kept = []
     for cancelled in (True, False):
@@ -286,12 +287,12 @@ def test_memory_is_all_there_at_the_start_and_comes_back(network: UnrolledUNet) 
 
 def test_a_smaller_branch_of_its_own_slot_says_what_memory_it_takes(network: UnrolledUNet) -> None:
     features = count_steps(network.unet.config, (4, 8, 8), 5).features
-    each = slot_bytes((4, 8, 8), features, torch.float16)
-    assert {branch: size - 2 * 4 * 4 * 8 * 8 for branch, size in each.items()} == {
+    sizes = slot_bytes((4, 8, 8), features, torch.float16)
+    assert {branch: size - 2 * 4 * 4 * 8 * 8 for branch, size in sizes.items()} == {
         branch: 2 * shape[0] * shape[1] * shape[2] for branch, shape in features.items()
     }
     slots = Slots((4, 8, 8), {2: features[2]}, 3, torch.device("cpu"), torch.float16)
-    assert slots.bytes == 3 * each[2]
+    assert slots.bytes == 3 * sizes[2]
 
 
 def test_a_latent_that_is_not_finite_fails_alone(network: UnrolledUNet) -> None:
@@ -321,7 +322,7 @@ class Allergic(UnrolledUNet):
         return super().full(sample, *rest, **named)
 
 
-def test_a_row_that_breaks_the_call_fails_alone(tiny: UNet2DConditionModel) -> None:
+def test_a_task_that_breaks_the_call_fails_alone(tiny: UNet2DConditionModel) -> None:
     network = Allergic(tiny)
     waves, jobs = waves_of(network), [(schedule_of(PARTIAL), seed, None) for seed in range(5)]
     tasks = [join(waves, job) for job in jobs]

@@ -66,7 +66,7 @@ def test_keys_and_everybody_exclude_each_other(monkeypatch):
         config.load()
 
 
-def test_all_faults_are_told_at_once(monkeypatch):
+def test_all_faults_are_said_at_once(monkeypatch):
     monkeypatch.setenv("FLEXI_TYPO", "1")
     monkeypatch.setenv("FLEXI_MAX_IMAGES", "0")
     with pytest.raises(InvalidInput, match=r"FLEXI_TYPO: .*; FLEXI_MAX_IMAGES: "):

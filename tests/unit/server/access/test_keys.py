@@ -60,7 +60,7 @@ def test_the_file_is_followed_but_not_at_every_request(path):
 
 
 @pytest.mark.parametrize("text", [None, "", "{", '{"keys": [{"name": "one"}]}', '{"key": []}', "\xff"])
-def test_a_broken_file_changes_nothing_and_is_told_once(path, text, caplog):
+def test_a_broken_file_changes_nothing_and_is_logged_once(path, text, caplog):
     write(path, one="1")
     keys, failures = Keys(path, clock := Clock()), REGISTRY.get_sample_value("flexi_api_keys_errors_total")
     path.unlink() if text is None else path.write_bytes(text.encode("latin-1"))

@@ -66,7 +66,7 @@ def test_it_is_a_bucket_that_is_refilled_and_never_runs_over(steps):
 
 
 @given(st.integers(1, 600), st.integers(1, 600))
-def test_whoever_waits_as_told_gets_it(first, second):
+def test_whoever_waits_retry_after_gets_it(first, second):
     quotas = Quotas(clock := Clock())
     quotas.take(KEY, first)
     try:
@@ -76,7 +76,7 @@ def test_whoever_waits_as_told_gets_it(first, second):
         quotas.take(KEY, second)
 
 
-def test_what_waiting_cannot_help_is_told_so_and_takes_nothing():
+def test_what_waiting_cannot_help_is_refused_for_good_and_takes_nothing():
     quotas = Quotas(Clock())
     with pytest.raises(InvalidInput, match=r"needs 601 MACs, and the key shop may use 600 in a minute"):
         quotas.take(KEY, 601)

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from memory_store import MemoryStore
 from server_model import small_model
+from typing_extensions import override
 
 from registry.catalog import Catalog
 from registry.errors import Overloaded
@@ -17,7 +18,7 @@ from registry.schedule import Schedule, Segment
 from server.access.keys import ANONYMOUS
 from server.api import GenerateRequest
 from server.batching.admission import Admission
-from server.batching.forecast import EngineLoad
+from server.batching.forecast import EngineLoad, InflightImage
 from server.experiments.active import ActiveExperiments
 from server.requests.plan import Planner
 from server.tiers.active import ActiveSchedules
@@ -68,12 +69,13 @@ def test_the_waiting_time_is_what_must_go_before_it_fits():
 
 
 @dataclass
-class InFlight:
-    each: int
+class Inflight(InflightImage):
+    step_macs: int
     left: int
 
+    @override
     def next_macs(self, steps: int) -> int:
-        return self.each * min(steps, self.left)
+        return self.step_macs * min(steps, self.left)
 
 
 def test_nobody_before_it_leaves_its_own_work():
@@ -82,14 +84,14 @@ def test_nobody_before_it_leaves_its_own_work():
 
 
 def test_a_cheap_request_waits_for_a_flood_of_dear_ones_only_as_long_as_for_its_like():
-    """The door shares MACs between tiers."""
+    """The fair queue shares MACs between tiers."""
     load = EngineLoad({"reference": 10_000, "fast": 20}, [], 1.0, 0.0)
     assert load.finish("fast", 4, 40, 1, alone=0.0) == 2 * (20 + 40)
     assert load.finish("reference", 50, 500, 1, alone=0.0) == 10_500 + 20
 
 
-def test_rows_in_flight_count_for_the_steps_they_share():
-    load = EngineLoad({}, [InFlight(10, 50), InFlight(10, 2)], 1.0, 0.0)
+def test_images_in_flight_count_for_the_steps_they_share():
+    load = EngineLoad({}, [Inflight(10, 50), Inflight(10, 2)], 1.0, 0.0)
     assert load.finish("fast", 4, 40, 1, alone=0.0) == 40 + 40 + 20
 
 
@@ -109,10 +111,12 @@ def planner(tiny):
     Watch(schedules, lambda: catalog).refresh()
 
     class Settings:
-        max_images, request_seconds, default_tier, default_guidance = 3, 60.0, "balanced", 3.0
+        request_seconds, default_tier, default_guidance = 60.0, "balanced", 3.0
 
-    live = ActiveExperiments(lambda: None, schedules)
-    return Planner(schedules, live, model.macs, lambda program, rows, images, tier: images * len(program.steps), Settings())
+    experiments = ActiveExperiments(lambda: None, schedules)
+    return Planner(
+        schedules, experiments, model.macs, lambda program, unet_rows, images, tier: images * len(program.steps), Settings()
+    )
 
 
 @pytest.mark.parametrize(

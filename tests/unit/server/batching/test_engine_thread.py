@@ -1,4 +1,4 @@
-"""The engine: what each order gets, and who falls with whom. Its thread is not started where a test wants single turns."""
+"""The engine: what comes of each image, and who fails with whom. Its thread is not started where a test takes the steps."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Stepped(EngineThread):
 
     at_work = None
 
-    def turn(self):
+    def take_step(self):
         self.at_work = self.step(self.at_work)
 
 
@@ -64,12 +64,12 @@ def finish(engine, futures, steps=50):
     for _ in range(steps):
         if all(future.done() for future in futures):
             return
-        engine.turn()
+        engine.take_step()
     raise AssertionError("not done")
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
-def test_a_picture_is_the_plain_loops(model, engine, guidance):
+def test_an_image_is_the_plain_loops(model, engine, guidance):
     wanted = spec(model, 5, guidance=guidance)
     others = [spec(model, 6), spec(model, 7, guidance=1.0, segments=(Segment(),) * 4)]
     futures = engine.submit([wanted, *others])
@@ -84,10 +84,10 @@ def test_a_picture_is_the_plain_loops(model, engine, guidance):
 
 def test_a_cancelled_image_frees_its_memory(model, engine):
     first, second = engine.submit([spec(model, 1), spec(model, 2)])
-    engine.turn()
+    engine.take_step()
     assert len(engine._waves.tasks) == 2
     first.cancel()
-    engine.turn()
+    engine.take_step()
     assert len(engine._waves.tasks) == len(engine._images) == 1
     finish(engine, [second])
     assert engine._waves.tasks == []
@@ -96,7 +96,7 @@ def test_a_cancelled_image_frees_its_memory(model, engine):
 def test_an_image_cancelled_while_waiting_never_runs(model, engine):
     (future,) = engine.submit([spec(model)])
     future.cancel()
-    engine.turn()
+    engine.take_step()
     assert not engine._queue
     assert not engine._images
 
@@ -111,7 +111,7 @@ def test_a_prompt_that_cannot_be_encoded_fails_alone(model, engine):
 
 def test_a_latent_that_is_not_finite_fails_alone(model, engine):
     good, bad = engine.submit([spec(model, 1), spec(model, 2)])
-    engine.turn()
+    engine.take_step()
     tasks = {task.spec.seed: task for task in engine._images}
     engine._waves.slots.put(tasks[2].slots[0], torch.full((4, 8, 8), float("nan")))
     finish(engine, [good, bad])
@@ -122,7 +122,7 @@ def test_a_latent_that_is_not_finite_fails_alone(model, engine):
 
 def test_a_decode_error_fails_alone(model, engine, monkeypatch):
     good, bad = engine.submit([spec(model, 1), spec(model, 2)])
-    engine.turn()
+    engine.take_step()
     (culprit,) = [task for task in engine._images if task.spec.seed == 2]
     plain = type(model).decode_later
 
@@ -204,8 +204,8 @@ def test_the_thread_outlives_a_bug_in_a_step(model, running, monkeypatch):
 
 
 def test_the_queue_is_bounded_and_a_request_is_taken_whole_or_not(model):
-    each = model.macs.of_program(spec(model).program, 2)
-    engine = Stepped(model, Admission(max_seconds=8.5, pace=1 / each), max_wave_rows=4)  # a second each
+    image_macs = model.macs.of_program(spec(model).program, 2)
+    engine = Stepped(model, Admission(max_seconds=8.5, pace=1 / image_macs), max_wave_rows=4)  # a second an image
     engine.submit([spec(model, seed) for seed in range(6)])
     with pytest.raises(Overloaded) as refused:
         engine.submit([spec(model, seed) for seed in range(3)])
@@ -220,11 +220,11 @@ def test_no_work_is_owed_when_all_have_left(model, end, monkeypatch):
     engine = Stepped(model, admission, max_wave_rows=4)
     futures = engine.submit([spec(model, seed) for seed in range(6)])
     assert admission.seconds == 6 * model.macs.of_program(spec(model).program, 2)
-    engine.turn()
+    engine.take_step()
     if end == "cancelled":
         for future in futures:
             future.cancel()
-        engine.turn()
+        engine.take_step()
     else:
         if end == "failed":
             monkeypatch.setattr(model.network, "partial", lambda *_: 1 / 0)
@@ -238,11 +238,11 @@ def test_previews_are_the_clean_latents_on_the_way(model, engine):
     futures = engine.submit([wanted, spec(model, 6)], lambda *preview: seen.append(preview))
     clean = {}  # by position
     while not futures[0].done():
-        engine.turn()
+        engine.take_step()
         for task in engine._images:
             if task.spec is wanted:
                 clean[task.position] = engine._waves.slots.clean(task.slots[0])
-    assert [(each, index) for each, index, _ in seen] == [(wanted, 0), (wanted, 1), (wanted, 2)]
+    assert [(spec, index) for spec, index, _ in seen] == [(wanted, 0), (wanted, 1), (wanted, 2)]
     for (_, _, pixels), latent in zip(seen, (clean[position] for position in (1, 2, 3)), strict=True):
         torch.testing.assert_close(pixels, model.decode(latent[None])[0])
     finish(engine, futures)
@@ -274,30 +274,30 @@ def test_whoever_leaves_is_followed_by_another_of_its_kind(model):
 
 def test_images_in_flight_are_bounded_too(model, engine):
     futures = engine.submit([spec(model, seed) for seed in range(12)])
-    engine.turn()
+    engine.take_step()
     assert (len(engine._images), len(engine._queue)) == (8, 4)
     finish(engine, futures)
 
 
 def test_memory_bounds_what_is_in_flight(model):
     """One slot: two latents of 4×8×8 and the largest cached feature, all float32."""
-    each = 4 * (2 * 4 * 8 * 8 + max(c * h * w for c, h, w in model.macs.features.values()))
-    engine = Stepped(model, Admission(max_seconds=60), max_wave_rows=4, cache_bytes=5 * each + 7)
+    slot_bytes = 4 * (2 * 4 * 8 * 8 + max(c * h * w for c, h, w in model.macs.features.values()))
+    engine = Stepped(model, Admission(max_seconds=60), max_wave_rows=4, cache_bytes=5 * slot_bytes + 7)
     futures = engine.submit([spec(model, seed) for seed in range(4)])
-    engine.turn()
+    engine.take_step()
     assert (len(engine._images), len(engine._queue)) == (2, 2)
     finish(engine, futures)
     with pytest.raises(InvalidInput, match="cache_mib"):
-        Stepped(model, Admission(max_seconds=60), max_wave_rows=4, cache_bytes=2 * each - 1)
+        Stepped(model, Admission(max_seconds=60), max_wave_rows=4, cache_bytes=2 * slot_bytes - 1)
 
 
 def test_a_tier_that_floods_does_not_shut_out_another(model, engine):
     flood = engine.submit([replace(spec(model, seed), tier="best") for seed in range(14)])
-    engine.turn()
+    engine.take_step()
     (late,) = engine.submit([replace(spec(model, 9), tier="draft")])
     while not late.done():
-        engine.turn()
-    assert sum(future.done() for future in flood) <= 9, "eight were in flight already, and one has the same turn as it"
+        engine.take_step()
+    assert sum(future.done() for future in flood) <= 9, "eight were in flight already, and one advances in step with it"
     finish(engine, flood)
 
 
@@ -344,13 +344,13 @@ def idle(model, seed=0) -> ImageSpec:
 
 def test_idle_work_stands_still_while_a_client_is_served(model, engine):
     (background,) = engine.submit([idle(model, 1)])
-    engine.turn()
+    engine.take_step()
     (task,) = engine._images
     assert task.position == 1
     (client,) = engine.submit([spec(model, 2, segments=(Segment(),) * 4)])
     for _ in range(4):
         assert not client.done()
-        engine.turn()
+        engine.take_step()
     assert client.done(), "a wave was not the client's"
     assert task.position == 1
     finish(engine, [background])
@@ -361,9 +361,9 @@ def test_idle_work_makes_room_for_clients_and_ends_as_it_would_have(model, engin
     (alone,) = engine.submit([idle(model, 1)])
     finish(engine, [alone])
     (background,) = engine.submit([idle(model, 1)])
-    engine.turn()
+    engine.take_step()
     clients = engine.submit([spec(model, seed) for seed in range(8)])  # all the memory there is
-    engine.turn()
+    engine.take_step()
     assert {task.spec.idle for task in engine._images} == {False}
     finish(engine, [*clients, background])
     torch.testing.assert_close(background.result().pixels, alone.result().pixels)
@@ -397,7 +397,7 @@ class Behind(UnrolledUNet):
         self.asked, self.faults = [], []
 
     def fence(self):
-        return Mark(self)
+        return BehindFence(self)
 
     def full(self, *given, **options):
         self.asked.append("wave")
@@ -408,7 +408,7 @@ class Behind(UnrolledUNet):
         return super().partial(*given)
 
 
-class Mark:
+class BehindFence:
     def __init__(self, device):
         self.device, self.at, self.passed = device, device.asked.count("wave"), False
 
@@ -440,13 +440,13 @@ def ahead(behind):
 def test_a_wave_is_launched_while_the_one_before_is_at_work(model, behind, ahead):
     (future,) = ahead.submit([spec(model, segments=(Segment(),) * 4)])
     finish(ahead, [future])
-    asked = [each for each, _ in groupby(behind.network.asked)]  # a wave and its pictures have a fence each
+    asked = [call for call, _ in groupby(behind.network.asked)]  # a wave and its images have a fence each
     assert behind.network.asked[:2] == ["wave", "wave"]
     assert asked == ["wave", "waited for 1", "wave", "waited for 2", "wave", "waited for 3", "waited for 4"]
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
-def test_a_picture_of_a_device_behind_the_host_is_the_same(model, engine, ahead, guidance):
+def test_an_image_of_a_device_behind_the_host_is_the_same(model, engine, ahead, guidance):
     specs = [spec(model, seed, guidance=guidance) for seed in range(7)]
     specs += [replace(spec(model, seed, segments=(Segment(),) * 4), previews=2) for seed in range(7, 10)]
     seen = {engine: [], ahead: []}
@@ -462,15 +462,15 @@ def test_a_picture_of_a_device_behind_the_host_is_the_same(model, engine, ahead,
     assert ahead._admission.seconds == 0
 
 
-def test_who_leaves_while_the_device_is_at_work_is_told_nothing_and_owes_nothing(model, ahead):
+def test_who_leaves_while_the_device_is_at_work_gets_nothing_and_owes_nothing(model, ahead):
     first, second = ahead.submit([spec(model, 1, segments=(Segment(),) * 2), spec(model, 2, segments=(Segment(),) * 2)])
-    ahead.turn()
-    ahead.turn()  # the last wave of both is at work
+    ahead.take_step()
+    ahead.take_step()  # the last wave of both is at work
     first.cancel()
     finish(ahead, [second])
     assert first.cancelled()
     assert second.result().macs > 0
-    ahead.turn()
+    ahead.take_step()
     assert not ahead._images
     assert ahead._waves.slots.free == ahead._waves.slots.capacity
     assert ahead._admission.seconds == 0
@@ -478,7 +478,7 @@ def test_who_leaves_while_the_device_is_at_work_is_told_nothing_and_owes_nothing
 
 def test_a_latent_that_is_not_finite_is_found_when_its_wave_lands(model, ahead):
     good, bad = ahead.submit([spec(model, 1), spec(model, 2)])
-    ahead.turn()
+    ahead.take_step()
     tasks = {task.spec.seed: task for task in ahead._images}
     ahead._waves.slots.put(tasks[2].slots[0], torch.full((4, 8, 8), float("nan")))
     finish(ahead, [good, bad])
@@ -507,7 +507,7 @@ def test_a_lost_device_ends_the_engine_though_no_wave_can_be_formed(model, behin
         raise RuntimeError("device lost")
 
     monkeypatch.setattr(type(behind), "noise", lost)
-    monkeypatch.setattr(Mark, "done", lost)
+    monkeypatch.setattr(BehindFence, "done", lost)
     gives_up(ahead, model)
 
 
@@ -540,9 +540,9 @@ def test_a_device_that_fails_behind_the_host_fails_what_is_in_flight_and_nothing
 
 def test_idle_work_gives_up_its_place_while_its_wave_is_at_work(model, ahead):
     (background,) = ahead.submit([idle(model, 1)])
-    ahead.turn()
+    ahead.take_step()
     clients = ahead.submit([spec(model, seed) for seed in range(8)])  # all the memory there is
-    ahead.turn()
+    ahead.take_step()
     assert {task.spec.idle for task in ahead._images} == {False}
     finish(ahead, [*clients, background])
     assert background.result().macs == model.macs.of_program(idle(model).program, 2)

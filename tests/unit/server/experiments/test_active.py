@@ -48,7 +48,7 @@ class Recorder(list):
 
 
 class Settings:
-    max_images, request_seconds, default_tier, default_guidance = 4, 60.0, "fast", 2.0
+    request_seconds, default_tier, default_guidance = 60.0, "fast", 2.0
 
 
 class Site:
@@ -66,9 +66,9 @@ class Site:
         self.watch.refresh()
         self.recorder, self.now = Recorder(), NOW
         self.experiments = ExperimentCatalog(self.store, model.ref.name, Writer.here(clock=lambda: self.now))
-        self.live = ActiveExperiments(lambda: self.experiments, self.schedules, clock=lambda: self.now)
-        self.runtime = ExperimentRuntime(self.live, self.recorder, lambda: self.experiments, clock=lambda: self.now)
-        self.planner = Planner(self.schedules, self.live, model.macs, lambda *_: 0.0, Settings())
+        self.active = ActiveExperiments(lambda: self.experiments, self.schedules, clock=lambda: self.now)
+        self.runtime = ExperimentRuntime(self.active, self.recorder, lambda: self.experiments, clock=lambda: self.now)
+        self.planner = Planner(self.schedules, self.active, model.macs, lambda *_: 0.0, Settings())
 
     def declaration(self, name, **fields):
         arms = (
@@ -128,7 +128,7 @@ def test_without_a_unit_nobody_is_enrolled_unless_requests_are_the_units(site):
         assert site.plan(request_id).assignment.arm == arm_of(experiment, request_id).name
 
 
-def test_an_explicit_schedule_bypasses_and_is_told_as_such(site):
+def test_an_explicit_schedule_bypasses_and_is_recorded_as_such(site):
     site.start()
     plan = site.plan(schedule=site.digests["cheap"], unit="u")
     assert (plan.assignment.enrolment, plan.entry.tier, plan.assignment.arm) == ("bypass", None, None)
@@ -156,10 +156,10 @@ def test_a_pause_an_end_and_a_kill_give_the_traffic_back(site):
     for action in ("pause", "start", "kill"):
         site.experiments.act("x", action)
         site.runtime.refresh()
-        assert bool(site.live.running()) == (action == "start")
+        assert bool(site.active.running()) == (action == "start")
     site.start("y")
     site.now += timedelta(days=2)
-    assert site.plan(unit="u").assignment is None, "by the clock, whether or not the registry can be told"
+    assert site.plan(unit="u").assignment is None, "by the clock, whether or not the registry takes the report"
     site.runtime.refresh()
     assert site.experiments.state("y").status == "finished"
 
@@ -169,7 +169,7 @@ def test_a_unit_of_an_arm_that_cannot_be_loaded_stays_in_it_and_is_served_by_the
     site.runtime.refresh()
     assert [message for message in caplog.messages if "arm cheap falls back" in message] == caplog.messages, "said once"
     harm(site)
-    assert site.live.running(), "no arm is to blame for what the tier's own schedule did"
+    assert site.active.running(), "no arm is to blame for what the tier's own schedule did"
     events = [event for _, event in site.recorder]
     assert len(events) == 60
     assert {event.digest for event in events} == {site.digests["fast"]}
@@ -204,7 +204,7 @@ def test_whom_auto_enrols_does_not_depend_on_the_arm(site, seconds, tier):
     """The tier is chosen by its own schedule of two steps, whether or not the arm of one step would keep the deadline."""
     experiment = site.start()
     site.planner = Planner(
-        site.schedules, site.live, site.model.macs, lambda program, *_: seconds[len(program.steps)], Settings()
+        site.schedules, site.active, site.model.macs, lambda program, *_: seconds[len(program.steps)], Settings()
     )
     site.catalog.promote("draft", site.digests["cheap"])
     site.watch.refresh()
@@ -232,7 +232,7 @@ def harm(site):
 def test_harm_ends_the_experiment_here_at_once_and_then_everywhere(site):
     site.start(guardrails=(RAIL,))
     harm(site)
-    assert site.live.running() == [], "before the registry is told"
+    assert site.active.running() == [], "before the registry has the report"
     assert site.experiments.state("x").status == "running"
     site.runtime.refresh()
     newest = site.experiments.state("x").history[-1]
@@ -240,14 +240,14 @@ def test_harm_ends_the_experiment_here_at_once_and_then_everywhere(site):
     assert "cheap" in newest.reason
 
 
-def test_a_roll_back_is_told_until_the_store_takes_it(site, caplog):
+def test_a_roll_back_is_reported_until_the_store_takes_it(site, caplog):
     caplog.set_level(logging.INFO, "server.experiments.end_reporter")
     site.start(guardrails=(RAIL,))
     site.store.read_only = True
     harm(site)
     for _ in range(2):
         site.runtime.refresh()
-        assert site.live.running() == []
+        assert site.active.running() == []
         assert untold() == 1
     assert site.experiments.state("x").status == "running"
     assert [message for message in caplog.messages if "access denied" in message] == [caplog.messages[-1]], "said once"
@@ -270,11 +270,11 @@ def test_a_server_that_cannot_write_follows_all_the_same(site):
     site.experiments.act("y", "start")
     site.store.read_only = True
     site.runtime.refresh()
-    assert [active.experiment.name for active in site.live.running()] == ["y"]
+    assert [active.experiment.name for active in site.active.running()] == ["y"]
     assert untold() == 1
 
 
-def test_a_roll_back_that_another_server_was_first_with_is_told_no_more(site):
+def test_a_roll_back_that_another_server_was_first_with_is_reported_no_more(site):
     site.start(guardrails=(RAIL,))
     site.store.read_only = True
     harm(site)
@@ -298,11 +298,11 @@ def test_an_arm_that_nobody_waits_for_is_rolled_back(site):
             "client_gone" if plan.assignment.arm == "cheap" else "ok",
             seconds=10.0 if plan.assignment.arm == "cheap" else 2.0,
         )
-    assert site.live.running() == []
+    assert site.active.running() == []
 
 
 def test_a_guardrail_of_fidelity_that_can_see_nothing_is_said(site, caplog):
-    site.runtime = ExperimentRuntime(site.live, site.recorder, lambda: site.experiments, lambda: site.now, shadowed=False)
+    site.runtime = ExperimentRuntime(site.active, site.recorder, lambda: site.experiments, lambda: site.now, shadowed=False)
     site.start(guardrails=(Guardrail(metric="psnr", compare="difference", limit=3.0),))
     site.runtime.refresh()
     assert [message for message in caplog.messages if "FLEXI_SHADOW_SHARE" in message] == caplog.messages, "once"
@@ -319,4 +319,4 @@ def test_steps_that_were_not_planned_trip(site):
         if plan.assignment is None:
             break
         site.end(plan, steps=Counter(full=3) if plan.assignment.arm == "cheap" else None)
-    assert site.live.running() == []
+    assert site.active.running() == []

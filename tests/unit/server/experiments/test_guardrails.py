@@ -64,7 +64,7 @@ def test_harm_trips_at_the_third_check_and_shows_its_evidence(rail: dict[str, An
     assert tripped.evidence["arm_sample"] == 60
 
 
-def test_every_check_is_told_whether_it_trips_or_not() -> None:
+def test_every_check_is_returned_whether_it_trips_or_not() -> None:
     one = monitor(metric="errors", compare="difference", limit=0.05)
     checks = [check for i in range(100) for arm in ("control", "cheaper") for check in one.observe(i, arm, GOOD)]
     assert [(check.arm, check.trips, check.figure) for check in checks] == [("cheaper", False, 0.0)] * 5
@@ -128,8 +128,8 @@ def test_what_a_request_says() -> None:
 def test_who_gave_up_waiting_says_that_it_took_at_least_so_long() -> None:
     """Else an arm so slow that nobody waits for it would be an arm without any service time."""
     for code in ("client_gone", "cancelled"):
-        told = guardrail_values(outcome(1, "control", 1, outcome=code, service_seconds=10.0))
-        assert told == {"abandoned": 1, "service_p95": 10.0}
+        values = guardrail_values(outcome(1, "control", 1, outcome=code, service_seconds=10.0))
+        assert values == {"abandoned": 1, "service_p95": 10.0}
     late = guardrail_values(outcome(1, "control", 1, outcome="deadline_exceeded", service_seconds=10.0))
     assert late == {"errors": 1, "abandoned": 0, "service_p95": 10.0}
 

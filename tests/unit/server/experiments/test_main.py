@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from experiments import DECLARATION, outcome
+from places import ROOT
 from schedule_strategies import MODEL, schedule
 from typer.testing import CliRunner, Result
 
@@ -133,7 +136,7 @@ def test_a_ramp_does_not_go_on_with_harm(shell: Shell) -> None:
     assert "limit of errors" in shell.fails("ramp", NAME)
 
 
-def test_of_two_who_ramp_at_once_one_is_told(shell: Shell) -> None:
+def test_of_two_who_ramp_at_once_one_is_refused(shell: Shell) -> None:
     shell.running(ramp=[{"share": 1}, {"share": 5}, {"share": 50}])
     seen = shell.experiments.state(NAME)
     shell.run("ramp", NAME)
@@ -169,3 +172,8 @@ def test_the_registrys_audit_tells_what_was_done_with_experiments(shell: Shell) 
     assert "roll_back" not in shell.run("audit", "--tier", "balanced", cli=registry_app).stdout
     later = datetime(2999, 1, 1, tzinfo=UTC)
     assert json.loads(shell.run("audit", "--since", f"{later:%Y-%m-%d}", "--json", cli=registry_app).stdout) == []
+
+
+def test_it_starts_without_torch() -> None:
+    check = "import sys, server.experiments.__main__; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", check], cwd=ROOT, check=True, timeout=120)

@@ -223,7 +223,7 @@ def test_a_full_disk_fails_nobody_and_loses_nothing_that_fits_memory(make, store
     assert (stored(store), stored(store, "m/experiments/x/events")) == (["r1"], ["r2"])
 
 
-def test_memory_is_bounded_and_the_loss_is_told(make, store, monkeypatch):
+def test_memory_is_bounded_and_the_loss_is_counted(make, store, monkeypatch):
     monkeypatch.setattr(buffer, "CAPACITY", 3)
     it, before = make(), lost()
     for i in range(5):

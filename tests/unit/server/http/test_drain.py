@@ -54,12 +54,12 @@ class Call:
 
 
 @pytest.fixture
-def told(monkeypatch):
+def signals(monkeypatch):
     """The signals that reached what stands for the HTTP server's own handler; and no last resort."""
-    told = list[int]()
-    before = signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
+    signals = list[int]()
+    before = signal.signal(signal.SIGTERM, lambda number, _: signals.append(number))
     monkeypatch.setattr(module, "LAST_RESORT_SECONDS", 3600)
-    yield told
+    yield signals
     signal.signal(signal.SIGTERM, before)
 
 
@@ -95,7 +95,7 @@ async def until(condition: Any) -> None:
             await asyncio.sleep(0.01)
 
 
-def test_running_requests_finish_and_new_ones_are_refused(told):
+def test_running_requests_finish_and_new_ones_are_refused(signals):
     async def scene() -> None:
         drain, work = Drain(), asyncio.Event()
         drain.at_sigterm(60)
@@ -108,17 +108,17 @@ def test_running_requests_finish_and_new_ones_are_refused(told):
         assert late.headers[b"connection"] == b"close"
         assert int(late.headers[b"retry-after"]) > 0
         assert (await Call("/livez").of(app)).status == 200
-        assert not told, "requests still run"
+        assert not signals, "requests still run"
         work.set()
         answers = [(call.status, call.body) for call in await asyncio.gather(*old)]
         assert answers == [(200, b"done"), (200, b"begun done")]
-        await until(lambda: told)
+        await until(lambda: signals)
 
     asyncio.run(scene())
-    assert told == [signal.SIGTERM]
+    assert signals == [signal.SIGTERM]
 
 
-def test_what_takes_too_long_is_given_up(told):
+def test_what_takes_too_long_is_given_up(signals):
     async def scene() -> None:
         drain = Drain()
         drain.at_sigterm(60)
@@ -129,12 +129,12 @@ def test_what_takes_too_long_is_given_up(told):
         assert (slow.status, b'"stopping"' in slow.body) == (503, True)
         assert (stream.status, stream.body) == (200, b"begun ")
         assert stream.messages[-1].get("more_body"), "a stream that is broken off must not look whole"
-        await until(lambda: told)
+        await until(lambda: signals)
 
     asyncio.run(scene())
 
 
-def test_the_first_word_holds(told):
+def test_the_first_word_holds(signals):
     async def scene() -> None:
         drain, work = Drain(), asyncio.Event()
         drain.at_sigterm(60)
@@ -145,10 +145,10 @@ def test_the_first_word_holds(told):
         assert not old.done()
         work.set()
         assert (await old).status == 200
-        await until(lambda: told)
+        await until(lambda: signals)
 
     asyncio.run(scene())
-    assert told == [signal.SIGTERM]
+    assert signals == [signal.SIGTERM]
 
 
 def test_a_timeout_of_the_application_stays_its_own():

@@ -13,6 +13,7 @@ import httpx
 import pytest
 import torch
 from server_model import small_model
+from typing_extensions import override
 
 from registry.errors import StoreUnavailable
 from server.access.quota import Quotas
@@ -23,12 +24,12 @@ from server.http import v1
 from server.http.drain import Drain
 from server.http.edge import Edge
 from server.http.openai import NOT_SUPPORTED
-from server.requests.generation import Generation
+from server.requests.generation import Generation, RequestObserver
 from server.requests.plan import Planner
 from server.telemetry import metrics
 from server.tiers.active import LOOKUPS, WAITING, ActiveSchedules
 
-PICTURE = ImageResult(torch.full((3, 8, 8), 0.5), 10, Counter(full=4), 0.0, 0.5)
+IMAGE = ImageResult(torch.full((3, 8, 8), 0.5), 10, Counter(full=4), 0.0, 0.5)
 
 
 class Settings:
@@ -36,10 +37,10 @@ class Settings:
 
 
 class Engine:
-    """Ends the images of a request in their order as `outcomes` say: a picture, an error, or not at all."""
+    """Ends the images of a request in their order as `outcomes` say: an image, an error, or not at all."""
 
     def __init__(self):
-        self.outcomes = [PICTURE] * 4
+        self.outcomes = [IMAGE] * 4
 
     def submit(self, specs, preview=None):
         futures = [Future() for _ in specs]
@@ -51,9 +52,10 @@ class Engine:
         return futures
 
 
-class Observer(list):
+class ObserverLog(RequestObserver, list):
     """(unit, how it ended) of each request."""
 
+    @override
     def ended(self, context, plan, seconds):
         self.append((context.request.unit, context.code))
 
@@ -64,12 +66,12 @@ def engine():
 
 
 @pytest.fixture
-def told():
-    return Observer()
+def observer():
+    return ObserverLog()
 
 
 @pytest.fixture
-def app(tiny, engine, told, monkeypatch):
+def app(tiny, engine, observer, monkeypatch):
     """What the application finds. Its registry hangs until the test is over."""
     model, over = small_model(tiny), threading.Event()
 
@@ -79,7 +81,7 @@ def app(tiny, engine, told, monkeypatch):
 
     schedules = ActiveSchedules(open_catalog, model, 4)
     planner = Planner(schedules, ActiveExperiments(lambda: None, schedules), model.macs, lambda *_: 0.25, Settings())
-    generation = Generation(planner, engine, Quotas(), [told])
+    generation = Generation(planner, engine, Quotas(), [observer])
     made = SimpleNamespace(generation=generation, schedules=schedules, model=model, size="8x8", settings=Settings)
     monkeypatch.setattr(v1.routes.state, "app", made, raising=False)
     yield made
@@ -100,8 +102,8 @@ def post(headers=None, **body):
 
 
 def line(caplog):
-    (found,) = [record.fields for record in caplog.records if record.getMessage() == "request"]
-    return found
+    (fields,) = [record.fields for record in caplog.records if record.getMessage() == "request"]
+    return fields
 
 
 def ended(outcome):
@@ -127,23 +129,23 @@ def test_a_stream_has_the_log_line_of_any_other_request(app, caplog, stream):
     assert "code" not in said
 
 
-def test_a_stream_that_fails_after_its_first_event_is_told_as_failed(app, engine, told, caplog):
-    engine.outcomes, before = [PICTURE, GenerationFailed("no")], ended("error")
+def test_a_stream_that_fails_after_its_first_event_counts_as_failed(app, engine, observer, caplog):
+    engine.outcomes, before = [IMAGE, GenerationFailed("no")], ended("error")
     reply = post(stream=True, n=2)
     assert reply.status_code == 200, "it was sent before"
     assert json.loads(reply.text.strip().rpartition("data: ")[2])["error"]["code"] == "generation_failed"
     assert (line(caplog)["code"], line(caplog)["images"]) == ("generation_failed", 1)
     assert ended("error") == before + 1
-    assert told == [(None, "generation_failed")]
+    assert observer == [(None, "generation_failed")]
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_deadline_is_no_client_that_left(app, engine, told, caplog, stream):
+def test_a_deadline_is_no_client_that_left(app, engine, observer, caplog, stream):
     engine.outcomes, before = [None], ended("deadline")
     reply = post(stream=stream, deadline_ms=30, tier="reference")
     assert (reply.status_code, reply.headers["x-should-retry"]) == (504, "false")
     assert ended("deadline") == before + 1
-    assert told == [(None, "deadline_exceeded")]
+    assert observer == [(None, "deadline_exceeded")]
     assert (line(caplog)["code"], line(caplog)["tier"]) == ("deadline_exceeded", "reference")
 
 
@@ -173,7 +175,7 @@ def test_a_registry_that_hangs_keeps_neither_deadlines_nor_others_waiting(app, s
             digest = app.schedules.tier("reference").digest
             assert (await asking(http, digest, 60_000)).status_code == 200
             assert (await http.post(path, json={"prompt": "x", "tier": "reference"})).status_code == 200
-            assert not any(each.done() for each in waiting)
+            assert not any(task.done() for task in waiting)
             assert {reply.status_code for reply in await asyncio.gather(*waiting)} == {504}
 
     asyncio.run(asyncio.wait_for(go(), 30))
@@ -193,16 +195,16 @@ def test_a_registry_that_hangs_keeps_neither_deadlines_nor_others_waiting(app, s
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
-def test_the_unit(app, told, stream, body, header, unit):
+def test_the_unit(app, observer, stream, body, header, unit):
     reply = post({"X-Flexi-Unit": header} if header else None, stream=stream, **body)
-    assert (reply.status_code, told) == (200, [(unit, "ok")])
+    assert (reply.status_code, observer) == (200, [(unit, "ok")])
 
 
 @pytest.mark.parametrize("header", ["", "x" * 129, "Zoë".encode(), "a\tb"])
-def test_a_unit_outside_its_limits(app, told, header):
+def test_a_unit_outside_its_limits(app, observer, header):
     reply = post({"X-Flexi-Unit": header}, user="anna")
     error = reply.json()["error"]
-    assert (reply.status_code, error["param"], told) == (400, "X-Flexi-Unit", [])
+    assert (reply.status_code, error["param"], observer) == (400, "X-Flexi-Unit", [])
     assert "128" in error["message"]
 
 

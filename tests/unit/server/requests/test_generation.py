@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 from server_model import small_model
+from typing_extensions import override
 
 from registry.errors import InvalidInput, NotFound, Overloaded, StoreUnavailable
 from server import VERSION
@@ -24,7 +25,7 @@ from server.batching.image_task import ImageResult
 from server.errors import Cancelled, ClientGone, DeadlineExceeded, GenerationFailed
 from server.experiments.active import ActiveExperiments
 from server.requests.context import RequestContext
-from server.requests.generation import Generation, ImageMade, PreviewMade
+from server.requests.generation import Generation, ImageMade, PreviewMade, RequestObserver
 from server.requests.plan import Planner
 from server.requests.running import while_wanted
 from server.telemetry import metrics
@@ -34,18 +35,19 @@ GREY = torch.full((3, 8, 8), 0.5)
 
 
 class Settings:
-    max_images, request_seconds, default_tier, default_guidance = 3, 60.0, "reference", 3.0
+    request_seconds, default_tier, default_guidance = 60.0, "reference", 3.0
 
 
-class Observer(list):
-    """Notes what it is told."""
+class ObserverLog(RequestObserver, list):
+    """(tier, how it ended, images that were done) of each request."""
 
+    @override
     def ended(self, context, plan, seconds):
         self.append((plan.entry.label, context.code, len(context.results)))
 
 
 class Renderer:
-    """Gives grey pictures, whose cost it makes up, unless it is told to keep them."""
+    """Gives grey images, whose cost it makes up; where it `keeps` them, a test finishes them."""
 
     def __init__(self):
         self.specs, self.futures, self.preview, self.keeps = [], [], None, False
@@ -73,23 +75,23 @@ def model(tiny):
 
 
 @pytest.fixture
-def told():
-    return Observer()
+def observer():
+    return ObserverLog()
 
 
-def made(model, renderer, told, open_catalog=lambda: None):
+def generating(model, renderer, observer, open_catalog=lambda: None):
     schedules = ActiveSchedules(open_catalog, model, 4)
     planner = Planner(schedules, ActiveExperiments(lambda: None, schedules), model.macs, lambda *_: 0.25, Settings())
-    return Generation(planner, renderer, Quotas(), [told])
+    return Generation(planner, renderer, Quotas(), [observer])
 
 
 @pytest.fixture
-def generation(model, renderer, told):
-    return made(model, renderer, told)
+def generation(model, renderer, observer):
+    return generating(model, renderer, observer)
 
 
 @pytest.fixture
-def hanging(model, renderer, told):
+def hanging(model, renderer, observer):
     """The registry does not answer until the test is over."""
     over = threading.Event()
 
@@ -97,15 +99,15 @@ def hanging(model, renderer, told):
         over.wait(60)
         raise StoreUnavailable("the test is over")
 
-    yield made(model, renderer, told, open_catalog)
+    yield generating(model, renderer, observer, open_catalog)
     over.set()
 
 
 def counted(outcome, tier):
     """How many requests ended like this."""
     name = "flexi_request_seconds_count"
-    found = [each for each in metrics.request_seconds.collect()[0].samples if each.name == name]
-    return sum(each.value for each in found if (each.labels["outcome"], each.labels["tier"]) == (outcome, tier))
+    samples = [sample for sample in metrics.request_seconds.collect()[0].samples if sample.name == name]
+    return sum(sample.value for sample in samples if (sample.labels["outcome"], sample.labels["tier"]) == (outcome, tier))
 
 
 async def never():
@@ -142,7 +144,7 @@ def test_files_name_the_build(model, renderer):
         assert Image.open(io.BytesIO(base64.b64decode(image))).text["software"] == said
 
 
-def test_a_seed_is_drawn_and_told(generation, renderer):
+def test_a_seed_is_drawn_and_returned(generation, renderer):
     response = answer(generation)
     assert response.seed == renderer.specs[0].seed
 
@@ -261,11 +263,11 @@ def test_a_stream_ends_with_the_error_of_an_image_and_gives_up_the_others(genera
     assert renderer.futures[1].cancelled()
 
 
-def test_a_stream_keeps_its_deadline(generation, renderer, told):
+def test_a_stream_keeps_its_deadline(generation, renderer, observer):
     before = counted("deadline", "reference")
     (error,) = streamed(generation, renderer, lambda _: None, deadline_ms=30)
     assert counted("deadline", "reference") == before + 1
-    assert told == [("reference", "deadline_exceeded", 0)], "a client that left would be no error of its arm's"
+    assert observer == [("reference", "deadline_exceeded", 0)], "a client that left would be no error of its arm's"
     assert isinstance(error, DeadlineExceeded)
     assert "30 ms" in error.message
     assert all(future.cancelled() for future in renderer.futures)
@@ -274,7 +276,7 @@ def test_a_stream_keeps_its_deadline(generation, renderer, told):
 def test_a_stream_is_measured_and_its_log_line_says_what_it_took(generation, renderer):
     def samples():
         ratios, pngs = metrics.forecast_ratio.labels("reference"), metrics.stage_seconds.labels("png")
-        return [sum(bucket.get() for bucket in each._buckets) for each in (ratios, pngs)]
+        return [sum(bucket.get() for bucket in histogram._buckets) for histogram in (ratios, pngs)]
 
     def act(renderer):
         renderer.preview(renderer.specs[0], 0, GREY)

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from memory_store import MemoryStore
 from server_model import small_model
+from typing_extensions import override
 
 from engine.sampler import generate
 from evaluation import frechet_distance, psnr
 from registry.catalog import Catalog
 from registry.schedule import Schedule, Segment
+from registry.tiers import REFERENCE
 from server.access.keys import ANONYMOUS
 from server.access.quota import Quotas
 from server.api import GenerateRequest
@@ -26,19 +28,22 @@ from server.requests import shadow
 from server.requests.context import OK, RequestContext
 from server.requests.generation import Generation
 from server.requests.plan import Planner
-from server.requests.shadow import ShadowTeacher
+from server.requests.shadow import ComparisonObserver, ShadowTeacher
 from server.telemetry import metrics
-from server.tiers.active import REFERENCE, ActiveSchedules
+from server.tiers.active import ActiveSchedules
 from server.tiers.watch import Watch
 
 
 class Settings:
-    max_images, request_seconds, default_tier, default_guidance = 4, 60.0, "fast", 2.0
+    request_seconds, default_tier, default_guidance = 60.0, "fast", 2.0
 
 
-class Comparisons(list):
-    def compared(self, plan, compared):
-        self.append((plan, compared))
+class ComparisonLog(ComparisonObserver, list):
+    """(plan, comparison) of each image that was compared."""
+
+    @override
+    def compared(self, plan, comparison):
+        self.append((plan, comparison))
 
 
 @pytest.fixture(scope="module")
@@ -70,30 +75,30 @@ async def never():
     await asyncio.Event().wait()
 
 
-def served(model, schedules, engine, watcher, *requests):
+def served(model, schedules, engine, shadow_teacher, *requests):
     """The answers; the shadow has finished too."""
 
     async def go():
         planner = Planner(schedules, ActiveExperiments(lambda: None, schedules), model.macs, engine.forecast, Settings())
-        generation = Generation(planner, engine, Quotas(), [watcher])
+        generation = Generation(planner, engine, Quotas(), [shadow_teacher])
         answers = [await generation.answer(GenerateRequest(**fields), RequestContext("id"), never()) for fields in requests]
-        while watcher._tasks:
+        while shadow_teacher._tasks:
             await asyncio.sleep(0.01)
         return answers
 
     return asyncio.run(asyncio.wait_for(go(), 120))
 
 
-def made(engine, schedules, told, share=1.0, budget=None, features=None):
-    return ShadowTeacher(engine, lambda: schedules.tier(REFERENCE), features, share, budget, [told])
+def shadowing(engine, schedules, comparisons, share=1.0, budget=None, features=None):
+    return ShadowTeacher(engine, lambda: schedules.tier(REFERENCE), features, share, budget, [comparisons])
 
 
 def test_it_compares_with_the_teachers_image_of_the_same_noise(model, schedules, engine):
-    told = Comparisons()
-    watcher = made(engine, schedules, told)
-    served(model, schedules, engine, watcher, {"prompt": "a", "seed": 5, "num_images": 2})
-    assert len(told) == 2
-    assert {(plan.entry.tier, compared.distance) for plan, compared in told} == {("fast", None)}
+    comparisons = ComparisonLog()
+    shadow_teacher = shadowing(engine, schedules, comparisons)
+    served(model, schedules, engine, shadow_teacher, {"prompt": "a", "seed": 5, "num_images": 2})
+    assert len(comparisons) == 2
+    assert {(plan.entry.tier, comparison.distance) for plan, comparison in comparisons} == {("fast", None)}
     condition, negative = model.encode(["a"]), model.negative([""])
     expected = []
     for seed in (5, 6):
@@ -102,30 +107,30 @@ def test_it_compares_with_the_teachers_image_of_the_same_noise(model, schedules,
             for entry in (schedules.tier("fast"), schedules.tier(REFERENCE))
         ]
         expected.append(psnr(float(((images[0] - images[1]) ** 2).mean())))
-    assert sorted(compared.psnr for _, compared in told) == pytest.approx(sorted(expected), abs=0.01)
+    assert sorted(comparison.psnr for _, comparison in comparisons) == pytest.approx(sorted(expected), abs=0.01)
 
 
 def test_the_teacher_is_not_held_against_itself_and_failures_not_at_all(model, schedules, engine):
-    told = Comparisons()
-    watcher = made(engine, schedules, told)
-    served(model, schedules, engine, watcher, {"prompt": "a", "tier": "reference"})
+    comparisons = ComparisonLog()
+    shadow_teacher = shadowing(engine, schedules, comparisons)
+    served(model, schedules, engine, shadow_teacher, {"prompt": "a", "tier": "reference"})
     with pytest.raises(GenerationFailed):
-        served(model, schedules, engine, watcher, {"prompt": "poison"})
-    assert told == []
+        served(model, schedules, engine, shadow_teacher, {"prompt": "poison"})
+    assert comparisons == []
 
 
 @pytest.mark.parametrize(("share", "expected"), [(0.0, 0), (1.0, 4)])
 def test_the_share_is_kept(model, schedules, engine, share, expected):
-    told = Comparisons()
-    served(model, schedules, engine, made(engine, schedules, told, share), {"prompt": "a", "num_images": 4})
-    assert len(told) == expected
+    comparisons = ComparisonLog()
+    served(model, schedules, engine, shadowing(engine, schedules, comparisons, share), {"prompt": "a", "num_images": 4})
+    assert len(comparisons) == expected
 
 
 def test_the_budget_is_kept(model, schedules, engine):
-    told, each = Comparisons(), model.macs.of_program(schedules.tier(REFERENCE).program, 2)
-    watcher = made(engine, schedules, told, budget=int(2.5 * each))
-    served(model, schedules, engine, watcher, {"prompt": "a", "num_images": 4})
-    assert len(told) == 2
+    comparisons, image_macs = ComparisonLog(), model.macs.of_program(schedules.tier(REFERENCE).program, 2)
+    shadow_teacher = shadowing(engine, schedules, comparisons, budget=int(2.5 * image_macs))
+    served(model, schedules, engine, shadow_teacher, {"prompt": "a", "num_images": 4})
+    assert len(comparisons) == 2
 
 
 def test_what_waits_is_bounded(model, schedules, monkeypatch):
@@ -139,12 +144,12 @@ def test_what_waits_is_bounded(model, schedules, monkeypatch):
 
     async def go():
         planner = Planner(schedules, ActiveExperiments(lambda: None, schedules), model.macs, lambda *_: 0.0, Settings())
-        watcher = made(Busy(), schedules, Comparisons())
+        shadow_teacher = shadowing(Busy(), schedules, ComparisonLog())
         plan = await planner.plan(GenerateRequest(prompt="a", num_images=4), "id", ANONYMOUS)
-        watcher.ended(RequestContext("id", plan=plan, results=dict.fromkeys(range(4)), code=OK), plan, 0.1)
-        assert len(watcher._tasks) == 2
-        watcher.close()
-        await asyncio.gather(*watcher._tasks, return_exceptions=True)
+        shadow_teacher.ended(RequestContext("id", plan=plan, results=dict.fromkeys(range(4)), code=OK), plan, 0.1)
+        assert len(shadow_teacher._tasks) == 2
+        shadow_teacher.close()
+        await asyncio.gather(*shadow_teacher._tasks, return_exceptions=True)
 
     asyncio.run(go())
 
@@ -154,20 +159,20 @@ def test_the_running_rfid_is_the_frechet_distance_of_the_newest(monkeypatch):
     monkeypatch.setattr(shadow, "EVERY", 2)
     dice = np.random.default_rng(0)
     ours, teachers = dice.normal(size=(6, 3)), dice.normal(size=(6, 3))
-    sample = shadow.FeatureWindow("d")
-    seen = [sample.add(a, b) for a, b in zip(ours, teachers, strict=True)]
+    window = shadow.FeatureWindow("d")
+    seen = [window.add(a, b) for a, b in zip(ours, teachers, strict=True)]
     assert [value is None for value in seen] == [True, True, True, False, True, False]
     assert seen[-1] == pytest.approx(frechet_distance(ours, teachers))
 
 
 def test_features_give_a_distance_and_metrics(model, schedules, engine):
-    told = Comparisons()
-    watcher = made(engine, schedules, told, features=lambda images: images.flatten(1).double().numpy())
+    comparisons = ComparisonLog()
+    shadow_teacher = shadowing(engine, schedules, comparisons, features=lambda images: images.flatten(1).double().numpy())
     before = metrics.fidelity_psnr.labels("fast", "none")._sum.get()
-    served(model, schedules, engine, watcher, {"prompt": "a", "seed": 1})
-    ((_, compared),) = told
-    assert compared.distance == pytest.approx(math.sqrt(3 * 8 * 8 * 10 ** (-compared.psnr / 10)), rel=1e-3)
-    assert metrics.fidelity_psnr.labels("fast", "none")._sum.get() == pytest.approx(before + compared.psnr)
+    served(model, schedules, engine, shadow_teacher, {"prompt": "a", "seed": 1})
+    ((_, comparison),) = comparisons
+    assert comparison.distance == pytest.approx(math.sqrt(3 * 8 * 8 * 10 ** (-comparison.psnr / 10)), rel=1e-3)
+    assert metrics.fidelity_psnr.labels("fast", "none")._sum.get() == pytest.approx(before + comparison.psnr)
 
 
 def test_psnr():

@@ -30,7 +30,7 @@ ENGINE = ThreadPoolExecutor(1)
 
 
 def engine(trace: tracing.ImageTrace) -> None:
-    """What the engine thread does with an image, in a thread that knows nothing of the request."""
+    """What the engine's thread does with an image, in a thread that knows nothing of the request."""
     now = monotonic()
     trace.add("queue", now - 4, now - 3)
     trace.add("encode", now - 3, now - 2.5, images=2)
@@ -75,15 +75,15 @@ def spans(exporter: InMemorySpanExporter) -> dict[str, ReadableSpan]:
 def test_an_images_parts_are_below_its_request_and_the_request_below_its_caller():
     with traced() as exporter:
         CLIENT.post("/generate", headers=TRACEPARENT)
-    found = spans(exporter)
-    request, image = found.pop("POST /generate"), found.pop("image")
+    by_name = spans(exporter)
+    request, image = by_name.pop("POST /generate"), by_name.pop("image")
     assert format(request.context.trace_id, "032x") == TRACE
     assert format(request.parent.span_id, "016x") == CALLER
-    assert image.parent.span_id == found.pop("png").parent.span_id == request.context.span_id
-    assert list(found) == ["queue", "encode", "full", "partial", "decode"]
-    assert {span.parent.span_id for span in found.values()} == {image.context.span_id}
-    assert {span.context.trace_id for span in found.values()} == {request.context.trace_id}
-    assert dict(found["partial"].attributes) == {"unet_rows": 6, "branch": 3}
+    assert image.parent.span_id == by_name.pop("png").parent.span_id == request.context.span_id
+    assert list(by_name) == ["queue", "encode", "full", "partial", "decode"]
+    assert {span.parent.span_id for span in by_name.values()} == {image.context.span_id}
+    assert {span.context.trace_id for span in by_name.values()} == {request.context.trace_id}
+    assert dict(by_name["partial"].attributes) == {"unet_rows": 6, "branch": 3}
     assert dict(image.attributes) == {"tier": "fast", "outcome": "ok"}
     assert request.attributes["flexi.request_id"] == "mine"
     assert request.attributes["http.response.status_code"] == 200
@@ -93,8 +93,8 @@ def test_times_of_the_monotonic_clock_become_times_of_day():
     before = time_ns()
     with traced() as exporter:
         CLIENT.post("/generate")
-    found = spans(exporter)
-    image, parts = found["image"], [found[name] for name in ("queue", "encode", "full", "partial", "decode")]
+    by_name = spans(exporter)
+    image, parts = by_name["image"], [by_name[name] for name in ("queue", "encode", "full", "partial", "decode")]
     assert [part.end_time - part.start_time for part in parts] == pytest.approx([1e9, 5e8, 5e8, 1e9, 1e9], abs=1000)
     assert all(a.end_time == b.start_time for a, b in pairwise(parts))
     assert (image.start_time, image.end_time) == (parts[0].start_time, parts[-1].end_time)

@@ -167,15 +167,15 @@ def test_explicit(schedules, catalog, model):
 def test_a_schedule_that_was_asked_for_lately_needs_no_registry(schedules, catalog, model, store):
     kept = Schedule(model=model.ref, solver=model.solver("ddim", 4), segments=(Segment(),) * 2)
     catalog.publish(kept)
-    found = schedules.explicit("1")
+    entry = schedules.explicit("1")
     for steps in range(5, 5 + EXPLICIT_KEPT):
         schedule = Schedule(model=model.ref, solver=model.solver("ddim", steps), segments=(Segment(),))
         catalog.publish(schedule)
         schedules.explicit(schedule.digest)
         schedules.explicit("1")
     store.down = True
-    assert schedules.explicit("1") == schedules.at_hand("1") == found
-    assert asyncio.run(schedules.find("1")) == found
+    assert schedules.explicit("1") == schedules.at_hand("1") == entry
+    assert asyncio.run(schedules.find("1")) == entry
     assert len(schedules._explicit) == EXPLICIT_KEPT
 
 
@@ -208,7 +208,7 @@ def test_a_registry_that_hangs_keeps_few_lookups_waiting_and_nobody_else(model, 
         assert schedules._threads._work_queue.empty()
         over.set()
         ended = await asyncio.gather(*waiting, return_exceptions=True)
-        assert {type(each) for each in ended[LOOKUPS:]} == {StoreUnavailable}
+        assert {type(error) for error in ended[LOOKUPS:]} == {StoreUnavailable}
 
     try:
         asyncio.run(asyncio.wait_for(go(), 30))

@@ -65,7 +65,7 @@ def test_each_kept_tier_is_verified(site, trusted, good):
         site.promote(tier, site.schedule(*branches), sign=True)
     site.started(TRUSTED)
     kept = json.loads(file(site).read_bytes())
-    by_name = {each["tier"]: each for each in kept["tiers"]}
+    by_name = {tier["tier"]: tier for tier in kept["tiers"]}
     by_name["changed"]["schedule"] = by_name["changed"]["schedule"].replace('"branch":1', '"branch":3')
     by_name["unsigned"]["signature"] = None
     file(site).write_text(json.dumps(kept))

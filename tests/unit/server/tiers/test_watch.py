@@ -71,7 +71,7 @@ class TestFollowing:
         assert (schedules.tier("fast").digest, stale("fast")) == (good.digest, 1)
         assert [entry.tier for entry in site.started().tiers()] == ["reference"]
 
-    def test_a_fault_is_told_once_and_counted_each_time(self, site, caplog):
+    def test_a_fault_is_logged_once_and_counted_each_time(self, site, caplog):
         site.promote("fast", site.schedule(0))
         _, watch = site.server()
         watch.refresh()

@@ -79,7 +79,7 @@ def test_a_summary_counts_by_unit_and_only_this_version() -> None:
     ]  # fmt: skip
     later: list[Event] = [
         RatingEvent(time=LATER, request_id="r1", rating=1), RatingEvent(time=START, request_id="r1", rating=0),
-        FidelityEvent(time=START, request_id="r5", psnr=30), RatingEvent(time=START, request_id="nobody's", rating=0),
+        FidelityEvent(time=START, request_id="r5", psnr=30), RatingEvent(time=START, request_id="nobody", rating=0),
     ]  # fmt: skip
     control, cheaper = summarise(experiment(), recorded + later)
     assert (control.units, control.requests, control.fallbacks) == (3, 4, 0)
@@ -125,13 +125,13 @@ def test_a_summary_does_not_depend_on_the_order_of_events() -> None:
 
 def test_fidelity_has_its_distance_by_unit_and_the_newest_rfid() -> None:
     recorded: list[Event] = [outcome(1, "control", 1), outcome(2, "cheaper", 2)]
-    told = [
+    events = [
         FidelityEvent(
             time=START + timedelta(seconds=i), request_id=f"r{2 - i % 2}", psnr=30, feature_distance=0.1 * i, rfid=rfid
         )
         for i, rfid in enumerate((0.5, 0.7, None, 0.8, 0.4))
     ]
-    for order in (told, told[::-1]):
+    for order in (events, events[::-1]):
         control, cheaper = summarise(experiment(), [*order, *recorded])
         assert (control.rfid, cheaper.rfid) == (0.8, 0.4)
         assert float(cheaper.moments["feature_distance"].s) == pytest.approx(0.6)

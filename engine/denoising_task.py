@@ -1,0 +1,60 @@
+"""One image in the engine: its program, how far it is, and what it holds while it is in flight."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from engine.condition import Condition
+from engine.program import Need, Program, ProgramStep
+
+
+@dataclass(eq=False)
+class DenoisingTask:
+    """One image on its way through its program.
+
+    guidance: the scale of classifier-free guidance, which takes two UNet rows a step; None for one row without it.
+    deadline: in seconds of the policy's clock. idle: it runs only in waves of idle tasks, while no other task is in flight.
+    position: how many of the program's steps have run. waits: waves that went by since it last ran.
+    slots, conditions: while it is in flight, one for each of its UNet rows, the conditional one first.
+    latent (c, h, w): the result, once done. error: why it failed, if it did.
+    """
+
+    program: Program
+    guidance: float | None = None
+    deadline: float = math.inf
+    idle: bool = False
+    position: int = 0
+    waits: int = 0
+    slots: Sequence[int] = ()
+    conditions: Sequence[Condition] = ()
+    latent: Tensor | None = None
+    error: Exception | None = None
+
+    @property
+    def unet_rows(self) -> int:
+        """How many UNet rows each step takes."""
+        return 1 if self.guidance is None else 2
+
+    @property
+    def done(self) -> bool:
+        """Whether every step of the program has run."""
+        return self.position == len(self.program.steps)
+
+    @property
+    def step(self) -> ProgramStep:
+        """The next step to run."""
+        return self.program.steps[self.position]
+
+    @property
+    def need(self) -> Need:
+        """The kind of wave that the next step can join."""
+        return self.step.need
+
+    @property
+    def ahead(self) -> list[Need]:
+        """What all remaining steps need, the next one first."""
+        return [step.need for step in self.program.steps[self.position :]]
