@@ -29,14 +29,14 @@ class EndReporter:
     def roll_back(self, experiment: Experiment, trip: GuardrailCheck) -> None:
         """Remember that a guardrail tripped. Does not block."""
         self._rollbacks[experiment.name, experiment.version] = experiment, trip
-        metrics.rollbacks_untold.set(len(self._rollbacks))
+        metrics.rollbacks_unreported.set(len(self._rollbacks))
 
     def report_rollbacks(self) -> None:
         """Tell the registry; what it does not take is reported again the next time. Blocks."""
         for version, (experiment, trip) in list(self._rollbacks.items()):
             if self._act(experiment, "roll_back", trip.sentence, dict(trip.evidence)):
                 del self._rollbacks[version]
-        metrics.rollbacks_untold.set(len(self._rollbacks))
+        metrics.rollbacks_unreported.set(len(self._rollbacks))
 
     def finish(self, experiment: Experiment) -> None:
         """Tell the registry that an experiment's time is over. Blocks."""

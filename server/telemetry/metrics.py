@@ -92,8 +92,8 @@ experiment_running = Gauge(
 rollbacks_total = Counter(
     "flexi_rollbacks_total", "Experiments that this server's guardrails rolled back.", ["experiment", "arm", "metric"]
 )
-rollbacks_untold = Gauge(
-    "flexi_rollbacks_untold",
+rollbacks_unreported = Gauge(
+    "flexi_rollbacks_unreported",
     "Roll-backs that the registry has not taken yet: other servers do not know of them.",
     multiprocess_mode="livesum",
 )

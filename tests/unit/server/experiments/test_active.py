@@ -309,7 +309,7 @@ def test_a_guardrail_of_fidelity_that_can_see_nothing_is_said(site, caplog):
 
 
 def untold():
-    return metrics.rollbacks_untold._value.get()
+    return metrics.rollbacks_unreported._value.get()
 
 
 def test_steps_that_were_not_planned_trip(site):
