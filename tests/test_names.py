@@ -22,7 +22,7 @@ RETIRED = {
 # What a metric's name may say besides words of the glossary: what is counted or measured, units, and plain English.
 PLAIN = {
     "bytes", "seconds", "timestamp", "info", "http", "responses", "errors", "success", "distance", "up", "lost",
-    "running", "finished", "planned", "rejected", "untold",
+    "running", "finished", "planned", "rejected", "unreported",
 }  # fmt: skip
 
 
