@@ -248,13 +248,13 @@ def test_a_roll_back_is_reported_until_the_store_takes_it(site, caplog):
     for _ in range(2):
         site.runtime.refresh()
         assert site.active.running() == []
-        assert untold() == 1
+        assert unreported() == 1
     assert site.experiments.state("x").status == "running"
     assert [message for message in caplog.messages if "access denied" in message] == [caplog.messages[-1]], "said once"
     site.store.read_only = False
     site.runtime.refresh()
     assert site.experiments.state("x").status == "rolled_back"
-    assert untold() == 0
+    assert unreported() == 0
     assert "no longer: the registry does not know yet: could not roll_back" in caplog.messages[-1]
 
 
@@ -271,7 +271,7 @@ def test_a_server_that_cannot_write_follows_all_the_same(site):
     site.store.read_only = True
     site.runtime.refresh()
     assert [active.experiment.name for active in site.active.running()] == ["y"]
-    assert untold() == 1
+    assert unreported() == 1
 
 
 def test_a_roll_back_that_another_server_was_first_with_is_reported_no_more(site):
@@ -282,7 +282,7 @@ def test_a_roll_back_that_another_server_was_first_with_is_reported_no_more(site
     site.store.read_only = False
     site.experiments.act("x", "kill")
     site.runtime.refresh()
-    assert untold() == 0
+    assert unreported() == 0
     assert site.experiments.state("x").status == "killed"
 
 
@@ -308,7 +308,7 @@ def test_a_guardrail_of_fidelity_that_can_see_nothing_is_said(site, caplog):
     assert [message for message in caplog.messages if "FLEXI_SHADOW_SHARE" in message] == caplog.messages, "once"
 
 
-def untold():
+def unreported():
     return metrics.rollbacks_unreported._value.get()
 
 
