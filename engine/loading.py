@@ -18,6 +18,7 @@ from engine.model import Model
 from engine.noise import noise_levels
 from engine.prompts import ClassPrompts, NoPrompts, Prompts, TextPrompts, TwoTextPrompts
 from engine.unrolled import UNet, UnrolledUNet
+from engine.weights import read_weights
 from registry.document import Name
 from registry.errors import InvalidInput, NotFound, Unsupported
 from registry.schedule import ModelRef
@@ -82,30 +83,8 @@ def _unet(files: Folder, dtype: torch.dtype) -> UNet:
     import diffusers  # here and not above: it takes seconds, and a wrong folder should say so at once
 
     family = getattr(diffusers, str(files.component("unet")))
-    unet: UNet = _weights(family, files, "unet", dtype=dtype, low_cpu_mem_usage=False)
+    unet: UNet = read_weights(family, files, "unet", dtype=dtype, low_cpu_mem_usage=False)
     return unet.eval().requires_grad_(False)
-
-
-def _weights(family: Any, files: Folder, component: str, **options: Any) -> Any:
-    """A component's network with its weights; `family` is its diffusers or transformers class.
-
-    Raises `NotFound` for weights that are not there, and `Unsupported` for those that cannot be read, or are not exactly what
-    the configuration asks for: diffusers and transformers would draw the rest at random.
-    """
-    path = files.path(component)
-    try:
-        network, report = family.from_pretrained(path, output_loading_info=True, **options)
-    except Exception as error:  # every library and file format has its own
-        if not any(file.suffix in (".safetensors", ".bin") for file in path.glob("*model*")):
-            raise NotFound(f"the weights of {component} are missing: {reason(error)}", param="model") from error
-        message = f"the weights of {component} are corrupt or do not fit its configuration: {reason(error)}"
-        raise Unsupported(message, param="model") from error
-    for what, said in (("missing_keys", "lack"), ("unexpected_keys", "have besides what its configuration asks for")):
-        names = sorted(report[what])
-        if names and not (what == "unexpected_keys" and component.startswith("text_encoder")):  # theirs are harmless leftovers
-            message = f"the weights of {component} {said}: {', '.join(names[:3])}{', …' * (len(names) > 3)}"
-            raise Unsupported(message, param="model")
-    return network
 
 
 def _decoder(files: Folder, device: torch.device, dtype: torch.dtype) -> Decoder:
@@ -118,7 +97,7 @@ def _decoder(files: Folder, device: torch.device, dtype: torch.dtype) -> Decoder
     if dtype == torch.float16 and files.config(component).get("force_upcast"):
         dtype = torch.float32  # Stable Diffusion XL's overflows in half precision
     family = getattr(diffusers, str(files.component(component)))
-    vae = _weights(family, files, component, dtype=dtype, low_cpu_mem_usage=False)
+    vae = read_weights(family, files, component, dtype=dtype, low_cpu_mem_usage=False)
     return Autoencoder(vae.to(device).eval().requires_grad_(False))
 
 
@@ -135,7 +114,7 @@ def _text_prompts(files: Folder, suffix: str, device: torch.device, dtype: torch
     except Exception as error:  # of several libraries
         raise Unsupported(f"{name} cannot be read: {reason(error)}", param="model") from error
     family = getattr(transformers, str(files.component(f"text_encoder{suffix}")))
-    encoder = _weights(family, files, f"text_encoder{suffix}", dtype=dtype).to(device).eval()
+    encoder = read_weights(family, files, f"text_encoder{suffix}", dtype=dtype).to(device).eval()
     limits = {"max_position_embeddings": tokenizer.model_max_length, "vocab_size": len(tokenizer)}
     for field, value in limits.items():
         limit = getattr(encoder.config, field)

@@ -14,6 +14,7 @@ from engine.decoders import Decoder, to_images
 from engine.device import to_device
 from engine.macs import StepMacs, count_steps
 from engine.noise import NoiseLevels
+from engine.notice import Notice
 from engine.program import Program, compile_program
 from engine.prompts import Prompts
 from engine.slots import Slots
@@ -24,7 +25,11 @@ from registry.schedule import ModelRef, Schedule, Solver, SolverName
 
 @dataclass(frozen=True)
 class Model:
-    """Everything generation needs. Latents are (channels, height, width) = `latent_shape`."""
+    """Everything generation needs. Latents are (channels, height, width) = `latent_shape`.
+
+    notices: what its folder asks for and nobody here does. few_steps: of a distilled model, the steps that it was taught to
+    take, without guidance.
+    """
 
     ref: ModelRef
     network: UnrolledUNet
@@ -34,6 +39,8 @@ class Model:
     device: torch.device
     dtype: torch.dtype
     latent_shape: tuple[int, int, int]
+    notices: tuple[Notice, ...] = ()
+    few_steps: int | None = None
 
     @property
     def image_size(self) -> tuple[int, int]:

@@ -86,6 +86,13 @@ class Steps(BaseModel):
     null: int
 
 
+class RequestWarning(BaseModel):
+    """A wish that was not met, though the images were made."""
+
+    code: Annotated[str, Field(description="Stable and machine-readable.")]
+    message: str
+
+
 class GenerateResponse(BaseModel):
     """The images, and what they cost."""
 
@@ -105,6 +112,7 @@ class GenerateResponse(BaseModel):
     predicted_ms: Annotated[float, Field(description="When the images should be there, as predicted on arrival.")]
     queue_ms: Annotated[float, Field(description="Longest wait of an image before the engine took it in.")]
     denoise_ms: Annotated[float, Field(description="Longest time of an image in the engine, other stages excluded.")]
+    warnings: Annotated[list[RequestWarning], Field(description="Wishes that were not met.")] = []
 
 
 class TierView(BaseModel):
