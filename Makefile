@@ -25,6 +25,7 @@ search: $(VENV)/.runtime ## a longer search than the demo's, into .flexi/runs/em
 	$(BIN)/python -m search_jobs publish .flexi/runs/emoji64
 
 test: $(VENV)/.dev ## the whole test suite (10 to 15 minutes on 2 cores); JOBS=1 one file after the other
+	@tests/fetch-prometheus.sh $(BIN)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder
 
 fuzz: $(VENV)/.dev ## schemathesis against a real service: every answer is declared, no 5xx; EXAMPLES=1000 a route

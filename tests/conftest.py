@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -40,6 +41,16 @@ TINY: Mapping[str, Any] = MappingProxyType(
         "norm_num_groups": 4,
     }
 )
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """The very last lines: what was skipped, and how to have it, which each reason says. Of several processes one says it."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None or hasattr(config, "workerinput"):
+        return
+    reasons = Counter(str(report.longrepr[2]).removeprefix("Skipped: ") for report in reporter.stats.get("skipped", ()))
+    for reason, tests in reasons.items():
+        reporter.write_line(f"skipped {tests} test{'s' * (tests > 1)}: {reason}")
 
 
 @pytest.fixture(scope="session")

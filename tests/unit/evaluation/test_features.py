@@ -179,7 +179,9 @@ def test_the_package_itself_takes_what_we_give_it(monkeypatch: pytest.MonkeyPatc
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3 as Network
     except (ImportError, RuntimeError) as error:
-        pytest.skip(f"torch-fidelity cannot be imported: {error}")
+        pytest.skip(
+            f"torch-fidelity cannot be imported: {error} (pip install '.[fid]' and a torchvision of the same build as torch)"
+        )
     torch.manual_seed(0)
     torch.save({}, tmp_path / "weights.pth")
     with monkeypatch.context() as patch:  # its constructor always loads weights; these are the random ones of the layers

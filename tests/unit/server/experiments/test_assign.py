@@ -54,7 +54,7 @@ def test_the_golden_vectors_are_what_the_code_computes() -> None:
     assert {vector["arm"] for vector in VECTORS["vectors"]} == {arm.name for arm in one.arms}, "every arm has an example"
 
 
-@pytest.mark.skipif(not shutil.which("node"), reason="node is not installed")
+@pytest.mark.skipif(not shutil.which("node"), reason="node is not installed (Debian: apt-get install nodejs)")
 def test_another_language_computes_the_golden_vectors() -> None:
     done = subprocess.run(["node", "-e", NODE, str(GOLDEN)], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == VECTORS["vectors"]
