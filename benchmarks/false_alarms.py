@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
+from registry.commands.command_line import run_command
 from registry.experiments.declaration import Arm, Experiment, Guardrail, Primary, RampStage
 from server.experiments.analysis import statistics
 from server.experiments.analysis.statistics import Array, Moments
@@ -244,4 +245,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from examples.launch import serving
+from registry.commands.command_line import run_program
 from registry.commands.display import COMPUTED_STEPS, computed_steps
 from registry.stores.address import DEFAULT_ADDRESS
 
@@ -258,4 +259,4 @@ def say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -16,6 +16,8 @@ from tempfile import TemporaryDirectory
 
 import httpx
 
+from registry.errors import FlexiError
+
 ROOT = Path(__file__).resolve().parent.parent
 SERVICE = "server.service:Flexiffusion"
 END_SECONDS = 60  # longer than a worker takes at most: FLEXI_DRAIN_SECONDS, and then its last resort
@@ -49,8 +51,8 @@ def started(
     """Run `bentoml serve` with these FLEXI_* settings; yields once /readyz says that the service is ready.
 
     `root`: the folder that holds the service's packages. Output goes to `log`. The process and its children are ended on the
-    way out, also when this process gets SIGTERM. Raises `RuntimeError` when `port` (0: any free one) is taken, and with the
-    log's end when the service stops or is not ready in `patience` seconds.
+    way out, also when this process gets SIGTERM. Raises `FlexiError` when `port` (0: any free one) is taken, and with the
+    log's last line when the service stops or is not ready in `patience` seconds.
     """
     port = free_port(port)
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -97,18 +99,18 @@ def exit_on_sigterm() -> Iterator[None]:
 
 
 def wait_until_ready(address: str, process: subprocess.Popen[bytes], log: Path, patience: float) -> None:
-    """Return when /readyz answers 200. Raises `RuntimeError` with the log's end when the process stops, or time is over."""
+    """Return when /readyz answers 200. Raises `FlexiError` with the log's last line when the process stops, or time is over."""
     give_up = time.monotonic() + patience
     while time.monotonic() < give_up:
         if process.poll() is not None:
-            raise RuntimeError(f"the service stopped with exit code {process.returncode}:\n{_end_of(log)}")
+            raise _failed(f"the service stopped with exit code {process.returncode}", log)
         try:
             if httpx.get(f"{address}/readyz", timeout=5).status_code == 200:
                 return
         except httpx.TransportError:
             pass  # not listening yet
         time.sleep(0.3)
-    raise RuntimeError(f"the service was not ready after {patience:.0f} s:\n{_end_of(log)}")
+    raise _failed(f"the service was not ready after {patience:.0f} s", log)
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
@@ -119,16 +121,20 @@ def end(process: subprocess.Popen[bytes]) -> None:
             process.wait(timeout=END_SECONDS)
 
 
-def _end_of(log: Path, lines: int = 30) -> str:
-    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
+def _failed(what: str, log: Path, lines: int = 30) -> FlexiError:
+    """Says what failed, the log's last line and where the others are; a traceback shows more of them."""
+    said = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    error = FlexiError(f"{what}: {said[-1].strip() if said else 'it said nothing'} (more in {log})")
+    error.add_note("\n".join(said[-lines:]))
+    return error
 
 
 def free_port(wanted: int) -> int:
-    """Return `wanted`, or any free port for 0. Raises `RuntimeError` if it is taken: another server's /readyz is not ours."""
+    """Return `wanted`, or any free port for 0. Raises `FlexiError` if it is taken: another server's /readyz is not ours."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", wanted))
-        except OSError as error:
-            raise RuntimeError(f"port {wanted} is taken: {error.strerror}") from error
+        except (OSError, OverflowError) as error:
+            raise FlexiError(f"{wanted} cannot be had: {error}", param="port") from error
         return int(probe.getsockname()[1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import base64
 import os
+import sys
 from pathlib import Path
 
 import openai
@@ -40,4 +41,7 @@ def save(path: Path, b64: str | None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except openai.OpenAIError as error:
+        sys.exit(f"error: {error}")

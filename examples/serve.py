@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import signal
 from contextlib import suppress
 from pathlib import Path
@@ -10,11 +9,12 @@ from pathlib import Path
 import httpx
 
 from examples.launch import serving
+from registry.commands.command_line import argument_parser, run_program
 
 
 def main() -> None:
     """Serve until Ctrl-C."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argument_parser(__doc__)
     parser.add_argument("--port", type=int, default=3000)
     port = parser.parse_args().port
     log = Path(".flexi/serve.log")
@@ -37,4 +37,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

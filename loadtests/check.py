@@ -6,12 +6,13 @@ Times are only compared with each other, in one run: bare times say more about t
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from scipy.stats import chisquare
+
+from registry.commands.command_line import run_command
 
 
 def check(result: dict[str, Any], limits: dict[str, Any]) -> list[str]:
@@ -78,4 +79,4 @@ def main(result: Path, limits: Path, profile: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]))
+    run_command(main)

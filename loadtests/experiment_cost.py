@@ -13,7 +13,6 @@ import argparse
 import asyncio
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from loadtests.clients import Tally, drive
 from loadtests.experiment import begin, wait_until
 from loadtests.mixes import MODEL, made, mixes
 from registry.catalog import Catalog
+from registry.commands.command_line import argument_parser, run_program
 from registry.experiments.catalog import ExperimentCatalog
 from registry.experiments.declaration import Arm, Guardrail
 from registry.schedule import Segment
@@ -37,7 +37,7 @@ NAME = "cost"
 
 def main() -> int:
     """Print the ratios, running over paused, with their ranges over the turns."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=15.0, help="of a turn")
     parser.add_argument("--turns", type=int, default=6, help="of each kind")
@@ -111,4 +111,4 @@ def cpu_seconds(served: RunningService) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

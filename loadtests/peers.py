@@ -13,7 +13,6 @@ import argparse
 import asyncio
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +23,14 @@ from loadtests.fluid import FluidLimit
 from loadtests.mixes import MODEL, TierMix, mixes
 from loadtests.simulated import LABEL
 from loadtests.standings import faults, goals, standing, table
+from registry.commands.command_line import argument_parser, run_program
 
 OUT = Path(".flexi/peers")
 
 
 def main() -> int:
     """Run what the arguments ask for, print the tables, and return 1 when a goal is missed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     kind = parser.add_mutually_exclusive_group(required=True)
     kind.add_argument("--simulated", action="store_true", help="UNet calls take 16 + 1·rows ms of sleep")
     kind.add_argument("--real", action="store_true", help="the bundled model on the CPU")
@@ -78,4 +78,4 @@ def compete(mix: TierMix, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -18,6 +17,7 @@ from loadtests.check import main as check
 from loadtests.client_stats import ClientStats
 from loadtests.experiment import split
 from loadtests.mixes import mixes
+from registry.commands.command_line import argument_parser, run_program
 
 HERE = Path(__file__).parent
 OUT = Path(".flexi/load")
@@ -27,7 +27,7 @@ LIMITS = HERE / "limits.json"
 def main() -> int:
     """Run the profile and return check.py's exit code."""
     profiles = json.loads(LIMITS.read_text())
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argument_parser(__doc__)
     parser.add_argument("--profile", choices=list(profiles), default="mixed")
     parser.add_argument("--registry", help="with the tiers draft and balanced; without it, one made for the test")
     parser.add_argument("--users", type=int)
@@ -82,4 +82,4 @@ def read_stats(path: Path) -> ClientStats:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

@@ -11,11 +11,9 @@ Needs the dev dependencies: the registry is on a real S3 server.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import os
 import random
-import sys
 from collections.abc import Coroutine, Sequence
 from itertools import count
 from pathlib import Path
@@ -30,6 +28,7 @@ from loadtests import exported, visitors
 from loadtests.mixes import MODEL, mixes
 from loadtests.soak_record import SoakRecord
 from registry.catalog import Catalog
+from registry.commands.command_line import argument_parser, run_program
 from registry.errors import StoreUnavailable
 from registry.stores.address import open_store
 from tests.support.seaweed import run_seaweed
@@ -47,7 +46,7 @@ MOVED = "draft"
 
 def main() -> int:
     """Run it and return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--calm", type=float, default=45.0, help="seconds between two outages of the store")
     parser.add_argument("--away", type=float, default=45.0, help="of an outage; the service's S3 client tries for less")
@@ -145,4 +144,4 @@ async def watch(workers: Sequence[psutil.Process], record: SoakRecord) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

@@ -9,14 +9,13 @@ from typing import Annotated
 
 import typer
 
-from registry.commands.command_line import command_line, one_line_errors
+from registry.commands.command_line import OneLineErrorsCommand, command_line
 from registry.errors import InvalidInput
 
 app = command_line(help="Ratios measured side by side.")
 
 
-@app.command()
-@one_line_errors()
+@app.command(cls=OneLineErrorsCommand)
 def bench(
     section: Annotated[
         list[str] | None, typer.Argument(help="steps, generation, speedup, overhead, curve, sd15 [default: all].")

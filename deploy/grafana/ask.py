@@ -11,6 +11,8 @@ import httpx
 import typer
 
 from deploy.grafana.panels import ROWS, Panel
+from registry.commands.command_line import OneLineErrorsCommand
+from registry.errors import FlexiError
 
 Address = Annotated[str, typer.Argument(help="Of Prometheus, such as http://prometheus:9090.")]
 Window = Annotated[str, typer.Option(help="What rates and quantiles are taken over; several scrapes at least.")]
@@ -19,27 +21,21 @@ Instance = Annotated[str, typer.Option(help="Regular expression of the servers' 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-class NoAnswer(Exception):
+class NoAnswer(FlexiError):
     """Prometheus did not answer a query; the message is a line for people."""
 
 
-@app.command(help=__doc__)
+@app.command(help=__doc__, cls=OneLineErrorsCommand)
 def main(address: Address, window: Window = "5m", instance: Instance = ".*") -> None:
     """Print what every panel asks and what Prometheus answers, all at one moment. Exit code 1: it does not answer."""
-    try:
-        with httpx.Client(base_url=address, timeout=30) as client:
-            now = float(ask(client, "time()")[1])  # its clock, not ours
-            place = client.base_url.copy_with(userinfo=b"")  # a password is not for tickets
-            typer.echo(
-                f"{place} at {datetime.fromtimestamp(now, UTC):%Y-%m-%d %H:%M:%S} UTC, window {window}, servers {instance}"
-            )
-            for row in ROWS:
-                typer.echo(f"\n== {row.title} ==")
-                for panel in row.panels:
-                    typer.echo("\n".join(["", *lines(client, panel, window, instance, now)]))
-    except (NoAnswer, httpx.InvalidURL) as error:
-        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
-        raise typer.Exit(1) from None
+    with httpx.Client(base_url=address, timeout=30) as client:
+        now = float(ask(client, "time()")[1])  # its clock, not ours
+        place = client.base_url.copy_with(userinfo=b"")  # a password is not for tickets
+        typer.echo(f"{place} at {datetime.fromtimestamp(now, UTC):%Y-%m-%d %H:%M:%S} UTC, window {window}, servers {instance}")
+        for row in ROWS:
+            typer.echo(f"\n== {row.title} ==")
+            for panel in row.panels:
+                typer.echo("\n".join(["", *lines(client, panel, window, instance, now)]))
 
 
 def lines(client: httpx.Client, panel: Panel, window: str, instance: str, now: float) -> Iterator[str]:
@@ -67,7 +63,7 @@ def ask(client: httpx.Client, expr: str, now: float | None = None) -> Any:
         raise NoAnswer(f"Prometheus does not answer: {error or type(error).__name__}") from error
     except ValueError as error:
         raise NoAnswer(f"this is no Prometheus: status {reply.status_code}, and not JSON") from error
-    if not isinstance(said, dict) or "status" not in said:
+    if not isinstance(said, dict) or not isinstance(said.get("data", {}), dict) or "status" not in said:
         raise NoAnswer(f"this is no Prometheus: status {reply.status_code}, and no answer of its kind")
     if said["status"] != "success":
         raise NoAnswer(f"Prometheus refuses {expr}: {said.get('error')}")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.grafana.panels import ROWS, Panel
+from registry.commands.command_line import run_program
 
 FILE = Path(__file__).with_name("flexiffusion.json")
 SOURCE = {"type": "prometheus", "uid": "${source}"}
@@ -85,5 +86,10 @@ def _panel(panel: Panel, place: dict[str, int]) -> dict[str, Any]:
     }
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Write the file anew."""
     FILE.write_text(json.dumps(dashboard(), indent=1, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -20,6 +20,7 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextMode
 from models.train import data, loop
 from models.train.pipeline import keep_float32
 from models.train.vae import augment
+from registry.commands.command_line import run_command
 
 LENGTH = 16
 WIDTH = 128
@@ -105,4 +106,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

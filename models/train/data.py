@@ -18,6 +18,8 @@ import torch
 import typer
 from PIL import Image
 
+from registry.commands.command_line import run_command
+
 PACKAGE = "emoji-datasource-google@16.0.0"
 FOLDER = Path(".flexi/emoji")
 SIZE = 64
@@ -118,4 +120,4 @@ def fetch(
 
 
 if __name__ == "__main__":
-    typer.run(fetch)
+    run_command(fetch)

@@ -25,6 +25,7 @@ from transformers import AutoTokenizer, CLIPModel
 
 from models.train import data, loop
 from models.train.pipeline import EMOJI64
+from registry.commands.command_line import command_line
 
 SHOWN = (
     *("grinning face", "smiling face with sunglasses", "pouting face"),
@@ -110,7 +111,7 @@ def sheet(lines: list[torch.Tensor], path: Path, zoom: int = 1, gap: int = 4) ->
     picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST).save(path, optimize=True)
 
 
-app = typer.Typer(help=__doc__, add_completion=False)
+app = command_line(help=__doc__ or "")
 PROMPTS = EMOJI64 / "prompts.txt"
 
 

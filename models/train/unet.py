@@ -19,6 +19,7 @@ from transformers import AutoTokenizer, CLIPTextModel, PreTrainedTokenizerBase
 
 from models.train import data, loop
 from models.train.pipeline import EMOJI64, build_unet, export, noise_levels
+from registry.commands.command_line import run_command
 
 
 class Captions:
@@ -105,4 +106,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

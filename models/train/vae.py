@@ -17,6 +17,7 @@ from diffusers import AutoencoderKL
 from torch.nn import functional as F
 
 from models.train import data, loop
+from registry.commands.command_line import run_command
 
 KL_WEIGHT = 1e-5
 LATENT_NOISE = 0.15  # a sampled latent is never exact, so the decoder must forgive this much
@@ -131,4 +132,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

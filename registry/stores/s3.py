@@ -2,47 +2,34 @@
 
 from __future__ import annotations
 
-import os
 import random
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import boto3
-from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import ClientError
 from typing_extensions import override
 
-from registry.errors import Conflict, InvalidInput, StoreUnavailable, Unsupported
-from registry.stores.base import ObjectStore, Stored, check_key, check_prefix, missing, moved, taken
-from registry.stores.s3_advice import ENDPOINT, FAULTS, advice, code, status
-from registry.stores.urls import refuse_secrets
+from registry.errors import Conflict, FlexiError, InvalidInput, NotFound, StoreUnavailable, Unsupported
+from registry.foreign_errors import one_line
+from registry.stores.base import KEY, ObjectStore, Stored, check_key, check_prefix, missing, moved, taken
+from registry.stores.s3_advice import CHECKSUMS, advice, code, status
+from registry.stores.s3_client import make_client
 
-# boto3 makes its clients at run time and ships no types: they are `Any` here.
-
-# A request that nothing answers ends after 3 × (3 + 5) s and two pauses of at most 3 s together. Our objects are small.
-CONFIG = Config(connect_timeout=3, read_timeout=5, retries={"mode": "standard", "total_max_attempts": 3})
 ATTEMPTS_WHEN_BUSY = 5
+LARGEST = 2**28  # bytes of an object
 PROBE = ".conditional-writes"  # a leading dot: no key of the catalog, never listed
+PROBES = {True: b'{"checksums": "when_required"}', False: b'{"checksums": "when_supported"}'}  # what it holds, by `plain`
 
 
 def open_s3(url: str) -> S3Store:
-    """The store at `s3://bucket/prefix`: endpoint from FLEXI_S3_ENDPOINT, the rest by boto3's own chain."""
+    """The store at `s3://bucket/prefix`, once it was seen to keep what is written, and not to lose it to another writer."""
     bucket, _, prefix = url.removeprefix("s3://").partition("/")
     if not bucket:
         raise InvalidInput(f"{url!r} names no bucket", param="registry")
-    endpoint = os.environ.get(ENDPOINT) or None
-    refuse_secrets(endpoint or "", ENDPOINT)
-    try:
-        client = boto3.client("s3", endpoint_url=endpoint, config=CONFIG)
-    except ValueError as error:
-        raise InvalidInput("give a URL as http://host:port", param=ENDPOINT) from error
-    except BotoCoreError as error:
-        raise StoreUnavailable(f"cannot open {url}: {advice(error)}", param="registry") from error
-    refuse_secrets(client.meta.endpoint_url, "AWS_ENDPOINT_URL")  # where boto3's own settings name one
-    store = S3Store(client, bucket, prefix)
+    store = S3Store(make_client(url), bucket, prefix)
     refuse_without_conditional_writes(store)
     return store
 
@@ -58,6 +45,11 @@ class S3Store(ObjectStore):
         self._client = client
         self._bucket = bucket
         self._prefix = f"{check_key(prefix.strip('/'))}/" if prefix.strip("/") else ""
+
+    @property
+    def plain(self) -> bool:
+        """Whether bodies are sent as they are, without boto3's checksums behind them."""
+        return bool(self._client.meta.config.request_checksum_calculation == "when_required")
 
     @override
     def get(self, key: str) -> Stored:
@@ -91,28 +83,37 @@ class S3Store(ObjectStore):
     @override
     def delete(self, key: str) -> None:
         with self._translated("delete", check_key(key)):
-            self._client.delete_object(
-                Bucket=self._bucket, Key=self._prefix + key
-            )  # where the bucket has versions, they stay behind a marker
+            try:  # where the bucket has versions, they stay behind a marker
+                answer = self._client.delete_object(Bucket=self._bucket, Key=self._prefix + key)
+            except ClientError as error:
+                if code(error) != "NoSuchKey":
+                    raise
+            else:
+                _refuse_other_than(answer, 200, 204)
 
     @override
     def list(self, prefix: str, after: str = "") -> Iterator[str]:
         start = {"StartAfter": self._prefix + after} if after else {}
         with self._translated("list", prefix):
-            objects = [entry for page in self._pages(prefix, **start) for entry in page.get("Contents", ())]
-        keys = (entry["Key"].removeprefix(self._prefix) for entry in objects)
-        # sorted here, for not every vendor sorts by whole keys (SeaweedFS: by folders)
-        return iter(sorted(key for key in keys if key != PROBE and key > after))
+            found = [entry["Key"] for page in self._pages(prefix, **start) for entry in page.get("Contents", ())]
+        keys = {key.removeprefix(self._prefix) for key in found if key.startswith(self._prefix + prefix)}
+        # sorted here, for not every vendor sorts by whole keys (SeaweedFS: by folders); what is no key is somebody else's
+        return iter(sorted(key for key in keys if KEY.fullmatch(key) and key > after))
 
     @override
     def folders(self, prefix: str) -> Iterator[str]:
         with self._translated("list", prefix):
-            folders = [entry for page in self._pages(prefix, Delimiter="/") for entry in page.get("CommonPrefixes", ())]
-        return iter(sorted(entry["Prefix"].removeprefix(self._prefix + prefix).rstrip("/") for entry in folders))
+            pages = self._pages(prefix, Delimiter="/")
+            found = [entry["Prefix"] for page in pages for entry in page.get("CommonPrefixes", ())]
+        names = {folder.removeprefix(self._prefix + prefix).removesuffix("/") for folder in found}
+        return iter(sorted(name for name in names if KEY.fullmatch(name) and "/" not in name))
 
     def _pages(self, prefix: str, **options: str) -> Iterator[Any]:
         paginator = self._client.get_paginator("list_objects_v2")
-        return iter(paginator.paginate(Bucket=self._bucket, Prefix=self._prefix + check_prefix(prefix), **options))
+        for page in paginator.paginate(Bucket=self._bucket, Prefix=self._prefix + check_prefix(prefix), **options):
+            _refuse_other_than(page, 200)
+            page["IsTruncated"]  # no listing lacks it: other XML is no empty folder
+            yield page
 
     def _get(self, key: str, **condition: str) -> Stored:
         try:
@@ -121,13 +122,18 @@ class S3Store(ObjectStore):
             if code(error) == "NoSuchKey":
                 raise missing(key) from None
             raise
-        return Stored(answer["Body"].read(), answer["ETag"])
+        _refuse_other_than(answer, 200)
+        data = answer["Body"].read(LARGEST)
+        if answer["Body"].read(1):  # or it raises, where the body broke off
+            raise ValueError(f"an object of more than {LARGEST >> 20} MiB")
+        return Stored(data, _strong(answer["ETag"]))
 
     def _put(self, key: str, data: bytes, **condition: str) -> str | None:
         """The new etag, or None where the condition does not hold and the writer was not us."""
         token = uuid.uuid4().hex
         with self._translated("write", key):
-            return self._put_once(key, data, token, **condition) or self._etag_if_ours(key, token)
+            etag = self._put_once(key, data, token, **condition)
+            return etag or self._etag_if_ours(key, token)
 
     def _put_once(self, key: str, data: bytes, token: str, **condition: str) -> str | None:
         for attempt in range(ATTEMPTS_WHEN_BUSY):
@@ -135,7 +141,7 @@ class S3Store(ObjectStore):
                 answer = self._client.put_object(
                     Bucket=self._bucket, Key=self._prefix + key, Body=data, Metadata={"writer": token}, **condition
                 )
-                return str(answer["ETag"])
+                return self._etag_of_written(key, token, answer)
             except ClientError as error:
                 if status(error) == 412 or code(error) == "NoSuchKey":  # AWS says 404 to If-Match on a missing key
                     return None
@@ -144,6 +150,15 @@ class S3Store(ObjectStore):
             time.sleep(random.uniform(0, 0.02 * 2**attempt))  # two writers in the same moment: ask again
         raise Conflict("is being written by many at once: try again", param=key)
 
+    def _etag_of_written(self, key: str, token: str, answer: Any) -> str:
+        """The etag of a successful write. What does not look like S3's own answer, such as a page, proves nothing: ask."""
+        _refuse_other_than(answer, 200)
+        told = answer["ResponseMetadata"].get("HTTPHeaders", {}).get("content-length", "0") == "0"
+        etag = _strong(answer["ETag"]) if told and "ETag" in answer else self._etag_if_ours(key, token)
+        if not etag:
+            raise ValueError("a success, and nothing is written")
+        return etag
+
     def _etag_if_ours(self, key: str, token: str) -> str | None:
         try:
             head = self._client.head_object(Bucket=self._bucket, Key=self._prefix + key)
@@ -151,33 +166,47 @@ class S3Store(ObjectStore):
             if status(error) == 404:
                 return None
             raise
-        return str(head["ETag"]) if head["Metadata"].get("writer") == token else None
+        return _strong(head["ETag"]) if head["Metadata"].get("writer") == token else None
 
     @contextmanager
     def _translated(self, verb: str, key: str) -> Iterator[None]:
         """Turn what boto3 raises into `StoreUnavailable`, in words that tell the operator what to do."""
         try:
             yield
-        except FAULTS as error:
-            where = f"s3://{self._bucket}/{self._prefix}{key}"
-            raise StoreUnavailable(
-                f"cannot {verb} {where} at {self._client.meta.endpoint_url}: {advice(error)}", param="registry"
-            ) from error
+        except FlexiError:
+            raise
+        except Exception as error:  # boto3 does not keep to its own family where an answer is not what it expects
+            where = f"s3://{self._bucket}/{self._prefix}{key} at {self._client.meta.endpoint_url}"
+            raise StoreUnavailable(f"cannot {verb} {where}: {advice(error, self.plain)}", param="registry") from error
+
+
+def _refuse_other_than(answer: Any, *expected: int) -> None:
+    """Raise `ValueError` for a success that S3 does not know, such as a part of an object (206)."""
+    if (number := answer["ResponseMetadata"]["HTTPStatusCode"]) not in expected:
+        raise ValueError(f"status {number}")
+
+
+def _strong(etag: str) -> str:
+    """The store's own etag, where a proxy on the way has weakened it: nothing matches a weak one."""
+    return str(etag).removeprefix("W/")
 
 
 def refuse_without_conditional_writes(store: S3Store) -> None:
-    """Raise `Unsupported` for a store that ignores `If-None-Match` or `If-Match`: on it, writers would lose updates.
+    """Raise `Unsupported` for a store on which writers would lose updates, or that changes what is written.
 
-    Two requests on a hidden probe object. A reader who may not write can lose nothing, and passes.
+    The first ignores `If-None-Match` or `If-Match`, the second keeps checksums as part of an object. It takes three requests
+    on a hidden probe object, and some more where that is new or was written with other checksums. A reader who may not
+    write can lose nothing, and passes.
     """
+    written = PROBES[store.plain]
 
-    def passes(**condition: str) -> bool:
+    def put(**condition: str) -> str | None:
         with store._translated("write", PROBE):
-            return store._put_once(PROBE, b"{}", "probe", **condition) is not None
+            return store._put_once(PROBE, written, uuid.uuid4().hex, **condition)
 
     try:
-        made = passes(IfNoneMatch="*")
-        ignored = (made and passes(IfNoneMatch="*")) or passes(IfMatch='"00000000000000000000000000000000"')
+        made = put(IfNoneMatch="*") is not None
+        ignored = (made and put(IfNoneMatch="*") is not None) or put(IfMatch='"00000000000000000000000000000000"') is not None
     except StoreUnavailable as error:
         if code(error.__cause__) == "AccessDenied":
             return
@@ -185,8 +214,37 @@ def refuse_without_conditional_writes(store: S3Store) -> None:
             raise
         ignored = True
     if ignored:
+        hint = "" if store.plain else f" ({CHECKSUMS})"
         raise Unsupported(
-            "this S3 store has no conditional writes (If-None-Match, If-Match): two writers could overwrite each "
+            f"this S3 store has no conditional writes (If-None-Match, If-Match){hint}: two writers could overwrite each "
             "other. Use a store that has them (AWS S3, MinIO, SeaweedFS 4 and others) or a folder",
             param="registry",
         )
+    _refuse_changes(store, made, written, put)
+
+
+def _refuse_changes(store: S3Store, made: bool, written: bytes, put: Callable[..., str | None]) -> None:
+    """Read the probe back. One that was there, and is as we would write it, was tried before; any other is replaced first."""
+    ours = made
+    for _ in range(ATTEMPTS_WHEN_BUSY):  # others who open the store in the same moment replace it too
+        with store._translated("read", PROBE):
+            stored = _found(store)
+        if ours and stored.data not in PROBES.values():
+            hint = "" if store.plain else f"; {CHECKSUMS}"
+            got = one_line(stored.data[: 2 * len(written)])
+            message = (
+                f"this S3 store, or a proxy before it, does not keep what is written: {written!r} came back as {got}{hint}"
+            )
+            raise Unsupported(message, param="registry")
+        if stored.data == written and not made:
+            return
+        ours = put(IfMatch=stored.etag) is not None
+        made = made and not ours
+    raise Unsupported("this S3 store does not let an object be replaced by its own etag (If-Match)", param="registry")
+
+
+def _found(store: S3Store) -> Stored:
+    try:
+        return store._get(PROBE)
+    except NotFound:
+        return Stored(b"", "*")

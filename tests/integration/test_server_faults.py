@@ -44,7 +44,7 @@ def answers(fault) -> Inject:
 FAULTS: dict[str, tuple[Inject, str]] = {
     "connection refused": (FaultyProxy.close, r"no answer \(Could not connect.*check the network, FLEXI_S3_ENDPOINT"),
     "500": (answers(says(500, "InternalError")), r"the store has a fault of its own \(InternalError 500\)"),
-    "slow down": (answers(says(503, "SlowDown")), r"the store has a fault of its own \(SlowDown 503\)"),
+    "slow down": (answers(says(503, "SlowDown")), r"the store asks for fewer requests at a time \(SlowDown 503\)"),
     "slow answers": (answers(slow(LONG)), r"no answer \(Read timeout"),
     "truncated bodies": (answers(truncated), r"broke off|no answer"),
     "expired credentials": (answers(says(400, "ExpiredToken")), r"does not accept these credentials: check .* expiry"),

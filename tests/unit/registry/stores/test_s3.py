@@ -24,9 +24,10 @@ VERBS: dict[str, tuple[str, Callable[[S3Store], object]]] = {
     "swap": ("put_object", lambda store: store.swap("m/a", b"", '"e"')),
     "list": ("list_objects_v2", lambda store: list(store.list("m/"))),
 }
+SAID = {"ResponseMetadata": {"HTTPStatusCode": 200}}
 FAULTS = [
     ("InternalError", 500, "fault of its own"),
-    ("SlowDown", 503, "fault of its own"),
+    ("SlowDown", 503, "asks for fewer requests"),
     ("AccessDenied", 403, "access denied"),
     ("ExpiredToken", 400, "does not accept these credentials"),
     ("InvalidAccessKeyId", 403, "does not accept these credentials"),
@@ -80,7 +81,7 @@ def test_a_refused_connection_says_so(store: S3Store, verb: str) -> None:
 def test_an_answer_that_breaks_off_says_so(store: S3Store, server: Stubber) -> None:
     for expected in ({}, {"IfNoneMatch": '"e"'}):
         body = StreamingBody(io.BytesIO(b"12345"), 10)
-        server.add_response("get_object", {"Body": body, "ETag": '"new"'}, {"Bucket": ANY, "Key": ANY, **expected})
+        server.add_response("get_object", {"Body": body, "ETag": '"new"', **SAID}, {"Bucket": ANY, "Key": ANY, **expected})
         with pytest.raises(StoreUnavailable, match="broke off"):
             store.get_if_changed("m/a", '"e"') if expected else store.get("m/a")
 
@@ -123,7 +124,7 @@ def test_what_a_credential_process_prints_is_not_repeated(tmp_path: Path, monkey
 
 def test_two_writers_in_one_moment_ask_again(store: S3Store, server: Stubber) -> None:
     server.add_client_error("put_object", service_error_code="ConditionalRequestConflict", http_status_code=409)
-    server.add_response("put_object", {"ETag": '"new"'})
+    server.add_response("put_object", {"ETag": '"new"', **SAID})
     assert store.create("m/a", b"") == '"new"'
 
 
