@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from math import inf, prod
@@ -14,7 +15,7 @@ import typer
 from engine.config import attends, complete, context_width, is_whole, refuse_unknown, sides
 from engine.folder import Folder, read_object, readable
 from registry.commands.command_line import command_line
-from registry.errors import InvalidInput, NotFound, Unsupported
+from registry.errors import FlexiError, InvalidInput, NotFound, Unsupported
 from registry.schedule import Schedule, SolverName, teacher
 
 if TYPE_CHECKING:
@@ -72,7 +73,10 @@ def generate(
     import torch
 
     from engine import loading, sampler
+    from engine.images import finite
     from engine.prompts import NoPrompts
+
+    logging.getLogger("engine").setLevel(logging.ERROR)  # what it warns of is printed below, beside the figures
 
     loaded = loading.load(model, device, dtype, name, channels_last=channels_last, compiled=compiled)
     if schedule == "teacher":
@@ -87,16 +91,26 @@ def generate(
     noise = torch.stack([loaded.noise(number) for number in seeds])
     condition = loaded.encode([prompt or ""] * num_images)
     unconditional = loaded.negative([negative] * num_images) if guidance > 1 else None
-    images = loaded.decode(sampler.generate(loaded.network, program, noise, condition, unconditional, guidance))
+    latents = sampler.generate(loaded.network, program, noise, condition, unconditional, guidance)
+    images = loaded.decode(latents)
 
     counts, of = document.counts(), f"of the teacher's {document.solver.teacher_steps}"
     print(f"schedule   {document.digest[:12]}, {document.solver.name}")
     print(f"steps      {document.computed} computed {of}: {counts['full']} full, {counts['partial']} partial")
     print(f"MACs       {loaded.macs.of_program(program, 2 if guidance > 1 else 1) / 1e9:.4f} G per image")
     print(f"relative   {loaded.macs.relative(program, all_full):.4f} of the teacher's MACs")
-    for number, (image, file) in enumerate(zip(images, _names(out, num_images), strict=True)):
-        _save(image, file)
-        print(f"image      {file}, seed {seeds[number]}")
+    failed = []
+    for number, good, image, file in zip(seeds, finite(images).tolist(), images, _names(out, num_images), strict=True):
+        if good:
+            _save(image, file)
+            print(f"image      {file}, seed {number}")
+        else:
+            failed.append(number)
+    if loaded.decoder.overflowed:
+        print(f"decoder    in float32, because it overflowed in {dtype}")
+    if failed:
+        reason = _fault(latents[failed[0] - seed], dtype)
+        raise FlexiError(f"no image of seed {', '.join(map(str, failed))}: {reason}")
 
 
 @app.command()
@@ -150,12 +164,20 @@ def _names(out: Path, count: int) -> list[Path]:
     return [out] if count == 1 else [out.with_stem(f"{out.stem}-{number}") for number in range(1, count + 1)]
 
 
+def _fault(latent: Tensor, dtype: str) -> str:
+    """Why the image of this latent (c, h, w) is not finite."""
+    if latent.isfinite().all():
+        return "its pixels are not finite, decoded in float32 either"
+    return f"its latent is not finite in {dtype}" + "; use bfloat16 or float32" * (dtype == "float16")
+
+
 def _save(image: Tensor, file: Path) -> None:
     """image (3, H, W) in [0, 1]."""
     from PIL import Image
 
-    pixels = (image * 255).round().byte().permute(1, 2, 0).numpy()
-    Image.fromarray(pixels).save(file)
+    from engine.images import levels
+
+    Image.fromarray(levels(image).numpy()).save(file)
 
 
 def _unet_config(path: Path) -> dict[str, Any]:

@@ -8,10 +8,11 @@ from engine.config import CLASSES, attends, complete, context_width, defaults, r
 from engine.folder import Folder
 from registry.errors import Unsupported
 
+AUTOENCODERS = ("AsymmetricAutoencoderKL", "AutoencoderKL", "AutoencoderTiny", "VQModel")
 COMPONENTS: dict[str, set[str | None]] = {
     "unet": {*CLASSES},
-    "vae": {"AutoencoderKL", "VQModel", None},
-    "vqvae": {"AutoencoderKL", "VQModel", None},
+    "vae": {*AUTOENCODERS, None},
+    "vqvae": {*AUTOENCODERS, None},
     "text_encoder": {"CLIPTextModel", None},
     "text_encoder_2": {"CLIPTextModelWithProjection", None},
 }

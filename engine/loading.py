@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from engine.components import fitting_unet, refuse_width
-from engine.config import reason, sides
+from engine.config import defaults, reason, sides
 from engine.decoders import Autoencoder, Decoder, Pixels
 from engine.folder import Folder, readable
 from engine.macs import meta_unet
@@ -22,6 +23,8 @@ from engine.weights import read_weights
 from registry.document import Name
 from registry.errors import InvalidInput, NotFound, Unsupported
 from registry.schedule import ModelRef
+
+log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 FAMILIES: dict[str, Literal["unet2d-condition", "unet2d"]] = {
@@ -94,11 +97,20 @@ def _decoder(files: Folder, device: torch.device, dtype: torch.dtype) -> Decoder
     component = next((name for name in ("vae", "vqvae") if files.component(name)), None)
     if component is None:
         return Pixels()
-    if dtype == torch.float16 and files.config(component).get("force_upcast"):
-        dtype = torch.float32  # Stable Diffusion XL's overflows in half precision
-    family = getattr(diffusers, str(files.component(component)))
-    vae = read_weights(family, files, component, dtype=dtype, low_cpu_mem_usage=False)
-    return Autoencoder(vae.to(device).eval().requires_grad_(False))
+    class_name = str(files.component(component))
+    if dtype == torch.float16:
+        # Stable Diffusion XL's overflows; its pipeline upcasts unless told otherwise
+        default = files.component("text_encoder_2") and defaults(class_name).get("force_upcast")
+        dtype = torch.float32 if files.config(component).get("force_upcast", default) else dtype
+
+    def read(dtype: torch.dtype) -> Any:
+        return read_weights(getattr(diffusers, class_name), files, component, dtype=dtype, low_cpu_mem_usage=False)
+
+    vae, overflowed = read(dtype), False
+    if dtype != torch.float32 and not all(weight.isfinite().all() for weight in vae.state_dict().values()):
+        vae, overflowed = read(torch.float32), True
+        log.warning("%s has weights that %s cannot hold: it runs in float32", component, str(dtype).removeprefix("torch."))
+    return Autoencoder(vae.to(device).eval().requires_grad_(False), overflowed)
 
 
 def _text_prompts(files: Folder, suffix: str, device: torch.device, dtype: torch.dtype) -> TextPrompts:

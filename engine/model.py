@@ -12,6 +12,7 @@ from torch import Tensor
 from engine.condition import Condition
 from engine.decoders import Decoder, to_images
 from engine.device import to_device
+from engine.images import finite
 from engine.macs import StepMacs, count_steps
 from engine.noise import NoiseLevels
 from engine.notice import Notice
@@ -65,15 +66,30 @@ class Model:
         generator = torch.Generator("cpu").manual_seed(seed)
         return to_device(torch.randn(self.latent_shape, generator=generator), self.device)
 
+    @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents (n, c, h, w) to images (n, 3, H, W), float32 in [0, 1] on the CPU."""
-        images = self.decode_later(latents)
-        self.network.fence().wait()
+        """Latents (n, c, h, w) to images (n, 3, H, W), float32 in [0, 1] on the CPU.
+
+        Where finite latents overflow, the decoder runs in float32 from now on. An image that is not finite then either is NaN
+        throughout.
+        """
+        images = self._decode_now(latents)
+        overflowed = ~finite(images) & latents.isfinite().flatten(1).all(dim=1).cpu()
+        if overflowed.any() and self.decoder.upcast():
+            images = images.index_put((overflowed,), self._decode_now(latents[overflowed.to(latents.device)]))
         return images
 
     def decode_later(self, latents: Tensor) -> Tensor:
-        """`decode` for those who have other things to do: the images are there once a fence behind this call is passed."""
+        """The first try of `decode`, for those who have other things to do.
+
+        The images are there once a fence behind this call is passed; one that is not finite is NaN throughout.
+        """
         return to_images(self.decoder, latents)
+
+    def _decode_now(self, latents: Tensor) -> Tensor:
+        images = self.decode_later(latents)
+        self.network.fence().wait()
+        return images
 
     def solver(self, name: SolverName, teacher_steps: int) -> Solver:
         """A solver on this model's own timestep spacing and noise levels."""

@@ -104,6 +104,11 @@ class SimulatedDecoder:
     """A decoder that takes no time: three of the latent's channels, `scale` times as wide and high."""
 
     scale: int
+    overflowed: bool = False
+
+    def upcast(self) -> bool:
+        """There is nothing to change."""
+        return False
 
     def __call__(self, latents: Tensor) -> Tensor:
         """Latents (n, c, h, w) to images (n, 3, H, W)."""

@@ -11,9 +11,10 @@ from rich.table import Table
 from registry.errors import InvalidInput, NotFound
 from registry.schedule import Schedule
 from search_jobs.baselines import Baseline
+from search_jobs.config import WORST
 from search_jobs.executor import Executor
 from search_jobs.job import Job, write_json
-from search_jobs.objective import WORST, Measurement
+from search_jobs.objective import Measurement
 from search_jobs.optimiser import Point, hypervolume
 from search_jobs.report import read
 from search_jobs.results import WORST_POINT

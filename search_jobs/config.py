@@ -13,6 +13,7 @@ from registry.errors import InvalidInput
 
 TIERS = {"best": 1 / 3, "balanced": 1 / 5, "fast": 1 / 8, "draft": 1 / 12}
 MAX_SEED = 1_000_000
+WORST = 1e30  # the loss of images that are not finite; a number, because infinity is no JSON
 BUDGETS = (1 / 2, 1 / 3, 1 / 5, 1 / 8, 1 / 12)
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.condition import Condition
+from engine.images import finite, levels
 from engine.model import Model
 from engine.program import Program, path_of
 from engine.prompts import ClassPrompts
@@ -20,11 +21,11 @@ from evaluation import Extractor, clip_score, frechet_distance, psnr
 from evaluation.distance import Gaussian
 from registry.errors import InvalidInput
 from registry.schedule import Schedule, teacher
+from search_jobs.config import WORST
 from search_jobs.path import walk
 from search_jobs.prefix_caching import MacsSpent, PrefixCachingSampler
 from search_jobs.teacher_outputs import TeacherOutputs
 
-WORST = 1e30  # the loss of images that are not finite; a number, because infinity is no JSON
 RESAMPLES = 200  # of the bootstrap
 
 
@@ -121,7 +122,7 @@ class Objective:
         self.features = extractor.images(self.teacher_outputs.images)
         self.texts = None if isinstance(model.prompts, ClassPrompts) else extractor.texts(sample.prompts)
         if not np.isfinite(self.features).all():
-            raise InvalidInput("the teacher's images are not finite; use bfloat16 or float32", param="dtype")
+            raise InvalidInput("the features of the teacher's images are not finite", param="features")
         self.samplers = [self._sampler(part, memory) for part in self._parts()]
 
     def evaluate(self, schedule: Schedule, fitting: bool = False) -> Evaluation:
@@ -131,7 +132,7 @@ class Objective:
             schedule, part = sampler.run(schedule, fitting)
             latents.append(part)
         images = torch.cat([self.model.decode(part) for part in latents])
-        if self.samples is not None:
+        if self.samples is not None and finite(images).all():
             save_samples(self.samples / f"{schedule.digest}.npy", images)
         after = self.spent
         spent = MacsSpent(after.run - before.run, after.shared - before.shared)
@@ -140,7 +141,7 @@ class Objective:
     def measure(self, program: Program, images: Tensor) -> Measurement:
         """The figures of a program's images (n, 3, H, W) of this sample."""
         features, cost, macs = self.extractor.images(images), self.relative(program), self._macs(program)
-        if not np.isfinite(features).all():  # a candidate may overflow in half precision: it loses, the search goes on
+        if not (finite(images).all() and np.isfinite(features).all()):  # it overflows: it loses, the search goes on
             return Measurement(cost, macs, WORST, WORST, 0.0, None, len(images))
         errors = ((images - self.teacher_outputs.images) ** 2).flatten(1).mean(1).numpy().astype(np.float64)
         distances = ((features - self.features) ** 2).sum(1)
@@ -208,24 +209,34 @@ class Objective:
         """The teacher's outputs for the sample: from the file, or computed and kept there."""
         key = repr((self.teacher.schedule.digest, self.guidance, list(self.sample.prompts), list(self.sample.seeds)))
         stored = None if cache is None else TeacherOutputs.read(cache, key, self.model.device)
-        if stored is not None and (stored.path is not None or not fitting):
+        if stored is not None and finite(stored.images).all() and (stored.path is not None or not fitting):
             self.progress(len(self.noise))
             return stored
         points, images, path = path_of(self.teacher.schedule, self.model.levels), [], None
         for part in self._parts():
             path = walk(self.model.network, self.teacher, points, *self._inputs(part))
             images.append(self.model.decode(path.end))
+            self._refuse_ruined(part, images[-1], path.end)
             self.progress(len(images[-1]))
         outputs = TeacherOutputs(torch.cat(images), path if fitting else None)
         if cache is not None:
             outputs.write(cache, key)
         return outputs
 
+    def _refuse_ruined(self, part: slice, images: Tensor, latents: Tensor) -> None:
+        """Raises `InvalidInput` naming the first of the teacher's images of a batch that is not finite."""
+        for i in torch.nonzero(~finite(images)).flatten().tolist():
+            where = part.start + i
+            which = f"the teacher's image of prompt {self.sample.prompts[where]!r} and seed {self.sample.seeds[where]}"
+            if latents[i].isfinite().all():
+                raise InvalidInput(f"{which} is not finite, decoded in float32 either", param="model")
+            raise InvalidInput(f"{which} is not finite; use bfloat16 or float32", param="dtype")
+
 
 def save_samples(path: Path, images: Tensor, count: int = 8) -> None:
-    """The first `count` images (n, 3, H, W) in [0, 1], as 8-bit (count, H, W, 3)."""
+    """The first `count` images (n, 3, H, W) in [0, 1], as 8-bit (count, H, W, 3). They must be finite."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.save(path, (images[:count] * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy())
+    np.save(path, levels(images[:count]).numpy())
 
 
 def _bootstrap(figures: Callable[[NDArray[np.int64]], dict[str, float]], count: int) -> dict[str, tuple[float, float]]:

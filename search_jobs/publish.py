@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from registry.catalog import Catalog
+from registry.errors import InvalidInput
 from registry.records import Alias
 from registry.schedule import Schedule
 from registry.signing import SigningKey
+from search_jobs.config import WORST
 
 ARTIFACTS = ("report.json", "report.html", "pareto.png", "samples.png", "strips.png")
 
@@ -25,13 +27,18 @@ def publish(report: dict[str, Any], artifacts: Sequence[Path], catalog: Catalog,
     With a key each schedule is signed before its tier moves.
 
     Artifacts are create-only and belong to a digest: where an earlier run made the same schedule, the first ones stay.
+    Raises `InvalidInput` where a tier's schedule made images that are not finite.
     """
     job = report["provenance"]["job"]
-    wanted = {name: tier["schedule"] for name, tier in report["tiers"].items()}
-    wanted["reference"] = report["teacher"]["schedule"]
+    documents = {name: tier["schedule"] for name, tier in report["tiers"].items()} | {
+        "reference": report["teacher"]["schedule"]
+    }
+    wanted = {tier: Schedule.model_validate(document) for tier, document in documents.items()}
+    for tier, schedule in wanted.items():
+        if schedule.fidelity and schedule.fidelity.rfid == WORST:
+            raise InvalidInput(f"a held-out image of tier {tier} is not finite, so nothing is published", param="run")
     aliases = []
-    for tier, document in wanted.items():
-        schedule = Schedule.model_validate(document)
+    for tier, schedule in wanted.items():
         version = catalog.publish(schedule, note=f"{tier} of search job {job}")
         if key:
             catalog.sign(schedule, key)

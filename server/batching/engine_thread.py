@@ -223,6 +223,9 @@ class EngineThread:
         if inflight.images:
             self._text_and_vae.took("decode", decoded - denoised, len(inflight.images))
         self._images.fail_in(wave)
+        for task in wave.failed:
+            self._text_and_vae.forget(task.spec)
+        inflight = self._decoder.landed(inflight)
         for task in [task for task in wave.tasks if not task.left]:
             task.denoised = denoised
             task.trace.add(wave.need.kind, begun, denoised, branch=wave.need.branch, unet_rows=wave.unet_rows)
@@ -230,7 +233,8 @@ class EngineThread:
                 task.trace.add("decode", denoised, decoded, images=len(inflight.images))
                 self._images.finish(task, inflight.images[task])
             elif task in inflight.previews:
-                self._images.show(task, *inflight.previews[task])
+                preview = inflight.previews[task]
+                self._images.show(task, preview.number, preview.pixels)
 
     def _learn(self, inflight: InflightWave) -> None:
         wave, kind, seconds = inflight.wave, inflight.wave.need.kind, inflight.wave.seconds

@@ -21,18 +21,26 @@ class WaveTimes(NamedTuple):
     decoded: float
 
 
+class InflightPreview(NamedTuple):
+    """Preview `number` (0-based) of an image: its clean latent (c, h, w), and pixels (3, height, width)."""
+
+    number: int
+    clean: Tensor
+    pixels: Tensor
+
+
 @dataclass(frozen=True)
 class InflightWave:
     """A launched wave, and the decoding behind it.
 
-    macs: of all its tasks together. images: pixels (3, height, width) of those it finishes. previews: {task: (which of the
-    task's previews, 0-based; pixels)} of those it does not. Pixels are there once `end` is passed.
+    macs: of all its tasks together. images: pixels (3, height, width) of those it finishes. previews: of those it does not.
+    Pixels are there once `end` is passed; those of an image that is not finite are all NaN.
     """
 
     wave: Wave[ImageTask]
     macs: int
     images: Mapping[ImageTask, Tensor]
-    previews: Mapping[ImageTask, tuple[int, Tensor]]
+    previews: Mapping[ImageTask, InflightPreview]
     decoded: Fence  # behind the images
     end: Fence  # behind everything
 

@@ -27,3 +27,7 @@ class PromptCache:
             conditions |= {prompt: encoded[i : i + 1] for i, prompt in enumerate(missing)}
         self._conditions.update(conditions)
         return conditions
+
+    def forget(self, prompt: str) -> None:
+        """Encode it anew the next time: what is kept of it made an image that is not finite."""
+        self._conditions.pop(prompt, None)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from engine.condition import Condition
+from engine.images import NOT_FINITE, finite
 from engine.model import Model
 from server.batching.image_task import ImageSpec
 from server.batching.moving_average import MovingAverage
@@ -25,6 +26,7 @@ class TextAndVae:
         self._model = model
         self._seconds = defaultdict[str, MovingAverage](MovingAverage)  # of one image, by what is done with it
         self._prompts, self._negatives = PromptCache(model.encode), PromptCache(model.negative)
+        metrics.decoder_upcast.set(model.decoder.overflowed)  # its weights, or in the warm-up
 
     @property
     def seconds_per_image(self) -> float:
@@ -46,9 +48,25 @@ class TextAndVae:
     def decode(self, latents: Sequence[Tensor]) -> Tensor:
         """Pixels (n, 3, height, width) of latents (c, h, w). They are there once a fence behind this call is passed.
 
-        Whoever waits for that fence reports the seconds with `took`.
+        Whoever waits for that fence reports the seconds with `took`, and has what is not finite decoded again.
         """
         return self._model.decode_later(torch.stack(list(latents)))
+
+    def decode_again(self, latents: Sequence[Tensor]) -> Tensor:
+        """Pixels of latents whose pixels were not finite, by a wider decoder where there is one. Waits for the device.
+
+        Raises `FloatingPointError` where some are not finite still.
+        """
+        pixels = self._model.decode(torch.stack(list(latents)))
+        metrics.decoder_upcast.set(self._model.decoder.overflowed)
+        if not finite(pixels).all():
+            raise FloatingPointError(NOT_FINITE)
+        return pixels
+
+    def forget(self, spec: ImageSpec) -> None:
+        """Keep nothing of the text of an image that failed: its condition may not be finite, and would ruin others."""
+        self._prompts.forget(spec.prompt)
+        self._negatives.forget(spec.negative)
 
     def took(self, work: Literal["encode", "decode"], seconds: float, images: int) -> None:
         """Learn what a batch of so many images took."""

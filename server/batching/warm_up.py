@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable
 
 from engine.denoising_task import DenoisingTask
+from engine.images import finite
 from engine.model import Model
 from engine.policy import FCFS
 from engine.waves import Waves
 from registry.schedule import Schedule, Segment
+
+log = logging.getLogger(__name__)
 
 
 def warm_up(model: Model, schedules: Iterable[Schedule], max_wave_rows: int) -> float:
@@ -22,6 +26,7 @@ def warm_up(model: Model, schedules: Iterable[Schedule], max_wave_rows: int) -> 
     program = model.compile(Schedule(model=model.ref, solver=model.solver("ddim", 2 * len(segments)), segments=segments))
     condition, negative = model.encode([model.prompts.sample]), model.negative([""]) if model.prompts.guides else None
     waves = Waves[DenoisingTask](model.network, model.slots(4), FCFS(max_wave_rows))
+    pictures = True
     for _ in range(2):
         tasks = [DenoisingTask(program)]
         waves.add(tasks[0], model.noise(0), condition)
@@ -34,6 +39,8 @@ def warm_up(model: Model, schedules: Iterable[Schedule], max_wave_rows: int) -> 
         for task in tasks:
             if task.latent is None:
                 raise task.error or AssertionError("a task that left has a latent or an error")
-            model.decode(task.latent[None])
+            pictures = bool(finite(model.decode(task.latent[None]))) and pictures
         seconds = time.monotonic() - start
+    if not pictures:
+        log.error("the pixels of the warm-up are not finite, decoded in float32 either: images are going to fail")
     return seconds / sum(model.macs.of_program(program, task.unet_rows) for task in tasks)

@@ -6,18 +6,26 @@ import base64
 import io
 from collections.abc import Mapping
 
-import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from engine.images import levels
+from server.errors import GenerationFailed
+
 
 def png(pixels: Tensor, parameters: Mapping[str, object]) -> str:
-    """A PNG file in base64. pixels (3, height, width), float in [0, 1]; each parameter becomes a text chunk."""
+    """A PNG file in base64. pixels (3, height, width), float in [0, 1]; each parameter becomes a text chunk.
+
+    Raises `GenerationFailed` for pixels that are not finite.
+    """
+    try:
+        array = levels(pixels).numpy()
+    except FloatingPointError as error:
+        raise GenerationFailed(f"no picture can be made of this image: {error}") from error
     info = PngInfo()
     for key, value in parameters.items():
         info.add_itxt(key, str(value))  # international text: a prompt may be in any language
-    levels = (pixels * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
     file = io.BytesIO()
-    Image.fromarray(levels).save(file, "PNG", pnginfo=info)
+    Image.fromarray(array).save(file, "PNG", pnginfo=info)
     return base64.b64encode(file.getvalue()).decode()

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pydantic import ValidationError
 from typing_extensions import override
 
-ROOT = "server"  # the loggers of this package are named after their modules
+ROOTS = ("engine", "server")  # loggers are named after their modules
 
 
 class JsonLines(logging.Formatter):
@@ -32,12 +32,13 @@ class JsonLines(logging.Formatter):
 
 
 def configure() -> None:
-    """Send this package's log to standard output; what BentoML and libraries log stays theirs."""
+    """Send the log of the server and of its engine to standard output; what BentoML and libraries log stays theirs."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(JsonLines())
-    logger = logging.getLogger(ROOT)
-    logger.handlers, logger.propagate = [handler], False
-    logger.setLevel(logging.INFO)
+    for root in ROOTS:
+        logger = logging.getLogger(root)
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(logging.INFO)
     logging.getLogger("bentoml._internal.server.http_app").addFilter(_is_news)
 
 

@@ -48,6 +48,10 @@ cache_bytes = Gauge(
     "flexi_cache_bytes", "Memory for UNet rows in flight: latents and cached features, allocated at the start.",
     multiprocess_mode="livesum",
 )  # fmt: skip
+decoder_upcast = Gauge(
+    "flexi_decoder_upcast", "1 while the decoder runs in float32 because it overflowed in the type that was set.",
+    multiprocess_mode="livemax",
+)  # fmt: skip
 wave_rows = Histogram("flexi_wave_rows", "UNet rows of a wave.", ["kind"], buckets=ROWS)
 wave_seconds = Histogram("flexi_wave_seconds", "How long a wave took the device.", ["kind"], buckets=SECONDS)
 steps_total = Counter("flexi_steps_total", "Steps executed, and null steps jumped over.", ["kind", "tier"])

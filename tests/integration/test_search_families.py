@@ -19,9 +19,8 @@ from places import ROOT
 from engine.loading import load
 from engine.sampler import generate
 from registry.schedule import Schedule
-from search_jobs.config import JobConfig
+from search_jobs.config import WORST, JobConfig
 from search_jobs.job import Job
-from search_jobs.objective import WORST
 
 CLIP = ROOT / "models" / "emoji64" / "clip"
 CEILING = 0.6

@@ -6,6 +6,7 @@ Every builder takes the folder to write and gives it back. Import this module on
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from diffusers import (
     DDPMScheduler,
     EulerDiscreteScheduler,
     LDMPipeline,
+    ModelMixin,
     PNDMScheduler,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
@@ -26,10 +28,11 @@ from diffusers import (
     VQModel,
 )
 from places import ROOT
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-TOKENIZER = ROOT / "models" / "emoji64" / "tokenizer"
+EMOJI = ROOT / "models" / "emoji64"
+TOKENIZER = EMOJI / "tokenizer"
 PLAIN: Mapping[str, Any] = {
     "sample_size": 8,
     "block_out_channels": (8, 16),
@@ -133,6 +136,29 @@ def labels(folder: Path) -> Path:
     """A pixel model whose UNet embeds class labels itself."""
     torch.manual_seed(0)
     DDPMPipeline(UNet2DModel(**PLAIN, num_class_embeds=5), DDPMScheduler(clip_sample=False)).save_pretrained(folder)
+    return folder
+
+
+def emoji(folder: Path, vae: ModelMixin | None = None) -> Path:
+    """A copy of the bundled model, to spoil; with this autoencoder instead of its own."""
+    folder.mkdir(parents=True)
+    shutil.copy(EMOJI / "model_index.json", folder)
+    for part in ("scheduler", "text_encoder", "tokenizer", "unet", "vae"):
+        shutil.copytree(EMOJI / part, folder / part)
+    if vae is not None:
+        shutil.rmtree(folder / "vae")
+        vae.save_pretrained(folder / "vae")
+        index = json.loads((folder / "model_index.json").read_text())
+        (folder / "model_index.json").write_text(json.dumps({**index, "vae": ["diffusers", type(vae).__name__]}))
+    return folder
+
+
+def scaled(folder: Path, factor: float, prefix: str = "decoder.up_blocks.1.resnets.0.conv2") -> Path:
+    """Make the decoder of `folder` overflow: multiply its weights of these names. It does not say `force_upcast` any more."""
+    file, config = (folder / "vae" / name for name in ("diffusion_pytorch_model.safetensors", "config.json"))
+    weights = {name: weight.float() * (factor if name.startswith(prefix) else 1) for name, weight in load_file(file).items()}
+    save_file(weights, file, metadata={"format": "pt"})
+    config.write_text(json.dumps({**json.loads(config.read_text()), "force_upcast": False}))
     return folder
 
 

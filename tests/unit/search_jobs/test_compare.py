@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 
 from search_jobs.compare import table
-from search_jobs.objective import WORST
+from search_jobs.config import WORST
 
 GOOD = {"cost": 0.2, "rfid": 0.5, "psnr": 30.0, "clip_score": None, "intervals": {"rfid": [0.4, 0.7]}}
 BROKEN = {"cost": 0.2, "rfid": WORST, "psnr": 0.0, "clip_score": None, "intervals": None}

@@ -13,7 +13,8 @@ from engine.model import Model
 from evaluation import extractor
 from registry.schedule import Schedule, Segment
 from search_jobs import objective as module
-from search_jobs.objective import WORST, Objective, Sample
+from search_jobs.config import WORST
+from search_jobs.objective import Objective, Sample
 
 SAMPLE = Sample.draw(["red heart", "cat face", "tomato"], 5, 1)
 CLIP = "models/emoji64/clip"

@@ -1,0 +1,264 @@
+"""Images and previews whose pixels are not finite: decoded again in float32, or failed alone; on a CPU and behind a device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+
+import model_folders
+import pytest
+import torch
+from server_model import small_model
+
+from engine.decoders import Autoencoder
+from engine.device import HostFence
+from engine.model import Model
+from engine.unrolled import UnrolledUNet
+from registry.schedule import Schedule, Segment
+from server.batching.admission import Admission
+from server.batching.engine_thread import EngineThread
+from server.batching.image_task import ImageSpec
+from server.batching.prompt_cache import PromptCache
+from server.batching.warm_up import warm_up
+from server.errors import GenerationFailed
+from server.requests.png import png
+from server.telemetry import metrics
+
+LEVEL = 1 / 255
+OVERFLOWS, HOPELESS = 1e6, 1e38  # what a latent is multiplied with to be too large for float16, and for float32
+
+
+@dataclass(frozen=True)
+class DistantModel(Model):
+    """Its pixels are on their way until a fence behind them is passed: who looks before sees an image that is not finite."""
+
+    coming: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+
+    def decode_later(self, latents):
+        pixels = super().decode_later(latents)
+        self.coming.append((torch.full_like(pixels, float("nan")), pixels))
+        return self.coming[-1][0]
+
+
+class DistantUNet(UnrolledUNet):
+    """A UNet on a device that is never done before the host waits for it."""
+
+    def fence(self):
+        return DistantFence(self.coming, len(self.coming))
+
+
+class DistantFence(HostFence):
+    def __init__(self, coming, behind):
+        super().__init__()
+        self.coming, self.behind = coming, behind
+
+    def done(self):
+        return False
+
+    @torch.inference_mode()
+    def wait(self):
+        for there, pixels in self.coming[: self.behind]:
+            there.copy_(pixels)
+
+
+@pytest.fixture(scope="module")
+def small(tiny):
+    return small_model(tiny)
+
+
+@pytest.fixture(params=["cpu", "distant"])
+def model(request, tiny, small):
+    """The small model with a real autoencoder in float16."""
+    torch.manual_seed(0)
+    parts = {part.name: getattr(small, part.name) for part in fields(Model)}
+    parts["decoder"] = Autoencoder(model_folders._kl().half().eval().requires_grad_(False))
+    if request.param == "cpu":
+        model = Model(**parts)
+    else:
+        model = DistantModel(**parts | {"network": DistantUNet(tiny)})
+        model.network.coming = model.coming
+    vars(model)["macs"] = small.macs  # counted once
+    metrics.decoder_upcast.set(0)
+    return model
+
+
+@pytest.fixture
+def engine(model):
+    return EngineThread(model, Admission(max_seconds=60), max_wave_rows=4)
+
+
+@pytest.fixture
+def enlarge(engine, monkeypatch):
+    """Call with {seed: factor}: the latents of these images, and of their previews, are multiplied."""
+
+    def by(factors, what="latent"):
+        plain = getattr(engine._waves.slots, what)
+
+        def enlarged(slot):
+            seeds = [task.spec.seed for task in engine._images if task.slots and task.slots[0] == slot]
+            return (plain(slot) * factors.get(*seeds, 1.0)).clamp(-3e38, 3e38)  # finite itself
+
+        monkeypatch.setattr(engine._waves.slots, what, enlarged)
+
+    return by
+
+
+def spec(model, seed, **options) -> ImageSpec:
+    schedule = Schedule(model=model.ref, solver=model.solver("ddim", 4), segments=(Segment(),) * 4)
+    return ImageSpec(model.compile(schedule), "a", "", 2.0, seed, **options)
+
+
+def finish(engine, futures):
+    at_work = None
+    for _ in range(50):
+        at_work = engine.step(at_work)
+        if all(future.done() for future in futures):
+            return
+    raise AssertionError("not done")
+
+
+def made(model, latent):
+    """What a decoder that was float32 from the start makes of these latents (c, h, w)."""
+    torch.manual_seed(0)
+    vae = model_folders._kl().half().float().eval().requires_grad_(False)
+    return replace(model, decoder=Autoencoder(vae)).decode(latent[None])[0]
+
+
+def watched(model, monkeypatch):
+    """Latents that are decoded, in the order of the calls."""
+    seen, plain = [], type(model).decode
+
+    def decode(self, latents):
+        seen.append(latents)
+        return plain(self, latents)
+
+    monkeypatch.setattr(type(model), "decode", decode)
+    return seen
+
+
+def upcast():
+    return metrics.decoder_upcast.collect()[0].samples[0].value
+
+
+def test_an_image_that_overflows_is_decoded_in_float32_and_its_companions_are_not(model, engine, enlarge, monkeypatch, caplog):
+    enlarge({2: OVERFLOWS})
+    assert upcast() == 0
+    again = watched(model, monkeypatch)
+    futures = engine.submit([spec(model, seed) for seed in (1, 2)])
+    finish(engine, futures)
+    (latents,) = again
+    assert len(latents) == 1
+    monkeypatch.undo()
+    torch.testing.assert_close(futures[1].result().pixels, made(model, latents[0]), rtol=0, atol=LEVEL)
+    assert torch.isfinite(futures[0].result().pixels).all()
+    assert upcast() == 1
+    said = [record.getMessage() for record in caplog.records]
+    assert said == ["the decoder overflows in float16: from now on it runs in float32"]
+
+
+def test_the_next_images_are_decoded_in_float32_at_once(model, engine, enlarge, monkeypatch):
+    enlarge({1: OVERFLOWS, 2: OVERFLOWS, 3: OVERFLOWS})
+    finish(engine, engine.submit([spec(model, 1)]))
+    again = watched(model, monkeypatch)
+    futures = engine.submit([spec(model, seed) for seed in (2, 3)])
+    finish(engine, futures)
+    assert all(torch.isfinite(future.result().pixels).all() for future in futures)
+    assert again == []
+
+
+def test_what_overflows_in_float32_too_fails_alone(model, engine, enlarge):
+    enlarge({2: HOPELESS, 3: OVERFLOWS})
+    futures = engine.submit([spec(model, seed) for seed in (1, 2, 3)])
+    finish(engine, futures)
+    for good in (futures[0], futures[2]):
+        assert png(good.result().pixels, {})
+    with pytest.raises(GenerationFailed, match="decoding this image failed: the pixels are not finite"):
+        futures[1].result()
+    assert not engine._images
+
+
+def test_a_preview_that_overflows_is_decoded_in_float32(model, engine, enlarge):
+    enlarge({5: OVERFLOWS}, "clean")
+    seen = []
+    futures = engine.submit([spec(model, 5, previews=3)], lambda *preview: seen.append(preview))
+    finish(engine, futures)
+    assert [number for _, number, _ in seen] == [0, 1, 2]
+    assert all(torch.isfinite(pixels).all() for _, _, pixels in seen)
+    assert upcast() == 1
+
+
+def test_a_preview_that_stays_not_finite_is_left_out(model, engine, enlarge):
+    enlarge({5: HOPELESS}, "clean")
+    seen = []
+    futures = engine.submit([spec(model, 5, previews=3)], lambda *preview: seen.append(preview))
+    finish(engine, futures)
+    assert seen == []
+    assert torch.isfinite(futures[0].result().pixels).all()
+
+
+def test_a_latent_that_is_not_finite_leaves_the_decoder_as_it_is(model, engine, enlarge):
+    enlarge({2: float("nan")})
+    futures = engine.submit([spec(model, seed) for seed in (1, 2)])
+    finish(engine, futures)
+    assert futures[0].exception() is None
+    with pytest.raises(GenerationFailed, match="denoising this image failed: the latent is not finite"):
+        futures[1].result()
+    assert not model.decoder.overflowed
+
+
+def test_a_decoder_that_cannot_be_upcast_fails_the_image_and_no_other(model, engine, enlarge, monkeypatch):
+    def exhausted():
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(model.decoder.vae, "float", exhausted)
+    enlarge({2: OVERFLOWS})
+    futures = engine.submit([spec(model, seed) for seed in (1, 2)])
+    finish(engine, futures)
+    assert futures[0].exception() is None
+    with pytest.raises(GenerationFailed, match="decoding this image failed"):
+        futures[1].result()
+    assert engine._queue.is_open
+
+
+def test_a_warm_up_finds_out_before_anybody_asks(model, caplog):
+    model.decoder.vae.decoder.conv_out.weight.mul_(6e4)
+    warm_up(model, [], 4)
+    assert model.decoder.overflowed
+    assert upcast() == 0
+    EngineThread(model, Admission(max_seconds=60), max_wave_rows=4)
+    assert upcast() == 1
+    assert [record.levelname for record in caplog.records] == ["WARNING"], "of the decoder, once"
+
+
+def test_a_warm_up_says_where_no_type_is_wide_enough(model, caplog):
+    model.decoder.vae.decoder.conv_out.weight.fill_(float("inf"))
+    warm_up(model, [], 4)
+    said = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert said == ["the pixels of the warm-up are not finite, decoded in float32 either: images are going to fail"]
+
+
+def test_a_condition_that_is_not_finite_fails_its_image_alone_and_is_not_kept(model, engine, monkeypatch):
+    ruined, plain = ["a"], PromptCache.of
+
+    def of(self, prompts):
+        conditions = plain(self, prompts)
+        for prompt in ruined:
+            if prompt in conditions:
+                conditions[prompt].context.fill_(float("nan"))  # in the cache, too
+        return conditions
+
+    monkeypatch.setattr(PromptCache, "of", of)
+    futures = engine.submit([spec(model, 1), replace(spec(model, 2), prompt="b")])
+    finish(engine, futures)
+    assert futures[1].exception() is None
+    with pytest.raises(GenerationFailed, match="the latent is not finite"):
+        futures[0].result()
+    ruined.clear()  # say the text encoder was at fault once
+    futures = engine.submit([spec(model, 1)])
+    finish(engine, futures)
+    assert torch.isfinite(futures[0].result().pixels).all()
+
+
+def test_no_picture_is_made_of_pixels_that_are_not_finite():
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(GenerationFailed, match="the pixels are not finite"):
+            png(torch.full((3, 4, 4), value), {})
