@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from engine.config import attends, complete, context_width, is_whole, refuse_unknown, sides
-from engine.folder import Folder, read_object, readable
+from engine.folder import Folder
+from engine.stored_file import read_object, readable
 from registry.commands.command_line import command_line
 from registry.errors import FlexiError, InvalidInput, NotFound, Unsupported
 from registry.schedule import Schedule, SolverName, teacher

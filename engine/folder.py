@@ -1,70 +1,167 @@
-"""A diffusers pipeline folder on disk: which components it has, where their files lie, and its fingerprint."""
+"""A diffusers pipeline folder on disk: which components it has, which of their files are read, and its fingerprint."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from engine.fingerprint import fingerprint
-from registry.errors import NotFound, Unsupported
+from engine.fingerprint import KEPT, fingerprint, states
+from engine.stored_file import read_object, readable, refuse_unusable
+from engine.weight_files import DIFFUSERS, TRANSFORMERS, WeightFiles, choose_weights
+from registry.errors import Conflict, FlexiError, NotFound
 
-
-@contextmanager
-def readable(path: Path, param: str) -> Iterator[None]:
-    """Raises `NotFound` where a file below `path` is missing or must not be read."""
-    try:
-        yield
-    except OSError as error:
-        raise NotFound(f"cannot read {error.filename or path}: {error.strerror or error}", param=param) from error
-
-
-def read_object(file: Path, param: str) -> dict[str, Any]:
-    """A JSON object. Raises `NotFound`, and `Unsupported` where it is something else."""
-    try:
-        with readable(file, param):
-            value = json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:  # the second when it is nested too deeply
-        raise Unsupported(f"{file} is not JSON: {error}", param=param) from error
-    if not isinstance(value, dict):
-        raise Unsupported(f"{file} must hold a JSON object, got {type(value).__name__}", param=param)
-    return value
+INDEX = "model_index.json"
+CONFIGS = {"scheduler": "scheduler_config.json"}  # others' is config.json
+TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)  # all that transformers' CLIPTokenizer may read
 
 
 class Folder:
     """A folder with a model_index.json.
 
-    A component's files lie in a folder of its name; some old pipelines of one network (DDPM) keep them at the root.
+    A component's files lie in a folder of its name; some old pipelines of one network (DDPM) keep them at the root. What is
+    read of them is decided here, by name, once: what is loaded is what the fingerprint stands for, whatever else lies there.
     """
 
     def __init__(self, root: str | Path) -> None:
         """Raises `NotFound` without a model_index.json, `Unsupported` when it is not a JSON object."""
         self.root = Path(root)
         with readable(self.root, "model"):
-            is_pipeline = (self.root / "model_index.json").is_file()
+            is_pipeline = (self.root / INDEX).is_file()
         if not is_pipeline:
-            raise NotFound(f"{self.root} is not a diffusers pipeline folder (no model_index.json)", param="model")
-        self.index = read_object(self.root / "model_index.json", "model")
+            raise NotFound(f"{self.root} is not a diffusers pipeline folder (no {INDEX})", param="model")
+        self.index = read_object(self.root / INDEX, "model")
+        self._files: dict[str, Mapping[str, Path]] = {}
+        self._weights: dict[str, WeightFiles] = {}
 
     def component(self, name: str) -> str | None:
         """The class of a component, None where the pipeline has none of that name."""
         entry = self.index.get(name)
         return str(entry[1]) if isinstance(entry, list) and len(entry) == 2 and entry[0] is not None else None
 
+    @property
+    def decoder(self) -> str | None:
+        """Which component makes images of latents; None where the UNet's outputs are images."""
+        return next((name for name in ("vae", "vqvae") if self.component(name)), None)
+
+    @cached_property
+    def components(self) -> tuple[str, ...]:
+        """Those that are read. Others that model_index.json may name (a safety checker) are nobody's business here."""
+        names = ["scheduler", "unet", *filter(None, [self.decoder])]
+        if self.component("text_encoder") or self.component("text_encoder_2"):
+            encoders = [name for name in TOKENIZERS if self.component(name)]
+            return (*names, *encoders, *(TOKENIZERS[name] for name in encoders))
+        return (*names, "class_embedder") if self.component("class_embedder") else tuple(names)
+
     def path(self, name: str) -> Path:
-        """Where a component's files are."""
-        return self.root / name if (self.root / name).is_dir() else self.root
+        """Where a component's files are. Raises `NotFound`."""
+        inner = self.root / name
+        with readable(self.root, "model"):
+            if inner.is_dir():
+                return inner
+            if (self.root / _config(name)).is_file():
+                return self.root
+        raise NotFound(f"{name} is missing: there is no folder {inner}", param="model")
 
     def config(self, name: str, file: str = "config.json") -> dict[str, Any]:
         """A component's configuration. Raises `NotFound` and `Unsupported`."""
         return read_object(self.path(name) / file, "model")
 
+    def weights(self, name: str) -> WeightFiles:
+        """The files of a network's weights. Raises `NotFound` and `Unsupported`."""
+        if name not in self._weights:
+            formats = TRANSFORMERS if name in TOKENIZERS else DIFFUSERS
+            self._weights[name] = choose_weights(self.path(name), name, formats)
+        return self._weights[name]
+
+    def files(self, name: str) -> Mapping[str, Path]:
+        """All that is read of a component: by the names under which it is looked for, the files. Raises as `weights` does."""
+        if name not in self._files:
+            self._files[name] = self._find(name)
+        return self._files[name]
+
+    def read_files(self) -> list[Path]:
+        """All files that loading reads. Raises as `weights` does."""
+        return [self.root / INDEX, *(file for name in self.components for file in self.files(name).values())]
+
+    def check(self) -> None:
+        """Raises `NotFound` or `Unsupported` for the first file that is missing or is not what its name says.
+
+        Reads their beginnings only, and needs no torch: for those who want to know before they load.
+        """
+        for name in self.components:
+            for file in self.files(name).values():
+                refuse_unusable(file, "model")
+
+    @contextmanager
+    def steady(self) -> Iterator[None]:
+        """Raises `Conflict` when the block ends and a file that loading reads is not the one that it was before."""
+        before: dict[Path, list[int]] = {}
+        with suppress(OSError, FlexiError):  # what is missing is said where it is needed
+            before = states(self.read_files())
+        yield
+        after = states(self.read_files())
+        changed = [file for file, state in after.items() if before.get(file) != state]
+        if changed:
+            raise Conflict(f"{changed[0]} was changed while the model was loaded: load it again", param="model")
+
     def fingerprint(self) -> str:
-        """SHA-256 over the names and contents of the files of every component that model_index.json names, and of itself."""
-        components = [self.path(name) for name in self.index if self.component(name) is not None]
-        files = {self.root / "model_index.json"}
-        for path in components:
-            files |= {f for f in (path.iterdir() if path == self.root else path.rglob("*")) if f.is_file()}
-        return fingerprint(self.root, files)
+        """SHA-256 over the names and contents of the files that are read, model_index.json among them. Raises as `weights`."""
+        with readable(self.root, "model"):
+            return fingerprint(self.root, self.read_files())
+
+    def earlier_fingerprint(self) -> str:
+        """What schedules say that were made while every file of a component counted, read or not.
+
+        The same as `fingerprint` where nothing else lies in the components' folders, or it cannot be read.
+        """
+        files = {self.root / INDEX}
+        with suppress(OSError):  # what cannot be read was never hashed: no schedule says so
+            for name in filter(self.component, self.index):
+                inner = self.root / name
+                found = inner.rglob("*") if inner.is_dir() else self.root.iterdir()
+                files |= {file for file in found if file.is_file() and not file.name.startswith(KEPT)}
+            if files != set(self.read_files()):
+                return fingerprint(self.root, files, f"{KEPT}.all")
+        return self.fingerprint()
+
+    def _find(self, name: str) -> dict[str, Path]:
+        path = self.path(name)
+        if name in TOKENIZERS.values():
+            return self._tokenizer(name, path)
+        files = {_config(name): path / _config(name)}
+        if name == "scheduler":
+            return files
+        if name == "class_embedder":
+            return files | _table(path)
+        return {**files, **self.weights(name).files}
+
+    def _tokenizer(self, name: str, path: Path) -> dict[str, Path]:
+        with readable(path, "model"):
+            names = {entry.name for entry in path.iterdir()}
+        if "tokenizer.json" not in names and not {"vocab.json", "merges.txt"} <= names:
+            message = f"{name} is missing: neither tokenizer.json nor vocab.json with merges.txt is in {path}"
+            raise NotFound(message, param="model")
+        return {file: path / file for file in TOKENIZER_FILES if file in names}
+
+
+def _config(name: str) -> str:
+    return CONFIGS.get(name, "config.json")
+
+
+def _table(path: Path) -> dict[str, Path]:
+    """A class embedder's one file, whatever its name: a plain one as diffusers would write it comes first."""
+    usual = "diffusion_pytorch_model.safetensors"
+    with readable(path, "model"):
+        tables = sorted(file for file in path.glob("*.safetensors") if not file.name.startswith("."))
+    return {usual: path / usual if path / usual in tables or not tables else tables[0]}

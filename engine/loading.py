@@ -13,15 +13,16 @@ from torch import Tensor
 from engine.components import fitting_unet, refuse_width
 from engine.config import defaults, reason, sides
 from engine.decoders import Autoencoder, Decoder, Pixels
-from engine.folder import Folder, readable
+from engine.folder import Folder
 from engine.macs import meta_unet
 from engine.model import Model
 from engine.noise import noise_levels
 from engine.prompts import ClassPrompts, NoPrompts, Prompts, TextPrompts, TwoTextPrompts
+from engine.stored_file import readable
 from engine.unrolled import UNet, UnrolledUNet
-from engine.weights import read_weights
+from engine.weights import read_weights, shown
 from registry.document import Name
-from registry.errors import InvalidInput, NotFound, Unsupported
+from registry.errors import InvalidInput, Unsupported
 from registry.schedule import ModelRef
 
 log = logging.getLogger(__name__)
@@ -54,12 +55,13 @@ def load(
         raise InvalidInput(f"must be one of {sorted(DTYPES)}, got {dtype!r}", param="dtype")
     torch_device, torch_dtype = _device(device), DTYPES[dtype]
     ref_name = _model_name(name or files.root.resolve().name.lower())
-    with readable(files.root, "model"):
+    with readable(files.root, "model"), files.steady():
         config = fitting_unet(files)
         meta_unet(config)  # says what is wrong with a configuration before any weights are read
         height, width = sides(config["sample_size"])
         scheduler = files.config("scheduler", "scheduler_config.json")
         levels = noise_levels({"_class_name": files.component("scheduler"), **scheduler})
+        files.check()
         unet = _unet(files, torch_dtype).to(torch_device)
         decoder = _decoder(files, torch_device, torch_dtype)
         pixels = (height * decoder.scale, width * decoder.scale)
@@ -79,6 +81,7 @@ def load(
         device=torch_device,
         dtype=torch_dtype,
         latent_shape=(config["in_channels"], height, width),
+        earlier_fingerprint=files.earlier_fingerprint,
     )
 
 
@@ -118,11 +121,10 @@ def _text_prompts(files: Folder, suffix: str, device: torch.device, dtype: torch
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
-    name, folder = f"tokenizer{suffix}", files.root / f"tokenizer{suffix}"
-    if not ((folder / "tokenizer.json").is_file() or (folder / "vocab.json").is_file()):
-        raise NotFound(f"{name} is missing: neither tokenizer.json nor vocab.json is in {folder}", param="model")
+    name = f"tokenizer{suffix}"
     try:
-        tokenizer = transformers.CLIPTokenizer.from_pretrained(folder)
+        with shown(files.files(name)) as folder:
+            tokenizer = transformers.CLIPTokenizer.from_pretrained(folder)
     except Exception as error:  # of several libraries
         raise Unsupported(f"{name} cannot be read: {reason(error)}", param="model") from error
     family = getattr(transformers, str(files.component(f"text_encoder{suffix}")))
@@ -157,7 +159,7 @@ def _prompts(files: Folder, config: dict[str, Any], size: tuple[int, int], devic
 
 def _table_prompts(files: Folder, config: dict[str, Any], device: torch.device, dtype: torch.dtype) -> ClassPrompts:
     """Classes whose embeddings stand in a table, as latent diffusion has them."""
-    table = _class_table(files.path("class_embedder")).to(device, dtype)
+    table = _class_table(files).to(device, dtype)
     refuse_width(config, table.shape[1], "class_embedder")
     null = files.config("class_embedder").get("null_class", len(table) - 1)  # latent diffusion adds it as the last row
     if type(null) is not int or not 0 <= null < len(table):
@@ -179,16 +181,16 @@ def _class_names(files: Folder, classes: int) -> dict[str, int]:
     return names
 
 
-def _class_table(folder: Path) -> Tensor:
-    """The one tensor (classes, dim) of a class embedder's safetensors file, whatever its name."""
+def _class_table(files: Folder) -> Tensor:
+    """The one tensor (classes, dim) of a class embedder's safetensors file."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    file = next(iter(sorted(folder.glob("*.safetensors"))), folder / "diffusion_pytorch_model.safetensors")
+    (file,) = (file for name, file in files.files("class_embedder").items() if name.endswith(".safetensors"))
     try:
         tensors = list(load_file(file).values())
     except SafetensorError as error:
-        raise Unsupported(f"the weights of class_embedder are corrupt: {reason(error)}", param="model") from error
+        raise Unsupported(f"the weights of class_embedder cannot be read: {reason(error)}", param="model") from error
     if len(tensors) != 1 or tensors[0].ndim != 2:
         shapes = [tuple(tensor.shape) for tensor in tensors]
         raise Unsupported(f"class_embedder must hold one tensor (classes, dim), got {shapes}", param="model")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -42,6 +42,7 @@ class Model:
     latent_shape: tuple[int, int, int]
     notices: tuple[Notice, ...] = ()
     few_steps: int | None = None
+    earlier_fingerprint: Callable[[], str] | None = None  # of `engine.folder`
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -98,16 +99,26 @@ class Model:
 
     def compile(self, schedule: Schedule) -> Program:
         """The program of a schedule made for this model. Raises `InvalidInput` naming what does not fit."""
-        if schedule.model.fingerprint != self.ref.fingerprint:
-            raise InvalidInput(
-                f"the schedule was made for {schedule.model.name} "
-                f"({schedule.model.fingerprint[:19]}…), the loaded model is {self.ref.name} ({self.ref.fingerprint[:19]}…)",
-                param="model.fingerprint",
+        made_for = schedule.model
+        if not self.is_called(made_for.fingerprint):
+            message = (
+                f"the schedule was made for {made_for.name} with other files ({made_for.fingerprint[:19]}…) "
+                f"than those of the loaded model, {self.ref.name} ({self.ref.fingerprint[:19]}…)"
             )
+            raise InvalidInput(message, param="model.fingerprint")
         if schedule.model.family != self.ref.family:
             message = f"the schedule was made for {schedule.model.family}, the loaded model is {self.ref.family}"
             raise InvalidInput(message, param="model.family")
         return compile_program(schedule, self.levels, self.network.branches)
+
+    def is_called(self, fingerprint: str) -> bool:
+        """Whether a schedule with this fingerprint is for this model: by the files that are read, or as counted earlier."""
+        return fingerprint == self.ref.fingerprint or fingerprint == self.earlier
+
+    @cached_property
+    def earlier(self) -> str:
+        """The fingerprint that schedules say which were made while unread files counted too. Hashes all files at first."""
+        return self.earlier_fingerprint() if self.earlier_fingerprint else self.ref.fingerprint
 
     def slots(self, capacity: int) -> Slots:
         """Memory for `capacity` UNet rows in flight."""

@@ -2,27 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from engine.config import reason
 from engine.folder import Folder
-from registry.errors import NotFound, Unsupported
+from registry.errors import Unsupported
+
+
+@contextmanager
+def shown(files: Mapping[str, Path]) -> Iterator[Path]:
+    """A folder that holds these files under these names and nothing else, for a library that looks for files by itself."""
+    with TemporaryDirectory(prefix="flexi-") as folder:
+        for name, file in files.items():
+            (Path(folder) / name).symlink_to(file.absolute())
+        yield Path(folder)
 
 
 def read_weights(family: Any, files: Folder, component: str, **options: Any) -> Any:
     """A component's network with its weights; `family` is its diffusers or transformers class.
 
+    Pickles (.bin) are read by torch with `weights_only`, as both libraries do: they hold tensors and run nothing.
+
     Raises `NotFound` for weights that are not there, and `Unsupported` for those that cannot be read, or are not exactly what
     the configuration asks for: diffusers and transformers would draw the rest at random.
     """
-    path = files.path(component)
-    try:
-        network, report = family.from_pretrained(path, output_loading_info=True, **options)
-    except Exception as error:  # every library and file format has its own
-        if not any(file.suffix in (".safetensors", ".bin") for file in path.glob("*model*")):
-            raise NotFound(f"the weights of {component} are missing: {reason(error)}", param="model") from error
-        message = f"the weights of {component} are corrupt or do not fit its configuration: {reason(error)}"
-        raise Unsupported(message, param="model") from error
+    safe = files.weights(component).format.suffix == "safetensors"
+    with shown(files.files(component)) as folder:
+        try:
+            network, report = family.from_pretrained(folder, output_loading_info=True, use_safetensors=safe, **options)
+        except Exception as error:  # every library and file format has its own
+            said = reason(error).replace(str(folder), str(files.path(component)))
+            message = f"the weights of {component} cannot be read, or do not fit its configuration: {said}"
+            raise Unsupported(message, param="model") from error
     for what, said in (("missing_keys", "lack"), ("unexpected_keys", "have besides what its configuration asks for")):
         names = sorted(report[what])
         if names and not (what == "unexpected_keys" and component.startswith("text_encoder")):  # theirs are harmless leftovers

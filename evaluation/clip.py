@@ -12,7 +12,7 @@ from torch.nn import functional
 from typing_extensions import override
 
 from engine.config import reason
-from engine.folder import read_object
+from engine.stored_file import read_object
 from evaluation.features import Extractor, Features
 from registry.errors import NotFound, Unsupported
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -10,12 +11,18 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 Name = Annotated[str, Field(pattern=NAME)]
+NAME_RULE = "1 to 64 of a-z, 0-9, '.', '_' and '-', of which the first is a letter or a digit"
 
 
 class Document(BaseModel):
     """Frozen, strict about names: an unknown field is an error, never silently dropped."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def is_name(text: str) -> bool:
+    """Whether this can name a model, a tier, an arm: see `NAME_RULE`."""
+    return re.fullmatch(NAME, text) is not None and not text.endswith("\n")
 
 
 def canonical(value: Any) -> bytes:

@@ -1,9 +1,8 @@
-"""Loading says what is wrong by name; the fingerprint covers what changes images; noise is a function of the seed."""
+"""Loading says what is wrong by name; noise is a function of the seed."""
 
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import pytest
 import torch
 
 from engine.decoders import Autoencoder
-from engine.folder import Folder
 from engine.loading import load
 from engine.model import Model
 from registry.errors import InvalidInput, NotFound, Unsupported
@@ -36,7 +34,6 @@ def folder(tmp_path: Path) -> Path:
         (tmp_path / component / "config.json").write_text("{}")
     (tmp_path / "unet" / "config.json").write_text('{"sample_size": 8, "cross_attention_dim": 512}')
     (tmp_path / "scheduler" / "scheduler_config.json").write_text("{}")
-    (tmp_path / "unet" / "weights.safetensors").write_bytes(b"\0\1\2")
     (tmp_path / "model_index.json").write_text(json.dumps(INDEX))
     return tmp_path
 
@@ -83,44 +80,6 @@ def test_a_device_that_is_not_there_is_named(folder: Path, device: str, monkeypa
     with pytest.raises(InvalidInput, match=device) as caught:
         load(folder, device=device)
     assert caught.value.param == "device"
-
-
-def test_a_folder_name_that_cannot_be_a_model_name_asks_for_one(folder: Path) -> None:
-    strange = folder.parent / "My model (copy)"
-    shutil.copytree(folder, strange)
-    with pytest.raises(InvalidInput, match="my model") as caught:
-        load(strange)
-    assert caught.value.param == "name"
-
-
-def test_the_fingerprint_changes_with_one_byte_of_weights(folder: Path) -> None:
-    before = Folder(folder).fingerprint()
-    (folder / "unet" / "weights.safetensors").write_bytes(b"\0\1\3")
-    assert Folder(folder).fingerprint() != before
-
-
-@pytest.mark.parametrize("file", ["scheduler/config.json", "tokenizer/config.json", "model_index.json"])
-def test_the_fingerprint_changes_with_configuration(folder: Path, file: str) -> None:
-    before = Folder(folder).fingerprint()
-    (folder / file).write_text((folder / file).read_text() + " ")
-    assert Folder(folder).fingerprint() != before
-
-
-def test_the_fingerprint_changes_when_a_file_moves(folder: Path) -> None:
-    before = Folder(folder).fingerprint()
-    (folder / "unet" / "weights.safetensors").rename(folder / "vae" / "weights.safetensors")
-    assert Folder(folder).fingerprint() != before
-
-
-def test_the_fingerprint_ignores_what_no_component_reads_and_where_the_folder_lies(folder: Path) -> None:
-    before = Folder(folder).fingerprint()
-    (folder / "README.md").write_text("hello")
-    (folder / "prompts.txt").write_text("cat")
-    (folder / "safety_checker").mkdir()
-    (folder / "safety_checker" / "weights.safetensors").write_bytes(b"unused")
-    moved = folder.parent / "elsewhere"
-    shutil.copytree(folder, moved)
-    assert Folder(folder).fingerprint() == Folder(moved).fingerprint() == before
 
 
 def test_the_bundled_models_shape(model: Model) -> None:
