@@ -99,12 +99,9 @@ class Model:
 
     def compile(self, schedule: Schedule) -> Program:
         """The program of a schedule made for this model. Raises `InvalidInput` naming what does not fit."""
-        made_for = schedule.model
-        if not self.is_called(made_for.fingerprint):
-            message = (
-                f"the schedule was made for {made_for.name} with other files ({made_for.fingerprint[:19]}…) "
-                f"than those of the loaded model, {self.ref.name} ({self.ref.fingerprint[:19]}…)"
-            )
+        if not self.is_called(schedule.model.fingerprint):
+            message = f"the schedule was made for other weights ({schedule.model.fingerprint[:19]}…, called "
+            message += f"{schedule.model.name}) than the loaded model's ({self.ref.fingerprint[:19]}…)"
             raise InvalidInput(message, param="model.fingerprint")
         if schedule.model.family != self.ref.family:
             message = f"the schedule was made for {schedule.model.family}, the loaded model is {self.ref.family}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
@@ -126,12 +126,37 @@ class TierView(BaseModel):
     fidelity: Fidelity | None
 
 
+class UnservedTier(BaseModel):
+    """A tier of the registry that this server does not serve."""
+
+    tier: str
+    reason: Annotated[str, Field(description="Why what the registry says of it was refused.")]
+
+
 class TiersView(BaseModel):
-    """All tiers in force, cheapest first."""
+    """All tiers in force, cheapest first, and those that are not."""
 
     model: str
     default: str
     tiers: list[TierView]
+    not_served: list[UnservedTier]
+    warnings: Annotated[list[RequestWarning], Field(description="What an operator should mend or know.")]
+
+
+class AliveView(BaseModel):
+    """The process works."""
+
+    alive: Literal[True] = True
+
+
+class ReadyView(BaseModel):
+    """Requests are taken, and for what."""
+
+    ready: Literal[True] = True
+    model: str
+    default: Annotated[str, Field(description="The tier of requests that name none.")]
+    tiers: Annotated[list[str], Field(description="The tiers in force, cheapest first.")]
+    warnings: Annotated[list[RequestWarning], Field(description="As in GET /v1/tiers.")]
 
 
 class ScheduleView(BaseModel):

@@ -6,24 +6,28 @@ import asyncio
 import logging
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 
+from engine.config import reason
 from engine.loading import load
 from engine.model import Model
 from evaluation import extractor
 from registry.catalog import Catalog
+from registry.errors import FlexiError
 from registry.experiments.catalog import ExperimentCatalog
 from registry.signing import TrustedKeys
 from registry.stores.address import open_store
 from registry.tiers import REFERENCE
 from server.access.quota import Quotas
+from server.api import RequestWarning
 from server.batching.admission import Admission
 from server.batching.engine_thread import EngineThread
 from server.batching.warm_up import warm_up
-from server.config import Settings
+from server.config import PREFIX, Settings
 from server.experiments.active import ActiveExperiments
 from server.experiments.recorder import Recorder
 from server.experiments.runtime import ExperimentRuntime
@@ -32,6 +36,7 @@ from server.requests.plan import Planner
 from server.requests.shadow import ShadowTeacher
 from server.tiers.active import ActiveSchedules
 from server.tiers.last_good import LastGood, name_of
+from server.tiers.warnings import in_one_line, tier_warnings
 from server.tiers.watch import Watch
 
 log = logging.getLogger(__name__)
@@ -62,6 +67,12 @@ class App:
         """What a request gets that names no tier."""
         return self.schedules.default(self.settings.default_tier)
 
+    @property
+    def warnings(self) -> list[RequestWarning]:
+        """What the model's folder asks for and nobody does, and the tiers that are not served."""
+        notices = [RequestWarning(code=notice.code, message=notice.message) for notice in self.model.notices]
+        return notices + tier_warnings(self.schedules, self.settings.default_tier)
+
     async def close(self) -> None:
         """Stop watching and working; requests still waiting fail with `NotReady`."""
         for task in self.following:
@@ -71,14 +82,26 @@ class App:
         await asyncio.to_thread(self.experiments.close)
 
 
-async def open_app(settings: Settings) -> App:
-    """Load and warm the model, read the registry, start the engine's thread. The event loop stays free meanwhile."""
+async def open_app(settings: Settings, waits: Callable[[str], None]) -> App:
+    """Load and warm the model, read the registry, start the engine's thread. The event loop stays free meanwhile.
+
+    `waits` is told what is waited for, as a clause. Raises whatever makes this impossible: see `why`.
+    """
+    waits("the model is loading")
     model = await asyncio.to_thread(_load, settings)
     registry = _Registry(settings, model)
     schedules = ActiveSchedules(lambda: registry.catalog, model, settings.teacher_steps)
-    watch = Watch(schedules, lambda: registry.catalog, registry.last_good)
-    while not await asyncio.to_thread(lambda: watch.refresh() or watch.restore()):  # without tiers it is of no use to anybody
+    watch = Watch(schedules, lambda: registry.catalog, registry.last_good, settings.default_tier)
+
+    def has_tiers() -> bool:
+        """Without an answer of the registry, or a kept one, a server is of no use to anybody."""
+        return (watch.refresh() or watch.restore()) and bool(schedules.served() or not settings.require_tiers)
+
+    while not await asyncio.to_thread(has_tiers):
+        unserved = in_one_line(tier_warnings(schedules, settings.default_tier))
+        waits(watch.fault or f"FLEXI_REQUIRE_TIERS wants a tier of the registry: {unserved}")
         await asyncio.sleep(settings.watch_seconds)
+    waits("the model is warming up")
     engine_thread = await asyncio.to_thread(_engine_thread, settings, model, schedules)
     engine_thread.start()
     experiments = _experiments(settings, registry, schedules)
@@ -87,6 +110,17 @@ async def open_app(settings: Settings) -> App:
     generation = Generation(planner, engine_thread, Quotas(), [experiments, shadow], settings.commit)
     following = [asyncio.create_task(follower.follow(settings.watch_seconds)) for follower in (watch, experiments)]
     return App(model, schedules, engine_thread, generation, settings, experiments, shadow, following)
+
+
+def why(error: Exception) -> str:
+    """Why the app could not be opened, in one line; what nobody expected is logged with its traceback."""
+    if isinstance(error, FlexiError):
+        is_setting = error.param in Settings.model_fields
+        return f"{PREFIX}{error.param.upper()}: {error.text}" if error.param and is_setting else error.message
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return f"the model and its slots need more memory than there is: {reason(error)}"
+    log.error("the server cannot start", exc_info=error)
+    return f"{type(error).__name__}: {reason(error)}"
 
 
 class _Registry:

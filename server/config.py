@@ -82,6 +82,9 @@ class Settings(BaseSettings):
         int, Field(ge=1, le=1000, description="Steps of `reference` where the registry has no such tier.")
     ] = 50
     default_tier: Annotated[Name, Field(description="For requests that name neither tier nor schedule.")] = "balanced"
+    require_tiers: Annotated[
+        bool, Field(description="Not ready while no tier of the registry is served, but only the own teacher.")
+    ] = False
     default_guidance: Annotated[float, Field(ge=1, le=20, description="Guidance scale of requests that name none.")] = 3.0
 
     commit: Annotated[str, Field(description="Git commit of this build; the container image sets it.")] = ""
@@ -92,6 +95,13 @@ class Settings(BaseSettings):
         if not (folder / "model_index.json").is_file():
             raise ValueError(f"{folder} is not a diffusers pipeline folder (it has no model_index.json)")
         return folder
+
+    @field_validator("features")
+    @classmethod
+    def _is_there(cls, path: Path | None) -> Path | None:
+        if path and not path.exists():
+            raise ValueError(f"{path} is not there; name a CLIP folder, or a file of FID's InceptionV3 weights")
+        return path
 
     @field_validator("trusted_keys")
     @classmethod

@@ -11,14 +11,16 @@ from pydantic import Field
 from starlette.responses import RedirectResponse
 
 from registry.errors import FlexiError, InvalidInput
-from server import config
+from server import config, supervision
 from server.access.keys import Keys
 from server.api import WHOLE, GenerateRequest, GenerateResponse
-from server.app import App, open_app
-from server.errors import NotReady, problem
+from server.app import App, open_app, why
+from server.errors import problem
 from server.http import bind, documents, v1
 from server.http.drain import Drain
 from server.http.edge import Edge
+from server.http.opening import Opening
+from server.http.probes import OwnProbes
 from server.http.unit import unit_of
 from server.requests.running import disconnected
 from server.telemetry import metrics, tracing
@@ -26,17 +28,21 @@ from server.telemetry.log import configure
 
 log = logging.getLogger(__name__)
 
-LEAVE_SECONDS = 5.0  # for answers that are on their way when the engine is lost
+LEAVE_SECONDS = 5.0  # for answers that are on their way when the engine is lost, and for probes to hear why a start failed
 
+supervision.supervise()
+supervision.starting()
 try:
     settings = config.load()
+    bind.refuse_unbindable()
     bind.refuse_strangers(settings)
     keys = Keys(settings.api_keys) if settings.api_keys else None
     tracing.configure()
 except InvalidInput as wrong:
-    raise SystemExit(f"error: {wrong.message}") from None
+    raise supervision.refused(wrong.message) from None
 
 drain = Drain()
+v1.routes.state.drain, v1.routes.state.opening = drain, (opening := Opening())
 
 
 class Generate(GenerateRequest):
@@ -47,7 +53,7 @@ class Generate(GenerateRequest):
 
 @bentoml.service(
     workers=settings.workers,
-    http={"host": bind.HOST},
+    http={"host": bind.HOST, "port": bind.PORT},
     traffic={"timeout": 300},  # above FLEXI_REQUEST_SECONDS' limit, so that our own 504 comes first; admission is ours
     metrics={"enabled": False},  # theirs are labelled with the paths of requests, so that anybody can make them grow
     logging={"access": {"enabled": False}},  # the edge writes one line per request
@@ -81,7 +87,7 @@ class Flexiffusion:
         """Generate images from a prompt."""
         try:
             if self._app is None:
-                raise NotReady("the model is loading")
+                raise opening.refusal()
             unit = unit_of(fields.get("unit"), ctx.request.headers)
             request = Generate.model_construct(**fields | {"unit": unit})  # BentoML has validated them
             gone = disconnected(ctx.request)
@@ -90,20 +96,13 @@ class Flexiffusion:
             ctx.response.status_code = error.status  # BentoML puts this one over the response's own
             return problem(error)
 
-    async def __is_ready__(self) -> bool:
-        """What /readyz answers: the engine works and the server is not stopping."""
-        return self._app is not None and self._app.engine_thread.alive and not drain.stopping
-
-    async def __is_alive__(self) -> bool:
-        """For /livez: a server that failed to start or lost its engine asks to be restarted."""
-        return self._app.engine_thread.alive if self._app else not self._opening.done()
-
     async def _open(self) -> None:
         try:
-            self._app = await open_app(settings)
-        except Exception:
-            log.exception("the server cannot start")
+            self._app = await open_app(settings, opening.waits)
+        except Exception as error:
+            await self._give_up(why(error))
             return
+        supervision.started()
         v1.routes.state.app = self._app
         log.info("ready", extra={"fields": {"tiers": [entry.tier for entry in self._app.schedules.tiers()]}})
         metrics.engine_up.set(1)
@@ -113,10 +112,18 @@ class Flexiffusion:
         log.error("the engine is lost: this process ends, so that another one takes its place")
         drain.begin(LEAVE_SECONDS)
 
+    async def _give_up(self, reason: str) -> None:
+        opening.fails(reason)
+        drain.reason = opening.refusal().text
+        supervision.note(reason)
+        await asyncio.sleep(LEAVE_SECONDS)
+        supervision.end()
+
 
 service: Any = Flexiffusion  # the decorator made a bentoml.Service of the class; its annotations do not say so
 service.add_asgi_middleware(tracing.TracingMiddleware)
 service.add_asgi_middleware(Edge, drain=drain, keys=keys)
+service.add_asgi_middleware(OwnProbes, routes=v1.routes)
 
 
 @v1.routes.head("/docs.json", include_in_schema=False)

@@ -23,6 +23,7 @@ RETIRED = {
 PLAIN = {
     "bytes", "seconds", "timestamp", "info", "http", "responses", "errors", "success", "distance", "up", "lost",
     "running", "finished", "planned", "rejected", "unreported",
+    "served", "unserved",
 }  # fmt: skip
 
 

@@ -168,6 +168,15 @@ ROWS = [
                 {"{{tier}}": "max by (tier) (flexi_relative_cost{FILTER})"},
             ),
             Panel(
+                "Tiers of the registry, served and refused",
+                "None served: the unaccelerated teacher serves everybody. GET /v1/tiers says why a tier is not served.",
+                "none",
+                {
+                    "served {{instance}}": "min by (instance) (flexi_tiers_served{FILTER})",
+                    "refused {{instance}}": "max by (instance) (flexi_tiers_unserved{FILTER})",
+                },
+            ),
+            Panel(
                 "Age of what was read from the registry",
                 "Promotions and rollbacks reach a server only while this stays near the pause; failed looks beside it.",
                 "s",

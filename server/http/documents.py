@@ -133,9 +133,6 @@ def _of_bentoml() -> Object:
     public: Object = {"security": []}
     schema = page("For BentoML's client", {"application/json": {"schema": {"type": "object"}}}, *COMMON)
     return {
-        "/livez": {"get": page("Whether the process works", TEXT, 503) | public},
-        "/healthz": {"get": page("Whether the process works, as /livez says", TEXT, 503) | public},
-        "/readyz": {"get": page("Whether requests are taken", TEXT, 503) | public},
         "/metrics": {"get": page("For Prometheus", TEXT) | public},
         "/schema.json": {"get": schema},
     }

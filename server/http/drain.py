@@ -24,6 +24,7 @@ class Drain:
 
     def __init__(self) -> None:
         self.stopping = False
+        self.reason = "the server is stopping"
         self._running: set[asyncio.Timeout] = set()
         self._handler: Callable[[int, FrameType | None], Any] | int | None = signal.SIG_DFL
 
@@ -31,7 +32,7 @@ class Drain:
     async def request(self) -> AsyncIterator[None]:
         """Around all that a request does. Raises `Stopping`: before it begins, or out of one that takes too long."""
         if self.stopping:
-            raise Stopping("the server is stopping")
+            raise Stopping(self.reason)
         try:
             async with asyncio.timeout(None) as limit:
                 self._running.add(limit)

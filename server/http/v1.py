@@ -23,12 +23,14 @@ from server.api import (
     Steps,
     TiersView,
     TierView,
+    UnservedTier,
 )
 from server.app import App
-from server.errors import ClientGone, NotReady, problem
+from server.errors import ClientGone, problem
 from server.experiments.active import ActiveExperiment
-from server.http import openai
+from server.http import openai, probes
 from server.http.documents import COMMON, UNIT, WITH_IMAGES, errors
+from server.http.opening import loaded_app
 from server.http.sse import EventStream
 from server.requests.context import RequestContext
 from server.requests.running import disconnected, while_wanted
@@ -40,6 +42,7 @@ routes = FastAPI(
     description="Text to image at a chosen cost: clients name a tier, operators decide which schedule it means.",
     openapi_url=None,  # server.http.documents writes one for this and for BentoML's routes
 )
+routes.include_router(probes.router)
 
 
 @routes.exception_handler(FlexiError)
@@ -55,13 +58,6 @@ async def _refused(_: Request, error: Exception) -> Response:
     return JSONResponse({"detail": [{key: fault[key] for key in ("type", "loc", "msg")} for fault in error.errors()]}, 422)
 
 
-async def _app(request: Request) -> App:
-    app: App | None = getattr(request.app.state, "app", None)
-    if app is None:
-        raise NotReady("the model is loading")
-    return app
-
-
 async def _context(request: Request) -> RequestContext:
     context: RequestContext = request.state.context
     return context
@@ -73,7 +69,7 @@ EVENTS: dict[int | str, dict[str, Any]] = {
         "content": {"text/event-stream": {"schema": openai.EVENT}},
     }
 }
-LoadedApp = Annotated[App, Depends(_app)]
+LoadedApp = Annotated[App, Depends(loaded_app)]
 Context = Annotated[RequestContext, Depends(_context)]
 
 
@@ -91,6 +87,8 @@ async def tiers(app: LoadedApp) -> TiersView:
         model=entries[0].schedule.model.name,
         default=app.default_tier,
         tiers=[_tier_view(entry) for entry in entries],
+        not_served=[UnservedTier(tier=tier, reason=why) for tier, why in sorted(app.schedules.refused.items())],
+        warnings=app.warnings,
     )
 
 

@@ -83,6 +83,13 @@ tier_stale = Gauge(
     "flexi_tier_stale", "1 while a tier does not mean what its alias says, because that was refused.", ["tier"],
     multiprocess_mode="livemax",
 )  # fmt: skip
+tiers_served = Gauge(
+    "flexi_tiers_served", "Tiers of the registry that are served; the least of all workers.", multiprocess_mode="livemin"
+)
+tiers_unserved = Gauge(
+    "flexi_tiers_unserved", "Tiers of the registry that are not served, because they were refused; the most of all workers.",
+    multiprocess_mode="livemax",
+)  # fmt: skip
 registry_last_success_timestamp_seconds = Gauge(
     "flexi_registry_last_success_timestamp_seconds", "When the registry was last read, in Unix time.",
     multiprocess_mode="livemin",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -57,7 +57,13 @@ class ActiveSchedules:
     `tier`, `tiers` and `at_hand` only look at what is here; `load` and `explicit` may read the registry, and block. `put`
     replaces the whole set in one assignment, so a reader in another thread sees the old set or the new one, and a request runs
     to its end with the entry it began with.
+
+    `refused` are the registry's tiers that are not in force, and why; `elsewhere`, where none is, the names of other models
+    of the registry that are these weights.
     """
+
+    refused: Mapping[str, str]
+    elsewhere: Sequence[str]
 
     def __init__(self, open_catalog: Callable[[], Catalog], model: Model, teacher_steps: int) -> None:
         """`open_catalog` gives the same catalog each time, or raises while the store is away."""
@@ -76,6 +82,15 @@ class ActiveSchedules:
         """Everything in force, cheapest first."""
         return sorted(self._tiers.values(), key=lambda entry: entry.relative_cost)
 
+    def served(self) -> list[str]:
+        """The tiers in force that come from the registry."""
+        return [name for name, entry in self._tiers.items() if entry.version]
+
+    @property
+    def model_name(self) -> str:
+        """Of the model that all of this is for."""
+        return self._model.ref.name
+
     def tier(self, name: str) -> ActiveSchedule:
         """What a tier means now. Raises `NotFound` naming the tiers there are."""
         tiers = self._tiers
@@ -88,7 +103,9 @@ class ActiveSchedules:
         """The tier of requests that name none: `wanted`, or the teacher while the registry has no such tier."""
         return wanted if wanted in self._tiers else REFERENCE
 
-    def put(self, tiers: Mapping[str, ActiveSchedule]) -> None:
+    def put(
+        self, tiers: Mapping[str, ActiveSchedule], refused: Mapping[str, str] | None = None, elsewhere: Sequence[str] = ()
+    ) -> None:
         """Put a set in force, the own teacher added where it lacks `reference`. What leaves becomes 0 in the metrics."""
         tiers = {REFERENCE: replace(self._teacher, tier=REFERENCE)} | dict(tiers)
         tiers = {name: self._rated(entry, tiers[REFERENCE]) for name, entry in tiers.items()}
@@ -98,7 +115,9 @@ class ActiveSchedules:
         for name, entry in tiers.items():
             _info(entry).set(1)
             metrics.relative_cost.labels(name).set(entry.relative_cost)
-        self._tiers = tiers
+        self._tiers, self.refused, self.elsewhere = tiers, dict(refused or {}), tuple(elsewhere)
+        metrics.tiers_served.set(len(self.served()))
+        metrics.tiers_unserved.set(len(self.refused))
 
     def known(self, digest: str) -> ActiveSchedule | None:
         """A schedule that is in force already, or the own teacher: it needs no registry, and no signature."""

@@ -6,19 +6,21 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from registry.catalog import Catalog
 from registry.errors import FlexiError, InvalidInput, StoreUnavailable, Unsupported
+from registry.tiers import REFERENCE
 from server.telemetry import metrics
 from server.telemetry.faults import Faults
 from server.tiers.active import ActiveSchedule, ActiveSchedules
 from server.tiers.last_good import KeptTier, LastGood
+from server.tiers.warnings import in_one_line, tier_warnings
 
 log = logging.getLogger(__name__)
 
-REGISTRY, DISK = "the registry", "the disk"  # what may fail besides a tier, whose name has no space
+REGISTRY, DISK, UNSERVED = "the registry", "the disk", "all tiers"  # what may fail besides a tier, whose name has no space
 JITTER = 0.2  # of the pause, either way: servers that started together do not ask together for ever
 
 
@@ -30,15 +32,25 @@ class Watch:
     """
 
     def __init__(
-        self, schedules: ActiveSchedules, open_catalog: Callable[[], Catalog], last_good: LastGood | None = None
+        self,
+        schedules: ActiveSchedules,
+        open_catalog: Callable[[], Catalog],
+        last_good: LastGood | None = None,
+        default_tier: str = REFERENCE,
+        names_elsewhere: Callable[[], Sequence[str]] = tuple,
     ) -> None:
-        """`open_catalog` gives the same catalog each time, or raises while the store is away."""
+        """`open_catalog` gives the same catalog each time, or raises while the store is away. `names_elsewhere` gives the names
+        of other models of the registry that are the same weights: it is asked where no tier is served, and raises nothing.
+        """
         self._schedules = schedules
+        self._default_tier = default_tier
+        self._names_elsewhere = names_elsewhere
         self._open_catalog = open_catalog
         self._last_good = last_good
         self._etags: dict[str, str] = {}  # of the aliases that are in force
         self._faults = Faults(log)
         self._started = False  # nothing of a registry is in force yet
+        self.fault: str | None = None  # why the registry could not be read the last time
 
     async def follow(self, seconds: float) -> None:
         """Refresh for ever, with pauses of about so many seconds."""
@@ -53,15 +65,19 @@ class Watch:
         is nothing in force yet.
         """
         try:
-            tiers, etags = self._read(self._open_catalog())
+            tiers, etags, refused = self._read(self._open_catalog())
         except Exception as error:  # whatever a store does, the watch goes on
             if isinstance(error, Unsupported | InvalidInput) and not self._started:
                 raise
             reason = error.text if isinstance(error, FlexiError) else error
-            self._failed(REGISTRY, f"the registry could not be read: {reason}")
+            self.fault = f"the registry could not be read: {reason}"
+            self._failed(REGISTRY, self.fault)
             return False
+        self.fault = None
         self._faults.mended(REGISTRY)
-        self._put(tiers)
+        known = self._started and refused == self._schedules.refused  # asking reads the whole registry
+        elsewhere = () if tiers else self._schedules.elsewhere if known else self._names_elsewhere()
+        self._put(tiers, refused, elsewhere)
         self._etags = etags
         metrics.registry_last_success_timestamp_seconds.set(time.time())
         self._keep(tiers)
@@ -76,23 +92,24 @@ class Watch:
         except FlexiError as error:
             log.warning("%s", error)
             return False
-        tiers = {}
+        tiers, refused = {}, {}
         for tier in kept.tiers:
             try:
                 known = self._schedules.known(tier.digest)
                 entry = known or self._schedules.compiled(tier.verified(self._last_good.trusted), tier.signature)
                 tiers[tier.tier] = replace(entry, tier=tier.tier, version=tier.version)
             except FlexiError as error:
-                self._failed(tier.tier, f"tier {tier.tier} is not restored: {error}")
-        self._put(tiers)
+                refused[tier.tier] = str(error)
+        if not self._started:
+            log.warning("the registry is away: serving what it said at %s", kept.time.isoformat(timespec="seconds"))
+        self._put(tiers, refused)
         metrics.registry_last_success_timestamp_seconds.set(kept.time.timestamp())
-        log.warning("the registry is away: serving what it said at %s", kept.time.isoformat(timespec="seconds"))
         return True
 
-    def _read(self, catalog: Catalog) -> tuple[dict[str, ActiveSchedule], dict[str, str]]:
-        """What is to be in force now, and the etags of the aliases that say so."""
+    def _read(self, catalog: Catalog) -> tuple[dict[str, ActiveSchedule], dict[str, str], dict[str, str]]:
+        """What is to be in force now, the etags of the aliases that say so, and why other tiers are not in force at all."""
         before = {entry.tier: entry for entry in self._schedules.tiers() if entry.tier and entry.version}
-        tiers, etags = dict(before), dict[str, str]()
+        tiers, etags, refused = dict(before), dict[str, str](), dict[str, str]()
         for name in sorted({*catalog.tiers(), *before}):
             try:
                 tiers[name], etags[name] = self._tier(catalog, name, before.get(name))
@@ -100,11 +117,13 @@ class Watch:
             except StoreUnavailable:
                 raise
             except Exception as error:  # a bad document must freeze no other tier
-                kept = before.get(name)
-                stays = f"keeps version {kept.version} ({kept.digest[:8]})" if kept else "is not served"
-                self._failed(name, f"tier {name} {stays}: {error}")
+                if kept := before.get(name):
+                    self._failed(name, f"tier {name} keeps version {kept.version} ({kept.digest[:8]}): {error}")
+                else:
+                    metrics.registry_errors_total.inc()
+                    refused[name] = str(error)
             metrics.tier_stale.labels(name).set(name not in etags)
-        return tiers, etags
+        return tiers, etags, refused
 
     def _tier(self, catalog: Catalog, name: str, before: ActiveSchedule | None) -> tuple[ActiveSchedule, str]:
         """The schedule that a tier's alias names now, and the alias's etag."""
@@ -117,9 +136,14 @@ class Watch:
         alias, etag = moved
         return replace(self._schedules.load(alias.digest), tier=name, version=alias.version), etag
 
-    def _put(self, tiers: dict[str, ActiveSchedule]) -> None:
-        self._schedules.put(tiers)
+    def _put(self, tiers: dict[str, ActiveSchedule], refused: dict[str, str], elsewhere: Sequence[str] = ()) -> None:
+        """Put it in force, and say which tiers are not."""
+        self._schedules.put(tiers, refused, elsewhere)
         self._started = True
+        if warnings := tier_warnings(self._schedules, self._default_tier):
+            self._faults.failed(UNSERVED, in_one_line(warnings))
+        else:
+            self._faults.mended(UNSERVED)
 
     def _keep(self, tiers: dict[str, ActiveSchedule]) -> None:
         if self._last_good is None:

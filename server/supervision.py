@@ -1,0 +1,92 @@
+"""The way out of a start that cannot succeed: a worker notes why, and `bentoml serve` ends with that as its last line.
+
+BentoML's supervisor (circus) replaces a worker that ended, whatever its exit code, for as long as it lives; at SIGTERM it ends
+its workers and then itself, with exit code 0. It has imported the service too, in a command of click. So it leaves to its
+workers its process id and the name of a folder: one that cannot start writes the reason there and sends it SIGTERM, and when
+the command is over its context ends the process with the reason and exit code 1.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+import click
+
+_SUPERVISOR = "FLEXIFFUSION_SUPERVISOR"  # process id and folder; no setting of a user
+_DEATHS = 3  # workers that died while they were starting, since one was open: no chance any more
+
+
+def supervise() -> None:
+    """For BentoML's supervisor, which imports the service in its command `serve`; does nothing in any other process."""
+    context = click.get_current_context(silent=True)
+    if context is None or "host" not in context.params:
+        return
+    folder = Path(tempfile.mkdtemp(prefix="flexiffusion-"))
+    os.environ[_SUPERVISOR] = f"{os.getpid()}:{folder}"
+    context.call_on_close(lambda: _end(folder))
+
+
+def starting() -> None:
+    """A worker begins to start. Raises `SystemExit` when several before it died of that without a word."""
+    if folder := _folder():
+        if (deaths := len(_dead(folder))) >= _DEATHS:
+            raise refused(f"{deaths} workers in a row were killed while they started; for memory, if dmesg says so")
+        (folder / f"starting-{os.getpid()}").touch()
+
+
+def started() -> None:
+    """This worker is open: whoever died before it is no reason to give up any more."""
+    if folder := _folder():
+        for file in (*_dead(folder), folder / f"starting-{os.getpid()}"):
+            file.unlink(missing_ok=True)
+
+
+def note(reason: str) -> None:
+    """Why the server cannot start: its last line, if no other worker was faster."""
+    if folder := _folder():
+        with suppress(FileExistsError), (folder / "reason").open("x") as file:
+            file.write(reason)
+    else:
+        sys.stderr.write(f"error: {reason}\n")
+
+
+def end() -> None:
+    """End the server, whose supervisor will find the note; without a supervisor of ours, this process."""
+    if _folder():
+        os.kill(os.getppid(), signal.SIGTERM)
+    else:
+        os._exit(1)
+
+
+def refused(reason: str) -> SystemExit:
+    """To raise where the service is imported, in the supervisor, in a worker or anywhere else: ends the server too."""
+    if _folder():
+        note(reason)
+        end()
+        return SystemExit(1)
+    return SystemExit(f"error: {reason}")
+
+
+def _folder() -> Path | None:
+    """Where this process, a worker, finds its supervisor's folder; None in any other process."""
+    pid, _, folder = os.environ.get(_SUPERVISOR, "").partition(":")
+    return Path(folder) if pid == str(os.getppid()) else None
+
+
+def _dead(folder: Path) -> list[Path]:
+    """What workers left that are gone, and were never open."""
+    return [file for file in folder.glob("starting-*") if not Path("/proc", file.name.removeprefix("starting-")).exists()]
+
+
+def _end(folder: Path) -> None:
+    reason = folder / "reason"
+    text = reason.read_text() if reason.exists() else ""
+    shutil.rmtree(folder, ignore_errors=True)
+    if text:
+        raise SystemExit(f"error: {text}")

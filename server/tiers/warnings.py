@@ -1,0 +1,59 @@
+"""What an operator should know of the tiers in force: those that the registry has and this server does not serve, and why."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+
+from registry.tiers import REFERENCE
+from server.api import RequestWarning
+from server.tiers.active import ActiveSchedules
+
+TEACHER = f"{REFERENCE}, the unaccelerated teacher"
+SHOWN = 3  # reasons in one message
+
+
+def tier_warnings(schedules: ActiveSchedules, default_tier: str) -> list[RequestWarning]:
+    """Nothing where every tier of the registry is served, `default_tier` among them.
+
+    Codes: `no_tiers` (the registry has none of this model), `no_tier_served` (it has some, and all were refused),
+    `tiers_not_served` (some were), `default_not_served`.
+    """
+    found = []
+    model, served, refused = schedules.model_name, len(schedules.served()), schedules.refused
+    if not (served or refused):
+        message = f"the registry holds no tiers of {model}: only {TEACHER}, is served{_elsewhere(schedules)}"
+        found.append(RequestWarning(code="no_tiers", message=message))
+    elif not served:
+        number = f"{len(refused)} tiers" if len(refused) > 1 else "1 tier"
+        message = f"the registry holds {number} of {model}, none is served, only {TEACHER}: "
+        found.append(RequestWarning(code="no_tier_served", message=message + _reasons(refused) + _elsewhere(schedules)))
+    elif refused:
+        message = f"not served of the registry's {served + len(refused)} tiers of {model}: "
+        found.append(RequestWarning(code="tiers_not_served", message=message + _reasons(refused)))
+    if schedules.default(default_tier) != default_tier:
+        message = f"the default tier {default_tier} is not served: requests that name no tier get {TEACHER}"
+        found.append(RequestWarning(code="default_not_served", message=message))
+    return found
+
+
+def in_one_line(warnings: list[RequestWarning]) -> str:
+    """For a log."""
+    return "; ".join(warning.message for warning in warnings)
+
+
+def _reasons(refused: Mapping[str, str]) -> str:
+    """Tiers by why they were refused, in one line."""
+    tiers = defaultdict(list)
+    for tier, why in sorted(refused.items()):
+        tiers[why].append(tier)
+    said = [f"{', '.join(names)}: {why}" for why, names in tiers.items()]
+    return "; ".join(said[:SHOWN]) + f"; and {len(said) - SHOWN} more reasons" * (len(said) > SHOWN)
+
+
+def _elsewhere(schedules: ActiveSchedules) -> str:
+    """Where the registry has these weights under other names."""
+    if not schedules.elsewhere:
+        return ""
+    names = " and ".join(schedules.elsewhere)
+    return f"; it has tiers for these weights as {names}: set FLEXI_MODEL_NAME={schedules.elsewhere[0]}"

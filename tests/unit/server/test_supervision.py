@@ -1,0 +1,76 @@
+"""A worker that cannot start ends the server, and the server's last line says why; with processes, as BentoML starts them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from places import ROOT
+
+# BentoML's supervisor in small: a command of click, whose workers are its children, and which SIGTERM ends with code 0.
+SUPERVISOR = """
+import signal, subprocess, sys, time
+import click
+from server import supervision
+
+@click.command()
+@click.option("--host")
+@click.argument("workers", nargs=-1)
+def serve(host, workers):
+    supervision.supervise()
+    stopped = []
+    signal.signal(signal.SIGTERM, lambda *_: stopped.append(True))
+    for worker in workers:
+        print("exit code", subprocess.run([sys.executable, "-c", "from server import supervision\\n" + worker]).returncode)
+    print("stopped" if stopped else "went on")
+
+serve()
+"""
+FAILS = "supervision.starting(); supervision.note('{}'); supervision.end()"
+DIES = "supervision.starting(); import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+OPENS = "supervision.starting(); supervision.started()"
+REFUSES = "raise supervision.refused('no')"
+
+
+def run(*workers: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", SUPERVISOR, "--host", "127.0.0.1", *workers]
+    environment = os.environ | {"TMPDIR": str(folder)}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("worker", [FAILS.format("no"), REFUSES], ids=["later", "at the import"])
+def test_a_worker_that_fails_ends_the_server_with_its_reason(tmp_path, worker):
+    done = run(worker, folder=tmp_path)
+    assert (done.returncode, done.stderr) == (1, "error: no\n")
+    assert done.stdout.endswith("stopped\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_first_of_several_reasons_is_the_line(tmp_path):
+    done = run(FAILS.format("one"), FAILS.format("two"), folder=tmp_path)
+    assert (done.returncode, done.stderr) == (1, "error: one\n")
+
+
+def test_workers_that_open_leave_the_server_its_own_end(tmp_path):
+    done = run(OPENS, OPENS, folder=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "exit code 0\nexit code 0\nwent on\n", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_workers_that_die_without_a_word_are_not_replaced_for_ever(tmp_path):
+    assert run(DIES, DIES, OPENS, DIES, DIES, OPENS, folder=tmp_path).returncode == 0
+    done = run(DIES, DIES, DIES, OPENS, folder=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: 3 workers in a row were killed while they started")
+    assert done.stdout.splitlines()[-2:] == ["exit code 1", "stopped"], "the fourth does not begin"
+
+
+def test_a_worker_whose_parent_is_no_supervisor_of_ours_ends_alone(tmp_path):
+    command = [sys.executable, "-c", "from server import supervision\n" + FAILS.format("no")]
+    environment = os.environ | {"FLEXIFFUSION_SUPERVISOR": f"1:{tmp_path}"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (1, "error: no\n")
+    assert list(tmp_path.iterdir()) == []
