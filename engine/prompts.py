@@ -7,7 +7,9 @@ unconditional ones. The negative prompt of classifier-free guidance goes the sam
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -43,6 +45,13 @@ class Prompts(Protocol):
         Raises `InvalidInput` for a model without classifier-free guidance.
         """
 
+    def cut(self, prompt: str) -> str:
+        """The end of a prompt that lies past the context and is never read, as it was written; empty where all is read.
+
+        Safe to ask from any thread.
+        """
+        return ""
+
 
 @dataclass(frozen=True)
 class TextPrompts(Prompts):
@@ -66,6 +75,22 @@ class TextPrompts(Prompts):
     @override
     def negative(self, prompts: Sequence[str]) -> Condition:
         return self.encode(prompts)  # an empty one is encoded as well
+
+    @override
+    def cut(self, prompt: str) -> str:
+        tokens = self._uncut.encode(prompt)
+        if len(tokens.ids) <= self.tokens:
+            return ""
+        first, _ = tokens.offsets[self.tokens - 1]  # in whose place the end token is read
+        return prompt[first:]
+
+    @cached_property
+    def _uncut(self) -> Any:
+        """A copy that neither cuts nor pads: the encoder's tokenizer is switched to do so, in the thread that encodes."""
+        tokenizer = deepcopy(self.tokenizer.backend_tokenizer)
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return tokenizer
 
     def penultimate(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """The last but one hidden state (n, tokens, dim), and the first output: the pooled projection, if it has one."""
@@ -116,6 +141,11 @@ class TwoTextPrompts(Prompts):
             return encoded
         written = to_device(torch.tensor([bool(prompt) for prompt in prompts]), encoded.pooled.device).view(-1, 1)
         return Condition(encoded.context * written[..., None], encoded.pooled * written, encoded.sizes)
+
+    @override
+    def cut(self, prompt: str) -> str:
+        """What at least one of the two encoders does not read."""
+        return max(self.first.cut(prompt), self.second.cut(prompt), key=len)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from engine.guidance import MAX_SCALE, OFF, USUAL, meant
 from registry.commands.command_line import command_line
 from registry.errors import InvalidInput
 from registry.stores.address import DEFAULT_ADDRESS
@@ -22,7 +23,7 @@ out = Console(width=None if sys.stdout.isatty() else 110)
 err = Console(stderr=True)
 
 Run = Annotated[Path, typer.Argument(help="The run folder.")]
-Guidance = Annotated[float | None, typer.Option(help="Scale, 1 to 30; without it 3, or 1 without prompts.")]
+Guidance = Annotated[float | None, typer.Option(help="Scale, 0 to 30; 1 or less is off [default: 3, or 1 without prompts].")]
 Registry = Annotated[str, typer.Option(envvar="FLEXI_REGISTRY", help="A folder or s3://bucket/prefix.")]
 
 
@@ -117,7 +118,10 @@ def publish(
     key = SigningKey.read(sign) if sign else None
     catalog = Catalog(open_store(registry), search_report["model"]["name"])
     for alias in publish_report(search_report, artifacts(folder), catalog, key):
-        out.print(f"{alias.tier:10} version {alias.version}  {alias.digest[:12]}")
+        described = search_report["tiers"].get(alias.tier, {}).get("schedule", {}).get("validated")
+        scale = f"  guidance {described['guidance'][0]:g}" if described else ""
+        out.print(f"{alias.tier:10} version {alias.version}  {alias.digest[:12]}{scale}")
+    out.print("requests that name no guidance_scale get that of their tier; at the teacher, that of the default tier")
 
 
 @app.command()
@@ -180,6 +184,7 @@ def evaluate(
     from evaluation.real import real_features
     from registry.schedule import Schedule
     from search_jobs.config import read_prompts
+    from search_jobs.evaluator import cut_prompts
     from search_jobs.objective import Objective
     from search_jobs.stages import fresh, halves
 
@@ -187,11 +192,13 @@ def evaluate(
     texts = read_prompts(prompts) if prompts else ["", ""]
     sample = fresh(texts if all_prompts else halves(texts)[1], images, seed)
     loaded, looks = load(model, device, dtype), extractor(features or model / "clip", device)
+    if cut := cut_prompts(loaded.prompts, texts):
+        err.print(f"{cut} of {len(texts)} prompts are longer than the {loaded.prompts.tokens} tokens that the model reads")
     pictures = gaussian(real_features(real, looks, loaded.image_size)) if real else None
     objective = Objective(loaded, looks, sample, teacher_steps, scale, batch, bootstrap=True, real=pictures)
     held_out = ["noise"] if all_prompts or not prompts else ["noise", "prompts"]
     evaluation = objective.evaluate(document)
-    figures = {"features": looks.name, "held_out": held_out, **evaluation.measurement.document()}
+    figures = {"features": looks.name, "held_out": held_out, "prompts_cut": cut, **evaluation.measurement.document()}
     if pictures is not None:
         figures["teacher_to_real"] = objective.measure(objective.teacher, objective.teacher_outputs.images).to_real
     print(json.dumps(figures))
@@ -208,11 +215,11 @@ def _show(folder: Path) -> None:
 
 
 def _scale(guidance: float | None, prompts: Path | None) -> float:
-    """The guidance scale that was asked for, else 3, or 1 without prompts. Raises `InvalidInput` outside of 1 to 30."""
-    scale = guidance if guidance is not None else 3.0 if prompts else 1.0
-    if not 1 <= scale <= 30:
-        raise InvalidInput(f"must be from 1 to 30, got {scale:g}", param="guidance")
-    return scale
+    """The guidance scale that was asked for, else 3, or 1 without prompts. Raises `InvalidInput` outside of the limits."""
+    scale = guidance if guidance is not None else USUAL if prompts else OFF
+    if not 0 <= scale <= MAX_SCALE:
+        raise InvalidInput(f"must be from 0 to {MAX_SCALE:g}, got {scale:g}", param="guidance")
+    return meant(scale)
 
 
 def _ceiling(text: str) -> tuple[str, float]:

@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
+from engine.guidance import MAX_SCALE, OFF, USUAL
 from registry.document import Document, Name, first_fault, misfit
 from registry.errors import InvalidInput
 
@@ -31,7 +32,7 @@ class JobConfig(Document):
     features: str
     features_digest: str = Field(default="", description="SHA-256 of the features' files: other weights are another job")
     teacher_steps: int = Field(default=50, ge=4, le=900)
-    guidance: float = Field(default=3.0, ge=1, le=30)
+    guidance: float = Field(default=USUAL, ge=OFF, le=MAX_SCALE)
     screen: int = Field(default=4, ge=2, le=100_000, description="images by which most children are discarded")
     images: int = Field(default=12, ge=2, le=100_000, description="images that corrections are fitted on: one batch")
     select: int = Field(default=24, ge=2, le=100_000, description="images, other noise, that choose parents")

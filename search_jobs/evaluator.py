@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from engine.loading import load
 from engine.model import Model
+from engine.prompts import Prompts
 from evaluation import Extractor, extractor
 from registry.schedule import Schedule
 from search_jobs.config import JobConfig
 from search_jobs.objective import Evaluation, Objective
 from search_jobs.stages import RUNGS, Stage, stages
+
+
+def cut_prompts(read: Prompts, prompts: Iterable[str]) -> int:
+    """How many prompts are not read to their end."""
+    return sum(bool(read.cut(prompt)) for prompt in prompts)
 
 
 class EvaluationTask(NamedTuple):
@@ -65,6 +71,11 @@ class Evaluator:
                 progress=progress,
             )
         return self._objectives[stage]
+
+    def prompts(self) -> dict[str, int]:
+        """How many `prompts` the file holds, and how many of them are `cut` after the `tokens` that the model reads."""
+        prompts, read = self.config.read_prompts() if self.config.prompts else [], self.model.prompts
+        return {"prompts": len(prompts), "cut": cut_prompts(read, prompts), "tokens": read.tokens}
 
     def evaluate(self, task: EvaluationTask) -> Evaluation:
         """Generate the images of the task's stage with its schedule, and measure them."""

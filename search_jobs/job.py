@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,6 +28,8 @@ from search_jobs.progress import Progress
 from search_jobs.results import BudgetChoice, SearchResults
 from search_jobs.space import Genome, Space
 from search_jobs.stages import RUNGS
+
+log = logging.getLogger(__name__)
 
 CONFIG = "config.json"
 K = TypeVar("K", bound=Hashable)
@@ -67,7 +70,9 @@ class Job:
 
     def run(self) -> dict[str, Any]:
         """Search, decide, measure, write report.json and return it. Run again on the same folder, it resumes where it was."""
-        started = datetime.now(UTC)
+        started, prompts = datetime.now(UTC), self.evaluator.prompts()
+        if prompts["cut"]:
+            log.warning("%(cut)d of %(prompts)d prompts are longer than the %(tokens)d tokens that the model reads", prompts)
         with self.executor() as executor:  # before the teacher's images: a wrong address is reported at once
             for stage in self.evaluator.stages:
                 self.objective(stage)

@@ -63,6 +63,7 @@ class SearchResults:
             "config": self.config.model_dump(mode="json"),
             "model": self.evaluator.model.ref.model_dump(mode="json"),
             "features": self.evaluator.extractor.name,
+            "prompts": self.evaluator.prompts(),
             "space_size": f"{self.space.size():.3e}",
             "provenance": provenance,
             "evaluated": [self._point(point) for point in history],

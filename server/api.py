@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
+from engine.guidance import MAX_SCALE
 from registry.document import misfit
 from registry.schedule import Fidelity, Schedule
 
@@ -64,7 +65,12 @@ class GenerateRequest(BaseModel):
     num_images: Annotated[int, Field(ge=1, description="How many images."), WHOLE] = 1
     guidance_scale: Annotated[
         float | None,
-        Field(ge=1, le=20, description="How strongly the prompt pulls; 1 switches guidance off and halves the cost."),
+        Field(
+            ge=0,
+            le=MAX_SCALE,
+            description="How strongly the prompt pulls; without it, what the tier was validated at. 1 or less switches "
+            "guidance off and halves the cost.",
+        ),
     ] = None
     unit: Annotated[str | None, Field(min_length=1, max_length=128, description="User or session, for experiments.")] = None
     deadline_ms: Annotated[
@@ -124,6 +130,8 @@ class TierView(BaseModel):
     steps: Steps
     relative_cost: float
     fidelity: Fidelity | None
+    default_guidance: Annotated[float, Field(description="The guidance_scale of requests that name none.")]
+    validated_guidance: Annotated[list[float], Field(description="The scales that it was measured at, where that is known.")]
 
 
 class UnservedTier(BaseModel):

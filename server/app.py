@@ -41,6 +41,8 @@ from server.tiers.watch import Watch
 
 log = logging.getLogger(__name__)
 
+TEACHER_STEPS = 50  # of a model that was not distilled
+
 
 @dataclass
 class App:
@@ -90,7 +92,7 @@ async def open_app(settings: Settings, waits: Callable[[str], None]) -> App:
     waits("the model is loading")
     model = await asyncio.to_thread(_load, settings)
     registry = _Registry(settings, model)
-    schedules = ActiveSchedules(lambda: registry.catalog, model, settings.teacher_steps)
+    schedules = ActiveSchedules(lambda: registry.catalog, model, _teacher_steps(settings, model))
     watch = Watch(schedules, lambda: registry.catalog, registry.last_good, settings.default_tier)
 
     def has_tiers() -> bool:
@@ -106,7 +108,9 @@ async def open_app(settings: Settings, waits: Callable[[str], None]) -> App:
     engine_thread.start()
     experiments = _experiments(settings, registry, schedules)
     shadow = await asyncio.to_thread(_shadow, settings, engine_thread, schedules, experiments)
-    planner = Planner(schedules, experiments.active, model.macs, engine_thread.forecast, settings, guides=model.prompts.guides)
+    planner = Planner(schedules, experiments.active, model, engine_thread.forecast, settings)
+    if overruled := planner.default_guidance.overruled():
+        log.warning("%s", overruled)
     generation = Generation(planner, engine_thread, Quotas(), [experiments, shadow], settings.commit)
     following = [asyncio.create_task(follower.follow(settings.watch_seconds)) for follower in (watch, experiments)]
     return App(model, schedules, engine_thread, generation, settings, experiments, shadow, following)
@@ -152,6 +156,15 @@ def _load(settings: Settings) -> Model:
     fields = {"model": model.ref.name, "fingerprint": model.ref.fingerprint, "device": str(model.device)}
     log.info("loaded", extra={"fields": fields | {"commit": settings.commit}})
     return model
+
+
+def _teacher_steps(settings: Settings, model: Model) -> int:
+    """Of the `reference` that is made up here: what is set, or what a distilled model was taught."""
+    steps = settings.teacher_steps or model.few_steps or TEACHER_STEPS
+    if model.few_steps and steps != model.few_steps:
+        taught = f"the model was distilled to {model.few_steps}: `reference` is not the model as it was meant"
+        log.warning("FLEXI_TEACHER_STEPS is %d, and %s", steps, taught)
+    return steps
 
 
 def _engine_thread(settings: Settings, model: Model, schedules: ActiveSchedules) -> EngineThread:

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from engine.guidance import MAX_SCALE
 from registry.document import Name, misfit
 from registry.errors import InvalidInput
 from registry.signing import TrustedKeys
@@ -79,14 +80,21 @@ class Settings(BaseSettings):
         float, Field(ge=0.1, le=3600, description="Pause between two looks at the registry's aliases.")
     ] = 5.0
     teacher_steps: Annotated[
-        int, Field(ge=1, le=1000, description="Steps of `reference` where the registry has no such tier.")
-    ] = 50
+        int | None,
+        Field(
+            ge=1, le=1000, description="Steps of `reference` where the registry has no such tier; 50, or a distilled model's."
+        ),
+    ] = None
     default_tier: Annotated[Name, Field(description="For requests that name neither tier nor schedule.")] = "balanced"
     require_tiers: Annotated[
         bool, Field(description="Not ready while no tier of the registry is served, but only the own teacher.")
     ] = False
-    default_guidance: Annotated[float, Field(ge=1, le=20, description="Guidance scale of requests that name none.")] = 3.0
-
+    default_guidance: Annotated[
+        float | None,
+        Field(
+            ge=0, le=MAX_SCALE, description="Guidance scale of requests that name none, where the schedule says none either."
+        ),
+    ] = None
     commit: Annotated[str, Field(description="Git commit of this build; the container image sets it.")] = ""
 
     @field_validator("model")

@@ -69,6 +69,8 @@ def _html(run: FinishedRun, pictures: Mapping[str, Path]) -> str:
 def _facts(report: Mapping[str, Any]) -> dict[str, str]:
     """The facts below the title: teacher, size of the space, what was evaluated, when and from which commit."""
     provenance, solver = report["provenance"], report["teacher"]["schedule"]["solver"]
+    prompts = report.get("prompts", {"cut": 0})  # not in reports of earlier versions
+    cut = {"prompts": "{prompts}; {cut} of them cut after {tokens} tokens".format(**prompts)} if prompts["cut"] else {}
     return {
         "teacher": f"{solver['name'].upper()}, {solver['teacher_steps']} steps, {macs(report['teacher']['macs'])}",
         "space": f"{power(report['space_size'])} schedules",
@@ -76,6 +78,7 @@ def _facts(report: Mapping[str, Any]) -> dict[str, str]:
         "finished": provenance["finished"][:10],
         "commit": (provenance["commit"] or "unknown")[:12],
         "seed": str(provenance["seed"]),
+        **cut,
     }
 
 

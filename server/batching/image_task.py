@@ -104,10 +104,8 @@ class ImageTask(DenoisingTask):
 
     @cached_property
     def preview_at(self) -> dict[int, int]:
-        """{position: preview}: evenly spread, none at the end, and no more of them than there are steps between."""
-        steps, wanted = len(self.program.steps), self.spec.previews
-        places = dict.fromkeys(steps * (i + 1) // (wanted + 1) for i in range(wanted))
-        return {position: i for i, position in enumerate(place for place in places if 0 < place < steps)}
+        """{position: preview}."""
+        return {place: i for i, place in enumerate(preview_places(len(self.program.steps), self.spec.previews))}
 
     @property
     def macs(self) -> int:
@@ -136,6 +134,15 @@ class ImageTask(DenoisingTask):
     def result(self, pixels: Tensor) -> ImageResult:
         """What the task came to, once its pixels (3, height, width) are there."""
         return ImageResult(pixels, self.macs, self.steps, self.taken - self.queued, self.denoised - self.taken)
+
+
+def preview_places(steps: int, wanted: int) -> list[int]:
+    """The positions, of so many steps, at which previews are made: evenly spread, none at the end.
+
+    They are fewer than wanted where there are not as many steps between.
+    """
+    places = dict.fromkeys(steps * (i + 1) // (wanted + 1) for i in range(wanted))
+    return [place for place in places if 0 < place < steps]
 
 
 def macs_before(spec: ImageSpec, step_macs: StepMacs) -> list[int]:

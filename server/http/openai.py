@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationInfo, fi
 from pydantic_core import PydanticCustomError
 from starlette.datastructures import Headers
 
+from engine.guidance import MAX_SCALE
 from registry.document import misfit
 from registry.errors import FlexiError, InvalidInput
 from server.api import AUTO, CLIENTS, GIVEN, MAX_DEADLINE, MAX_SEED, REF, WHOLE, GenerateRequest, GenerateResponse, together
@@ -19,6 +20,7 @@ from server.http.sse import event
 from server.http.unit import unit_of
 from server.requests.generation import ImageMade, PreviewMade, response
 from server.requests.plan import Plan
+from server.requests.warnings import said
 
 Quality = Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"]
 TIERS: dict[Quality, str] = {
@@ -103,7 +105,7 @@ class ImagesRequest(BaseModel):
     tier: Annotated[str | None, Field(min_length=1, max_length=64, description="A tier by name, instead of `quality`.")] = None
     schedule: Annotated[str | None, Field(pattern=REF, description="A version number or a digest, instead of both.")] = None
     negative_prompt: Annotated[str, Field(max_length=1000, description="What to keep away from.")] = ""
-    guidance_scale: Annotated[float | None, Field(ge=1, le=20, description="How strongly the prompt pulls.")] = None
+    guidance_scale: Annotated[float | None, Field(ge=0, le=MAX_SCALE, description="How strongly the prompt pulls.")] = None
     deadline_ms: Annotated[
         int | None, Field(ge=1, le=MAX_DEADLINE, description="Give up after so many milliseconds, with status 504."), WHOLE
     ] = None
@@ -196,10 +198,11 @@ def answer(made: GenerateResponse, size: str) -> ImagesAnswer:
 async def events(first: Made, rest: AsyncGenerator[Made], size: str) -> AsyncGenerator[bytes]:
     """Server-sent events: `image_generation.partial_image`, `image_generation.completed` for each image, or an error.
 
-    The last image's event holds what the whole request took.
+    Each says what the request's wishes come to, from the first on; the last image's event holds what the whole request took.
     """
     plan, finished = first.plan, list[ImageMade]()
     about: dict[str, Any] = ImageAttributes(quality=_quality(plan.entry.tier), size=size).model_dump()
+    about["warnings"] = [warning.model_dump() for warning in said(plan.warnings)]
     try:
         async with aclosing(rest):
             async for made in _chain(first, rest):

@@ -9,6 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import JSONResponse, Response
 
+from engine.guidance import validated_scales
 from registry.errors import FlexiError, NotFound
 from server.access.keys import ANONYMOUS
 from server.api import (
@@ -86,7 +87,7 @@ async def tiers(app: LoadedApp) -> TiersView:
     return TiersView(
         model=entries[0].schedule.model.name,
         default=app.default_tier,
-        tiers=[_tier_view(entry) for entry in entries],
+        tiers=[_tier_view(entry, app.generation.planner.default_guidance.of(entry)) for entry in entries],
         not_served=[UnservedTier(tier=tier, reason=why) for tier, why in sorted(app.schedules.refused.items())],
         warnings=app.warnings,
     )
@@ -165,7 +166,7 @@ def _experiment_view(running: ActiveExperiment) -> ExperimentView:
     )
 
 
-def _tier_view(entry: ActiveSchedule) -> TierView:
+def _tier_view(entry: ActiveSchedule, guidance: float) -> TierView:
     return TierView(
         tier=entry.label,
         digest=entry.digest,
@@ -173,4 +174,6 @@ def _tier_view(entry: ActiveSchedule) -> TierView:
         steps=Steps.model_validate(entry.schedule.counts()),
         relative_cost=entry.relative_cost,
         fidelity=entry.schedule.fidelity,
+        default_guidance=guidance,
+        validated_guidance=list(validated_scales(entry.schedule)),
     )

@@ -66,6 +66,8 @@ class RequestContext:
             "macs": usage.macs,
             "predicted_ms": milliseconds(plan.predicted),
         }
+        if plan.warnings:
+            fields["warnings"] = [warning.code for warning in plan.warnings]  # their messages repeat what was sent
         if usage.images:
             fields |= {"queue_ms": milliseconds(usage.queue_seconds), "denoise_ms": milliseconds(usage.denoise_seconds)}
         return fields

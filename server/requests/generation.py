@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Collection, Coroutine, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from time import monotonic
 from typing import Any, Protocol
@@ -25,6 +25,7 @@ from server.requests.plan import Plan, Planner
 from server.requests.png import png
 from server.requests.running import Patience, RunningRequests, gather
 from server.requests.usage import Usage, milliseconds
+from server.requests.warnings import of_the_image, said
 from server.telemetry import metrics, tracing
 
 OUTCOMES: dict[type[FlexiError], str] = {
@@ -104,8 +105,8 @@ class Generation:
             loop.call_soon_threadsafe(arrivals.put_nowait, _Arrival(image, made))
 
         with self._underway(request, context) as patience:
-            plan = await patience.wait(self._plan(request, context))
-            start, specs = monotonic(), [replace(spec, previews=previews) for spec in plan.specs]
+            plan = await patience.wait(self._plan(request, context, previews))
+            start, specs = monotonic(), plan.specs
             futures = self._submit(plan, specs, lambda spec, i, pixels: arrive(spec.seed - plan.seed, (i, pixels)))
             for image, future in enumerate(futures):
                 future.add_done_callback(partial(arrive, image))
@@ -125,9 +126,9 @@ class Generation:
                 for future in futures:
                     future.cancel()
 
-    async def _plan(self, request: GenerateRequest, context: RequestContext) -> Plan:
+    async def _plan(self, request: GenerateRequest, context: RequestContext, previews: int = 0) -> Plan:
         key = context.key or ANONYMOUS
-        context.plan = await self.planner.plan(request, context.request_id, key, context.arrived)
+        context.plan = await self.planner.plan(request, context.request_id, key, context.arrived, previews)
         return context.plan
 
     async def _make(self, request: GenerateRequest, context: RequestContext) -> GenerateResponse:
@@ -157,7 +158,7 @@ class Generation:
 
     async def _file(self, plan: Plan, spec: ImageSpec, pixels: Tensor) -> str:
         """Compressing takes a while for large images: it runs beside the event loop."""
-        parameters = {
+        parameters: dict[str, object] = {
             "prompt": spec.prompt,
             "negative_prompt": spec.negative,
             "seed": spec.seed,
@@ -167,6 +168,8 @@ class Generation:
             "schedule": plan.entry.digest,
             "software": self._software,
         }
+        if unmet := of_the_image(plan.warnings):
+            parameters["warnings"] = ",".join(unmet)
         with tracing.span("png"):
             return await asyncio.to_thread(png, pixels, parameters)
 
@@ -194,6 +197,8 @@ class Generation:
         seconds, plan = monotonic() - context.arrived, context.plan
         if plan:
             metrics.request_seconds.labels(plan.entry.label, plan.arm_label, outcome).observe(seconds)
+            for warning in plan.warnings:
+                metrics.warnings_total.labels(warning.code).inc()
             for observer in self._observers:
                 observer.ended(context, plan, seconds)
         elif outcome in ("cancelled", "deadline"):
@@ -221,6 +226,7 @@ def response(plan: Plan, results: Collection[ImageResult], files: list[str]) -> 
         predicted_ms=milliseconds(plan.predicted),
         queue_ms=milliseconds(usage.queue_seconds),
         denoise_ms=milliseconds(usage.denoise_seconds),
+        warnings=said(plan.warnings),
     )
 
 

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from time import monotonic
 
-from engine.macs import StepMacs
+from cachetools import LRUCache
+
+from engine.guidance import OFF, meant, validated_scales
+from engine.model import Model
+from engine.notice import Notice
 from engine.program import Program
 from registry.tiers import REFERENCE
 from server.access.keys import Key
 from server.api import AUTO, GenerateRequest
-from server.batching.image_task import ImageSpec
+from server.batching.image_task import ImageSpec, preview_places
 from server.config import Settings
+from server.requests import warnings
 from server.requests.assignment import Assigner, Assignment
 from server.telemetry import metrics
 from server.tiers.active import ActiveSchedule, ActiveSchedules
+from server.tiers.guidance import DefaultGuidance
+
+CUTS_KEPT = 256  # texts whose end is known
+LONG = 500  # characters: reading more for its tokens would keep the event loop for milliseconds
 
 Forecast = Callable[[Program, int, int, str], float]
 """(program, UNet rows of an image, images, tier) -> seconds until they would be done if they came now."""
@@ -27,7 +37,7 @@ Forecast = Callable[[Program, int, int, str], float]
 class Plan:
     """The schedule, a spec for each image, their MACs and the predicted seconds.
 
-    `assignment` says what an experiment on its tier made of it.
+    `assignment` says what an experiment on its tier made of it, `warnings` which wishes of the request it does not meet.
     """
 
     key: Key
@@ -36,6 +46,7 @@ class Plan:
     macs: int
     predicted: float
     assignment: Assignment | None = None
+    warnings: tuple[Notice, ...] = ()
 
     @property
     def request_id(self) -> str:
@@ -65,35 +76,41 @@ class Planner:
         self,
         schedules: ActiveSchedules,
         assigner: Assigner,
-        macs: StepMacs,
+        model: Model,
         forecast: Forecast,
         settings: Settings,
-        guides: bool = True,
     ) -> None:
-        """`guides`: whether the model knows classifier-free guidance; one that does not gets the scale 1 by default."""
+        self.default_guidance = DefaultGuidance(schedules, model, settings.default_guidance, settings.default_tier)
         self._schedules = schedules
         self._assigner = assigner
-        self._macs = macs
+        self._model = model
+        self._macs = model.macs
         self._forecast = forecast
         self._settings = settings
-        self._guidance = settings.default_guidance if guides else 1.0
+        self._cuts = LRUCache[str, str](CUTS_KEPT)
+        model.prompts.cut(model.prompts.sample)  # the first time takes longest: no request waits for it
 
     def limit(self, request: GenerateRequest) -> float:
         """The seconds that it may take at most, from its arrival on."""
         return min(_deadline(request), self._settings.request_seconds)
 
-    async def plan(self, request: GenerateRequest, request_id: str, key: Key, arrived: float | None = None) -> Plan:
+    async def plan(
+        self, request: GenerateRequest, request_id: str, key: Key, arrived: float | None = None, previews: int = 0
+    ) -> Plan:
         """Plan a request. It may wait for the registry if it names a schedule.
 
-        arrived: when the request came, by the monotonic clock; now, if absent.
+        arrived: when the request came, by the monotonic clock; now, if absent. previews: how many of each image are wanted.
 
         The number of images is checked where requests come in. Raises `InvalidInput`, `NotFound` and `StoreUnavailable`, which
         name the field.
         """
         arrived = monotonic() if arrived is None else arrived
-        guidance = request.guidance_scale or self._guidance
-        unet_rows = 1 if guidance == 1 else 2
-        entry, assignment = await self._choose(request, request_id, unet_rows)
+        entry, assignment, unmet = await self._choose(request, request_id)
+        guidance = self._guidance(request, entry)
+        unmet += [*self._guidance_warnings(request, entry, guidance), *await self._cut_warnings(request, guidance)]
+        steps = len(entry.program.steps)
+        if (made := len(preview_places(steps, previews))) < previews:
+            unmet.append(warnings.fewer_previews(previews, made, steps))
         if assignment and assignment.arm:
             metrics.assignment_total.labels(assignment.experiment.name, assignment.arm).inc()
         first = ImageSpec(
@@ -107,42 +124,80 @@ class Planner:
             deadline=arrived + _deadline(request),
             key=key.name,
             key_seconds=key.queue_seconds,
-            teacher_macs=round(self._macs.of_program(entry.program, unet_rows) / entry.relative_cost),
+            previews=previews,
             request_id=request_id,
         )
+        macs = self._macs.of_program(entry.program, first.unet_rows)
+        first = replace(first, teacher_macs=round(macs / entry.relative_cost))
         specs = [replace(first, seed=first.seed + i) for i in range(request.num_images)]
-        macs = len(specs) * self._macs.of_program(entry.program, unet_rows)
-        predicted = self._predicted(entry, unet_rows, request.num_images)
-        return Plan(key, entry, specs, macs, predicted, assignment)
+        return Plan(
+            key, entry, specs, len(specs) * macs, self._predicted(request, entry), assignment, (*self._model.notices, *unmet)
+        )
 
-    def _predicted(self, entry: ActiveSchedule, unet_rows: int, images: int) -> float:
-        return self._forecast(entry.program, unet_rows, images, entry.label)
+    def _guidance(self, request: GenerateRequest, entry: ActiveSchedule) -> float:
+        """The scale that the request gets from a schedule."""
+        asked = request.guidance_scale
+        return self.default_guidance.of(entry) if asked is None else meant(asked)
+
+    def _predicted(self, request: GenerateRequest, entry: ActiveSchedule) -> float:
+        unet_rows = 1 if self._guidance(request, entry) == OFF else 2
+        return self._forecast(entry.program, unet_rows, request.num_images, entry.label)
 
     async def _choose(
-        self, request: GenerateRequest, request_id: str, unet_rows: int
-    ) -> tuple[ActiveSchedule, Assignment | None]:
-        """The schedule that the request names, or what its tier means, as an experiment on it says."""
+        self, request: GenerateRequest, request_id: str
+    ) -> tuple[ActiveSchedule, Assignment | None, list[Notice]]:
+        """The schedule that the request names, or what its tier means, as an experiment on it says; and unmet wishes."""
         if request.schedule is not None:
             entry = await self._schedules.find(request.schedule)
-            return entry, self._assigner.bypassed(entry.digest)
-        return self._assigner.assign(self._tier(request, unet_rows), request.unit, request_id)
+            return entry, self._assigner.bypassed(entry.digest), []
+        tier, unmet = self._tier(request)
+        entry, assignment = self._assigner.assign(tier, request.unit, request_id)
+        if assignment and assignment.arm and assignment.fallback:
+            unmet.append(warnings.arm_not_served(assignment.experiment.name, assignment.arm))
+        return entry, assignment, unmet
 
-    def _tier(self, request: GenerateRequest, unet_rows: int) -> ActiveSchedule:
-        """What the request's tier means, before any experiment: who is enrolled must not depend on the arm.
+    def _tier(self, request: GenerateRequest) -> tuple[ActiveSchedule, list[Notice]]:
+        """What the request's tier means, before any experiment (who is enrolled must not depend on the arm), and unmet wishes.
 
         `auto` with a deadline means the dearest tier below the teacher that should keep it, or the cheapest when none
         should; without a deadline, the default tier.
         """
         if request.tier not in (None, AUTO):
-            return self._schedules.tier(request.tier)
+            return self._schedules.tier(request.tier), []
         if request.tier is None or request.deadline_ms is None:
-            return self._schedules.tier(self._schedules.default(self._settings.default_tier))
-        tiers = self._schedules.tiers()  # the cheapest first
-        offers = [entry for entry in tiers if entry.tier != REFERENCE] or tiers
-        keeping = (
-            offer for offer in reversed(offers) if self._predicted(offer, unet_rows, request.num_images) <= _deadline(request)
-        )
-        return next(keeping, offers[0])
+            wanted = self._settings.default_tier
+            default = self._schedules.tier(self._schedules.default(wanted))
+            return default, [] if default.tier == wanted else [warnings.default_tier_not_served(wanted)]
+        offers = [entry for entry in self._schedules.tiers() if entry.tier != REFERENCE]  # the cheapest first
+        if not offers:
+            return self._schedules.tier(REFERENCE), [warnings.no_tier_served()]
+        for offer in reversed(offers):
+            if self._predicted(request, offer) <= _deadline(request):
+                return offer, []
+        return offers[0], [warnings.deadline_at_risk(offers[0].label, request.deadline_ms)]
+
+    def _guidance_warnings(self, request: GenerateRequest, entry: ActiveSchedule, guidance: float) -> list[Notice]:
+        """What is to be said of the scale that the request gets from its schedule."""
+        unmet, validated = list[Notice](), validated_scales(entry.schedule)
+        if validated and guidance not in validated:
+            unmet.append(warnings.guidance_not_validated(guidance, validated))
+        if guidance > OFF and self._model.few_steps:
+            unmet.append(warnings.guidance_on_distilled_model(guidance, self._model.few_steps))
+        if guidance == OFF and request.negative_prompt:
+            unmet.append(warnings.negative_prompt_ignored())
+        return unmet
+
+    async def _cut_warnings(self, request: GenerateRequest, guidance: float) -> list[Notice]:
+        """What the model does not read of the texts that it is to read."""
+        texts = {"prompt": request.prompt, "negative_prompt": "" if guidance == OFF else request.negative_prompt}
+        cut = {field: await self._cut(text) for field, text in texts.items()}
+        return [warnings.prompt_cut(field, text, self._model.prompts.tokens) for field, text in cut.items() if text]
+
+    async def _cut(self, text: str) -> str:
+        if text not in self._cuts:
+            cut = self._model.prompts.cut
+            self._cuts[text] = cut(text) if len(text) <= LONG else await asyncio.to_thread(cut, text)
+        return self._cuts[text]
 
 
 def _deadline(request: GenerateRequest) -> float:

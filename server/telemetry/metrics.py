@@ -72,6 +72,7 @@ http_responses_total = Counter(
     "flexi_http_responses_total", "Answers by HTTP status, without those to probes and /metrics.", ["status"]
 )
 rejected_total = Counter("flexi_rejected_total", "Requests refused, by error code.", ["reason"])
+warnings_total = Counter("flexi_warnings_total", "Warnings of planned requests: wishes that were not met, by code.", ["code"])
 relative_cost = Gauge(
     "flexi_relative_cost", "A tier's MACs relative to the teacher's.", ["tier"], multiprocess_mode="livemostrecent"
 )

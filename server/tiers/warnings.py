@@ -17,7 +17,7 @@ def tier_warnings(schedules: ActiveSchedules, default_tier: str) -> list[Request
     """Nothing where every tier of the registry is served, `default_tier` among them.
 
     Codes: `no_tiers` (the registry has none of this model), `no_tier_served` (it has some, and all were refused),
-    `tiers_not_served` (some were), `default_not_served`.
+    `tiers_not_served` (some were), `default_tier_not_served`.
     """
     found = []
     model, served, refused = schedules.model_name, len(schedules.served()), schedules.refused
@@ -33,7 +33,7 @@ def tier_warnings(schedules: ActiveSchedules, default_tier: str) -> list[Request
         found.append(RequestWarning(code="tiers_not_served", message=message + _reasons(refused)))
     if schedules.default(default_tier) != default_tier:
         message = f"the default tier {default_tier} is not served: requests that name no tier get {TEACHER}"
-        found.append(RequestWarning(code="default_not_served", message=message))
+        found.append(RequestWarning(code="default_tier_not_served", message=message))
     return found
 
 

@@ -16,7 +16,7 @@ import pytest
 from registry.catalog import Catalog
 from registry.stores.folder import FolderStore
 
-PROMPTS = ["red heart", "cat face", "tomato", "sunflower"]
+PROMPTS = ["red heart", "cat face", "tomato", "sunflower " * 20]  # the last one is longer than the model reads
 IMAGES = ("--screen", "2", "--images", "2", "--select", "2", "--finals", "2", "--heldout", "2")
 SMALL = ("--teacher-steps", "10", *IMAGES, "--generations", "2", "--population", "4")
 TIERS = ("--tier", "best=0.7", "--tier", "fast=0.4", "--budget", "0")
@@ -30,7 +30,8 @@ def command(folder: Path) -> list[str]:
 
 
 def run(folder: Path) -> dict[str, Any]:
-    subprocess.run(command(folder), check=True, capture_output=True, text=True)
+    ended = subprocess.run(command(folder), check=True, capture_output=True, text=True)
+    (folder.parent / "stderr.txt").write_text(ended.stderr)
     report: dict[str, Any] = json.loads((folder / "report.json").read_text())
     return report
 
@@ -60,6 +61,13 @@ def test_the_report_holds_tiers_within_their_ceilings_no_worse_than_any_baseline
         assert low <= high
     digests = [e["digest"] for e in report["evaluated"]]
     assert len(set(digests)) == len(digests)
+
+
+def test_a_prompt_that_the_model_cuts_is_told_of_at_the_start_and_in_the_report(finished: Path) -> None:
+    assert read(finished)["prompts"] == {"prompts": 4, "cut": 1, "tokens": 16}
+    said = (finished.parent / "stderr.txt").read_text()
+    assert "1 of 4 prompts are longer than the 16 tokens that the model reads" in said.split("generation")[0]
+    assert "4; 1 of them cut after 16 tokens" in (finished / "report.html").read_text()
 
 
 def test_every_image_and_mac_is_accounted_for(finished: Path) -> None:

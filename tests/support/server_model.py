@@ -11,13 +11,14 @@ from engine.condition import Condition
 from engine.decoders import Pixels
 from engine.model import Model
 from engine.noise import noise_levels
+from engine.prompts import Prompts
 from engine.unrolled import UnrolledUNet
 from registry.schedule import ModelRef
 
 
 @dataclass(frozen=True)
-class FakeText:
-    """Embeds a prompt by its bytes; refuses the prompt "poison"."""
+class FakeText(Prompts):
+    """Embeds a prompt by its bytes; refuses the prompt "poison"; reads of a text no more than its first ten words."""
 
     sample: str = ""
     tokens: int = 3
@@ -30,6 +31,9 @@ class FakeText:
         return Condition(torch.stack([torch.randn(3, 6, generator=seed) for seed in seeds]))
 
     negative = encode
+
+    def cut(self, prompt: str) -> str:
+        return " ".join(prompt.split(" ")[10:])
 
 
 @dataclass(frozen=True)

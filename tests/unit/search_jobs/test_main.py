@@ -46,8 +46,9 @@ def schedule(model: Model, tmp_path: Path) -> Path:
         (("--seed", -1), "--seed"),
         (("--teacher-steps", 3), "--teacher-steps"),
         (("--teacher-steps", 901), "--teacher-steps"),
-        (("--guidance", 0), "guidance: must be from 1 to 30, got 0"),
-        (("--guidance", "nan"), "guidance: must be from 1 to 30, got nan"),
+        (("--guidance", -0.5), "guidance: must be from 0 to 30, got -0.5"),
+        (("--guidance", 30.5), "guidance: must be from 0 to 30, got 30.5"),
+        (("--guidance", "nan"), "guidance: must be from 0 to 30, got nan"),
     ],
 )
 def test_evaluate_refuses_what_is_out_of_its_limits(schedule: Path, options: Sequence[object], words: str) -> None:
@@ -63,15 +64,15 @@ def test_evaluate_says_that_a_file_is_not_there(tmp_path: Path) -> None:
     assert "does not exist" in said(result)
 
 
-def test_run_refuses_a_file_as_its_folder_and_a_guidance_of_none(tmp_path: Path) -> None:
+def test_run_refuses_a_file_as_its_folder_and_a_negative_guidance(tmp_path: Path) -> None:
     file = tmp_path / "run"
     file.write_text("")
     result = call("run", "--model", MODEL, "--prompts", PROMPTS, "--out", file)
     assert result.exit_code == 2
     assert "is a file" in said(result)
-    result = call("run", "--model", MODEL, "--prompts", PROMPTS, "--out", tmp_path / "other", "--guidance", 0)
+    result = call("run", "--model", MODEL, "--prompts", PROMPTS, "--out", tmp_path / "other", "--guidance", -1)
     assert result.exit_code == 1
-    assert "guidance: must be from 1 to 30, got 0" in said(result)
+    assert "guidance: must be from 0 to 30, got -1" in said(result)
 
 
 def test_run_refuses_what_no_schedule_reaches_before_it_begins(tmp_path: Path) -> None:
@@ -87,12 +88,14 @@ def test_evaluate_measures_on_what_searches_hold_out_and_says_what(
 ) -> None:
     torch.set_num_threads(1)
     file = tmp_path / "prompts.txt"
-    file.write_text("red heart\ncat face\ntomato\nsunflower\n")
-    line = ("--model", MODEL, "--prompts", file, "--images", 2, "--teacher-steps", 4, "--guidance", 1, "--seed", 3)
-    result = call("evaluate", schedule, *line, *flags)
+    file.write_text("red heart\ncat face\ntomato\n" + "sunflower " * 20)
+    line = ("--model", MODEL, "--prompts", file, "--images", 2, "--teacher-steps", 4, "--guidance", 0, "--seed", 3)
+    result = call("evaluate", schedule, *line, *flags)  # guidance 0 is none, as 1 is
     assert result.exit_code == 0, result.output
     figures = json.loads(result.stdout)
     assert figures["held_out"] == held_out
+    assert figures["prompts_cut"] == 1
+    assert "1 of 4 prompts are longer than the 16 tokens that the model reads" in said(result)
 
     prompts = read_prompts(file) if flags else halves(read_prompts(file))[1]
     oracle = Objective(model, extractor(f"{MODEL}/clip"), fresh(prompts, 2, 3), teacher_steps=4, guidance=1)

@@ -42,7 +42,7 @@ def test_values_are_read_once_and_frozen(monkeypatch):
         ("FLEXI_DTYPE", "int8", "float32"),
         ("FLEXI_DEVICE", "tpu", "pattern"),
         ("FLEXI_DEFAULT_TIER", "Best!", "pattern"),
-        ("FLEXI_DEFAULT_GUIDANCE", "0", "greater than or equal to 1"),
+        ("FLEXI_DEFAULT_GUIDANCE", "-1", "greater than or equal to 0"),
         ("FLEXI_REGISTRY", "http://elsewhere", "s3://bucket/prefix"),
         ("FLEXI_REGISTRY", "s3://", "s3://bucket/prefix"),
         ("FLEXI_MODEL", "/nowhere", "model_index.json"),

@@ -68,7 +68,7 @@ class Site:
         self.experiments = ExperimentCatalog(self.store, model.ref.name, Writer.here(clock=lambda: self.now))
         self.active = ActiveExperiments(lambda: self.experiments, self.schedules, clock=lambda: self.now)
         self.runtime = ExperimentRuntime(self.active, self.recorder, lambda: self.experiments, clock=lambda: self.now)
-        self.planner = Planner(self.schedules, self.active, model.macs, lambda *_: 0.0, Settings())
+        self.planner = Planner(self.schedules, self.active, model, lambda *_: 0.0, Settings())
 
     def declaration(self, name, **fields):
         arms = (
@@ -203,9 +203,7 @@ def test_a_fault_of_an_experiment_is_said_once_and_so_is_its_end(site, caplog):
 def test_whom_auto_enrols_does_not_depend_on_the_arm(site, seconds, tier):
     """The tier is chosen by its own schedule of two steps, whether or not the arm of one step would keep the deadline."""
     experiment = site.start()
-    site.planner = Planner(
-        site.schedules, site.active, site.model.macs, lambda program, *_: seconds[len(program.steps)], Settings()
-    )
+    site.planner = Planner(site.schedules, site.active, site.model, lambda program, *_: seconds[len(program.steps)], Settings())
     site.catalog.promote("draft", site.digests["cheap"])
     site.watch.refresh()
     arms = set()

@@ -80,7 +80,7 @@ def app(tiny, engine, observer, monkeypatch):
         raise StoreUnavailable("the test is over")
 
     schedules = ActiveSchedules(open_catalog, model, 4)
-    planner = Planner(schedules, ActiveExperiments(lambda: None, schedules), model.macs, lambda *_: 0.25, Settings())
+    planner = Planner(schedules, ActiveExperiments(lambda: None, schedules), model, lambda *_: 0.25, Settings())
     generation = Generation(planner, engine, Quotas(), [observer])
     made = SimpleNamespace(generation=generation, schedules=schedules, model=model, size="8x8", settings=Settings)
     monkeypatch.setattr(v1.routes.state, "app", made, raising=False)

@@ -81,7 +81,7 @@ def observer():
 
 def generating(model, renderer, observer, open_catalog=lambda: None):
     schedules = ActiveSchedules(open_catalog, model, 4)
-    planner = Planner(schedules, ActiveExperiments(lambda: None, schedules), model.macs, lambda *_: 0.25, Settings())
+    planner = Planner(schedules, ActiveExperiments(lambda: None, schedules), model, lambda *_: 0.25, Settings())
     return Generation(planner, renderer, Quotas(), [observer])
 
 
@@ -138,7 +138,7 @@ def test_the_answer(generation, renderer):
 
 def test_files_name_the_build(model, renderer):
     schedules = ActiveSchedules(lambda: None, model, 4)
-    planner = Planner(schedules, ActiveExperiments(lambda: None, schedules), model.macs, lambda *_: 0.25, Settings())
+    planner = Planner(schedules, ActiveExperiments(lambda: None, schedules), model, lambda *_: 0.25, Settings())
     for commit, said in (("", f"flexiffusion-serve {VERSION}"), ("1a2b3c", f"flexiffusion-serve {VERSION} (1a2b3c)")):
         (image,) = answer(Generation(planner, renderer, Quotas(), commit=commit)).images
         assert Image.open(io.BytesIO(base64.b64decode(image))).text["software"] == said
@@ -332,7 +332,8 @@ def test_what_is_refused_is_paid_back(generation, renderer, monkeypatch):
         {"seed": 2**63 - 63},
         {"seed": True},
         {"guidance_scale": float("nan")},
-        {"guidance_scale": 0.99},
+        {"guidance_scale": -0.01},
+        {"guidance_scale": 30.01},
         {"num_images": 1.5},
         {"unknown": 1},
     ],

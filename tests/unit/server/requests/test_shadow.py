@@ -79,7 +79,7 @@ def served(model, schedules, engine, shadow_teacher, *requests):
     """The answers; the shadow has finished too."""
 
     async def go():
-        planner = Planner(schedules, ActiveExperiments(lambda: None, schedules), model.macs, engine.forecast, Settings())
+        planner = Planner(schedules, ActiveExperiments(lambda: None, schedules), model, engine.forecast, Settings())
         generation = Generation(planner, engine, Quotas(), [shadow_teacher])
         answers = [await generation.answer(GenerateRequest(**fields), RequestContext("id"), never()) for fields in requests]
         while shadow_teacher._tasks:
@@ -143,7 +143,7 @@ def test_what_waits_is_bounded(model, schedules, monkeypatch):
             return [Future() for _ in specs]
 
     async def go():
-        planner = Planner(schedules, ActiveExperiments(lambda: None, schedules), model.macs, lambda *_: 0.0, Settings())
+        planner = Planner(schedules, ActiveExperiments(lambda: None, schedules), model, lambda *_: 0.0, Settings())
         shadow_teacher = shadowing(Busy(), schedules, ComparisonLog())
         plan = await planner.plan(GenerateRequest(prompt="a", num_images=4), "id", ANONYMOUS)
         shadow_teacher.ended(RequestContext("id", plan=plan, results=dict.fromkeys(range(4)), code=OK), plan, 0.1)

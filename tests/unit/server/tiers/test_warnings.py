@@ -52,7 +52,7 @@ def test_a_registry_without_tiers_is_said_once(site, said):
     watch.refresh()
     assert said() == ["the registry holds no tiers of tiny: only reference, the unaccelerated teacher, is served"]
     assert (codes(schedules, "reference"), counted()) == (["no_tiers"], (0, 0))
-    assert codes(schedules) == ["no_tiers", "default_not_served"]
+    assert codes(schedules) == ["no_tiers", "default_tier_not_served"]
 
 
 def test_tiers_that_are_all_refused_for_one_reason_are_one_line(site, said):
@@ -80,7 +80,7 @@ def test_what_changes_is_said_again_and_what_is_mended_too(site, said):
     site.promote("draft", site.schedule(0))
     watch.refresh()
     watch.refresh()
-    assert codes(schedules) == ["tiers_not_served", "default_not_served"]
+    assert codes(schedules) == ["tiers_not_served", "default_tier_not_served"]
     assert said()[1].startswith("not served of the registry's 2 tiers of tiny: balanced: model.fingerprint: ")
     assert said()[1].endswith(
         "; the default tier balanced is not served: requests that name no tier get reference, the unaccelerated teacher"
@@ -123,7 +123,7 @@ def test_a_kept_set_that_fits_no_more_is_said_too(site, said):
     assert watch.fault == "the registry could not be read: no answer"
     assert watch.restore()
     assert watch.restore()
-    assert codes(schedules) == ["no_tier_served", "default_not_served"]
+    assert codes(schedules) == ["no_tier_served", "default_tier_not_served"]
     assert [line.startswith("the registry is away: serving what it said at ") for line in said()].count(True) == 1
 
 

@@ -1,0 +1,28 @@
+"""Scales of classifier-free guidance: the largest that is taken, what counts as off, and where a schedule was validated."""
+
+from __future__ import annotations
+
+from registry.schedule import Schedule
+
+MAX_SCALE = 30.0  # of a search, and of a request
+OFF = 1.0
+USUAL = 3.0  # where neither a schedule nor anybody says one
+
+
+def meant(scale: float) -> float:
+    """The scale that is applied: one of at most 1 switches guidance off, as in diffusers."""
+    return max(OFF, scale)
+
+
+def validated_scales(schedule: Schedule) -> tuple[float, ...]:
+    """The scales at which the schedule's document says that it was measured, the smallest first; () where it says none.
+
+    Numbers that no request could ask for are left out: the document is not part of what a digest vouches for.
+    """
+    said = schedule.validated.guidance if schedule.validated else ()
+    return tuple(sorted({meant(scale) for scale in said if 0 <= scale <= MAX_SCALE}))
+
+
+def nearest(scales: tuple[float, ...], wanted: float) -> float:
+    """Of these scales the one nearest to what is wanted; of two as near, the smaller."""
+    return min(scales, key=lambda scale: (abs(scale - wanted), scale))

@@ -1,0 +1,100 @@
+"""Wishes of a request that are not met although its images are made: a stable code and a sentence for each.
+
+docs/api.md lists the codes for clients. A model's own notices (`Model.notices`) are said beside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from engine.notice import Notice
+from server.api import RequestWarning
+
+PROMPT_CUT = "prompt_cut"
+NEGATIVE_PROMPT_CUT = "negative_prompt_cut"
+NEGATIVE_PROMPT_IGNORED = "negative_prompt_ignored"
+GUIDANCE_NOT_VALIDATED = "guidance_not_validated"
+GUIDANCE_ON_DISTILLED_MODEL = "guidance_on_distilled_model"
+DEFAULT_TIER_NOT_SERVED = "default_tier_not_served"
+DEADLINE_AT_RISK = "deadline_at_risk"
+ARM_NOT_SERVED = "arm_not_served"
+FEWER_PREVIEWS = "fewer_previews"
+
+# What tells of a request and not of its pixels: it is in the answer, and not in the files.
+NOT_OF_THE_IMAGE = {DEFAULT_TIER_NOT_SERVED, DEADLINE_AT_RISK, ARM_NOT_SERVED, FEWER_PREVIEWS}
+SHOWN = 200  # characters of a cut text
+
+
+def prompt_cut(field: str, text: str, tokens: int) -> Notice:
+    """field: `prompt` or `negative_prompt`. text: what lies past the so many tokens that the model reads."""
+    code = PROMPT_CUT if field == "prompt" else NEGATIVE_PROMPT_CUT
+    shown = text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+    what = f"the model reads {tokens} tokens, its start and end marks among them, and ignored the last {len(text)} characters"
+    return Notice(code, f"{field}: {what}: {shown}")
+
+
+def negative_prompt_ignored() -> Notice:
+    """A negative prompt, and no guidance away from it."""
+    message = "negative_prompt: it has no effect at guidance_scale 1, which switches guidance off"
+    return Notice(NEGATIVE_PROMPT_IGNORED, message)
+
+
+def guidance_not_validated(scale: float, validated: Sequence[float]) -> Notice:
+    """validated: the scales of the schedule's document, the smallest first."""
+    known = ", ".join(f"{known:g}" for known in validated)
+    if validated[0] < scale < validated[-1]:
+        what = f"{scale:g} lies between scales at which the schedule was validated ({known}), and is not one of them"
+    else:
+        where = "below" if scale < validated[0] else "above"
+        what = (
+            f"{scale:g} is {where} what the schedule was validated at ({known}): its images may be worse than its figures say"
+        )
+    return Notice(GUIDANCE_NOT_VALIDATED, f"guidance_scale: {what}")
+
+
+def guidance_on_distilled_model(scale: float, steps: int) -> Notice:
+    """Guidance was asked of a model that was distilled to so many steps."""
+    what = (
+        f"the model was distilled to {steps} step{'s' * (steps > 1)} without guidance; {scale:g} doubles the cost of its images"
+    )
+    return Notice(GUIDANCE_ON_DISTILLED_MODEL, f"guidance_scale: {what}, and may spoil them")
+
+
+def default_tier_not_served(tier: str) -> Notice:
+    """No tier was named, and the one that is meant then is not in force."""
+    return Notice(
+        DEFAULT_TIER_NOT_SERVED, f"tier: {tier}, the default, is not served now: the teacher serves, at its full cost"
+    )
+
+
+def no_tier_served() -> Notice:
+    """The same of `auto` with a deadline, which chooses among all tiers."""
+    return Notice(DEFAULT_TIER_NOT_SERVED, "tier: none below the teacher is served now: the teacher serves, at its full cost")
+
+
+def deadline_at_risk(tier: str, deadline_ms: int) -> Notice:
+    """`auto` found no tier that should keep the deadline."""
+    what = f"no tier is predicted to be done in {deadline_ms} ms under the present load: {tier}, the cheapest, serves"
+    return Notice(DEADLINE_AT_RISK, f"deadline_ms: {what}")
+
+
+def arm_not_served(experiment: str, arm: str) -> Notice:
+    """The request is in an arm whose schedule this server could not load."""
+    what = f"its schedule cannot be loaded here: the tier's own serves in the experiment {experiment}"
+    return Notice(ARM_NOT_SERVED, f"arm {arm}: {what}")
+
+
+def fewer_previews(asked: int, made: int, steps: int) -> Notice:
+    """There are fewer moments for a preview than were asked for."""
+    taken = f"the schedule computes {steps} step{'s' * (steps > 1)}"
+    return Notice(FEWER_PREVIEWS, f"partial_images: {asked} were asked for; {taken}, so there are {made} of each image")
+
+
+def of_the_image(warnings: Sequence[Notice]) -> list[str]:
+    """The codes that a file itself should carry."""
+    return [warning.code for warning in warnings if warning.code not in NOT_OF_THE_IMAGE]
+
+
+def said(warnings: Sequence[Notice]) -> list[RequestWarning]:
+    """As answers have them."""
+    return [RequestWarning(code=warning.code, message=warning.message) for warning in warnings]

@@ -1,0 +1,53 @@
+"""The guidance scale of requests that name none: the one at which the schedule that serves them was validated."""
+
+from __future__ import annotations
+
+from engine.guidance import OFF, USUAL, meant, nearest, validated_scales
+from engine.model import Model
+from server.tiers.active import ActiveSchedule, ActiveSchedules
+
+
+class DefaultGuidance:
+    """Knows the default scale of every schedule of one model."""
+
+    def __init__(self, schedules: ActiveSchedules, model: Model, wanted: float | None, default_tier: str) -> None:
+        """wanted: what `FLEXI_DEFAULT_GUIDANCE` says, if it is set. default_tier: whose scale the others take that say none."""
+        self._schedules = schedules
+        self._guides = model.prompts.guides
+        self._set = wanted
+        self._wanted = (
+            OFF if wanted is None and model.few_steps else wanted and meant(wanted)
+        )  # which distilled models do without
+        self._default_tier = default_tier
+
+    def of(self, entry: ActiveSchedule) -> float:
+        """The scale that a request gets from this schedule.
+
+        Of several at which it was validated, the one nearest to the setting. One that says none, as the teacher does, gets the
+        setting, or else the scale of the default tier, so that a request looks alike at both; that tier missing, the dearest
+        that says one.
+        """
+        if not self._guides:
+            return OFF
+        if scales := validated_scales(entry.schedule):
+            return nearest(scales, USUAL if self._wanted is None else self._wanted)
+        return self._of_others() if self._wanted is None else self._wanted
+
+    def overruled(self) -> str | None:
+        """In one line, which tiers do not take the scale that is set, and what they take instead; None where all do."""
+        if self._set is None:
+            return None
+        if not self._guides:
+            return f"FLEXI_DEFAULT_GUIDANCE is {self._set:g}, and the model has no guidance: it has no effect"
+        scales = {tier.label: scale for tier in self._schedules.tiers() if (scale := self.of(tier)) != meant(self._set)}
+        if not scales:
+            return None
+        instead = ", ".join(f"{tier} {scale:g}" for tier, scale in scales.items())
+        return (
+            f"FLEXI_DEFAULT_GUIDANCE is {self._set:g}, and tiers that were validated elsewhere keep their own scale: {instead}"
+        )
+
+    def _of_others(self) -> float:
+        tiers = sorted(self._schedules.tiers(), key=lambda tier: (tier.tier != self._default_tier, -tier.relative_cost))
+        said = (scales for tier in tiers if (scales := validated_scales(tier.schedule)))
+        return nearest(next(said, (USUAL,)), USUAL)
