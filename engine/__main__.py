@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from math import inf, prod
@@ -76,8 +75,6 @@ def generate(
     from engine import loading, sampler
     from engine.images import finite
     from engine.prompts import NoPrompts
-
-    logging.getLogger("engine").setLevel(logging.ERROR)  # what it warns of is printed below, beside the figures
 
     loaded = loading.load(model, device, dtype, name, channels_last=channels_last, compiled=compiled)
     if schedule == "teacher":

@@ -66,6 +66,7 @@ class Job:
         write_json(folder / CONFIG, config.model_dump(mode="json"))  # now that every input was found good
         self.baselines = Baselines(model.ref, model.solver, model.network.branches, lambda schedule: self.cost(schedule))
         self.ledger = Ledger(folder / "ledger.jsonl")
+        self.upcast = False  # whether it was said that the decoder is
         self.fitted: dict[Genome, Schedule] = {}  # with the corrections of the highest rung that fits them
 
     def run(self) -> dict[str, Any]:
@@ -208,7 +209,11 @@ class Job:
     def objective(self, stage: str) -> Objective:
         """The stage's objective; its teacher's outputs are computed, unless they are in the folder."""
         self.progress.begin(f"teacher, {stage}", len(self.evaluator.stages[stage].sample.seeds))
-        return self.evaluator.objective(stage, self.progress.advance)
+        objective = self.evaluator.objective(stage, self.progress.advance)
+        if self.evaluator.model.decoder.overflowed and not self.upcast:
+            self.upcast = True
+            self.progress.begin(f"the decoder overflows in {self.config.dtype}: it runs in float32", 0)
+        return objective
 
     def cost(self, schedule: Schedule) -> float:
         """The schedule's MACs relative to the teacher's."""

@@ -14,7 +14,7 @@ class Progress(Protocol):
     """Is told how far the job is. Work is counted in images."""
 
     def begin(self, name: str, images: int) -> None:
-        """A part of the job begins that takes about `images` images."""
+        """A part of the job begins that takes about `images` images; 0 for what has only to be said."""
 
     def advance(self, images: int) -> None:
         """`images` more images of the part that began last are done."""
@@ -40,7 +40,7 @@ class ProgressBars(Progress):
     @override
     def begin(self, name: str, images: int) -> None:
         if not self._bars.console.is_terminal:  # bars would show only at the end
-            self._bars.console.print(f"{name}: {images} images", highlight=False)
+            self._bars.console.print(f"{name}: {images} images" if images else name, highlight=False)
         self._newest = self._bars.add_task(name, total=images)
 
     @override

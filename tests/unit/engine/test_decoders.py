@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -261,6 +263,15 @@ def test_an_image_made_by_hand_is_decoded_in_float32_and_says_so(tmp_path: Path)
     assert "decoder    in float32, because it overflowed in float16" in made["float16"].stdout
     assert "decoder" not in made["float32"].stdout
     assert made["float16"].stderr == ""
+
+
+def test_by_hand_a_decoder_for_which_no_type_is_wide_enough_is_one_line_and_no_file(tmp_path: Path) -> None:
+    folder, out = model_folders.scaled(model_folders.emoji(tmp_path / "model"), 1e38), tmp_path / "out.png"
+    command = [sys.executable, "-m", "engine", "generate", "--prompt", "cat", "--model", folder, "--steps", "4", "--out", out]
+    done = subprocess.run([*command, "--dtype", "float16"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "error: no image of seed 0: its pixels are not finite, decoded in float32 either\n"
+    assert not out.exists()
 
 
 def test_by_hand_only_images_that_are_finite_become_files(

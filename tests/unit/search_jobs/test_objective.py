@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import model_folders
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+from typing_extensions import override
 
+from engine.decoders import Decoder
+from engine.loading import load
 from engine.model import Model
 from evaluation import extractor
+from registry.errors import InvalidInput
 from registry.schedule import Schedule, Segment
 from search_jobs import objective as module
-from search_jobs.config import WORST
+from search_jobs.config import WORST, JobConfig
+from search_jobs.job import Job
 from search_jobs.objective import Objective, Sample
+from search_jobs.progress import Progress
 
 SAMPLE = Sample.draw(["red heart", "cat face", "tomato"], 5, 1)
 CLIP = "models/emoji64/clip"
@@ -99,5 +108,91 @@ def test_a_model_that_overflows_says_so(model: Model) -> None:
         def texts(self, prompts: object) -> None:
             return None
 
-    with pytest.raises(module.InvalidInput, match="not finite"):
+    with pytest.raises(InvalidInput, match="the features of the teacher's images are not finite"):
         Objective(replace(model), Overflowing(), SAMPLE.first(2), teacher_steps=4)
+
+
+@dataclass(frozen=True)
+class Blind(Decoder):
+    """Ruins the images of these rows of every batch."""
+
+    rows: list[int]
+    scale: int = 4
+    overflowed: bool = False
+
+    @override
+    def upcast(self) -> bool:
+        return False
+
+    @override
+    def __call__(self, latents: Tensor) -> Tensor:
+        images = interpolate(latents[:, :3], scale_factor=4.0)
+        images[self.rows] = np.inf
+        return images
+
+
+def test_the_teachers_image_that_is_not_finite_is_named_and_not_kept(model: Model, tmp_path: Path) -> None:
+    file, second = tmp_path / "teacher.pt", rf"{SAMPLE.prompts[1]!r} and seed {SAMPLE.seeds[1]} is not finite"
+    with pytest.raises(InvalidInput, match=second + ", decoded in float32 either"):
+        objective(replace(model, decoder=Blind([1])), file)
+    assert not file.exists()
+
+
+def test_a_teacher_that_overflows_is_named_with_what_to_do(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(model), "noise", lambda self, seed: torch.full(self.latent_shape, np.nan))
+    with pytest.raises(InvalidInput, match=rf"{SAMPLE.prompts[0]!r} .* is not finite; use bfloat16 or float32"):
+        objective(model)
+
+
+def test_kept_outputs_that_are_not_finite_are_made_again(model: Model, tmp_path: Path) -> None:
+    file = tmp_path / "teacher.pt"
+    good = objective(model, file).teacher_outputs.images
+    kept = torch.load(file)
+    torch.save(kept | {"images": torch.full_like(good, np.nan)}, file)
+    assert torch.equal(objective(model, file).teacher_outputs.images, good)
+
+
+def test_a_schedule_whose_images_are_not_finite_loses_and_no_picture_of_it_is_kept(model: Model, tmp_path: Path) -> None:
+    judge = objective(model, samples=tmp_path)
+    judge.evaluate(coarse(model))
+    assert len(list(tmp_path.iterdir())) == 1
+    blind = objective(model, samples=tmp_path / "blind")
+    blind.model = replace(model, decoder=Blind([0]))
+    assert blind.evaluate(coarse(model)).measurement.loss == WORST
+    assert not (tmp_path / "blind").exists()
+
+
+class Said(Progress, list[str]):
+    """What a job says that takes no images."""
+
+    @override
+    def begin(self, name: str, images: int) -> None:
+        if images == 0:
+            self.append(name)
+
+    @override
+    def advance(self, images: int) -> None:
+        pass
+
+
+def test_a_search_with_a_decoder_that_overflows_measures_what_float32_makes(tmp_path: Path) -> None:
+    folder = model_folders.scaled(model_folders.emoji(tmp_path / "emoji64"), 3e4)
+    narrow, wide = load(folder, dtype="float16"), load(folder)
+    half = objective(narrow).teacher_outputs.images
+    assert narrow.decoder.overflowed
+    assert torch.isfinite(half).all()
+    assert float((half - objective(wide).teacher_outputs.images).abs().mean()) < 0.02, "the UNet still runs in float16"
+
+
+def test_a_search_says_once_that_its_decoder_runs_in_float32(tmp_path: Path) -> None:
+    folder = model_folders.scaled(model_folders.emoji(tmp_path / "emoji64"), 3e4)
+    (tmp_path / "prompts.txt").write_text("red heart\ncat face\n")
+    config = JobConfig(
+        model=str(folder), prompts=str(tmp_path / "prompts.txt"), features=CLIP, dtype="float16", teacher_steps=8,
+        tiers={"fast": 0.5}, budgets=(), screen=2, images=2, select=2, finals=2, heldout=2,
+    )  # fmt: skip
+    said = Said()
+    job = Job(config, tmp_path / "run", said)
+    for stage in ("screen", "select"):
+        job.objective(stage)
+    assert said == ["the decoder overflows in float16: it runs in float32"]

@@ -175,6 +175,22 @@ def test_features_give_a_distance_and_metrics(model, schedules, engine):
     assert metrics.fidelity_psnr.labels("fast", "none")._sum.get() == pytest.approx(before + comparison.psnr)
 
 
+def test_a_teachers_image_that_is_not_finite_is_compared_with_nothing(model, schedules, engine, monkeypatch):
+    comparisons, plain = ComparisonLog(), type(model).decode_later
+    failed = metrics.shadow_images_total.labels("failed")._value.get()
+    calls = []
+
+    def decode(self, latents):
+        calls.append(latents)
+        return plain(self, latents) if len(calls) == 1 else plain(self, latents) * math.nan
+
+    monkeypatch.setattr(type(model), "decode_later", decode)
+    served(model, schedules, engine, shadowing(engine, schedules, comparisons), {"prompt": "a", "seed": 1})
+    assert len(calls) > 1
+    assert comparisons == []
+    assert metrics.shadow_images_total.labels("failed")._value.get() == failed + 1
+
+
 def test_psnr():
     assert psnr(0.0) == 100
     assert psnr(0.01) == pytest.approx(20)
