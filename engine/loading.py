@@ -16,7 +16,7 @@ from engine.decoders import Autoencoder, Decoder, Pixels
 from engine.folder import Folder
 from engine.macs import meta_unet
 from engine.model import Model
-from engine.noise import noise_levels
+from engine.noise import NoiseLevels, noise_levels
 from engine.prompts import ClassPrompts, NoPrompts, Prompts, TextPrompts, TwoTextPrompts
 from engine.stored_file import readable
 from engine.unrolled import UNet, UnrolledUNet
@@ -56,12 +56,8 @@ def load(
     torch_device, torch_dtype = _device(device), DTYPES[dtype]
     ref_name = _model_name(name or files.root.resolve().name.lower())
     with readable(files.root, "model"), files.steady():
-        config = fitting_unet(files)
-        meta_unet(config)  # says what is wrong with a configuration before any weights are read
+        config, levels = _planned(files)
         height, width = sides(config["sample_size"])
-        scheduler = files.config("scheduler", "scheduler_config.json")
-        levels = noise_levels({"_class_name": files.component("scheduler"), **scheduler})
-        files.check()
         unet = _unet(files, torch_dtype).to(torch_device)
         decoder = _decoder(files, torch_device, torch_dtype)
         pixels = (height * decoder.scale, width * decoder.scale)
@@ -83,6 +79,24 @@ def load(
         latent_shape=(config["in_channels"], height, width),
         earlier_fingerprint=files.earlier_fingerprint,
     )
+
+
+def check(folder: str | Path) -> None:
+    """Raises what `load` raises before it reads weights: takes a moment, and no memory for any."""
+    files = Folder(folder)
+    with readable(files.root, "model"):
+        _planned(files)
+
+
+def _planned(files: Folder) -> tuple[dict[str, Any], NoiseLevels]:
+    """The UNet's complete configuration and the noise levels, of components that fit each other and whose files are there."""
+    config = fitting_unet(files)
+    meta_unet(config)  # says what is wrong with a configuration before any weights are read
+    sides(config["sample_size"])
+    scheduler = files.config("scheduler", "scheduler_config.json")
+    levels = noise_levels({"_class_name": files.component("scheduler"), **scheduler})
+    files.check()
+    return config, levels
 
 
 def _unet(files: Folder, dtype: torch.dtype) -> UNet:

@@ -10,7 +10,8 @@ import bentoml
 from pydantic import Field
 from starlette.responses import RedirectResponse
 
-from registry.errors import FlexiError, InvalidInput
+from engine.loading import check
+from registry.errors import FlexiError
 from server import config, supervision
 from server.access.keys import Keys
 from server.api import WHOLE, GenerateRequest, GenerateResponse
@@ -30,16 +31,18 @@ log = logging.getLogger(__name__)
 
 LEAVE_SECONDS = 5.0  # for answers that are on their way when the engine is lost, and for probes to hear why a start failed
 
-supervision.supervise()
+supervises = supervision.supervise()
 supervision.starting()
 try:
     settings = config.load()
+    if supervises:
+        check(settings.model)  # a worker does it as it loads
     bind.refuse_unbindable()
     bind.refuse_strangers(settings)
     keys = Keys(settings.api_keys) if settings.api_keys else None
     tracing.configure()
-except InvalidInput as wrong:
-    raise supervision.refused(wrong.message) from None
+except FlexiError as wrong:
+    raise supervision.refused(why(wrong)) from None
 
 drain = Drain()
 v1.routes.state.drain, v1.routes.state.opening = drain, (opening := Opening())

@@ -22,14 +22,15 @@ _SUPERVISOR = "FLEXIFFUSION_SUPERVISOR"  # process id and folder; no setting of 
 _DEATHS = 3  # workers that died while they were starting, since one was open: no chance any more
 
 
-def supervise() -> None:
-    """For BentoML's supervisor, which imports the service in its command `serve`; does nothing in any other process."""
+def supervise() -> bool:
+    """In BentoML's supervisor, which imports the service in its command `serve`: True. Does nothing in any other process."""
     context = click.get_current_context(silent=True)
     if context is None or "host" not in context.params:
-        return
+        return False
     folder = Path(tempfile.mkdtemp(prefix="flexiffusion-"))
     os.environ[_SUPERVISOR] = f"{os.getpid()}:{folder}"
     context.call_on_close(lambda: _end(folder))
+    return True
 
 
 def starting() -> None:

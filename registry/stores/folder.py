@@ -78,6 +78,8 @@ class FolderStore(ObjectStore):
         inside = check_prefix(prefix).rpartition("/")[0]
         keys: list[str] = []
         with self._translated("list", prefix):
+            if self.root.exists() and not self.root.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, "it is not a folder")  # and not one without objects
             for parent, _, names in os.walk(self.root / inside, onerror=_unless_missing):
                 place = f"{Path(parent).relative_to(self.root).as_posix()}/".removeprefix("./")
                 paths = (place + name for name in names)

@@ -16,7 +16,7 @@ def slots_within(model: Model, wanted: int, cache_bytes: int | None) -> Slots:
     slot = max(slot_bytes(model.latent_shape, model.macs.features, model.dtype).values())
     capacity = wanted if cache_bytes is None else min(wanted, cache_bytes // slot)
     if capacity < 2:
-        message = f"an image with guidance needs {2 * slot / 2**20:.1f} MiB, got {cache_bytes or 0} bytes"
+        message = f"an image with guidance needs {2 * slot / 2**20:.1f} MiB, got {(cache_bytes or 0) / 2**20:.1f} MiB"
         raise InvalidInput(message, param="cache_mib")
     log.info("%d UNet rows fit in flight, %.1f MiB each", capacity, slot / 2**20)
     return model.slots(capacity)

@@ -1,0 +1,18 @@
+"""The service whose first wave fails as nobody expected: `bentoml serve tests.e2e.failing_start:Flexiffusion`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from server import app
+from server.service import Flexiffusion
+
+__all__ = ["Flexiffusion"]
+
+
+def failing(*_: Any) -> float:
+    """Instead of `warm_up`."""
+    raise RuntimeError("nobody expected this,\nin two lines")
+
+
+app.warm_up = failing  # type: ignore[assignment]
