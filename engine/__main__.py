@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from math import inf, prod
@@ -13,6 +14,7 @@ import typer
 
 from engine.config import attends, complete, context_width, is_whole, refuse_unknown, sides
 from engine.folder import Folder
+from engine.guidance import OFF, meant, nearest, validated_scales
 from engine.stored_file import read_object, readable
 from registry.commands.command_line import command_line
 from registry.errors import FlexiError, InvalidInput, NotFound, Unsupported
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from engine.macs import StepMacs
     from engine.model import Model
 
+GUIDANCE = 7.5  # as diffusers' pipelines for Stable Diffusion have it
 TEXT_TOKENS = 77  # CLIP's, when no text encoder says otherwise
 CLASS_WIDTH = 512  # of latent diffusion's class embedding, which is one token; no published text encoder is as narrow
 
@@ -40,10 +43,15 @@ def generate(
     name: Annotated[str | None, typer.Option(help="What schedules call the model [default: the folder's name].")] = None,
     negative: Annotated[str, typer.Option(help="What to stay away from; needs guidance above 1.")] = "",
     schedule: Annotated[str, typer.Option(help="A schedule document, or teacher for every step full.")] = "teacher",
-    solver: Annotated[SolverName | None, typer.Option(help="Teacher only [default: dpmsolver++].")] = None,
-    steps: Annotated[int | None, typer.Option(help="Teacher only [default: 50].")] = None,
+    solver: Annotated[
+        SolverName | None, typer.Option(help="Teacher only [default: dpmsolver++, or a distilled model's own].")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Teacher only [default: 50, or a distilled model's own].")] = None,
     seed: Annotated[int, typer.Option(help="Of the first image; the next ones count up.")] = 0,
-    guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance; 1 is off [default: 7.5, or 1].")] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(help="Classifier-free guidance; 1 or less is off [default: where the schedule was validated, 7.5, or 1]."),
+    ] = None,
     num_images: Annotated[int, typer.Option(help="How many images to make.")] = 1,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
@@ -56,9 +64,9 @@ def generate(
     """Generate images by one schedule, and print what they cost."""
     if num_images < 1:
         raise InvalidInput(f"must be at least 1, got {num_images}", param="num_images")
-    if guidance is not None and not 1 <= guidance < inf:  # which nan is not either
-        raise InvalidInput(f"must be a finite number of at least 1, got {guidance}", param="guidance")
-    if negative and guidance is not None and guidance <= 1:
+    if guidance is not None and not 0 <= guidance < inf:  # which nan is not either
+        raise InvalidInput(f"must be a finite number of at least 0, got {guidance}", param="guidance")
+    if negative and guidance is not None and guidance <= OFF:
         raise InvalidInput(f"needs guidance above 1, got guidance {guidance}", param="negative")
     if out.suffix.lower() != ".png":
         raise InvalidInput(f"must be a .png file, got {out}", param="out")
@@ -78,24 +86,34 @@ def generate(
 
     loaded = loading.load(model, device, dtype, name, channels_last=channels_last, compiled=compiled)
     if schedule == "teacher":
-        document = _teacher(loaded, solver or "dpmsolver++", 50 if steps is None else steps)
+        solver = solver or (loaded.own_solver if loaded.few_steps else "dpmsolver++")
+        document = _teacher(loaded, solver, steps if steps is not None else loaded.few_steps or 50)
     else:
         document = _read_schedule(Path(schedule))
     program, all_full = loaded.compile(document), loaded.compile(teacher(loaded.ref, document.solver))
-    guidance = guidance if guidance is not None else 7.5 if loaded.prompts.guides else 1.0
+    validated = validated_scales(document)
+    usual = GUIDANCE if loaded.prompts.guides and not loaded.few_steps else OFF
+    scale = nearest(validated, usual) if guidance is None else meant(guidance)
+    if negative and scale == OFF:
+        raise InvalidInput("needs guidance above 1: this model is not guided unless --guidance says so", param="negative")
     if prompt is None and not isinstance(loaded.prompts, NoPrompts):
         raise InvalidInput("say what this model should draw", param="prompt")
+    for option, text in (("prompt", prompt or ""), ("negative", negative)):
+        if cut := loaded.prompts.cut(text):
+            print(f"{option}: the model reads {loaded.prompts.tokens} tokens and ignored the end: {cut}", file=sys.stderr)
+    if validated and scale not in validated:
+        print(f"guidance: the schedule was validated at {', '.join(map('{:g}'.format, validated))}", file=sys.stderr)
     seeds = range(seed, seed + num_images)
     noise = torch.stack([loaded.noise(number) for number in seeds])
     condition = loaded.encode([prompt or ""] * num_images)
-    unconditional = loaded.negative([negative] * num_images) if guidance > 1 else None
-    latents = sampler.generate(loaded.network, program, noise, condition, unconditional, guidance)
+    unconditional = loaded.negative([negative] * num_images) if scale > OFF else None
+    latents = sampler.generate(loaded.network, program, noise, condition, unconditional, scale)
     images = loaded.decode(latents)
 
     counts, of = document.counts(), f"of the teacher's {document.solver.teacher_steps}"
     print(f"schedule   {document.digest[:12]}, {document.solver.name}")
     print(f"steps      {document.computed} computed {of}: {counts['full']} full, {counts['partial']} partial")
-    print(f"MACs       {loaded.macs.of_program(program, 2 if guidance > 1 else 1) / 1e9:.4f} G per image")
+    print(f"MACs       {loaded.macs.of_program(program, 2 if scale > OFF else 1) / 1e9:.4f} G per image")
     print(f"relative   {loaded.macs.relative(program, all_full):.4f} of the teacher's MACs")
     failed = []
     for number, good, image, file in zip(seeds, finite(images).tolist(), images, _names(out, num_images), strict=True):

@@ -24,5 +24,5 @@ def validated_scales(schedule: Schedule) -> tuple[float, ...]:
 
 
 def nearest(scales: tuple[float, ...], wanted: float) -> float:
-    """Of these scales the one nearest to what is wanted; of two as near, the smaller."""
-    return min(scales, key=lambda scale: (abs(scale - wanted), scale))
+    """Of these scales the one nearest to what is wanted, of two as near the smaller; what is wanted where there are none."""
+    return min(scales, key=lambda scale: (abs(scale - wanted), scale), default=wanted)

@@ -21,15 +21,16 @@ from engine.prompts import Prompts
 from engine.slots import Slots
 from engine.unrolled import UnrolledUNet
 from registry.errors import InvalidInput
-from registry.schedule import ModelRef, Schedule, Solver, SolverName
+from registry.schedule import ModelRef, Schedule, Solver, SolverName, teacher
 
 
 @dataclass(frozen=True)
 class Model:
     """Everything generation needs. Latents are (channels, height, width) = `latent_shape`.
 
-    notices: what its folder asks for and nobody here does. few_steps: of a distilled model, the steps that it was taught to
-    take, without guidance.
+    notices: what its folder asks for and nobody here does. own_solver: the solver nearest to the scheduler of its folder.
+    few_steps: of a distilled model (Turbo, Lightning, Hyper), the number of steps that it was taught to take; its images are
+    those of `solver(own_solver, few_steps)` at guidance 1, and other solvers, many steps or guidance spoil them.
     """
 
     ref: ModelRef
@@ -41,6 +42,7 @@ class Model:
     dtype: torch.dtype
     latent_shape: tuple[int, int, int]
     notices: tuple[Notice, ...] = ()
+    own_solver: SolverName = "ddim"
     few_steps: int | None = None
     earlier_fingerprint: Callable[[], str] | None = None  # of `engine.folder`
 
@@ -107,6 +109,10 @@ class Model:
             message = f"the schedule was made for {schedule.model.family}, the loaded model is {self.ref.family}"
             raise InvalidInput(message, param="model.family")
         return compile_program(schedule, self.levels, self.network.branches)
+
+    def teacher(self, steps: int) -> Schedule:
+        """The unaccelerated model: DDIM of so many steps, of a distilled model the solver that it was made for."""
+        return teacher(self.ref, self.solver(self.own_solver if self.few_steps else "ddim", steps))
 
     def is_called(self, fingerprint: str) -> bool:
         """Whether a schedule with this fingerprint is for this model: by the files that are read, or as counted earlier."""

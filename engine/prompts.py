@@ -218,3 +218,8 @@ class NoPrompts(Prompts):
     @override
     def negative(self, prompts: Sequence[str]) -> Condition:
         raise InvalidInput("this model is unconditional, so guidance must be 1", param="guidance")
+
+    @override
+    def cut(self, prompt: str) -> str:
+        """All of it: whoever has to send a prompt may leave out what this says."""
+        return prompt

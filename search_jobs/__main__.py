@@ -166,7 +166,9 @@ def evaluate(
     real: Annotated[Path | None, typer.Option(help="A folder of real images: adds the Fréchet distance to them.")] = None,
     all_prompts: Annotated[bool, typer.Option("--all-prompts", help="Of a file that no search saw: not half of it.")] = False,
     images: Annotated[int, typer.Option(min=2, max=100_000)] = 32,
-    teacher_steps: Annotated[int, typer.Option(min=4, max=900, help="Steps of the teacher (DDIM).")] = 50,
+    teacher_steps: Annotated[
+        int | None, typer.Option(min=4, max=900, help="Steps of the teacher (DDIM) [default: 50, or a distilled model's own].")
+    ] = None,
     guidance: Guidance = None,
     seed: Annotated[int, typer.Option(min=0, max=1_000_000, help="Of the noise, which is no search's.")] = 0,
     batch: Annotated[int, typer.Option(min=1, max=1024, help="Images generated at once: bounds memory.")] = 8,
@@ -183,19 +185,21 @@ def evaluate(
     from evaluation.distance import gaussian
     from evaluation.real import real_features
     from registry.schedule import Schedule
-    from search_jobs.config import read_prompts
+    from search_jobs.config import TEACHER_STEPS, read_prompts
     from search_jobs.evaluator import cut_prompts
     from search_jobs.objective import Objective
     from search_jobs.stages import fresh, halves
 
-    scale, document = _scale(guidance, prompts), Schedule.parse(schedule.read_bytes())
+    asked, document = _scale(guidance, prompts), Schedule.parse(schedule.read_bytes())
     texts = read_prompts(prompts) if prompts else ["", ""]
     sample = fresh(texts if all_prompts else halves(texts)[1], images, seed)
     loaded, looks = load(model, device, dtype), extractor(features or model / "clip", device)
     if cut := cut_prompts(loaded.prompts, texts):
         err.print(f"{cut} of {len(texts)} prompts are longer than the {loaded.prompts.tokens} tokens that the model reads")
     pictures = gaussian(real_features(real, looks, loaded.image_size)) if real else None
-    objective = Objective(loaded, looks, sample, teacher_steps, scale, batch, bootstrap=True, real=pictures)
+    steps = teacher_steps or loaded.few_steps or TEACHER_STEPS
+    scale = OFF if guidance is None and loaded.few_steps else asked
+    objective = Objective(loaded, looks, sample, steps, scale, batch, bootstrap=True, real=pictures)
     held_out = ["noise"] if all_prompts or not prompts else ["noise", "prompts"]
     evaluation = objective.evaluate(document)
     figures = {"features": looks.name, "held_out": held_out, "prompts_cut": cut, **evaluation.measurement.document()}

@@ -13,6 +13,7 @@ from registry.document import Document, Name, first_fault, misfit
 from registry.errors import InvalidInput
 
 TIERS = {"best": 1 / 3, "balanced": 1 / 5, "fast": 1 / 8, "draft": 1 / 12}
+TEACHER_STEPS, FEWEST_STEPS = 50, 4
 MAX_SEED = 1_000_000
 WORST = 1e30  # the loss of images that are not finite; a number, because infinity is no JSON
 BUDGETS = (1 / 2, 1 / 3, 1 / 5, 1 / 8, 1 / 12)
@@ -31,7 +32,7 @@ class JobConfig(Document):
     dtype: str = "float32"
     features: str
     features_digest: str = Field(default="", description="SHA-256 of the features' files: other weights are another job")
-    teacher_steps: int = Field(default=50, ge=4, le=900)
+    teacher_steps: int = Field(default=TEACHER_STEPS, ge=FEWEST_STEPS, le=900)
     guidance: float = Field(default=USUAL, ge=OFF, le=MAX_SCALE)
     screen: int = Field(default=4, ge=2, le=100_000, description="images by which most children are discarded")
     images: int = Field(default=12, ge=2, le=100_000, description="images that corrections are fitted on: one batch")

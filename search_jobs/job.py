@@ -11,12 +11,14 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from engine.guidance import OFF
+from engine.model import Model
 from registry.document import first_fault
 from registry.errors import InvalidInput
 from registry.files import replace_file
 from registry.schedule import Schedule
 from search_jobs.baselines import Baseline, Baselines
-from search_jobs.config import JobConfig
+from search_jobs.config import FEWEST_STEPS, JobConfig
 from search_jobs.dask_executor import DaskExecutor
 from search_jobs.evaluator import EvaluationTask, Evaluator
 from search_jobs.executor import Executor, LocalExecutor
@@ -52,6 +54,7 @@ class Job:
         self._lock = lock(folder)
         self._refuse_foreign_folder()
         self.evaluator = Evaluator.open(config, folder)
+        refuse_distilled(self.evaluator.model, config)
         model, high = self.evaluator.model, min(config.max_segments, config.teacher_steps)
         self.space = Space(
             model=model.ref,
@@ -233,6 +236,21 @@ class Job:
                 f"{self.folder} holds a job with another configuration ({', '.join(other)}); choose another folder",
                 param="out",
             )
+
+
+def refuse_distilled(model: Model, config: JobConfig) -> None:
+    """Raises `InvalidInput` for a distilled model with another teacher than it was made for, or of too few steps."""
+    steps = model.few_steps
+    if steps is None:
+        return
+    distilled = f"{model.ref.name} was distilled to {steps} step{'s' * (steps > 1)} without guidance"
+    if steps < FEWEST_STEPS:
+        text = f"{distilled}: there is nothing to leave out among fewer than {FEWEST_STEPS}; serve it as it is"
+        raise InvalidInput(text, param="model")
+    if config.teacher_steps != steps:
+        raise InvalidInput(f"{distilled}; say {steps}, got {config.teacher_steps}", param="teacher_steps")
+    if config.guidance > OFF:
+        raise InvalidInput(f"{distilled}; say 1, got {config.guidance:g}", param="guidance")
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -20,7 +20,7 @@ from engine.prompts import ClassPrompts
 from evaluation import Extractor, clip_score, frechet_distance, psnr
 from evaluation.distance import Gaussian
 from registry.errors import InvalidInput
-from registry.schedule import Schedule, teacher
+from registry.schedule import Schedule
 from search_jobs.config import WORST
 from search_jobs.path import walk
 from search_jobs.prefix_caching import MacsSpent, PrefixCachingSampler
@@ -113,7 +113,7 @@ class Objective:
         self.samples, self.bootstrap, self.real, self.progress = samples, bootstrap, real, progress
         self.batch = len(sample.seeds) if fitting else batch
         self.rows = 2 if guidance > 1 else 1
-        self.teacher = model.compile(teacher(model.ref, model.solver("ddim", teacher_steps)))
+        self.teacher = model.compile(model.teacher(teacher_steps))
         self.noise = torch.stack([model.noise(seed) for seed in sample.seeds])
         prompts = list(sample.prompts)
         self.condition = Condition.cat([model.encode(prompts[part]) for part in self._parts()])

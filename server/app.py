@@ -92,7 +92,7 @@ async def open_app(settings: Settings, waits: Callable[[str], None]) -> App:
     waits("the model is loading")
     model = await asyncio.to_thread(_load, settings)
     registry = _Registry(settings, model)
-    schedules = ActiveSchedules(lambda: registry.catalog, model, _teacher_steps(settings, model))
+    schedules = ActiveSchedules(lambda: registry.catalog, model, teacher_steps(settings, model))
     watch = Watch(schedules, lambda: registry.catalog, registry.last_good, settings.default_tier)
 
     def has_tiers() -> bool:
@@ -158,7 +158,7 @@ def _load(settings: Settings) -> Model:
     return model
 
 
-def _teacher_steps(settings: Settings, model: Model) -> int:
+def teacher_steps(settings: Settings, model: Model) -> int:
     """Of the `reference` that is made up here: what is set, or what a distilled model was taught."""
     steps = settings.teacher_steps or model.few_steps or TEACHER_STEPS
     if model.few_steps and steps != model.few_steps:

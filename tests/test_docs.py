@@ -7,6 +7,7 @@ from pathlib import Path
 from prometheus_client.metrics import MetricWrapperBase
 
 from server import config
+from server.requests import warnings
 from server.telemetry import metrics
 
 ROOT = Path(__file__).parent.parent
@@ -33,6 +34,14 @@ def test_every_metric_is_documented_with_its_labels_and_no_other_is() -> None:
             name = metric._name + ("_total" if metric._type == "counter" else "")
             real[name] = ", ".join(metric._labelnames) or "–"
     assert shown == real
+
+
+def test_every_warning_of_the_server_is_documented() -> None:
+    section = (ROOT / "docs" / "api.md").read_text().split("## Warnings")[1].split("\n## ")[0]
+    shown = set(re.findall(r"^\| `(\w+)`", section, re.MULTILINE))
+    codes = {value for name, value in vars(warnings).items() if name.isupper() and isinstance(value, str)}
+    assert shown == codes | {"safety_checker_not_run"}
+    assert codes >= warnings.NOT_OF_THE_IMAGE != set()
 
 
 def test_links_between_documents_lead_somewhere() -> None:

@@ -15,6 +15,7 @@ from engine.guidance import OFF, meant, validated_scales
 from engine.model import Model
 from engine.notice import Notice
 from engine.program import Program
+from registry.errors import InvalidInput
 from registry.tiers import REFERENCE
 from server.access.keys import Key
 from server.api import AUTO, GenerateRequest
@@ -107,7 +108,12 @@ class Planner:
         arrived = monotonic() if arrived is None else arrived
         entry, assignment, unmet = await self._choose(request, request_id)
         guidance = self._guidance(request, entry)
-        unmet += [*self._guidance_warnings(request, entry, guidance), *await self._cut_warnings(request, guidance)]
+        if guidance > OFF and not self._model.prompts.guides:
+            raise InvalidInput("this model has no guidance: leave it out, or say 1", param="guidance_scale")
+        read = await self._read(request)
+        unmet += [*self._guidance_warnings(request, entry, guidance), *await self._cut_warnings(read, guidance)]
+        if read != request:
+            unmet.append(warnings.prompt_ignored())
         steps = len(entry.program.steps)
         if (made := len(preview_places(steps, previews))) < previews:
             unmet.append(warnings.fewer_previews(previews, made, steps))
@@ -115,7 +121,7 @@ class Planner:
             metrics.assignment_total.labels(assignment.experiment.name, assignment.arm).inc()
         first = ImageSpec(
             program=entry.program,
-            prompt=request.prompt,
+            prompt=read.prompt,
             negative=request.negative_prompt,
             guidance=guidance,
             seed=secrets.randbelow(2**32) if request.seed is None else request.seed,
@@ -186,6 +192,11 @@ class Planner:
         if guidance == OFF and request.negative_prompt:
             unmet.append(warnings.negative_prompt_ignored())
         return unmet
+
+    async def _read(self, request: GenerateRequest) -> GenerateRequest:
+        """The request without a prompt that the model does not read at all."""
+        ignored = await self._cut(request.prompt) == request.prompt
+        return request.model_copy(update={"prompt": ""}) if ignored else request
 
     async def _cut_warnings(self, request: GenerateRequest, guidance: float) -> list[Notice]:
         """What the model does not read of the texts that it is to read."""

@@ -11,6 +11,7 @@ from engine.notice import Notice
 from server.api import RequestWarning
 
 PROMPT_CUT = "prompt_cut"
+PROMPT_IGNORED = "prompt_ignored"
 NEGATIVE_PROMPT_CUT = "negative_prompt_cut"
 NEGATIVE_PROMPT_IGNORED = "negative_prompt_ignored"
 GUIDANCE_NOT_VALIDATED = "guidance_not_validated"
@@ -29,8 +30,13 @@ def prompt_cut(field: str, text: str, tokens: int) -> Notice:
     """field: `prompt` or `negative_prompt`. text: what lies past the so many tokens that the model reads."""
     code = PROMPT_CUT if field == "prompt" else NEGATIVE_PROMPT_CUT
     shown = text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
-    what = f"the model reads {tokens} tokens, its start and end marks among them, and ignored the last {len(text)} characters"
+    what = f"the model reads {tokens} tokens, marks of start and end included, and ignored the last {len(text)} characters"
     return Notice(code, f"{field}: {what}: {shown}")
+
+
+def prompt_ignored() -> Notice:
+    """A request has to have a prompt, and the model reads none."""
+    return Notice(PROMPT_IGNORED, "prompt: it has no effect: this model is unconditional and draws what it likes")
 
 
 def negative_prompt_ignored() -> Notice:

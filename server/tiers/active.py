@@ -15,7 +15,7 @@ from engine.model import Model
 from engine.program import Program
 from registry.catalog import Catalog
 from registry.errors import InvalidInput, NotFound, StoreUnavailable, Untrusted
-from registry.schedule import Schedule, teacher
+from registry.schedule import Schedule
 from registry.signing import Signature
 from registry.tiers import REFERENCE
 from server.telemetry import metrics
@@ -69,7 +69,7 @@ class ActiveSchedules:
         """`open_catalog` gives the same catalog each time, or raises while the store is away."""
         self._open_catalog = open_catalog
         self._model = model
-        self._teacher = self.compiled(teacher(model.ref, model.solver("ddim", teacher_steps)))
+        self._teacher = self.compiled(model.teacher(teacher_steps))
         self._tiers: dict[str, ActiveSchedule] = {}
         self.put({})
         self._explicit = LRUCache[str, ActiveSchedule](EXPLICIT_KEPT)  # by reference

@@ -23,15 +23,16 @@ class DefaultGuidance:
     def of(self, entry: ActiveSchedule) -> float:
         """The scale that a request gets from this schedule.
 
-        Of several at which it was validated, the one nearest to the setting. One that says none, as the teacher does, gets the
-        setting, or else the scale of the default tier, so that a request looks alike at both; that tier missing, the dearest
-        that says one.
+        Of several at which it was validated, the one nearest to the setting. A schedule that says none, as the teacher,
+        gets the setting, or else the scale of the default tier, so that images of both are comparable; while that tier is not
+        in force, the scale of the dearest tier that says one.
         """
         if not self._guides:
             return OFF
-        if scales := validated_scales(entry.schedule):
-            return nearest(scales, USUAL if self._wanted is None else self._wanted)
-        return self._of_others() if self._wanted is None else self._wanted
+        scales = validated_scales(entry.schedule)
+        if self._wanted is None:
+            return nearest(scales or self._of_others(), USUAL)
+        return nearest(scales, self._wanted)
 
     def overruled(self) -> str | None:
         """In one line, which tiers do not take the scale that is set, and what they take instead; None where all do."""
@@ -47,7 +48,7 @@ class DefaultGuidance:
             f"FLEXI_DEFAULT_GUIDANCE is {self._set:g}, and tiers that were validated elsewhere keep their own scale: {instead}"
         )
 
-    def _of_others(self) -> float:
-        tiers = sorted(self._schedules.tiers(), key=lambda tier: (tier.tier != self._default_tier, -tier.relative_cost))
-        said = (scales for tier in tiers if (scales := validated_scales(tier.schedule)))
-        return nearest(next(said, (USUAL,)), USUAL)
+    def _of_others(self) -> tuple[float, ...]:
+        tiers = self._schedules.tiers()
+        others = [tier for tier in tiers if tier.tier == self._default_tier] or reversed(tiers)
+        return next((scales for tier in others if (scales := validated_scales(tier.schedule))), ())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import json
 import time
 from typing import Any
 
@@ -13,7 +14,9 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
-from served import reference
+from served import made, reference
+
+from registry.schedule import Segment, Validated
 
 PROMPT = "red heart"
 
@@ -124,6 +127,46 @@ def test_bentoml_client(server):
         answer = client.generate(prompt=PROMPT, tier="draft", seed=1)
     assert answer["tier"] == "draft"
     assert opened(answer)[0].size == (64, 64)
+
+
+def test_a_tier_is_served_at_the_scale_that_it_was_validated_at_and_another_scale_is_told(server, client):
+    validated = Validated(sizes=((64, 64),), guidance=(7.5,))
+    schedule = made("ddim", *[Segment()] * 5).model_copy(update={"validated": validated})
+    server.catalog.publish(schedule)
+    server.catalog.promote("validated", schedule.digest)
+    until = time.monotonic() + 60
+    while not (view := [tier for tier in client.get("/v1/tiers").json()["tiers"] if tier["tier"] == "validated"]):
+        assert time.monotonic() < until, "the tier is not in force"
+        time.sleep(0.1)
+    assert (view[0]["default_guidance"], view[0]["validated_guidance"]) == (7.5, [7.5])
+    own = generate(client, tier="validated", seed=7)
+    (image,) = opened(own)
+    assert (image.text["guidance_scale"], own["warnings"]) == ("7.5", [])
+    off, one = (generate(client, tier="validated", seed=7, guidance_scale=scale) for scale in (0, 1))
+    assert off["images"] == one["images"]
+    assert off["macs"] == own["macs"] // 2
+    assert [warning["code"] for warning in off["warnings"]] == ["guidance_not_validated"]
+
+
+def test_what_was_cut_of_a_prompt_is_told_in_the_answer_the_file_the_log_and_a_metric(server, client):
+    """The tokenizer of the bundled model reads 16 tokens. Both routes tell the same, and a stream tells it in every event."""
+    start = "red heart on a white plate beside a small green tree under the big yellow sun"
+    answer = generate(client, tier="draft", prompt=f"{start}, a Purple dog")
+    (warning,) = answer["warnings"]
+    assert warning["code"] == "prompt_cut"
+    assert warning["message"].endswith("yellow sun, a Purple dog")
+    assert opened(answer)[0].text["warnings"] == "prompt_cut"
+    (line,) = server.requests(answer["request_id"])
+    assert line["warnings"] == ["prompt_cut"]
+    assert "Purple" not in str(line)
+    before = metrics(client)['flexi_warnings_total{code="prompt_cut"}']
+    body = {"prompt": f"{start}, a Purple dog", "tier": "draft", "n": 2}
+    assert client.post("/v1/images/generations", json=body).json()["warnings"] == [warning]
+    assert metrics(client)['flexi_warnings_total{code="prompt_cut"}'] == before + 1
+    stream = client.post("/v1/images/generations", json=body | {"stream": True, "partial_images": 1}).text
+    events = [json.loads(data.removeprefix("data: ")) for data in stream.splitlines() if data.startswith("data: ")]
+    assert [event["warnings"] for event in events] == [[warning]] * 4
+    assert events[-1]["request"]["warnings"] == [warning]
 
 
 def test_a_client_that_leaves_frees_its_memory(server, client):

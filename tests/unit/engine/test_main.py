@@ -19,7 +19,7 @@ from engine import loading
 from engine.__main__ import app
 from engine.macs import count_steps
 from engine.model import Model
-from registry.schedule import Schedule, Segment
+from registry.schedule import Schedule, Segment, Validated, teacher
 
 
 def call(*args: str | Path) -> Any:
@@ -225,6 +225,37 @@ def test_an_image_is_the_same_alone_or_as_one_of_several(loaded: Model, tmp_path
         assert max(abs(a - b) for a, b in zip(second.tobytes(), alone.tobytes(), strict=True)) <= 1
 
 
+def test_guidance_of_at_most_one_is_none(loaded: Model, tmp_path: Path) -> None:
+    images = []
+    for guidance in ("0", "0.5", "1"):
+        file = tmp_path / f"{guidance}.png"
+        asked = ("generate", "--prompt", "cat", "--solver", "ddim", "--steps", "2", "--guidance", guidance, "--out", file)
+        result = call(*asked)
+        assert f"{2 * loaded.macs.full.macs / 1e9:.4f} G" in result.stdout, "one UNet row a step"
+        images.append(file.read_bytes())
+    assert images[0] == images[1] == images[2]
+
+
+def test_a_schedule_is_run_at_the_scale_that_it_was_validated_at_and_another_one_is_told(loaded: Model, tmp_path: Path) -> None:
+    validated = Validated(sizes=(loaded.image_size,), guidance=(1.0,))
+    schedule = teacher(loaded.ref, loaded.solver("ddim", 2)).model_copy(update={"validated": validated})
+    file = tmp_path / "schedule.json"
+    file.write_bytes(schedule.document())
+    asked = ("generate", "--prompt", "cat", "--schedule", file, "--out", tmp_path / "x.png")
+    own, other = call(*asked), call(*asked, "--guidance", "3")
+    assert f"{2 * loaded.macs.full.macs / 1e9:.4f} G" in own.stdout
+    assert "guidance" not in own.stderr
+    assert f"{4 * loaded.macs.full.macs / 1e9:.4f} G" in other.stdout
+    assert "guidance: the schedule was validated at 1\n" in other.stderr
+
+
+def test_what_the_model_does_not_read_of_a_prompt_is_told(tmp_path: Path) -> None:
+    texts = ("--prompt", "cat " * 14 + "and a Purple dog", "--negative", "tree " * 15)
+    result = call("generate", *texts, "--steps", "1", "--out", tmp_path / "x.png")
+    assert "prompt: the model reads 16 tokens and ignored the end: and a Purple dog\n" in result.stderr
+    assert "negative: the model reads 16 tokens and ignored the end: tree" in result.stderr
+
+
 def test_generate_refuses_by_name(loaded: Model, tmp_path: Path) -> None:
     def why(*args: str) -> str:
         return refused("generate", "--prompt", "cat", "--out", tmp_path / "x.png", *args)
@@ -238,7 +269,7 @@ def test_generate_refuses_by_name(loaded: Model, tmp_path: Path) -> None:
     assert "no file" in why("--schedule", "fast")
     assert "--solver" in why("--schedule", "x.json", "--solver", "ddim")
     assert "seed" in why("--seed", "-1")
-    for guidance in ("nan", "inf", "0.5", "-1"):
+    for guidance in ("nan", "inf", "-0.5", "-1"):
         assert "guidance" in why("--guidance", guidance)
     (tmp_path / "folder-2.png").mkdir()
     assert "folder-2.png is a folder" in why("--out", str(tmp_path / "folder.png"), "--num-images", "2")

@@ -8,6 +8,7 @@ from ast import literal_eval
 from pathlib import Path
 
 import pytest
+import torch
 import transformers
 from diffusers import StableDiffusionPipeline
 from hypothesis import example, given
@@ -90,7 +91,6 @@ def test_looking_for_the_cut_leaves_the_encoders_tokenizer_as_it_was(model: Mode
     assert None not in before
 
 
-def test_classes_and_models_without_prompts_cut_nothing() -> None:
-    import torch
-
+def test_of_a_class_nothing_is_cut_and_an_unconditional_model_reads_nothing() -> None:
     assert ClassPrompts(10, torch.device("cpu")).cut("7" * 1000) == NoPrompts().cut("") == ""
+    assert NoPrompts().cut("red heart") == "red heart"

@@ -1,5 +1,6 @@
 """Features, ledger and settings of the search."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,11 +8,13 @@ import pytest
 from schedule_strategies import schedule
 from scipy.linalg import sqrtm
 
+from engine.model import Model
 from evaluation import Clip, clip_score, frechet_distance
 from registry.errors import InvalidInput, NotFound
 from registry.schedule import Correction, Schedule
 from search_jobs.config import JobConfig, read_prompts
 from search_jobs.executor import EvaluationTask
+from search_jobs.job import refuse_distilled
 from search_jobs.ledger import Ledger
 from search_jobs.objective import Evaluation, Measurement, Sample
 from search_jobs.prefix_caching import MacsSpent
@@ -108,6 +111,26 @@ def test_a_setting_out_of_its_limits_is_named(field: str, value: float) -> None:
     with pytest.raises(InvalidInput) as caught:
         JobConfig.parse({**PATHS, field: value})
     assert caught.value.param == field
+
+
+@pytest.mark.parametrize(
+    ("steps", "settings", "words"),
+    [
+        (1, {}, "model: emoji64 was distilled to 1 step without guidance: there is nothing to leave out among fewer than 4"),
+        (4, {}, "teacher_steps: emoji64 was distilled to 4 steps without guidance; say 4, got 50"),
+        (8, {"teacher_steps": 8}, "guidance: emoji64 was distilled to 8 steps without guidance; say 1, got 3"),
+    ],
+)
+def test_a_search_imitates_a_distilled_model_as_it_was_taught_or_not_at_all(
+    model: Model, steps: int, settings: dict[str, float], words: str
+) -> None:
+    distilled = replace(model, few_steps=steps)
+    with pytest.raises(InvalidInput) as refused:
+        refuse_distilled(distilled, JobConfig.parse({**PATHS, "tiers": {"best": 0.5}, "budgets": [], **settings}))
+    assert refused.value.message.startswith(words)
+    fitting = JobConfig.parse({**PATHS, "tiers": {"best": 0.5}, "budgets": [], "teacher_steps": 8, "guidance": 1})
+    refuse_distilled(replace(model, few_steps=8), fitting)
+    refuse_distilled(model, JobConfig.parse(PATHS))
 
 
 def test_a_tier_ceiling_out_of_its_limits_is_named() -> None:

@@ -11,6 +11,7 @@ from server_model import small_model
 
 from registry.catalog import Catalog
 from registry.schedule import Schedule, Segment, Validated
+from server.app import teacher_steps
 from server.tiers.active import ActiveSchedules
 from server.tiers.guidance import DefaultGuidance
 from server.tiers.watch import Watch
@@ -48,6 +49,7 @@ def test_a_tier_has_the_scale_that_it_was_validated_at_and_the_teacher_that_of_t
 def test_without_the_default_tier_the_dearest_that_says_one_gives_the_scale(model):
     assert defaults(model, {"draft": (2.0,), "best": (5.0,)})[0]["reference"] == 5.0
     assert defaults(model, {"draft": (2.0,), "best": ()})[0]["reference"] == 2.0
+    assert defaults(model, {"balanced": (), "best": (5.0,)})[0]["reference"] == 3.0, "it is there, and says none"
     assert defaults(model, {"draft": (), "best": ()})[0] == {"draft": 3.0, "best": 3.0, "reference": 3.0}
     assert defaults(model, {})[0] == {"reference": 3.0}
 
@@ -77,6 +79,22 @@ def test_a_distilled_model_is_not_guided_unless_it_was_validated_so_or_somebody_
     assert defaults(distilled, {})[0] == {"reference": 1.0}
     assert defaults(distilled, {"best": (1.5,)})[0] == {"best": 1.5, "reference": 1.0}
     assert defaults(distilled, {}, wanted=2.0)[0] == {"reference": 2.0}
+
+
+def test_the_teacher_that_is_made_up_has_a_distilled_models_steps_and_solver_and_another_wish_is_said(model, caplog):
+    class Settings:
+        teacher_steps = None
+
+    distilled = replace(model, few_steps=4, own_solver="euler")
+    assert (teacher_steps(Settings, model), teacher_steps(Settings, distilled), caplog.messages) == (50, 4, [])
+    for one, solver in ((model, "ddim"), (distilled, "euler")):
+        (reference,) = ActiveSchedules(lambda: None, one, 4).tiers()
+        assert (reference.schedule.solver.name, reference.schedule.computed) == (solver, 4)
+    Settings.teacher_steps = 50
+    assert (teacher_steps(Settings, model), teacher_steps(Settings, distilled)) == (50, 50)
+    assert caplog.messages == [
+        "FLEXI_TEACHER_STEPS is 50, and the model was distilled to 4: `reference` is not the model as it was meant"
+    ]
 
 
 def test_a_model_without_guidance_has_none_whatever_is_set(model):
