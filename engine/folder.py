@@ -138,7 +138,7 @@ class Folder:
     def _find(self, name: str) -> dict[str, Path]:
         path = self.path(name)
         if name in TOKENIZERS.values():
-            return self._tokenizer(name, path)
+            return tokenizer_files(name, path)
         files = {_config(name): path / _config(name)}
         if name == "scheduler":
             return files
@@ -146,13 +146,15 @@ class Folder:
             return files | _table(path)
         return {**files, **self.weights(name).files}
 
-    def _tokenizer(self, name: str, path: Path) -> dict[str, Path]:
-        with readable(path, "model"):
-            names = {entry.name for entry in path.iterdir()}
-        if "tokenizer.json" not in names and not {"vocab.json", "merges.txt"} <= names:
-            message = f"{name} is missing: neither tokenizer.json nor vocab.json with merges.txt is in {path}"
-            raise NotFound(message, param="model")
-        return {file: path / file for file in TOKENIZER_FILES if file in names}
+
+def tokenizer_files(name: str, path: Path) -> dict[str, Path]:
+    """What transformers' CLIPTokenizer reads of the files in a folder. Raises `NotFound` where they make no tokenizer."""
+    with readable(path, "model"):
+        names = {entry.name for entry in path.iterdir()}
+    if "tokenizer.json" not in names and not {"vocab.json", "merges.txt"} <= names:
+        message = f"{name} is missing: neither tokenizer.json nor vocab.json with merges.txt is in {path}"
+        raise NotFound(message, param="model")
+    return {file: path / file for file in TOKENIZER_FILES if file in names}
 
 
 def _config(name: str) -> str:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from engine.components import fitting_unet, refuse_width
@@ -16,12 +16,12 @@ from engine.decoders import Autoencoder, Decoder, Pixels
 from engine.folder import Folder
 from engine.macs import meta_unet
 from engine.model import Model
+from engine.model_name import folder_name, given_name
 from engine.noise import NoiseLevels, noise_levels
 from engine.prompts import ClassPrompts, NoPrompts, Prompts, TextPrompts, TwoTextPrompts
 from engine.stored_file import readable
 from engine.unrolled import UNet, UnrolledUNet
 from engine.weights import read_weights, shown
-from registry.document import Name
 from registry.errors import InvalidInput, Unsupported
 from registry.schedule import ModelRef
 
@@ -47,6 +47,7 @@ def load(
     What it is follows from its components: `text_encoder` (and `text_encoder_2`), `class_embedder` (a table of classes, which
     diffusers has no class for: config.json and one tensor) or a UNet with class labels, else unconditional; `vae` or `vqvae`,
     else pixels. `channels_last` lays the UNet's weights out for tensor cores, `compiled` gives its blocks to torch.compile.
+    Schedules call it `name`; without one, the folder's name makes one (`engine.model_name`).
 
     Raises `NotFound` for what is not there, `Unsupported` naming the component or setting this version cannot run.
     """
@@ -54,7 +55,7 @@ def load(
     if dtype not in DTYPES:
         raise InvalidInput(f"must be one of {sorted(DTYPES)}, got {dtype!r}", param="dtype")
     torch_device, torch_dtype = _device(device), DTYPES[dtype]
-    ref_name = _model_name(name or files.root.resolve().name.lower())
+    given = given_name(name) if name else None
     with readable(files.root, "model"), files.steady():
         config, levels = _planned(files)
         height, width = sides(config["sample_size"])
@@ -63,6 +64,9 @@ def load(
         pixels = (height * decoder.scale, width * decoder.scale)
         prompts = _prompts(files, config, pixels, torch_device, torch_dtype)
         fingerprint = files.fingerprint()
+    ref_name = given or folder_name(files.root, fingerprint)
+    if not given and ref_name != files.root.resolve().name:
+        log.info("the model in %s is called %s: no name was given", files.root, ref_name)
     if channels_last:
         unet = unet.to(memory_format=torch.channels_last)
     network = UnrolledUNet(unet)
@@ -77,7 +81,7 @@ def load(
         device=torch_device,
         dtype=torch_dtype,
         latent_shape=(config["in_channels"], height, width),
-        earlier_fingerprint=files.earlier_fingerprint,
+        earlier_fingerprint=cache(files.earlier_fingerprint),
     )
 
 
@@ -224,11 +228,3 @@ def _device(name: str) -> torch.device:
     except (AssertionError, NotImplementedError, RuntimeError) as error:  # meta computes nothing, others are not in this build
         raise InvalidInput(f"torch cannot compute on {name} here; say cpu or cuda", param="device") from error
     return device
-
-
-def _model_name(name: str) -> str:
-    """Raises `InvalidInput` unless schedules can call a model so."""
-    try:
-        return TypeAdapter(Name).validate_python(name)
-    except ValidationError as error:
-        raise InvalidInput(f"{name!r} cannot name a model; give one of letters, digits, . _ -", param="name") from error

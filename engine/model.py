@@ -44,7 +44,7 @@ class Model:
     notices: tuple[Notice, ...] = ()
     own_solver: SolverName = "ddim"
     few_steps: int | None = None
-    earlier_fingerprint: Callable[[], str] | None = None  # of `engine.folder`
+    earlier_fingerprint: Callable[[], str] | None = None  # as `earlier` says
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -118,7 +118,7 @@ class Model:
         """Whether a schedule with this fingerprint is for this model: by the files that are read, or as counted earlier."""
         return fingerprint == self.ref.fingerprint or fingerprint == self.earlier
 
-    @cached_property
+    @property
     def earlier(self) -> str:
         """The fingerprint that schedules say which were made while unread files counted too. Hashes all files at first."""
         return self.earlier_fingerprint() if self.earlier_fingerprint else self.ref.fingerprint

@@ -12,9 +12,12 @@ from torch.nn import functional
 from typing_extensions import override
 
 from engine.config import reason
-from engine.stored_file import read_object
+from engine.folder import tokenizer_files
+from engine.stored_file import read_object, refuse_unusable
+from engine.weight_files import TRANSFORMERS, choose_weights
+from engine.weights import shown
 from evaluation.features import Extractor, Features
-from registry.errors import NotFound, Unsupported
+from registry.errors import FlexiError, NotFound, Unsupported
 
 BATCH = 64  # images or texts in one call: bounds memory
 
@@ -40,8 +43,11 @@ class Clip(Extractor):
 
         transformers.utils.logging.disable_progress_bar()
         try:
-            model, report = transformers.CLIPModel.from_pretrained(root, dtype=torch.float32, output_loading_info=True)
-            self.tokenizer = transformers.CLIPTokenizer.from_pretrained(root)
+            with shown(_files(root)) as folder:
+                model, report = transformers.CLIPModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+                self.tokenizer = transformers.CLIPTokenizer.from_pretrained(folder)
+        except FlexiError as error:
+            raise type(error)(error.text, param="features") from error
         except Exception as error:  # every file format has its own
             raise Unsupported(f"{root} cannot be read: {reason(error)}", param="features") from error
         if report["missing_keys"]:  # transformers would draw them at random
@@ -76,6 +82,15 @@ class Clip(Extractor):
         return np.concatenate(
             [_array(self.model.get_text_features(input_ids=ids, attention_mask=mask)) for ids, mask in batches]
         )
+
+
+def _files(root: Path) -> dict[str, Path]:
+    """What is read of a CLIP folder: configuration, tokenizer, weights. Raises `NotFound` and `Unsupported`."""
+    weights = choose_weights(root, "CLIP", TRANSFORMERS)
+    files = {"config.json": root / "config.json", **tokenizer_files("the tokenizer of CLIP", root), **weights.files}
+    for file in files.values():
+        refuse_unusable(file, "features")
+    return files
 
 
 def _array(features: object) -> Features:

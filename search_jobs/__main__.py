@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from engine.guidance import MAX_SCALE, OFF, USUAL, meant
+from engine.model_name import given_name
 from registry.commands.command_line import command_line
 from registry.errors import InvalidInput
 from registry.stores.address import DEFAULT_ADDRESS
@@ -23,6 +24,7 @@ out = Console(width=None if sys.stdout.isatty() else 110)
 err = Console(stderr=True)
 
 Run = Annotated[Path, typer.Argument(help="The run folder.")]
+ModelName = Annotated[str | None, typer.Option(help="What schedules call the model [default: made of its folder's name].")]
 Guidance = Annotated[float | None, typer.Option(help="Scale, 0 to 30; 1 or less is off [default: 3, or 1 without prompts].")]
 Registry = Annotated[str, typer.Option(envvar="FLEXI_REGISTRY", help="A folder or s3://bucket/prefix.")]
 
@@ -40,6 +42,7 @@ def run(
     features: Annotated[
         Path | None, typer.Option(help="A CLIP folder, or a file of FID's InceptionV3 weights; default: MODEL/clip.")
     ] = None,
+    name: ModelName = None,
     teacher_steps: Annotated[int, typer.Option(help="Steps of the teacher (DDIM).")] = 50,
     guidance: Guidance = None,
     screen: Annotated[int, typer.Option(help="Images by which most children are discarded.")] = 4,
@@ -69,9 +72,12 @@ def run(
     """Search schedules for a model; write the run folder's report.json and pictures."""
     from search_jobs.config import JobConfig, digest_of
 
+    if name is not None:
+        given_name(name)
     looks = features or model / "clip"
     config = {
-        "model": str(model), "prompts": str(prompts or ""), "features": str(looks), "features_digest": digest_of(looks),
+        "model": str(model), "name": name, "prompts": str(prompts or ""),
+        "features": str(looks), "features_digest": digest_of(looks),
         "teacher_steps": teacher_steps, "guidance": _scale(guidance, prompts),
         "screen": screen, "images": images, "select": select, "finals": finals, "heldout": heldout,
         "generations": generations, "population": population, "seed": seed, "batch": batch, "share_mib": share_mib,
@@ -164,6 +170,7 @@ def evaluate(
         Path | None, typer.Option(help="A CLIP folder, or a file of FID's InceptionV3 weights; default: MODEL/clip.")
     ] = None,
     real: Annotated[Path | None, typer.Option(help="A folder of real images: adds the Fréchet distance to them.")] = None,
+    name: ModelName = None,
     all_prompts: Annotated[bool, typer.Option("--all-prompts", help="Of a file that no search saw: not half of it.")] = False,
     images: Annotated[int, typer.Option(min=2, max=100_000)] = 32,
     teacher_steps: Annotated[
@@ -193,7 +200,7 @@ def evaluate(
     asked, document = _scale(guidance, prompts), Schedule.parse(schedule.read_bytes())
     texts = read_prompts(prompts) if prompts else ["", ""]
     sample = fresh(texts if all_prompts else halves(texts)[1], images, seed)
-    loaded, looks = load(model, device, dtype), extractor(features or model / "clip", device)
+    loaded, looks = load(model, device, dtype, name), extractor(features or model / "clip", device)
     if cut := cut_prompts(loaded.prompts, texts):
         err.print(f"{cut} of {len(texts)} prompts are longer than the {loaded.prompts.tokens} tokens that the model reads")
     pictures = gaussian(real_features(real, looks, loaded.image_size)) if real else None

@@ -125,7 +125,7 @@ def _named(folder: Path, twins: Sequence[Path]) -> dict[str, Path]:
 def _chosen(folder: Path, job: Job, budgets: Sequence[float]) -> dict[float, Schedule]:
     """A run's schedule for each budget: of those it chose that cost no more, the best one in the finals."""
     report = read(folder).report
-    if report["model"] != job.evaluator.model.ref.model_dump(mode="json"):
+    if not job.evaluator.model.is_called(report["model"]["fingerprint"]):
         raise InvalidInput(f"{folder} is a search of another model", param="twin")
     if report["config"]["prompts_digest"] != job.config.prompts_digest:
         message = f"{folder} is a search on other prompts, which may be held out here; search again on those of {job.folder}"

@@ -26,6 +26,9 @@ class JobConfig(Document):
     """
 
     model: str
+    name: Name | None = Field(
+        default=None, description="what schedules call the model; without it, its folder's name makes one"
+    )
     prompts: str = Field(default="", description="a text file, one prompt a line; empty for an unconditional model")
     prompts_digest: str = Field(default="", description="SHA-256 of the prompts file: another text is another job")
     device: str = "cpu"

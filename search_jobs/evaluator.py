@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,10 +13,12 @@ from engine.loading import load
 from engine.model import Model
 from engine.prompts import Prompts
 from evaluation import Extractor, extractor
-from registry.schedule import Schedule
+from registry.schedule import ModelRef, Schedule
 from search_jobs.config import JobConfig
 from search_jobs.objective import Evaluation, Objective
 from search_jobs.stages import RUNGS, Stage, stages
+
+LEDGER = "ledger.jsonl"
 
 
 def cut_prompts(read: Prompts, prompts: Iterable[str]) -> int:
@@ -43,8 +47,10 @@ class Evaluator:
 
     @classmethod
     def open(cls, config: JobConfig, folder: Path) -> Evaluator:
-        """Load what the configuration names."""
-        model = load(config.model, config.device, config.dtype)
+        """Load what the configuration names. A search that goes on calls the model as its first measurements do."""
+        model = load(config.model, config.device, config.dtype, config.name)
+        if (ref := _measured(folder)) and model.is_called(ref.fingerprint):
+            model = replace(model, ref=ref)
         by_name = stages(config, config.read_prompts())
         return cls(config, folder, model, extractor(config.features, config.device), by_name)
 
@@ -80,3 +86,10 @@ class Evaluator:
     def evaluate(self, task: EvaluationTask) -> Evaluation:
         """Generate the images of the task's stage with its schedule, and measure them."""
         return self.objective(task.stage).evaluate(task.schedule, task.fitting)
+
+
+def _measured(folder: Path) -> ModelRef | None:
+    """What the first measurement of a run folder calls the model, which an earlier version may have called otherwise."""
+    with suppress(OSError, ValueError, KeyError, TypeError), (folder / LEDGER).open() as lines:  # who reads it all says so
+        return ModelRef.model_validate(json.loads(lines.readline())["schedule"]["model"])
+    return None

@@ -20,7 +20,7 @@ from registry.schedule import Schedule
 from search_jobs.baselines import Baseline, Baselines
 from search_jobs.config import FEWEST_STEPS, JobConfig
 from search_jobs.dask_executor import DaskExecutor
-from search_jobs.evaluator import EvaluationTask, Evaluator
+from search_jobs.evaluator import LEDGER, EvaluationTask, Evaluator
 from search_jobs.executor import Executor, LocalExecutor
 from search_jobs.ledger import Ledger
 from search_jobs.lock import lock
@@ -68,7 +68,7 @@ class Job:
         )
         write_json(folder / CONFIG, config.model_dump(mode="json"))  # now that every input was found good
         self.baselines = Baselines(model.ref, model.solver, model.network.branches, lambda schedule: self.cost(schedule))
-        self.ledger = Ledger(folder / "ledger.jsonl")
+        self.ledger = Ledger(folder / LEDGER)
         self.upcast = False  # whether it was said that the decoder is
         self.fitted: dict[Genome, Schedule] = {}  # with the corrections of the highest rung that fits them
 

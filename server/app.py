@@ -7,8 +7,8 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property
 
 import torch
 
@@ -21,6 +21,7 @@ from registry.errors import FlexiError
 from registry.experiments.catalog import ExperimentCatalog
 from registry.signing import TrustedKeys
 from registry.stores.address import open_store
+from registry.stores.base import ObjectStore
 from registry.tiers import REFERENCE
 from server.access.quota import Quotas
 from server.api import RequestWarning
@@ -36,6 +37,7 @@ from server.requests.plan import Planner
 from server.requests.shadow import ShadowTeacher
 from server.tiers.active import ActiveSchedules
 from server.tiers.last_good import LastGood, name_of
+from server.tiers.model_names import ModelNames
 from server.tiers.warnings import in_one_line, tier_warnings
 from server.tiers.watch import Watch
 
@@ -90,10 +92,17 @@ async def open_app(settings: Settings, waits: Callable[[str], None]) -> App:
     `waits` is told what is waited for, as a clause. Raises whatever makes this impossible: see `why`.
     """
     waits("the model is loading")
+    open_once = cache(lambda: open_store(settings.registry))  # an error is not kept
     model = await asyncio.to_thread(_load, settings)
-    registry = _Registry(settings, model)
+    trusted = TrustedKeys.read(settings.trusted_keys) if settings.trusted_keys else None
+    names = ModelNames(model, open_once, (settings.state, settings.registry), trusted)
+    while (name := settings.model_name or await asyncio.to_thread(names.find)) is None:
+        waits(names.fault or "the registry is read")
+        await asyncio.sleep(settings.watch_seconds)
+    model = replace(model, ref=model.ref.model_copy(update={"name": name}))
+    registry = _Registry(settings, name, open_once, trusted)
     schedules = ActiveSchedules(lambda: registry.catalog, model, teacher_steps(settings, model))
-    watch = Watch(schedules, lambda: registry.catalog, registry.last_good, settings.default_tier)
+    watch = Watch(schedules, lambda: registry.catalog, registry.last_good, settings.default_tier, names.elsewhere)
 
     def has_tiers() -> bool:
         """Without an answer of the registry, or a kept one, a server is of no use to anybody."""
@@ -130,16 +139,17 @@ def why(error: Exception) -> str:
 class _Registry:
     """One model's part of the registry, once the store could be opened: it may be down when the server starts."""
 
-    def __init__(self, settings: Settings, model: Model) -> None:
-        self.model = model.ref.name
-        self.trusted = TrustedKeys.read(settings.trusted_keys) if settings.trusted_keys else None
-        self.last_good = LastGood(settings.state, settings.registry, self.model, self.trusted)
-        self._address = settings.registry
+    def __init__(
+        self, settings: Settings, model: str, open_once: Callable[[], ObjectStore], trusted: TrustedKeys | None
+    ) -> None:
+        self.model = model
+        self.last_good = LastGood(settings.state, settings.registry, model, trusted)
+        self._open, self._trusted = open_once, trusted
 
     @cached_property
     def catalog(self) -> Catalog:
         """Raises what is wrong with the store; an error is not kept."""
-        return Catalog(open_store(self._address), self.model, trusted=self.trusted)
+        return Catalog(self._open(), self.model, trusted=self._trusted)
 
     @cached_property
     def experiments(self) -> ExperimentCatalog:
@@ -150,9 +160,8 @@ class _Registry:
 def _load(settings: Settings) -> Model:
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    model = load(
-        settings.model, settings.device, settings.dtype, channels_last=settings.channels_last, compiled=settings.compile
-    )
+    layout = {"channels_last": settings.channels_last, "compiled": settings.compile}
+    model = load(settings.model, settings.device, settings.dtype, settings.model_name, **layout)
     fields = {"model": model.ref.name, "fingerprint": model.ref.fingerprint, "device": str(model.device)}
     log.info("loaded", extra={"fields": fields | {"commit": settings.commit}})
     return model

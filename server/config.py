@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from engine.guidance import MAX_SCALE
-from registry.document import Name, misfit
+from registry.document import NAME_RULE, Name, is_name, misfit
 from registry.errors import InvalidInput
 from registry.signing import TrustedKeys
 from registry.stores.address import DEFAULT_ADDRESS
@@ -26,6 +26,10 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", protected_namespaces=())
 
     model: Annotated[Path, Field(description="Folder of the diffusers pipeline to serve.")] = Path("models/emoji64")
+    model_name: Annotated[
+        Name | None,
+        Field(description="What the registry calls the model; without it, the name whose tiers have its fingerprint is found."),
+    ] = None
     registry: Annotated[str, Field(min_length=1, description="A folder, or s3://bucket/prefix.")] = DEFAULT_ADDRESS
     s3_endpoint: Annotated[
         str | None, Field(description="URL of an S3 store that is not AWS; registry.stores.s3 reads it too.")
@@ -110,6 +114,13 @@ class Settings(BaseSettings):
         if path and not path.exists():
             raise ValueError(f"{path} is not there; name a CLIP folder, or a file of FID's InceptionV3 weights")
         return path
+
+    @field_validator("model_name", mode="before")
+    @classmethod
+    def _is_a_name(cls, name: str | None) -> str | None:
+        if name and not is_name(name):
+            raise ValueError(f"give {NAME_RULE}")
+        return name or None
 
     @field_validator("trusted_keys")
     @classmethod

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -11,7 +12,7 @@ from typing import Literal
 from pydantic import AwareDatetime
 
 from registry.document import Name
-from registry.errors import NotFound, StoreUnavailable, Tampered
+from registry.errors import FlexiError, NotFound, StoreUnavailable, Tampered
 from registry.files import replace_file
 from registry.records import Digest, Number, Record
 from registry.schedule import Schedule
@@ -56,6 +57,21 @@ class KeptSet(Record):
 def name_of(registry: str, model: str) -> str:
     """What is kept on disk for a model in a registry is kept under this name: it must not come into another registry."""
     return f"{model}-{hashlib.sha256(registry.encode()).hexdigest()[:12]}"
+
+
+def kept_models(folder: Path, registry: str, is_called: Callable[[str], bool]) -> list[str]:
+    """The names under which a set was kept for this registry, the newest first, that has tiers of weights which are called so.
+
+    What is damaged is left out: who reads the set says so.
+    """
+    found = []
+    for path in folder.glob(f"{name_of(registry, '*')}.json"):
+        with suppress(OSError, FlexiError):
+            kept = KeptSet.read(str(path), path.read_bytes())
+            fingerprints = {Schedule.parse(tier.schedule).model.fingerprint for tier in kept.tiers}
+            if kept.registry == registry and any(map(is_called, fingerprints)):
+                found.append(kept)
+    return [kept.model for kept in sorted(found, key=lambda kept: kept.time, reverse=True)]
 
 
 class LastGood:

@@ -75,9 +75,7 @@ class Watch:
             return False
         self.fault = None
         self._faults.mended(REGISTRY)
-        known = self._started and refused == self._schedules.refused  # asking reads the whole registry
-        elsewhere = () if tiers else self._schedules.elsewhere if known else self._names_elsewhere()
-        self._put(tiers, refused, elsewhere)
+        self._put(tiers, refused, () if tiers else self._names_elsewhere())
         self._etags = etags
         metrics.registry_last_success_timestamp_seconds.set(time.time())
         self._keep(tiers)

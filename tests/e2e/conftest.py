@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
-from served import PATIENCE, SETTINGS, publish
+from served import MODEL, PATIENCE, SETTINGS, publish
 
 from examples.launch import serving
 from registry.catalog import Catalog
@@ -44,11 +45,16 @@ class Server:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The server; tests may add tiers of their own, but none may move the four of `served.tiers`."""
+    """The server; tests may add tiers of their own, but none may move the four of `served.tiers`.
+
+    Its model lies where a container would mount it, under a name that no schedule says, beside a file that nobody reads.
+    """
     folder = tmp_path_factory.mktemp("server")
     store, log = open_store(str(folder / "registry")), folder / "server.log"
     schedules = publish(store)
-    own = {"FLEXI_REGISTRY": str(folder / "registry"), "FLEXI_STATE": str(folder / "state")}
+    model = shutil.copytree(MODEL, folder / "Model (mounted)", ignore=shutil.ignore_patterns(".fingerprint.json*"))
+    (model / "unet" / ".DS_Store").write_bytes(b"\0")
+    own = {"FLEXI_REGISTRY": str(folder / "registry"), "FLEXI_STATE": str(folder / "state"), "FLEXI_MODEL": str(model)}
     own["BENTOML_HOME"] = str(folder / "bentoml")  # which the start of another server clears of our metrics
     with serving(SETTINGS | own, log, patience=PATIENCE) as address:
         yield Server(address, Catalog(store, "emoji64"), schedules, log)

@@ -199,3 +199,9 @@ def test_a_promoted_tier_takes_effect(server, client):
 def metrics(client: httpx.Client) -> dict[str, float]:
     lines = client.get("/metrics").text.splitlines()
     return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if line.startswith("flexi_")}
+
+
+def test_tiers_of_the_same_weights_are_served_whatever_the_folder_is_called(client, server):
+    assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["emoji64"]
+    assert server.schedules.keys() <= {tier["tier"] for tier in client.get("/v1/tiers").json()["tiers"]}
+    assert "the registry calls this model emoji64, its folder model-mounted" in server.log.read_text()

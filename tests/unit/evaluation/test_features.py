@@ -83,6 +83,20 @@ def test_weights_that_are_not_all_there_are_refused_not_drawn_at_random(tmp_path
     assert isinstance(refused(tmp_path / "clip"), Unsupported)
 
 
+def test_a_folder_that_holds_only_a_variant_is_read(tmp_path: Path, clip: Extractor) -> None:
+    folder = shutil.copytree(CLIP, tmp_path / "clip")
+    (folder / "model.safetensors").rename(folder / "model.fp16.safetensors")
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert np.array_equal(extractor(str(folder)).images(images), clip.images(images))
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json", "config.json", "preprocessor_config.json"])
+def test_a_pointer_instead_of_a_file_is_said(tmp_path: Path, file: str) -> None:
+    folder = shutil.copytree(CLIP, tmp_path / "clip")
+    (folder / file).write_text("version https://git-lfs.github.com/spec/v1\n")
+    assert refused(folder).text == f"{folder / file} is a pointer of git-lfs, not the file itself: run git lfs pull"
+
+
 # CLIP
 
 

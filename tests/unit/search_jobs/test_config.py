@@ -99,3 +99,10 @@ def test_prompts_and_features_that_changed_since_the_search_are_refused(tmp_path
 
 def test_what_is_not_there_has_no_digest(tmp_path: Path) -> None:
     assert digest_of(tmp_path / "nothing") == digest_of(tmp_path) == ""
+
+
+def test_a_configuration_of_before_models_had_names_is_the_same_job(tmp_path: Path) -> None:
+    now = JobConfig.parse(PATHS)
+    before = now.model_dump(mode="json")
+    assert before.pop("name") is None
+    assert JobConfig.model_validate(before) == now

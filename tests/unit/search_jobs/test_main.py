@@ -82,6 +82,18 @@ def test_run_refuses_what_no_schedule_reaches_before_it_begins(tmp_path: Path) -
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("command", ["run", "evaluate"])
+def test_a_name_that_is_none_is_refused_with_the_limit_before_it_begins(
+    schedule: Path, tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.loading.fitting_unet", None)
+    first = ["--out", tmp_path / "run"] if command == "run" else [schedule]
+    result = call(command, *first, "--model", MODEL, "--prompts", PROMPTS, "--name", "My model")
+    assert result.exit_code == 1
+    assert "name: 'My model' cannot name a model; give 1 to 64 of a-z, 0-9, '.', '_' and '-'" in said(result)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(("flags", "held_out"), [([], ["noise", "prompts"]), (["--all-prompts"], ["noise"])])
 def test_evaluate_measures_on_what_searches_hold_out_and_says_what(
     model: Model, schedule: Path, tmp_path: Path, flags: list[str], held_out: list[str]
