@@ -15,6 +15,7 @@ import typer
 from engine.config import attends, complete, context_width, is_whole, refuse_unknown, sides
 from engine.folder import Folder
 from engine.guidance import OFF, meant, nearest, validated_scales
+from engine.pipelines import pipeline_of
 from engine.stored_file import read_object, readable
 from registry.commands.command_line import command_line
 from registry.errors import FlexiError, InvalidInput, NotFound, Unsupported
@@ -86,8 +87,8 @@ def generate(
 
     loaded = loading.load(model, device, dtype, name, channels_last=channels_last, compiled=compiled)
     if schedule == "teacher":
-        solver = solver or (loaded.own_solver if loaded.few_steps else "dpmsolver++")
-        document = _teacher(loaded, solver, steps if steps is not None else loaded.few_steps or 50)
+        own = loaded.teacher_solver if loaded.few_steps else "dpmsolver++"
+        document = _teacher(loaded, solver or own, (loaded.few_steps or 50) if steps is None else steps)
     else:
         document = _read_schedule(Path(schedule))
     program, all_full = loaded.compile(document), loaded.compile(teacher(loaded.ref, document.solver))
@@ -145,6 +146,8 @@ def macs(
         config = _unet_config(path)
         refuse_unknown(config)
         config = complete(config)
+        if (path / "model_index.json").is_file():
+            config = pipeline_of(Folder(path)).mended(config)
         shape = (int(config["in_channels"]), *_latent_size(config, size))
         length = _tokens(path, config, tokens)
 

@@ -60,6 +60,8 @@ def _refuse_channels(files: Folder, config: dict[str, Any]) -> None:
             raise Unsupported("vae is missing, and the UNet's channels are no image's", param="model")
         return
     decoder = {**defaults(str(files.component(component))), **files.config(component)}
+    if decoder.get("out_channels") not in (1, 3):
+        raise Unsupported(f"{decoder.get('out_channels')!r} in the {component} config is no image's", param="out_channels")
     latent = decoder.get("vq_embed_dim") or decoder["latent_channels"]
     if channels != latent:
         message = f"is {channels} in the unet config, but latents of {component} have {latent} channels"
@@ -97,7 +99,8 @@ def _encoder(files: Folder, name: str) -> Any:
     """A text encoder's configuration, defaults included."""
     from transformers import CLIPTextConfig
 
-    files.config(name)  # says more plainly what is missing or no JSON
+    if files.config(name).get("use_attention_mask"):  # says more plainly than transformers what is missing or no JSON
+        raise Unsupported(f"is true in the {name} config: attention masks are not supported", param="use_attention_mask")
     try:
         return CLIPTextConfig.from_pretrained(files.path(name))
     except Exception as error:  # transformers' own kinds for values of a wrong type

@@ -62,7 +62,8 @@ def refuse_unknown(config: Mapping[str, Any]) -> None:
                 raise Unsupported(f"{field} {name} is not supported; known: {sorted(known)}", param="unet")
     for field, values in SETTINGS.items():
         if field in config and config[field] not in values:
-            raise Unsupported(f"{config[field]!r} in the unet config is not supported", param=field)
+            why = ": a latent consistency model; load the one it was distilled from" if field == "time_cond_proj_dim" else ""
+            raise Unsupported(f"{config[field]!r} in the unet config is not supported{why}", param=field)
     for field, kinds in NUMBERS.items():
         if field in config and not _fits(config[field], kinds):
             wanted = " or ".join(KINDS[kind] for kind in kinds)

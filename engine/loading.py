@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -13,17 +14,21 @@ from torch import Tensor
 from engine.components import fitting_unet, refuse_width
 from engine.config import defaults, reason, sides
 from engine.decoders import Autoencoder, Decoder, Pixels
+from engine.few_steps import FewSteps, few_steps
 from engine.folder import Folder
 from engine.macs import meta_unet
 from engine.model import Model
 from engine.model_name import folder_name, given_name
-from engine.noise import NoiseLevels, noise_levels
+from engine.noise import NoiseLevels
+from engine.notice import Notice
+from engine.pipelines import Pipeline, notices, pipeline_of, refuse_foreign
 from engine.prompts import ClassPrompts, NoPrompts, Prompts, TextPrompts, TwoTextPrompts
+from engine.schedulers import nearest_solver, noise_levels
 from engine.stored_file import readable
 from engine.unrolled import UNet, UnrolledUNet
 from engine.weights import read_weights, shown
 from registry.errors import InvalidInput, Unsupported
-from registry.schedule import ModelRef
+from registry.schedule import ModelRef, SolverName
 
 log = logging.getLogger(__name__)
 
@@ -57,16 +62,18 @@ def load(
     torch_device, torch_dtype = _device(device), DTYPES[dtype]
     given = given_name(name) if name else None
     with readable(files.root, "model"), files.steady():
-        config, levels = _planned(files)
-        height, width = sides(config["sample_size"])
+        plan = _planned(files, given)
+        height, width = sides(plan.unet["sample_size"])
         unet = _unet(files, torch_dtype).to(torch_device)
-        decoder = _decoder(files, torch_device, torch_dtype)
+        decoder = _decoder(files, plan.pipeline, torch_device, torch_dtype)
         pixels = (height * decoder.scale, width * decoder.scale)
-        prompts = _prompts(files, config, pixels, torch_device, torch_dtype)
+        prompts = _prompts(files, plan.unet, pixels, torch_device, torch_dtype)
         fingerprint = files.fingerprint()
     ref_name = given or folder_name(files.root, fingerprint)
     if not given and ref_name != files.root.resolve().name:
         log.info("the model in %s is called %s: no name was given", files.root, ref_name)
+    for notice in plan.notices:
+        log.warning("%s", notice.message)
     if channels_last:
         unet = unet.to(memory_format=torch.channels_last)
     network = UnrolledUNet(unet)
@@ -75,12 +82,15 @@ def load(
     return Model(
         ref=ModelRef(name=ref_name, family=FAMILIES[type(unet).__name__], fingerprint=fingerprint),
         network=network,
-        levels=levels,
+        levels=plan.levels,
         prompts=prompts,
         decoder=decoder,
         device=torch_device,
         dtype=torch_dtype,
-        latent_shape=(config["in_channels"], height, width),
+        latent_shape=(plan.unet["in_channels"], height, width),
+        notices=plan.notices,
+        own_solver=plan.own_solver,
+        few_steps=plan.few_steps,
         earlier_fingerprint=cache(files.earlier_fingerprint),
     )
 
@@ -92,15 +102,45 @@ def check(folder: str | Path) -> None:
         _planned(files)
 
 
-def _planned(files: Folder) -> tuple[dict[str, Any], NoiseLevels]:
-    """The UNet's complete configuration and the noise levels, of components that fit each other and whose files are there."""
-    config = fitting_unet(files)
-    meta_unet(config)  # says what is wrong with a configuration before any weights are read
-    sides(config["sample_size"])
-    scheduler = files.config("scheduler", "scheduler_config.json")
-    levels = noise_levels({"_class_name": files.component("scheduler"), **scheduler})
+@dataclass(frozen=True)
+class _Plan:
+    """What a folder's configurations come to, before any weights are read. `unet`: the UNet's complete configuration."""
+
+    pipeline: Pipeline
+    unet: dict[str, Any]
+    levels: NoiseLevels
+    own_solver: SolverName
+    few_steps: int | None
+    notices: tuple[Notice, ...]
+
+
+def _planned(files: Folder, name: str | None = None) -> _Plan:
+    """Of components that fit each other and whose files are there. `name`: the model's, where one was given."""
+    refuse_foreign(files)
+    pipeline = pipeline_of(files)
+    unet = pipeline.mended(fitting_unet(files))
+    meta_unet(unet)  # says what is wrong with a configuration before any weights are read
+    sides(unet["sample_size"])
+    levels = _levels(files, pipeline)
+    own_solver = nearest_solver(files.component("scheduler"))
+    distilled = _few_steps(files, name or folder_name(files.root, ""), levels, own_solver)
     files.check()
-    return config, levels
+    said = (*notices(files), *filter(None, [distilled.notice]))
+    return _Plan(pipeline, unet, levels, own_solver, distilled.steps, said)
+
+
+def _levels(files: Folder, pipeline: Pipeline) -> NoiseLevels:
+    scheduler = files.config("scheduler", "scheduler_config.json")
+    pixels = not (files.component("vae") or files.component("vqvae"))
+    return noise_levels(scheduler, files.component("scheduler"), pipeline.scheduler, pixels)
+
+
+def _few_steps(files: Folder, name: str, levels: NoiseLevels, solver: SolverName) -> FewSteps:
+    """Whether it is a distilled model, which only text-to-image models are."""
+    if not files.component("text_encoder"):
+        return FewSteps(None)
+    spacing, zero_snr = levels.walks[solver].spacing, bool(levels.alphas_cumprod[-1] == 0)
+    return few_steps(files, name, files.component("scheduler"), spacing, zero_snr)
 
 
 def _unet(files: Folder, dtype: torch.dtype) -> UNet:
@@ -111,7 +151,7 @@ def _unet(files: Folder, dtype: torch.dtype) -> UNet:
     return unet.eval().requires_grad_(False)
 
 
-def _decoder(files: Folder, device: torch.device, dtype: torch.dtype) -> Decoder:
+def _decoder(files: Folder, pipeline: Pipeline, device: torch.device, dtype: torch.dtype) -> Decoder:
     """The autoencoder's decoder, or none for a model that denoises pixels."""
     import diffusers
 
@@ -131,6 +171,7 @@ def _decoder(files: Folder, device: torch.device, dtype: torch.dtype) -> Decoder
     if dtype != torch.float32 and not all(weight.isfinite().all() for weight in vae.state_dict().values()):
         vae, overflowed = read(torch.float32), True
         log.warning("%s has weights that %s cannot hold: it runs in float32", component, str(dtype).removeprefix("torch."))
+    vae.register_to_config(**dict.fromkeys(pipeline.decoder))
     return Autoencoder(vae.to(device).eval().requires_grad_(False), overflowed)
 
 

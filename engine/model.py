@@ -30,7 +30,7 @@ class Model:
 
     notices: what its folder asks for and nobody here does. own_solver: the solver nearest to the scheduler of its folder.
     few_steps: of a distilled model (Turbo, Lightning, Hyper), the number of steps that it was taught to take; its images are
-    those of `solver(own_solver, few_steps)` at guidance 1, and other solvers, many steps or guidance spoil them.
+    those of `solver(teacher_solver, few_steps)` at guidance 1, and many steps or guidance spoil them.
     """
 
     ref: ModelRef
@@ -89,15 +89,22 @@ class Model:
         """
         return to_images(self.decoder, latents)
 
+    @property
+    def teacher_solver(self) -> SolverName:
+        """Whose all-full images are the model's own: DDIM, but a distilled model was taught the steps of its own scheduler."""
+        return self.own_solver if self.few_steps else "ddim"
+
     def _decode_now(self, latents: Tensor) -> Tensor:
         images = self.decode_later(latents)
         self.network.fence().wait()
         return images
 
     def solver(self, name: SolverName, teacher_steps: int) -> Solver:
-        """A solver on this model's own timestep spacing and noise levels."""
-        karras = self.levels.karras and name != "ddim"  # for which diffusers has none
-        return Solver(name=name, teacher_steps=teacher_steps, spacing=self.levels.spacing, karras=karras)
+        """A solver on this model's own timestep spacing and noise levels.
+
+        Raises `Unsupported` naming a setting of the folder's scheduler that this solver would read and cannot follow.
+        """
+        return self.levels.solver(name, teacher_steps)
 
     def compile(self, schedule: Schedule) -> Program:
         """The program of a schedule made for this model. Raises `InvalidInput` naming what does not fit."""
@@ -112,7 +119,7 @@ class Model:
 
     def teacher(self, steps: int) -> Schedule:
         """The unaccelerated model: DDIM of so many steps, of a distilled model the solver that it was made for."""
-        return teacher(self.ref, self.solver(self.own_solver if self.few_steps else "ddim", steps))
+        return teacher(self.ref, self.solver(self.teacher_solver, steps))
 
     def is_called(self, fingerprint: str) -> bool:
         """Whether a schedule with this fingerprint is for this model: by the files that are read, or as counted earlier."""

@@ -27,10 +27,15 @@ class Baselines:
     """The schedules that a user could set by hand for one model: uniform ones, on the solver's own timesteps."""
 
     def __init__(
-        self, model: ModelRef, solver: Callable[[SolverName, int], Solver], branches: int, cost_of: Callable[[Schedule], float]
+        self,
+        model: ModelRef,
+        solver: Callable[[SolverName, int], Solver],
+        branches: int,
+        cost_of: Callable[[Schedule], float],
+        solvers: Sequence[SolverName] = SOLVERS,
     ) -> None:
         """`solver` makes a solver of so many steps, `cost_of` says what a schedule costs relative to the teacher."""
-        self.model, self.solver, self.branches, self.cost_of = model, solver, branches, cost_of
+        self.model, self.solver, self.branches, self.cost_of, self.solvers = model, solver, branches, cost_of, solvers
 
     def uniform(self, solver: SolverName, full: int, every: int, branch: int) -> Schedule:
         """`full` · `every` steps of a solver, one in `every` full and the others partial: uniform DeepCache on fewer steps."""
@@ -39,7 +44,7 @@ class Baselines:
 
     def strongest(self, budget: float, teacher_steps: int, every: Sequence[int] = (2, 3)) -> Iterator[Baseline]:
         """The dearest schedules that the budget affords: one per kind, branch and interval of `every` between full steps."""
-        for solver in SOLVERS:
+        for solver in self.solvers:
             for schedule in self._dearest(budget, lambda full, s=solver: self.uniform(s, full, 1, 1), teacher_steps):  # type: ignore[misc]
                 steps = schedule.solver.teacher_steps
                 yield Baseline(f"fewer-step {solver}", f"{steps} steps {solver}", schedule)

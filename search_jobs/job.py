@@ -17,7 +17,7 @@ from registry.document import first_fault
 from registry.errors import InvalidInput
 from registry.files import replace_file
 from registry.schedule import Schedule
-from search_jobs.baselines import Baseline, Baselines
+from search_jobs.baselines import SOLVERS, Baseline, Baselines
 from search_jobs.config import FEWEST_STEPS, JobConfig
 from search_jobs.dask_executor import DaskExecutor
 from search_jobs.evaluator import LEDGER, EvaluationTask, Evaluator
@@ -56,18 +56,22 @@ class Job:
         self.evaluator = Evaluator.open(config, folder)
         refuse_distilled(self.evaluator.model, config)
         model, high = self.evaluator.model, min(config.max_segments, config.teacher_steps)
+        solvers = tuple(solver for solver in SOLVERS if model.levels.walks[solver].refusal is None)
         self.space = Space(
             model=model.ref,
             levels=model.levels,
             branches=model.network.branches,
             teacher_steps=config.teacher_steps,
+            solvers=solvers,
             segments=(min(2, high), high),
             max_partial=config.max_partial,
             retime=config.retime,
             offsets=config.offsets,
         )
         write_json(folder / CONFIG, config.model_dump(mode="json"))  # now that every input was found good
-        self.baselines = Baselines(model.ref, model.solver, model.network.branches, lambda schedule: self.cost(schedule))
+        self.baselines = Baselines(
+            model.ref, model.solver, model.network.branches, lambda schedule: self.cost(schedule), solvers
+        )
         self.ledger = Ledger(folder / LEDGER)
         self.upcast = False  # whether it was said that the decoder is
         self.fitted: dict[Genome, Schedule] = {}  # with the corrections of the highest rung that fits them

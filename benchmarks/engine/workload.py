@@ -15,8 +15,9 @@ from torch import Tensor
 from engine import loading
 from engine.condition import Condition
 from engine.macs import StepMacs, count_steps, example
-from engine.noise import NoiseLevels, noise_levels
+from engine.noise import NoiseLevels
 from engine.program import Program, compile_program
+from engine.schedulers import noise_levels
 from engine.slots import Shape, Slots
 from engine.unrolled import UnrolledUNet
 from registry.schedule import ModelRef, Schedule, Segment, Solver, teacher
@@ -91,7 +92,7 @@ class Workload:
 
     @property
     def _solver(self) -> Solver:
-        return Solver(name="ddim", teacher_steps=STEPS, spacing=self.levels.spacing)
+        return self.levels.solver("ddim", STEPS)
 
 
 def of_folder(folder: Path) -> Workload:

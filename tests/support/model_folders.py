@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +141,7 @@ def labels(folder: Path) -> Path:
 
 def emoji(folder: Path, vae: ModelMixin | None = None) -> Path:
     """A copy of the bundled model, to spoil; with this autoencoder instead of its own."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(EMOJI / "model_index.json", folder)
     for part in ("scheduler", "text_encoder", "tokenizer", "unet", "vae"):
         shutil.copytree(EMOJI / part, folder / part)
@@ -199,3 +199,9 @@ def _vq() -> VQModel:
         sample_size=16,
         scaling_factor=0.5,
     )
+
+
+def change(file: Path, drop: Sequence[str] = (), **values: Any) -> None:
+    """Say other values in a JSON object, and leave some out."""
+    said = {**json.loads(file.read_text()), **values}
+    file.write_text(json.dumps({name: value for name, value in said.items() if name not in drop}))

@@ -10,8 +10,8 @@ from torch import Tensor
 from engine.condition import Condition
 from engine.decoders import Pixels
 from engine.model import Model
-from engine.noise import noise_levels
 from engine.prompts import Prompts
+from engine.schedulers import noise_levels
 from engine.unrolled import UnrolledUNet
 from registry.schedule import ModelRef
 

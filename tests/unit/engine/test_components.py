@@ -188,7 +188,7 @@ def test_a_scheduler_of_another_kind_is_refused_by_name(folder: Path, name: str 
 def test_a_scheduler_configuration_without_a_class_has_the_index_s(folder: Path) -> None:
     (folder / "scheduler" / "scheduler_config.json").write_text("{}")
     change(folder / "model_index.json", scheduler=["diffusers", "EulerDiscreteScheduler"])
-    assert load(folder).levels.spacing == "linspace"
+    assert load(folder).levels.walks["euler"].spacing == "linspace"
 
 
 def test_a_deeply_nested_configuration_is_refused(folder: Path) -> None:

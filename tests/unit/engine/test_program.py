@@ -12,21 +12,20 @@ from fractions import Fraction
 from functools import cache
 from typing import Any, Literal, cast
 
-import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, PNDMScheduler
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 
 from engine.condition import Condition
-from engine.config import defaults
-from engine.noise import NoiseLevels, noise_levels
+from engine.noise import NoiseLevels, Walk
 from engine.program import Program, compile_program
 from engine.sampler import generate
+from engine.schedulers import noise_levels
 from engine.unrolled import UnrolledUNet
 from registry.errors import InvalidInput, Unsupported
 from registry.schedule import ModelRef, Schedule, Segment, Solver, SolverName, Spacing, teacher
@@ -175,7 +174,7 @@ def test_the_grid_is_diffusers_for_every_number_of_steps(solver: SolverName, spa
 def test_karras_levels_are_diffusers(solver: SolverName, spacing: Spacing, betas: str) -> None:
     settings_ = config(timestep_spacing=spacing, beta_schedule=betas, use_karras_sigmas=True)
     scheduler, levels = FAMILIES[solver].from_config(settings_), noise_levels(settings_)
-    assert levels.karras
+    assert levels.walks[solver].karras
     for steps in (2, 3, 10, 25, 50, 77):
         scheduler.set_timesteps(steps)
         got = levels.trajectory(Solver(name=solver, teacher_steps=steps, spacing=spacing, karras=True))
@@ -268,16 +267,6 @@ def test_clipping_the_clean_latent_is_diffusers(prediction: str, bound: float) -
     for solver in ("dpmsolver++", "euler"):
         program = compiled(all_full(cast(SolverName, solver), 20, "leading"), levels)
         assert all(step.clip == math.inf for step in program.steps)
-
-
-def test_what_a_configuration_leaves_out_has_its_writers_default() -> None:
-    """DDPM and DDIM clip by default and Euler spaces linearly; PNDM ends on the first training level."""
-    assert noise_levels(dict(DDPMScheduler().config)).clip == 1.0
-    assert noise_levels({"_class_name": "DDPMScheduler"}).clip == 1.0
-    assert noise_levels({"_class_name": "PNDMScheduler"}).clip == math.inf
-    assert noise_levels({"_class_name": "EulerDiscreteScheduler"}).spacing == "linspace"
-    pndm = noise_levels(dict(PNDMScheduler(set_alpha_to_one=False).config))
-    assert pndm.final_alpha_cumprod == pndm.alphas_cumprod[0]
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
@@ -398,7 +387,7 @@ def test_a_trajectory_that_visits_a_timestep_twice_is_refused(solver: SolverName
 
 
 def test_more_steps_than_the_model_was_trained_on_are_refused() -> None:
-    short = NoiseLevels(np.linspace(0.99, 0.01, 10), 1.0, "epsilon", "leading", 0)
+    short = NoiseLevels(np.linspace(0.99, 0.01, 10), 1.0, "epsilon", {"ddim": Walk("leading", 0)})
     with pytest.raises(InvalidInput, match="10 timesteps, got 11"):
         compiled(all_full("ddim", 11, "leading"), short)
 
@@ -406,80 +395,3 @@ def test_more_steps_than_the_model_was_trained_on_are_refused() -> None:
 def test_karras_is_refused_where_diffusers_has_none() -> None:
     with pytest.raises(ValidationError, match="karras"):
         Solver(name="ddim", teacher_steps=10, spacing="leading", karras=True)
-
-
-@pytest.mark.parametrize(
-    ("setting", "value"),
-    [
-        ("prediction_type", "flow_prediction"),
-        ("thresholding", True),
-        ("use_beta_sigmas", True),
-        ("use_exponential_sigmas", True),
-        ("use_flow_sigmas", True),
-        ("use_lu_lambdas", True),
-        ("lambda_min_clipped", -5.1),
-        ("interpolation_type", "log_linear"),
-        ("timestep_type", "continuous"),
-        ("sigma_min", 0.1),
-        ("final_sigmas_type", "sigma_min"),
-        ("predict_epsilon", False),
-        ("prediction_type", None),
-        ("timestep_spacing", "even"),
-        ("timestep_spacing", None),
-        ("beta_schedule", "sigmoid"),
-        ("beta_schedule", "laplace"),
-        ("beta_schedule", None),
-        ("beta_schedule", ["linear"]),
-        ("beta_start", None),
-        ("beta_start", 0),
-        ("beta_end", "0.02"),
-        ("beta_end", math.nan),
-        ("beta_end", 1.5),
-        ("trained_betas", []),
-        ("trained_betas", [0.1, None]),
-        ("trained_betas", [0.1, 1.1]),
-        ("num_train_timesteps", None),
-        ("num_train_timesteps", 0),
-        ("num_train_timesteps", 1e3),
-        ("steps_offset", -1),
-        ("steps_offset", None),
-    ],
-)
-def test_a_scheduler_setting_that_programs_cannot_express_is_refused(setting: str, value: object) -> None:
-    with pytest.raises(Unsupported, match=setting) as caught:
-        noise_levels(config(**{setting: value}))
-    assert caught.value.param == setting
-
-
-@pytest.mark.parametrize("bound", [None, 0, -1, math.nan, "1"])
-def test_a_bound_that_clips_nothing_sensible_is_refused(bound: object) -> None:
-    with pytest.raises(Unsupported, match="clip_sample_range") as caught:
-        noise_levels(config(clip_sample=True, clip_sample_range=bound))
-    assert caught.value.param == "clip_sample_range"
-    assert noise_levels(config(clip_sample=False, clip_sample_range=bound)).clip == math.inf
-
-
-def test_a_schedulers_own_setting_that_diffusers_refuses_is_not_a_traceback() -> None:
-    with pytest.raises(Unsupported, match="bogus"):
-        noise_levels({"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "bogus"})
-
-
-SCHEDULERS = [name for name in dir(diffusers) if name.endswith("Scheduler") and not name.startswith("Flax")]
-SHIFTED = ["CogVideoXDDIMScheduler", "CogVideoXDPMScheduler"]  # betas, and then a shift of their own
-OF_BETAS = [name for name in SCHEDULERS if "beta_schedule" in defaults(name) and name not in SHIFTED]
-NONE_OF_THEM = ["NoSuchScheduler", "DDIMPipeline", "schedulers", "", None, 3, ["DDIMScheduler"]]
-
-
-@pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")  # diffusers with numpy 2
-@pytest.mark.parametrize("name", OF_BETAS)
-def test_a_writers_noise_levels_are_its_own(name: str) -> None:
-    got, want = noise_levels({"_class_name": name}).alphas_cumprod, getattr(diffusers, name)().alphas_cumprod
-    np.testing.assert_allclose(got, want, rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("name", [*NONE_OF_THEM, *(name for name in SCHEDULERS if name not in OF_BETAS)])
-def test_a_writer_whose_levels_do_not_come_from_betas_alone_is_refused_by_name(name: object) -> None:
-    with pytest.raises(Unsupported) as caught:
-        noise_levels({"_class_name": name})
-    assert str(name) in caught.value.message
-    assert caught.value.param == "scheduler"

@@ -13,10 +13,10 @@ from torch import Tensor
 from engine.condition import Condition
 from engine.decoders import Autoencoder
 from engine.model import Model
-from engine.noise import noise_levels
 from engine.program import Program, ProgramStep, compile_program
 from engine.prompts import TextPrompts
 from engine.sampler import generate
+from engine.schedulers import noise_levels
 from engine.unrolled import UnrolledUNet
 from registry.schedule import Correction, ModelRef, Schedule, Segment, Solver, SolverName, teacher
 

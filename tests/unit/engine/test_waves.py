@@ -18,10 +18,10 @@ from torch import Tensor
 from engine.condition import Condition
 from engine.denoising_task import DenoisingTask
 from engine.macs import count_steps
-from engine.noise import noise_levels
 from engine.policy import FCFS, Balanced, Policy
 from engine.program import Need, Program, compile_program
 from engine.sampler import generate
+from engine.schedulers import noise_levels
 from engine.slots import Slots, slot_bytes
 from engine.unrolled import UnrolledUNet
 from engine.waves import Waves

@@ -6,13 +6,14 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.noise import NoiseLevels
-from registry.schedule import ModelRef, Segment
+from engine.noise import NoiseLevels, Walk
+from registry.schedule import ModelRef, Segment, SolverName
 from search_jobs.optimiser import Child, Evolution, Point, front, hypervolume, survivors
 from search_jobs.space import Genome, Space
 
 MODEL = ModelRef(name="toy", family="unet2d-condition", fingerprint="sha256:" + "0" * 64)
-LEVELS = NoiseLevels(np.linspace(0.999, 0.001, 1000), 1.0, "epsilon", "trailing", 0)
+SOLVERS: tuple[SolverName, ...] = ("ddim", "dpmsolver++", "euler")
+LEVELS = NoiseLevels(np.linspace(0.999, 0.001, 1000), 1.0, "epsilon", dict.fromkeys(SOLVERS, Walk("trailing", 0)))
 SPACE = Space(model=MODEL, levels=LEVELS, branches=7, segments=(5, 5), solvers=("ddim",), retime=False)
 BUDGETS = [0.25, 0.15]
 START = [Genome("ddim", (Segment(),) * 5)]

@@ -8,16 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.noise import NoiseLevels
+from engine.noise import NoiseLevels, Walk
 from engine.program import compile_program
-from registry.schedule import ModelRef, Segment, Solver
+from registry.schedule import ModelRef, Segment, Solver, SolverName
 from search_jobs.baselines import Baselines
 from search_jobs.space import Genome, Space
 
 MODEL = ModelRef(name="toy", family="unet2d-condition", fingerprint="sha256:" + "0" * 64)
 
 
-LEVELS = NoiseLevels(np.linspace(0.999, 0.001, 1000), 1.0, "epsilon", "trailing", 0)
+SOLVERS: tuple[SolverName, ...] = ("ddim", "dpmsolver++", "euler")
+LEVELS = NoiseLevels(np.linspace(0.999, 0.001, 1000), 1.0, "epsilon", dict.fromkeys(SOLVERS, Walk("trailing", 0)))
 
 
 def space(**changes: object) -> Space:

@@ -1,0 +1,61 @@
+"""Distilled models: folders whose UNet was taught to take a few large steps without guidance, and how one knows them.
+
+Turbo, Lightning and Hyper models have the components of the models that they were made of. Published folders differ from these
+in two things: their name, and a scheduler whose timesteps are spaced "trailing". Both together are taken for proof; one alone
+is said to whoever starts the model.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from engine.config import is_whole
+from engine.folder import Folder
+from engine.notice import Notice
+from registry.errors import Unsupported
+
+NAMES = re.compile(r"turbo|lightning(?!_logs)|hyper[-_]?sd", re.IGNORECASE)
+# Distilled to a few steps too, but most of these are walked by a scheduler of their own.
+OTHER_NAMES = re.compile(r"(?<![a-z])(lcm|tcd|dmd2?|instaflow|perflow|flash[-_]?sd|few[-_]?steps?)(?![a-z])", re.IGNORECASE)
+STEPS = re.compile(r"(?<![0-9.])([1-9]|1[0-6])[-_ ]?steps?(?![a-z])", re.IGNORECASE)
+USUAL = 4  # where the name says no number: Turbo models are made for 1 to 4
+
+
+class FewSteps(NamedTuple):
+    """How many steps a distilled model takes (None: not one, as far as one can see), and what is to be said about it."""
+
+    steps: int | None
+    notice: Notice | None = None
+
+
+def few_steps(files: Folder, name: str, scheduler: str | None, spacing: str, zero_snr: bool) -> FewSteps:
+    """Whether this text-to-image folder is a distilled model.
+
+    name: what the model is called. scheduler, spacing, zero_snr: the class of the folder's scheduler, its timesteps' spacing,
+    and whether its last training timestep has no signal (such models are spaced "trailing" too). `few_steps` in
+    model_index.json settles it: a number of steps, or 0 for a model that is not distilled; `Unsupported` for another value.
+    """
+    said = files.index.get("few_steps")
+    if said is not None:
+        if not (is_whole(said) or (type(said) is int and said == 0)):
+            raise Unsupported(f"must be a whole number of at least 0 in model_index.json, got {said!r}", param="few_steps")
+        return FewSteps(said or None)
+    names = [name, *(str(place.get("_name_or_path") or "") for place in (files.index, files.config("unet")))]
+    known = next((text for text in names if NAMES.search(text)), None)
+    if known is not None and spacing == "trailing":
+        number = STEPS.search(known)
+        return FewSteps(int(number[1]) if number else USUAL)
+    doubtful = known or next((text for text in names if OTHER_NAMES.search(text) or STEPS.search(text)), None)
+    if doubtful is not None:
+        evidence = f"the name {doubtful!r} is a distilled model's"
+    elif spacing == "trailing" and (scheduler or "").startswith("Euler") and not zero_snr:
+        evidence = f"{scheduler} with timestep_spacing trailing is what distilled models have"
+    else:
+        return FewSteps(None)
+    message = (
+        f"{evidence}, and nothing else shows that it is one: it is served with many steps and guidance, which spoil such a "
+    )
+    return FewSteps(
+        None, Notice("perhaps_distilled", f'{message}model\'s images. Say "few_steps": 4 (or 0) in model_index.json')
+    )
