@@ -4,27 +4,27 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
+from pydantic import AfterValidator, BaseModel, Field, JsonValue, model_validator
 
 from engine.guidance import MAX_SCALE
 from registry.document import misfit
 from registry.schedule import Fidelity, Schedule
+from server.request_body import CLIENTS, GIVEN, WHOLE, RequestBody
 
 MAX_IMAGES = 64  # in one request, whatever FLEXI_MAX_IMAGES says
+MAX_PROMPT = 4000  # characters, as Unicode code points: what OpenAI's dall-e-3 takes
 MAX_SEED = 2**63 - MAX_IMAGES  # the last image of a request still has a seed of 63 bits
 MAX_DEADLINE = 24 * 3600 * 1000  # milliseconds
 AUTO = "auto"  # the tier that the server chooses itself
 REF = r"^([0-9]{1,7}|[0-9a-f]{8,64})$"  # never a tier's name: those mean something else tomorrow
 REQUEST_ID = r"^[A-Za-z0-9._-]{1,64}$"
-CLIENTS = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, hide_input_in_errors=True)
-GIVEN: dict[str, JsonValue] = {"not": {"type": "null"}}
 
-
-def _as_integer(value: object) -> object:
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-WHOLE = BeforeValidator(_as_integer)  # 2.0 is the integer 2 to JSON Schema, and so to some clients
+Seed = Annotated[
+    int | None,
+    Field(ge=-1, le=MAX_SEED, description="Image i uses seed + i. Drawn at random if -1 or absent; the answer says which."),
+    WHOLE,
+    AfterValidator(lambda seed: None if seed == -1 else seed),
+]
 
 
 def together(**fields: dict[str, JsonValue]) -> dict[str, JsonValue]:
@@ -35,14 +35,12 @@ def together(**fields: dict[str, JsonValue]) -> dict[str, JsonValue]:
 REFUSED = together(tier=GIVEN, schedule=GIVEN)  # what `_fits_together` refuses; BentoML's own document could not hold it
 
 
-class GenerateRequest(BaseModel):
+class GenerateRequest(RequestBody):
     """One prompt, one or several images. Give a `tier` or a `schedule`, or neither for the default tier."""
 
-    model_config = CLIENTS
-
-    prompt: Annotated[str, Field(min_length=1, max_length=1000, description="What to draw.")]
+    prompt: Annotated[str, Field(min_length=1, max_length=MAX_PROMPT, description="What to draw.")]
     negative_prompt: Annotated[
-        str, Field(max_length=1000, description="What to keep away from; without effect at guidance_scale 1.")
+        str, Field(max_length=MAX_PROMPT, description="What to keep away from; without effect at guidance_scale 1.")
     ] = ""
     tier: Annotated[
         str | None,
@@ -59,9 +57,7 @@ class GenerateRequest(BaseModel):
             description="A version number, a digest, or a digest's first 8 hex digits or more.",
         ),
     ] = None
-    seed: Annotated[
-        int | None, Field(ge=0, le=MAX_SEED, description="Image i uses seed + i. Drawn at random if absent."), WHOLE
-    ] = None
+    seed: Seed = None
     num_images: Annotated[int, Field(ge=1, description="How many images."), WHOLE] = 1
     guidance_scale: Annotated[
         float | None,

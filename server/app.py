@@ -67,6 +67,12 @@ class App:
         return f"{width}x{height}"
 
     @property
+    def model_names(self) -> list[str]:
+        """What clients may call the model: its own name first."""
+        own = self.model.ref.name
+        return [own, *(alias for alias in self.settings.model_aliases if alias != own)]
+
+    @property
     def default_tier(self) -> str:
         """What a request gets that names no tier."""
         return self.schedules.default(self.settings.default_tier)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from engine.guidance import MAX_SCALE
 from registry.document import NAME_RULE, Name, is_name, misfit
@@ -18,6 +19,29 @@ from registry.stores.urls import refuse_secrets
 from server.api import MAX_IMAGES
 
 PREFIX = "FLEXI_"
+
+
+PORTS = {"http": 80, "https": 443}
+
+
+def _parts(text: object) -> object:
+    return [part.strip() for part in text.split(",") if part.strip()] if isinstance(text, str) else text
+
+
+def _origin(text: str) -> str:
+    """As browsers write it in the header Origin. Raises `ValueError`."""
+    if text == "*":
+        return text
+    url = urlsplit(text.lower())
+    port = url.port  # raises for what is none
+    host = f"[{url.hostname}]" if ":" in (url.hostname or "") else url.hostname
+    origin = f"{url.scheme}://{host}" + (f":{port}" if port else "")
+    if not (url.scheme and url.hostname) or origin != text.lower() or "*" in text:
+        raise ValueError("an origin is a scheme, a host and maybe a port, as in https://app.example.com:8443, or *")
+    return origin.removesuffix(f":{PORTS.get(url.scheme)}")
+
+
+Listed = [NoDecode, BeforeValidator(_parts)]  # in the environment, with commas between
 
 
 class Settings(BaseSettings):
@@ -71,6 +95,18 @@ class Settings(BaseSettings):
     features: Annotated[
         Path | None, Field(description="CLIP folder or Inception file for the distance to the teacher's images.")
     ] = None
+    model_aliases: Annotated[
+        tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$")], ...],
+        Field(max_length=32, description="Other names that clients may call the model by, with commas between."),
+        *Listed,
+    ] = ()
+    cors_origins: Annotated[
+        tuple[Annotated[str, AfterValidator(_origin)], ...],
+        Field(
+            max_length=64, description="Origins whose pages may use the server from a browser, with commas between; * is any."
+        ),
+        *Listed,
+    ] = ()
     max_images: Annotated[int, Field(ge=1, le=MAX_IMAGES, description="Images in one request.")] = 4
     request_seconds: Annotated[
         float, Field(gt=0, le=280, description="Longest time a request may take, whatever its deadline_ms.")

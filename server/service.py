@@ -14,15 +14,16 @@ from engine.loading import check
 from registry.errors import FlexiError
 from server import config, supervision
 from server.access.keys import Keys
-from server.api import WHOLE, GenerateRequest, GenerateResponse
+from server.api import GenerateRequest, GenerateResponse
 from server.app import App, open_app, why
 from server.errors import problem
-from server.http import bind, documents, v1
+from server.http import bind, connection, documents, v1
 from server.http.drain import Drain
 from server.http.edge import Edge
 from server.http.opening import Opening
 from server.http.probes import OwnProbes
 from server.http.unit import unit_of
+from server.request_body import WHOLE
 from server.requests.running import disconnected
 from server.telemetry import metrics, tracing
 from server.telemetry.log import configure
@@ -46,6 +47,7 @@ except FlexiError as wrong:
 
 drain = Drain()
 v1.routes.state.drain, v1.routes.state.opening = drain, (opening := Opening())
+connection.install()
 
 
 class Generate(GenerateRequest):
@@ -125,21 +127,19 @@ class Flexiffusion:
 
 service: Any = Flexiffusion  # the decorator made a bentoml.Service of the class; its annotations do not say so
 service.add_asgi_middleware(tracing.TracingMiddleware)
-service.add_asgi_middleware(Edge, drain=drain, keys=keys)
+service.add_asgi_middleware(Edge, drain=drain, keys=keys, origins=settings.cors_origins)
 service.add_asgi_middleware(OwnProbes, routes=v1.routes)
 
 
-@v1.routes.head("/docs.json", include_in_schema=False)
 @v1.routes.get("/docs.json", summary="This document", responses=documents.errors(*documents.COMMON))
 async def docs() -> dict[str, Any]:
     """The OpenAPI document, instead of BentoML's own: this route comes before it."""
     narrowed: dict[str, dict[str, Any]] = {"n": {"maximum": settings.max_images}}
     if app := getattr(v1.routes.state, "app", None):
-        narrowed |= {"model": {"const": app.model.ref.name}, "size": {"enum": ["auto", app.size]}}
+        narrowed |= {"model": {"enum": app.model_names}, "size": {"enum": ["auto", app.size]}}
     return documents.document(v1.routes, Generate, narrowed, needs_key=keys is not None)
 
 
-@v1.routes.head("/", include_in_schema=False)
 @v1.routes.get("/", include_in_schema=False)
 async def index() -> RedirectResponse:
     """Instead of BentoML's page, which loads scripts from elsewhere."""

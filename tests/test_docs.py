@@ -20,7 +20,7 @@ def test_every_setting_is_documented_with_its_default_and_no_other_is() -> None:
     assert rows.keys() == fields.keys()
     for name, default in fields.items():
         shown = rows[name].strip("`").removesuffix(".0")
-        assert shown == ("–" if default in (None, "") else str(default).removesuffix(".0")), name
+        assert shown == ("–" if default in (None, "", ()) else str(default).removesuffix(".0")), name
 
 
 def test_every_metric_is_documented_with_its_labels_and_no_other_is() -> None:

@@ -14,7 +14,7 @@ from starlette.types import Message, Receive
 
 from server.errors import BodyTooLarge, BodyTooSlow, ClientGone, InvalidJson, UnsupportedMediaType
 
-MAX_BYTES = 64 * 1024  # the longest valid request is a tenth of it
+MAX_BYTES = 128 * 1024  # two prompts of `MAX_PROMPT` characters take up to 12 bytes for each: a surrogate pair as \uD83D\uDE00
 SECONDS = 30.0  # for all of it, however slowly it drips
 
 

@@ -12,6 +12,7 @@ import json
 import logging
 import re
 import uuid
+from collections.abc import Sequence
 from http import HTTPStatus
 from time import monotonic
 from typing import Any
@@ -24,6 +25,7 @@ from server.access.keys import ANONYMOUS, Key, Keys
 from server.api import REQUEST_ID
 from server.errors import ClientGone, Unauthorized, problem
 from server.http import body
+from server.http.cors import Cors
 from server.http.drain import Drain
 from server.requests.context import RequestContext
 from server.telemetry import metrics
@@ -38,9 +40,10 @@ class Edge:
     """Wraps the application. Handlers find the request's `RequestContext` in `scope["state"]["context"]`, and what they fill in
     gets into its log line."""
 
-    def __init__(self, app: ASGIApp, drain: Drain, keys: Keys | None = None) -> None:
-        """Without `keys` everybody is `ANONYMOUS`."""
+    def __init__(self, app: ASGIApp, drain: Drain, keys: Keys | None = None, origins: Sequence[str] = ()) -> None:
+        """Without `keys` everybody is `ANONYMOUS`. `origins`: those whose pages may use the server from a browser."""
         self._app = app
+        self._cors = Cors(app, origins)
         self._drain = drain
         self._keys = keys
 
@@ -53,10 +56,12 @@ class Edge:
         given = Headers(scope=scope).get("x-request-id", "")
         context = RequestContext(given if re.fullmatch(REQUEST_ID, given) else uuid.uuid4().hex)
         scope["state"] = {**scope.get("state", {}), "context": context}
-        answer = Answer(send, context.request_id)
+        answer = Answer(self._cors.sending(scope, send), context.request_id)
         try:
-            if scope["path"] in PROBES:
-                await self._app(scope, receive, answer.send)
+            if preflight := self._cors.preflight(scope):
+                await preflight(scope, receive, answer.send)
+            elif scope["path"] in PROBES:
+                await self._app(_as_get(scope), receive, answer.send)
             else:
                 async with self._drain.request():
                     await self._admit(scope, receive, answer.send, context)
@@ -84,7 +89,7 @@ class Edge:
         context.key = self._identify(headers)
         if scope["method"] == "POST":
             receive = await body.checked(receive, headers)
-        await self._app(scope, receive, send)
+        await self._app(_as_get(scope), receive, send)
 
     def _identify(self, headers: Headers) -> Key:
         if self._keys is None:
@@ -95,6 +100,11 @@ class Edge:
         if key := self._keys.find(token.strip()):
             return key
         raise Unauthorized("give a valid API key: Authorization: Bearer KEY, or X-API-Key: KEY")
+
+
+def _as_get(scope: Scope) -> Scope:
+    """What HEAD asks is what GET would answer; the HTTP server, which keeps the scope as it was, leaves the body out."""
+    return {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
 
 
 class Answer:
@@ -112,7 +122,10 @@ class Answer:
         """The ASGI `send` of the application inside."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            MutableHeaders(raw=message["headers"])["X-Request-Id"] = self._request_id
+            headers = MutableHeaders(raw=message["headers"])
+            headers["X-Request-Id"] = self._request_id
+            if headers.get("allow") == "GET":
+                headers["Allow"] = "GET, HEAD"
             self._start = message
             if self.status < 400:
                 await self._send(message)

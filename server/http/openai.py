@@ -7,17 +7,17 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationInfo, field_validator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 from starlette.datastructures import Headers
 
 from engine.guidance import MAX_SCALE
 from registry.document import misfit
 from registry.errors import FlexiError, InvalidInput
-from server.api import AUTO, CLIENTS, GIVEN, MAX_DEADLINE, MAX_SEED, REF, WHOLE, GenerateRequest, GenerateResponse, together
+from server.api import AUTO, MAX_DEADLINE, MAX_PROMPT, REF, GenerateRequest, GenerateResponse, Seed, together
 from server.errors import fault
 from server.http.sse import event
 from server.http.unit import unit_of
+from server.request_body import CLIENTS, GIVEN, WHOLE, RequestBody
 from server.requests.generation import ImageMade, PreviewMade, response
 from server.requests.plan import Plan
 from server.requests.warnings import said
@@ -43,15 +43,8 @@ REFUSED: list[JsonValue] = [  # what `_fits_together` refuses
     together(quality=PREFERRED, tier=GIVEN),
     together(quality=PREFERRED, schedule=GIVEN),
     {"required": ["partial_images"], "properties": PREVIEWED},
+    together(response_format={"const": "url"}, stream={"const": True}),
 ]
-NOT_SUPPORTED = {  # parameters of OpenAI's that only null is taken for, and why
-    "complexity": "this server plans nothing; quality says what an image may cost",
-    "frame_count": "an image has one frame",
-    "frame_duration_ms": "an image has one frame",
-    "output_compression": "PNG files lose nothing",
-    "style": "say it in the prompt",
-    "svg": "images are PNG files",
-}
 NO_TOKENS = {  # the official client's type wants them; a diffusion model has none
     "input_tokens": 0,
     "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
@@ -68,22 +61,23 @@ EVENT: dict[str, Any] = {  # JSON Schema of a server-sent event
 }
 
 
-class ImagesRequest(BaseModel):
+class ImagesRequest(RequestBody):
     """`POST /v1/images/generations`. From `seed` on, fields are this server's own: `extra_body` of the official client."""
 
     model_config = CLIENTS | ConfigDict(json_schema_extra={"not": {"anyOf": REFUSED}})
 
-    prompt: Annotated[str, Field(min_length=1, max_length=1000, description="What to draw.")]
-    model: Annotated[str | None, Field(max_length=64, description="The model of GET /v1/models, or nothing.")] = None
+    prompt: Annotated[str, Field(min_length=1, max_length=MAX_PROMPT, description="What to draw.")]
+    model: Annotated[str | None, Field(max_length=128, description="A name of GET /v1/models, or nothing.")] = None
     n: Annotated[int | None, Field(ge=1, description="How many images."), WHOLE] = None
-    size: Annotated[str | None, Field(pattern=r"^(auto|[0-9]{1,5}x[0-9]{1,5})$", description="`auto`, or the model's own.")] = (
-        None
-    )
+    size: Annotated[str | None, Field(max_length=32, description="`auto`, or the model's own.")] = None
     quality: Annotated[
         Quality | None,
         Field(description="low, medium, high and max are the tiers draft, balanced, best and reference; auto is `auto`."),
     ] = None
-    response_format: Annotated[Literal["b64_json"] | None, Field(description="Images come in the answer.")] = None
+    response_format: Annotated[
+        Literal["b64_json", "url"] | None,
+        Field(description="`url` is a data: URL. Absent, it is `url` for a model called dall-e-…, else `b64_json`."),
+    ] = None
     output_format: Annotated[Literal["png"] | None, Field(description="PNG files with their parameters.")] = None
     background: Annotated[Literal["auto", "opaque"] | None, Field(description="Images have no alpha channel.")] = None
     moderation: Annotated[Literal["auto", "low"] | None, Field(description="Accepted; this server moderates nothing.")] = None
@@ -94,28 +88,15 @@ class ImagesRequest(BaseModel):
     safety_identifier: Annotated[
         str | None, Field(max_length=128, description="User or session, for experiments; `user` counts where it is empty.")
     ] = None
-    user: Annotated[str | None, Field(min_length=1, max_length=128, description="User or session, by an older name.")] = None
-    complexity: None = None
-    frame_count: None = None
-    frame_duration_ms: None = None
-    output_compression: None = None
-    style: None = None
-    svg: None = None
-    seed: Annotated[int | None, Field(ge=0, le=MAX_SEED, description="Image i uses seed + i."), WHOLE] = None
+    user: Annotated[str | None, Field(max_length=128, description="User or session, by an older name.")] = None
+    seed: Seed = None
     tier: Annotated[str | None, Field(min_length=1, max_length=64, description="A tier by name, instead of `quality`.")] = None
     schedule: Annotated[str | None, Field(pattern=REF, description="A version number or a digest, instead of both.")] = None
-    negative_prompt: Annotated[str, Field(max_length=1000, description="What to keep away from.")] = ""
+    negative_prompt: Annotated[str, Field(max_length=MAX_PROMPT, description="What to keep away from.")] = ""
     guidance_scale: Annotated[float | None, Field(ge=0, le=MAX_SCALE, description="How strongly the prompt pulls.")] = None
     deadline_ms: Annotated[
         int | None, Field(ge=1, le=MAX_DEADLINE, description="Give up after so many milliseconds, with status 504."), WHOLE
     ] = None
-
-    @field_validator(*NOT_SUPPORTED, mode="before")
-    @classmethod
-    def _leave_it_out(cls, value: object, about: ValidationInfo) -> object:
-        if value is not None:
-            raise PydanticCustomError("not_supported", f"not supported, leave it out: {NOT_SUPPORTED[about.field_name or '']}")
-        return value
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -126,14 +107,26 @@ class ImagesRequest(BaseModel):
             raise misfit("give one of quality, tier and schedule", chosen[1])
         if self.partial_images and not self.stream:
             raise misfit("only with stream true", "partial_images")
+        if self.response_format == "url" and self.stream:
+            raise misfit("the events of a stream hold b64_json", "response_format")
         return self
 
-    def generate_request(self, model: str, size: str, max_images: int, headers: Headers) -> GenerateRequest:
-        """The same in this server's own words. Raises `InvalidInput` for what this server or its model does not do."""
-        if self.model not in (None, model):
-            raise InvalidInput(f"this server has {model}", param="model")
+    @property
+    def wants_urls(self) -> bool:
+        """Whether images are answered as URLs: as OpenAI's dall-e models do by default, and no other."""
+        if self.response_format is None:
+            return not self.stream and "dall-e-" in (self.model or "")
+        return self.response_format == "url"
+
+    def generate_request(self, names: Sequence[str], size: str, max_images: int, headers: Headers) -> GenerateRequest:
+        """The same in this server's own words. Raises `InvalidInput` for what this server or its model does not do.
+
+        `names`: what the model may be called, its own name first.
+        """
+        if self.model not in (None, *names):
+            raise InvalidInput(unknown_model(names), param="model")
         if self.size not in (None, "auto", size):
-            raise InvalidInput(f"this model makes {size} only", param="size")
+            raise InvalidInput(f"this model makes {size} only: leave size out, or say auto", param="size")
         if (self.n or 1) > max_images:
             raise InvalidInput(f"the limit is {max_images}", param="n")
         tier = None if self.schedule else self.tier or TIERS[self.quality or "auto"]
@@ -156,6 +149,12 @@ class ImageData(BaseModel):
     b64_json: Annotated[str, Field(description="A PNG file in base64; its text chunks hold the parameters.")]
 
 
+class ImageUrl(BaseModel):
+    """One image of an answer, for clients that read URLs."""
+
+    url: Annotated[str, Field(description="data:image/png;base64,… with the whole file; nothing is kept to be fetched.")]
+
+
 class ImageAttributes(BaseModel):
     """What OpenAI's answers say of how an image was made."""
 
@@ -169,7 +168,7 @@ class ImagesAnswer(ImageAttributes, GenerateResponse):
     """OpenAI's answer, and beside it everything that `/generate` answers but the images, which are in `data`."""
 
     created: Annotated[int, Field(description="Unix time in seconds.")]
-    data: list[ImageData]
+    data: list[ImageData] | list[ImageUrl]
     images: Annotated[list[str], Field(exclude=True)]
 
 
@@ -180,18 +179,28 @@ class ModelView(BaseModel):
     object: Literal["model"] = "model"
     created: Annotated[int, Field(description="When this server began to serve it, in Unix time.")]
     owned_by: str = "flexiffusion-serve"
+    root: Annotated[str, Field(description="The model's own name; `id` may be another one that clients call it by.")]
 
 
 class ModelsView(BaseModel):
-    """The one model that this server has."""
+    """The one model that this server has, once for each name that clients may call it by."""
 
     object: Literal["list"] = "list"
     data: list[ModelView]
 
 
-def answer(made: GenerateResponse, size: str) -> ImagesAnswer:
+def unknown_model(names: Sequence[str]) -> str:
+    """The refusal of a model that is called by another name."""
+    return f"this server has {', '.join(names)}; its operator can allow other names by FLEXI_MODEL_ALIASES"
+
+
+def answer(made: GenerateResponse, size: str, as_urls: bool) -> ImagesAnswer:
     """The answer to `/generate` in the form that OpenAI's clients read."""
-    data = [ImageData(b64_json=image) for image in made.images]
+    data: list[ImageData] | list[ImageUrl] = (
+        [ImageUrl(url=f"data:image/png;base64,{image}") for image in made.images]
+        if as_urls
+        else [ImageData(b64_json=image) for image in made.images]
+    )
     return ImagesAnswer(**made.model_dump(), data=data, created=int(time.time()), size=size, quality=_quality(made.tier))
 
 

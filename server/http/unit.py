@@ -9,12 +9,15 @@ from starlette.datastructures import Headers
 from registry.errors import InvalidInput
 
 HEADER = "X-Flexi-Unit"
-PATTERN = r"^[!-~][ -~]{0,127}$"  # what every proxy passes on unchanged; the body's fields take any text
+PATTERN = r"^([!-~][ -~]{0,127})?$"  # what every proxy passes on unchanged; the body's fields take any text
 
 
 def unit_of(said: str | None, headers: Headers) -> str | None:
-    """What the body says, or else the header. Raises `InvalidInput` for a header outside its limits, used or not."""
+    """What the body says, or else the header; empty ones count as none.
+
+    Raises `InvalidInput` for a header outside its limits, used or not.
+    """
     given = headers.get(HEADER)
     if given is not None and not re.fullmatch(PATTERN, given):
-        raise InvalidInput("1 to 128 printable ASCII characters; other text in the body", param=HEADER)
-    return given if said is None else said
+        raise InvalidInput("at most 128 printable ASCII characters; other text in the body", param=HEADER)
+    return said or given or None

@@ -124,15 +124,15 @@ async def experiments(app: LoadedApp) -> ExperimentsView:
 @routes.get("/v1/models", responses=errors(*COMMON))
 async def models(app: LoadedApp) -> openai.ModelsView:
     """The model, as OpenAI's clients list it."""
-    return openai.ModelsView(data=[openai.ModelView(id=app.model.ref.name, created=app.opened)])
+    return openai.ModelsView(data=[_model_view(app, name) for name in app.model_names])
 
 
-@routes.get("/v1/models/{model}", responses=errors(400, 404, *COMMON))
-async def model(model: Annotated[str, Path(min_length=1, max_length=64)], app: LoadedApp) -> openai.ModelView:
-    """The model, by its name."""
-    if model != app.model.ref.name:
-        raise NotFound(f"this server has {app.model.ref.name}", param="model")
-    return openai.ModelView(id=model, created=app.opened)
+@routes.get("/v1/models/{model:path}", responses=errors(400, 404, *COMMON))
+async def model(model: Annotated[str, Path(min_length=1, max_length=128)], app: LoadedApp) -> openai.ModelView:
+    """The model, by one of its names."""
+    if model not in app.model_names:
+        raise NotFound(openai.unknown_model(app.model_names), param="model")
+    return _model_view(app, model)
 
 
 @routes.post(
@@ -146,13 +146,17 @@ async def images(
 ) -> Response | openai.ImagesAnswer:
     """OpenAI's images API: whole, or as a stream of server-sent events."""
     generation, size = app.generation, app.size
-    wanted = body.generate_request(app.model.ref.name, size, app.settings.max_images, request.headers)
+    wanted = body.generate_request(app.model_names, size, app.settings.max_images, request.headers)
     if not body.stream:
         made = await generation.answer(wanted, context, disconnected(request))
-        return openai.answer(made, size)
+        return openai.answer(made, size, body.wants_urls)
     stream = generation.stream(wanted, context, body.partial_images or 0)
     first = await while_wanted(anext(stream), [(disconnected(request), ClientGone())])  # so that a refusal has its status
     return EventStream(openai.events(first, stream, size))
+
+
+def _model_view(app: App, name: str) -> openai.ModelView:
+    return openai.ModelView(id=name, created=app.opened, root=app.model_names[0])
 
 
 def _experiment_view(running: ActiveExperiment) -> ExperimentView:

@@ -130,12 +130,13 @@ def test_models(api):
 @pytest.mark.parametrize(
     ("fields", "error", "param"),
     [
-        ({"model": "dall-e-3"}, openai.BadRequestError, "model"),
+        ({"model": "sdxl"}, openai.BadRequestError, "model"),
         ({"size": "512x512"}, openai.BadRequestError, "size"),
         ({"size": "huge"}, openai.BadRequestError, "size"),
         ({"n": 5}, openai.BadRequestError, "n"),
         ({"n": 0}, openai.BadRequestError, "n"),
-        ({"response_format": "url"}, openai.BadRequestError, "response_format"),
+        ({"response_format": "url", "stream": True}, openai.BadRequestError, "response_format"),
+        ({"response_format": "file"}, openai.BadRequestError, "response_format"),
         ({"output_format": "webp"}, openai.BadRequestError, "output_format"),
         ({"background": "transparent"}, openai.BadRequestError, "background"),
         ({"partial_images": 2}, openai.BadRequestError, "partial_images"),

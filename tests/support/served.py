@@ -12,6 +12,7 @@ from registry.stores.base import ObjectStore
 MODEL = ROOT / "models" / "emoji64"
 TEACHER_STEPS = 10
 SETTINGS = {"FLEXI_MODEL": str(MODEL), "FLEXI_TEACHER_STEPS": str(TEACHER_STEPS), "FLEXI_WATCH_SECONDS": "0.2"}
+ALIASES, ORIGIN = ("dall-e-2", "dall-e-3", "gpt-image-1"), "http://localhost:5173"
 PATIENCE = 400  # seconds; importing torch and diffusers takes most of a start, on a busy machine minutes
 
 

@@ -49,6 +49,16 @@ def test_values_are_read_once_and_frozen(monkeypatch):
         ("FLEXI_DRAIN_SECONDS", "-1", "greater than or equal to 0"),
         ("FLEXI_ALLOW_ANONYMOUS", "perhaps", "boolean"),
         ("FLEXI_MAX_IMAGE", "2", "no such setting"),
+        ("FLEXI_MODEL_ALIASES", "dall-e-3,my model", "pattern .*, got 'my model'"),
+        ("FLEXI_MODEL_ALIASES", "dall-e-3," + "x" * 129, "pattern"),
+        ("FLEXI_MODEL_ALIASES", ",".join(map(str, range(33))), "at most 32 items"),
+        ("FLEXI_CORS_ORIGINS", "https://a.example,app.example.com", "scheme, a host.*, got 'app.example.com'"),
+        ("FLEXI_CORS_ORIGINS", "https://a.example/", "scheme, a host.*, got 'https://a.example/'"),
+        ("FLEXI_CORS_ORIGINS", "https://a.example:port", "got 'https://a.example:port'"),
+        ("FLEXI_CORS_ORIGINS", "https://a.example:70000", "got 'https://a.example:70000'"),
+        ("FLEXI_CORS_ORIGINS", "https://me@a.example", "scheme, a host"),
+        ("FLEXI_CORS_ORIGINS", "null", "scheme, a host"),
+        ("FLEXI_CORS_ORIGINS", "https://*.example", "scheme, a host"),
     ],
 )
 def test_a_wrong_value_is_refused(monkeypatch, name, value, limit):
@@ -90,3 +100,17 @@ def test_trusted_keys_must_be_some(monkeypatch, tmp_path):
 
 def test_every_setting_is_described():
     assert all(field.description for field in config.Settings.model_fields.values())
+
+
+def test_lists_are_written_with_commas(monkeypatch):
+    monkeypatch.setenv("FLEXI_MODEL_ALIASES", "dall-e-3, gpt-image-1,openai/dall-e-2,")
+    assert config.load().model_aliases == ("dall-e-3", "gpt-image-1", "openai/dall-e-2")
+    monkeypatch.setenv("FLEXI_MODEL_ALIASES", "")
+    assert config.load().model_aliases == ()
+
+
+def test_origins_are_kept_as_browsers_write_them(monkeypatch):
+    written = "https://App.example.com:443,http://localhost:5173, http://[::1]:80 ,chrome-extension://abc,*"
+    monkeypatch.setenv("FLEXI_CORS_ORIGINS", written)
+    kept = ("https://app.example.com", "http://localhost:5173", "http://[::1]", "chrome-extension://abc", "*")
+    assert config.load().cors_origins == kept

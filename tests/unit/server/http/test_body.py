@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import pytest
 from starlette.datastructures import Headers
@@ -10,6 +11,7 @@ from starlette.datastructures import Headers
 from registry.errors import FlexiError
 from server.errors import ClientGone
 from server.http import body
+from server.http.openai import ImagesRequest
 
 
 def read(*chunks, ends=True, **headers):
@@ -78,7 +80,7 @@ def test_compressed_bodies():
 
 
 def test_too_long():
-    assert refused(*[b" " * 1024] * 65) == (413, "body_too_large")
+    assert refused(*[b" " * 1024] * (body.MAX_BYTES // 1024 + 1)) == (413, "body_too_large")
 
 
 @pytest.mark.parametrize("length", [body.MAX_BYTES + 1, 10**30])
@@ -104,3 +106,13 @@ def test_too_slow(monkeypatch):
     with pytest.raises(FlexiError) as error:
         asyncio.run(body.checked(receive, Headers({"content-type": "application/json", "transfer-encoding": "chunked"})))
     assert (error.value.status, error.value.code) == (408, "body_too_slow")
+
+
+@pytest.mark.parametrize("as_ascii", [True, False])
+def test_the_longest_request_fits_however_it_is_written(as_ascii):
+    """Every field at its longest, in characters that take 4 bytes in UTF-8 and 12 in escapes."""
+    face = "\N{GRINNING FACE}"
+    longest = {"prompt": face * 4000, "negative_prompt": face * 4000, "user": face * 128, "safety_identifier": face * 128}
+    longest |= {"tier": face * 64, "model": face * 128, "size": face * 32}
+    body_of = ImagesRequest.model_validate(longest).model_dump(exclude_none=True)
+    assert len(json.dumps(body_of, indent=8, ensure_ascii=as_ascii).encode()) < body.MAX_BYTES

@@ -20,6 +20,9 @@ from server.http.body import MAX_BYTES
 from server.http.drain import Drain
 from server.http.edge import Edge, shaped
 
+ORIGIN = "http://localhost:5173"
+ASKING = {"Origin": ORIGIN, "Access-Control-Request-Method": "POST"}
+
 
 async def echo(request):
     context = request.state.context
@@ -59,10 +62,10 @@ def client():
 
 @pytest.fixture
 def locked(tmp_path):
-    """A client of a server with two keys."""
+    """A client of a server with two keys, which pages of one origin may use."""
     entries = tuple(KeyEntry(name=name, sha256=sha256(token)) for name, token in (("shop", "s3cret"), ("lab", "s4cret")))
     (tmp_path / "keys.json").write_text(KeyFile(keys=entries).model_dump_json())
-    return TestClient(Edge(application(), Drain(), Keys(tmp_path / "keys.json")), raise_server_exceptions=False)
+    return TestClient(Edge(application(), Drain(), Keys(tmp_path / "keys.json"), [ORIGIN]), raise_server_exceptions=False)
 
 
 @pytest.mark.parametrize(
@@ -206,3 +209,70 @@ def test_the_log_line_has_the_code_of_an_error(client, caplog):
         client.get("/known")
         client.get("/fine")
     assert [record.fields.get("code") for record in caplog.records] == ["not_found", None]
+
+
+def test_a_preflight_needs_no_key(locked):
+    wanted = "authorization, content-type, x-stainless-os"
+    reply = locked.options("/echo", headers=ASKING | {"Access-Control-Request-Headers": wanted})
+    assert reply.status_code == 200
+    assert reply.headers["access-control-allow-origin"] == ORIGIN
+    assert reply.headers["access-control-allow-headers"] == wanted
+    assert "POST" in reply.headers["access-control-allow-methods"]
+    assert reply.headers["x-request-id"]
+
+
+def test_a_page_may_read_every_answer_errors_too(locked):
+    page = {"Origin": ORIGIN}
+    replies = [
+        locked.get(path, headers=page | {"X-API-Key": "s3cret"}) for path in ("/fine", "/known", "/busy", "/broken", "/no")
+    ]
+    replies += [locked.get("/fine", headers=page), locked.get("/livez", headers=page)]
+    replies.append(
+        locked.post("/echo", content="{", headers=page | {"X-API-Key": "s3cret", "Content-Type": "application/json"})
+    )
+    assert [reply.status_code for reply in replies] == [200, 404, 429, 500, 404, 401, 200, 400]
+    for reply in replies:
+        assert reply.headers["access-control-allow-origin"] == ORIGIN
+        assert {"X-Request-Id", "Retry-After"} <= set(reply.headers["access-control-expose-headers"].split(", "))
+        assert "Origin" in reply.headers["vary"]
+        assert "access-control-allow-credentials" not in reply.headers
+
+
+@pytest.mark.parametrize(
+    "origin", ["http://localhost:5174", "https://localhost:5173", "http://localhost:5173.evil.example", "null"]
+)
+def test_pages_of_other_origins_may_read_nothing(locked, origin):
+    refused = locked.options("/echo", headers=ASKING | {"Origin": origin})
+    plain = locked.get("/fine", headers={"Origin": origin, "X-API-Key": "s3cret"})
+    assert (refused.status_code, refused.json()["error"]["param"], plain.status_code) == (400, "Origin", 200)
+    assert "FLEXI_CORS_ORIGINS" in refused.json()["error"]["message"]
+    for reply in (refused, plain):
+        assert not [name for name in reply.headers if name.startswith("access-control")]
+
+
+def test_a_preflight_for_another_method_is_refused(locked):
+    reply = locked.options("/echo", headers=ASKING | {"Access-Control-Request-Method": "PATCH"})
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, "Access-Control-Request-Method")
+
+
+def test_without_origins_no_page_may_ask(client):
+    assert "FLEXI_CORS_ORIGINS" in client.options("/echo", headers=ASKING).json()["error"]["message"]
+    assert not [name for name in client.get("/fine", headers={"Origin": ORIGIN}).headers if "access" in name or name == "vary"]
+
+
+def test_what_is_no_preflight_is_an_ordinary_request(client, locked):
+    assert client.options("/echo", headers={"Origin": ORIGIN}).status_code == 405
+    assert locked.options("/echo").status_code == 401
+
+
+def test_any_origin():
+    anybody = TestClient(Edge(application(), Drain(), origins=["*"]))
+    assert anybody.options("/echo", headers=ASKING).headers["access-control-allow-origin"] == "*"
+    assert anybody.get("/fine", headers={"Origin": "https://a.example"}).headers["access-control-allow-origin"] == "*"
+
+
+def test_head_is_answered_as_get_is(client):
+    for path in ("/fine", "/known", "/livez"):
+        head, get = client.head(path), client.get(path)
+        assert (head.status_code, head.headers["content-type"]) == (get.status_code, get.headers["content-type"])
+    assert client.head("/echo").headers["allow"] == "POST"

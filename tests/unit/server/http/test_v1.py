@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import threading
 from collections import Counter
@@ -23,7 +24,6 @@ from server.experiments.active import ActiveExperiments
 from server.http import v1
 from server.http.drain import Drain
 from server.http.edge import Edge
-from server.http.openai import NOT_SUPPORTED
 from server.requests.generation import Generation, RequestObserver
 from server.requests.plan import Planner
 from server.telemetry import metrics
@@ -82,7 +82,8 @@ def app(tiny, engine, observer, monkeypatch):
     schedules = ActiveSchedules(open_catalog, model, 4)
     planner = Planner(schedules, ActiveExperiments(lambda: None, schedules), model, lambda *_: 0.25, Settings())
     generation = Generation(planner, engine, Quotas(), [observer])
-    made = SimpleNamespace(generation=generation, schedules=schedules, model=model, size="8x8", settings=Settings)
+    names = ["tiny", "dall-e-3", "gpt-image-1"]
+    made = SimpleNamespace(generation=generation, schedules=schedules, model_names=names, size="8x8", settings=Settings)
     monkeypatch.setattr(v1.routes.state, "app", made, raising=False)
     yield made
     over.set()
@@ -192,15 +193,17 @@ def test_a_registry_that_hangs_keeps_neither_deadlines_nor_others_waiting(app, s
         ({"safety_identifier": "", "user": "anna"}, None, "anna"),
         ({"safety_identifier": ""}, "carol", "carol"),
         ({"safety_identifier": None}, None, None),
+        ({"safety_identifier": None, "user": ""}, "", None),
+        ({"user": "anna"}, "", "anna"),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
 def test_the_unit(app, observer, stream, body, header, unit):
-    reply = post({"X-Flexi-Unit": header} if header else None, stream=stream, **body)
+    reply = post({"X-Flexi-Unit": header} if header is not None else None, stream=stream, **body)
     assert (reply.status_code, observer) == (200, [(unit, "ok")])
 
 
-@pytest.mark.parametrize("header", ["", "x" * 129, "Zoë".encode(), "a\tb"])
+@pytest.mark.parametrize("header", ["x" * 129, "Zoë".encode(), "a\tb"])
 def test_a_unit_outside_its_limits(app, observer, header):
     reply = post({"X-Flexi-Unit": header}, user="anna")
     error = reply.json()["error"]
@@ -208,9 +211,38 @@ def test_a_unit_outside_its_limits(app, observer, header):
     assert "128" in error["message"]
 
 
-@pytest.mark.parametrize("name", NOT_SUPPORTED)
+@pytest.mark.parametrize("name", ["complexity", "frame_count", "frame_duration_ms", "output_compression", "style", "svg"])
 def test_what_other_models_of_openai_take(app, name):
     assert post(**{name: None}).status_code == 200
     error = post(**{name: 1}).json()["error"]
     assert (error["code"], error["param"]) == ("invalid_input", name)
-    assert NOT_SUPPORTED[name] in error["message"]
+    assert "not a field here: " in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "key"),
+    [
+        ({}, "b64_json"),
+        ({"model": "tiny"}, "b64_json"),
+        ({"model": "gpt-image-1"}, "b64_json"),
+        ({"model": "dall-e-3"}, "url"),
+        ({"model": "dall-e-3", "response_format": ""}, "url"),
+        ({"model": "dall-e-3", "response_format": "b64_json"}, "b64_json"),
+        ({"model": "tiny", "response_format": "url"}, "url"),
+    ],
+)
+def test_images_come_as_the_model_of_that_name_sends_them_unless_a_format_is_named(app, fields, key):
+    for image in post(n=2, **fields).json()["data"]:
+        assert list(image) == [key]
+        assert base64.b64decode(image[key].removeprefix("data:image/png;base64,"))[1:4] == b"PNG"
+
+
+def test_a_stream_has_no_urls(app):
+    assert post(stream=True, model="dall-e-3").status_code == 200
+    error = post(stream=True, response_format="url").json()["error"]
+    assert (error["param"], error["message"]) == ("response_format", "response_format: the events of a stream hold b64_json")
+
+
+def test_the_refusal_of_another_name_says_how_it_could_be_allowed(app):
+    error = post(model="sdxl").json()["error"]
+    assert (error["param"], "FLEXI_MODEL_ALIASES" in error["message"]) == ("model", True)

@@ -1,0 +1,108 @@
+"""What clients send: null and empty strings, fields of other programs, and a JSON Schema that says the same."""
+
+from __future__ import annotations
+
+import json
+
+import jsonschema_rs
+import pytest
+from pydantic import ValidationError
+
+from registry.document import first_fault
+from server.api import GenerateRequest
+from server.http.openai import ImagesRequest
+from server.request_body import ADVICE, INSTEAD
+
+BODIES = [GenerateRequest, ImagesRequest]
+OPTIONAL = [(body, name) for body in BODIES for name, field in body.model_fields.items() if not field.is_required()]
+FOREIGN = sorted({name for table in (INSTEAD, ADVICE) for names in table for name in names.split()})
+
+
+def read(body, **fields):
+    """What a body becomes, or its first fault: as BentoML reads it, from JSON, and as FastAPI does, parsed already."""
+    fields, results = {"prompt": "x"} | fields, []
+    for validated in (lambda: body.model_validate_json(json.dumps(fields)), lambda: body.model_validate(fields)):
+        try:
+            results.append(validated())
+        except ValidationError as error:
+            results.append(first_fault(error))
+    assert results[0] == results[1]
+    return results[0]
+
+
+def schema_takes(body, **fields):
+    return jsonschema_rs.is_valid(body.model_json_schema(), {"prompt": "x"} | fields)
+
+
+@pytest.mark.parametrize(("body", "name"), OPTIONAL)
+@pytest.mark.parametrize("nothing", [None, ""])
+def test_null_and_empty_mean_not_given(body, name, nothing):
+    assert read(body, **{name: nothing}) == read(body)
+    assert schema_takes(body, **{name: nothing})
+
+
+@pytest.mark.parametrize("body", BODIES)
+@pytest.mark.parametrize("nothing", [None, ""])
+def test_a_prompt_must_be_given(body, nothing):
+    assert read(body, prompt=nothing).param == "prompt"
+    assert not schema_takes(body, prompt=nothing)
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_all_of_them_at_once_mean_nothing(body):
+    names = [name for owner, name in OPTIONAL if owner is body]
+    assert read(body, **dict.fromkeys([*names, *FOREIGN], "")) == read(body)
+
+
+@pytest.mark.parametrize("body", BODIES)
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_field_of_another_program_is_refused_with_what_to_use_instead(body, name):
+    if name in body.model_fields:
+        return
+    fault = read(body, **{name: 7})
+    assert (fault.param, fault.text.startswith("not a field here: ")) == (name, True)
+    assert "docs.json" not in fault.text
+    assert not schema_takes(body, **{name: 7})
+    assert read(body, **{name: None}) == read(body)
+    assert schema_takes(body, **{name: None})
+
+
+@pytest.mark.parametrize(
+    ("body", "name", "instead"),
+    [
+        (GenerateRequest, "n", "use num_images"),
+        (ImagesRequest, "num_images", "use n"),
+        (GenerateRequest, "user", "use unit"),
+        (ImagesRequest, "unit", "use user"),
+        (GenerateRequest, "quality", "use tier"),
+        (ImagesRequest, "cfg_scale", "use guidance_scale"),
+        (GenerateRequest, "steps", "choose a tier (GET /v1/tiers), whose schedule says how many steps there are"),
+        (GenerateRequest, "width", "leave it out, every image has the model's own size"),
+    ],
+)
+def test_advice_is_in_the_words_of_the_route(body, name, instead):
+    assert read(body, **{name: 7}).text == f"not a field here: {instead}"
+
+
+@pytest.mark.parametrize("body", BODIES)
+@pytest.mark.parametrize("value", [7, None, ""])
+def test_a_field_that_nobody_knows_is_refused_whatever_it_holds(body, value):
+    fault = read(body, promt=value)
+    assert fault == ("not a field here: GET /docs.json says which there are", "promt")
+    assert not schema_takes(body, promt=value)
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_the_seed_minus_one_is_none_at_all(body):
+    assert read(body, seed=-1).seed is None
+    assert read(body, seed=-1.0).seed is None
+    assert read(body, seed=0).seed == 0
+    assert read(body, seed=-2).param == "seed"
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_prompts_have_up_to_4000_characters(body):
+    face = "\N{GRINNING FACE}"
+    assert read(body, prompt=face * 4000, negative_prompt=face * 4000).prompt == face * 4000
+    for name in ("prompt", "negative_prompt"):
+        assert "4000" in read(body, **{name: "x" * 4001}).text
