@@ -200,8 +200,10 @@ def test_stable_diffusion_xl_keeps_what_its_scheduler_says(
     same(ours(load(folder)), text_image(pipeline))
 
 
-@pytest.mark.parametrize("named", ["DDIMPipeline", "DDPMPipeline", "PNDMPipeline"])
-@pytest.mark.parametrize("writer", ["DDPMScheduler", "DDIMScheduler", "PNDMScheduler"])
+@pytest.mark.parametrize(
+    ("named", "writer"),
+    [("DDIMPipeline", "DDPMScheduler"), ("DDPMPipeline", "DDIMScheduler"), ("PNDMPipeline", "PNDMScheduler")],
+)
 @pytest.mark.parametrize(("values", "drop"), KEPT)
 def test_pixel_models_are_the_ddim_pipeline_of_their_folder(
     tmp_path: Path, named: str, writer: str, values: dict[str, Any], drop: tuple[str, ...]

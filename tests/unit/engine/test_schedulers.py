@@ -65,7 +65,7 @@ SAID = st.fixed_dictionaries(
 
 
 @pytest.mark.parametrize("solver", FAMILIES)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(name=st.sampled_from(OF_BETAS), said=SAID, steps=st.integers(2, 60))
 def test_a_solver_takes_of_a_foreign_configuration_what_diffusers_takes(
     solver: SolverName, name: str, said: dict[str, Any], steps: int
