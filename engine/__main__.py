@@ -99,6 +99,8 @@ def generate(
         raise InvalidInput("needs guidance above 1: this model is not guided unless --guidance says so", param="negative")
     if prompt is None and not isinstance(loaded.prompts, NoPrompts):
         raise InvalidInput("say what this model should draw", param="prompt")
+    for notice in loaded.notices:
+        print(notice.message, file=sys.stderr)
     for option, text in (("prompt", prompt or ""), ("negative", negative)):
         if cut := loaded.prompts.cut(text):
             print(f"{option}: the model reads {loaded.prompts.tokens} tokens and ignored the end: {cut}", file=sys.stderr)

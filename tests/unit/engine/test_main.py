@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from engine import loading
 from engine.__main__ import app
 from engine.macs import count_steps
 from engine.model import Model
+from engine.notice import Notice
 from registry.schedule import Schedule, Segment, Validated, teacher
 
 
@@ -247,6 +249,20 @@ def test_a_schedule_is_run_at_the_scale_that_it_was_validated_at_and_another_one
     assert "guidance" not in own.stderr
     assert f"{4 * loaded.macs.full.macs / 1e9:.4f} G" in other.stdout
     assert "guidance: the schedule was validated at 1\n" in other.stderr
+
+
+def test_a_distilled_model_draws_as_it_was_taught_and_what_its_folder_asks_for_is_told(
+    model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    distilled = replace(model, few_steps=2, own_solver="euler", notices=(Notice("code", "the folder has a safety checker"),))
+    monkeypatch.setattr(loading, "load", lambda *_, **__: distilled)
+    result = call("generate", "--prompt", "cat", "--out", tmp_path / "x.png")
+    assert "steps      2 computed of the teacher's 2: 2 full, 0 partial\n" in result.stdout
+    assert ", euler\n" in result.stdout
+    assert f"{2 * model.macs.full.macs / 1e9:.4f} G" in result.stdout, "one UNet row a step"
+    assert result.stderr == "the folder has a safety checker\n"
+    asked = ("generate", "--prompt", "cat", "--negative", "dog", "--out", tmp_path / "x.png")
+    assert refused(*asked) == "error: negative: needs guidance above 1: this model is not guided unless --guidance says so\n"
 
 
 def test_what_the_model_does_not_read_of_a_prompt_is_told(tmp_path: Path) -> None:
