@@ -20,10 +20,13 @@ def main() -> None:
     log = Path(".flexi/serve.log")
     print(f"Starting the service on port {port} (log: {log}) …", flush=True)
     with serving({}, log, port=port) as address:
-        offered = [tier["tier"] for tier in httpx.get(f"{address}/v1/tiers").raise_for_status().json()["tiers"]]
+        tiers = httpx.get(f"{address}/v1/tiers").raise_for_status().json()
+        offered = [tier["tier"] for tier in tiers["tiers"]]
         tier = "balanced" if "balanced" in offered else offered[0]
-        if offered == ["reference"]:
-            print("The registry holds no searched schedules yet: `make demo` or `make search` publishes some.")
+        for warning in tiers["warnings"]:
+            print(f"Note: {warning['message']}.")
+        if any(warning["code"] == "no_tiers" for warning in tiers["warnings"]):
+            print("`make demo` or `make search` publishes some.")
         body = f'{{"prompt": "red heart", "tier": "{tier}", "seed": 7}}'
         print(f"Ready; tiers: {', '.join(offered)}. Try:\n")
         print(

@@ -88,7 +88,7 @@ class Watch:
         try:
             kept = self._last_good.read()
         except FlexiError as error:
-            log.warning("%s", error)
+            self._faults.failed(DISK, str(error))  # once: it is asked at each look
             return False
         tiers, refused = {}, {}
         for tier in kept.tiers:

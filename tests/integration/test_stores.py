@@ -330,6 +330,8 @@ class TestFolder:
         store = FolderStore(tmp_path / "registry")
         with pytest.raises(StoreUnavailable, match="registry"):
             store.create("m/a", b"")
+        with pytest.raises(StoreUnavailable, match=r"cannot list .*: it is not a folder"):
+            store.list("m/")  # and not an empty registry
 
     @staticmethod
     def _holds_only(root: Path, objects: dict[str, bytes]) -> None:

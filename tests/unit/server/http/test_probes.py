@@ -37,6 +37,8 @@ class Server:
         app = SimpleNamespace(
             model=model, schedules=schedules, engine_thread=engine, default_tier="reference", warnings=[WARNING]
         )
+        guidance = SimpleNamespace(of=lambda _: 3.0)
+        app.generation = SimpleNamespace(planner=SimpleNamespace(default_guidance=guidance))
         self.set("app", app)
         return app
 
@@ -106,3 +108,12 @@ def test_head_says_the_same_without_a_body_and_post_is_no_probe(server, tiny, pa
         get, head = server.client.get(path), server.client.head(path)
         assert (head.status_code, head.headers["content-type"]) == (get.status_code, "application/json")
     assert server.client.post(path).status_code == 405
+
+
+def test_tiers_that_are_not_served_are_listed_with_their_reasons(server, tiny):
+    app = server.open(small_model(tiny))
+    app.schedules.put({}, {"fast": "of other weights", "best": "damaged"})
+    status, body = server.said("/v1/tiers")
+    assert (status, body["default"], [tier["tier"] for tier in body["tiers"]]) == (200, "reference", ["reference"])
+    assert body["not_served"] == [{"tier": "best", "reason": "damaged"}, {"tier": "fast", "reason": "of other weights"}]
+    assert body["warnings"] == [{"code": "no_tiers", "message": "none"}]
