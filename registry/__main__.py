@@ -13,7 +13,7 @@ from rich.text import Text
 from registry.audit_trail import audited_moves, experiment_transitions
 from registry.catalog import Catalog
 from registry.commands import maintenance
-from registry.commands.command_line import command_line
+from registry.commands.command_line import EXIT_CODES, command_line
 from registry.commands.display import (
     COLUMNS,
     cells,
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 app = command_line(
     help="Look at schedules, publish them, move tiers, and keep the registry in order.",
-    epilog="Exit codes: 0 done; 1 not possible (one line on stderr says why), or verify found damage; 2 wrong usage. "
+    epilog=f"{EXIT_CODES} `verify` also ends with 1 where it finds damage. "
     "An s3:// registry takes its endpoint from FLEXI_S3_ENDPOINT and its credentials where the AWS tools find them.",
 )
 
@@ -144,8 +144,10 @@ def promote(
     reason: Reason = "",
     as_json: AsJson = False,
 ) -> None:
-    """Let a tier mean another schedule."""
-    print_alias(open_catalog(registry, model).promote(tier, ref, reason), as_json)
+    """Let a tier mean another schedule; a name that no tier has makes a new tier, and says so."""
+    catalog = open_catalog(registry, model)
+    others = catalog.tiers()
+    print_alias(catalog.promote(tier, ref, reason), as_json, others=None if tier in others else others)
 
 
 @app.command()

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import signal
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Thread
 from types import TracebackType
 from typing import Any
 
 from typing_extensions import override
 
-from registry.errors import FlexiError, InvalidInput
+from registry.errors import InvalidInput
+from search_jobs.build import build, refuse_other_build
 from search_jobs.config import JobConfig
+from search_jobs.dask_faults import lost, refused
 from search_jobs.evaluator import EvaluationTask, Evaluator
 from search_jobs.executor import Executor, prefix_order
 from search_jobs.objective import Evaluation
@@ -22,8 +29,10 @@ from search_jobs.objective import Evaluation
 GROUP = 4  # schedules that one worker evaluates in one go: neighbours share their beginnings
 RETRIES = 5  # of a group that raised, and of one whose worker died: Dask counts the two apart
 PATIENCE = 30.0  # seconds for a scheduler or a worker to come
-KEPT = "what was measured is kept: run the same command again to go on"
+SLACK = 2.0  # seconds in which Dask should notice itself that its patience is over
 PATHS = ("model", "features", "prompts")  # in a configuration
+
+_log = logging.getLogger(__name__)
 
 
 class DaskExecutor(Executor):
@@ -42,59 +51,123 @@ class DaskExecutor(Executor):
         Raises `InvalidInput` when Dask is not installed, nobody answers at `scheduler`, or it has no worker.
         """
         try:
-            from distributed import Client
+            import distributed
         except ImportError as error:
             raise InvalidInput("needs Dask: pip install 'distributed'", param="workers") from error
+        if not _log.isEnabledFor(logging.DEBUG):  # Dask logs what we say in a line of our own, with its traceback
+            _quieten()
         paths = {name: str(Path(path).absolute()) for name in PATHS if (path := getattr(config, name))}
         self.config, self.folder = config.model_copy(update=paths).model_dump_json(), str(folder.resolve())
         self._workers = workers
         self._local = _local(workers) if scheduler is None else None
         try:
-            self.client = Client(scheduler or self._local, timeout=patience)
-        except ValueError as error:
-            raise InvalidInput(f"expected tcp://host:port, got {scheduler!r}: {error}", param="scheduler") from error
-        except OSError as error:
-            raise InvalidInput(f"nobody answers at {scheduler}: {error}", param="scheduler") from error
+            with warnings.catch_warnings(action="ignore"):  # of other versions: what matters is said by `refused` and `build`
+                self.client = _within(patience + SLACK, lambda: distributed.Client(scheduler or self._local, timeout=patience))
+        except Exception as error:  # of any kind, where no scheduler answers, or one of another version
+            raise refused(scheduler, error) from error
         try:
             self.client.wait_for_workers(1, timeout=patience)
-        except TimeoutError as error:
-            self.client.close()
-            raise InvalidInput(f"{scheduler} has no worker after {patience:g} s", param="scheduler") from error
+        except Exception as error:
+            self._close()
+            if isinstance(error, TimeoutError):
+                raise InvalidInput(f"{scheduler} has no worker after {patience:g} s", param="scheduler") from error
+            raise lost(error) from error
 
     @override
     def evaluate(self, tasks: Sequence[EvaluationTask], done: Callable[[int], None]) -> Iterator[tuple[int, Evaluation]]:
-        from distributed import CancelledError, KilledWorker, as_completed
+        from distributed import as_completed
 
-        order, workers = prefix_order(tasks), max(1, len(self.client.scheduler_info(n_workers=-1)["workers"]))
-        size = max(1, min(GROUP, len(order) // (2 * workers)))  # two groups for each at least: nobody waits long for the last
-        groups = [order[start : start + size] for start in range(0, len(order), size)]
-        futures = {
-            self.client.submit(
-                _evaluate, self.config, self.folder, [tasks[i] for i in group], retries=RETRIES, pure=False
-            ): group
-            for group in groups
-        }
-        for future in as_completed(list(futures)):
-            try:
+        order = prefix_order(tasks)
+        with _told():
+            workers = max(1, len(self.client.scheduler_info(n_workers=-1)["workers"]))
+            size = max(
+                1, min(GROUP, len(order) // (2 * workers))
+            )  # two groups for each at least: nobody waits long for the last
+            groups = [order[start : start + size] for start in range(0, len(order), size)]
+            futures = {self._submit([tasks[i] for i in group]): group for group in groups}
+            completed = iter(as_completed(list(futures)))
+        while True:
+            with _told():
+                if (future := next(completed, None)) is None:
+                    return
                 evaluations = future.result()
-            except KilledWorker as error:
-                deaths = error.allowed_failures + 1
-                raise FlexiError(f"workers: {deaths} died one after another of the same schedules; {KEPT}") from error
-            except CancelledError as error:
-                raise FlexiError(f"scheduler: it is gone; {KEPT}") from error
             for i, evaluation in zip(futures[future], evaluations, strict=True):
                 done(evaluation.measurement.images)
                 yield i, evaluation
+
+    def _submit(self, tasks: Sequence[EvaluationTask]) -> Any:
+        """A group's future. The scheduler unpickles what it passes on: here bytes, and a function that every Python has."""
+        call = _Call(_evaluate, self.config, self.folder, tasks)
+        return self.client.submit(pickle.loads, pickled(_Call(_run, build(), pickled(call))), retries=RETRIES, pure=False)
 
     @override
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._local is not None:  # and all of them up: Dask fails to close one between its death and its next start
             latest = time.monotonic() + PATIENCE
-            while len(self.client.scheduler_info(n_workers=-1)["workers"]) < self._workers and time.monotonic() < latest:
-                time.sleep(0.1)
-        self.client.close()
+            with suppress(Exception):
+                while len(self.client.scheduler_info(n_workers=-1)["workers"]) < self._workers and time.monotonic() < latest:
+                    time.sleep(0.1)
+        self._close()
+
+    def _close(self) -> None:
+        """Nothing is left to lose: a scheduler that is gone by now is no fault."""
+        with suppress(Exception):
+            self.client.close()
         if self._local is not None:
-            self._local.close()
+            with suppress(Exception):
+                self._local.close()
+
+
+class _Call:
+    """A call that happens where its pickle is read."""
+
+    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
+        self._function, self._arguments = function, arguments
+
+    @override
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return self._function, self._arguments
+
+
+def pickled(value: object) -> bytes:
+    """Bytes for `pickle.loads`, also of functions that no module can be asked for."""
+    import cloudpickle
+
+    return bytes(cloudpickle.dumps(value))
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Whatever goes wrong with a scheduler or a worker is an error of ours."""
+    try:
+        yield
+    except Exception as error:
+        raise lost(error) from error
+
+
+def _within(seconds: float, make: Callable[[], Any]) -> Any:
+    """What `make` returns or raises, or `TimeoutError`: Dask waits without end for the handshake of what is no scheduler."""
+    made = SimpleQueue[tuple[Any, Exception | None]]()
+
+    def run() -> None:
+        try:
+            made.put((make(), None))
+        except Exception as error:
+            made.put((None, error))
+
+    Thread(target=run, daemon=True).start()
+    try:
+        value, error = made.get(timeout=seconds)
+    except Empty:
+        raise TimeoutError(f"no handshake of Dask in {seconds:g} s") from None
+    if error is not None:
+        raise error
+    return value
+
+
+def _quieten() -> None:
+    for name in [name for name in logging.root.manager.loggerDict if name.partition(".")[0] in ("distributed", "tornado")]:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _local(workers: int) -> Any:
@@ -114,7 +187,7 @@ def _local(workers: int) -> Any:
             host="127.0.0.1",
             memory_limit=None,  # Dask's guess would end a worker whose model is large
             dashboard_address=None,
-            silence_logs=logging.ERROR,
+            silence_logs=logging.CRITICAL,
             preload=__name__,
         )
 
@@ -122,6 +195,12 @@ def _local(workers: int) -> Any:
 def dask_setup(_: object) -> None:
     """Called by Dask in each worker of a local cluster. Ctrl-C at a terminal reaches workers too, but only the job decides."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _run(client: str, call: bytes) -> Any:
+    """Make a call in a worker, if it runs what the client runs. Until then nothing of the call is unpickled."""
+    refuse_other_build(client)
+    return pickle.loads(call)  # noqa: S301 - the scheduler runs what it is sent, as all of Dask does
 
 
 def _evaluate(config: str, folder: str, tasks: Sequence[EvaluationTask]) -> list[Evaluation]:

@@ -31,16 +31,17 @@ class ProgressBars(Progress):
         self._newest: TaskID | None = None
 
     def __enter__(self) -> Self:
-        self._bars.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bars.stop()
+        if self._newest is not None:
+            self._bars.stop()
 
     @override
     def begin(self, name: str, images: int) -> None:
         if not self._bars.console.is_terminal:  # bars would show only at the end
             self._bars.console.print(f"{name}: {images} images" if images else name, highlight=False)
+        self._bars.start()  # not before: bars without a task leave an empty line, also above an error
         self._newest = self._bars.add_task(name, total=images)
 
     @override

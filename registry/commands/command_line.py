@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import traceback
@@ -34,6 +35,8 @@ def one_line_errors(debug: bool = False) -> Iterator[None]:
     Errors of our own family, and those of files, networks, libraries and devices, end with exit code 1; a stop from the
     keyboard with 130; a reader of our output that went away (`| head`) with 141 and no line. Any other is a bug: 70.
     """
+    if debug:  # whoever silences a library's log asks whether this is on
+        logging.getLogger().setLevel(logging.DEBUG)
     try:
         yield
         _flush()

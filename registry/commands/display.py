@@ -104,12 +104,13 @@ def minute(time: datetime) -> str:
     return f"{time.astimezone(UTC):%Y-%m-%d %H:%M}"
 
 
-def print_alias(alias: Alias, as_json: bool) -> None:
-    """Print what a tier means now."""
+def print_alias(alias: Alias, as_json: bool, others: Iterable[str] | None = None) -> None:
+    """Print what a tier means now; `others` are the tiers that there were before it, where it is new."""
     if as_json:
         print_json(alias.model_dump(mode="json", exclude={"history", "archived"}))
         return
-    typer.echo(f"{alias.tier} means version {alias.version}  {alias.digest[:8]}")
+    new = "" if others is None else f"  (new tier; before it: {', '.join(sorted(others)) or 'none'})"
+    typer.echo(f"{alias.tier} means version {alias.version}  {alias.digest[:8]}{new}")
 
 
 def print_json(value: object) -> None:

@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from registry.errors import NotFound
+from registry.errors import InvalidInput, NotFound
 from registry.schedule import Schedule
 from search_jobs.report.targets import CostTarget, Entry, targets
+
+PARTS = ("config", "model", "budgets", "tiers", "samples", "teacher")  # of a report, without which nothing can be shown
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,15 @@ class FinishedRun:
 
 
 def read(folder: Path) -> FinishedRun:
-    """The run. Raises `NotFound` when its search has not finished."""
+    """The run. Raises `NotFound` when its search has not finished, `InvalidInput` when its report is damaged."""
     path = folder / "report.json"
     if not path.is_file():
         raise NotFound(f"{folder} holds no finished search (no report.json); run it again to go on", param="run")
-    return FinishedRun(folder, json.loads(path.read_text()))
+    try:
+        report = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput(f"{path} is damaged: it is not JSON; run the search again to write it anew", param="run") from error
+    missing = [name for name in PARTS if name not in report] if isinstance(report, dict) else list(PARTS)
+    if missing:
+        raise InvalidInput(f"{path} is no report of this version: it lacks {', '.join(missing)}", param="run")
+    return FinishedRun(folder, report)

@@ -16,7 +16,6 @@ from server.access.key_file import KeyEntry, changing, read, sha256
 
 app = command_line(
     help="Make, list and revoke API keys. A running server takes a change over within two seconds.",
-    epilog="Exit codes: 0 done; 1 not possible, one line on stderr says why; 2 wrong usage.",
 )
 
 File = Annotated[Path, typer.Option("--file", envvar="FLEXI_API_KEYS", help="The file of the keys; `new` makes it.")]

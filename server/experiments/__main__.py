@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from registry.catalog import Catalog
-from registry.commands.command_line import command_line
+from registry.commands.command_line import EXIT_CODES, command_line
 from registry.commands.display import console, minute, print_json, print_table
 from registry.commands.options import AsJson, Model, Reason, Registry, open_catalog
 from registry.errors import FlexiError, InvalidInput, NotFound
@@ -24,7 +24,7 @@ from server.experiments.analysis.summary import summarise
 
 app = command_line(
     help="A/B test schedules in production.",
-    epilog="Exit codes: 0 done; 1 not possible, one line on stderr says why; 2 wrong usage. The guide is docs/experiments.md.",
+    epilog=f"{EXIT_CODES} The guide is docs/experiments.md.",
 )
 
 AGAINST: tuple[Conclusion, ...] = ("sample_ratio_mismatch", "stop", "undecided")

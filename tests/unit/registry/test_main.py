@@ -107,6 +107,13 @@ def test_list_counts_computed_steps_out_of_the_teachers(empty: Shell) -> None:
         assert words in text
 
 
+def test_a_name_that_no_tier_has_makes_a_new_tier_and_says_so(shell: Shell) -> None:
+    assert "(new tier; before it: fast)" in shell.run("promote", "fsat", "1").stdout
+    assert "new tier" not in shell.run("promote", "fsat", "2").stdout
+    assert "new tier" not in shell.run("promote", "fast", "1").stdout
+    assert shell.json("promote", "fast", "2")["tier"] == "fast"
+
+
 @pytest.mark.parametrize("ref", ["fast", "2", MIDDLE.digest, MIDDLE.digest[:8]])
 def test_show_draws_the_steps(shell: Shell, ref: str) -> None:
     text = shell.run("show", ref).stdout

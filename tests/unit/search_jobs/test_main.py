@@ -75,6 +75,15 @@ def test_run_refuses_a_file_as_its_folder_and_a_negative_guidance(tmp_path: Path
     assert "guidance: must be from 0 to 30, got -1" in said(result)
 
 
+@pytest.mark.parametrize("command", ["report", "publish", "compare"])
+@pytest.mark.parametrize("data", [b"", b"{", b"\xff", b"null", b"[]", b"{}", b"[" * 100_000, b'{"config": 1, "model": 2}'])
+def test_a_damaged_report_is_one_line(tmp_path: Path, command: str, data: bytes) -> None:
+    (tmp_path / "report.json").write_bytes(data)
+    result = call(command, tmp_path)
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1), result.stderr
+    assert str(tmp_path) in said(result)
+
+
 def test_run_refuses_what_no_schedule_reaches_before_it_begins(tmp_path: Path) -> None:
     result = call("run", "--model", MODEL, "--prompts", PROMPTS, "--out", tmp_path / "run", "--tier", "fast=0.01")
     assert result.exit_code == 1
