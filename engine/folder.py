@@ -37,9 +37,12 @@ class Folder:
         """Raises `NotFound` without a model_index.json, `Unsupported` when it is not a JSON object."""
         self.root = Path(root)
         with readable(self.root, "model"):
-            is_pipeline = (self.root / INDEX).is_file()
+            is_pipeline = (self.root / INDEX).exists() or (self.root / INDEX).is_symlink()
+            is_cache = (self.root / "snapshots").is_dir()
         if not is_pipeline:
-            raise NotFound(f"{self.root} is not a diffusers pipeline folder (no {INDEX})", param="model")
+            advice = f": name one of the folders in {self.root / 'snapshots'}" if is_cache else ""
+            raise NotFound(f"{self.root} is not a diffusers pipeline folder (no {INDEX}){advice}", param="model")
+        refuse_unusable(self.root / INDEX, "model")
         self.index = read_object(self.root / INDEX, "model")
         self._files: dict[str, Mapping[str, Path]] = {}
         self._weights: dict[str, WeightFiles] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -88,6 +89,32 @@ def test_with_all_of_them_the_model_loads_as_without(folder: Path) -> None:
         (folder / stray).parent.mkdir(exist_ok=True)
         (folder / stray).write_bytes(b"\xff not what it is called")
     assert load(folder).ref.fingerprint == FINGERPRINT
+
+
+@pytest.fixture
+def snapshot(folder: Path, tmp_path: Path) -> Path:
+    """The folder as a hub's cache has it: every file a link to a blob."""
+    root = tmp_path / "hub" / "models--org--Emoji-64" / "snapshots" / ("0" * 40)
+    blobs = root.parents[1] / "blobs"
+    blobs.mkdir(parents=True)
+    for number, file in enumerate(file for file in sorted(folder.rglob("*")) if file.is_file()):
+        link = root / file.relative_to(folder)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, blobs / f"{number:040}")
+        link.symlink_to(Path(os.path.relpath(blobs / f"{number:040}", link.parent)))
+    return root
+
+
+def test_a_snapshot_of_a_hub_is_the_same_model_called_as_its_repository(snapshot: Path) -> None:
+    model = load(snapshot)
+    assert (model.ref.name, model.ref.fingerprint) == ("emoji-64", FINGERPRINT)
+    (snapshot / UNET).resolve().write_bytes(b"another blob")
+    assert Folder(snapshot).fingerprint() != FINGERPRINT
+
+
+def test_a_hub_s_folder_instead_of_a_snapshot_is_said(snapshot: Path) -> None:
+    with pytest.raises(NotFound, match=f"name one of the folders in {snapshot.parent}"):
+        Folder(snapshot.parents[1])
 
 
 READ = (
@@ -237,10 +264,12 @@ def test_a_file_that_must_not_be_read_is_said(folder: Path, monkeypatch: pytest.
         Folder(folder).check()
 
 
-def test_an_index_that_is_a_pointer_is_said(folder: Path) -> None:
-    lfs_pointer(folder / "model_index.json")
-    with pytest.raises(Unsupported, match=r"model_index\.json is a pointer of git-lfs"):
+@pytest.mark.parametrize("spoil", SPOILT)
+def test_an_index_that_only_stands_for_one_is_said(folder: Path, spoil: Callable[[Path], None]) -> None:
+    spoil(folder / "model_index.json")
+    with pytest.raises(FlexiError) as refused:
         Folder(folder)
+    assert refused.value.text == f"{folder / 'model_index.json'} {SPOILT[spoil]}"
 
 
 @pytest.mark.parametrize("part", PARTS)
