@@ -2,6 +2,7 @@
 SHELL := /bin/bash
 PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3.13 python3))
 VENV := .venv
+CLIENTS := $(patsubst tests/clients/%.txt,$(VENV)/clients/%.installed,$(wildcard tests/clients/*.txt))
 BIN := $(VENV)/bin
 PORT ?= 3000
 export BENTOML_DO_NOT_TRACK := true
@@ -24,7 +25,7 @@ search: $(VENV)/.runtime ## a longer search than the demo's, into .flexi/runs/em
 		--out .flexi/runs/emoji64 --heldout 64 --generations 10
 	$(BIN)/python -m search_jobs publish .flexi/runs/emoji64
 
-test: $(VENV)/.dev ## the whole test suite (10 to 15 minutes on 2 cores); JOBS=1 one file after the other
+test: $(VENV)/.dev $(CLIENTS) ## the whole test suite (10 to 15 minutes on 2 cores); JOBS=1 one file after the other
 	@tests/fetch-prometheus.sh $(BIN)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder
 
@@ -80,3 +81,10 @@ $(VENV)/.runtime: $(BIN)/pip requirements.lock
 $(VENV)/.dev: $(VENV)/.runtime requirements-dev.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.lock
 	@touch $@
+
+# Clients that tests run as their users do. Each has a folder of its own: they want different versions of the same packages.
+$(VENV)/clients/%.installed: tests/clients/%.txt $(VENV)/.dev
+	@echo "Installing $* into $(VENV)/clients/$*, for the tests that run it"
+	@rm -rf $(VENV)/clients/$*
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-compile --target $(VENV)/clients/$* -r $< && touch $@ || \
+		echo "$* could not be installed: its tests are skipped (make test tries again)"

@@ -37,14 +37,17 @@ Made = PreviewMade | ImageMade
 QUALITIES: dict[str, Quality] = {"draft": "low", "fast": "low", "balanced": "medium", "best": "high", "reference": "max"}
 MAX_PREVIEWS = 3
 PREFERRED: dict[str, JsonValue] = {"enum": [quality for quality in TIERS if quality != "auto"]}
-PREVIEWED: dict[str, JsonValue] = {"partial_images": {"type": "integer", "minimum": 1}, "stream": {"not": {"const": True}}}
 REFUSED: list[JsonValue] = [  # what `_fits_together` refuses
     together(tier=GIVEN, schedule=GIVEN),
     together(quality=PREFERRED, tier=GIVEN),
     together(quality=PREFERRED, schedule=GIVEN),
-    {"required": ["partial_images"], "properties": PREVIEWED},
-    together(response_format={"const": "url"}, stream={"const": True}),
 ]
+FITTING: dict[str, Any] = {  # the same in JSON Schema, and what is refused of a stream, and of anything else
+    "not": {"anyOf": REFUSED},
+    "if": together(stream={"const": True}),
+    "then": {"properties": {"response_format": {"not": {"const": "url"}}}},
+    "else": {"properties": {"partial_images": {"enum": [None, "", 0]}}},
+}
 NO_TOKENS = {  # the official client's type wants them; a diffusion model has none
     "input_tokens": 0,
     "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
@@ -64,7 +67,7 @@ EVENT: dict[str, Any] = {  # JSON Schema of a server-sent event
 class ImagesRequest(RequestBody):
     """`POST /v1/images/generations`. From `seed` on, fields are this server's own: `extra_body` of the official client."""
 
-    model_config = CLIENTS | ConfigDict(json_schema_extra={"not": {"anyOf": REFUSED}})
+    model_config = CLIENTS | ConfigDict(json_schema_extra=FITTING)
 
     prompt: Annotated[str, Field(min_length=1, max_length=MAX_PROMPT, description="What to draw.")]
     model: Annotated[str | None, Field(max_length=128, description="A name of GET /v1/models, or nothing.")] = None

@@ -106,3 +106,25 @@ def test_prompts_have_up_to_4000_characters(body):
     assert read(body, prompt=face * 4000, negative_prompt=face * 4000).prompt == face * 4000
     for name in ("prompt", "negative_prompt"):
         assert "4000" in read(body, **{name: "x" * 4001}).text
+
+
+TOGETHER = [
+    {},
+    {"stream": True, "partial_images": 2},
+    {"stream": True, "response_format": "b64_json"},
+    {"stream": False, "partial_images": 0, "response_format": "url"},
+    {"stream": None, "partial_images": ""},
+    {"quality": "auto", "tier": "best"},
+    {"quality": "low", "tier": "", "schedule": None},
+    {"stream": True, "response_format": "url"},
+    {"stream": False, "partial_images": 1},
+    {"partial_images": 1},
+    {"quality": "low", "tier": "best"},
+    {"quality": "low", "schedule": "12345678"},
+    {"tier": "best", "schedule": "12345678"},
+]
+
+
+@pytest.mark.parametrize("fields", TOGETHER, ids=str)
+def test_the_schema_says_which_fields_fit_together(fields):
+    assert schema_takes(ImagesRequest, **fields) == isinstance(read(ImagesRequest, **fields), ImagesRequest)

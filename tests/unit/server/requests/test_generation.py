@@ -325,7 +325,7 @@ def test_what_is_refused_is_paid_back(generation, renderer, monkeypatch):
     "fields",
     [
         {"prompt": ""},
-        {"prompt": "x" * 1001},
+        {"prompt": "x" * 4001},
         {"tier": "fast", "schedule": "12345678"},
         {"schedule": "fast"},
         {"seed": 2**63},
