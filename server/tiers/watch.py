@@ -40,7 +40,7 @@ class Watch:
         names_elsewhere: Callable[[], Sequence[str]] = tuple,
     ) -> None:
         """`open_catalog` gives the same catalog each time, or raises while the store is away. `names_elsewhere` gives the names
-        of other models of the registry that are the same weights: it is asked where no tier is served, and raises nothing.
+        of other models of the registry that are the same weights: each look that finds no tier asks it; it raises nothing.
         """
         self._schedules = schedules
         self._default_tier = default_tier

@@ -146,6 +146,14 @@ def test_a_registry_that_can_never_be_read_stops_the_start(sites):
 
 
 class TestElsewhere:
+    def test_tiers_that_come_after_the_start_are_found(self, sites, monkeypatch):
+        names = sites.names()
+        assert names.find() == "mount"
+        sites.promote("published")
+        assert names.elsewhere() == []  # it has looked just now
+        monkeypatch.setattr(model_names, "PAUSE", 0)
+        assert names.elsewhere() == ["published"]
+
     def test_all_models_are_looked_at_only_now_and_then(self, sites):
         sites.promote("published")
         names = sites.names()
