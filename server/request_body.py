@@ -112,9 +112,13 @@ class RequestBody(BaseModel):
         for name, field in cls.model_fields.items():
             if not field.is_required():
                 properties[name] = _or_nothing(properties[name])
-        others = sorted((_INSTEAD.keys() | _ADVICE.keys()) - cls.model_fields.keys())
-        schema["patternProperties"] = {f"^({'|'.join(map(re.escape, others))})$": NOTHING}
         return schema
+
+    @classmethod
+    def nothing_elsewhere(cls) -> dict[str, JsonValue]:
+        """JSON Schema of the fields that may only be empty, for `patternProperties`, which BentoML's document cannot hold."""
+        others = sorted((_INSTEAD.keys() | _ADVICE.keys()) - cls.model_fields.keys())
+        return {f"^({'|'.join(map(re.escape, others))})$": NOTHING}
 
 
 def _is_nothing(value: object) -> bool:

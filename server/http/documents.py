@@ -17,6 +17,7 @@ from server import VERSION
 from server.api import REFUSED, REQUEST_ID, ErrorView, GenerateResponse
 from server.http.openai import ImagesRequest
 from server.http.unit import HEADER, PATTERN
+from server.request_body import RequestBody
 
 Object = dict[str, Any]
 
@@ -81,7 +82,7 @@ def errors(*statuses: int) -> dict[int | str, Object]:
     return {status: {"model": ErrorView, "description": WHY[status]} for status in statuses}
 
 
-def document(app: FastAPI, generate: type[BaseModel], narrowed: dict[str, Object], needs_key: bool) -> Object:
+def document(app: FastAPI, generate: type[RequestBody], narrowed: dict[str, Object], needs_key: bool) -> Object:
     """The document of this server.
 
     generate: what `/generate` takes. narrowed: {field of `ImagesRequest`: keywords}, limits that are this server's own.
@@ -91,10 +92,9 @@ def document(app: FastAPI, generate: type[BaseModel], narrowed: dict[str, Object
     schemas: Object = spec["components"]["schemas"]
     for made_by_fastapi in ("HTTPValidationError", "ValidationError"):
         schemas.pop(made_by_fastapi, None)
-    schemas[generate.__name__] = generate.model_json_schema() | {
-        "not": REFUSED
-    }  # FastAPI's rounds the limits of integers to floats
-    schemas[ImagesRequest.__name__] = ImagesRequest.model_json_schema()
+    for body in (generate, ImagesRequest):  # not FastAPI's, which rounds the limits of integers to floats
+        schemas[body.__name__] = body.model_json_schema() | {"patternProperties": body.nothing_elsewhere()}
+    schemas[generate.__name__]["not"] = REFUSED
     for field, keywords in narrowed.items():
         schemas[ImagesRequest.__name__]["properties"][field]["anyOf"][0] |= keywords
     spec["paths"] |= _of_bentoml()
