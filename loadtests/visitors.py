@@ -27,13 +27,13 @@ GENERATE, IMAGES, FEEDBACK = "/generate", "/v1/images/generations", "/v1/feedbac
 NONSENSE: tuple[tuple[str, int, bytes], ...] = (  # path, status that is due, body
     (GENERATE, 400, b"{"),
     (GENERATE, 400, b"{}"),
-    (GENERATE, 400, b'{"prompt": "cat", "seed": -1}'),
+    (GENERATE, 400, b'{"prompt": "cat", "seed": -2}'),
     (GENERATE, 400, b'{"prompt": "cat", "unknown": 1}'),
-    (GENERATE, 400, b'{"prompt": "' + b"x" * 1001 + b'"}'),
+    (GENERATE, 400, b'{"prompt": "' + b"x" * 4001 + b'"}'),
     (GENERATE, 400, b'{"prompt": "cat", "tier": "draft", "schedule": "1"}'),
     (GENERATE, 404, b'{"prompt": "cat", "tier": "nosuch"}'),
     (GENERATE, 404, b'{"prompt": "cat", "schedule": "' + b"f" * 64 + b'"}'),
-    (GENERATE, 413, b'{"prompt": "' + b"x" * 70_000 + b'"}'),
+    (GENERATE, 413, b'{"prompt": "' + b"x" * 140_000 + b'"}'),
     (IMAGES, 400, b"["),
     (IMAGES, 400, b'{"prompt": "cat", "quality": "lurid"}'),
     (IMAGES, 400, b'{"prompt": "cat", "partial_images": 2}'),
@@ -41,7 +41,7 @@ NONSENSE: tuple[tuple[str, int, bytes], ...] = (  # path, status that is due, bo
     (IMAGES, 404, b'{"prompt": "cat", "tier": "nosuch", "stream": true}'),
     (FEEDBACK, 400, b'{"request_id": "r1", "rating": 7}'),
     (FEEDBACK, 400, b'{"request_id": "", "rating": 1}'),
-    (FEEDBACK, 413, b'{"request_id": "' + b"x" * 70_000 + b'", "rating": 1}'),
+    (FEEDBACK, 413, b'{"request_id": "' + b"x" * 140_000 + b'", "rating": 1}'),
 )
 
 Visitor = Callable[[httpx.AsyncClient, SoakRecord, Sequence[str], random.Random], Coroutine[Any, Any, None]]
