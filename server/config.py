@@ -127,7 +127,7 @@ class Settings(BaseSettings):
     ] = None
     default_tier: Annotated[Name, Field(description="For requests that name neither tier nor schedule.")] = "balanced"
     require_tiers: Annotated[
-        bool, Field(description="Not ready while no tier of the registry is served, but only the own teacher.")
+        bool, Field(description="Not ready while no tier of the registry is served but `reference`, the teacher.")
     ] = False
     default_guidance: Annotated[
         float | None,

@@ -70,7 +70,7 @@ def _refuse_other_json(body: bytes) -> None:
     try:
         from_json(body, allow_inf_nan=False)
     except ValueError as error:
-        raise InvalidJson(f"invalid JSON: {error}") from None
+        raise InvalidJson(f"invalid JSON: {error}", param="body") from None
 
 
 def _too_large() -> BodyTooLarge:

@@ -164,11 +164,7 @@ def shaped(status: int, content: bytes) -> tuple[int, dict[str, Any]]:
 
 
 def _validation(fault: dict[str, Any]) -> dict[str, Any]:
-    """The first fault that pydantic found, as BentoML and FastAPI report it."""
-    if fault["type"] == "json_invalid":
-        return {"code": "invalid_json", "message": fault["msg"], "param": None}
-    place, text = [str(part) for part in fault["loc"]], fault["msg"].removeprefix("Value error, ")
-    if place and place[0] in ("body", "path", "query"):  # FastAPI's; a field that is called so stands deeper
-        del place[0]
-    param = ".".join(place) or None
-    return {"code": "invalid_input", "message": f"{param}: {text}" if param else text, "param": param}
+    """The first fault that pydantic found, as BentoML reports it; one without a place is that of the whole body."""
+    param, text = ".".join(map(str, fault["loc"])) or "body", fault["msg"].removeprefix("Value error, ")
+    code = "invalid_json" if fault["type"] == "json_invalid" else "invalid_input"
+    return {"code": code, "message": f"{param}: {text}", "param": param}

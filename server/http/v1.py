@@ -54,9 +54,10 @@ async def _problem(_: Request, error: Exception) -> Response:
 
 @routes.exception_handler(RequestValidationError)
 async def _refused(_: Request, error: Exception) -> Response:
-    """As FastAPI does it, but without what was sent: no JSON can repeat an infinity."""
+    """As BentoML does it: without what was sent (no JSON can repeat an infinity), and places without `body` or `path`."""
     assert isinstance(error, RequestValidationError)
-    return JSONResponse({"detail": [{key: fault[key] for key in ("type", "loc", "msg")} for fault in error.errors()]}, 422)
+    faults = [{"type": fault["type"], "loc": fault["loc"][1:], "msg": fault["msg"]} for fault in error.errors()]
+    return JSONResponse({"detail": faults}, 422)
 
 
 async def _context(request: Request) -> RequestContext:

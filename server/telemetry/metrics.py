@@ -85,12 +85,17 @@ tier_stale = Gauge(
     multiprocess_mode="livemax",
 )  # fmt: skip
 tiers_served = Gauge(
-    "flexi_tiers_served", "Tiers of the registry that are served; the least of all workers.", multiprocess_mode="livemin"
+    "flexi_tiers_served",
+    "Tiers of the registry that are served, but reference; the least of all workers.",
+    multiprocess_mode="livemin",
 )
 tiers_unserved = Gauge(
     "flexi_tiers_unserved", "Tiers of the registry that are not served, because they were refused; the most of all workers.",
     multiprocess_mode="livemax",
 )  # fmt: skip
+default_tier_served = Gauge(
+    "flexi_default_tier_served", "1 while the default tier is in force; the least of all workers.", multiprocess_mode="livemin"
+)
 registry_last_success_timestamp_seconds = Gauge(
     "flexi_registry_last_success_timestamp_seconds", "When the registry was last read, in Unix time.",
     multiprocess_mode="livemin",

@@ -83,8 +83,8 @@ class ActiveSchedules:
         return sorted(self._tiers.values(), key=lambda entry: entry.relative_cost)
 
     def served(self) -> list[str]:
-        """The tiers in force that come from the registry."""
-        return [name for name, entry in self._tiers.items() if entry.version]
+        """The tiers in force that come from the registry, `reference` excepted: it is the teacher, whoever made it."""
+        return [name for name, entry in self._tiers.items() if entry.version and name != REFERENCE]
 
     @property
     def model_name(self) -> str:

@@ -16,20 +16,20 @@ SHOWN = 3  # reasons in one message
 def tier_warnings(schedules: ActiveSchedules, default_tier: str) -> list[RequestWarning]:
     """Nothing where every tier of the registry is served, `default_tier` among them.
 
-    Codes: `no_tiers` (the registry has none of this model), `no_tier_served` (it has some, and all were refused),
-    `tiers_not_served` (some were), `default_tier_not_served`.
+    Codes: `no_tiers` (the registry has none of this model but maybe `reference`), `no_tier_served` (it has some, and all were
+    refused), `tiers_not_served` (some were), `default_tier_not_served`.
     """
     found = []
-    model, served, refused = schedules.model_name, len(schedules.served()), schedules.refused
+    model, served, refused = schedules.model_name, schedules.served(), schedules.refused
     if not (served or refused):
-        message = f"the registry holds no tiers of {model}: only {TEACHER}, is served{_elsewhere(schedules)}"
+        but = f" but {REFERENCE}" * bool(schedules.tier(REFERENCE).version)
+        message = f"the registry holds no tiers of {model}{but}: only {TEACHER}, is served{_elsewhere(schedules)}"
         found.append(RequestWarning(code="no_tiers", message=message))
     elif not served:
-        number = f"{len(refused)} tiers" if len(refused) > 1 else "1 tier"
-        message = f"the registry holds {number} of {model}, none is served, only {TEACHER}: "
+        message = f"none of the registry's tiers of {model} is served, only {TEACHER}: "
         found.append(RequestWarning(code="no_tier_served", message=message + _reasons(refused) + _elsewhere(schedules)))
     elif refused:
-        message = f"not served of the registry's {served + len(refused)} tiers of {model}: "
+        message = f"not served of the registry's tiers of {model}: "
         found.append(RequestWarning(code="tiers_not_served", message=message + _reasons(refused)))
     if schedules.default(default_tier) != default_tier:
         message = f"the default tier {default_tier} is not served: requests that name no tier get {TEACHER}"

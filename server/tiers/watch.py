@@ -138,6 +138,7 @@ class Watch:
         """Put it in force, and say which tiers are not."""
         self._schedules.put(tiers, refused, elsewhere)
         self._started = True
+        metrics.default_tier_served.set(self._schedules.default(self._default_tier) == self._default_tier)
         if warnings := tier_warnings(self._schedules, self._default_tier):
             self._faults.failed(UNSERVED, in_one_line(warnings))
         else:

@@ -33,7 +33,7 @@ BAD_BODIES = [
     ({"prompt": "x", "schedule": "999"}, 404, "schedule"),
     ({"prompt": "x", "tier": "nope"}, 404, "tier"),
     ({**GOOD, "steps": 3}, 400, "steps"),
-    ([GOOD], 400, None),
+    ([GOOD], 400, "body"),
 ]
 
 
@@ -62,7 +62,7 @@ def test_bad_requests(client, body, status, param):
 )
 def test_malformed_json(client, path, body):
     reply = client.post(path, content=body.encode("utf-8", "surrogatepass"), headers=JSON)
-    assert error_of(reply, 400, None)["code"] == "invalid_json"
+    assert error_of(reply, 400, "body")["code"] == "invalid_json"
 
 
 @pytest.mark.parametrize("path", GENERATES)
@@ -73,6 +73,9 @@ def test_malformed_json(client, path, body):
         ('{"prompt": "x", "deadline_ms": 1' + "0" * 400 + "}", "deadline_ms"),
         ('{"prompt": "x", "tier": "auto", "schedule": "12345678"}', "schedule"),
         ('{"prompt": null}', "prompt"),
+        ("[]", "body"),
+        ("null", "body"),
+        ('{"body": {"prompt": "x"}}', "body"),  # a field that is called so
     ],
 )
 def test_values_at_the_edge_of_json(client, path, text, param):

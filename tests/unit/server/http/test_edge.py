@@ -121,10 +121,10 @@ def test_only_json_comes_in(client, kind):
     ("fault", "code", "message", "param"),
     [
         ({"type": "missing", "loc": ["prompt"], "msg": "Field required"}, "invalid_input", "prompt: Field required", "prompt"),
-        ({"type": "int_type", "loc": ["body", "n"], "msg": "bad"}, "invalid_input", "n: bad", "n"),
+        ({"type": "int_type", "loc": ["body"], "msg": "bad"}, "invalid_input", "body: bad", "body"),
         ({"type": "value_error", "loc": ["tier"], "msg": "no"}, "invalid_input", "tier: no", "tier"),
-        ({"type": "json_invalid", "loc": [], "msg": "Invalid JSON: …"}, "invalid_json", "Invalid JSON: …", None),
-        ({"type": "model_type", "loc": [], "msg": "not an object"}, "invalid_input", "not an object", None),
+        ({"type": "json_invalid", "loc": [], "msg": "Invalid JSON: …"}, "invalid_json", "body: Invalid JSON: …", "body"),
+        ({"type": "model_type", "loc": [], "msg": "not an object"}, "invalid_input", "body: not an object", "body"),
     ],
 )
 def test_validation_errors_name_the_field(fault, code, message, param):

@@ -55,6 +55,23 @@ def test_a_registry_without_tiers_is_said_once(site, said):
     assert codes(schedules) == ["no_tiers", "default_tier_not_served"]
 
 
+def test_a_registry_with_the_teacher_alone_is_said_as_one_without_tiers(site, said):
+    site.promote("reference", site.schedule(0, 0, 0, 0))
+    schedules, watch = site.server()
+    watch.refresh()
+    assert schedules.tier("reference").version == 1
+    assert (codes(schedules, "reference"), schedules.served(), counted()) == (["no_tiers"], [], (0, 0))
+    assert said()[0].startswith("the registry holds no tiers of tiny but reference: only reference")
+
+
+@pytest.mark.parametrize("default_tier", ["balanced", "balancd"])
+def test_whether_the_default_tier_is_served_is_a_metric(site, default_tier):
+    site.promote("balanced", site.schedule(0))
+    schedules, watch = site.server()
+    Watch(schedules, watch._open_catalog, default_tier=default_tier).refresh()
+    assert metrics.default_tier_served._value.get() == (not codes(schedules, default_tier))
+
+
 def test_tiers_that_are_all_refused_for_one_reason_are_one_line(site, said):
     for tier in ("draft", "balanced", "best"):
         site.promote(tier, for_other_weights(site, 0, 1))
@@ -62,7 +79,7 @@ def test_tiers_that_are_all_refused_for_one_reason_are_one_line(site, said):
     watch.refresh()
     watch.refresh()
     (line,) = said()
-    assert line.startswith("the registry holds 3 tiers of tiny, none is served, only reference, the unaccelerated teacher: ")
+    assert line.startswith("none of the registry's tiers of tiny is served, only reference, the unaccelerated teacher: ")
     assert (
         f"balanced, best, draft: model.fingerprint: the schedule was made for other weights ({OTHER[:19]}…, called tiny)"
         in line
@@ -81,7 +98,7 @@ def test_what_changes_is_said_again_and_what_is_mended_too(site, said):
     watch.refresh()
     watch.refresh()
     assert codes(schedules) == ["tiers_not_served", "default_tier_not_served"]
-    assert said()[1].startswith("not served of the registry's 2 tiers of tiny: balanced: model.fingerprint: ")
+    assert said()[1].startswith("not served of the registry's tiers of tiny: balanced: model.fingerprint: ")
     assert said()[1].endswith(
         "; the default tier balanced is not served: requests that name no tier get reference, the unaccelerated teacher"
     )
