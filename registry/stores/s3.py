@@ -20,7 +20,10 @@ from registry.stores.s3_client import make_client
 
 ATTEMPTS_WHEN_BUSY = 5
 LARGEST = 2**28  # bytes of an object
+USE = "Use a store that has conditional writes (AWS S3, MinIO, SeaweedFS 4 and others) or a folder"
+BARREN_PAGES = 1000  # of a listing, in a row, that bring no name: a bucket's delete markers make some
 PROBE = ".conditional-writes"  # a leading dot: no key of the catalog, never listed
+NEW_PROBE = b'{"checksums": "untried"}'  # until it was replaced by its own etag
 PROBES = {True: b'{"checksums": "when_required"}', False: b'{"checksums": "when_supported"}'}  # what it holds, by `plain`
 
 
@@ -109,11 +112,22 @@ class S3Store(ObjectStore):
         return iter(sorted(name for name in names if KEY.fullmatch(name) and "/" not in name))
 
     def _pages(self, prefix: str, **options: str) -> Iterator[Any]:
-        paginator = self._client.get_paginator("list_objects_v2")
-        for page in paginator.paginate(Bucket=self._bucket, Prefix=self._prefix + check_prefix(prefix), **options):
+        """All pages of a listing. boto3's paginator takes one that breaks off for a whole one, and follows any without end."""
+        seen, barren, token = set[str](), 0, dict[str, str]()
+        while True:
+            wanted = {"Bucket": self._bucket, "Prefix": self._prefix + check_prefix(prefix)} | options | token
+            page = self._client.list_objects_v2(**wanted)
             _refuse_other_than(page, 200)
-            page["IsTruncated"]  # no listing lacks it: other XML is no empty folder
             yield page
+            if not page["IsTruncated"]:  # no listing lacks it: other XML is no empty folder
+                return
+            names = {entry["Key"] for entry in page.get("Contents", ())}
+            names |= {entry["Prefix"] for entry in page.get("CommonPrefixes", ())}
+            barren = 0 if names - seen else barren + 1
+            seen |= names
+            before, token = token, {"ContinuationToken": page["NextContinuationToken"]}
+            if token == before or barren > BARREN_PAGES:
+                raise ValueError("a listing without end")
 
     def _get(self, key: str, **condition: str) -> Stored:
         try:
@@ -198,15 +212,18 @@ def refuse_without_conditional_writes(store: S3Store) -> None:
     on a hidden probe object, and some more where that is new or was written with other checksums. A reader who may not
     write can lose nothing, and passes.
     """
-    written = PROBES[store.plain]
 
-    def put(**condition: str) -> str | None:
+    def put(data: bytes, **condition: str) -> str | None:
         with store._translated("write", PROBE):
-            return store._put_once(PROBE, written, uuid.uuid4().hex, **condition)
+            return store._put_once(PROBE, data, uuid.uuid4().hex, **condition)
 
+    def made() -> bool:
+        return put(NEW_PROBE, IfNoneMatch="*") is not None
+
+    new = False
     try:
-        made = put(IfNoneMatch="*") is not None
-        ignored = (made and put(IfNoneMatch="*") is not None) or put(IfMatch='"00000000000000000000000000000000"') is not None
+        new = made()
+        ignored = (new and made()) or put(NEW_PROBE, IfMatch='"00000000000000000000000000000000"') is not None
     except StoreUnavailable as error:
         if code(error.__cause__) == "AccessDenied":
             return
@@ -216,31 +233,29 @@ def refuse_without_conditional_writes(store: S3Store) -> None:
     if ignored:
         hint = "" if store.plain else f" ({CHECKSUMS})"
         raise Unsupported(
-            f"this S3 store has no conditional writes (If-None-Match, If-Match){hint}: two writers could overwrite each "
-            "other. Use a store that has them (AWS S3, MinIO, SeaweedFS 4 and others) or a folder",
+            f"this S3 store has no conditional writes (If-None-Match, If-Match){hint}: two writers could overwrite each other. "
+            f"{USE}",
             param="registry",
         )
-    _refuse_changes(store, made, written, put)
+    _refuse_changes(store, new, put)
 
 
-def _refuse_changes(store: S3Store, made: bool, written: bytes, put: Callable[..., str | None]) -> None:
-    """Read the probe back. One that was there, and is as we would write it, was tried before; any other is replaced first."""
-    ours = made
+def _refuse_changes(store: S3Store, ours: bool, put: Callable[..., str | None]) -> None:
+    """Read the probe back, and replace it by its own etag until it says that this was done, with these checksums."""
+    written = PROBES[store.plain]
     for _ in range(ATTEMPTS_WHEN_BUSY):  # others who open the store in the same moment replace it too
         with store._translated("read", PROBE):
             stored = _found(store)
-        if ours and stored.data not in PROBES.values():
+        if ours and stored.data not in {NEW_PROBE, *PROBES.values()}:
             hint = "" if store.plain else f"; {CHECKSUMS}"
             got = one_line(stored.data[: 2 * len(written)])
-            message = (
-                f"this S3 store, or a proxy before it, does not keep what is written: {written!r} came back as {got}{hint}"
-            )
+            message = f"this S3 store, or a proxy before it, does not keep what is written: {PROBE} came back as {got}{hint}"
             raise Unsupported(message, param="registry")
-        if stored.data == written and not made:
+        if stored.data == written:
             return
-        ours = put(IfMatch=stored.etag) is not None
-        made = made and not ours
-    raise Unsupported("this S3 store does not let an object be replaced by its own etag (If-Match)", param="registry")
+        ours = put(written, IfMatch=stored.etag) is not None
+    message = f"this S3 store, or a proxy before it, does not let an object be replaced by its own etag (If-Match): {USE}"
+    raise Unsupported(message, param="registry")
 
 
 def _found(store: S3Store) -> Stored:

@@ -118,7 +118,7 @@ def _refusal(error: ClientError, plain: bool) -> str:
         return f"the store sends us to {place} ({name}): set {ENDPOINT} to the address itself, http or https, and AWS_REGION"
     if said.isdecimal() or not said:
         return f"what answers there does not speak S3 ({name} {one_line(_message(error))}): check {ENDPOINT}, http or https"
-    return one_line(error)
+    return f"the store refuses the request ({name}: {one_line(_message(error))}): check {ENDPOINT}, and what it means there"
 
 
 def _blames_checksums(said: str, error: ClientError) -> bool:

@@ -37,7 +37,7 @@ FAULTS = [
     ("AuthorizationHeaderMalformed", 400, "another region: set AWS_REGION"),
     ("NoSuchBucket", 404, "the bucket does not exist"),
     ("RequestExpired", 400, "clock"),
-    ("SomethingNew", 400, "SomethingNew"),
+    ("SomethingNew", 400, "refuses the request .SomethingNew 400: .*check FLEXI_S3_ENDPOINT"),
 ]
 
 
@@ -120,6 +120,35 @@ def test_what_a_credential_process_prints_is_not_repeated(tmp_path: Path, monkey
     with pytest.raises(StoreUnavailable, match="no credentials came from custom-process") as failed:
         open_s3("s3://bucket/prefix")
     assert "hunter2" not in failed.value.message
+
+
+@pytest.mark.parametrize("verb", ["list", "folders"])
+def test_a_listing_that_breaks_off_is_not_taken_for_a_whole_one(store: S3Store, server: Stubber, verb: str) -> None:
+    """As stores say it that know only the first version of the listing: there is more, and no token for it."""
+    page = {"IsTruncated": True, "Contents": [{"Key": "some/prefix/m/a"}], "CommonPrefixes": [{"Prefix": "some/prefix/m/"}]}
+    server.add_response("list_objects_v2", page | SAID)
+    with pytest.raises(StoreUnavailable, match=r"does not speak S3.*NextContinuationToken"):
+        list(getattr(store, verb)(""))
+
+
+@pytest.mark.parametrize("entries", [[], [{"Key": "some/prefix/m/a"}]])
+def test_a_listing_without_end_ends(
+    store: S3Store, server: Stubber, monkeypatch: pytest.MonkeyPatch, entries: list[dict[str, str]]
+) -> None:
+    monkeypatch.setattr("registry.stores.s3.BARREN_PAGES", 9)
+    for number in range(10 + len(entries)):
+        page = {"IsTruncated": True, "NextContinuationToken": str(number), "Contents": entries}
+        server.add_response("list_objects_v2", page | SAID)
+    with pytest.raises(StoreUnavailable, match="a listing without end"):
+        list(store.list("m/"))
+
+
+def test_a_listing_goes_on_where_it_says_and_leaves_out_what_lies_elsewhere(store: S3Store, server: Stubber) -> None:
+    pages = [["some/prefix/m/b", "other/m/x", "some/prefix/m/../y"], [], ["some/prefix/m/a", "some/prefix/n/z"]]
+    for number, keys in enumerate(pages):
+        more = {"IsTruncated": True, "NextContinuationToken": str(number)} if number < 2 else {"IsTruncated": False}
+        server.add_response("list_objects_v2", {"Contents": [{"Key": key} for key in keys], **more, **SAID})
+    assert list(store.list("m/")) == ["m/a", "m/b"]
 
 
 def test_two_writers_in_one_moment_ask_again(store: S3Store, server: Stubber) -> None:

@@ -125,8 +125,9 @@ def test_a_store_that_was_tried_before_is_asked_three_times(s3: DictS3) -> None:
 
 def test_a_store_that_lets_nothing_be_replaced_is_refused(s3: DictS3) -> None:
     s3.matches = lambda etag, wanted: False
-    with pytest.raises(Unsupported, match="does not let an object be replaced by its own etag"):
-        open_s3(URL)
+    for _ in range(2):  # what the first one leaves vouches for nothing
+        with pytest.raises(Unsupported, match="does not let an object be replaced by its own etag"):
+            open_s3(URL)
 
 
 def test_an_etag_that_a_proxy_has_weakened_still_replaces(s3: DictS3) -> None:
