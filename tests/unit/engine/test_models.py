@@ -145,7 +145,7 @@ def test_a_prompt_is_encoded_the_same_in_any_batch(model: Model) -> None:
 
 def test_a_schedule_made_for_other_weights_is_refused(model: Model) -> None:
     other = ModelRef(name="emoji64", family="unet2d-condition", fingerprint="sha256:" + "0" * 64)
-    with pytest.raises(InvalidInput, match="made for other weights .*, called emoji64") as caught:
+    with pytest.raises(InvalidInput, match=r"made for other weights .*, called emoji64") as caught:
         model.compile(teacher(other, model.solver("ddim", 10)))
     assert caught.value.param == "model.fingerprint"
 
