@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from engine.config import CLASSES, attends, complete, context_width, defaults, reason, refuse_unknown
@@ -36,6 +37,7 @@ def fitting_unet(files: Folder) -> dict[str, Any]:
         raise Unsupported(message, param="model")
     config = complete(config)
     _refuse_channels(files, config)
+    _refuse_scales(files)
     _refuse_conditions(files, config)
     return config
 
@@ -54,18 +56,51 @@ def _refuse_channels(files: Folder, config: dict[str, Any]) -> None:
     if channels != made:
         message = f"{channels} in the unet config is not out_channels {made}: inpainting, editing an image and "
         raise Unsupported(message + "a learned variance are not supported", param="in_channels")
-    component = next((name for name in ("vae", "vqvae") if files.component(name)), None)
+    component = files.decoder
     if component is None:
         if channels not in (1, 3):
             raise Unsupported("vae is missing, and the UNet's channels are no image's", param="model")
         return
-    decoder = {**defaults(str(files.component(component))), **files.config(component)}
+    decoder = _decoder(files, component)
     if decoder.get("out_channels") not in (1, 3):
         raise Unsupported(f"{decoder.get('out_channels')!r} in the {component} config is no image's", param="out_channels")
-    latent = decoder.get("vq_embed_dim") or decoder["latent_channels"]
+    latent = _latent_channels(decoder)
     if channels != latent:
         message = f"is {channels} in the unet config, but latents of {component} have {latent} channels"
         raise Unsupported(message, param="in_channels")
+
+
+def _refuse_scales(files: Folder) -> None:
+    """Raises `Unsupported` for numbers that latents are multiplied with before they are decoded, and that spoil every image."""
+    if files.decoder is None:
+        return
+    decoder = _decoder(files, files.decoder)
+    if not _is_factor(decoder["scaling_factor"]):
+        message = f"must be a finite number other than 0 in the {files.decoder} config, got {decoder['scaling_factor']!r}"
+        raise Unsupported(message, param="scaling_factor")
+    channels = _latent_channels(decoder)
+    for field, fits in (("latents_mean", _is_number), ("latents_std", _is_factor)):
+        values = decoder.get(field)
+        if values is not None and not (isinstance(values, list) and len(values) == channels and all(map(fits, values))):
+            message = f"must be {channels} finite numbers in the {files.decoder} config, one for each channel, got {values!r}"
+            raise Unsupported(message, param=field)
+
+
+def _decoder(files: Folder, component: str) -> dict[str, Any]:
+    """The complete configuration of an autoencoder."""
+    return {**defaults(str(files.component(component))), **files.config(component)}
+
+
+def _latent_channels(decoder: dict[str, Any]) -> Any:
+    return decoder.get("vq_embed_dim") or decoder["latent_channels"]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_factor(value: object) -> bool:
+    return _is_number(value) and value != 0
 
 
 def _refuse_conditions(files: Folder, config: dict[str, Any]) -> None:

@@ -12,8 +12,10 @@ from typing import NamedTuple
 
 from engine.config import is_whole
 from engine.folder import Folder
+from engine.noise import NoiseLevels
 from engine.notice import Notice
 from registry.errors import Unsupported
+from registry.schedule import SolverName
 
 NAMES = re.compile(r"turbo|lightning(?!_logs)|hyper[-_]?sd", re.IGNORECASE)
 # Distilled to a few steps too, but most of these are walked by a scheduler of their own.
@@ -29,18 +31,22 @@ class FewSteps(NamedTuple):
     notice: Notice | None = None
 
 
-def few_steps(files: Folder, name: str, scheduler: str | None, spacing: str, zero_snr: bool) -> FewSteps:
-    """Whether this text-to-image folder is a distilled model.
+def few_steps(files: Folder, name: str, levels: NoiseLevels, solver: SolverName) -> FewSteps:
+    """Whether this folder is a distilled model, which only text-to-image models are.
 
-    name: what the model is called. scheduler, spacing, zero_snr: the class of the folder's scheduler, its timesteps' spacing,
-    and whether its last training timestep has no signal (such models are spaced "trailing" too). `few_steps` in
-    model_index.json settles it: a number of steps, or 0 for a model that is not distilled; `Unsupported` for another value.
+    name: what the model is called. levels, solver: what the folder's scheduler comes to, and the solver most like it.
+    `few_steps` in model_index.json settles it: a number of steps, or 0 for a model that is not distilled; `Unsupported` for
+    another value.
     """
+    if not files.component("text_encoder"):
+        return FewSteps(None)
     said = files.index.get("few_steps")
     if said is not None:
         if not (is_whole(said) or (type(said) is int and said == 0)):
             raise Unsupported(f"must be a whole number of at least 0 in model_index.json, got {said!r}", param="few_steps")
         return FewSteps(said or None)
+    scheduler, spacing = files.component("scheduler") or "", levels.walks[solver].spacing
+    zero_snr = levels.alphas_cumprod[-1] == 0  # such models are spaced "trailing" too
     names = [name, *(str(place.get("_name_or_path") or "") for place in (files.index, files.config("unet")))]
     known = next((text for text in names if NAMES.search(text)), None)
     if known is not None and spacing == "trailing":
@@ -49,7 +55,7 @@ def few_steps(files: Folder, name: str, scheduler: str | None, spacing: str, zer
     doubtful = known or next((text for text in names if OTHER_NAMES.search(text) or STEPS.search(text)), None)
     if doubtful is not None:
         evidence = f"the name {doubtful!r} is a distilled model's"
-    elif spacing == "trailing" and (scheduler or "").startswith("Euler") and not zero_snr:
+    elif spacing == "trailing" and scheduler.startswith("Euler") and not zero_snr:
         evidence = f"{scheduler} with timestep_spacing trailing is what distilled models have"
     else:
         return FewSteps(None)

@@ -14,7 +14,7 @@ from torch import Tensor
 from engine.components import fitting_unet, refuse_width
 from engine.config import defaults, reason, sides
 from engine.decoders import Autoencoder, Decoder, Pixels
-from engine.few_steps import FewSteps, few_steps
+from engine.few_steps import few_steps
 from engine.folder import Folder
 from engine.macs import meta_unet
 from engine.model import Model
@@ -123,7 +123,7 @@ def _planned(files: Folder, name: str | None = None) -> _Plan:
     sides(unet["sample_size"])
     levels = _levels(files, pipeline)
     own_solver = nearest_solver(files.component("scheduler"))
-    distilled = _few_steps(files, name or folder_name(files.root, ""), levels, own_solver)
+    distilled = few_steps(files, name or folder_name(files.root, ""), levels, own_solver)
     files.check()
     said = (*notices(files), *filter(None, [distilled.notice]))
     return _Plan(pipeline, unet, levels, own_solver, distilled.steps, said)
@@ -131,16 +131,7 @@ def _planned(files: Folder, name: str | None = None) -> _Plan:
 
 def _levels(files: Folder, pipeline: Pipeline) -> NoiseLevels:
     scheduler = files.config("scheduler", "scheduler_config.json")
-    pixels = not (files.component("vae") or files.component("vqvae"))
-    return noise_levels(scheduler, files.component("scheduler"), pipeline.scheduler, pixels)
-
-
-def _few_steps(files: Folder, name: str, levels: NoiseLevels, solver: SolverName) -> FewSteps:
-    """Whether it is a distilled model, which only text-to-image models are."""
-    if not files.component("text_encoder"):
-        return FewSteps(None)
-    spacing, zero_snr = levels.walks[solver].spacing, bool(levels.alphas_cumprod[-1] == 0)
-    return few_steps(files, name, files.component("scheduler"), spacing, zero_snr)
+    return noise_levels(scheduler, files.component("scheduler"), pipeline.scheduler, pixels=files.decoder is None)
 
 
 def _unet(files: Folder, dtype: torch.dtype) -> UNet:
@@ -155,7 +146,7 @@ def _decoder(files: Folder, pipeline: Pipeline, device: torch.device, dtype: tor
     """The autoencoder's decoder, or none for a model that denoises pixels."""
     import diffusers
 
-    component = next((name for name in ("vae", "vqvae") if files.component(name)), None)
+    component = files.decoder
     if component is None:
         return Pixels()
     class_name = str(files.component(component))

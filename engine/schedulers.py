@@ -23,6 +23,8 @@ SOLVERS: dict[SolverName, tuple[str, dict[str, Any]]] = {
     "dpmsolver++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "solver_type": "midpoint"}),
     "euler": ("EulerDiscreteScheduler", {}),
 }
+# diffusers shows a class only where the package is installed that draws its noise; another one has the same settings.
+STAND_INS = {"DPMSolverSDEScheduler": "KDPM2AncestralDiscreteScheduler"}
 # Of distilled models: they add noise between a few steps, or ask the UNet for other things than noise.
 DISTILLED = ("LCMScheduler", "TCDScheduler")
 # What a model was trained on, as its own scheduler has it by default; another class's default says nothing about it.
@@ -75,9 +77,11 @@ def noise_levels(
     chooses. Raises `Unsupported` naming a setting that changes the noise levels or every solver's update and cannot be
     expressed; what only some solvers read is a refusal of their walks.
     """
-    for name in (config.get("_class_name", "DDIMScheduler"), named or "DDIMScheduler"):
+    if "_class_name" in config:
+        config = {**config, "_class_name": _shown(config["_class_name"])}
+    own_name = _shown(named or config.get("_class_name"))
+    for name in (config.get("_class_name", "DDIMScheduler"), own_name or "DDIMScheduler"):
         _refuse_class(name)
-    own_name = named or config.get("_class_name")
     full = {**defaults("DDIMScheduler"), "clip_sample": False, **(defaults(own_name) if own_name else {}), **config}
     for setting, allowed in REFUSED.items():
         if full.get(setting) not in allowed:
@@ -140,6 +144,11 @@ def _walk(solver: SolverName, settings: dict[str, Any], mends: Mapping[str, Any]
     return Walk(config["timestep_spacing"], config["steps_offset"], karras, next(refused, None))
 
 
+def _shown(name: Any) -> Any:
+    """The class whose settings a class has, where diffusers may not show it; the class itself for all others."""
+    return STAND_INS.get(name, name) if isinstance(name, str) else name
+
+
 def _refuse_class(name: object) -> None:
     """Raises `Unsupported` for a scheduler whose noise levels do not come from betas, and for those of distilled models."""
     import diffusers
@@ -169,8 +178,9 @@ def _refuse_numbers(full: dict[str, Any]) -> None:
     }
     betas = full["trained_betas"]
     if betas is not None:
-        good = isinstance(betas, list | tuple) and bool(betas) and all(_is_between(b, 1) or b == 1 for b in betas)
-        limits["trained_betas"] = (good, "a list of numbers between 0 and 1, or null")
+        steps = full["num_train_timesteps"]
+        good = isinstance(betas, list | tuple) and len(betas) == steps and all(_is_between(b, 1) or b == 1 for b in betas)
+        limits["trained_betas"] = (good, f"a list of num_train_timesteps ({steps}) numbers between 0 and 1, or null")
     elif full["beta_schedule"] != "squaredcos_cap_v2":
         for setting in ("beta_start", "beta_end"):
             limits[setting] = (_is_between(full[setting], 1), "a number between 0 and 1")
@@ -178,7 +188,11 @@ def _refuse_numbers(full: dict[str, Any]) -> None:
         limits["clip_sample_range"] = (_is_between(full["clip_sample_range"], math.inf), "a number above 0")
     for setting, (good, wanted) in limits.items():
         if not good:
-            raise Unsupported(f"must be {wanted} in the scheduler config, got {full[setting]!r}", param=setting)
+            raise Unsupported(f"must be {wanted} in the scheduler config, got {_brief(full[setting])}", param=setting)
+
+
+def _brief(value: object) -> str:
+    return f"a list of {len(value)}" if isinstance(value, list | tuple) else repr(value)
 
 
 def _is_between(value: object, end: float) -> bool:

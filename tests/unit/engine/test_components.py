@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -117,6 +118,26 @@ def test_what_would_fail_at_every_image_is_refused_at_load_alone(folder: Path, u
 )
 def test_two_text_encoders_are_as_wide_as_both(folder: Path, unet: dict[str, Any], param: str) -> None:
     assert refused(folder, unet, SDXL).param == param
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("scaling_factor", value) for value in (None, 0, math.nan, math.inf, "0.18", True)),
+        *((field, value) for field in ("latents_mean", "latents_std") for value in ([1.0] * 3, 0.5, [math.nan] * 4, ["1"] * 4)),
+        ("latents_std", [1.0, 1.0, 1.0, 0.0]),
+    ],
+)
+def test_a_scale_of_latents_that_spoils_every_image_is_refused_by_name(folder: Path, field: str, value: object) -> None:
+    change(folder / "vae" / "config.json", **{field: value})
+    error = refused(folder)
+    assert error.param == field
+    assert "in the vae config" in error.message
+
+
+def test_scales_that_are_numbers_are_as_good_as_any(folder: Path) -> None:
+    change(folder / "vae" / "config.json", scaling_factor=1, latents_mean=[0, -1, 0.5, 2], latents_std=[1, 2.0, -1, 4])
+    assert load(folder).decoder.scale == 1
 
 
 def test_two_tokenizers_cut_at_the_same_length(folder: Path, tiny_config: Mapping[str, Any]) -> None:
