@@ -35,6 +35,7 @@ from server.experiments.runtime import ExperimentRuntime
 from server.requests.generation import Generation
 from server.requests.plan import Planner
 from server.requests.shadow import ShadowTeacher
+from server.requests.warnings import said
 from server.tiers.active import ActiveSchedules
 from server.tiers.last_good import LastGood, name_of
 from server.tiers.model_names import ModelNames
@@ -80,8 +81,7 @@ class App:
     @property
     def warnings(self) -> list[RequestWarning]:
         """What the model's folder asks for and nobody does, and the tiers that are not served."""
-        notices = [RequestWarning(code=notice.code, message=notice.message) for notice in self.model.notices]
-        return notices + tier_warnings(self.schedules, self.settings.default_tier)
+        return said([*self.model.notices, *tier_warnings(self.schedules, self.settings.default_tier)])
 
     async def close(self) -> None:
         """Stop watching and working; requests still waiting fail with `NotReady`."""

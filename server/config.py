@@ -20,8 +20,12 @@ from server.api import MAX_IMAGES
 
 PREFIX = "FLEXI_"
 
-
 PORTS = {"http": 80, "https": 443}
+FORMS = {  # what to give instead of what does not match a field's pattern
+    "device": "give cpu, cuda or cuda:1",
+    "model_aliases": "give names of at most 128 letters, digits, '.', '_', ':', '/' and '-', the first a letter or a digit",
+    "default_tier": f"give {NAME_RULE}",
+}
 
 
 def _parts(text: object) -> object:
@@ -200,6 +204,8 @@ def load() -> Settings:
     except ValidationError as error:
         for fault in error.errors(include_url=False):
             field, text = str(fault["loc"][0]), fault["msg"].removeprefix("Value error, ")
+            if fault["type"] == "string_pattern_mismatch":
+                text = FORMS[field]
             secret = field in ("registry", "s3_endpoint")  # may hold what nobody should read in a log
             got = "" if secret or fault["input"] is None else f", got {fault['input']!r}"
             faults[f"{PREFIX}{field.upper()}"] = text + got

@@ -32,7 +32,7 @@ INSTEAD: dict[str, tuple[str, ...]] = {  # the fields that mean the same; a body
     "safety_identifier session session_id unit user user_id": ("unit", "user"),
 }
 ADVICE = {  # what to do where no field means the same
-    "inference_steps num_inference_steps num_steps sample_steps sampling_steps steps": (
+    "inference_steps num_inference_steps num_steps sample_steps sampling_steps step steps": (
         "choose a tier (GET /v1/tiers), whose schedule says how many steps there are"
     ),
     "eta sample_method sampler sampler_index sampler_name sampling_method scheduler scheduler_name sigmas solver timesteps": (

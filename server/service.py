@@ -109,7 +109,8 @@ class Flexiffusion:
             return
         supervision.started()
         v1.routes.state.app = self._app
-        log.info("ready", extra={"fields": {"tiers": [entry.tier for entry in self._app.schedules.tiers()]}})
+        tiers = [entry.tier for entry in self._app.schedules.tiers()]
+        log.info("ready", extra={"fields": {"registry": settings.registry, "tiers": tiers}})
         metrics.engine_up.set(1)
         while self._app.engine_thread.alive:
             await asyncio.sleep(1)

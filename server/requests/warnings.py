@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from engine.guidance import OFF
 from engine.notice import Notice
 from server.api import RequestWarning
 
@@ -52,9 +53,9 @@ def guidance_not_validated(scale: float, validated: Sequence[float]) -> Notice:
         what = f"{scale:g} lies between scales at which the schedule was validated ({known}), and is not one of them"
     else:
         where = "below" if scale < validated[0] else "above"
-        what = (
-            f"{scale:g} is {where} what the schedule was validated at ({known}): its images may be worse than its figures say"
-        )
+        off = ", no guidance," if scale == OFF else ""
+        place = f"{scale:g}{off} is {where} what the schedule was validated at ({known})"
+        what = f"{place}: its images may be worse than its figures say"
     return Notice(GUIDANCE_NOT_VALIDATED, f"guidance_scale: {what}")
 
 

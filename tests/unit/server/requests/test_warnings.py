@@ -118,7 +118,7 @@ def test_a_negative_prompt_without_guidance_is_said_to_be_ignored_and_not_that_i
     ("tier", "scale", "words"),
     [
         ("balanced", 12.5, "12.5 is above what the schedule was validated at (3, 7.5)"),
-        ("balanced", 0, "1 is below what the schedule was validated at (3, 7.5)"),
+        ("balanced", 0, "1, no guidance, is below what the schedule was validated at (3, 7.5)"),
         ("balanced", 5, "5 lies between scales at which the schedule was validated (3, 7.5), and is not one of them"),
         ("best", 5.01, "5.01 is above what the schedule was validated at (5)"),
     ],
