@@ -9,15 +9,19 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+
+from pydantic import TypeAdapter
 
 from registry.errors import InvalidInput
 from registry.schedule import Schedule
 from search_jobs.evaluator import EvaluationTask
 from search_jobs.objective import Evaluation, Measurement
 from search_jobs.prefix_caching import MacsSpent
+
+_MEASUREMENT, _SPENT = TypeAdapter(Measurement), TypeAdapter(MacsSpent)
 
 
 class Ledger:
@@ -30,18 +34,17 @@ class Ledger:
         """
         self.path = path
         self._evaluations: dict[str, Evaluation] = {}
-        text = path.read_text() if path.is_file() else ""
-        whole, _, torn = text.rpartition("\n")
+        data = path.read_bytes() if path.is_file() else b""
+        _, _, torn = data.rpartition(b"\n")
         if torn:
-            os.truncate(path, len((whole + "\n").encode()) if whole else 0)  # writing it anew could lose all to a second kill
-        for i, line in enumerate(whole.splitlines(), 1):
-            try:
+            os.truncate(path, len(data) - len(torn))  # writing it anew could lose all to a second kill
+        for number, line in enumerate(ledger_lines(path), 1):
+            with whole(path, number, param="out"):
                 entry = json.loads(line)
-                measurement = {**entry["measure"], "intervals": _pairs(entry["measure"]["intervals"])}
-                schedule = Schedule.model_validate(entry["schedule"])
-                self._evaluations[entry["task"]] = Evaluation(schedule, Measurement(**measurement), MacsSpent(**entry["spent"]))
-            except (ValueError, KeyError, TypeError) as error:
-                raise InvalidInput(f"{path}, line {i}: no measurement of this version", param="out") from error
+                measurement, spent = _MEASUREMENT.validate_python(entry["measure"]), _SPENT.validate_python(entry["spent"])
+                self._evaluations[str(entry["task"])] = Evaluation(
+                    Schedule.model_validate(entry["schedule"]), measurement, spent
+                )
 
     def __len__(self) -> int:
         return len(self._evaluations)
@@ -73,5 +76,16 @@ def _name(task: EvaluationTask) -> str:
     return f"{task.stage}/{'fitted' if task.fitting else 'as it is'}/{task.schedule.digest}"
 
 
-def _pairs(intervals: dict[str, Any] | None) -> dict[str, tuple[float, float]] | None:
-    return intervals and {name: (low, high) for name, (low, high) in intervals.items()}
+def ledger_lines(path: Path) -> list[str]:
+    """The lines of a ledger; none where there is no file. What is not UTF-8 in them fits nothing that is read of them."""
+    return path.read_text("utf-8", "surrogateescape").splitlines() if path.is_file() else []
+
+
+@contextmanager
+def whole(path: Path, number: int, param: str) -> Iterator[None]:
+    """Raises `InvalidInput` naming the line where it is no measurement."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        message = f"{path}, line {number}: no measurement of this version; remove the line, and it is measured again"
+        raise InvalidInput(message, param=param) from error

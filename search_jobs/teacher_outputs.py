@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from torch import Tensor
 
 from registry.files import replacing
 from search_jobs.path import TeacherPath
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -21,13 +24,18 @@ class TeacherOutputs:
 
     @classmethod
     def read(cls, file: Path, key: str, device: torch.device) -> TeacherOutputs | None:
-        """What `write` kept; None where there is no such file, or one made for another `key`."""
+        """What `write` kept; None where there is no such file, or one made for another `key`, or a damaged one."""
         if not file.is_file():
             return None
-        stored = torch.load(file, weights_only=True)
-        if stored["key"] != key:
+        try:
+            stored = torch.load(file, weights_only=True)
+            images, path = (stored["images"], stored["path"]) if stored["key"] == key else (None, None)
+        except (OSError, MemoryError):
+            raise
+        except Exception:  # of many kinds, by where the damage is
+            log.warning("%s is damaged: the teacher makes its images again", file)
             return None
-        return cls(stored["images"], TeacherPath.of(stored["path"], device) if stored["path"] else None)
+        return None if images is None else cls(images, TeacherPath.of(path, device) if path else None)
 
     def write(self, file: Path, key: str) -> None:
         """Keep the outputs. A kill leaves the old file or the new one, and so do several processes that write the same."""

@@ -27,6 +27,9 @@ EXIT_CODES = (
 )
 _ROOT = Path(__file__).parents[2]
 
+if sys.stdout is None:  # `>&-`: whoever started us wants no output, and libraries look at it while they are imported
+    sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - for as long as the process lives
+
 
 @contextmanager
 def one_line_errors(debug: bool = False) -> Iterator[None]:

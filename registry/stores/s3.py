@@ -21,7 +21,7 @@ from registry.stores.s3_client import make_client
 ATTEMPTS_WHEN_BUSY = 5
 LARGEST = 2**28  # bytes of an object
 USE = "Use a store that has conditional writes (AWS S3, MinIO, SeaweedFS 4 and others) or a folder"
-BARREN_PAGES = 1000  # of a listing, in a row, that bring no name: a bucket's delete markers make some
+BARREN_PAGES = 200  # of a listing, in a row, that bring no name: a bucket's delete markers make some
 PROBE = ".conditional-writes"  # a leading dot: no key of the catalog, never listed
 NEW_PROBE = b'{"checksums": "untried"}'  # until it was replaced by its own etag
 PROBES = {True: b'{"checksums": "when_required"}', False: b'{"checksums": "when_supported"}'}  # what it holds, by `plain`
@@ -254,7 +254,7 @@ def _refuse_changes(store: S3Store, ours: bool, put: Callable[..., str | None]) 
         if stored.data == written:
             return
         ours = put(written, IfMatch=stored.etag) is not None
-    message = f"this S3 store, or a proxy before it, does not let an object be replaced by its own etag (If-Match): {USE}"
+    message = f"this S3 store, or a proxy before it, does not let an object be replaced by its own etag (If-Match). {USE}"
     raise Unsupported(message, param="registry")
 
 

@@ -7,16 +7,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from registry.errors import InvalidInput, NotFound
+from registry.foreign_errors import one_line
 from registry.schedule import Schedule
+from search_jobs.ledger import ledger_lines, whole
+from search_jobs.report.documents import ComparisonDocument, ReportDocument, read_document
 from search_jobs.report.targets import CostTarget, Entry, targets
 
-PARTS = ("config", "model", "budgets", "tiers", "samples", "teacher")  # of a report, without which nothing can be shown
+_WITHOUT = "remove it, and the report leaves it out"
+AGAIN = "run the same search again, which writes it anew"
 
 
 @dataclass(frozen=True)
@@ -45,29 +50,46 @@ class FinishedRun:
     def compared(self) -> dict[str, Any] | None:
         """compare.json: this search against every family of baselines and other searches, if that was measured."""
         path = self.folder / "compare.json"
-        return json.loads(path.read_text()) if path.is_file() else None
+        if not path.is_file():
+            return None
+        document = read_document(path, ComparisonDocument, remedy := "remove it, or compare again")
+        if any(len(twin) != len(document["budgets"]) for twin in document.get("twins", {}).values()):
+            raise InvalidInput(f"{path} is damaged (a twin has not an entry for each budget): {remedy}", param="run")
+        return document
 
     def columns(self) -> list[str]:
         """What the columns of sample grids show: the prompts, or seeds where the model takes no text."""
         samples = self.report["samples"]
-        return [text or f"seed {seed}" for text, seed in zip(samples["prompts"], samples["seeds"], strict=True)]
+        return [text or f"seed {seed}" for text, seed in zip(samples["prompts"], samples["seeds"], strict=False)]
 
     def images(self, digest: str) -> NDArray[np.uint8] | None:
         """The samples of a schedule, or of `teacher`; None if the run kept none."""
         path = self.folder / "samples" / f"{digest}.npy"
-        return np.load(path) if path.is_file() else None
+        if not path.is_file():
+            return None
+        try:
+            with path.open("rb") as stream:
+                images = np.lib.format.read_array(stream, allow_pickle=False)
+        except (ValueError, TokenError) as error:
+            raise InvalidInput(f"{path} is damaged ({one_line(error)}): {_WITHOUT}", param="run") from error
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+            said = f"{images.dtype} of shape {images.shape} are no 8-bit images"
+            raise InvalidInput(f"{path} is damaged ({said}): {_WITHOUT}", param="run")
+        return images
 
     def schedule(self, entry: Entry) -> Schedule | None:
         """The schedule of an entry: its own document, or the one that the ledger keeps beside the measurement."""
         if "schedule" in entry:
             return Schedule.model_validate(entry["schedule"])
-        return next(map(Schedule.model_validate, self._measured(entry["digest"])), None)
+        return next(self._measured(entry["digest"]), None)
 
-    def _measured(self, digest: str) -> Iterator[dict[str, Any]]:
+    def _measured(self, digest: str) -> Iterator[Schedule]:
         ledger = self.folder / "ledger.jsonl"
-        for line in ledger.read_text().splitlines() if ledger.is_file() else ():
+        for number, line in enumerate(ledger_lines(ledger), 1):
             if f"as it is/{digest}" in line:
-                yield json.loads(line)["schedule"]
+                with whole(ledger, number, param="run"):
+                    schedule = Schedule.model_validate(json.loads(line)["schedule"])
+                yield schedule
 
 
 def read(folder: Path) -> FinishedRun:
@@ -75,11 +97,4 @@ def read(folder: Path) -> FinishedRun:
     path = folder / "report.json"
     if not path.is_file():
         raise NotFound(f"{folder} holds no finished search (no report.json); run it again to go on", param="run")
-    try:
-        report = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise InvalidInput(f"{path} is damaged: it is not JSON; run the search again to write it anew", param="run") from error
-    missing = [name for name in PARTS if name not in report] if isinstance(report, dict) else list(PARTS)
-    if missing:
-        raise InvalidInput(f"{path} is no report of this version: it lacks {', '.join(missing)}", param="run")
-    return FinishedRun(folder, report)
+    return FinishedRun(folder, read_document(path, ReportDocument, AGAIN))

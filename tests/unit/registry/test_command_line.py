@@ -168,6 +168,13 @@ def test_output_that_nobody_takes_is_no_traceback(tmp_path: Path) -> None:
     assert "error" not in gone.stderr
 
 
+@pytest.mark.parametrize("module", ["registry", "search_jobs"])
+def test_a_closed_output_is_no_fault(module: str) -> None:
+    line = f"{sys.executable} -m {module} --help >&-"
+    ended = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
 # Files that are not what a command wants. The tests may run as root, whom permissions do not stop.
 def odd_files(folder: Path) -> Iterator[Path]:
     (folder / "a file").write_text("{}")

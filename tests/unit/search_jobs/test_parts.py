@@ -81,15 +81,23 @@ def test_a_line_cut_short_by_a_kill_is_dropped_and_only_that(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "line", ["{}", "[]", "no JSON", '{"task": "search/fitted/1", "schedule": {}, "measure": {"intervals": null}}']
+    "line",
+    [
+        "{}",
+        "[]",
+        "no JSON",
+        "\udcff",
+        "[" * 100_000,
+        '{"task": "search/fitted/1", "schedule": {}, "measure": {"intervals": []}}',
+    ],
 )
 def test_a_whole_line_that_is_no_measurement_is_named_and_left_alone(line: str, tmp_path: Path) -> None:
     path, first = tmp_path / "ledger.jsonl", schedule(5)
     Ledger(path).add(EvaluationTask("search", first, fitting=True), evaluation(1.0, first))
-    path.write_text(before := path.read_text() + line + "\n")
+    path.write_bytes(before := path.read_bytes() + line.encode("utf-8", "surrogateescape") + b"\n")
     with pytest.raises(InvalidInput, match=r"ledger\.jsonl, line 2: no measurement of this version"):
         Ledger(path)
-    assert path.read_text() == before
+    assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize(

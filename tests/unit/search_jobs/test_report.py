@@ -2,21 +2,28 @@
 
 import json
 import re
+from collections.abc import Iterator
 from copy import deepcopy
+from functools import reduce
 from html.parser import HTMLParser
 from io import StringIO
 from itertools import pairwise
+from operator import getitem
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from rich.console import Console
 from schedule_strategies import schedules
+from typer.testing import CliRunner
 
-from registry.errors import NotFound
+from registry.errors import InvalidInput, NotFound
 from registry.schedule import Correction, ModelRef, Schedule, Segment, Solver, teacher
+from search_jobs.__main__ import app
 from search_jobs.publish import artifacts
 from search_jobs.report import FinishedRun, read, table, write
 from search_jobs.report.compare import EqualCostComparison
@@ -58,6 +65,7 @@ def entry(schedule: Schedule, held: dict[str, Any], by_hand: str = "") -> dict[s
         "baseline": {"family": "cached fewer-step ddim", "name": by_hand} if by_hand else None,
         "screen": held,
         "search": held,
+        "finals": held,
         "held-out": held,
     }
 
@@ -78,7 +86,9 @@ def document() -> dict[str, Any]:
     ]
     stage = {"schedules": 3, "images": 1036, "macs": 2_748_000_000_000, "macs_shared": 0}
     return {
-        "config": {"heldout": 8, "screen": 2, "images": 4, "select": 4, "tiers": {"best": 1 / 3}, "retime": True},
+        "config": {
+            "prompts_digest": "", "heldout": 8, "screen": 2, "images": 4, "select": 4, "tiers": {"best": 1 / 3}, "retime": True,
+        },
         "model": MODEL.model_dump(mode="json"),
         "space_size": "7.659e+26",
         "provenance": {
@@ -226,6 +236,57 @@ def test_what_is_published_beside_a_schedule_is_what_is_there(run: Path, tmp_pat
 def test_an_unfinished_search_says_so(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match=r"report\.json"):
         read(tmp_path)
+
+
+def places(document: Any, *above: str | int) -> Iterator[tuple[str | int, ...]]:
+    """The places of all values below a document."""
+    for key, value in document.items() if isinstance(document, dict) else enumerate(document):
+        yield (*above, key)
+        if isinstance(value, dict | list):
+            yield from places(value, *above, key)
+
+
+@settings(max_examples=15, deadline=None)  # each draws all pictures
+@given(data=st.data(), odd=st.sampled_from([None, "", "x", [], {}, -1, 0.5, [[]], {"": None}, "../../x", 10**400]))
+def test_whatever_is_odd_in_a_run_is_shown_or_told_in_one_line(data: st.DataObject, odd: Any) -> None:
+    documents = {"report.json": document(), "compare.json": comparison()}
+    name = data.draw(st.sampled_from(sorted(documents)))
+    *above, last = data.draw(st.sampled_from(list(places(documents[name]))))
+    reduce(getitem, above, documents[name])[last] = odd
+    with TemporaryDirectory() as made:
+        folder = kept(Path(made) / "run", documents["report.json"])
+        (folder / "compare.json").write_text(json.dumps(documents["compare.json"]))
+        result = CliRunner().invoke(app, ["report", str(folder)])
+    assert result.exit_code == 0 or (result.exit_code, result.stderr.count("\n")) == (1, 1), (result.stderr, result.exception)
+    assert result.exit_code == 0 or name in result.stderr
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_damaged_samples_are_named(run: Path, data: st.DataObject) -> None:
+    whole = (run / "samples" / "teacher.npy").read_bytes()
+    place = data.draw(st.integers(0, 127))
+    damaged = data.draw(st.sampled_from([whole[:place], whole[: place + 128], whole[:place] + b"\xff" + whole[place + 1 :]]))
+    with TemporaryDirectory() as made:
+        path = Path(made) / "samples" / "teacher.npy"
+        path.parent.mkdir()
+        path.write_bytes(damaged)
+        images, refusal = None, ""
+        try:
+            images = FinishedRun(Path(made), {}).images("teacher")
+        except InvalidInput as error:
+            refusal = error.message
+    if images is None:
+        assert "samples/teacher.npy is damaged" in refusal
+    else:
+        assert (images.ndim, images.dtype) == (4, np.uint8)
+
+
+def test_a_damaged_ledger_is_named_with_its_line(run: Path, tmp_path: Path) -> None:
+    for line in (b"{", b"\xff", b"[" * 100_000, b"{}", b'{"schedule": {}}'):
+        (tmp_path / "ledger.jsonl").write_bytes(b"{}\n" + line + f" as it is/{BY_HAND.digest}\n".encode())
+        with pytest.raises(InvalidInput, match=r"ledger.jsonl, line 2: no measurement of this version"):
+            FinishedRun(tmp_path, {}).schedule({"digest": BY_HAND.digest})
 
 
 def test_the_table_fits_a_narrow_terminal() -> None:
