@@ -115,10 +115,11 @@ class RequestBody(BaseModel):
         return schema
 
     @classmethod
-    def nothing_elsewhere(cls) -> dict[str, JsonValue]:
-        """JSON Schema of the fields that may only be empty, for `patternProperties`, which BentoML's document cannot hold."""
+    def published_schema(cls) -> dict[str, Any]:
+        """JSON Schema, with the foreign fields that may only be empty: `patternProperties`, which BentoML's cannot hold."""
         others = sorted((_INSTEAD.keys() | _ADVICE.keys()) - cls.model_fields.keys())
-        return {f"^({'|'.join(map(re.escape, others))})$": NOTHING}
+        pattern = f"^({'|'.join(map(re.escape, others))})$"
+        return cls.model_json_schema() | {"patternProperties": {pattern: NOTHING}}
 
 
 def _is_nothing(value: object) -> bool:

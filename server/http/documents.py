@@ -93,7 +93,7 @@ def document(app: FastAPI, generate: type[RequestBody], narrowed: dict[str, Obje
     for made_by_fastapi in ("HTTPValidationError", "ValidationError"):
         schemas.pop(made_by_fastapi, None)
     for body in (generate, ImagesRequest):  # not FastAPI's, which rounds the limits of integers to floats
-        schemas[body.__name__] = body.model_json_schema() | {"patternProperties": body.nothing_elsewhere()}
+        schemas[body.__name__] = body.published_schema()
     schemas[generate.__name__]["not"] = REFUSED
     for field, keywords in narrowed.items():
         schemas[ImagesRequest.__name__]["properties"][field]["anyOf"][0] |= keywords
