@@ -230,6 +230,7 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
 
 
 FINE = {("keys", "object"), ("keys", "\udcff name")}  # a file of no keys
+RIGHT = {("run on prompts", "pem")}  # three lines are three prompts
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -241,6 +242,8 @@ def test_a_file_that_is_not_what_a_command_wants_is_one_line(
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     app = __import__(f"{module}.__main__", fromlist=["app"]).app
     for path in odd_files(tmp_path):
+        if (name, path.name) in RIGHT:
+            continue
         line = [word.replace("FILE", str(path)).replace("OUT", str(tmp_path / "out")) for word in words]
         result = CliRunner().invoke(app, line)
         fine = result.exit_code == 0 and (name, path.name) in FINE | {("keygen", tmp_path.name), ("a new key", tmp_path.name)}
