@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,21 +38,23 @@ class ClientStats:
         """Note a unit's arm. Returns whether it is the one that the unit had before."""
         return self.arms.setdefault(unit, arm) == arm
 
-    def result(self, exported_macs: float) -> dict[str, Any]:
+    def result(self, exported_macs: float, relative_costs: Mapping[str, float] | None = None) -> dict[str, Any]:
         """Everything that `check` looks at. `exported_macs`: by how much flexi_macs_total grew meanwhile.
 
-        `abandoned_macs` is what the abandoned requests would have cost had they run to their end; a name that was never
-        answered has the dearest answered image's price.
+        `abandoned_macs` is what the abandoned requests would have cost had they run to their end. A name that was never
+        answered has the teacher's price times its relative cost, or the dearest known price where that is not among them.
         """
+        relative = relative_costs or {}
         names = sorted({*self.latencies, *self.failures, *self.refused, *self.abandoned})
-        dearest = max(self.price.values(), default=0)
+        teacher = max((macs / relative.get(name, 1.0) for name, macs in self.price.items()), default=0)
+        prices = {name: self.price.get(name, teacher * relative.get(name, 1.0)) for name in names}
         return {
             "names": {name: self._figures(name) for name in names},
             "fairness": jain(list(self.users.values())),
             "units": Counter(self.arms.values()),
             "billed_macs": sum(self.billed.values()),
             "exported_macs": exported_macs,
-            "abandoned_macs": sum(count * self.price.get(name, dearest) for name, count in self.abandoned.items()),
+            "abandoned_macs": sum(count * prices[name] for name, count in self.abandoned.items()),
         }
 
     def _figures(self, name: str) -> dict[str, float]:

@@ -11,6 +11,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from examples.launch import serving
 from loadtests import exported
 from loadtests.check import main as check
@@ -58,7 +60,9 @@ def measure(profile: str, address: str, users: int | None, seconds: int | None, 
     before = exported.macs(address)
     run_locust(profile, address, users, seconds, out)
     exported.wait_until_idle(address)
-    return read_stats(out / "client_stats.json").result(exported.macs(address) - before)
+    tiers = httpx.get(f"{address}/v1/tiers", timeout=10).raise_for_status().json()["tiers"]
+    relative_costs = {tier["tier"]: tier["relative_cost"] for tier in tiers}
+    return read_stats(out / "client_stats.json").result(exported.macs(address) - before, relative_costs)
 
 
 def run_locust(profile: str, address: str, users: int | None, seconds: int | None, out: Path) -> None:

@@ -67,7 +67,7 @@ def test_the_last_line_says_what_was_skipped_and_how_to_have_it(tmp_path: Path) 
     content = "import pytest\ndef test_it():\n    pytest.skip('x is not installed (do y)')\n"
     (tmp_path / "test_skipped.py").write_text(content + content.replace("test_it", "test_too"))
     command = [sys.executable, "-m", "pytest", "-p", "conftest", "-q", "--rootdir", tmp_path, tmp_path]
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "tests")}
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "tests"), "PYTEST_ADDOPTS": ""}
     for parallel in ((), ("-n", "2")):
         done = subprocess.run([*command, *parallel], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
         assert done.stdout.splitlines()[-1] == "skipped 2 tests: x is not installed (do y)", done.stdout + done.stderr

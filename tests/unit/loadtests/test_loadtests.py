@@ -73,6 +73,13 @@ def test_abandoned_work_bounds_what_is_exported_and_not_billed():
     assert check(stats.result(billed + 10 * 7), LIMITS["abandonment"])
 
 
+def test_an_abandoned_request_of_a_name_that_was_never_answered_costs_what_its_tier_does() -> None:
+    stats = ClientStats()
+    stats.answered("draft", 1, 5.0, 10)
+    stats.abandoned["best"] += 2
+    assert stats.result(0.0, {"draft": 0.1, "best": 0.5})["abandoned_macs"] == 2 * 50
+
+
 @pytest.mark.parametrize(
     ("units", "said"),
     [
