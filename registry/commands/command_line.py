@@ -38,8 +38,10 @@ def one_line_errors(debug: bool = False) -> Iterator[None]:
     Errors of our own family, and those of files, networks, libraries and devices, end with exit code 1; a stop from the
     keyboard with 130; a reader of our output that went away (`| head`) with 141 and no line. Any other is a bug: 70.
     """
+    root = logging.getLogger()
+    level = root.level
     if debug:  # whoever silences a library's log asks whether this is on
-        logging.getLogger().setLevel(logging.DEBUG)
+        root.setLevel(logging.DEBUG)
     try:
         yield
         _flush()
@@ -54,6 +56,8 @@ def one_line_errors(debug: bool = False) -> Iterator[None]:
         if (said := explained(error)) is not None:
             _end(f"error: {said}", IMPOSSIBLE, error, debug)
         _end(f"error: {_bug(error)}", BUG, error, debug)
+    finally:
+        root.setLevel(level)
 
 
 class OneLineErrors(typer.core.TyperGroup):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -115,7 +116,9 @@ def test_a_bug_is_one_line_too_and_has_an_exit_code_of_its_own(error: Exception)
 @pytest.mark.parametrize("error", [InvalidInput("mine"), OSError(errno.ENOSPC, "full"), TypeError("bug")])
 def test_debug_shows_the_traceback_above_the_line(words: list[str], error: Exception) -> None:
     plain = CliRunner().invoke(application(raises(error)), ["fails"])
+    level = logging.getLogger().level
     shown = CliRunner().invoke(application(raises(error)), words)
+    assert logging.getLogger().level == level
     assert shown.exit_code == plain.exit_code
     assert shown.stderr.startswith("Traceback (most recent call last)")
     assert shown.stderr.endswith(plain.stderr)
