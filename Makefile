@@ -14,7 +14,7 @@ export TOKENIZERS_PARALLELISM := false
 help: ## print this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
-demo: $(VENV)/.runtime ## search, publish, serve and generate on the bundled model (about 6 minutes after the installation)
+demo: $(VENV)/.runtime ## search, publish, serve and generate on the bundled model (6 to 9 minutes after the installation)
 	$(BIN)/python -m examples.demo
 
 serve: $(VENV)/.runtime ## serve the bundled model on 127.0.0.1:$(PORT); Ctrl-C ends it
