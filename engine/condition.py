@@ -22,29 +22,30 @@ class Condition:
     sizes: Tensor | None = None
     labels: Tensor | None = None
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Those that the model's family has."""
+        return [tensor for tensor in (self.context, self.pooled, self.sizes, self.labels) if tensor is not None]
+
     @classmethod
     def cat(cls, parts: Sequence[Condition]) -> Condition:
         """The rows of all parts, in order. All parts have the same fields."""
-        first = parts[0]
-        return cls(
-            None if first.context is None else torch.cat([part.context for part in parts]),  # type: ignore[misc]
-            None if first.pooled is None else torch.cat([part.pooled for part in parts]),  # type: ignore[misc]
-            None if first.sizes is None else torch.cat([part.sizes for part in parts]),  # type: ignore[misc]
-            None if first.labels is None else torch.cat([part.labels for part in parts]),  # type: ignore[misc]
-        )
+        rows = iter([torch.cat(tensors) for tensors in zip(*(part.tensors for part in parts), strict=True)])
+        return parts[0].map(lambda _: next(rows))
 
     def __getitem__(self, rows: slice) -> Condition:
         """A slice of the rows."""
-        return self._map(lambda tensor: tensor[rows])
+        return self.map(lambda tensor: tensor[rows])
 
     def expand(self, rows: int) -> Condition:
         """A condition of one row, seen as one of `rows` equal rows."""
-        return self._map(lambda tensor: tensor.expand(rows, *tensor.shape[1:]))
+        return self.map(lambda tensor: tensor.expand(rows, *tensor.shape[1:]))
 
     def to(self, device: torch.device | str) -> Condition:
         """This condition on another device."""
-        return self._map(lambda tensor: tensor.to(device))
+        return self.map(lambda tensor: tensor.to(device))
 
-    def _map(self, change: Callable[[Tensor], Tensor]) -> Condition:
+    def map(self, change: Callable[[Tensor], Tensor]) -> Condition:
+        """A condition of what `change` makes of each tensor, in the order of `tensors`."""
         fields = (self.context, self.pooled, self.sizes, self.labels)
         return Condition(*(None if tensor is None else change(tensor) for tensor in fields))

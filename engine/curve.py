@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from engine.buckets import EXACT, Buckets
+
 MEMORY = 0.98  # how much of the past one more wave leaves
 
 
@@ -15,15 +17,18 @@ MEMORY = 0.98  # how much of the past one more wave leaves
 class CostCurve:
     """Seconds of a wave of one kind = own + per_row · rows, fitted by least squares in which older waves count less and less.
 
-    `own` is the call's own cost, and rows are those of the UNet's batch. A kind that never ran counts as `guess` seconds a row.
+    `own` is the call's own cost, and rows are those of the UNet's batch, which `buckets` may pad. A kind that never ran counts
+    as `guess` seconds a row.
     """
 
     guess: float = 1e-3
+    buckets: Buckets = EXACT
     _sums: dict[Hashable, np.ndarray] = field(default_factory=dict)
     _fits: dict[Hashable, tuple[float, float]] = field(default_factory=dict)  # of `_sums` as they are; policies ask often
 
     def observe(self, kind: Hashable, rows: int, seconds: float) -> None:
-        """A wave of `rows` UNet rows took so long."""
+        """A wave of `rows` UNet rows took so long, its padding included."""
+        rows = self.buckets.padded(rows)
         old = self._sums.get(kind, np.zeros(5))
         self._sums[kind] = MEMORY * old + np.array([1.0, rows, rows * rows, seconds, rows * seconds])
         self._fits[kind] = self._fit(kind)
@@ -35,7 +40,7 @@ class CostCurve:
     def seconds(self, kind: Hashable, rows: int) -> float:
         """What a wave of `rows` UNet rows takes."""
         own, per_row = self.fit(kind)
-        return own + per_row * rows
+        return own + per_row * self.buckets.padded(rows)
 
     def enough(self, kind: Hashable, share: float, most: int) -> int:
         """The fewest UNet rows in which the call's own cost is at most this `share` of a wave; `most`, if it takes more.

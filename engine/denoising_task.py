@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from engine.condition import Condition
 from engine.program import Need, Program, ProgramStep
 
 
@@ -19,7 +18,7 @@ class DenoisingTask:
     guidance: the scale of classifier-free guidance, which takes two UNet rows a step; None for one row without it.
     deadline: in seconds of the policy's clock. idle: it runs only in waves of idle tasks, while no other task is in flight.
     position: how many of the program's steps have run. waits: waves that went by since it last ran.
-    slots, conditions: while it is in flight, one for each of its UNet rows, the conditional one first.
+    slots: while it is in flight, one for each of its UNet rows, the conditional one first.
     latent (c, h, w): the result, once done. error: why it failed, if it did.
     """
 
@@ -30,7 +29,6 @@ class DenoisingTask:
     position: int = 0
     waits: int = 0
     slots: Sequence[int] = ()
-    conditions: Sequence[Condition] = ()
     latent: Tensor | None = None
     error: Exception | None = None
 

@@ -13,12 +13,12 @@ from engine.condition import Condition
 from engine.decoders import Decoder, to_images
 from engine.device import to_device
 from engine.images import finite
-from engine.macs import StepMacs, count_steps
+from engine.macs import StepMacs, count_steps, example
 from engine.noise import NoiseLevels
 from engine.notice import Notice
 from engine.program import Program, compile_program
 from engine.prompts import Prompts
-from engine.slots import Slots
+from engine.slots import Slots, slot_bytes
 from engine.unrolled import UnrolledUNet
 from registry.errors import InvalidInput
 from registry.schedule import ModelRef, Schedule, Solver, SolverName, teacher
@@ -132,7 +132,17 @@ class Model:
 
     def slots(self, capacity: int) -> Slots:
         """Memory for `capacity` UNet rows in flight."""
-        return Slots(self.latent_shape, self.macs.features, capacity, self.device, self.dtype)
+        return Slots(self.latent_shape, self.macs.features, self._condition, capacity, self.device, self.dtype)
+
+    @property
+    def slot_bytes(self) -> int:
+        """Of the memory for one of them, whatever branch its schedule uses."""
+        return max(slot_bytes(self.latent_shape, self.macs.features, self._condition, self.dtype).values())
+
+    @cached_property
+    def _condition(self) -> Condition:
+        """One row of the kind that the network takes, without memory."""
+        return example(self.network.unet.config, self.prompts.tokens)
 
     @cached_property
     def macs(self) -> StepMacs:

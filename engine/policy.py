@@ -7,6 +7,7 @@ from bisect import bisect
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Protocol, TypeVar
 
 from typing_extensions import override
@@ -80,6 +81,9 @@ class Balanced(Policy):
 
     While a task hurries, waves are only as large as its deadline allows, but not so small that the call's own cost would be
     more than `tolerance` of them: a GPU's stay full, a CPU's may shrink to one row.
+
+    Where calls come in fixed sizes (the curve's `buckets`), a wave that would be padded leaves its last tasks for another one
+    if each row of the others is then cheaper; never the leader, the overdue or the hurried.
     """
 
     curve: CostCurve = field(default_factory=CostCurve)
@@ -96,8 +100,10 @@ class Balanced(Policy):
         if leader is None:
             return self._least_wasteful(tasks)
         room = self._room(leader, hurried[0], now) if hurried else self.max_unet_rows
-        in_order = dict.fromkeys((leader, *overdue, *hurried, *tasks))  # each task once
-        return fill([task for task in in_order if task.need == leader.need], room)
+        first = dict.fromkeys((leader, *overdue, *hurried))
+        in_order = dict.fromkeys((*first, *tasks))  # each task once
+        wave = fill([task for task in in_order if task.need == leader.need], room)
+        return self._fitted(wave, sum(task in first for task in wave))
 
     def _leader(self, tasks: Sequence[T], hurried: Sequence[T], overdue: Sequence[T]) -> T | None:
         """Who decides of which kind the wave is, if anybody may."""
@@ -114,10 +120,21 @@ class Balanced(Policy):
         by_need: dict[Need, list[T]] = {}
         for task in tasks:
             by_need.setdefault(task.need, []).append(task)
-        waves = {need: fill(group, self.max_unet_rows) for need, group in by_need.items()}
+        waves = {need: self._fitted(fill(group, self.max_unet_rows)) for need, group in by_need.items()}
         oldest, thriftiest = waves[tasks[0].need], min(waves.values(), key=self._waste)
         gain = self._waste(oldest) - self._waste(thriftiest)
         return thriftiest if gain > self.tolerance * self._full(tasks[0].need) else oldest
+
+    def _fitted(self, wave: list[T], least: int = 1) -> list[T]:
+        """As many of the wave's first tasks, at least `least`, as make a row cheapest; all of them where nothing is padded."""
+        rows = list(accumulate(task.unet_rows for task in wave))
+        if self.curve.buckets.padded(rows[-1]) == rows[-1]:
+            return wave
+        need = wave[0].need
+        count = min(
+            range(len(wave), least - 1, -1), key=lambda count: self.curve.seconds(need, rows[count - 1]) / rows[count - 1]
+        )
+        return wave[:count]
 
     def hurries(self, task: Candidate, now: float, margin: float = 2.0) -> bool:
         """Whether the deadline can still be met, in the smallest waves, but not in `margin` times what full ones take."""

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from engine.condition import Condition
 from engine.config import refuse_unknown
-from engine.device import Fence, fence
+from engine.device import Fence, Lane, fence, lane
 from registry.errors import InvalidInput, Unsupported
 
 UNet: TypeAlias = UNet2DConditionModel | UNet2DModel
@@ -99,6 +99,10 @@ class UnrolledUNet:
     def fence(self) -> Fence:
         """A fence behind every call so far."""
         return fence(self.device)
+
+    def lane(self) -> Lane:
+        """A new lane of the device, beside these calls."""
+        return lane(self.device)
 
     def given(self, timesteps: Tensor, condition: Condition) -> Given:
         """What the items look at beside the hidden tensor. timesteps (rows,), one condition per row."""

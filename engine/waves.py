@@ -17,14 +17,16 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
+from engine.buckets import EXACT, Buckets
 from engine.condition import Condition
 from engine.denoising_task import DenoisingTask
-from engine.device import Fence, to_host
+from engine.device import DeviceLost, Fence, lost, to_host
+from engine.graphs import Graphs
 from engine.policy import FCFS, Policy
 from engine.program import Need
 from engine.slots import Slots
 from engine.unrolled import UnrolledUNet
-from engine.wave_table import TIMESTEP, WaveTable
+from engine.wave_runner import Launch, WaveRunner
 
 T = TypeVar("T", bound=DenoisingTask)
 
@@ -33,13 +35,16 @@ T = TypeVar("T", bound=DenoisingTask)
 class Wave(Generic[T]):
     """A launched wave.
 
-    need: the kind of its step. unet_rows: how many it took. tasks: those that advanced. failed: those that did not, each with
-    its error. Tasks that are done or failed have left. The device is at work on the wave from the fence `begin` to the fence
-    `end`. finished: the tasks that are done. finite (finished,), bool: whether the latent of each is, once `end` is passed.
+    need: the kind of its step. unet_rows: how many its tasks took, and padding how many more the call had. captured: whether it
+    was launched as a captured graph. tasks: those that advanced. failed: those that did not, each with its error. Tasks that
+    are done or failed have left. The device is at work on the wave from the fence `begin` to the fence `end`. finished: the
+    tasks that are done. finite (finished,), bool: whether the latent of each is, once `end` is passed.
     """
 
     need: Need
     unet_rows: int
+    padding: int
+    captured: bool
     tasks: Sequence[T]
     failed: Sequence[T]
     begin: Fence
@@ -56,10 +61,22 @@ class Wave(Generic[T]):
 class Waves(Generic[T]):
     """The tasks in flight, least recently advanced first. Not thread-safe: one thread owns it."""
 
-    def __init__(self, network: UnrolledUNet, slots: Slots, policy: Policy | None = None) -> None:
-        """At most as many UNet rows as there are slots are in flight. The default policy is `FCFS`."""
+    def __init__(
+        self,
+        network: UnrolledUNet,
+        slots: Slots,
+        policy: Policy | None = None,
+        buckets: Buckets = EXACT,
+        graphs: Graphs | None = None,
+    ) -> None:
+        """At most as many UNet rows as there are slots are in flight. The default policy is `FCFS`.
+
+        Waves are padded to a size of `buckets`, and are one launch each where `prepare` captured `graphs`.
+        """
         self.network, self.slots = network, slots
         self.policy = policy or FCFS()
+        self._runner = WaveRunner(network, slots, buckets, graphs)
+        self.prepare = self._runner.prepare
         self.tasks: list[T] = []
 
     def add(self, task: T, noise: Tensor, condition: Condition, negative: Condition | None = None) -> None:
@@ -67,11 +84,23 @@ class Waves(Generic[T]):
 
         noise (c, h, w): unit starting noise. condition and, for a guided task, negative: one row each.
         """
-        task.conditions = [condition] if negative is None else [condition, negative]
-        assert len(task.conditions) == task.unet_rows, "guidance takes a negative condition, and nothing else does"
+        conditions = [condition] if negative is None else [condition, negative]
+        assert len(conditions) == task.unet_rows, "guidance takes a negative condition, and nothing else does"
         task.slots = self.slots.take(task.unet_rows)
         self.tasks.append(task)  # before the device is asked for anything: if that fails, `cancel` gives the memory back
-        self.slots.put(task.slots[0], task.program.start * noise)
+        latent = task.program.start * noise
+        for slot, row in zip(task.slots, conditions, strict=True):
+            self.slots.put(slot, latent, row)
+
+    @property
+    def graph_count(self) -> int:
+        """How many graphs are captured."""
+        return self._runner.graph_count
+
+    @property
+    def graph_bytes(self) -> int:
+        """Memory of the device that graphs hold beside the slots."""
+        return self._runner.graph_bytes
 
     def cancel(self, task: T) -> None:
         """Drop a task between two launches; the others go on unchanged. One that has left already is no error."""
@@ -94,7 +123,7 @@ class Waves(Generic[T]):
             return None
         chosen = self.policy.choose([task for task in self.tasks if not task.idle] or self.tasks, now)
         need, unet_rows, begin = chosen[0].need, sum(task.unet_rows for task in chosen), self.network.fence()
-        self._attempt(chosen)
+        launches = self._attempt(chosen)
         finished = [task for task in chosen if task.done and not task.error]
         for task in finished:
             task.latent = self.slots.latent(task.slots[0])
@@ -103,6 +132,8 @@ class Waves(Generic[T]):
         return Wave(
             need=need,
             unet_rows=unet_rows,
+            padding=sum(launch.padding for launch in launches),
+            captured=all(launch.captured for launch in launches),
             tasks=[task for task in chosen if not task.error],
             failed=[task for task in chosen if task.error],
             begin=begin,
@@ -135,44 +166,31 @@ class Waves(Generic[T]):
                 self._leave(task)
         self.tasks = waiting + [task for task in chosen if task.slots]
 
-    def _attempt(self, tasks: Sequence[T]) -> None:
+    def _attempt(self, tasks: Sequence[T], eager: bool = False) -> list[Launch]:
         """Run one wave; if that fails, its halves, so that only the culprits fail, and a wave too large for memory still runs.
 
-        A task that fails alone gets its error, and stays as it was before; the others advance.
+        A task that fails alone gets its error, and stays as it was before; the others advance. Halves run `eager`.
+        Raises `DeviceLost`.
         """
         try:
-            self._run(tasks)
-            return
+            launch = self._runner.run(tasks, eager)
         except Exception as error:
             clear_frames(error.__traceback__)  # which hold the memory of the attempt
+            if lost(error):
+                raise DeviceLost(str(error)) from error
             if len(tasks) == 1:
                 tasks[0].error = error
-                return
-        half = len(tasks) // 2
-        self._attempt(tasks[:half])
-        self._attempt(tasks[half:])
-
-    @torch.inference_mode()
-    def _run(self, tasks: Sequence[T]) -> None:
-        """Advance tasks of one need by a step: gather from the slots, call the UNet, guide, solve, scatter into the slots."""
-        need, table = tasks[0].need, WaveTable.of(tasks, self.network.device)
-        latent, before = self.slots.state(table.task_slots)
-        sample, timesteps = table.for_rows(latent), table.for_rows(table.solver[:, TIMESTEP])
-        if need.kind == "full":
-            output, features = self.network.full(sample, timesteps, table.condition, keep=table.kept.keys())
+                return []
         else:
-            feature = self.slots.feature(table.row_slots, need.branch)
-            output, features = self.network.partial(sample, timesteps, table.condition, need.branch, feature), {}
-        latent, clean = table.solve(latent, before, table.guide(output))
-        for branch, rows in table.kept.items():
-            self.slots.keep(*table.only(rows, table.row_slots, features[branch]))
-        self.slots.advance(table.task_slots, latent, clean)
-        for task in tasks:
-            task.position += 1
+            for task in tasks:
+                task.position += 1
+            return [launch]
+        half = len(tasks) // 2
+        return [*self._attempt(tasks[:half], eager=True), *self._attempt(tasks[half:], eager=True)]
 
     def _leave(self, task: T) -> None:
         self.slots.give_back(task.slots)
-        task.slots = task.conditions = ()
+        task.slots = ()
 
 
 def _finite(latents: Sequence[Tensor]) -> Tensor:

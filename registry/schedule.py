@@ -188,6 +188,11 @@ class Schedule(Document):
         """How many steps are full or partial."""
         return len(self.segments) + sum(len(segment.partial) for segment in self.segments)
 
+    @property
+    def branches(self) -> set[int]:
+        """Those of its partial steps."""
+        return {segment.branch for segment in self.segments if segment.partial}
+
     def steps(self) -> Iterator[Step]:
         """Every step of the teacher's trajectory, in the order of sampling."""
         for s, segment in enumerate(self.segments):

@@ -13,6 +13,7 @@ from functools import cache, cached_property
 import torch
 
 from engine.config import reason
+from engine.graphs import graphs_for
 from engine.loading import load
 from engine.model import Model
 from evaluation import extractor
@@ -27,7 +28,6 @@ from server.access.quota import Quotas
 from server.api import RequestWarning
 from server.batching.admission import Admission
 from server.batching.engine_thread import EngineThread
-from server.batching.warm_up import warm_up
 from server.config import PREFIX, Settings
 from server.experiments.active import ActiveExperiments
 from server.experiments.recorder import Recorder
@@ -183,10 +183,13 @@ def teacher_steps(settings: Settings, model: Model) -> int:
 
 
 def _engine_thread(settings: Settings, model: Model, schedules: ActiveSchedules) -> EngineThread:
-    pace = warm_up(model, (entry.schedule for entry in schedules.tiers()), settings.max_wave_rows)
-    admission = Admission(settings.max_queue_seconds, settings.max_key_queue_seconds or math.inf, pace)
+    admission = Admission(settings.max_queue_seconds, settings.max_key_queue_seconds or math.inf)
     cache = None if settings.cache_mib is None else settings.cache_mib * 2**20
-    return EngineThread(model, admission, settings.max_wave_rows, cache)
+    graphs = graphs_for(model.device) if settings.cuda_graphs else None
+    engine_thread = EngineThread(model, admission, settings.max_wave_rows, cache, graphs)
+    engine_thread.warm_up([entry.schedule for entry in schedules.tiers()])
+    schedules.prepare = engine_thread.prepare
+    return engine_thread
 
 
 def _experiments(settings: Settings, registry: _Registry, schedules: ActiveSchedules) -> ExperimentRuntime:

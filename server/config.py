@@ -76,6 +76,7 @@ class Settings(BaseSettings):
     compile: Annotated[bool, Field(description="Give the UNet's blocks to torch.compile; the start takes minutes longer.")] = (
         False
     )
+    cuda_graphs: Annotated[bool, Field(description="On CUDA, launch each wave as one graph; off is for finding faults.")] = True
     workers: Annotated[int, Field(ge=1, le=64, description="Processes that share the port; each loads the model.")] = 1
     threads: Annotated[int, Field(ge=0, le=256, description="CPU threads of one UNet call; 0 lets torch choose.")] = 0
     max_wave_rows: Annotated[

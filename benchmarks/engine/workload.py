@@ -79,7 +79,8 @@ class Workload:
 
     def slots(self, capacity: int) -> Slots:
         """Memory for `capacity` UNet rows in flight."""
-        return Slots(self.latent, self.macs.features, capacity, self.network.device, self.network.dtype)
+        condition = example(self.network.unet.config, self.tokens)
+        return Slots(self.latent, self.macs.features, condition, capacity, self.network.device, self.network.dtype)
 
     def _compile(self, segments: tuple[Segment, ...]) -> Program:
         schedule = Schedule(model=self._ref, solver=self._solver, segments=segments)

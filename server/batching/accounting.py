@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection
 
+from engine.macs import StepMacs
 from engine.program import Need
+from engine.waves import Wave
 from server.batching.image_task import ImageTask
 from server.telemetry import metrics
 
@@ -27,6 +29,12 @@ def count_wave(need: Need, tasks: Collection[ImageTask]) -> list[int]:
     for labels, steps in steps_by_label.items():
         metrics.steps_total.labels(*labels).inc(steps)
     return task_macs
+
+
+def count_launch(wave: Wave[ImageTask], step_macs: StepMacs) -> None:
+    """Count how a wave was launched, and the MACs of its padding, which nobody is billed for."""
+    metrics.waves_total.labels("graph" if wave.captured else "eager").inc()
+    metrics.padding_macs_total.labels(wave.need.kind).inc(wave.padding * step_macs.of(*wave.need))
 
 
 def count_image(task: ImageTask) -> None:

@@ -14,20 +14,25 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from time import monotonic
 
+from engine.buckets import EXACT, dense
+from engine.curve import CostCurve
+from engine.graphs import Graphs
 from engine.model import Model
 from engine.policy import Balanced
 from engine.program import Program
 from engine.waves import Waves
+from registry.schedule import Schedule
 from server.batching import accounting
 from server.batching.admission import Admission
 from server.batching.decoding import WaveDecoder
 from server.batching.fair_queue import FairQueue
 from server.batching.forecast import EngineLoad
+from server.batching.graph_captures import GraphCaptures, capture
 from server.batching.image_task import ImageResult, ImageSpec, ImageTask, Preview, macs_before
 from server.batching.images_in_flight import BATCH, ImagesInFlight, log_fields
 from server.batching.inflight_wave import InflightWave
@@ -35,6 +40,7 @@ from server.batching.memory import slots_within
 from server.batching.overlap import Overlap
 from server.batching.shares import TierShares
 from server.batching.text_and_vae import TextAndVae
+from server.batching.warm_up import warm_up
 from server.errors import NotReady
 from server.telemetry import metrics
 from server.telemetry.tracing import image_trace
@@ -52,17 +58,27 @@ class EngineThread:
     device itself fails: then everything in flight does. The thread lives on until `FAILED_WAVES` waves in a row have failed.
     """
 
-    def __init__(self, model: Model, admission: Admission, max_wave_rows: int, cache_bytes: int | None = None) -> None:
-        """At most four full waves of UNet rows are in flight, or as many as fit into `cache_bytes`.
+    def __init__(
+        self,
+        model: Model,
+        admission: Admission,
+        max_wave_rows: int,
+        cache_bytes: int | None = None,
+        graphs: Graphs | None = None,
+    ) -> None:
+        """At most four full waves of UNet rows are in flight, or as many as fit into `cache_bytes`. With `graphs` waves come in
+        few sizes, and are one launch each.
 
         Raises `InvalidInput` when that is not even one image.
         """
         self._model = model
         self._admission = admission
         self._text_and_vae = TextAndVae(model)
-        self._policy = Balanced(max_unet_rows=max_wave_rows)
+        buckets = dense(max_wave_rows) if graphs else EXACT
+        self._policy = Balanced(CostCurve(buckets=buckets), max_wave_rows)
         slots = slots_within(model, FULL_WAVES * max_wave_rows, cache_bytes)
-        self._waves = Waves[ImageTask](model.network, slots, self._policy)
+        self._waves = Waves[ImageTask](model.network, slots, self._policy, buckets, graphs)
+        self._has_graphs, self._captures = graphs is not None, GraphCaptures(self._waves)
         metrics.cache_bytes.set(slots.bytes)
         self._queue = FairQueue(TierShares(self._policy))
         self._images = ImagesInFlight(self._waves, admission)
@@ -71,6 +87,22 @@ class EngineThread:
         self._overlap = Overlap()
         self._failed_waves = 0  # in a row
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def warm_up(self, schedules: Iterable[Schedule]) -> None:
+        """Before `start`: capture what these schedules need, and learn a first pace. Raises what the device raises."""
+        branches = {branch for schedule in schedules for branch in schedule.branches}
+        for _ in capture(self._waves, branches):
+            pass
+        self._admission.measured(*warm_up(self._model, self._waves, branches))
+        metrics.decoder_upcast.set(self._model.decoder.overflowed)
+
+    def prepare(self, schedule: Schedule) -> None:
+        """Before a schedule comes into force: capture what it needs and others did not. Blocks; any thread may call."""
+        if not self._has_graphs:
+            return
+        captured = self._captures.want(schedule.branches)
+        self._queue.wake()
+        captured.result()
 
     def start(self) -> None:
         """Start the thread; what was submitted before is worked on too."""
@@ -121,6 +153,7 @@ class EngineThread:
 
         Returns the wave that is now at work, if any.
         """
+        self._captures.step()
         start = monotonic()
         self._drop_cancelled()
         self._admit()
@@ -150,11 +183,12 @@ class EngineThread:
                 self._count_failed_wave()
         with suppress(Exception):
             self._land(at_work)
+        self._captures.close()
         self._images.fail([*self._images, *self._queue.empty()], NotReady("the server is stopping"), "")
 
     def _has_work(self, at_work: InflightWave | None) -> bool:
         """Sleep until there is something to do; False when it is time to stop."""
-        if not self._images and not at_work:
+        if not self._images and not at_work and not self._captures.wanted:
             self._queue.wait()
         return self._queue.is_open
 
@@ -204,6 +238,7 @@ class EngineThread:
         if not wave.tasks:
             self._count_failed_wave()
             return None
+        accounting.count_launch(wave, self._model.macs)
         task_macs = accounting.count_wave(wave.need, wave.tasks)
         for task, macs in zip(wave.tasks, task_macs, strict=True):
             self._images.settle(task, macs)

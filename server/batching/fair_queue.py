@@ -22,6 +22,7 @@ class FairQueue:
         self._idle: deque[ImageTask] = deque()
         self._changed = threading.Condition()  # guards both and `_open`
         self._open = True
+        self._woken = False
 
     def __len__(self) -> int:
         """How many images clients wait for."""
@@ -47,9 +48,16 @@ class FairQueue:
             self._idle.extendleft(tasks)
 
     def wait(self) -> None:
-        """Sleep until there is a task or the queue is closed."""
+        """Sleep until there is a task, the queue is closed, or somebody wakes the sleeper."""
         with self._changed:
-            self._changed.wait_for(lambda: self._clients or self._idle or not self._open)
+            self._changed.wait_for(lambda: self._clients or self._idle or self._woken or not self._open)
+            self._woken = False
+
+    def wake(self) -> None:
+        """There is something to do that is no task."""
+        with self._changed:
+            self._woken = True
+            self._changed.notify()
 
     def take(self, room: int, limit: int) -> list[ImageTask]:
         """At most `limit` clients' tasks whose UNet rows fit into `room` slots together."""

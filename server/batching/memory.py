@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from engine.model import Model
-from engine.slots import Slots, slot_bytes
+from engine.slots import Slots
 from registry.errors import InvalidInput
 
 log = logging.getLogger(__name__)
@@ -13,10 +13,11 @@ log = logging.getLogger(__name__)
 
 def slots_within(model: Model, wanted: int, cache_bytes: int | None) -> Slots:
     """Slots for `wanted` UNet rows, or as many as fit. Raises `InvalidInput` when that is not even one image."""
-    slot = max(slot_bytes(model.latent_shape, model.macs.features, model.dtype).values())
-    capacity = wanted if cache_bytes is None else min(wanted, cache_bytes // slot)
+    capacity = wanted if cache_bytes is None else min(wanted, cache_bytes // model.slot_bytes)
     if capacity < 2:
-        message = f"an image with guidance needs {2 * slot / 2**20:.1f} MiB, got {(cache_bytes or 0) / 2**20:.1f} MiB"
+        message = (
+            f"an image with guidance needs {2 * model.slot_bytes / 2**20:.1f} MiB, got {(cache_bytes or 0) / 2**20:.1f} MiB"
+        )
         raise InvalidInput(message, param="cache_mib")
-    log.info("%d UNet rows fit in flight, %.1f MiB each", capacity, slot / 2**20)
+    log.info("%d UNet rows fit in flight, %.1f MiB each", capacity, model.slot_bytes / 2**20)
     return model.slots(capacity)

@@ -149,6 +149,7 @@ class ActiveExperiments(Assigner):
         for arm in experiment.arms:
             try:
                 schedules[arm.name] = self._schedules.explicit(arm.digest)
+                self._schedules.prepare(schedules[arm.name].schedule)
             except StoreUnavailable:
                 raise
             except FlexiError as error:

@@ -52,6 +52,14 @@ decoder_upcast = Gauge(
     "flexi_decoder_upcast", "1 while the decoder runs in float32 because it overflowed in the type that was set.",
     multiprocess_mode="livemax",
 )  # fmt: skip
+cuda_graphs = Gauge(
+    "flexi_cuda_graphs", "CUDA graphs: kinds and sizes of waves that are one launch.", multiprocess_mode="livesum"
+)
+cuda_graph_bytes = Gauge("flexi_cuda_graph_bytes", "Memory of CUDA graphs beside the slots.", multiprocess_mode="livesum")
+waves_total = Counter("flexi_waves_total", "Waves by how they were launched: as one CUDA graph, or eagerly.", ["launch"])
+padding_macs_total = Counter(
+    "flexi_padding_macs_total", "UNet MACs of rows that only fill a wave up to its size, and are nobody's.", ["kind"]
+)
 wave_rows = Histogram("flexi_wave_rows", "UNet rows of a wave.", ["kind"], buckets=ROWS)
 wave_seconds = Histogram("flexi_wave_seconds", "How long a wave took the device.", ["kind"], buckets=SECONDS)
 steps_total = Counter("flexi_steps_total", "Steps executed, and null steps jumped over.", ["kind", "tier"])

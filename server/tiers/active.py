@@ -67,6 +67,7 @@ class ActiveSchedules:
 
     def __init__(self, open_catalog: Callable[[], Catalog], model: Model, teacher_steps: int) -> None:
         """`open_catalog` gives the same catalog each time, or raises while the store is away."""
+        self.prepare: Callable[[Schedule], None] = lambda schedule: None  # the engine, for what comes into force; may block
         self._open_catalog = open_catalog
         self._model = model
         self._teacher = self.compiled(model.teacher(teacher_steps))
@@ -125,8 +126,10 @@ class ActiveSchedules:
         return next((replace(entry, tier=None) for entry in entries if entry.digest == digest), None)
 
     def load(self, digest: str) -> ActiveSchedule:
-        """A schedule by its whole digest, compiled. Raises whatever is wrong with it."""
-        return self.known(digest) or self.compiled(*self._open_catalog().schedule_and_signature(digest))
+        """A schedule by its whole digest, compiled, and the engine prepared for it. Raises whatever is wrong with it."""
+        entry = self.known(digest) or self.compiled(*self._open_catalog().schedule_and_signature(digest))
+        self.prepare(entry.schedule)
+        return entry
 
     def compiled(self, schedule: Schedule, signature: Signature | None = None) -> ActiveSchedule:
         """Raises `InvalidInput` naming what does not fit this model: weights, family, size, or what its program needs."""

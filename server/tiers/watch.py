@@ -95,6 +95,7 @@ class Watch:
             try:
                 known = self._schedules.known(tier.digest)
                 entry = known or self._schedules.compiled(tier.verified(self._last_good.trusted), tier.signature)
+                self._schedules.prepare(entry.schedule)
                 tiers[tier.tier] = replace(entry, tier=tier.tier, version=tier.version)
             except FlexiError as error:
                 refused[tier.tier] = str(error)

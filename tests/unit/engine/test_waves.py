@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
+from functools import cache
 from typing import Any, cast
 
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from fake_graphs import FakeGraphs
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 from schedule_strategies import small_corrections
 from torch import Tensor
 
+from engine.buckets import EXACT, Buckets, dense
 from engine.condition import Condition
+from engine.curve import CostCurve
 from engine.denoising_task import DenoisingTask
+from engine.device import DeviceLost
+from engine.graphs import Graphs
 from engine.macs import count_steps
 from engine.policy import FCFS, Balanced, Policy
 from engine.program import Need, Program, compile_program
 from engine.sampler import generate
 from engine.schedulers import noise_levels
-from engine.slots import Slots, slot_bytes
+from engine.slots import Shape, Slots, slot_bytes
 from engine.unrolled import UnrolledUNet
 from engine.waves import Waves
 from registry.schedule import ModelRef, Schedule, Segment, Solver, SolverName
@@ -77,10 +84,22 @@ def join(waves: Waves, job: Job) -> DenoisingTask:
     return task
 
 
-def waves_of(network: UnrolledUNet, limit: int = 16, capacity: int = 64, policy: Policy | None = None) -> Waves:
-    features = count_steps(network.unet.config, (4, 8, 8), 5).features
-    slots = Slots((4, 8, 8), features, capacity, torch.device("cpu"), torch.float32)
-    return Waves(network, slots, policy or FCFS(limit))
+def waves_of(
+    network: UnrolledUNet,
+    limit: int = 16,
+    capacity: int = 64,
+    policy: Policy | None = None,
+    buckets: Buckets = EXACT,
+    graphs: Graphs | None = None,
+) -> Waves:
+    slots = Slots((4, 8, 8), features_of(network), WANTED, capacity, torch.device("cpu"), torch.float32)
+    return Waves(network, slots, policy or FCFS(limit), buckets, graphs)
+
+
+@cache
+def features_of(network: UnrolledUNet) -> Mapping[int, Shape]:
+    """The shapes of the features by branch."""
+    return count_steps(network.unet.config, (4, 8, 8), 5).features
 
 
 def plain(network: UnrolledUNet, job: Job) -> Tensor:
@@ -114,11 +133,21 @@ class Traffic(RuleBasedStateMachine):
         self.due: dict[DenoisingTask, int] = {}
         self.now = 0
 
-    @initialize(limit=st.integers(1, 7), capacity=st.integers(2, 24), fcfs=st.booleans())
-    def start(self, limit: int, capacity: int, fcfs: bool) -> None:
+    @initialize(
+        limit=st.integers(1, 7),
+        capacity=st.integers(2, 24),
+        fcfs=st.booleans(),
+        sizes=st.sets(st.integers(1, 9), max_size=4),
+        captured=st.none() | st.sets(st.integers(1, 4)),
+    )
+    def start(self, limit: int, capacity: int, fcfs: bool, sizes: set[int], captured: set[int] | None) -> None:
         self.limit, self.fcfs = limit, fcfs
-        policy = FCFS(limit) if fcfs else Balanced(max_unet_rows=limit)
-        self.waves = waves_of(self.network, limit, capacity, policy)
+        buckets = Buckets(tuple(sorted(sizes)))
+        policy = FCFS(limit) if fcfs else Balanced(CostCurve(buckets=buckets), limit)
+        graphs = None if captured is None else FakeGraphs()
+        self.waves = waves_of(self.network, limit, capacity, policy, buckets, graphs)
+        for _ in self.waves.prepare(captured or ()):
+            pass
 
     @rule(
         schedule=schedules(),
@@ -286,20 +315,20 @@ def test_memory_is_all_there_at_the_start_and_comes_back(network: UnrolledUNet) 
 
 
 def test_a_smaller_branch_of_its_own_slot_says_what_memory_it_takes(network: UnrolledUNet) -> None:
-    features = count_steps(network.unet.config, (4, 8, 8), 5).features
-    sizes = slot_bytes((4, 8, 8), features, torch.float16)
-    assert {branch: size - 2 * 4 * 4 * 8 * 8 for branch, size in sizes.items()} == {
+    features = features_of(network)
+    sizes = slot_bytes((4, 8, 8), features, WANTED, torch.float16)
+    assert {branch: size - 2 * 4 * 4 * 8 * 8 - 2 * 5 * 6 for branch, size in sizes.items()} == {
         branch: 2 * shape[0] * shape[1] * shape[2] for branch, shape in features.items()
     }
-    slots = Slots((4, 8, 8), {2: features[2]}, 3, torch.device("cpu"), torch.float16)
-    assert slots.bytes == 3 * sizes[2]
+    slots = Slots((4, 8, 8), {2: features[2]}, WANTED, 3, torch.device("cpu"), torch.float16)
+    assert slots.bytes == 4 * sizes[2], "one is nobody's"
 
 
 def test_a_latent_that_is_not_finite_fails_alone(network: UnrolledUNet) -> None:
     waves = waves_of(network)
     jobs = [(schedule_of(PARTIAL, PARTIAL), seed, 3.0) for seed in range(3)]
     tasks = [join(waves, job) for job in jobs]
-    waves.slots.put(tasks[1].slots[0], torch.full((4, 8, 8), math.nan))
+    waves.slots.put(tasks[1].slots[0], torch.full((4, 8, 8), math.nan), WANTED)
     failed = [task for wave in iter(waves.tick, None) for task in wave.failed]
     assert failed == [tasks[1]]
     assert isinstance(tasks[1].error, FloatingPointError)
@@ -348,3 +377,101 @@ def test_a_wave_too_large_for_memory_runs_in_parts(tiny: UNet2DConditionModel) -
     drain(waves)
     for task, job in zip(tasks, jobs, strict=True):
         torch.testing.assert_close(task.latent, plain(UnrolledUNet(tiny), job), rtol=0, atol=ATOL)
+
+
+JOBS = [(schedule_of(PARTIAL, Segment(), solver="dpmsolver++"), 0, 3.0), (schedule_of(PARTIAL, PARTIAL), 1, None)]
+JOBS += [(schedule_of(Segment(partial=(1,), branch=3), PARTIAL), seed, 2.0) for seed in (2, 3)]
+
+
+def results(waves: Waves) -> list[Tensor]:
+    """What becomes of `JOBS`, the last of which joins a wave later."""
+    tasks = [join(waves, job) for job in JOBS[:-1]]
+    waves.tick()
+    tasks.append(join(waves, JOBS[-1]))
+    drain(waves)
+    return [task.latent for task in tasks if task.latent is not None]
+
+
+def test_recorded_waves_are_the_plain_ones_to_the_last_bit(network: UnrolledUNet) -> None:
+    """At the same sizes: a capture is the same call, whatever slots, guidance and numbers its table names."""
+    graphs = FakeGraphs()
+    captured = waves_of(network, buckets=dense(8), graphs=graphs)
+    shapes = list(captured.prepare({2, 3}))
+    assert {shape.need for shape in shapes} == {Need("full", 0), Need("partial", 2), Need("partial", 3)}
+    plain_ones = results(waves_of(network, buckets=dense(8)))
+    assert all(map(torch.equal, results(captured), plain_ones))
+    assert graphs.replays > 0
+
+
+def test_captures_read_and_write_slots_and_table_where_they_were(network: UnrolledUNet) -> None:
+    graphs = FakeGraphs()
+    waves = waves_of(network, buckets=dense(8), graphs=graphs)
+    slots = waves.slots
+    memory = [slots._latent, slots._clean, slots._feature, *slots._condition.tensors]
+    graphs.fixed = lambda: [*memory, waves._runner._staging.target]
+    list(waves.prepare({2, 3}))
+    assert len(results(waves)) == len(JOBS), "a replay that finds one elsewhere fails its wave"
+    fixed = {place for calls in graphs.captured for _, shapes in calls._ops for place in places(shapes)}
+    assert fixed == {tensor.untyped_storage().data_ptr() for tensor in graphs.fixed()}
+
+
+def places(shapes: list[Any]) -> list[int]:
+    return [shape[3] for shape in shapes if isinstance(shape, tuple) and len(shape) == 4 and shape[3] is not None]
+
+
+def test_captures_begin_with_the_largest_and_are_made_once(network: UnrolledUNet) -> None:
+    waves = waves_of(network, buckets=dense(6), graphs=FakeGraphs())
+    rows = [shape.rows for shape in waves.prepare({1})]
+    assert rows == sorted(rows, reverse=True)
+    assert set(rows) == {1, 2, 4, 6}
+    assert not list(waves.prepare({1}))
+    assert {shape.need for shape in waves.prepare({2})} == {Need("full", 0), Need("partial", 2)}, "a full step keeps both now"
+    assert not list(waves.prepare({1, 2}))
+
+
+def test_a_wave_of_a_branch_that_was_not_recorded_runs_all_the_same(network: UnrolledUNet) -> None:
+    waves = waves_of(network, buckets=dense(4), graphs=FakeGraphs())
+    list(waves.prepare({1}))
+    task = join(waves, (schedule_of(PARTIAL), 0, None))
+    assert [wave.captured for wave in iter(waves.tick, None)] == [False, False]
+    torch.testing.assert_close(task.latent, plain(network, (schedule_of(PARTIAL), 0, None)), rtol=0, atol=ATOL)
+
+
+def test_a_recording_that_fails_leaves_waves_that_run_as_they_are(network: UnrolledUNet) -> None:
+    graphs = FakeGraphs()
+    waves = waves_of(network, buckets=dense(4), graphs=graphs)
+    list(waves.prepare({2}))
+    graphs.fails = True
+    with pytest.raises(torch.OutOfMemoryError):
+        list(waves.prepare({1}))
+    assert not list(waves.prepare({1}))
+    task = join(waves, (schedule_of(PARTIAL), 0, None))
+    assert [wave.captured for wave in iter(waves.tick, None)] == [False, False]
+    torch.testing.assert_close(task.latent, plain(network, (schedule_of(PARTIAL), 0, None)), rtol=0, atol=ATOL)
+
+
+def test_padding_is_counted_and_changes_nobodys_slot(network: UnrolledUNet) -> None:
+    waves = waves_of(network, buckets=Buckets((4,)))
+    resting = join(waves, (schedule_of(PARTIAL), 0, 3.0))
+    resting.idle = True
+    before = [tensor.clone() for tensor in (waves.slots.latent(slot) for slot in resting.slots)]
+    join(waves, (schedule_of(PARTIAL), 1, 3.0))
+    wave = waves.tick()
+    assert wave is not None
+    assert (wave.unet_rows, wave.padding) == (2, 2)
+    assert all(map(torch.equal, before, (waves.slots.latent(slot) for slot in resting.slots)))
+
+
+def test_a_lost_device_is_nobodys_fault(tiny: UNet2DConditionModel) -> None:
+    class Lost(UnrolledUNet):
+        def full(self, *rest: Any, **named: Any) -> tuple[Tensor, dict[int, Tensor]]:
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    waves = waves_of(Lost(tiny))
+    tasks = [join(waves, (schedule_of(PARTIAL), seed, 3.0)) for seed in range(3)]
+    with pytest.raises(DeviceLost, match="illegal memory access"):
+        waves.tick()
+    assert [task.error for task in tasks] == [None] * 3
+    for task in tasks:
+        waves.cancel(task)
+    assert waves.slots.free == waves.slots.capacity

@@ -13,6 +13,7 @@ from engine.decoders import Autoencoder
 from engine.device import HostFence
 from engine.model import Model
 from engine.unrolled import UnrolledUNet
+from engine.waves import Waves
 from registry.schedule import Schedule, Segment
 from server.batching.admission import Admission
 from server.batching.engine_thread import EngineThread
@@ -221,7 +222,7 @@ def test_a_decoder_that_cannot_be_upcast_fails_the_image_and_no_other(model, eng
 
 def test_a_warm_up_finds_out_before_anybody_asks(model, caplog):
     model.decoder.vae.decoder.conv_out.weight.mul_(6e4)
-    warm_up(model, [], 4)
+    warm_up(model, Waves(model.network, model.slots(4)), ())
     assert model.decoder.overflowed
     assert upcast() == 0
     EngineThread(model, Admission(max_seconds=60), max_wave_rows=4)
@@ -231,7 +232,7 @@ def test_a_warm_up_finds_out_before_anybody_asks(model, caplog):
 
 def test_a_warm_up_says_where_no_type_is_wide_enough(model, caplog):
     model.decoder.vae.decoder.conv_out.weight.fill_(float("inf"))
-    warm_up(model, [], 4)
+    warm_up(model, Waves(model.network, model.slots(4)), ())
     said = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
     assert said == ["the pixels of the warm-up are not finite, decoded in float32 either: images are going to fail"]
 

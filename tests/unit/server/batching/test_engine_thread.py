@@ -113,7 +113,7 @@ def test_a_latent_that_is_not_finite_fails_alone(model, engine):
     good, bad = engine.submit([spec(model, 1), spec(model, 2)])
     engine.take_step()
     tasks = {task.spec.seed: task for task in engine._images}
-    engine._waves.slots.put(tasks[2].slots[0], torch.full((4, 8, 8), float("nan")))
+    engine._waves.slots.put(tasks[2].slots[0], torch.full((4, 8, 8), float("nan")), model.encode(["a"]))
     finish(engine, [good, bad])
     assert torch.isfinite(good.result().pixels).all()
     with pytest.raises(GenerationFailed, match="finite"):
@@ -480,7 +480,7 @@ def test_a_latent_that_is_not_finite_is_found_when_its_wave_lands(model, ahead):
     good, bad = ahead.submit([spec(model, 1), spec(model, 2)])
     ahead.take_step()
     tasks = {task.spec.seed: task for task in ahead._images}
-    ahead._waves.slots.put(tasks[2].slots[0], torch.full((4, 8, 8), float("nan")))
+    ahead._waves.slots.put(tasks[2].slots[0], torch.full((4, 8, 8), float("nan")), model.encode(["a"]))
     finish(ahead, [good, bad])
     assert torch.isfinite(good.result().pixels).all()
     with pytest.raises(GenerationFailed, match="finite"):
@@ -514,10 +514,10 @@ def test_a_lost_device_ends_the_engine_though_no_wave_can_be_formed(model, behin
 def test_a_newcomer_that_the_device_has_no_room_for_leaves_nothing_behind(model, engine, monkeypatch):
     plain, breakages = engine._waves.slots.put, [RuntimeError("out of memory")] * 2
 
-    def put(slot, latent):
+    def put(slot, *state):
         if slot and breakages:
             raise breakages.pop()
-        plain(slot, latent)
+        plain(slot, *state)
 
     monkeypatch.setattr(engine._waves.slots, "put", put)
     futures = engine.submit([spec(model, seed) for seed in range(2)])

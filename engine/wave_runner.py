@@ -1,0 +1,103 @@
+"""How a wave gets to the device: one upload and one launch."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+from engine.buckets import EXACT, Buckets
+from engine.denoising_task import DenoisingTask
+from engine.graphs import Graph, Graphs
+from engine.program import Need
+from engine.slots import Slots
+from engine.staging import Staging
+from engine.unrolled import UnrolledUNet
+from engine.wave_step import WaveStep
+from engine.wave_table import WaveShape, WaveTable
+
+FULL = Need("full", 0)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a wave was asked of the device: with so many rows of padding, and whether as a captured graph."""
+
+    padding: int
+    captured: bool
+
+
+class WaveRunner:
+    """Runs waves, padded to a size: as graphs where `prepare` captured fitting ones, else eagerly.
+
+    A `WaveStep` that runs eagerly is the plain twin of its graph.
+    """
+
+    def __init__(self, network: UnrolledUNet, slots: Slots, buckets: Buckets = EXACT, graphs: Graphs | None = None) -> None:
+        self._network, self._slots = network, slots
+        self._buckets, self._graphs = buckets, graphs
+        rows = max((slots.capacity, *buckets.sizes))
+        self._staging = Staging(slots.device, WaveShape(FULL, rows, tuple(slots.branches)).bytes)
+        self._captured: dict[tuple[Need, int], tuple[WaveShape, Graph]] = {}
+
+    @property
+    def graph_count(self) -> int:
+        """How many graphs are captured."""
+        return len(self._captured)
+
+    @property
+    def graph_bytes(self) -> int:
+        """Memory of the device that graphs hold beside the slots."""
+        return self._graphs.bytes if self._graphs else 0
+
+    def run(self, tasks: Sequence[DenoisingTask], eager: bool = False) -> Launch:
+        """Advance these tasks by the step that all of them need; `eager`, kernel by kernel in any case.
+
+        Raises what the device raises.
+        """
+        rows = sum(task.unet_rows for task in tasks)
+        kept = tuple(sorted({task.step.branch for task in tasks} - {0})) if tasks[0].need == FULL else ()
+        shape = WaveShape(tasks[0].need, self._buckets.padded(rows), kept)
+        captured = None if eager else self._fitting(shape)
+        table = self._upload(captured[0] if captured else shape, tasks)
+        if captured:
+            captured[1].replay()
+        else:
+            WaveStep(self._network, self._slots, table)()
+        return Launch(shape.rows - rows, captured is not None)
+
+    def prepare(self, branches: Collection[int]) -> Iterator[WaveShape]:
+        """Capture what schedules of these branches need and is not there yet, one graph at each step of the iteration.
+
+        Largest first. Without graphs there is nothing to do. What was captured for other branches stays. Raises what the device
+        raises: then all waves run eagerly from now on, as nobody knows in which state a failed capture leaves the memory.
+        """
+        if self._graphs is None:
+            return
+        known = {need.branch for need, _ in self._captured} - {0}
+        kept = tuple(sorted({*branches, *known}))
+        needs = [*(Need("partial", branch) for branch in kept), FULL]
+        for rows in reversed(self._buckets.sizes):
+            for need in needs:
+                shape = WaveShape(need, rows, kept if need == FULL else ())
+                if not self._fitting(shape):
+                    self._captured[need, rows] = shape, self._capture(self._graphs, shape)
+                    yield shape
+
+    def _fitting(self, shape: WaveShape) -> tuple[WaveShape, Graph] | None:
+        """A graph that does all that this shape does, and maybe keeps more features."""
+        captured = self._captured.get((shape.need, shape.rows))
+        return captured if captured and {*shape.kept} <= {*captured[0].kept} else None
+
+    def _capture(self, graphs: Graphs, shape: WaveShape) -> Graph:
+        """Capture a step of this shape. Its table is nothing but padding: running it changes nobody's slot."""
+        try:
+            return graphs.capture(WaveStep(self._network, self._slots, self._upload(shape, ())))
+        except Exception:
+            self._graphs = None
+            self._captured.clear()
+            raise
+
+    def _upload(self, shape: WaveShape, tasks: Sequence[DenoisingTask]) -> WaveTable:
+        WaveTable.within(self._staging.next(), shape).fill(tasks, self._slots.scratch)
+        self._staging.upload(shape.bytes)
+        return WaveTable.within(self._staging.target, shape)

@@ -1,0 +1,56 @@
+"""The device's part of a wave: gather, UNet, guidance, solver, scatter.
+
+One function of memory that never moves, the slots and a table, and of fixed shape: nothing in it depends on what the numbers
+are, so it can be captured once and run again for every wave of the shape (`engine.graphs`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine.slots import Slots
+from engine.unrolled import UnrolledUNet
+from engine.wave_table import CONDITIONAL, GUIDANCE, SLOT, TIMESTEP, UNCONDITIONAL, WaveTable
+
+
+@dataclass(frozen=True)
+class WaveStep:
+    """All waves of a table's shape: those that the table, in the device's memory, says when it runs."""
+
+    network: UnrolledUNet
+    slots: Slots
+    table: WaveTable
+
+    @torch.inference_mode()
+    def __call__(self) -> None:
+        """Advance the table's rows by a step."""
+        need, _, kept = self.table.shape
+        slot, timesteps = self.table.indices[SLOT], self.table.numbers[TIMESTEP]
+        latent, before, condition = self.slots.state(slot)
+        if need.kind == "full":
+            output, features = self.network.full(latent, timesteps, condition, keep=kept)
+        else:
+            feature = self.slots.feature(slot, need.branch)
+            output, features = self.network.partial(latent, timesteps, condition, need.branch, feature), {}
+        latent, clean = self.solve(latent, before, self.guide(output))
+        for branch, takers in zip(kept, self.table.indices[UNCONDITIONAL + 1 :], strict=True):
+            self.slots.keep(takers, features[branch])
+        self.slots.advance(slot, latent, clean)
+
+    def guide(self, output: Tensor) -> Tensor:
+        """Classifier-free guidance, m = m_∅ + g (m_c − m_∅) (arXiv 2207.12598), for guided and unguided rows alike.
+
+        output (rows, c, h, w) of the UNet. A row without guidance is its own m_c and m_∅, whatever g.
+        """
+        conditional = output.index_select(0, self.table.indices[CONDITIONAL])
+        unconditional = output.index_select(0, self.table.indices[UNCONDITIONAL])
+        return unconditional + self.table.numbers[GUIDANCE].view(-1, 1, 1, 1) * (conditional - unconditional)
+
+    def solve(self, x: Tensor, before: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+        """The two equations of `engine.program`, a set of numbers for each row. Returns the next x and x₀, (rows, c, h, w)."""
+        _, clean_x, clean_m, clip, next_x, next_m, next_0, next_1, _ = self.table.numbers[..., None, None, None]
+        clean = (clean_x * x).addcmul_(clean_m, m).clamp_(-clip, clip)
+        return (next_x * x).addcmul_(next_m, m).addcmul_(next_0, clean).addcmul_(next_1, before), clean
