@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulated_engine import CPU, DEADLINES, FULL, GPU, MACS, MIX, SHALLOW, TIERS, Device, Image, balanced, simulate, traffic
 
+from engine.buckets import EXACT, Buckets, dense
 from engine.curve import CostCurve
 from engine.policy import FCFS, Balanced, fill
 from engine.program import Need
@@ -66,12 +67,12 @@ def test_an_overloaded_cpu_keeps_more_deadlines() -> None:
     assert better.missed <= 0.5 * plain.missed
 
 
-def taught(device: Device, rows: int) -> Balanced:
-    """A policy that has seen waves of all sizes."""
-    policy = balanced(rows)
+def taught(device: Device, rows: int, buckets: Buckets = EXACT) -> Balanced:
+    """A policy that has seen waves of all sizes; where they are padded, padding takes the device's time too."""
+    policy = Balanced(CostCurve(buckets=buckets), rows)
     for need in MACS:
         for size in range(1, rows + 1):
-            policy.curve.observe(need, size, device.seconds(need, size))
+            policy.curve.observe(need, size, device.seconds(need, buckets.padded(size)))
     return policy
 
 
@@ -83,6 +84,41 @@ def test_without_deadlines_waves_are_full(rows: list[tuple[str, int, int]], devi
     images = [Image(tier, 0.0, position=position, waits=waits) for tier, position, waits in rows]
     chosen = taught(device, 16).choose(images, 0.0)
     assert len(chosen) == min(8, sum(image.need == chosen[0].need for image in images))
+
+
+@given(count=st.integers(1, 15), device=st.sampled_from((CPU, GPU)))
+def test_a_wave_is_padded_where_that_is_cheaper_than_leaving_tasks_for_another(count: int, device: Device) -> None:
+    """Images of one row. Rows that cost what they cost are never padded; beside a call's own cost one row more is nothing."""
+    policy = taught(device, 16, dense(16))
+    images = [Image("best", 0.0, unet_rows=1) for _ in range(count)]
+    chosen = policy.choose(images, 0.0)
+    assert chosen == images[: len(chosen)]
+    if device is CPU:
+        assert len(chosen) == max(size for size in policy.curve.buckets.sizes if size <= count)
+    else:
+        assert len(chosen) == count
+
+
+@given(rows=ROWS, singles=st.integers(0, 3), device=st.sampled_from((CPU, GPU)))
+def test_padding_is_no_reason_to_pass_over_who_waited(rows: list[tuple[str, int, int]], singles: int, device: Device) -> None:
+    images = [Image(tier, 0.0, position=position, waits=waits) for tier, position, waits in rows]
+    for image in images[:singles]:
+        image.unet_rows = 1
+    plain, padded = (taught(device, 16, buckets).choose(images, 0.0) for buckets in (EXACT, Buckets((4, 16))))
+    overdue = [image for image in plain if image.waits >= 4]
+    assert plain[0].need != padded[0].need or set(overdue) <= set(padded)
+    assert not overdue or plain[0].need == padded[0].need, "whoever waited longest leads"
+
+
+def test_buckets_hold_every_size_and_waste_little() -> None:
+    for most in (2, 3, 16, 33, 100):
+        sizes = dense(most).sizes
+        assert sizes[-1] == most
+        for rows in range(1, most + 1):
+            padded = dense(most).padded(rows)
+            assert padded >= rows
+            assert padded - rows <= max(1, rows / 8)
+    assert EXACT.padded(7) == 7
 
 
 @given(rows=ROWS, deadline=st.floats(0.05, 2.0))
