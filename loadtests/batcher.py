@@ -21,13 +21,14 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from engine.denoising_task import DenoisingTask
+from engine.images import levels
 from engine.loading import load
 from engine.policy import FCFS
 from engine.sampler import generate
 from engine.waves import Waves
 from loadtests.mixes import MODEL, mixes
 from loadtests.simulated import simulated
-from server.requests.png import png
+from server.requests.image_file import ImageFormat
 
 MAX_ROWS = int(os.environ.get("LOADTEST_ROWS", "16"))
 TOGETHER = os.environ.get("LOADTEST_BATCHING") == "together"
@@ -56,10 +57,10 @@ class Batcher:
     def generate(self, requests: list[BatchedRequest]) -> list[dict[str, Any]]:
         """One image for each request, all at once."""
         latents = self._together(requests) if TOGETHER else self._grouped(requests)
-        images = self._model.decode(latents)
+        images, files = self._model.decode(latents), ImageFormat()
         return [
-            {"images": [png(image, {"prompt": request.prompt, "seed": request.seed})]}
-            for request, image in zip(requests, images, strict=True)
+            {"images": [files.in_base64(image, {"prompt": request.prompt, "seed": str(request.seed)})]}
+            for request, image in zip(requests, levels(images).numpy(), strict=True)
         ]
 
     def _grouped(self, requests: list[BatchedRequest]) -> Tensor:

@@ -14,9 +14,10 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from fastapi import FastAPI
 from pydantic import BaseModel
 
+from engine.images import levels
 from loadtests.mixes import MODEL, mixes
 from loadtests.simulated import SimulatedDecoder, SimulatedDevice, call_seconds
-from server.requests.png import png
+from server.requests.image_file import ImageFormat
 
 STEPS = {tier: schedule.computed for tier, schedule in mixes()["fewer"].schedules.items()}
 
@@ -67,4 +68,5 @@ def generate(request: NaiveRequest) -> dict[str, list[str]]:
             generator=torch.Generator().manual_seed(request.seed),
             output_type="pt",
         ).images
-    return {"images": [png(images[0], {"prompt": request.prompt, "seed": request.seed})]}
+    parameters = {"prompt": request.prompt, "seed": str(request.seed)}
+    return {"images": [ImageFormat().in_base64(levels(images[0]).numpy(), parameters)]}

@@ -18,12 +18,19 @@ MAX_DEADLINE = 24 * 3600 * 1000  # milliseconds
 AUTO = "auto"  # the tier that the server chooses itself
 REF = r"^([0-9]{1,7}|[0-9a-f]{8,64})$"  # never a tier's name: those mean something else tomorrow
 REQUEST_ID = r"^[A-Za-z0-9._-]{1,64}$"
+FileFormat = Literal["png", "jpeg", "webp"]
+LOSSLESS: FileFormat = "png"  # and the default
 
 Seed = Annotated[
     int | None,
     Field(ge=-1, le=MAX_SEED, description="Image i uses seed + i. Drawn at random if -1 or absent; the answer says which."),
     WHOLE,
     AfterValidator(lambda seed: None if seed == -1 else seed),
+]
+
+OutputFormat = Annotated[FileFormat, Field(description="Of the image files; their metadata hold the parameters.")]
+OutputCompression = Annotated[
+    int, Field(ge=0, le=100, description="Per cent of quality that jpeg and webp files keep. png files lose nothing."), WHOLE
 ]
 
 
@@ -72,6 +79,8 @@ class GenerateRequest(RequestBody):
     deadline_ms: Annotated[
         int | None, Field(ge=1, le=MAX_DEADLINE, description="Give up after so many milliseconds, with status 504."), WHOLE
     ] = None
+    output_format: OutputFormat = LOSSLESS
+    output_compression: OutputCompression = 100
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -98,7 +107,8 @@ class RequestWarning(BaseModel):
 class GenerateResponse(BaseModel):
     """The images, and what they cost."""
 
-    images: Annotated[list[str], Field(description="PNG files in base64; their text chunks hold the parameters.")]
+    images: Annotated[list[str], Field(description="Image files in base64; their metadata hold the parameters.")]
+    output_format: Annotated[FileFormat, Field(description="Of the files.")]
     request_id: str
     model: str
     tier: Annotated[str | None, Field(description="Null when the request named a schedule.")]

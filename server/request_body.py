@@ -29,6 +29,8 @@ INSTEAD: dict[str, tuple[str, ...]] = {  # the fields that mean the same; a body
     "generator manual_seed noise_seed random_seed seeds": ("seed",),
     "deadline timeout timeout_ms": ("deadline_ms",),
     "quality": ("tier",),
+    "format image_format": ("output_format",),
+    "compression jpeg_quality output_quality": ("output_compression",),
     "safety_identifier session session_id unit user user_id": ("unit", "user"),
 }
 ADVICE = {  # what to do where no field means the same
@@ -56,10 +58,7 @@ ADVICE = {  # what to do where no field means the same
     "enable_safety_checker disable_safety_checker nsfw safe_mode safety_checker safety_tolerance": (
         "leave it out, this server checks no content"
     ),
-    "format image_format output_format output_type response_format response_type svg": (
-        "leave it out, images are PNG files in base64"
-    ),
-    "compression jpeg_quality output_compression output_quality": "leave it out, PNG files lose nothing",
+    "output_type response_format response_type svg": "leave it out, images are files in base64; output_format says which",
     "fps frame_count frame_duration_ms num_frames": "leave it out, an image has one frame",
     "complexity effort": "this server plans nothing; a tier says what an image may cost",
     "background moderation partial_images stream": "only POST /v1/images/generations takes it",

@@ -145,7 +145,7 @@ ROWS = [
             ),
             Panel(
                 "Mean time in a stage",
-                "queue and denoise per image; encode, decode and png per batch.",
+                "queue and denoise per image; encode, decode and file per batch.",
                 "s",
                 {"{{stage}}": f"{rate('flexi_stage_seconds_sum', 'stage')} / {rate('flexi_stage_seconds_count', 'stage')}"},
             ),

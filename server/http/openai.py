@@ -13,7 +13,20 @@ from starlette.datastructures import Headers
 from engine.guidance import MAX_SCALE
 from registry.document import misfit
 from registry.errors import FlexiError, InvalidInput
-from server.api import AUTO, MAX_DEADLINE, MAX_PROMPT, REF, GenerateRequest, GenerateResponse, Seed, together
+from server.api import (
+    AUTO,
+    LOSSLESS,
+    MAX_DEADLINE,
+    MAX_PROMPT,
+    REF,
+    FileFormat,
+    GenerateRequest,
+    GenerateResponse,
+    OutputCompression,
+    OutputFormat,
+    Seed,
+    together,
+)
 from server.errors import fault
 from server.http.sse import event
 from server.http.unit import unit_of
@@ -81,7 +94,8 @@ class ImagesRequest(RequestBody):
         Literal["b64_json", "url"] | None,
         Field(description="`url` is a data: URL. Absent, it is `url` for a model called dall-e-…, else `b64_json`."),
     ] = None
-    output_format: Annotated[Literal["png"] | None, Field(description="PNG files with their parameters.")] = None
+    output_format: OutputFormat = LOSSLESS
+    output_compression: OutputCompression = 100
     background: Annotated[Literal["auto", "opaque"] | None, Field(description="Images have no alpha channel.")] = None
     moderation: Annotated[Literal["auto", "low"] | None, Field(description="Accepted; this server moderates nothing.")] = None
     stream: Annotated[bool | None, Field(description="Answer by server-sent events, each image as soon as it is done.")] = None
@@ -143,26 +157,28 @@ class ImagesRequest(RequestBody):
             guidance_scale=self.guidance_scale,
             unit=unit_of(self.safety_identifier or self.user, headers),
             deadline_ms=self.deadline_ms,
+            output_format=self.output_format,
+            output_compression=self.output_compression,
         )
 
 
 class ImageData(BaseModel):
     """One image of an answer."""
 
-    b64_json: Annotated[str, Field(description="A PNG file in base64; its text chunks hold the parameters.")]
+    b64_json: Annotated[str, Field(description="An image file in base64; its metadata hold the parameters.")]
 
 
 class ImageUrl(BaseModel):
     """One image of an answer, for clients that read URLs."""
 
-    url: Annotated[str, Field(description="data:image/png;base64,… with the whole file; nothing is kept to be fetched.")]
+    url: Annotated[str, Field(description="data:image/…;base64,… with the whole file; nothing is kept to be fetched.")]
 
 
 class ImageAttributes(BaseModel):
     """What OpenAI's answers say of how an image was made."""
 
     background: Literal["opaque"] = "opaque"
-    output_format: Literal["png"] = "png"
+    output_format: FileFormat
     quality: Quality
     size: str
 
@@ -200,7 +216,7 @@ def unknown_model(names: Sequence[str]) -> str:
 def answer(made: GenerateResponse, size: str, as_urls: bool) -> ImagesAnswer:
     """The answer to `/generate` in the form that OpenAI's clients read."""
     data: list[ImageData] | list[ImageUrl] = (
-        [ImageUrl(url=f"data:image/png;base64,{image}") for image in made.images]
+        [ImageUrl(url=f"data:image/{made.output_format};base64,{image}") for image in made.images]
         if as_urls
         else [ImageData(b64_json=image) for image in made.images]
     )
@@ -213,12 +229,14 @@ async def events(first: Made, rest: AsyncGenerator[Made], size: str) -> AsyncGen
     Each says what the request's wishes come to, from the first on; the last image's event holds what the whole request took.
     """
     plan, finished = first.plan, list[ImageMade]()
-    about: dict[str, Any] = ImageAttributes(quality=_quality(plan.entry.tier), size=size).model_dump()
+    about: dict[str, Any] = ImageAttributes(
+        output_format=plan.image_format.name, quality=_quality(plan.entry.tier), size=size
+    ).model_dump()
     about["warnings"] = [warning.model_dump() for warning in said(plan.warnings)]
     try:
         async with aclosing(rest):
             async for made in _chain(first, rest):
-                body = {**about, "created_at": int(time.time()), "b64_json": made.png, "image_index": made.image}
+                body = {**about, "created_at": int(time.time()), "b64_json": made.file, "image_index": made.image}
                 if isinstance(made, PreviewMade):
                     yield event("image_generation.partial_image", body | {"partial_image_index": made.index})
                     continue

@@ -11,18 +11,20 @@ from functools import partial
 from time import monotonic
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
+from engine.images import levels
 from registry.errors import FlexiError, Overloaded
 from server import VERSION
 from server.access.keys import ANONYMOUS
 from server.access.quota import Quotas
 from server.api import GenerateRequest, GenerateResponse, Steps
 from server.batching.image_task import ImageResult, ImageSpec, Preview
-from server.errors import Cancelled, ClientGone, DeadlineExceeded, QuotaExceeded
+from server.errors import Cancelled, ClientGone, DeadlineExceeded, GenerationFailed, QuotaExceeded
 from server.requests.context import OK, RequestContext
 from server.requests.plan import Plan, Planner
-from server.requests.png import png
 from server.requests.running import Patience, RunningRequests, gather
 from server.requests.usage import Usage, milliseconds
 from server.requests.warnings import of_the_image, said
@@ -46,21 +48,21 @@ class Renderer(Protocol):
 
 @dataclass(frozen=True)
 class PreviewMade:
-    """Preview `index` of image `image` of a plan, both 0-based, as a PNG in base64."""
+    """Preview `index` of image `image` of a plan, both 0-based, as a file in base64."""
 
     plan: Plan
     image: int
     index: int
-    png: str
+    file: str
 
 
 @dataclass(frozen=True)
 class ImageMade:
-    """Image `image` of a plan, 0-based, as a PNG in base64, and what it took."""
+    """Image `image` of a plan, 0-based, as a file in base64, and what it took."""
 
     plan: Plan
     image: int
-    png: str
+    file: str
     result: ImageResult
 
 
@@ -77,7 +79,7 @@ class Generation:
     def __init__(
         self, planner: Planner, renderer: Renderer, quotas: Quotas, observers: Sequence[RequestObserver] = (), commit: str = ""
     ) -> None:
-        """`commit`: of this build; it is in every PNG, where it is known."""
+        """`commit`: of this build; it is in every file, where it is known."""
         self.planner = planner
         self.running = RunningRequests()
         self._renderer = renderer
@@ -150,19 +152,19 @@ class Generation:
             raise
 
     async def _files(self, plan: Plan, images: Sequence[tuple[ImageSpec, Tensor]]) -> list[str]:
-        """A PNG file in base64 for each image: its spec and its pixels (3, height, width)."""
+        """A file in base64 for each image: its spec and its pixels (3, height, width)."""
         start = monotonic()
         files = [await self._file(plan, spec, pixels) for spec, pixels in images]
-        metrics.stage_seconds.labels("png").observe(monotonic() - start)
+        metrics.stage_seconds.labels("file").observe(monotonic() - start)
         return files
 
     async def _file(self, plan: Plan, spec: ImageSpec, pixels: Tensor) -> str:
         """Compressing takes a while for large images: it runs beside the event loop."""
-        parameters: dict[str, object] = {
+        parameters = {
             "prompt": spec.prompt,
             "negative_prompt": spec.negative,
-            "seed": spec.seed,
-            "guidance_scale": spec.guidance,
+            "seed": str(spec.seed),
+            "guidance_scale": str(spec.guidance),
             "model": plan.entry.schedule.model.name,
             "tier": plan.entry.tier or "",
             "schedule": plan.entry.digest,
@@ -170,8 +172,8 @@ class Generation:
         }
         if unmet := of_the_image(plan.warnings):
             parameters["warnings"] = ",".join(unmet)
-        with tracing.span("png"):
-            return await asyncio.to_thread(png, pixels, parameters)
+        with tracing.span("file"):
+            return await asyncio.to_thread(lambda: plan.image_format.in_base64(_levels(pixels), parameters))
 
     @contextmanager
     def _underway(self, request: GenerateRequest, context: RequestContext) -> Iterator[Patience]:
@@ -211,6 +213,7 @@ def response(plan: Plan, results: Collection[ImageResult], files: list[str]) -> 
     steps = next(iter(results)).steps  # the same of each image
     return GenerateResponse(
         images=files,
+        output_format=plan.image_format.name,
         request_id=plan.request_id,
         model=entry.schedule.model.name,
         tier=entry.tier,
@@ -236,6 +239,14 @@ class _Arrival:
 
     image: int
     made: tuple[int, Tensor] | Future[ImageResult]
+
+
+def _levels(pixels: Tensor) -> NDArray[np.uint8]:
+    """What a file holds of pixels (3, height, width). Raises `GenerationFailed` where they are not finite."""
+    try:
+        return levels(pixels).numpy()
+    except FloatingPointError as error:
+        raise GenerationFailed(f"no picture can be made of this image: {error}") from error
 
 
 def _observe_forecast(plan: Plan, seconds: float) -> None:

@@ -18,11 +18,12 @@ from engine.program import Program
 from registry.errors import InvalidInput
 from registry.tiers import REFERENCE
 from server.access.keys import Key
-from server.api import AUTO, GenerateRequest
+from server.api import AUTO, LOSSLESS, GenerateRequest
 from server.batching.image_task import ImageSpec, preview_places
 from server.config import Settings
 from server.requests import warnings
 from server.requests.assignment import Assigner, Assignment
+from server.requests.image_file import ImageFormat
 from server.telemetry import metrics
 from server.tiers.active import ActiveSchedule, ActiveSchedules
 from server.tiers.guidance import DefaultGuidance
@@ -36,7 +37,7 @@ Forecast = Callable[[Program, int, int, str], float]
 
 @dataclass(frozen=True)
 class Plan:
-    """The schedule, a spec for each image, their MACs and the predicted seconds.
+    """The schedule, a spec for each image, their MACs, the predicted seconds, and in which format their files are wanted.
 
     `assignment` says what an experiment on its tier made of it, `warnings` which wishes of the request it does not meet.
     """
@@ -46,6 +47,7 @@ class Plan:
     specs: Sequence[ImageSpec]
     macs: int
     predicted: float
+    image_format: ImageFormat
     assignment: Assignment | None = None
     warnings: tuple[Notice, ...] = ()
 
@@ -117,6 +119,8 @@ class Planner:
         steps = len(entry.program.steps)
         if (made := len(preview_places(steps, previews))) < previews:
             unmet.append(warnings.fewer_previews(previews, made, steps))
+        if request.output_format == LOSSLESS and request.output_compression < 100:
+            unmet.append(warnings.compression_ignored(request.output_format))
         if assignment and assignment.arm:
             metrics.assignment_total.labels(assignment.experiment.name, assignment.arm).inc()
         first = ImageSpec(
@@ -137,7 +141,14 @@ class Planner:
         first = replace(first, teacher_macs=round(macs / entry.relative_cost))
         specs = [replace(first, seed=first.seed + i) for i in range(request.num_images)]
         return Plan(
-            key, entry, specs, len(specs) * macs, self._predicted(request, entry), assignment, (*self._model.notices, *unmet)
+            key=key,
+            entry=entry,
+            specs=specs,
+            macs=len(specs) * macs,
+            predicted=self._predicted(request, entry),
+            image_format=ImageFormat(request.output_format, request.output_compression),
+            assignment=assignment,
+            warnings=(*self._model.notices, *unmet),
         )
 
     def _guidance(self, request: GenerateRequest, entry: ActiveSchedule) -> float:

@@ -21,9 +21,10 @@ DEFAULT_TIER_NOT_SERVED = "default_tier_not_served"
 DEADLINE_AT_RISK = "deadline_at_risk"
 ARM_NOT_SERVED = "arm_not_served"
 FEWER_PREVIEWS = "fewer_previews"
+COMPRESSION_IGNORED = "compression_ignored"
 
 # What tells of a request and not of its pixels: it is in the answer, and not in the files.
-NOT_OF_THE_IMAGE = {DEFAULT_TIER_NOT_SERVED, DEADLINE_AT_RISK, ARM_NOT_SERVED, FEWER_PREVIEWS}
+NOT_OF_THE_IMAGE = {DEFAULT_TIER_NOT_SERVED, DEADLINE_AT_RISK, ARM_NOT_SERVED, FEWER_PREVIEWS, COMPRESSION_IGNORED}
 SHOWN = 200  # characters of a cut text
 
 
@@ -95,6 +96,12 @@ def fewer_previews(asked: int, made: int, steps: int) -> Notice:
     """There are fewer moments for a preview than were asked for."""
     taken = f"the schedule computes {steps} step{'s' * (steps > 1)}"
     return Notice(FEWER_PREVIEWS, f"partial_images: {asked} were asked for; {taken}, so there are {made} of each image")
+
+
+def compression_ignored(output_format: str) -> Notice:
+    """Smaller files were asked for, of a format that loses nothing."""
+    what = f"it has no effect: {output_format} files lose nothing, jpeg and webp files are smaller"
+    return Notice(COMPRESSION_IGNORED, f"output_compression: {what}")
 
 
 def of_the_image(warnings: Sequence[Notice]) -> list[str]:

@@ -28,7 +28,7 @@ request_seconds = Histogram(
     "flexi_request_seconds", "Time from a valid request to its answer.", ["tier", "arm", "outcome"], buckets=SECONDS
 )
 stage_seconds = Histogram(
-    "flexi_stage_seconds", "Time in a stage: queue and denoise per image, encode, decode and png per batch.", ["stage"],
+    "flexi_stage_seconds", "Time in a stage: queue and denoise per image, encode, decode and file per batch.", ["stage"],
     buckets=SECONDS,
 )  # fmt: skip
 forecast_ratio = Histogram(

@@ -101,8 +101,31 @@ def test_a_stream_shows_previews_and_then_the_same_image(api):
     assert done.request["macs"] == whole.macs
 
 
-def stream(api, n=1):
-    return list(api.images.generate(prompt=PROMPT, quality="max", n=n, stream=True, partial_images=3, extra_body={"seed": 1}))
+def stream(api, n=1, **fields):
+    asked = {"prompt": PROMPT, "quality": "max", "n": n, "partial_images": 3, "extra_body": {"seed": 1}} | fields
+    return list(api.images.generate(stream=True, **asked))
+
+
+@pytest.mark.parametrize(("name", "quality"), [("png", 100), ("jpeg", 40), ("webp", 100)])
+def test_every_format_on_both_routes_in_streams_and_as_urls(client, api, name, quality):
+    wanted = {"output_format": name, "output_compression": quality}
+    events = stream(api, partial_images=1, quality="low", **wanted)
+    whole = api.images.generate(prompt=PROMPT, quality="low", response_format="url", extra_body={"seed": 1}, **wanted)
+    plain = client.post("/generate", json={"prompt": PROMPT, "tier": "draft", "seed": 1} | wanted).json()
+    assert {event.output_format for event in events} == {whole.output_format} == {plain["output_format"]} == {name}
+    kind, data = whole.data[0].url.split(",")
+    assert kind == f"data:image/{name};base64"
+    for b64 in (*(event.b64_json for event in events), data, *plain["images"]):
+        image = opened(b64)
+        image.load()
+        assert (image.format, image.size) == (name.upper(), (64, 64))
+        assert (said := parameters(image))["prompt"] == PROMPT
+        assert (said["seed"], said["tier"], said["schedule"]) == ("1", "draft", plain["schedule"])
+
+
+def parameters(image: Image.Image) -> dict[str, str]:
+    """As docs/api.md says that they are read."""
+    return image.text if image.format == "PNG" else json.loads(image.getexif().get_ifd(0x8769)[0x9286][8:])
 
 
 def test_a_stream_of_several_images_tells_which_is_which(api):
@@ -137,7 +160,8 @@ def test_models(api):
         ({"n": 0}, openai.BadRequestError, "n"),
         ({"response_format": "url", "stream": True}, openai.BadRequestError, "response_format"),
         ({"response_format": "file"}, openai.BadRequestError, "response_format"),
-        ({"output_format": "webp"}, openai.BadRequestError, "output_format"),
+        ({"output_format": "gif"}, openai.BadRequestError, "output_format"),
+        ({"output_compression": 101}, openai.BadRequestError, "output_compression"),
         ({"background": "transparent"}, openai.BadRequestError, "background"),
         ({"partial_images": 2}, openai.BadRequestError, "partial_images"),
         ({"style": "vivid"}, openai.BadRequestError, "style"),

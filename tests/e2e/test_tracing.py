@@ -14,7 +14,7 @@ from registry.stores.address import open_store
 TRACE, CALLER = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
 
-def test_a_request_is_traced_from_queue_to_png(tmp_path):
+def test_a_request_is_traced_from_queue_to_file(tmp_path):
     schedules = publish(open_store(str(tmp_path / "registry")))
     body = {"prompt": "nobody's business", "tier": "fast", "num_images": 2}
     with receiving() as receiver:
@@ -34,5 +34,5 @@ def test_a_request_is_traced_from_queue_to_png(tmp_path):
     for image in images:
         inside = Counter(span.name for span in spans if span.parent_span_id == image.span_id)
         assert inside == {"queue": 1, "encode": 1, "decode": 1, **steps}
-    assert [span.parent_span_id for span in spans if span.name == "png"] == [request.span_id] * 2
+    assert [span.parent_span_id for span in spans if span.name == "file"] == [request.span_id] * 2
     assert not [span for span in spans if "business" in str(span)]

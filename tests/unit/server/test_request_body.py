@@ -76,6 +76,8 @@ def test_a_field_of_another_program_is_refused_with_what_to_use_instead(body, na
         (ImagesRequest, "unit", "use user"),
         (GenerateRequest, "quality", "use tier"),
         (ImagesRequest, "cfg_scale", "use guidance_scale"),
+        (GenerateRequest, "jpeg_quality", "use output_compression"),
+        (ImagesRequest, "format", "use output_format"),
         (GenerateRequest, "steps", "choose a tier (GET /v1/tiers), whose schedule says how many steps there are"),
         (GenerateRequest, "width", "leave it out, every image has the model's own size"),
     ],
@@ -123,6 +125,22 @@ TOGETHER = [
     {"quality": "low", "schedule": "12345678"},
     {"tier": "best", "schedule": "12345678"},
 ]
+FILES = [
+    {"output_format": name, "output_compression": quality}
+    for name in ("png", "jpeg", "webp", "gif", "", None)
+    for quality in (100, 99, 0, 0.0, -1, 101, 50.5, "", None)
+]
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_the_schema_says_which_files_there_are(body):
+    for fields in FILES:
+        assert schema_takes(body, **fields) == isinstance(read(body, **fields), body), fields
+    assert read(body, output_format="gif").param == "output_format"
+    assert read(body, output_compression=101).param == "output_compression"
+    made = read(body, output_format="webp", output_compression=50.0)
+    assert (made.output_format, made.output_compression) == ("webp", 50)
+    assert (read(body).output_format, read(body).output_compression) == ("png", 100)
 
 
 @pytest.mark.parametrize("fields", TOGETHER, ids=str)

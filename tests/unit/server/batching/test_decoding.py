@@ -21,7 +21,6 @@ from server.batching.image_task import ImageSpec
 from server.batching.prompt_cache import PromptCache
 from server.batching.warm_up import warm_up
 from server.errors import GenerationFailed
-from server.requests.png import png
 from server.telemetry import metrics
 
 LEVEL = 1 / 255
@@ -171,7 +170,7 @@ def test_what_overflows_in_float32_too_fails_alone(model, engine, enlarge):
     futures = engine.submit([spec(model, seed) for seed in (1, 2, 3)])
     finish(engine, futures)
     for good in (futures[0], futures[2]):
-        assert png(good.result().pixels, {})
+        assert torch.isfinite(good.result().pixels).all()
     with pytest.raises(GenerationFailed, match="decoding this image failed: the pixels are not finite"):
         futures[1].result()
     assert not engine._images
@@ -257,9 +256,3 @@ def test_a_condition_that_is_not_finite_fails_its_image_alone_and_is_not_kept(mo
     futures = engine.submit([spec(model, 1)])
     finish(engine, futures)
     assert torch.isfinite(futures[0].result().pixels).all()
-
-
-def test_no_picture_is_made_of_pixels_that_are_not_finite():
-    for value in (float("nan"), float("inf")):
-        with pytest.raises(GenerationFailed, match="the pixels are not finite"):
-            png(torch.full((3, 4, 4), value), {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import io
 import json
 import threading
 from collections import Counter
@@ -13,6 +14,7 @@ from types import SimpleNamespace
 import httpx
 import pytest
 import torch
+from PIL import Image
 from server_model import small_model
 from typing_extensions import override
 
@@ -211,7 +213,7 @@ def test_a_unit_outside_its_limits(app, observer, header):
     assert "128" in error["message"]
 
 
-@pytest.mark.parametrize("name", ["complexity", "frame_count", "frame_duration_ms", "output_compression", "style", "svg"])
+@pytest.mark.parametrize("name", ["complexity", "frame_count", "frame_duration_ms", "style", "svg"])
 def test_what_other_models_of_openai_take(app, name):
     assert post(**{name: None}).status_code == 200
     error = post(**{name: 1}).json()["error"]
@@ -235,6 +237,18 @@ def test_images_come_as_the_model_of_that_name_sends_them_unless_a_format_is_nam
     for image in post(n=2, **fields).json()["data"]:
         assert list(image) == [key]
         assert base64.b64decode(image[key].removeprefix("data:image/png;base64,"))[1:4] == b"PNG"
+
+
+@pytest.mark.parametrize("name", ["png", "jpeg", "webp"])
+def test_answers_and_events_say_the_format_of_their_files(app, name):
+    wanted = {"output_format": name, "output_compression": 100, "seed": 1}
+    whole, urls = post(**wanted).json(), post(response_format="url", **wanted).json()
+    assert (whole["output_format"], urls["output_format"]) == (name, name)
+    kind, data = urls["data"][0]["url"].split(",")
+    assert (kind, data) == (f"data:image/{name};base64", whole["data"][0]["b64_json"])
+    assert Image.open(io.BytesIO(base64.b64decode(data))).format == name.upper()
+    (event,) = [json.loads(line[6:]) for line in post(stream=True, **wanted).text.splitlines() if line.startswith("data: ")]
+    assert (event["output_format"], event["request"]["output_format"], event["b64_json"]) == (name, name, data)
 
 
 def test_a_stream_has_no_urls(app):

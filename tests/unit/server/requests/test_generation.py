@@ -50,7 +50,7 @@ class Renderer:
     """Gives grey images, whose cost it makes up; where it `keeps` them, a test finishes them."""
 
     def __init__(self):
-        self.specs, self.futures, self.preview, self.keeps = [], [], None, False
+        self.specs, self.futures, self.preview, self.keeps, self.pixels = [], [], None, False, GREY
 
     def submit(self, specs, preview=None):
         self.specs, self.preview = specs, preview
@@ -61,7 +61,7 @@ class Renderer:
 
     def finish(self):
         for i, future in enumerate(self.futures, 1):
-            future.set_result(ImageResult(GREY, 10, Counter(full=4), 0.001 * i, 0.5))
+            future.set_result(ImageResult(self.pixels, 10, Counter(full=4), 0.001 * i, 0.5))
 
 
 @pytest.fixture
@@ -142,6 +142,21 @@ def test_files_name_the_build(model, renderer):
     for commit, said in (("", f"flexiffusion-serve {VERSION}"), ("1a2b3c", f"flexiffusion-serve {VERSION} (1a2b3c)")):
         (image,) = answer(Generation(planner, renderer, Quotas(), commit=commit)).images
         assert Image.open(io.BytesIO(base64.b64decode(image))).text["software"] == said
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_no_file_is_made_of_pixels_that_are_not_finite(generation, renderer, value):
+    renderer.pixels = torch.full((3, 4, 4), value)
+    with pytest.raises(GenerationFailed, match="the pixels are not finite"):
+        answer(generation)
+
+
+@pytest.mark.parametrize(("name", "quality"), [("png", 100), ("jpeg", 100), ("webp", 30)])
+def test_files_are_made_in_the_format_that_was_asked_for(generation, name, quality):
+    response = answer(generation, num_images=2, output_format=name, output_compression=quality)
+    assert response.output_format == name
+    for image in response.images:
+        assert Image.open(io.BytesIO(base64.b64decode(image))).format == name.upper()
 
 
 def test_a_seed_is_drawn_and_returned(generation, renderer):
@@ -246,7 +261,7 @@ def test_a_stream_gives_previews_and_each_image_when_it_is_done(generation, rend
         renderer.preview(renderer.specs[0], 0, GREY)
         renderer.futures[0].set_result(ImageResult(GREY, 10, Counter(full=4), 0.0, 0.5))
 
-    events = streamed(generation, renderer, act)
+    events = streamed(generation, renderer, act, output_format="jpeg")
     assert [(type(event), event.image) for event in events] == [
         (PreviewMade, 1),
         (ImageMade, 1),
@@ -254,7 +269,7 @@ def test_a_stream_gives_previews_and_each_image_when_it_is_done(generation, rend
         (ImageMade, 0),
     ]
     assert {spec.previews for spec in renderer.specs} == {2}
-    assert Image.open(io.BytesIO(base64.b64decode(events[1].png))).text["seed"] == "8"
+    assert {Image.open(io.BytesIO(base64.b64decode(event.file))).format for event in events} == {"JPEG"}
 
 
 def test_a_stream_ends_with_the_error_of_an_image_and_gives_up_the_others(generation, renderer):
@@ -275,16 +290,16 @@ def test_a_stream_keeps_its_deadline(generation, renderer, observer):
 
 def test_a_stream_is_measured_and_its_log_line_says_what_it_took(generation, renderer):
     def samples():
-        ratios, pngs = metrics.forecast_ratio.labels("reference"), metrics.stage_seconds.labels("png")
-        return [sum(bucket.get() for bucket in histogram._buckets) for histogram in (ratios, pngs)]
+        ratios, files = metrics.forecast_ratio.labels("reference"), metrics.stage_seconds.labels("file")
+        return [sum(bucket.get() for bucket in histogram._buckets) for histogram in (ratios, files)]
 
     def act(renderer):
         renderer.preview(renderer.specs[0], 0, GREY)
         renderer.finish()
 
-    (ratios, pngs), context = samples(), RequestContext("id-1")
+    (ratios, files), context = samples(), RequestContext("id-1")
     streamed(generation, renderer, act, context=context, tier="reference")
-    assert samples() == [ratios + 1, pngs + 3]
+    assert samples() == [ratios + 1, files + 3]
     line = context.log_fields()
     assert len(line.pop("schedule")) == 64
     assert line == {

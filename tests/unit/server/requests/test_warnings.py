@@ -31,7 +31,7 @@ from server.requests.assignment import Assigner, Assignment
 from server.requests.context import RequestContext
 from server.requests.generation import Generation
 from server.requests.plan import LONG, Planner
-from server.requests.warnings import SHOWN
+from server.requests.warnings import SHOWN, of_the_image
 from server.telemetry import metrics
 from server.tiers.active import ActiveSchedules
 from server.tiers.watch import Watch
@@ -205,6 +205,12 @@ def test_previews_that_there_is_no_step_for_are_said(planner, wanted):
         made = len(ImageTask(plan.specs[0], 0.0, [0] * (steps + 1)).preview_at)
         assert made == len(preview_places(steps, wanted)) == min(wanted, steps - 1)
         assert codes(plan) == (["fewer_previews"] if made < wanted else [])
+
+
+@pytest.mark.parametrize(("name", "quality", "said"), [("png", 100, []), ("png", 99, ["compression_ignored"]), ("webp", 0, [])])
+def test_a_png_that_was_to_be_smaller_is_said(planner, name, quality, said):
+    plan = planned(planner, tier="draft", output_format=name, output_compression=quality)
+    assert (codes(plan), of_the_image(plan.warnings)) == (said, [])
 
 
 def test_a_distilled_model_is_served_without_guidance_and_says_so_where_some_is_asked_for(model):

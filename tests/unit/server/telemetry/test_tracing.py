@@ -42,7 +42,7 @@ def engine(trace: tracing.ImageTrace) -> None:
 
 async def generate(request: Request) -> JSONResponse:
     await asyncio.get_running_loop().run_in_executor(ENGINE, engine, tracing.image_trace())
-    with tracing.span("png"):
+    with tracing.span("file"):
         pass
     return JSONResponse({}, headers={"x-request-id": "mine"})
 
@@ -79,7 +79,7 @@ def test_an_images_parts_are_below_its_request_and_the_request_below_its_caller(
     request, image = by_name.pop("POST /generate"), by_name.pop("image")
     assert format(request.context.trace_id, "032x") == TRACE
     assert format(request.parent.span_id, "016x") == CALLER
-    assert image.parent.span_id == by_name.pop("png").parent.span_id == request.context.span_id
+    assert image.parent.span_id == by_name.pop("file").parent.span_id == request.context.span_id
     assert list(by_name) == ["queue", "encode", "full", "partial", "decode"]
     assert {span.parent.span_id for span in by_name.values()} == {image.context.span_id}
     assert {span.context.trace_id for span in by_name.values()} == {request.context.trace_id}
@@ -133,7 +133,7 @@ def test_the_standard_variables_send_spans_to_a_receiver(monkeypatch):
             tracing.use(None)
     assert receiver.resource.items() >= {"service.name": "flexiffusion-serve", "deployment.environment.name": "test"}.items()
     names = {span.name for span in receiver.spans}
-    assert names == {"POST /generate", "image", "queue", "encode", "full", "partial", "decode", "png"}
+    assert names == {"POST /generate", "image", "queue", "encode", "full", "partial", "decode", "file"}
 
 
 @pytest.mark.parametrize("variables", [{}, {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://x", "OTEL_TRACES_EXPORTER": "none"}])
