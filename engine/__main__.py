@@ -126,7 +126,7 @@ def generate(
         else:
             failed.append(number)
     if loaded.decoder.overflowed:
-        print(f"decoder    in float32, because it overflowed in {dtype}")
+        print(f"decoder    in a wider type, because it overflowed in {dtype}")
     if failed:
         reason = _fault(latents[failed[0] - seed], dtype)
         raise FlexiError(f"no image of seed {', '.join(map(str, failed))}: {reason}")

@@ -6,15 +6,20 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import override
 
 from engine.device import to_device, to_host
+from engine.images import rounded
 
 log = logging.getLogger(__name__)
+
+# The type to go on in where one overflows. bfloat16 takes no more memory or time than float16 and has float32's range, but only
+# three digits; so it comes before float32, and no decoder begins in it whose folder does not ask for a wider type than float16.
+WIDER = {torch.float16: torch.bfloat16, torch.bfloat16: torch.float32}
 
 
 class Decoder(Protocol):
@@ -26,10 +31,10 @@ class Decoder(Protocol):
 
     @property
     def overflowed(self) -> bool:
-        """Whether it runs in float32 because it overflowed in the type that was asked for."""
+        """Whether it runs in a wider type than was asked for, because it overflowed in that."""
 
     def upcast(self) -> bool:
-        """Run in float32 from now on, because it overflowed. Returns False where it does already: nothing would change."""
+        """Run in the next wider type from now on, because it overflowed. Returns False where there is none."""
 
     def __call__(self, latents: Tensor) -> Tensor:
         """Latents (n, c, h, w) to images (n, channels, H, W), about −1 to 1. What overflows is not finite."""
@@ -54,15 +59,16 @@ class Autoencoder(Decoder):
     @override
     def upcast(self) -> bool:
         narrow = self.vae.dtype
-        if narrow == torch.float32:
+        wider = WIDER.get(narrow)
+        if wider is None:
             return False
         try:
-            self.vae.float()
+            nn.Module.to(self.vae, wider)  # diffusers' own warns about nothing
         except Exception:  # memory for half of it is worse than for none
-            self.vae.to(narrow)
+            nn.Module.to(self.vae, narrow)
             raise
         self.overflowed = True
-        log.warning("the decoder overflows in %s: from now on it runs in float32", str(narrow).removeprefix("torch."))
+        log.warning("the decoder overflows in %s: from now on it runs in %s", type_name(narrow), type_name(wider))
         return True
 
     @override
@@ -74,7 +80,12 @@ class Autoencoder(Decoder):
         else:
             latents = latents / config.scaling_factor  # which training put on them
         images: Tensor = self.vae.decode(latents, return_dict=False)[0]
-        return _nan_unless(_whole(latents), images)  # a codebook has a word for everything, and a tanh a limit
+        return images.masked_fill(~_whole(latents), math.nan)  # a codebook has a word for everything, and a tanh a limit
+
+
+def type_name(dtype: torch.dtype) -> str:
+    """As settings call it."""
+    return str(dtype).removeprefix("torch.")
 
 
 def _per_channel(numbers: Sequence[float], latents: Tensor) -> Tensor:
@@ -98,21 +109,38 @@ class Pixels(Decoder):
         return latents
 
 
-@torch.inference_mode()
-def to_images(decoder: Decoder, latents: Tensor) -> Tensor:
-    """Latents (n, c, h, w) to images (n, 3, H, W), float32 in [0, 1]; grey becomes three equal channels.
+class Decoded(NamedTuple):
+    """Images on their way to the host's memory; they are there once a fence behind their decoding is passed.
 
-    An image that is not finite is NaN throughout. The images are in the host's memory once a fence behind this call is passed.
+    images: (n, 3, H, W), float32 in [0, 1], or what files hold: levels (n, H, W, 3), uint8. finite (n,), bool: which of them
+    are pictures; the others hold nothing.
     """
+
+    images: Tensor
+    finite: Tensor
+
+
+@torch.inference_mode()
+def to_images(decoder: Decoder, latents: Tensor) -> Decoded:
+    """Latents (n, c, h, w) to images in float32; grey becomes three equal channels."""
+    images, finite = _decoded(decoder, latents)
+    return Decoded(to_host(images).expand(-1, 3, -1, -1), to_host(finite))
+
+
+@torch.inference_mode()
+def to_levels(decoder: Decoder, latents: Tensor) -> Decoded:
+    """The same as levels, which the device rounds: a quarter of the bytes, and none of the host's time."""
+    images, finite = _decoded(decoder, latents)
+    return Decoded(to_host(rounded(images.expand(-1, 3, -1, -1))), to_host(finite))
+
+
+def _decoded(decoder: Decoder, latents: Tensor) -> tuple[Tensor, Tensor]:
+    """Images (n, channels, H, W) in [0, 1], and which of them are finite, (n,). Clamped, an infinity would look like white."""
     decoded = decoder(latents).float()
-    images = to_host(_nan_unless(_whole(decoded), (decoded / 2 + 0.5).clamp(0, 1)))  # clamped, an infinity looks like white
-    return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
+    finite = _whole(decoded)
+    return (decoded / 2 + 0.5).clamp(0, 1).masked_fill(~finite, 0), finite.flatten()
 
 
 def _whole(tensor: Tensor) -> Tensor:
     """Which parts (c, h, w) of (n, c, h, w) are finite throughout: (n, 1, 1, 1), bool. Asks the device, and does not wait."""
     return tensor.isfinite().flatten(1).all(dim=1).view(-1, 1, 1, 1)
-
-
-def _nan_unless(good: Tensor, images: Tensor) -> Tensor:
-    return images.masked_fill(~good, math.nan)

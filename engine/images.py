@@ -1,4 +1,8 @@
-"""Images as they are handed on: float32 in [0, 1]. One that is not finite is NaN throughout, and no file is made of it."""
+"""Images as they are handed on: float32 in [0, 1], or what files hold. One that is not finite is no picture.
+
+In float32 it is NaN throughout, so that nobody who forgets to look takes a part of it for a picture; 8 bits cannot say it, so
+`Decoded` says it beside them.
+"""
 
 from __future__ import annotations
 
@@ -20,4 +24,9 @@ def levels(images: Tensor) -> Tensor:
     """
     if not images.isfinite().all():
         raise FloatingPointError(NOT_FINITE)
+    return rounded(images)
+
+
+def rounded(images: Tensor) -> Tensor:
+    """The levels of images that are finite, wherever they are: whether they are would have to be waited for."""
     return (images * 255).round().to(torch.uint8).movedim(-3, -1).contiguous()

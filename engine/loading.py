@@ -13,7 +13,7 @@ from torch import Tensor
 
 from engine.components import fitting_unet, refuse_width
 from engine.config import defaults, reason, sides
-from engine.decoders import Autoencoder, Decoder, Pixels
+from engine.decoders import WIDER, Autoencoder, Decoder, Pixels, type_name
 from engine.few_steps import few_steps
 from engine.folder import Folder
 from engine.macs import meta_unet
@@ -150,18 +150,18 @@ def _decoder(files: Folder, pipeline: Pipeline, device: torch.device, dtype: tor
     if component is None:
         return Pixels()
     class_name = str(files.component(component))
-    if dtype == torch.float16:
-        # Stable Diffusion XL's overflows; its pipeline upcasts unless told otherwise
-        default = files.component("text_encoder_2") and defaults(class_name).get("force_upcast")
-        dtype = torch.float32 if files.config(component).get("force_upcast", default) else dtype
+    if dtype == torch.float16 and files.component("text_encoder_2"):
+        # Stable Diffusion XL's overflows; its pipeline upcasts unless told otherwise, and no other reads the setting
+        upcast = files.config(component).get("force_upcast", defaults(class_name).get("force_upcast"))
+        dtype = WIDER[dtype] if upcast else dtype
 
     def read(dtype: torch.dtype) -> Any:
         return read_weights(getattr(diffusers, class_name), files, component, dtype=dtype, low_cpu_mem_usage=False)
 
     vae, overflowed = read(dtype), False
-    if dtype != torch.float32 and not all(weight.isfinite().all() for weight in vae.state_dict().values()):
-        vae, overflowed = read(torch.float32), True
-        log.warning("%s has weights that %s cannot hold: it runs in float32", component, str(dtype).removeprefix("torch."))
+    while (wider := WIDER.get(vae.dtype)) and not all(weight.isfinite().all() for weight in vae.state_dict().values()):
+        log.warning("%s has weights that %s cannot hold: it runs in %s", component, type_name(vae.dtype), type_name(wider))
+        vae, overflowed = read(wider), True
     vae.register_to_config(**dict.fromkeys(pipeline.decoder))
     return Autoencoder(vae.to(device).eval().requires_grad_(False), overflowed)
 

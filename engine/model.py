@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,9 +11,8 @@ import torch
 from torch import Tensor
 
 from engine.condition import Condition
-from engine.decoders import Decoder, to_images
+from engine.decoders import Decoded, Decoder, to_images, to_levels
 from engine.device import to_device
-from engine.images import finite
 from engine.macs import StepMacs, count_steps, example
 from engine.noise import NoiseLevels
 from engine.notice import Notice
@@ -69,35 +69,43 @@ class Model:
         generator = torch.Generator("cpu").manual_seed(seed)
         return to_device(torch.randn(self.latent_shape, generator=generator), self.device)
 
-    @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (n, c, h, w) to images (n, 3, H, W), float32 in [0, 1] on the CPU.
 
-        Where finite latents overflow, the decoder runs in float32 from now on. An image that is not finite then either is NaN
-        throughout.
+        Where finite latents overflow, the decoder runs in a wider type from now on. An image that is not finite in the widest
+        either is NaN throughout.
         """
-        images = self._decode_now(latents)
-        overflowed = ~finite(images) & latents.isfinite().flatten(1).all(dim=1).cpu()
-        if overflowed.any() and self.decoder.upcast():
-            images = images.index_put((overflowed,), self._decode_now(latents[overflowed.to(latents.device)]))
-        return images
+        images, finite = self._decode(latents, to_images)
+        return images.masked_fill(~finite.view(-1, 1, 1, 1), math.nan)
 
-    def decode_later(self, latents: Tensor) -> Tensor:
-        """The first try of `decode`, for those who have other things to do.
+    def decode_later(self, latents: Tensor) -> Decoded:
+        """The first try of `decode` as levels, for those who have other things to do.
 
-        The images are there once a fence behind this call is passed; one that is not finite is NaN throughout.
+        They are there once a fence behind this call is passed; what is not finite may be by `decode_again`.
         """
-        return to_images(self.decoder, latents)
+        return to_levels(self.decoder, latents)
+
+    def decode_again(self, latents: Tensor) -> Decoded:
+        """As `decode`, as levels."""
+        return self._decode(latents, to_levels)
+
+    @torch.inference_mode()
+    def _decode(self, latents: Tensor, how: Callable[[Decoder, Tensor], Decoded]) -> Decoded:
+        """Decode and wait; what overflows, in wider and wider types."""
+        images, finite = how(self.decoder, latents)
+        self.network.fence().wait()
+        latents_finite = latents.isfinite().flatten(1).all(dim=1).cpu()
+        while (overflowed := ~finite & latents_finite).any() and self.decoder.upcast():
+            again = how(self.decoder, latents[overflowed.to(latents.device)])
+            self.network.fence().wait()
+            images = images.index_put((overflowed,), again.images)
+            finite = finite.index_put((overflowed,), again.finite)
+        return Decoded(images, finite)
 
     @property
     def teacher_solver(self) -> SolverName:
         """Whose all-full images are the model's own: DDIM, but a distilled model was taught the steps of its own scheduler."""
         return self.own_solver if self.few_steps else "ddim"
-
-    def _decode_now(self, latents: Tensor) -> Tensor:
-        images = self.decode_later(latents)
-        self.network.fence().wait()
-        return images
 
     def solver(self, name: SolverName, teacher_steps: int) -> Solver:
         """A solver on this model's own timestep spacing and noise levels.

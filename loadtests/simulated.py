@@ -10,7 +10,8 @@ encoding, the latents' arithmetic, scheduling, slots, PNG, HTTP.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -20,7 +21,7 @@ from torch.nn.functional import interpolate
 from typing_extensions import override
 
 from engine.condition import Condition
-from engine.device import Fence
+from engine.device import Fence, Lane
 from engine.macs import StepMacs
 from engine.model import Model
 from engine.unrolled import UNet, UnrolledUNet
@@ -49,6 +50,10 @@ class SimulatedDevice:
         """Queue a call of so many seconds."""
         self._free = max(self._free, time.monotonic()) + seconds
 
+    def queue_after(self, mark: SimulatedFence) -> None:
+        """Begin what is queued from now on no earlier than that."""
+        self._free = max(self._free, mark.at)
+
     def fence(self) -> SimulatedFence:
         """A fence behind all calls queued so far."""
         return SimulatedFence(max(self._free, time.monotonic()))
@@ -73,6 +78,23 @@ class SimulatedFence(Fence):
         return self.at - earlier.at
 
 
+class SimulatedLane(Lane):
+    """A queue of its own beside the UNet's: as if both together took no longer than each alone."""
+
+    def __init__(self) -> None:
+        self._device = SimulatedDevice()
+
+    @override
+    @contextmanager
+    def after(self, mark: SimulatedFence) -> Iterator[None]:
+        self._device.queue_after(mark)
+        yield
+
+    @override
+    def fence(self) -> Fence:
+        return self._device.fence()
+
+
 class SimulatedUNet(UnrolledUNet):
     """A UNet that takes a device's time instead of computing."""
 
@@ -84,6 +106,10 @@ class SimulatedUNet(UnrolledUNet):
     @override
     def fence(self) -> Fence:
         return self._device.fence()
+
+    @override
+    def lane(self) -> Lane:
+        return SimulatedLane()
 
     @override
     def full(

@@ -219,7 +219,7 @@ class Job:
         objective = self.evaluator.objective(stage, self.progress.advance)
         if self.evaluator.model.decoder.overflowed and not self.upcast:
             self.upcast = True
-            self.progress.begin(f"the decoder overflows in {self.config.dtype}: it runs in float32", 0)
+            self.progress.begin(f"the decoder overflows in {self.config.dtype}: it runs in a wider type", 0)
         return objective
 
     def cost(self, schedule: Schedule) -> float:

@@ -13,6 +13,7 @@ from functools import cache, cached_property
 import torch
 
 from engine.config import reason
+from engine.device import exclusive, lost
 from engine.graphs import graphs_for
 from engine.loading import load
 from engine.model import Model
@@ -136,6 +137,8 @@ def why(error: Exception) -> str:
     if isinstance(error, FlexiError):
         is_setting = error.param in Settings.model_fields
         return f"{PREFIX}{error.param.upper()}: {error.text}" if error.param and is_setting else error.message
+    if lost(error):
+        return f"the device is lost: {reason(error)}"
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return f"the model and its slots need more memory than there is: {reason(error)}"
     log.error("the server cannot start", exc_info=error)
@@ -206,7 +209,8 @@ def _shadow(
     """Loads the feature extractor where one is wanted."""
     features = None
     if settings.shadow_share and settings.features:
-        features = extractor(settings.features, settings.device).images
+        with exclusive():
+            features = extractor(settings.features, settings.device).images
     budget = settings.shadow_macs_per_minute
     return ShadowTeacher(
         engine_thread, lambda: schedules.tier(REFERENCE), features, settings.shadow_share, budget, [experiments]

@@ -116,7 +116,8 @@ class Flexiffusion:
             await asyncio.sleep(1)
         metrics.engine_up.set(0)
         log.error("the engine is lost: this process ends, so that another one takes its place")
-        drain.begin(LEAVE_SECONDS)
+        ends_all = supervision.lost(self._app.engine_thread.end, settings.workers)
+        drain.begin(LEAVE_SECONDS, supervision.end if ends_all else None)
 
     async def _give_up(self, reason: str) -> None:
         opening.fails(reason)

@@ -1,9 +1,10 @@
-"""The way out of a start that cannot succeed: a worker notes why, and `bentoml serve` ends with that as its last line.
+"""The way out where no worker can succeed: one notes why, and `bentoml serve` ends with that as its last line.
 
 BentoML's supervisor (circus) replaces a worker that ended, whatever its exit code, for as long as it lives; at SIGTERM it ends
 its workers and then itself, with exit code 0. It has imported the service too, in a command of click. So it leaves to its
-workers its process id and the name of a folder: one that cannot start writes the reason there and sends it SIGTERM, and when
-the command is over its context ends the process with the reason and exit code 1.
+workers its process id and the name of a folder: one that cannot start, or lost its engine when no successor would do better,
+writes the reason there and sends it SIGTERM, and when the command is over its context ends the process with the reason and exit
+code 1.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,6 +22,8 @@ import click
 
 _SUPERVISOR = "FLEXIFFUSION_SUPERVISOR"  # process id and folder; no setting of a user
 _DEATHS = 3  # workers that died while they were starting, since one was open: no chance any more
+_LOSSES, _LOSS_SECONDS = 3, 600.0  # engines lost of each worker within so many seconds: successors find the device gone too
+_IN_CONTAINERS = ("BENTOML_CONTAINERIZED", "BENTOCLOUD_DEPLOYMENT_URL")  # where BentoML starts no successors
 
 
 def supervise() -> bool:
@@ -48,8 +52,22 @@ def started() -> None:
             file.unlink(missing_ok=True)
 
 
+def lost(reason: str, workers: int) -> bool:
+    """This worker, one of so many that were open, has lost its engine. Says whether the whole server is to `end` with it.
+
+    It is where nobody would take the worker's place, or its successors have lost theirs too; the reason is the last line then.
+    """
+    if folder := _folder():
+        (folder / f"lost-{os.getpid()}").touch()
+        recent = [file for file in folder.glob("lost-*") if time.time() - file.stat().st_mtime < _LOSS_SECONDS]
+        if len(recent) < _LOSSES * workers and not any(name in os.environ for name in _IN_CONTAINERS):
+            return False
+    note(reason)
+    return True
+
+
 def note(reason: str) -> None:
-    """Why the server cannot start: its last line, if no other worker was faster."""
+    """Why the server cannot start, or go on: its last line, if no other worker was faster."""
     if folder := _folder():
         with suppress(FileExistsError), (folder / "reason").open("x") as file:
             file.write(reason)

@@ -20,8 +20,8 @@ class FairQueue:
         self._shares = shares
         self._clients: deque[ImageTask] = deque()
         self._idle: deque[ImageTask] = deque()
-        self._changed = threading.Condition()  # guards both and `_open`
-        self._open = True
+        self._changed = threading.Condition()  # guards all of these
+        self._closed = ""  # why
         self._woken = False
 
     def __len__(self) -> int:
@@ -31,27 +31,34 @@ class FairQueue:
     @property
     def is_open(self) -> bool:
         """Whether `put` takes anything."""
-        return self._open
+        return not self._closed
 
     def put(self, tasks: Sequence[ImageTask]) -> None:
         """Raises `NotReady` when the queue is closed. Idle tasks wait apart."""
         with self._changed:
-            if not self._open:
-                raise NotReady("the server is stopping")
+            if self._closed:
+                raise NotReady(self._closed)
             for task in tasks:
                 self._deque_of(task).append(task)
             self._changed.notify()
 
     def put_back(self, tasks: Sequence[ImageTask]) -> None:
-        """Idle tasks that had to leave the engine: they are the next idle ones again."""
+        """Tasks that had to leave the engine: they are the next ones again."""
         with self._changed:
-            self._idle.extendleft(tasks)
+            for task in tasks:
+                self._deque_of(task).appendleft(task)
 
     def wait(self) -> None:
         """Sleep until there is a task, the queue is closed, or somebody wakes the sleeper."""
         with self._changed:
-            self._changed.wait_for(lambda: self._clients or self._idle or self._woken or not self._open)
+            self._changed.wait_for(lambda: self._clients or self._idle or self._woken or self._closed)
             self._woken = False
+
+    def doze(self, seconds: float) -> None:
+        """The same, but no longer than this, and only for what comes from now on."""
+        with self._changed:
+            if not self._closed:
+                self._changed.wait(seconds)
 
     def wake(self) -> None:
         """There is something to do that is no task."""
@@ -83,10 +90,10 @@ class FairQueue:
         with self._changed, suppress(ValueError):
             self._deque_of(task).remove(task)
 
-    def close(self) -> None:
-        """Refuse every `put` from now on, and wake who waits."""
+    def close(self, reason: str) -> None:
+        """Refuse every `put` from now on for this reason, or that of an earlier call, and wake who waits."""
         with self._changed:
-            self._open = False
+            self._closed = self._closed or reason
             self._changed.notify()
 
     def empty(self) -> list[ImageTask]:

@@ -49,12 +49,12 @@ class ImageSpec:
 
 
 Preview = Callable[[ImageSpec, int, Tensor], None]
-"""Called with the spec, which preview of its image it is (0-based), and the pixels (3, height, width)."""
+"""Called with the spec, which preview of its image it is (0-based), and its levels (height, width, 3), uint8."""
 
 
 @dataclass(frozen=True)
 class ImageResult:
-    """A finished image and what it took. pixels (3, height, width), float in [0, 1]; times in seconds."""
+    """A finished image and what it took. pixels (height, width, 3): levels, uint8; times in seconds."""
 
     pixels: Tensor
     macs: int
@@ -132,7 +132,7 @@ class ImageTask(DenoisingTask):
         return self.macs_before[position] - self.macs_before[position - 1], null
 
     def result(self, pixels: Tensor) -> ImageResult:
-        """What the task came to, once its pixels (3, height, width) are there."""
+        """What the task came to, once its levels (height, width, 3) are there."""
         return ImageResult(pixels, self.macs, self.steps, self.taken - self.queued, self.denoised - self.taken)
 
 

@@ -11,6 +11,7 @@ from time import monotonic
 from torch import Tensor
 
 from engine.condition import Condition
+from engine.device import lost
 from engine.waves import Wave, Waves
 from registry.errors import FlexiError
 from server.batching import accounting
@@ -21,7 +22,7 @@ from server.telemetry import metrics
 
 log = logging.getLogger(__name__)
 
-BATCH = 8  # texts encoded, or latents decoded, at once
+BATCH = 8  # texts encoded at once
 
 
 class ImagesInFlight:
@@ -67,7 +68,7 @@ class ImagesInFlight:
         return [task.again() for task in tasks]
 
     def finish(self, task: ImageTask, pixels: Tensor) -> None:
-        """The image is there: pixels (3, height, width)."""
+        """The image is there: levels (height, width, 3)."""
         metrics.stage_seconds.labels("denoise").observe(task.denoised - task.taken)
         accounting.count_image(task)
         self.leave(task, "ok")
@@ -93,12 +94,17 @@ class ImagesInFlight:
                 self.fail([task], task.error, "denoising")
 
     def attempt(self, tasks: Sequence[ImageTask], work: Callable[[Sequence[ImageTask]], None], doing: str) -> None:
-        """Do the work on `BATCH` tasks at once; where that fails, on each of them alone, so that only the culprits fail."""
+        """Do the work on `BATCH` tasks at once; where that fails, on each of them alone, so that only the culprits fail.
+
+        Raises `DeviceLost` and its like: then it is nobody's fault.
+        """
         for start in range(0, len(tasks), BATCH):
             batch = tasks[start : start + BATCH]
             try:
                 work(batch)
             except Exception as error:
+                if lost(error):
+                    raise
                 if len(batch) == 1:
                     log.exception("%s failed", doing, extra=log_fields(batch))
                     self.fail(batch, error, doing)
@@ -107,7 +113,7 @@ class ImagesInFlight:
                     self.attempt([task], work, doing)
 
     def show(self, task: ImageTask, preview: int, pixels: Tensor) -> None:
-        """Hand out preview number `preview` (0-based) of an unfinished image: pixels (3, height, width)."""
+        """Hand out preview number `preview` (0-based) of an unfinished image: levels (height, width, 3)."""
         try:
             if task.preview:
                 task.preview(task.spec, preview, pixels)

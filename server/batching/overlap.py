@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from time import monotonic, sleep
 
 from engine.device import Fence
@@ -27,8 +28,9 @@ class Overlap:
         begin = min(since, self._due) if at_work else since
         self._seconds = max(monotonic() - begin, DECAY * self._seconds)
 
-    def doze(self, end: Fence, seconds: float) -> None:
-        """Until it is time to form the next wave: the one at work should take `seconds`."""
+    def naps(self, end: Fence, seconds: float) -> Iterator[None]:
+        """Sleep until it is time to form the next wave, one nap at a time: the one at work should take `seconds`."""
         self._due = self._began + max(seconds - self._seconds, 0.0)
         while not end.done() and (left := self._due - monotonic()) > 0:
             sleep(min(left, NAP))
+            yield

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from engine.condition import Condition
-from engine.images import NOT_FINITE, finite
+from engine.decoders import Decoded
+from engine.images import NOT_FINITE
 from engine.model import Model
 from server.batching.image_task import ImageSpec
 from server.batching.moving_average import MovingAverage
@@ -33,10 +34,6 @@ class TextAndVae:
         """What encoding and decoding take together for one image, on the average; 0 before the first image."""
         return sum(average.value for average in list(self._seconds.values()))
 
-    def decoding(self, images: int) -> float:
-        """Seconds that so many images should take to decode."""
-        return images * self._seconds["decode"].value
-
     def encode(self, specs: Sequence[ImageSpec]) -> list[tuple[Condition, Condition | None]]:
         """A condition of one row for each image, and a negative one where it is guided."""
         start = monotonic()
@@ -45,23 +42,23 @@ class TextAndVae:
         self.took("encode", monotonic() - start, len(specs))  # of a GPU only the host's part
         return [(conditions[spec.prompt], negatives[spec.negative] if spec.unet_rows == 2 else None) for spec in specs]
 
-    def decode(self, latents: Sequence[Tensor]) -> Tensor:
-        """Pixels (n, 3, height, width) of latents (c, h, w). They are there once a fence behind this call is passed.
+    def decode(self, latents: Sequence[Tensor]) -> Decoded:
+        """Levels (n, height, width, 3) of latents (c, h, w). They are there once a fence behind this call is passed.
 
         Whoever waits for that fence reports the seconds with `took`, and has what is not finite decoded again.
         """
         return self._model.decode_later(torch.stack(list(latents)))
 
-    def decode_again(self, latents: Sequence[Tensor]) -> Tensor:
-        """Pixels of latents whose pixels were not finite, by a wider decoder where there is one. Waits for the device.
+    def decode_again(self, latent: Tensor) -> Tensor:
+        """Levels (height, width, 3) of a latent whose pixels were not finite, by a wider decoder where there is one.
 
-        Raises `FloatingPointError` where some are not finite still.
+        Waits for the device. Raises `FloatingPointError` where they are not finite still.
         """
-        pixels = self._model.decode(torch.stack(list(latents)))
+        decoded = self._model.decode_again(latent[None])
         metrics.decoder_upcast.set(self._model.decoder.overflowed)
-        if not finite(pixels).all():
+        if not decoded.finite.all():
             raise FloatingPointError(NOT_FINITE)
-        return pixels
+        return decoded.images[0]
 
     def forget(self, spec: ImageSpec) -> None:
         """Keep nothing of the text of an image that failed: its condition may not be finite, and would ruin others."""

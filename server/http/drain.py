@@ -50,8 +50,8 @@ class Drain:
         self._handler = signal.getsignal(signal.SIGTERM)
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self.begin, seconds)
 
-    def begin(self, seconds: float) -> None:
-        """Refuse new requests, give the running ones `seconds`, then end the process as SIGTERM would have."""
+    def begin(self, seconds: float, last: Callable[[], None] | None = None) -> None:
+        """Refuse new requests, give the running ones `seconds`, call `last`, then end the process as SIGTERM would have."""
         if self.stopping:
             return
         self.stopping = True
@@ -62,11 +62,13 @@ class Drain:
         last_resort = threading.Timer(seconds + LAST_RESORT_SECONDS, os._exit, [1])
         last_resort.daemon = True
         last_resort.start()
-        self._end = loop.create_task(self._end_when_empty())
+        self._end = loop.create_task(self._end_when_empty(last))
 
-    async def _end_when_empty(self) -> None:
+    async def _end_when_empty(self, last: Callable[[], None] | None) -> None:
         while self._running:
             await asyncio.sleep(0.05)
+        if last:
+            last()
         asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM)
         signal.signal(signal.SIGTERM, self._handler)
         signal.raise_signal(signal.SIGTERM)

@@ -11,18 +11,15 @@ from functools import partial
 from time import monotonic
 from typing import Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.images import levels
 from registry.errors import FlexiError, Overloaded
 from server import VERSION
 from server.access.keys import ANONYMOUS
 from server.access.quota import Quotas
 from server.api import GenerateRequest, GenerateResponse, Steps
 from server.batching.image_task import ImageResult, ImageSpec, Preview
-from server.errors import Cancelled, ClientGone, DeadlineExceeded, GenerationFailed, QuotaExceeded
+from server.errors import Cancelled, ClientGone, DeadlineExceeded, QuotaExceeded
 from server.requests.context import OK, RequestContext
 from server.requests.plan import Plan, Planner
 from server.requests.running import Patience, RunningRequests, gather
@@ -152,7 +149,7 @@ class Generation:
             raise
 
     async def _files(self, plan: Plan, images: Sequence[tuple[ImageSpec, Tensor]]) -> list[str]:
-        """A file in base64 for each image: its spec and its pixels (3, height, width)."""
+        """A file in base64 for each image: its spec and its levels (height, width, 3)."""
         start = monotonic()
         files = [await self._file(plan, spec, pixels) for spec, pixels in images]
         metrics.stage_seconds.labels("file").observe(monotonic() - start)
@@ -173,7 +170,7 @@ class Generation:
         if unmet := of_the_image(plan.warnings):
             parameters["warnings"] = ",".join(unmet)
         with tracing.span("file"):
-            return await asyncio.to_thread(lambda: plan.image_format.in_base64(_levels(pixels), parameters))
+            return await asyncio.to_thread(lambda: plan.image_format.in_base64(pixels.numpy(), parameters))
 
     @contextmanager
     def _underway(self, request: GenerateRequest, context: RequestContext) -> Iterator[Patience]:
@@ -239,14 +236,6 @@ class _Arrival:
 
     image: int
     made: tuple[int, Tensor] | Future[ImageResult]
-
-
-def _levels(pixels: Tensor) -> NDArray[np.uint8]:
-    """What a file holds of pixels (3, height, width). Raises `GenerationFailed` where they are not finite."""
-    try:
-        return levels(pixels).numpy()
-    except FloatingPointError as error:
-        raise GenerationFailed(f"no picture can be made of this image: {error}") from error
 
 
 def _observe_forecast(plan: Plan, seconds: float) -> None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from engine.device import exclusive
 from evaluation import Features, frechet_distance, psnr
 from registry.errors import FlexiError
 from server.access.keys import Key
@@ -142,12 +143,15 @@ class ShadowTeacher(RequestObserver):
             observer.compared(plan, comparison)
 
     def _measure(self, plan: Plan, ours: Tensor, teachers: Tensor) -> TeacherComparison:
+        """Of two images' levels (height, width, 3)."""
         tier, arm = plan.entry.label, plan.arm_label
-        quality = psnr(float(((ours - teachers).double() ** 2).mean()))
+        images = torch.stack([ours, teachers]).movedim(-1, -3) / 255
+        quality = psnr(float(((images[0] - images[1]).double() ** 2).mean()))
         metrics.fidelity_psnr.labels(tier, arm).observe(quality)
         if self._features is None:
             return TeacherComparison(quality)
-        features = self._features(torch.stack([ours, teachers]))
+        with exclusive():  # the extractor may be on the engine's device
+            features = self._features(images)
         distance = float(np.linalg.norm(features[0] - features[1]))
         metrics.fidelity_distance.labels(tier, arm).observe(distance)
         window = self._windows.get((tier, arm))

@@ -49,7 +49,7 @@ cache_bytes = Gauge(
     multiprocess_mode="livesum",
 )  # fmt: skip
 decoder_upcast = Gauge(
-    "flexi_decoder_upcast", "1 while the decoder runs in float32 because it overflowed in the type that was set.",
+    "flexi_decoder_upcast", "1 while the decoder runs in a wider type because it overflowed in the one that was set.",
     multiprocess_mode="livemax",
 )  # fmt: skip
 cuda_graphs = Gauge(

@@ -1,6 +1,7 @@
 """The service with a device that can be lost: `bentoml serve tests.e2e.lost_engine:Flexiffusion`.
 
-Whenever the file LOST_ENGINE names a fault, the engine's next wave takes it out of the file, and this process keeps it.
+Whenever the file LOST_ENGINE names a fault, the engine's next call of that kind takes it out of the file, and this process
+keeps it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,10 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from engine.device import DeviceLost
+from engine.model import Model
 from engine.waves import Waves
 from server.service import Flexiffusion
 
@@ -17,19 +22,25 @@ __all__ = ["Flexiffusion"]
 
 FILE = Path(os.environ["LOST_ENGINE"])
 fault = ""
-launch = Waves.launch
 
 
-def faulty(self: Waves, *arguments: Any) -> Any:
-    """`Waves.launch`, but in the engine's thread only as long as there is no fault; warming up is left alone."""
-    global fault
-    if threading.current_thread().name == "engine" and not fault and (fault := FILE.read_text()):
-        FILE.write_text("")
-    if fault == "device":
-        raise RuntimeError("the device is gone")
-    if fault == "thread":
-        raise SystemExit  # ends a thread without a word, and no `except Exception` sees it
-    return launch(self, *arguments)
+def faulty(owner: Any, method: str, errors: dict[str, BaseException]) -> None:
+    """Let the method raise the fault's error, in the engine's thread only: warming up is left alone."""
+    plain = getattr(owner, method)
+
+    def call(self: Any, *arguments: Any) -> Any:
+        global fault
+        if threading.current_thread().name == "engine":
+            if not fault and (said := FILE.read_text()) in errors:
+                fault = said
+                FILE.write_text("")
+            if fault in errors:
+                raise errors[fault]
+        return plain(self, *arguments)
+
+    setattr(owner, method, call)
 
 
-Waves.launch = faulty  # type: ignore[method-assign]
+# SystemExit ends a thread without a word, and no `except Exception` sees it.
+faulty(Waves, "launch", {"wave": DeviceLost("of a wave"), "thread": SystemExit()})
+faulty(Model, "decode_later", {"decode": torch.AcceleratorError("CUDA error: of a decode\nand more about it")})

@@ -1,9 +1,10 @@
-"""An engine that dies: nobody waits for ever, readiness goes, and another worker takes over."""
+"""An engine that dies: who waits is told to try again, another worker takes over, and at last the server ends."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -42,28 +43,45 @@ def is_ready(served: RunningService) -> bool:
         return False
 
 
-@pytest.mark.parametrize("fault", ["device", "thread"])
+def refusals(served: RunningService, faults: Path, fault: str) -> list[httpx.Response]:
+    """The answers to three requests that are in flight when the device is lost."""
+    faults.write_text(fault)
+
+    def ask(seed: int) -> httpx.Response:
+        return httpx.post(f"{served.address}/generate", json={**BODY, "seed": seed}, timeout=PATIENCE)
+
+    with ThreadPoolExecutor(3) as clients:
+        return list(clients.map(ask, range(3)))
+
+
+def check(answers: list[httpx.Response]) -> None:
+    for answer in answers:
+        assert answer.status_code == 503, answer.text
+        assert answer.json()["error"]["code"] in ("not_ready", "stopping")
+        assert int(answer.headers["Retry-After"]) > 0
+        assert "traceback" not in answer.text.lower()
+
+
+@pytest.mark.parametrize("fault", ["wave", "thread"])
 def test_a_lost_engine_takes_its_worker_down_and_another_one_serves(served, faults, fault):
     (old,) = workers(served)
     assert httpx.post(f"{served.address}/generate", json=BODY, timeout=PATIENCE).status_code == 200
-    faults.write_text(fault)
-    refusals = []
-    while is_ready(served):  # a lost device is believed after some waves in a row
-        refusals.append(httpx.post(f"{served.address}/generate", json=BODY, timeout=PATIENCE))
-    assert refusals
-    for refusal in refusals:
-        assert refusal.status_code in (500, 503)
-        assert refusal.json()["error"]["code"] in ("generation_failed", "not_ready", "stopping")
-        assert "traceback" not in refusal.text.lower()
+    check(refusals(served, faults, fault))
     until = time.monotonic() + PATIENCE
-    while not is_ready(served):
+    while old.is_running() or not is_ready(served):
         assert time.monotonic() < until, "no other worker came"
         time.sleep(0.3)
     (new,) = workers(served)
     assert new.pid != old.pid
-    assert not old.is_running()
     answer = httpx.post(f"{served.address}/generate", json=BODY, timeout=PATIENCE)
     assert answer.status_code == 200, answer.text
     lines = httpx.get(f"{served.address}/metrics", timeout=60).text.splitlines()
     assert "flexi_inflight_images 0.0" in lines, "images of the dead worker are still counted"
     assert "flexi_engine_up 1.0" in lines
+
+
+def test_the_third_engine_that_is_lost_ends_the_server_with_one_line_and_exit_code_1(served, faults):
+    check(refusals(served, faults, "decode"))
+    assert served.supervisor.wait(PATIENCE) == 1
+    last = (faults.parent / "server.log").read_text().splitlines()[-1]
+    assert last == "error: the device is lost: CUDA error: of a decode and more about it"

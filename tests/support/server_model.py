@@ -37,21 +37,21 @@ class FakeText(Prompts):
 
 
 @dataclass(frozen=True)
-class FakeModel(Model):
+class ThreeChannels(Pixels):
     """Its images are three channels of the latent."""
 
-    def decode_later(self, latents: Tensor) -> Tensor:
-        return latents[:, :3].sigmoid()
+    def __call__(self, latents: Tensor) -> Tensor:
+        return 2 * latents[:, :3].sigmoid() - 1
 
 
-def small_model(unet) -> FakeModel:
+def small_model(unet) -> Model:
     """A model around the `tiny` fixture's UNet; its latents are (4, 8, 8), its images (3, 8, 8)."""
-    return FakeModel(
+    return Model(
         ref=ModelRef(name="tiny", family="unet2d-condition", fingerprint=f"sha256:{'0' * 64}"),
         network=UnrolledUNet(unet),
         levels=noise_levels({"timestep_spacing": "trailing", "clip_sample": False}),
         prompts=FakeText(),
-        decoder=Pixels(),
+        decoder=ThreeChannels(),
         device=torch.device("cpu"),
         dtype=torch.float32,
         latent_shape=(4, 8, 8),

@@ -1,4 +1,4 @@
-"""Decoders: each class is diffusers' own, and what overflows in a narrow type is decoded in float32 or is no image at all."""
+"""Decoders: each class is diffusers' own, and what overflows in a narrow type is decoded in a wider one or is no image."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 
 from engine import loading
 from engine.__main__ import app
-from engine.decoders import Autoencoder, Pixels, to_images
+from engine.decoders import Autoencoder, Pixels, to_images, to_levels
 from engine.images import levels
 from engine.loading import load
 from engine.model import Model
@@ -121,39 +121,39 @@ def test_a_decoder_of_stable_diffusion_xl_is_upcast_unless_its_configuration_say
     del config["force_upcast"]
     (folder / "vae" / "config.json").write_text(json.dumps(config if said is None else {**config, "force_upcast": said}))
     model = load(folder, dtype="float16")
-    assert types_of(model) == {torch.float16 if said is False else torch.float32}
+    assert types_of(model) == {torch.float16 if said is False else torch.bfloat16}
     assert not model.decoder.overflowed, "the folder asks for it"
 
 
 @pytest.mark.parametrize("vae", [None, *CLASSES])
-def test_a_decoder_that_overflows_decodes_in_float32_from_then_on(
+def test_a_decoder_that_overflows_decodes_in_bfloat16_from_then_on(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, vae: str | None
 ) -> None:
     folder = model_folders.emoji(tmp_path / "model", CLASSES[vae]() if vae else None)
     layer = {"AutoencoderTiny": "decoder.layers.0"}.get(vae or "", "decoder.up_blocks.1.resnets.0.conv2")
     model_folders.scaled(folder, 6e4 if vae else 3e4, layer)
     wide, model = load(folder), load(folder, dtype="float16")
-    if vae:  # whose random weights are not of float16 already, as the bundled model's are
-        autoencoder(wide).vae.to(torch.float16).float()
+    autoencoder(wide).vae.to(torch.float16).to(torch.bfloat16)
     latents = torch.stack([wide.noise(0), wide.noise(1)])
-    assert torch.isnan(model.decode_later(latents)).all(), "each image overflows in float16"
+    assert not model.decode_later(latents).finite.any(), "each image overflows in float16"
     assert not model.decoder.overflowed
     for _ in range(2):
         torch.testing.assert_close(model.decode(latents), wide.decode(latents), rtol=0, atol=LEVEL)
     assert model.decoder.overflowed
-    assert types_of(model) == {torch.float32}
-    assert torch.isfinite(model.decode_later(latents)).all(), "at once"
-    assert warnings_of(caplog) == ["the decoder overflows in float16: from now on it runs in float32"]
+    assert types_of(model) == {torch.bfloat16}
+    assert model.decode_later(latents).finite.all(), "at once"
+    assert warnings_of(caplog) == ["the decoder overflows in float16: from now on it runs in bfloat16"]
 
 
 def test_only_the_image_that_overflows_is_decoded_again(narrow: Model) -> None:
     latents = torch.stack([narrow.noise(0), 3e4 * narrow.noise(1), narrow.noise(2)])
     first = narrow.decode_later(latents)
-    assert torch.isnan(first).flatten(1).all(1).tolist() == [False, True, False]
-    images = narrow.decode(latents)
-    assert torch.equal(images[::2], first[::2]), "still those of float16"
-    torch.testing.assert_close(images[1], narrow.decode(latents[1:2])[0], rtol=0, atol=1e-5)
-    assert torch.isfinite(images).all()
+    assert first.finite.tolist() == [True, False, True]
+    assert not first.images[1].any(), "8 bits of nothing"
+    images, finite = narrow.decode_again(latents)
+    assert torch.equal(images[::2], first.images[::2]), "still those of float16"
+    assert torch.equal(images[1:2], narrow.decode_later(latents[1:2]).images)
+    assert finite.all()
 
 
 def test_what_overflows_in_float32_too_is_no_image_and_ruins_no_other(narrow: Model) -> None:
@@ -171,15 +171,23 @@ def test_a_float32_decoder_has_nothing_wider(model: Model, caplog: pytest.LogCap
     assert warnings_of(caplog) == []
 
 
-def test_a_bfloat16_decoder_has_float32(tmp_path: Path) -> None:
-    model = load(model_folders.emoji(tmp_path / "model"), dtype="bfloat16")
+@pytest.mark.parametrize(("dtype", "types"), [("float16", ["float16", "bfloat16"]), ("bfloat16", ["bfloat16"])])
+def test_types_widen_one_after_the_other_until_nothing_overflows(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, dtype: str, types: list[str]
+) -> None:
+    model = load(model_folders.emoji(tmp_path / "model"), dtype=dtype)
     wide = load(model_folders.emoji(tmp_path / "wide"))
-    autoencoder(wide).vae.to(torch.bfloat16).float()
+    for name in types:
+        autoencoder(wide).vae.to(getattr(torch, name))
+    autoencoder(wide).vae.float()
     for vae in (autoencoder(model).vae, autoencoder(wide).vae):
         vae.decoder.conv_in.register_forward_pre_hook(narrow_inputs_are_ruined)
     latents = model.noise(0)[None]
     torch.testing.assert_close(model.decode(latents), wide.decode(latents), rtol=0, atol=LEVEL)
     assert types_of(model) == {torch.float32}
+    wider = [*types[1:], "float32"]
+    said = [f"the decoder overflows in {a}: from now on it runs in {b}" for a, b in zip(types, wider, strict=True)]
+    assert warnings_of(caplog) == said
 
 
 def narrow_inputs_are_ruined(_: object, inputs: tuple[Tensor]) -> tuple[Tensor]:
@@ -200,6 +208,7 @@ def test_a_codebook_does_not_hide_latents_that_overflow(tmp_path: Path) -> None:
     """Whatever is not finite has a nearest word too, so the pixels alone look well."""
     folder = model_folders.ldm(tmp_path / "ldm")
     wide, model = load(folder), load(folder, dtype="float16")
+    autoencoder(wide).vae.to(torch.float16).to(torch.bfloat16)
     latents = 3e4 * torch.stack([wide.noise(0)]).sign()  # times two: the scaling factor is a half
     latents[0, 0] *= 2
     torch.testing.assert_close(model.decode(latents), wide.decode(latents), rtol=0, atol=LEVEL)
@@ -211,30 +220,51 @@ def test_a_codebook_does_not_hide_latents_that_overflow(tmp_path: Path) -> None:
 def test_a_pixel_that_is_not_finite_is_not_clamped_to_white(value: float, channels: int) -> None:
     latents = torch.zeros(3, channels, 4, 4)
     latents[1, -1, 2, 3] = value
-    images = to_images(Pixels(), latents)
+    images, finite = to_images(Pixels(), latents)
     assert images.shape == (3, 3, 4, 4)
-    assert torch.isnan(images).flatten(1).all(1).tolist() == [False, True, False]
-    assert torch.isfinite(images[::2]).all()
+    assert finite.tolist() == to_levels(Pixels(), latents).finite.tolist() == [True, False, True]
+    assert torch.isfinite(images).all()
 
 
-def test_weights_that_a_narrow_type_cannot_hold_run_in_float32(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("channels", [1, 3])
+def test_levels_from_the_device_are_those_of_the_images(channels: int) -> None:
+    """For every value that lies on a level, between two, or past the ends, and for those next to it."""
+    pixels = torch.arange(-40, 4 * 255 + 41).double() / (4 * 255)  # a quarter of a level apart
+    middle = (2 * pixels - 1).float()
+    values = torch.cat([middle, middle.nextafter(torch.tensor(9.0)), middle.nextafter(torch.tensor(-9.0)), torch.zeros(1)])
+    latents = (
+        values.view(1, channels, -1, 2) if channels == 1 else torch.stack([values, values.flip(0), -values]).view(1, 3, -1, 2)
+    )
+    images, seen = to_images(Pixels(), latents), to_levels(Pixels(), latents)
+    assert seen.images.dtype == torch.uint8
+    assert torch.equal(seen.images, levels(images.images))
+    assert set(seen.images.flatten().tolist()) == set(range(256))
+    assert seen.images.is_contiguous()
+
+
+def test_weights_that_a_narrow_type_cannot_hold_run_in_a_wider_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = model_folders.scaled(model_folders.emoji(tmp_path / "model"), 1e6)
     wide, model = load(folder), load(folder, dtype="float16")
+    autoencoder(wide).vae.to(torch.bfloat16)
     latents = wide.noise(0)[None]
     assert torch.equal(model.decode(latents), wide.decode(latents))
     assert model.decoder.overflowed
     assert model.network.dtype == torch.float16
-    assert warnings_of(caplog) == ["vae has weights that float16 cannot hold: it runs in float32"]
+    assert warnings_of(caplog) == ["vae has weights that float16 cannot hold: it runs in bfloat16"]
 
 
 def test_memory_for_half_of_a_wider_decoder_leaves_the_narrow_one(narrow: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     vae = autoencoder(narrow).vae
 
-    def exhausted() -> None:
-        vae.decoder.up_blocks.float()
-        raise torch.OutOfMemoryError("no memory")
+    plain = torch.nn.Module.to
 
-    monkeypatch.setattr(vae, "float", exhausted)
+    def exhausted(module: torch.nn.Module, dtype: torch.dtype) -> None:
+        if dtype == torch.bfloat16:
+            plain(vae.decoder.up_blocks, dtype)
+            raise torch.OutOfMemoryError("no memory")
+        plain(module, dtype)
+
+    monkeypatch.setattr(torch.nn.Module, "to", exhausted)
     with pytest.raises(torch.OutOfMemoryError):
         narrow.decode(3e4 * narrow.noise(0)[None])
     assert types_of(narrow) == {torch.float16}
@@ -256,11 +286,11 @@ def called(out: Path, folder: Path, *args: str) -> Any:
     return CliRunner().invoke(app, arguments)
 
 
-def test_an_image_made_by_hand_is_decoded_in_float32_and_says_so(tmp_path: Path) -> None:
+def test_an_image_made_by_hand_is_decoded_in_a_wider_type_and_says_so(tmp_path: Path) -> None:
     folder = model_folders.scaled(model_folders.emoji(tmp_path / "model"), 3e4)
     made = {dtype: called(tmp_path / f"{dtype}.png", folder, "--dtype", dtype) for dtype in ("float16", "float32")}
     assert [one.exit_code for one in made.values()] == [0, 0], made
-    assert "decoder    in float32, because it overflowed in float16" in made["float16"].stdout
+    assert "decoder    in a wider type, because it overflowed in float16" in made["float16"].stdout
     assert "decoder" not in made["float32"].stdout
     assert made["float16"].stderr == ""
 

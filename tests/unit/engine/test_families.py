@@ -104,13 +104,13 @@ def test_sdxl_is_diffusers_pipeline(sdxl: Path, solver: SolverName, guidance: fl
         assert (got - want).abs().max().item() <= SAME * max(1, want.abs().max().item())
 
 
-def test_a_half_precision_decoder_that_overflows_stays_in_float32(sdxl: Path) -> None:
+def test_a_half_precision_decoder_of_xl_runs_in_bfloat16(sdxl: Path) -> None:
     from engine.decoders import Autoencoder
 
     model = load(sdxl, dtype="float16")
     assert isinstance(model.decoder, Autoencoder)
     assert model.network.dtype == torch.float16
-    assert model.decoder.vae.dtype == torch.float32, "force_upcast is diffusers' default"
+    assert model.decoder.vae.dtype == torch.bfloat16, "force_upcast is diffusers' default"
 
 
 def moved_to_the_root(folder: Path) -> Path:

@@ -195,4 +195,4 @@ def test_a_search_says_once_that_its_decoder_runs_in_float32(tmp_path: Path) -> 
     job = Job(config, tmp_path / "run", said)
     for stage in ("screen", "select"):
         job.objective(stage)
-    assert said == ["the decoder overflows in float16: it runs in float32"]
+    assert said == ["the decoder overflows in float16: it runs in a wider type"]

@@ -32,12 +32,13 @@ serve()
 FAILS = "supervision.starting(); supervision.note('{}'); supervision.end()"
 DIES = "supervision.starting(); import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
 OPENS = "supervision.starting(); supervision.started()"
+LOSES = "supervision.starting(); supervision.started(); supervision.lost('{}', workers=1) and supervision.end()"
 REFUSES = "raise supervision.refused('no')"
 
 
-def run(*workers: str, folder: Path) -> subprocess.CompletedProcess[str]:
+def run(*workers: str, folder: Path, **settings: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", SUPERVISOR, "--host", "127.0.0.1", *workers]
-    environment = os.environ | {"TMPDIR": str(folder)}
+    environment = os.environ | {"TMPDIR": str(folder)} | settings
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
 
 
@@ -66,6 +67,27 @@ def test_workers_that_die_without_a_word_are_not_replaced_for_ever(tmp_path):
     assert done.returncode == 1
     assert done.stderr.startswith("error: 3 workers in a row were killed while they started")
     assert done.stdout.splitlines()[-2:] == ["exit code 1", "stopped"], "the fourth does not begin"
+
+
+def test_a_worker_that_loses_its_engine_is_replaced_but_not_for_ever(tmp_path):
+    done = run(LOSES.format("one"), LOSES.format("two"), folder=tmp_path)
+    assert (done.returncode, done.stdout.splitlines()[-1], done.stderr) == (0, "went on", "")
+    done = run(*(LOSES.format(word) for word in ("one", "two", "three")), folder=tmp_path)
+    assert (done.returncode, done.stdout.splitlines()[-1], done.stderr) == (1, "stopped", "error: three\n")
+
+
+def test_engines_lost_long_ago_do_not_count(tmp_path):
+    ages = "import os, pathlib; [os.utime(f, (0, 0)) for f in pathlib.Path(os.environ['TMPDIR']).glob('*/lost-*')]"
+    done = run(LOSES.format("one"), LOSES.format("two"), ages, LOSES.format("three"), folder=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_where_nobody_would_take_its_place_a_lost_engine_ends_the_server(tmp_path):
+    done = run(LOSES.format("gone"), folder=tmp_path, BENTOML_CONTAINERIZED="true")
+    assert (done.returncode, done.stderr) == (1, "error: gone\n")
+    alone = [sys.executable, "-c", "from server import supervision\n" + LOSES.format("gone")]
+    done = subprocess.run(alone, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (1, "error: gone\n")
 
 
 def test_a_worker_whose_parent_is_no_supervisor_of_ours_ends_alone(tmp_path):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from server_model import small_model
 
+from engine.images import levels
 from engine.program import Program
 from engine.sampler import generate
 from engine.unrolled import UnrolledUNet
@@ -60,6 +61,13 @@ def spec(model, seed=0, *, prompt="a", guidance=2.0, segments=MIXED) -> ImageSpe
     return ImageSpec(program(model, *segments), prompt, "", guidance, seed)
 
 
+def assert_the_same(pixels, others):
+    """The same levels, but for those that lie between two and are rounded to either."""
+    assert pixels.dtype == others.dtype == torch.uint8
+    torch.testing.assert_close(pixels, others, rtol=0, atol=1)
+    assert (pixels != others).float().mean() < 0.02
+
+
 def finish(engine, futures, steps=50):
     for _ in range(steps):
         if all(future.done() for future in futures):
@@ -77,7 +85,7 @@ def test_an_image_is_the_plain_loops(model, engine, guidance):
     negative = model.negative([""]) if guidance != 1 else None
     latent = generate(model.network, wanted.program, model.noise(5)[None], model.encode(["a"]), negative, guidance)
     result = futures[0].result()
-    torch.testing.assert_close(result.pixels, model.decode(latent)[0], atol=1e-4, rtol=0)
+    assert_the_same(result.pixels, levels(model.decode(latent)[0]))
     assert result.macs == model.macs.of_program(wanted.program, wanted.unet_rows)
     assert result.steps == wanted.program.schedule.counts()
 
@@ -115,7 +123,7 @@ def test_a_latent_that_is_not_finite_fails_alone(model, engine):
     tasks = {task.spec.seed: task for task in engine._images}
     engine._waves.slots.put(tasks[2].slots[0], torch.full((4, 8, 8), float("nan")), model.encode(["a"]))
     finish(engine, [good, bad])
-    assert torch.isfinite(good.result().pixels).all()
+    assert good.result().macs > 0
     with pytest.raises(GenerationFailed, match="finite"):
         bad.result()
 
@@ -187,14 +195,14 @@ def test_an_engine_in_which_every_wave_fails_asks_to_be_restarted(model, running
 
 
 def test_the_thread_outlives_a_bug_in_a_step(model, running, monkeypatch):
-    plain, breakages = running._launch, [RuntimeError("bug")]
+    plain, breakages = running._denoising.launch, [RuntimeError("bug")]
 
     def sometimes():
         if breakages:
             raise breakages.pop()
         return plain()
 
-    monkeypatch.setattr(running, "_launch", sometimes)
+    monkeypatch.setattr(running._denoising, "launch", sometimes)
     (first,) = running.submit([spec(model)])
     with pytest.raises(GenerationFailed):
         first.result(timeout=60)
@@ -244,7 +252,7 @@ def test_previews_are_the_clean_latents_on_the_way(model, engine):
                 clean[task.position] = engine._waves.slots.clean(task.slots[0])
     assert [(spec, index) for spec, index, _ in seen] == [(wanted, 0), (wanted, 1), (wanted, 2)]
     for (_, _, pixels), latent in zip(seen, (clean[position] for position in (1, 2, 3)), strict=True):
-        torch.testing.assert_close(pixels, model.decode(latent[None])[0])
+        assert_the_same(pixels, levels(model.decode(latent[None])[0]))
     finish(engine, futures)
 
 
@@ -366,7 +374,7 @@ def test_idle_work_makes_room_for_clients_and_ends_as_it_would_have(model, engin
     engine.take_step()
     assert {task.spec.idle for task in engine._images} == {False}
     finish(engine, [*clients, background])
-    torch.testing.assert_close(background.result().pixels, alone.result().pixels)
+    assert_the_same(background.result().pixels, alone.result().pixels)
     assert background.result().steps == alone.result().steps
 
 
@@ -428,7 +436,9 @@ class BehindFence:
 
 @pytest.fixture
 def behind(model):
-    return replace(model, network=Behind(model.network.unet))
+    made = replace(model, network=Behind(model.network.unet))
+    vars(made)["macs"] = model.macs  # counted once
+    return made
 
 
 @pytest.fixture
@@ -456,7 +466,7 @@ def test_an_image_of_a_device_behind_the_host_is_the_same(model, engine, ahead, 
         finish(runner, futures)
         results[runner] = [future.result() for future in futures]
     for one, other in zip(*results.values(), strict=True):
-        torch.testing.assert_close(one.pixels, other.pixels, atol=1e-4, rtol=0)
+        assert_the_same(one.pixels, other.pixels)
         assert (one.macs, one.steps) == (other.macs, other.steps)
     assert sorted(seen[engine]) == sorted(seen[ahead])
     assert ahead._admission.seconds == 0
@@ -482,7 +492,7 @@ def test_a_latent_that_is_not_finite_is_found_when_its_wave_lands(model, ahead):
     tasks = {task.spec.seed: task for task in ahead._images}
     ahead._waves.slots.put(tasks[2].slots[0], torch.full((4, 8, 8), float("nan")), model.encode(["a"]))
     finish(ahead, [good, bad])
-    assert torch.isfinite(good.result().pixels).all()
+    assert good.result().macs > 0
     with pytest.raises(GenerationFailed, match="finite"):
         bad.result()
 

@@ -94,7 +94,8 @@ class Site:
         return asyncio.run(self.planner.plan(GenerateRequest(prompt="a", **fields), request_id, ANONYMOUS))
 
     def end(self, plan, outcome="ok", steps=None, seconds=2.0):
-        result = ImageResult(torch.zeros(3, 8, 8), plan.macs, steps or Counter(plan.entry.schedule.counts()), 0.5, 1.0)
+        black, counts = torch.zeros(8, 8, 3, dtype=torch.uint8), steps or Counter(plan.entry.schedule.counts())
+        result = ImageResult(black, plan.macs, counts, 0.5, 1.0)
         context = RequestContext(plan.request_id, plan=plan, code=outcome, results={0: result} if outcome == "ok" else {})
         self.runtime.ended(context, plan, seconds)
 

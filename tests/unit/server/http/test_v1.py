@@ -31,7 +31,7 @@ from server.requests.plan import Planner
 from server.telemetry import metrics
 from server.tiers.active import LOOKUPS, WAITING, ActiveSchedules
 
-IMAGE = ImageResult(torch.full((3, 8, 8), 0.5), 10, Counter(full=4), 0.0, 0.5)
+IMAGE = ImageResult(torch.full((8, 8, 3), 128, dtype=torch.uint8), 10, Counter(full=4), 0.0, 0.5)
 
 
 class Settings:

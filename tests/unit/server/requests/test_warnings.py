@@ -238,7 +238,7 @@ class Renderer:
     def submit(self, specs, preview=None):
         futures = [Future() for _ in specs]
         for future in futures:
-            future.set_result(ImageResult(torch.full((3, 8, 8), 0.5), 10, Counter(full=1), 0.0, 0.5))
+            future.set_result(ImageResult(torch.full((8, 8, 3), 128, dtype=torch.uint8), 10, Counter(full=1), 0.0, 0.5))
         return futures
 
 

@@ -1,4 +1,4 @@
-"""Images and previews whose pixels are not finite: decoded again in float32, or failed alone; on a CPU and behind a device."""
+"""Images and previews that are not finite: decoded again in a wider type, or failed alone; on a CPU and behind a device."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 import torch
 from server_model import small_model
 
-from engine.decoders import Autoencoder
-from engine.device import HostFence
+from engine.decoders import Autoencoder, Decoded, to_levels
+from engine.device import HostFence, HostLane
 from engine.model import Model
 from engine.unrolled import UnrolledUNet
 from engine.waves import Waves
@@ -23,41 +23,50 @@ from server.batching.warm_up import warm_up
 from server.errors import GenerationFailed
 from server.telemetry import metrics
 
-LEVEL = 1 / 255
 OVERFLOWS, HOPELESS = 1e6, 1e38  # what a latent is multiplied with to be too large for float16, and for float32
 
 
 @dataclass(frozen=True)
 class DistantModel(Model):
-    """Its pixels are on their way until a fence behind them is passed: who looks before sees an image that is not finite."""
+    """Its pixels are on their way until a fence behind them is passed: who looks before sees images that are not finite."""
 
-    coming: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    coming: list[tuple[Decoded, Decoded]] = field(default_factory=list)
 
     def decode_later(self, latents):
-        pixels = super().decode_later(latents)
-        self.coming.append((torch.full_like(pixels, float("nan")), pixels))
+        made = super().decode_later(latents)
+        self.coming.append((Decoded(*map(torch.zeros_like, made)), made))
         return self.coming[-1][0]
 
 
 class DistantUNet(UnrolledUNet):
-    """A UNet on a device that is never done before the host waits for it."""
+    """A UNet on a device that is not done before the host waits for it, or has asked three times."""
 
     def fence(self):
-        return DistantFence(self.coming, len(self.coming))
+        return DistantFence(self.coming)
+
+    def lane(self):
+        lane = HostLane()
+        lane.fence = self.fence
+        return lane
 
 
 class DistantFence(HostFence):
-    def __init__(self, coming, behind):
+    def __init__(self, coming):
         super().__init__()
-        self.coming, self.behind = coming, behind
+        self.coming, self.behind, self.asked = coming, len(coming), 0
 
     def done(self):
-        return False
+        self.asked += 1
+        if self.asked == 3:
+            self.wait()
+        return self.asked >= 3
 
     @torch.inference_mode()
     def wait(self):
-        for there, pixels in self.coming[: self.behind]:
-            there.copy_(pixels)
+        self.asked = 3
+        for there, made in self.coming[: self.behind]:
+            for tensor, value in zip(there, made, strict=True):
+                tensor.copy_(value)
 
 
 @pytest.fixture(scope="module")
@@ -117,29 +126,34 @@ def finish(engine, futures):
 
 
 def made(model, latent):
-    """What a decoder that was float32 from the start makes of these latents (c, h, w)."""
+    """What a decoder that was bfloat16 from the start makes of these latents (c, h, w)."""
     torch.manual_seed(0)
-    vae = model_folders._kl().half().float().eval().requires_grad_(False)
-    return replace(model, decoder=Autoencoder(vae)).decode(latent[None])[0]
+    vae = model_folders._kl().half().bfloat16().eval().requires_grad_(False)
+    return to_levels(Autoencoder(vae), latent[None]).images[0]
 
 
 def watched(model, monkeypatch):
-    """Latents that are decoded, in the order of the calls."""
-    seen, plain = [], type(model).decode
+    """Latents that are decoded once more, in the order of the calls."""
+    seen, plain = [], type(model).decode_again
 
     def decode(self, latents):
         seen.append(latents)
         return plain(self, latents)
 
-    monkeypatch.setattr(type(model), "decode", decode)
+    monkeypatch.setattr(type(model), "decode_again", decode)
     return seen
+
+
+def is_a_picture(pixels):
+    """What is not finite is black."""
+    return pixels.dtype == torch.uint8 and pixels.shape == (16, 16, 3) and pixels.float().std() > 1
 
 
 def upcast():
     return metrics.decoder_upcast.collect()[0].samples[0].value
 
 
-def test_an_image_that_overflows_is_decoded_in_float32_and_its_companions_are_not(model, engine, enlarge, monkeypatch, caplog):
+def test_an_image_that_overflows_is_decoded_in_a_wider_type_and_no_other_is(model, engine, enlarge, monkeypatch, caplog):
     enlarge({2: OVERFLOWS})
     assert upcast() == 0
     again = watched(model, monkeypatch)
@@ -148,20 +162,20 @@ def test_an_image_that_overflows_is_decoded_in_float32_and_its_companions_are_no
     (latents,) = again
     assert len(latents) == 1
     monkeypatch.undo()
-    torch.testing.assert_close(futures[1].result().pixels, made(model, latents[0]), rtol=0, atol=LEVEL)
-    assert torch.isfinite(futures[0].result().pixels).all()
+    assert torch.equal(futures[1].result().pixels, made(model, latents[0]))
+    assert is_a_picture(futures[0].result().pixels)
     assert upcast() == 1
     said = [record.getMessage() for record in caplog.records]
-    assert said == ["the decoder overflows in float16: from now on it runs in float32"]
+    assert said == ["the decoder overflows in float16: from now on it runs in bfloat16"]
 
 
-def test_the_next_images_are_decoded_in_float32_at_once(model, engine, enlarge, monkeypatch):
+def test_the_next_images_are_decoded_in_the_wider_type_at_once(model, engine, enlarge, monkeypatch):
     enlarge({1: OVERFLOWS, 2: OVERFLOWS, 3: OVERFLOWS})
     finish(engine, engine.submit([spec(model, 1)]))
     again = watched(model, monkeypatch)
     futures = engine.submit([spec(model, seed) for seed in (2, 3)])
     finish(engine, futures)
-    assert all(torch.isfinite(future.result().pixels).all() for future in futures)
+    assert all(is_a_picture(future.result().pixels) for future in futures)
     assert again == []
 
 
@@ -170,19 +184,19 @@ def test_what_overflows_in_float32_too_fails_alone(model, engine, enlarge):
     futures = engine.submit([spec(model, seed) for seed in (1, 2, 3)])
     finish(engine, futures)
     for good in (futures[0], futures[2]):
-        assert torch.isfinite(good.result().pixels).all()
+        assert is_a_picture(good.result().pixels)
     with pytest.raises(GenerationFailed, match="decoding this image failed: the pixels are not finite"):
         futures[1].result()
     assert not engine._images
 
 
-def test_a_preview_that_overflows_is_decoded_in_float32(model, engine, enlarge):
+def test_a_preview_that_overflows_is_decoded_in_a_wider_type(model, engine, enlarge):
     enlarge({5: OVERFLOWS}, "clean")
     seen = []
     futures = engine.submit([spec(model, 5, previews=3)], lambda *preview: seen.append(preview))
     finish(engine, futures)
     assert [number for _, number, _ in seen] == [0, 1, 2]
-    assert all(torch.isfinite(pixels).all() for _, _, pixels in seen)
+    assert all(is_a_picture(pixels) for _, _, pixels in seen)
     assert upcast() == 1
 
 
@@ -192,7 +206,7 @@ def test_a_preview_that_stays_not_finite_is_left_out(model, engine, enlarge):
     futures = engine.submit([spec(model, 5, previews=3)], lambda *preview: seen.append(preview))
     finish(engine, futures)
     assert seen == []
-    assert torch.isfinite(futures[0].result().pixels).all()
+    assert is_a_picture(futures[0].result().pixels)
 
 
 def test_a_latent_that_is_not_finite_leaves_the_decoder_as_it_is(model, engine, enlarge):
@@ -206,10 +220,14 @@ def test_a_latent_that_is_not_finite_leaves_the_decoder_as_it_is(model, engine, 
 
 
 def test_a_decoder_that_cannot_be_upcast_fails_the_image_and_no_other(model, engine, enlarge, monkeypatch):
-    def exhausted():
-        raise torch.OutOfMemoryError("no memory")
+    plain = torch.nn.Module.to
 
-    monkeypatch.setattr(model.decoder.vae, "float", exhausted)
+    def exhausted(module, dtype):
+        if dtype == torch.bfloat16:
+            raise torch.OutOfMemoryError("no memory")
+        return plain(module, dtype)
+
+    monkeypatch.setattr(torch.nn.Module, "to", exhausted)
     enlarge({2: OVERFLOWS})
     futures = engine.submit([spec(model, seed) for seed in (1, 2)])
     finish(engine, futures)
@@ -255,4 +273,4 @@ def test_a_condition_that_is_not_finite_fails_its_image_alone_and_is_not_kept(mo
     ruined.clear()  # say the text encoder was at fault once
     futures = engine.submit([spec(model, 1)])
     finish(engine, futures)
-    assert torch.isfinite(futures[0].result().pixels).all()
+    assert is_a_picture(futures[0].result().pixels)
