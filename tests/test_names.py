@@ -21,7 +21,7 @@ RETIRED = {
 
 # What a metric's name may say besides words of the glossary: what is counted or measured, units, and plain English.
 PLAIN = {
-    "bytes", "seconds", "timestamp", "info", "http", "responses", "errors", "success", "distance", "up", "lost",
+    "bytes", "seconds", "timestamp", "info", "http", "responses", "errors", "success", "distance", "up",
     "running", "finished", "planned", "rejected", "unreported",
     "served", "unserved",
 }  # fmt: skip
