@@ -19,13 +19,12 @@ COMPONENTS: dict[str, set[str | None]] = {
 }
 
 
-def fitting_unet(files: Folder) -> dict[str, Any]:
-    """The UNet's complete configuration, when the other components fit it.
+def known_unet(files: Folder) -> dict[str, Any]:
+    """The UNet's configuration as it is written, and its class, when this version knows every component's and its settings.
 
-    Raises `Unsupported` naming the component that no family has, that this one lacks, or that does not fit the UNet: such a
-    model would load, and fail at every image.
+    Raises `Unsupported` naming the component that no family has, or the setting of the UNet. Needs no torch.
     """
-    classes = {name: files.component(name) for name in (*COMPONENTS, "class_embedder")}
+    classes = {name: files.component(name) for name in COMPONENTS}
     for name, known in COMPONENTS.items():
         if classes[name] not in known:
             wanted = " or ".join(sorted(filter(None, known)))
@@ -35,7 +34,16 @@ def fitting_unet(files: Folder) -> dict[str, Any]:
     if config["_class_name"] != classes["unet"]:
         message = f"unet is {classes['unet']} in model_index.json and {config['_class_name']} in its own config.json"
         raise Unsupported(message, param="model")
-    config = complete(config)
+    return config
+
+
+def fitting_unet(files: Folder) -> dict[str, Any]:
+    """The UNet's complete configuration, when the other components fit it.
+
+    Raises what `known_unet` raises, and `Unsupported` naming the component that this one lacks, or that does not fit the UNet:
+    such a model would load, and fail at every image.
+    """
+    config = complete(known_unet(files))
     _refuse_channels(files, config)
     _refuse_scales(files)
     _refuse_conditions(files, config)

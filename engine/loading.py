@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -26,7 +27,7 @@ from engine.prompts import ClassPrompts, NoPrompts, Prompts, TextPrompts, TwoTex
 from engine.schedulers import nearest_solver, noise_levels
 from engine.stored_file import readable
 from engine.unrolled import UNet, UnrolledUNet
-from engine.weights import read_weights, shown
+from engine.weights import read_weights, read_weights_to, shown
 from registry.errors import InvalidInput, Unsupported
 from registry.schedule import ModelRef, SolverName
 
@@ -64,11 +65,13 @@ def load(
     with readable(files.root, "model"), files.steady():
         plan = _planned(files, given)
         height, width = sides(plan.unet["sample_size"])
-        unet = _unet(files, torch_dtype).to(torch_device)
-        decoder = _decoder(files, plan.pipeline, torch_device, torch_dtype)
-        pixels = (height * decoder.scale, width * decoder.scale)
-        prompts = _prompts(files, plan.unet, pixels, torch_device, torch_dtype)
-        fingerprint = files.fingerprint()
+        with ThreadPoolExecutor(1, "fingerprint") as beside:  # hashing lets other threads run
+            hashed = beside.submit(files.fingerprint)
+            unet = _unet(files, torch_device, torch_dtype)
+            decoder = _decoder(files, plan.pipeline, torch_device, torch_dtype)
+            pixels = (height * decoder.scale, width * decoder.scale)
+            prompts = _prompts(files, plan.unet, pixels, torch_device, torch_dtype)
+            fingerprint = hashed.result()
     ref_name = given or folder_name(files.root, fingerprint)
     if not given and ref_name != files.root.resolve().name:
         log.info("the model in %s is called %s: no name was given", files.root, ref_name)
@@ -93,13 +96,6 @@ def load(
         few_steps=plan.few_steps,
         earlier_fingerprint=cache(files.earlier_fingerprint),
     )
-
-
-def check(folder: str | Path) -> None:
-    """Raises what `load` raises before it reads weights: takes a moment, and no memory for any."""
-    files = Folder(folder)
-    with readable(files.root, "model"):
-        _planned(files)
 
 
 @dataclass(frozen=True)
@@ -134,11 +130,11 @@ def _levels(files: Folder, pipeline: Pipeline) -> NoiseLevels:
     return noise_levels(scheduler, files.component("scheduler"), pipeline.scheduler, pixels=files.decoder is None)
 
 
-def _unet(files: Folder, dtype: torch.dtype) -> UNet:
-    import diffusers  # here and not above: it takes seconds, and a wrong folder should say so at once
+def _unet(files: Folder, device: torch.device, dtype: torch.dtype) -> UNet:
+    import diffusers
 
     family = getattr(diffusers, str(files.component("unet")))
-    unet: UNet = read_weights(family, files, "unet", dtype=dtype, low_cpu_mem_usage=False)
+    unet: UNet = read_weights_to(device, family, files, "unet", dtype=dtype)
     return unet.eval().requires_grad_(False)
 
 
@@ -156,14 +152,14 @@ def _decoder(files: Folder, pipeline: Pipeline, device: torch.device, dtype: tor
         dtype = WIDER[dtype] if upcast else dtype
 
     def read(dtype: torch.dtype) -> Any:
-        return read_weights(getattr(diffusers, class_name), files, component, dtype=dtype, low_cpu_mem_usage=False)
+        return read_weights_to(device, getattr(diffusers, class_name), files, component, dtype=dtype)
 
     vae, overflowed = read(dtype), False
     while (wider := WIDER.get(vae.dtype)) and not all(weight.isfinite().all() for weight in vae.state_dict().values()):
         log.warning("%s has weights that %s cannot hold: it runs in %s", component, type_name(vae.dtype), type_name(wider))
         vae, overflowed = read(wider), True
     vae.register_to_config(**dict.fromkeys(pipeline.decoder))
-    return Autoencoder(vae.to(device).eval().requires_grad_(False), overflowed)
+    return Autoencoder(vae.eval().requires_grad_(False), overflowed)
 
 
 def _text_prompts(files: Folder, suffix: str, device: torch.device, dtype: torch.dtype) -> TextPrompts:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -29,6 +30,12 @@ class Macs:
 
     macs: int
     paper_macs: int
+
+    def __add__(self, other: Macs) -> Macs:
+        return Macs(self.macs + other.macs, self.paper_macs + other.paper_macs)
+
+    def __sub__(self, other: Macs) -> Macs:
+        return Macs(self.macs - other.macs, self.paper_macs - other.paper_macs)
 
 
 @dataclass(frozen=True)
@@ -98,32 +105,45 @@ def count_steps(config: Mapping[str, Any], latent_shape: tuple[int, int, int], t
 
 
 def _count_branches(network: UnrolledUNet, latent_shape: tuple[int, int, int], condition: Condition) -> StepMacs:
-    """Count a full step and a partial one of each branch, with the features that the full step keeps."""
+    """Count a full step and the smallest partial one, and in the full one what each branch adds to the branch before it.
+
+    That is one item of the encoder and one of the decoder, which run on the same shapes in every step that they are part of.
+    The network's items are replaced by such as are counted.
+    """
     sample = torch.empty(1, *latent_shape, device="meta")
     timesteps = torch.zeros(1, device="meta")
     branches = range(1, network.branches + 1)
-    kept: dict[int, Tensor] = {}
+    with _counting(network.unet) as so_far:
+        added = dict.fromkeys(branches, Macs(0, 0))
 
-    def full() -> None:
-        kept.update(network.full(sample, timesteps, condition, keep=branches)[1])
+        def counted(item: Callable[..., Tensor], branch: int) -> Callable[..., Tensor]:
+            def run(*given: Any) -> Tensor:
+                before = so_far()
+                made = item(*given)
+                added[branch] += so_far() - before
+                return made
 
-    def partial(branch: int) -> Callable[[], object]:
-        return lambda: network.partial(sample, timesteps, condition, branch, kept[branch])
+            return run
 
-    whole = _count(network.unet, full)
+        network.encoder = [counted(item, branch) for branch, item in zip(branches, network.encoder, strict=True)]
+        network.decoder = [counted(item, branch) for branch, item in zip(reversed(branches), network.decoder, strict=True)]
+        _, kept = network.full(sample, timesteps, condition, keep=branches)
+        full, each = so_far(), dict(added)
+        network.partial(sample, timesteps, condition, 1, kept[1])
+        smallest = so_far() - full
     return StepMacs(
         parameters=sum(p.numel() for p in network.unet.parameters()),
-        full=whole,
-        partial={branch: _count(network.unet, partial(branch)) for branch in branches},
+        full=full,
+        partial=dict(zip(branches, accumulate((each[branch] for branch in branches[1:]), initial=smallest), strict=True)),
         features={branch: (int(f.shape[1]), int(f.shape[2]), int(f.shape[3])) for branch, f in kept.items()},
     )
 
 
-def _count(unet: UNet, run: Callable[[], object]) -> Macs:
-    """What torch and the modules count while `run` calls this UNet."""
+@contextmanager
+def _counting(unet: UNet) -> Iterator[Callable[[], Macs]]:
+    """Yields what to ask for the count so far: what torch and the modules counted since this UNet is called in the block."""
     with torch.no_grad(), _module_macs(unet) as paper, FlopCounterMode(display=False) as flops:
-        run()
-    return Macs(flops.get_total_flops() // 2, sum(paper))
+        yield lambda: Macs(flops.get_total_flops() // 2, sum(paper))
 
 
 @contextmanager

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engine.config import reason
 from engine.folder import Folder
 from registry.errors import Unsupported
+
+if TYPE_CHECKING:
+    import torch
 
 
 @contextmanager
@@ -44,3 +47,14 @@ def read_weights(family: Any, files: Folder, component: str, **options: Any) -> 
             message = f"the weights of {component} {said}: {', '.join(names[:3])}{', …' * (len(names) > 3)}"
             raise Unsupported(message, param="model")
     return network
+
+
+def read_weights_to(device: torch.device, family: Any, files: Folder, component: str, **options: Any) -> Any:
+    """`read_weights` of a diffusers class, whose tensors never were anywhere but on `device`: each is made there, without a
+    value, and takes its own from the file, in the type that it has there.
+
+    transformers refuses this without a package of its own for devices.
+    """
+    with nullcontext() if device.type == "cpu" else device:
+        # without accelerate, which `low_cpu_mem_usage` is for, diffusers leaves values out as well
+        return read_weights(family, files, component, low_cpu_mem_usage=False, **options)

@@ -29,7 +29,7 @@ from server.access.quota import Quotas
 from server.api import RequestWarning
 from server.batching.admission import Admission
 from server.batching.engine_thread import EngineThread
-from server.config import PREFIX, Settings
+from server.config import Settings, refusal
 from server.experiments.active import ActiveExperiments
 from server.experiments.recorder import Recorder
 from server.experiments.runtime import ExperimentRuntime
@@ -37,6 +37,7 @@ from server.requests.generation import Generation
 from server.requests.plan import Planner
 from server.requests.shadow import ShadowTeacher
 from server.requests.warnings import said
+from server.telemetry.start import Start
 from server.tiers.active import ActiveSchedules
 from server.tiers.last_good import LastGood, name_of
 from server.tiers.model_names import ModelNames
@@ -93,14 +94,15 @@ class App:
         await asyncio.to_thread(self.experiments.close)
 
 
-async def open_app(settings: Settings, waits: Callable[[str], None]) -> App:
+async def open_app(settings: Settings, waits: Callable[[str], None], start: Start) -> App:
     """Load and warm the model, read the registry, start the engine's thread. The event loop stays free meanwhile.
 
-    `waits` is told what is waited for, as a clause. Raises whatever makes this impossible: see `why`.
+    `waits` is told what is waited for, as a clause, `start` what is done. Raises whatever makes this impossible: see `why`.
     """
     waits("the model is loading")
     open_once = cache(lambda: open_store(settings.registry))  # an error is not kept
     model = await asyncio.to_thread(_load, settings)
+    start.passed("load")
     trusted = TrustedKeys.read(settings.trusted_keys) if settings.trusted_keys else None
     names = ModelNames(model, open_once, (settings.state, settings.registry), trusted)
     while (name := settings.model_name or await asyncio.to_thread(names.find)) is None:
@@ -119,9 +121,11 @@ async def open_app(settings: Settings, waits: Callable[[str], None]) -> App:
         unserved = in_one_line(tier_warnings(schedules, settings.default_tier))
         waits(watch.fault or f"FLEXI_REQUIRE_TIERS wants a tier of the registry: {unserved}")
         await asyncio.sleep(settings.watch_seconds)
+    start.passed("registry")
     waits("the model is warming up")
     engine_thread = await asyncio.to_thread(_engine_thread, settings, model, schedules)
     engine_thread.start()
+    start.passed("warm")
     experiments = _experiments(settings, registry, schedules)
     shadow = await asyncio.to_thread(_shadow, settings, engine_thread, schedules, experiments)
     planner = Planner(schedules, experiments.active, model, engine_thread.forecast, settings)
@@ -135,8 +139,7 @@ async def open_app(settings: Settings, waits: Callable[[str], None]) -> App:
 def why(error: Exception) -> str:
     """Why the app could not be opened, in one line; what nobody expected is logged with its traceback."""
     if isinstance(error, FlexiError):
-        is_setting = error.param in Settings.model_fields
-        return f"{PREFIX}{error.param.upper()}: {error.text}" if error.param and is_setting else error.message
+        return refusal(error)
     if lost(error):
         return f"the device is lost: {reason(error)}"
     if isinstance(error, torch.OutOfMemoryError | MemoryError):

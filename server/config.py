@@ -12,7 +12,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from engine.guidance import MAX_SCALE
 from registry.document import NAME_RULE, Name, is_name, misfit
-from registry.errors import InvalidInput
+from registry.errors import FlexiError, InvalidInput
 from registry.signing import TrustedKeys
 from registry.stores.address import DEFAULT_ADDRESS
 from registry.stores.urls import refuse_secrets
@@ -214,6 +214,12 @@ def load() -> Settings:
         (variable, text), *others = faults.items()
         raise InvalidInput("; ".join([text, *(f"{name}: {fault}" for name, fault in others)]), param=variable)
     return settings
+
+
+def refusal(error: FlexiError) -> str:
+    """An error that stops the start, in one line; of a setting by the name of its variable."""
+    is_setting = error.param in Settings.model_fields
+    return f"{PREFIX}{error.param.upper()}: {error.text}" if error.param and is_setting else error.message
 
 
 def _is_unknown(name: str) -> bool:

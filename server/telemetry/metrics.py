@@ -35,6 +35,10 @@ forecast_ratio = Histogram(
     "flexi_forecast_ratio", "A request's time until its pixels over the predicted one.", ["tier"],
     buckets=(0.1, 0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2, 4, 10),
 )  # fmt: skip
+start_seconds = Gauge(
+    "flexi_start_seconds", "How long the start took, by part, and until all was ready; the most of all workers.", ["part"],
+    multiprocess_mode="livemax",
+)  # fmt: skip
 engine_up = Gauge(
     "flexi_engine_up", "1 while the engine's thread takes images; the least of all workers.", multiprocess_mode="livemin"
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 
 import pytest
@@ -246,6 +247,16 @@ def test_openapi_says_what_holds_for_this_server(client):
         assert (header["in"], header["name"]) == ("header", "X-Flexi-Unit")
     streamed = document["paths"]["/v1/images/generations"]["post"]["responses"]["200"]["content"]
     assert set(streamed) == {"application/json", "text/event-stream"}
+
+
+def test_the_start_is_told_by_part(server, client):
+    page = client.get("/metrics").text
+    told = {part: float(value) for part, value in re.findall(r'^flexi_start_seconds{part="(\w+)"} (.+)$', page, re.MULTILINE)}
+    assert told.keys() == {"import", "load", "registry", "warm", "ready"}
+    assert all(seconds > 0 for seconds in told.values())
+    assert sum(seconds for part, seconds in told.items() if part != "ready") <= told["ready"]
+    (line,) = [line for line in server.log.read_text().splitlines() if '"event": "ready"' in line]
+    assert json.loads(line)["seconds"] == {part: pytest.approx(seconds, abs=0.01) for part, seconds in told.items()}
 
 
 def test_one_log_line_per_request_without_the_prompt(server, client):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from model_folders import LATENT_SCHEDULER
 from places import ROOT
 
+from engine import loading
 from engine.folder import Folder
 from engine.loading import load
 from registry.errors import Conflict, FlexiError, NotFound, Unsupported
@@ -299,6 +301,24 @@ def test_a_file_that_changes_while_the_model_is_loaded_is_said(
     monkeypatch.setattr("engine.loading.Folder.check", lambda self: late())
     with pytest.raises(Conflict, match=f"{folder / file} was changed while the model was loaded"):
         load(folder)
+
+
+def test_files_are_hashed_while_weights_are_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    meeting = threading.Barrier(2, timeout=30)
+    real, hashing = loading.read_weights_to, Folder.fingerprint
+
+    def read(device: Any, family: Any, files: Folder, component: str, **options: Any) -> Any:
+        if component == "unet":
+            meeting.wait()
+        return real(device, family, files, component, **options)
+
+    def fingerprint(files: Folder) -> str:
+        meeting.wait()
+        return hashing(files)
+
+    monkeypatch.setattr(loading, "read_weights_to", read)
+    monkeypatch.setattr(Folder, "fingerprint", fingerprint)
+    assert load(folder).ref.fingerprint == FINGERPRINT
 
 
 def test_the_files_of_an_old_pipeline_lie_at_its_root(tmp_path: Path) -> None:

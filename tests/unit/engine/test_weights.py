@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from transformers import CLIPTextModel
 from engine.folder import Folder
 from engine.loading import load
 from engine.stored_file import read_object
-from engine.weights import read_weights
+from engine.weights import read_weights, read_weights_to
 from registry.errors import NotFound, Unsupported
 
 DIFFUSERS, TRANSFORMERS = "diffusion_pytorch_model", "model"
@@ -87,6 +88,29 @@ def test_pickles_are_loaded_where_there_is_nothing_else(
     assert Folder(root).weights(component).format.suffix == "safetensors"
     weights.unlink()
     check_loads(root, component, network)
+
+
+@pytest.mark.parametrize("pickled", [False, True])
+def test_weights_are_never_anywhere_but_on_their_device(root: Path, networks: dict[str, nn.Module], pickled: bool) -> None:
+    """The meta device keeps no values, and whatever is copied to it stays there."""
+    networks["unet"].save_pretrained(root / "unet")
+    if pickled:
+        (root / "unet" / f"{DIFFUSERS}.safetensors").unlink()
+        torch.save(networks["unet"].state_dict(), root / "unet" / f"{DIFFUSERS}.bin")
+    with warnings.catch_warnings(action="ignore"):  # torch wonders what that is good for
+        loaded = read_weights_to(torch.device("meta"), UNet2DModel, Folder(root), "unet", dtype=torch.bfloat16)
+    tensors = [*loaded.parameters(), *loaded.buffers()]
+    assert {(tensor.device.type, tensor.dtype) for tensor in tensors} == {("meta", torch.bfloat16)}
+    assert loaded.state_dict().keys() == networks["unet"].state_dict().keys()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_weights_on_a_gpu_are_those_of_the_file(root: Path, networks: dict[str, nn.Module]) -> None:
+    networks["unet"].save_pretrained(root / "unet")
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        loaded = read_weights_to(torch.device("cuda"), UNet2DModel, Folder(root), "unet", dtype=dtype).state_dict()
+        for name, tensor in networks["unet"].state_dict().items():
+            assert torch.equal(loaded[name].cpu(), tensor.to(dtype)), name
 
 
 def test_a_pickle_that_runs_something_is_refused(root: Path, networks: dict[str, nn.Module], tmp_path: Path) -> None:

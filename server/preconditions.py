@@ -1,0 +1,36 @@
+"""What must hold before a server starts: its settings, keys and address. Read where the service is imported, in every process.
+
+Nothing here imports torch: BentoML's supervisor needs the settings only, and a wrong one should say so at once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from engine.folder_check import check
+from registry.errors import FlexiError
+from server import config, supervision
+from server.access.keys import Keys
+from server.http import bind
+from server.telemetry import tracing
+
+supervises = supervision.supervise()
+supervision.starting()
+try:
+    settings = config.load()
+    if supervises:
+        check(settings.model)  # a worker does it, and more, as it loads
+    bind.refuse_unbindable()
+    bind.refuse_strangers(settings)
+    keys = Keys(settings.api_keys) if settings.api_keys else None
+    tracing.configure()
+except FlexiError as wrong:
+    raise supervision.refused(config.refusal(wrong)) from None
+
+OPTIONS: dict[str, Any] = {  # of the BentoML service, which is one for the supervisor and for its workers
+    "workers": settings.workers,
+    "http": {"host": bind.HOST, "port": bind.PORT},
+    "traffic": {"timeout": 300},  # above FLEXI_REQUEST_SECONDS' limit, so that our own 504 comes first; admission is ours
+    "metrics": {"enabled": False},  # theirs are labelled with the paths of requests, so that anybody can make them grow
+    "logging": {"access": {"enabled": False}},  # the edge writes one line per request
+}

@@ -1,0 +1,132 @@
+"""The service as a worker runs it: its routes, its middleware, and the app behind them, opened beside the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Annotated, Any
+
+import bentoml
+from pydantic import Field
+from starlette.responses import RedirectResponse
+
+from registry.errors import FlexiError
+from server import supervision
+from server.api import GenerateRequest, GenerateResponse
+from server.app import App, open_app, why
+from server.errors import problem
+from server.http import connection, documents, v1
+from server.http.drain import Drain
+from server.http.edge import Edge
+from server.http.opening import Opening
+from server.http.probes import OwnProbes
+from server.http.unit import unit_of
+from server.preconditions import OPTIONS, keys, settings
+from server.request_body import WHOLE
+from server.requests.running import disconnected
+from server.telemetry import metrics, tracing
+from server.telemetry.log import configure
+from server.telemetry.start import Start
+
+log = logging.getLogger(__name__)
+
+LEAVE_SECONDS = 5.0  # for answers that are on their way when the engine is lost, and for probes to hear why a start failed
+
+start = Start()
+drain = Drain()
+v1.routes.state.drain, v1.routes.state.opening = drain, (opening := Opening())
+connection.install()
+
+
+class Generate(GenerateRequest):
+    """The request, with the bound that is this server's own."""
+
+    num_images: Annotated[int, Field(ge=1, le=settings.max_images, description="How many images."), WHOLE] = 1
+
+
+@bentoml.service(**OPTIONS)
+@bentoml.asgi_app(v1.routes, path="/")
+class Flexiffusion:
+    """Text to image at a chosen cost: clients name a tier, operators decide which schedule it means."""
+
+    def __init__(self) -> None:
+        configure()
+        self._app: App | None = None
+
+    @bentoml.on_startup
+    async def open(self) -> None:
+        """Begin to load beside the event loop: /livez answers at once, /readyz when the model is warm."""
+        metrics.forget_dead_workers()
+        metrics.watch_seconds.set(settings.watch_seconds)  # before the first look, which may fail for ever
+        drain.at_sigterm(settings.drain_seconds)
+        self._opening = asyncio.create_task(self._open())
+
+    @bentoml.on_shutdown
+    async def close(self) -> None:
+        """Stop loading or working, and send the last spans."""
+        self._opening.cancel()
+        if self._app:
+            await self._app.close()
+        await asyncio.to_thread(tracing.use, None)
+
+    @bentoml.api(input_spec=Generate, output_spec=GenerateResponse)
+    async def generate(self, ctx: bentoml.Context, **fields: Any) -> Any:
+        """Generate images from a prompt."""
+        try:
+            if self._app is None:
+                raise opening.refusal()
+            unit = unit_of(fields.get("unit"), ctx.request.headers)
+            request = Generate.model_construct(**fields | {"unit": unit})  # BentoML has validated them
+            gone = disconnected(ctx.request)
+            return await self._app.generation.answer(request, ctx.request.state.context, gone)
+        except FlexiError as error:
+            ctx.response.status_code = error.status  # BentoML puts this one over the response's own
+            return problem(error)
+
+    async def _open(self) -> None:
+        try:
+            start.passed("import")  # of torch, for the most part
+            self._app = await open_app(settings, opening.waits, start)
+        except Exception as error:
+            await self._give_up(why(error))
+            return
+        seconds = start.ready()
+        supervision.started()
+        v1.routes.state.app = self._app
+        tiers = [entry.tier for entry in self._app.schedules.tiers()]
+        log.info("ready", extra={"fields": {"registry": settings.registry, "tiers": tiers, "seconds": seconds}})
+        metrics.engine_up.set(1)
+        while self._app.engine_thread.alive:
+            await asyncio.sleep(1)
+        metrics.engine_up.set(0)
+        log.error("the engine is lost: this process ends, so that another one takes its place")
+        ends_all = supervision.lost(self._app.engine_thread.end, settings.workers)
+        drain.begin(LEAVE_SECONDS, supervision.end if ends_all else None)
+
+    async def _give_up(self, reason: str) -> None:
+        opening.fails(reason)
+        drain.reason = opening.refusal().text
+        supervision.note(reason)
+        await asyncio.sleep(LEAVE_SECONDS)
+        supervision.end()
+
+
+service: Any = Flexiffusion  # the decorator made a bentoml.Service of the class; its annotations do not say so
+service.add_asgi_middleware(tracing.TracingMiddleware)
+service.add_asgi_middleware(Edge, drain=drain, keys=keys, origins=settings.cors_origins)
+service.add_asgi_middleware(OwnProbes, routes=v1.routes)
+
+
+@v1.routes.get("/docs.json", summary="This document", responses=documents.errors(*documents.COMMON))
+async def docs() -> dict[str, Any]:
+    """The OpenAPI document, instead of BentoML's own: this route comes before it."""
+    narrowed: dict[str, dict[str, Any]] = {"n": {"maximum": settings.max_images}}
+    if app := getattr(v1.routes.state, "app", None):
+        narrowed |= {"model": {"enum": app.model_names}, "size": {"enum": ["auto", app.size]}}
+    return documents.document(v1.routes, Generate, narrowed, needs_key=keys is not None)
+
+
+@v1.routes.get("/", include_in_schema=False)
+async def index() -> RedirectResponse:
+    """Instead of BentoML's page, which loads scripts from elsewhere."""
+    return RedirectResponse("/docs.json")
