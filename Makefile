@@ -48,7 +48,7 @@ load: $(VENV)/.dev ## a load test held to its limits; PROFILE=steady, burst, mix
 	$(BIN)/python -m loadtests.run --profile $(PROFILE)
 PROFILE ?= mixed
 
-peers: $(VENV)/.dev ## our service beside a naive one and BentoML's own batching, on a simulated device (half an hour)
+peers: $(VENV)/.dev ## our service beside a compiled pipeline and BentoML's own batching, on a simulated card (40 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m loadtests.peers --simulated
 
 soak: $(VENV)/.dev ## 20 minutes of everything at once, S3 going away included

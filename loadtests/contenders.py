@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import mkdtemp
+from time import monotonic
 from typing import Any
 
-from examples.launch import free_port, spawned, wait_until_ready
-
-READY = 400.0  # seconds: several import torch at once on two cores
+from examples.launch import end, exit_on_sigterm, free_port, spawned, wait_until_ready
+from loadtests.competitor import BATCHING, MIX, SIMULATED
+from registry.errors import FlexiError
 
 
 @dataclass(frozen=True)
@@ -19,42 +22,65 @@ class Contender:
 
     name: str
     command: tuple[str, ...]
-    environment: dict[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     def body(self, wanted: dict[str, Any]) -> dict[str, Any]:
         """The request as this server wants it: BentoML's batches are lists, of one here."""
-        if "loadtests.batcher:Batcher" in self.command:
-            return {"requests": [wanted]}
-        return wanted | {"guidance_scale": 1.0} if self.name == "ours" else wanted
+        return {"requests": [wanted]} if "loadtests.batcher:Batcher" in self.command else wanted
 
 
-def contenders(mix: str, simulated: bool, registry: Path, max_rows: int) -> list[Contender]:
-    """The servers that compete on a mix. diffusers cannot run partial steps, so the naive server has no part in that mix."""
-    shared = {"LOADTEST_SIMULATED": "1" if simulated else "", "LOADTEST_ROWS": str(max_rows), "LOADTEST_MIX": mix}
+@dataclass(frozen=True)
+class Start:
+    """How a server's start went: its address and the seconds until it was ready, or why it never was."""
+
+    address: str
+    seconds: float
+    fault: str | None = None
+
+
+def contenders(mix: str, settings: Mapping[str, str], simulated: bool, registry: Path) -> list[Contender]:
+    """The servers that compete on a mix, all with these FLEXI_* settings, on the simulated card or on a real device.
+
+    diffusers cannot run partial steps, so the naive server has no part in that mix.
+    """
+    shared = {**settings, SIMULATED: "1" if simulated else "", MIX: mix}
     bento = ("-m", "bentoml", "serve")
     ours = "loadtests.simulated_service:Flexiffusion" if simulated else "server.service:Flexiffusion"
-    settings = {"FLEXI_REGISTRY": str(registry), "FLEXI_MAX_WAVE_ROWS": str(max_rows)}
     everybody = [
         Contender("naive", ("-m", "uvicorn", "loadtests.naive:app", "--log-level", "warning"), shared),
-        Contender("batcher", (*bento, "loadtests.batcher:Batcher"), shared | {"LOADTEST_BATCHING": "grouped"}),
-        Contender("batcher, together", (*bento, "loadtests.batcher:Batcher"), shared | {"LOADTEST_BATCHING": "together"}),
-        Contender("ours", (*bento, ours), settings),
+        Contender("batcher", (*bento, "loadtests.batcher:Batcher"), shared | {BATCHING: "grouped"}),
+        Contender("batcher, together", (*bento, "loadtests.batcher:Batcher"), shared | {BATCHING: "together"}),
+        Contender("ours", (*bento, ours), shared | {"FLEXI_REGISTRY": str(registry)}),
     ]
     return everybody if mix == "fewer" else everybody[1:]
 
 
 @contextmanager
-def running(entrants: list[Contender], logs: Path) -> Iterator[dict[str, str]]:
-    """Start all contenders, wait until they are ready, yield their addresses by name, and end them."""
+def running(
+    entrants: list[Contender], logs: Path, patience: float, say: Callable[[str], None] = print
+) -> Iterator[dict[str, Start]]:
+    """Start all contenders side by side, yield how that went by their names, and end them.
+
+    Who is not ready in `patience` seconds, or stops, is ended at once, and has a fault; the others go on.
+    """
     logs.mkdir(parents=True, exist_ok=True)
-    addresses: dict[str, str] = {}
     with ExitStack() as stack:
-        processes = {}
-        for entrant in entrants:
+        stack.enter_context(exit_on_sigterm())
+        pool = stack.enter_context(ThreadPoolExecutor(len(entrants)))
+
+        def start(entrant: Contender) -> Start:
             port, log = free_port(0), logs / f"{entrant.name.replace(', ', '-')}.log"
             arguments = (*entrant.command, "--host", "127.0.0.1", "--port", str(port))
-            addresses[entrant.name] = f"http://127.0.0.1:{port}"
-            processes[entrant.name] = stack.enter_context(spawned(arguments, log, entrant.environment)), log
-        for name, (process, log) in processes.items():
-            wait_until_ready(addresses[name], process, log, READY)
-        yield addresses
+            begun, address, fault = monotonic(), f"http://127.0.0.1:{port}", None
+            home = mkdtemp(prefix="home-", dir=logs.absolute())  # BentoML's starts empty each other's
+            process = stack.enter_context(spawned(arguments, log, {"BENTOML_HOME": home, **entrant.environment}))
+            try:
+                wait_until_ready(address, process, log, patience)
+            except FlexiError as error:
+                fault = error.message
+                end(process)
+            seconds = monotonic() - begun
+            say(f"{entrant.name}: {fault or f'ready after {seconds:.0f} s'}")
+            return Start(address, seconds, fault)
+
+        yield dict(zip([entrant.name for entrant in entrants], pool.map(start, entrants), strict=True))

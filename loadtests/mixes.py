@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from engine.folder import Folder
-from engine.macs import StepMacs
+from engine.model import Model
+from loadtests.card import FULL
 from registry.catalog import Catalog
 from registry.schedule import ModelRef, Schedule, Segment, Solver
 from registry.stores.address import open_store
@@ -15,6 +18,7 @@ from registry.stores.address import open_store
 MODEL = Path("models/emoji64")
 TIERS = ("draft", "balanced", "reference")  # the cheapest first
 WEIGHTS = (6, 3, 1)  # most want it cheap, one in ten wants the teacher
+FEWER = dict(zip(TIERS, (10, 20, 50), strict=True))  # full steps of a mix that any sampler can run
 
 
 @dataclass(frozen=True)
@@ -27,27 +31,31 @@ class TierMix:
 
     def publish(self, registry: str) -> None:
         """Publish and promote the tiers into a registry."""
-        catalog = Catalog(open_store(registry), MODEL.name, author="loadtests")
+        model = self.schedules[TIERS[0]].model.name
+        catalog = Catalog(open_store(registry), model, author="loadtests")
         for tier, schedule in self.schedules.items():
             catalog.publish(schedule)
             catalog.promote(tier, schedule.digest)
 
-    def shares(self, macs: StepMacs) -> dict[str, float]:
-        """What an image of each tier costs, in full steps of one UNet row: a partial step counts as its share of the MACs."""
-        full = macs.of("full", 0)
+    @property
+    def steps(self) -> Mapping[str, Mapping[int, int]]:
+        """How many steps an image of each tier takes, by branch; `FULL` for full ones."""
         return {
-            tier: sum(macs.of(step.kind, step.branch) for step in schedule.steps() if step.kind != "null") / full
+            tier: Counter(FULL if step.kind == "full" else step.branch for step in schedule.steps() if step.kind != "null")
             for tier, schedule in self.schedules.items()
         }
 
 
-def mixes() -> dict[str, TierMix]:
-    """Few-step schedules, as any sampler has them; and such with partial steps, which only a cache makes possible."""
-    fewer = {tier: made(steps, *[Segment()] * steps) for tier, steps in zip(TIERS, (10, 20, 50), strict=True)}
+def mixes(model: Model | None = None) -> dict[str, TierMix]:
+    """Few-step schedules, as any sampler has them; and such with partial steps, which only a cache makes possible.
+
+    Of this model, or of the bundled one, which then need not be loaded.
+    """
+    fewer = {tier: made(steps, *[Segment()] * steps, model=model) for tier, steps in FEWER.items()}
     cached = {
-        "draft": made(50, *[Segment(partial=(5,), branch=3)] * 5),
-        "balanced": made(50, *[Segment(partial=(2,), branch=3)] * 10),
-        "reference": made(50, *[Segment()] * 50),
+        "draft": made(50, *[Segment(partial=(5,), branch=3)] * 5, model=model),
+        "balanced": made(50, *[Segment(partial=(2,), branch=3)] * 10, model=model),
+        "reference": made(50, *[Segment()] * 50, model=model),
     }
     return {
         "fewer": TierMix("fewer", "10, 20 and 50 full steps", fewer),
@@ -60,7 +68,11 @@ def draw(chance: random.Random) -> str:
     return chance.choices(TIERS, WEIGHTS)[0]
 
 
-def made(teacher_steps: int, *segments: Segment) -> Schedule:
-    """DDIM on the bundled model's own spacing, as its pipeline folder says."""
-    ref = ModelRef(name=MODEL.name, family="unet2d-condition", fingerprint=Folder(MODEL).fingerprint())
-    return Schedule(model=ref, solver=Solver(name="ddim", teacher_steps=teacher_steps, spacing="trailing"), segments=segments)
+def made(teacher_steps: int, *segments: Segment, model: Model | None = None) -> Schedule:
+    """DDIM on the model's own spacing, as its pipeline folder says."""
+    if model is None:
+        ref = ModelRef(name=MODEL.name, family="unet2d-condition", fingerprint=Folder(MODEL).fingerprint())
+        solver = Solver(name="ddim", teacher_steps=teacher_steps, spacing="trailing")
+    else:
+        ref, solver = model.ref, model.solver("ddim", teacher_steps)
+    return Schedule(model=ref, solver=solver, segments=segments)

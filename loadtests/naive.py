@@ -1,72 +1,103 @@
-"""The naive peer: FastAPI and a diffusers pipeline behind one lock, one pipeline call for each request.
+"""The naive peer: FastAPI and a diffusers pipeline that serves one request after the other, compiled as well as it can be.
 
-Started by `loadtests.contenders`; LOADTEST_SIMULATED puts its UNet on the simulated device.
+`torch.compile` of UNet and VAE, on CUDA with CUDA graphs (reduce-overhead) and channels-last. One thread compiles, warms up
+and serves, since such graphs belong to a thread. Started by `loadtests.contenders`; LOADTEST_SIMULATED puts it on the simulated
+card instead, as compiled as it was measured there.
 """
 
 from __future__ import annotations
 
-import os
-from threading import Lock
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, DiffusionPipeline
 from fastapi import FastAPI
-from pydantic import BaseModel
+from torch import Tensor
 
-from engine.images import levels
-from loadtests.mixes import MODEL, mixes
-from loadtests.simulated import SimulatedDecoder, SimulatedDevice, call_seconds
-from server.requests.image_file import ImageFormat
+from loadtests.card import FULL
+from loadtests.competitor import ImageRequest, answer, is_simulated
+from loadtests.h100 import COMPILED
+from loadtests.mixes import FEWER, TIERS
+from loadtests.simulated import SimulatedDecoder
+from loadtests.simulated_device import SimulatedDevice
+from server import config
 
-STEPS = {tier: schedule.computed for tier, schedule in mixes()["fewer"].schedules.items()}
-
-
-class NaiveRequest(BaseModel):
-    """One image."""
-
-    prompt: str
-    tier: str
-    seed: int
+WARM_UPS = 2  # calls of the pipeline: the first compiles, and graphs are recorded behind that
+settings = config.load()
+thread = ThreadPoolExecutor(max_workers=1)  # also the queue
 
 
-app = FastAPI()
-pipeline = StableDiffusionPipeline.from_pretrained(MODEL)
-pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
-pipeline.set_progress_bar_config(disable=True)
-turn = Lock()
+def load() -> Any:
+    """The pipeline, ready to serve."""
+    pipeline = DiffusionPipeline.from_pretrained(settings.model, dtype=getattr(torch, settings.dtype)).to(settings.device)
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(disable=True)
+    if is_simulated():
+        simulate(pipeline)
+        return pipeline
+    cuda = settings.device.startswith("cuda")
+    if cuda:
+        pipeline.unet.to(memory_format=torch.channels_last)
+        pipeline.vae.to(memory_format=torch.channels_last)
+    mode = "reduce-overhead" if cuda else "default"
+    pipeline.unet = torch.compile(pipeline.unet, mode=mode, fullgraph=True)
+    pipeline.vae.decode = torch.compile(pipeline.vae.decode, mode=mode)
+    for _ in range(WARM_UPS):
+        draw(pipeline, ImageRequest(prompt="", tier=TIERS[0], seed=0, guidance_scale=2.0))
+    return pipeline
 
-if os.environ.get("LOADTEST_SIMULATED"):
-    device, simulated_decoder = SimulatedDevice(), SimulatedDecoder(pipeline.vae_scale_factor)
 
-    def _predict(sample: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor]:
-        device.queue(call_seconds(len(sample)))
+def simulate(pipeline: Any) -> None:
+    """Let UNet and VAE only take the card's time."""
+    device = SimulatedDevice()
+    decoder = SimulatedDecoder(pipeline.vae_scale_factor, device)
+
+    def predict(sample: Tensor, *_: Any, **__: Any) -> tuple[Tensor]:
+        device.call(COMPILED.calls[FULL], len(sample))
         return (sample,)
 
-    def _decode(latents: torch.Tensor, **_: Any) -> tuple[torch.Tensor]:
+    def decode(latents: Tensor, **_: Any) -> tuple[Tensor]:
+        images = decoder(latents)
         device.fence().wait()
-        return (simulated_decoder(latents),)
+        return (images,)
 
-    pipeline.unet.forward = _predict
-    pipeline.vae.decode = _decode
+    pipeline.unet.forward = predict
+    pipeline.vae.decode = decode
+
+
+def draw(pipeline: Any, request: ImageRequest) -> Tensor:
+    """One image, (3, height, width) on the host."""
+    images = pipeline(
+        request.prompt,
+        num_inference_steps=FEWER[request.tier],
+        guidance_scale=request.guidance_scale,
+        generator=torch.Generator().manual_seed(request.seed),
+        output_type="pt",
+    ).images
+    image: Tensor = images[0].float().cpu()
+    return image
+
+
+@asynccontextmanager
+async def opened(app: FastAPI) -> AsyncIterator[None]:
+    """Begin to listen when the pipeline is warm."""
+    app.state.pipeline = thread.submit(load).result()
+    yield
+
+
+app = FastAPI(lifespan=opened)
 
 
 @app.get("/readyz")
 def ready() -> str:
-    """The pipeline was loaded before the application began to listen."""
+    """Whoever hears this can be served."""
     return "ready"
 
 
 @app.post("/generate")
-def generate(request: NaiveRequest) -> dict[str, list[str]]:
+def generate(request: ImageRequest) -> dict[str, Any]:
     """One image, when it is this request's turn."""
-    with turn:
-        images = pipeline(
-            request.prompt,
-            num_inference_steps=STEPS[request.tier],
-            guidance_scale=1.0,
-            generator=torch.Generator().manual_seed(request.seed),
-            output_type="pt",
-        ).images
-    parameters = {"prompt": request.prompt, "seed": str(request.seed)}
-    return {"images": [ImageFormat().in_base64(levels(images[0]).numpy(), parameters)]}
+    return answer(thread.submit(draw, app.state.pipeline, request).result(), request)

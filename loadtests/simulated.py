@@ -1,19 +1,16 @@
-"""A simulation, never a measurement of a GPU: a model whose UNet calls only take time, as on a device that likes large batches.
+"""A simulation, never a measurement: a model whose UNet and VAE only take a card's time (`loadtests.h100`).
 
-A full step of `rows` UNet rows takes the device CALL_MS + ROW_MS · rows, a partial step its share of the full step's MACs of
-that. As a GPU does, the device works behind the host: a call only queues work, one call after the other, and whoever needs
-what comes out waits for a fence. The prediction is the latent itself, and cached features are zeros of their real size. The
-VAE's decoder, which belongs on the device too, only enlarges the latent. Everything else is real and the host's: text
-encoding, the latents' arithmetic, scheduling, slots, PNG, HTTP.
+The prediction is the latent itself, and cached features are zeros of their real size; the decoder enlarges the latent.
+Everything else is real and the host's: text encoding, the latents' arithmetic, scheduling, slots, image files, HTTP. The curves
+are those of Stable Diffusion v1.5, whatever the model: a partial step of branch s costs what it does there. A call takes the
+time of a graph while a simulated graph is replayed, and else that of an eager call, the host's part included.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from typing import Self
 
 import torch
 from torch import Tensor
@@ -22,114 +19,95 @@ from typing_extensions import override
 
 from engine.condition import Condition
 from engine.device import Fence, Lane
+from engine.graphs import Graph, Graphs
 from engine.macs import StepMacs
 from engine.model import Model
 from engine.unrolled import UNet, UnrolledUNet
+from loadtests.card import FULL, CallCost
+from loadtests.h100 import CAPTURED, CARDS, COMPILED, DECODING, EAGER, WHERE
+from loadtests.simulated_device import SimulatedDevice, be_busy
 
-CALL_MS, ROW_MS = 16.0, 1.0
-LABEL = f"SIMULATION: a UNet call takes a device behind the host {CALL_MS:.0f} + {ROW_MS:.0f}·rows ms; the VAE only enlarges"
+CAPTURE_SECONDS = 0.05  # of a graph, measured where the curves were
+_replaying = ContextVar("replaying", default=False)
 
 
-def call_seconds(rows: float, share: float = 1.0) -> float:
-    """What a UNet call of `rows` rows takes; `share` is a partial step's part of the full step's MACs."""
-    return share * (CALL_MS + ROW_MS * rows) / 1000
+def label(name: str) -> str:
+    """What is simulated, and after which measurement: for whoever reads figures of it."""
+    return f"SIMULATION of {WHERE}:\n{CARDS[name].about}; {COMPILED.about}; VAE 22 ms an image, 15 in eights"
 
 
 def simulated(model: Model) -> Model:
-    """The same model on the simulated device."""
-    return replace(model, network=SimulatedUNet(model.network.unet, model.macs), decoder=SimulatedDecoder(model.decoder.scale))
-
-
-class SimulatedDevice:
-    """A device that works behind the host: one call after the other, each for the seconds that it was asked for."""
-
-    def __init__(self) -> None:
-        self._free = 0.0
-
-    def queue(self, seconds: float) -> None:
-        """Queue a call of so many seconds."""
-        self._free = max(self._free, time.monotonic()) + seconds
-
-    def queue_after(self, mark: SimulatedFence) -> None:
-        """Begin what is queued from now on no earlier than that."""
-        self._free = max(self._free, mark.at)
-
-    def fence(self) -> SimulatedFence:
-        """A fence behind all calls queued so far."""
-        return SimulatedFence(max(self._free, time.monotonic()))
-
-
-@dataclass(frozen=True)
-class SimulatedFence(Fence):
-    """A fence that is passed at a time of the monotonic clock."""
-
-    at: float
-
-    @override
-    def done(self) -> bool:
-        return time.monotonic() >= self.at
-
-    @override
-    def wait(self) -> None:
-        time.sleep(max(self.at - time.monotonic(), 0.0))  # releases the interpreter's lock, as waiting for a GPU does
-
-    @override
-    def since(self, earlier: Self) -> float:
-        return self.at - earlier.at
-
-
-class SimulatedLane(Lane):
-    """A queue of its own beside the UNet's: as if both together took no longer than each alone."""
-
-    def __init__(self) -> None:
-        self._device = SimulatedDevice()
-
-    @override
-    @contextmanager
-    def after(self, mark: SimulatedFence) -> Iterator[None]:
-        self._device.queue_after(mark)
-        yield
-
-    @override
-    def fence(self) -> Fence:
-        return self._device.fence()
+    """The same model on a simulated card."""
+    network = SimulatedUNet(model.network.unet, model.macs)
+    return replace(model, network=network, decoder=SimulatedDecoder(model.decoder.scale, network.simulated_device))
 
 
 class SimulatedUNet(UnrolledUNet):
-    """A UNet that takes a device's time instead of computing."""
+    """A UNet that takes a card's time instead of computing."""
 
     def __init__(self, unet: UNet, macs: StepMacs) -> None:
         super().__init__(unet)
+        self.simulated_device = SimulatedDevice()
         self._macs = macs
-        self._device = SimulatedDevice()
 
     @override
     def fence(self) -> Fence:
-        return self._device.fence()
+        return self.simulated_device.fence()
 
     @override
     def lane(self) -> Lane:
-        return SimulatedLane()
+        return self.simulated_device.new_lane()
 
     @override
     def full(
         self, sample: Tensor, timesteps: Tensor, condition: Condition, keep: Collection[int] = ()
     ) -> tuple[Tensor, dict[int, Tensor]]:
-        self._device.queue(call_seconds(len(sample)))
+        self.simulated_device.call(self._cost(FULL, 1.0), len(sample))
         shapes = self._macs.features
         return sample, {branch: torch.zeros(len(sample), *shapes[branch]) for branch in keep if branch in shapes}
 
     @override
     def partial(self, sample: Tensor, timesteps: Tensor, condition: Condition, branch: int, feature: Tensor) -> Tensor:
-        self._device.queue(call_seconds(len(sample), self._macs.of("partial", branch) / self._macs.of("full", 0)))
+        share = self._macs.of("partial", branch) / self._macs.of("full", 0)
+        self.simulated_device.call(self._cost(branch, share), len(sample))
         return sample
+
+    def _cost(self, branch: int, share: float) -> CallCost:
+        return (CAPTURED if _replaying.get() else EAGER).call(branch, share)
+
+
+class SimulatedGraphs(Graphs):
+    """Captures calls as a card's graphs do: it takes a moment each, and then the host next to nothing."""
+
+    bytes = 0
+
+    @override
+    def capture(self, call: Callable[[], None]) -> Graph:
+        be_busy(CAPTURE_SECONDS)
+        return SimulatedGraph(call)
+
+
+@dataclass(frozen=True)
+class SimulatedGraph(Graph):
+    """A call whose UNet takes a graph's time."""
+
+    call: Callable[[], None]
+
+    @override
+    def replay(self) -> None:
+        token = _replaying.set(True)
+        try:
+            self.call()
+        finally:
+            _replaying.reset(token)
 
 
 @dataclass(frozen=True)
 class SimulatedDecoder:
-    """A decoder that takes no time: three of the latent's channels, `scale` times as wide and high."""
+    """A decoder that takes a card's time: three of the latent's channels, `scale` times as wide and high."""
 
     scale: int
+    device: SimulatedDevice
     overflowed: bool = False
 
     def upcast(self) -> bool:
@@ -138,4 +116,5 @@ class SimulatedDecoder:
 
     def __call__(self, latents: Tensor) -> Tensor:
         """Latents (n, c, h, w) to images (n, 3, H, W)."""
+        self.device.call(DECODING, len(latents))
         return interpolate(latents[:, :3], scale_factor=float(self.scale))

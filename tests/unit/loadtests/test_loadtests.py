@@ -1,4 +1,4 @@
-"""The load tests' own arithmetic: limits that break, books that balance, limits of the fluid."""
+"""The load tests' own arithmetic: limits that break, books that balance, faults of a soak."""
 
 import copy
 import json
@@ -10,13 +10,9 @@ from places import ROOT
 
 from loadtests.check import check
 from loadtests.client_stats import ClientStats, jain
-from loadtests.clients import Tally
-from loadtests.fluid import FluidLimit
-from loadtests.mixes import TIERS, WEIGHTS
+from loadtests.mixes import TIERS
 from loadtests.run import read_stats
-from loadtests.simulated import call_seconds
 from loadtests.soak_record import SoakRecord
-from loadtests.standings import faults, goals, standing, table
 
 LIMITS = json.loads((ROOT / "loadtests" / "limits.json").read_text())
 
@@ -111,46 +107,6 @@ def test_statistics_survive_being_written(tmp_path):
 def test_jains_index_is_one_for_equals_and_one_nth_for_a_monopoly():
     assert jain([3, 3, 3, 3]) == 1
     assert jain([5, 0, 0, 0, 0]) == pytest.approx(0.2)
-
-
-@pytest.mark.parametrize("clients", [1, 8, 16, 64])
-def test_a_perfect_scheduler_is_at_the_fluid_limit_and_has_its_fair_share(clients):
-    """All clients of one tier advance together, in calls of at most 16 rows: simulated by hand."""
-    fluid = FluidLimit(clients, 16, dict.fromkeys(TIERS, 10.0))
-    calls = [16] * (clients // 16) + [clients % 16] * (clients % 16 > 0)
-    seconds = 10 * sum(map(call_seconds, calls))
-    tally = Tally(seconds, {"draft": [seconds] * clients, "balanced": [], "reference": []})
-    assert tally.rate / fluid.rate(tally) == pytest.approx(1)
-    assert fluid.fair_seconds("draft") == pytest.approx(seconds)
-
-
-def test_goals_are_judged_for_each_number_of_clients_and_shown():
-    fluid = FluidLimit(16, 16, {"draft": 10.0, "balanced": 20.0, "reference": 50.0})
-    best = Tally(1.0, {tier: [0.1] * weight for tier, weight in zip(TIERS, WEIGHTS, strict=True)})
-    slow = Tally(1.0, {"draft": [1.0], "balanced": [1.0], "reference": [1.0]})
-    rows = [standing("batcher", 16, slow, best.rate, fluid), standing("ours", 16, best, best.rate, fluid)]
-    judged = {goal["what"]: goal["kept"] for goal in goals(rows)}
-    assert judged == {
-        "requests/s over those of batcher": True,
-        "p50 of draft over that of batcher": True,
-        "of the fluid limit": False,
-        "p95 of reference over its fair share": True,
-    }
-    shown = table({"device": "SIMULATION", "mix": "fewer", "max_rows": 16, "rows": rows, "goals": goals(rows)})
-    assert "SIMULATION" in shown
-    assert shown.count("MISSED") == 1
-
-
-def test_an_error_of_any_server_misses_a_goal():
-    """Here the batcher fails a request, which makes ours look better than it is."""
-    tally = {tier: [1.0] for tier in TIERS}
-    rows = [
-        standing(name, clients, Tally(1.0, tally, errors), 3.0, None)
-        for name, clients, errors in (("batcher", 8, 0), ("ours", 8, 0), ("batcher", 16, 1), ("ours", 16, 0))
-    ]
-    assert [(goal["clients"], goal["kept"]) for goal in faults(rows)] == [(8, True), (16, False)]
-    shown = table({"device": "CPU", "mix": "fewer", "max_rows": 16, "rows": rows, "goals": faults(rows)})
-    assert shown.count("MISSED") == 1
 
 
 def grey(level):
