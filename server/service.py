@@ -6,6 +6,7 @@ nothing. So there it is without torch, and without the seconds that importing th
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import bentoml
@@ -15,6 +16,9 @@ from server.preconditions import OPTIONS, supervises
 if supervises:
     Flexiffusion: Any = bentoml.service(**OPTIONS)(type("Flexiffusion", (), {}))
 else:
+    gc.disable()  # it would go through what the imports make again and again, and nearly all of that is there to stay
     from server import worker
 
+    gc.freeze()
+    gc.enable()
     Flexiffusion = worker.Flexiffusion
