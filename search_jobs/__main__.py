@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -26,6 +26,11 @@ err = Console(stderr=True)
 Run = Annotated[Path, typer.Argument(help="The run folder.")]
 ModelName = Annotated[str | None, typer.Option(help="What schedules call the model [default: made of its folder's name].")]
 Guidance = Annotated[float | None, typer.Option(help="Scale, 0 to 30; 1 or less is off [default: 3, or 1 without prompts].")]
+Batch = Annotated[
+    int | None,
+    typer.Option(min=1, max=1024, help="Images in a UNet call, at most [default: 8; on a GPU 64, or what its memory holds]."),
+]
+Compile = Annotated[Literal["auto", "on", "off"], typer.Option("--compile", help="torch.compile; auto: on GPUs.")]
 Registry = Annotated[str, typer.Option(envvar="FLEXI_REGISTRY", help="A folder or s3://bucket/prefix.")]
 
 
@@ -62,12 +67,16 @@ def run(
         list[float] | None, typer.Option(help="A further cost to aim at; repeat; 0 for none [default: those of compare].")
     ] = None,
     seed: int = 0,
-    batch: Annotated[int, typer.Option(help="Images generated at once: bounds memory.")] = 8,
+    batch: Batch = None,
+    together: Annotated[
+        int | None, typer.Option(help="Schedules that share UNet calls, at most [default: 1; on a GPU what its memory holds].")
+    ] = None,
     share_mib: Annotated[int, typer.Option(help="Memory for UNet calls that schedules have in common.")] = 512,
     workers: Annotated[int, typer.Option(help="Processes that measure, on a Dask cluster of their own.")] = 1,
     scheduler: Annotated[str | None, typer.Option(help="tcp://…: the scheduler of a Dask cluster, instead.")] = None,
     device: str = "cpu",
     dtype: str = "float32",
+    compiled: Compile = "auto",
 ) -> None:
     """Search schedules for a model; write the run folder's report.json and pictures."""
     from search_jobs.config import JobConfig, digest_of
@@ -80,7 +89,8 @@ def run(
         "features": str(looks), "features_digest": digest_of(looks),
         "teacher_steps": teacher_steps, "guidance": _scale(guidance, prompts),
         "screen": screen, "images": images, "select": select, "finals": finals, "heldout": heldout,
-        "generations": generations, "population": population, "seed": seed, "batch": batch, "share_mib": share_mib,
+        "generations": generations, "population": population, "seed": seed,
+        "batch": batch, "together": together, "share_mib": share_mib, "compiled": compiled,
         "offsets": "paper" if paper else "free", "retime": retime and not paper, "correct": correct and not paper,
         "device": device, "dtype": dtype, "prompts_digest": digest_of(prompts) if prompts else "",
         **({"tiers": dict(map(_ceiling, tier))} if tier else {}),
@@ -178,29 +188,29 @@ def evaluate(
     ] = None,
     guidance: Guidance = None,
     seed: Annotated[int, typer.Option(min=0, max=1_000_000, help="Of the noise, which is no search's.")] = 0,
-    batch: Annotated[int, typer.Option(min=1, max=1024, help="Images generated at once: bounds memory.")] = 8,
+    batch: Batch = None,
     device: str = "cpu",
     dtype: str = "float32",
+    compiled: Compile = "auto",
 ) -> None:
     """Measure one schedule against the teacher and print the figures as JSON; with --real, the teacher's own as well.
 
     Noise is that of no search. Prompts are the half of the file that a search on it holds out; a search on another file may
     have seen them.
     """
-    from engine.loading import load
     from evaluation import extractor
     from evaluation.distance import gaussian
     from evaluation.real import real_features
     from registry.schedule import Schedule
     from search_jobs.config import TEACHER_STEPS, read_prompts
-    from search_jobs.evaluator import cut_prompts
+    from search_jobs.evaluator import cut_prompts, opened
     from search_jobs.objective import Objective
     from search_jobs.stages import fresh, halves
 
     asked, document = _scale(guidance, prompts), Schedule.parse(schedule.read_bytes())
     texts = read_prompts(prompts) if prompts else ["", ""]
     sample = fresh(texts if all_prompts else halves(texts)[1], images, seed)
-    loaded, looks = load(model, device, dtype, name), extractor(features or model / "clip", device)
+    loaded, looks = opened(str(model), device, dtype, name, compiled), extractor(features or model / "clip", device)
     if cut := cut_prompts(loaded.prompts, texts):
         err.print(f"{cut} of {len(texts)} prompts are longer than the {loaded.prompts.tokens} tokens that the model reads")
     pictures = gaussian(real_features(real, looks, loaded.image_size)) if real else None
@@ -216,11 +226,13 @@ def evaluate(
 
 
 def _show(folder: Path) -> None:
-    from search_jobs.report import read, table, write
+    from search_jobs.report import read, speed, table, write
 
     run = read(folder)
     page, *pictures = write(run)
     out.print(table(run))
+    if said := speed(run):
+        out.print(said, highlight=False)
     out.print("by hand: the strongest schedule that a user could set without searching, under the same ceiling")
     out.print(f"{page}, with {', '.join(path.name for path in pictures)}", soft_wrap=True)
 

@@ -14,7 +14,7 @@ from search_jobs.baselines import Baseline
 from search_jobs.config import WORST
 from search_jobs.executor import Executor
 from search_jobs.job import Job, write_json
-from search_jobs.objective import Measurement
+from search_jobs.measurement import Measurement
 from search_jobs.optimiser import Point, hypervolume
 from search_jobs.report import read
 from search_jobs.results import WORST_POINT

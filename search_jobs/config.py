@@ -17,6 +17,7 @@ TEACHER_STEPS, FEWEST_STEPS = 50, 4
 MAX_SEED = 1_000_000
 WORST = 1e30  # the loss of images that are not finite; a number, because infinity is no JSON
 BUDGETS = (1 / 2, 1 / 3, 1 / 5, 1 / 8, 1 / 12)
+PACE = ("batch", "together", "share_mib", "compiled")  # settings that say how fast a job goes, not what it finds
 
 
 class JobConfig(Document):
@@ -52,7 +53,9 @@ class JobConfig(Document):
     retime: bool = Field(default=True, description="whether the search moves timesteps off the solver's own grid")
     correct: bool = Field(default=True, description="whether schedules get corrections")
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
-    batch: int = Field(default=8, ge=1, le=1024, description="images generated at once: bounds memory")
+    batch: int | None = Field(default=None, ge=1, le=1024, description="images in a UNet call, at most")
+    together: int | None = Field(default=None, ge=1, le=10_000, description="schedules that share UNet calls, at most")
+    compiled: Literal["auto", "on", "off"] = Field(default="auto", description="torch.compile; auto: on GPUs")
     share_mib: int = Field(default=512, ge=0, le=1 << 20, description="memory for UNet calls that schedules have in common")
     tiers: dict[Name, float] = TIERS
     budgets: tuple[float, ...] = BUDGETS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import pickle
 import signal
 import time
@@ -16,6 +17,7 @@ from threading import Thread
 from types import TracebackType
 from typing import Any
 
+import torch
 from typing_extensions import override
 
 from registry.errors import InvalidInput
@@ -25,6 +27,7 @@ from search_jobs.dask_faults import lost, refused
 from search_jobs.evaluator import EvaluationTask, Evaluator
 from search_jobs.executor import Executor, prefix_order
 from search_jobs.objective import Evaluation
+from search_jobs.pieces import usual_extent
 
 GROUP = 4  # schedules that one worker evaluates in one go: neighbours share their beginnings
 RETRIES = 5  # of a group that raised, and of one whose worker died: Dask counts the two apart
@@ -58,7 +61,7 @@ class DaskExecutor(Executor):
             _quieten()
         paths = {name: str(Path(path).absolute()) for name in PATHS if (path := getattr(config, name))}
         self.config, self.folder = config.model_copy(update=paths).model_dump_json(), str(folder.resolve())
-        self._workers = workers
+        self._workers, self._together = workers, config.together or usual_extent(torch.device(config.device)).together
         self._local = _local(workers) if scheduler is None else None
         try:
             with warnings.catch_warnings(action="ignore"):  # of other versions: what matters is said by `refused` and `build`
@@ -80,9 +83,7 @@ class DaskExecutor(Executor):
         order = prefix_order(tasks)
         with _told():
             workers = max(1, len(self.client.scheduler_info(n_workers=-1)["workers"]))
-            size = max(
-                1, min(GROUP, len(order) // (2 * workers))
-            )  # two groups for each at least: nobody waits long for the last
+            size = group_size(len(order), workers, self._together)
             groups = [order[start : start + size] for start in range(0, len(order), size)]
             futures = {self._submit([tasks[i] for i in group]): group for group in groups}
             completed = iter(as_completed(list(futures)))
@@ -116,6 +117,15 @@ class DaskExecutor(Executor):
         if self._local is not None:
             with suppress(Exception):
                 self._local.close()
+
+
+def group_size(tasks: int, workers: int, together: int) -> int:
+    """How many neighbours a worker evaluates in one go, where it can run so many schedules `together`.
+
+    On the CPU one after the other, and then two groups for each worker at least: nobody waits long for the last. A GPU gets
+    its whole share at once.
+    """
+    return max(1, min(GROUP, tasks // (2 * workers)), min(together, math.ceil(tasks / workers)))
 
 
 class _Call:
@@ -205,8 +215,7 @@ def _run(client: str, call: bytes) -> Any:
 
 def _evaluate(config: str, folder: str, tasks: Sequence[EvaluationTask]) -> list[Evaluation]:
     """Evaluate a group of tasks; runs in a worker."""
-    evaluator = _evaluator(config, folder)
-    return [evaluator.evaluate(task) for task in tasks]
+    return list(_evaluator(config, folder).evaluate(tasks))
 
 
 @lru_cache(maxsize=1)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from engine.loading import load
 from engine.model import Model
@@ -15,7 +16,9 @@ from engine.prompts import Prompts
 from evaluation import Extractor, extractor
 from registry.schedule import ModelRef, Schedule
 from search_jobs.config import JobConfig
+from search_jobs.memory import memory_of
 from search_jobs.objective import Evaluation, Objective
+from search_jobs.pieces import Pieces
 from search_jobs.stages import RUNGS, Stage, stages
 
 LEDGER = "ledger.jsonl"
@@ -36,23 +39,24 @@ class EvaluationTask(NamedTuple):
 
 @dataclass
 class Evaluator:
-    """The model, the feature extractor, and an objective for each stage that a task has named so far."""
+    """The model, the feature extractor, what fits into memory, and an objective for each stage that a task has named so far."""
 
     config: JobConfig
     folder: Path
     model: Model
     extractor: Extractor
     stages: dict[str, Stage]
+    pieces: Pieces
     _objectives: dict[str, Objective] = field(default_factory=dict)
 
     @classmethod
     def open(cls, config: JobConfig, folder: Path) -> Evaluator:
         """Load what the configuration names. A search that goes on calls the model as its first measurements do."""
-        model = load(config.model, config.device, config.dtype, config.name)
+        model = opened(config.model, config.device, config.dtype, config.name, config.compiled)
         if (ref := _measured(folder)) and model.is_called(ref.fingerprint):
             model = replace(model, ref=ref)
         by_name = stages(config, config.read_prompts())
-        return cls(config, folder, model, extractor(config.features, config.device), by_name)
+        return cls(config, folder, model, extractor(config.features, config.device), by_name, Pieces(memory_of(model.device)))
 
     def objective(self, stage: str, progress: Callable[[int], None] = lambda images: None) -> Objective:
         """The stage's objective, made on first use.
@@ -69,12 +73,14 @@ class Evaluator:
                 teacher_steps=config.teacher_steps,
                 guidance=config.guidance,
                 batch=config.batch,
+                together=config.together,
                 fitting=definition.fitted,
                 bootstrap=definition.bootstrap,
                 memory=config.share_mib << 20 if stage in RUNGS else 0,
                 cache=self.folder / f"teacher-{stage}.pt" if self.folder.is_dir() else None,
                 samples=self.folder / "samples" if stage == "held-out" and self.folder.is_dir() else None,
                 progress=progress,
+                pieces=self.pieces,
             )
         return self._objectives[stage]
 
@@ -83,9 +89,16 @@ class Evaluator:
         prompts, read = self.config.read_prompts() if self.config.prompts else [], self.model.prompts
         return {"prompts": len(prompts), "cut": cut_prompts(read, prompts), "tokens": read.tokens}
 
-    def evaluate(self, task: EvaluationTask) -> Evaluation:
-        """Generate the images of the task's stage with its schedule, and measure them."""
-        return self.objective(task.stage).evaluate(task.schedule, task.fitting)
+    def evaluate(self, tasks: Iterable[EvaluationTask]) -> Iterator[Evaluation]:
+        """Generate the images of each task's stage with its schedule, and measure them; tasks of one stage together."""
+        for (stage, fitting), alike in groupby(tasks, key=lambda task: (task.stage, task.fitting)):
+            yield from self.objective(stage).evaluate_all([task.schedule for task in alike], fitting)
+
+
+def opened(model: str, device: str, dtype: str, name: str | None, compiled: Literal["auto", "on", "off"]) -> Model:
+    """The model, its UNet compiled where that pays: on GPUs, unless it is said."""
+    fast = compiled == "on" or (compiled == "auto" and device.startswith("cuda"))
+    return load(model, device, dtype, name, compiled=fast)
 
 
 def _measured(folder: Path) -> ModelRef | None:

@@ -29,15 +29,15 @@ class Executor(Protocol):
 
 
 class LocalExecutor(Executor):
-    """Evaluates in this process, one task after the other."""
+    """Evaluates in this process: on a GPU as many tasks at once as its memory holds, on the CPU one after the other."""
 
     def __init__(self, evaluator: Evaluator) -> None:
         self.evaluator = evaluator
 
     @override
     def evaluate(self, tasks: Sequence[EvaluationTask], done: Callable[[int], None]) -> Iterator[tuple[int, Evaluation]]:
-        for i in prefix_order(tasks):
-            evaluation = self.evaluator.evaluate(tasks[i])
+        order = prefix_order(tasks)
+        for i, evaluation in zip(order, self.evaluator.evaluate(tasks[i] for i in order), strict=True):
             done(evaluation.measurement.images)
             yield i, evaluation
 

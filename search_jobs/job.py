@@ -7,25 +7,26 @@ import logging
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from time import monotonic
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from engine.guidance import OFF
-from engine.model import Model
 from registry.document import first_fault
 from registry.errors import InvalidInput
 from registry.files import replace_file
 from registry.schedule import Schedule
 from search_jobs.baselines import SOLVERS, Baseline, Baselines
-from search_jobs.config import FEWEST_STEPS, JobConfig
+from search_jobs.config import PACE, JobConfig
 from search_jobs.dask_executor import DaskExecutor
+from search_jobs.distilled import refuse_distilled
 from search_jobs.evaluator import LEDGER, EvaluationTask, Evaluator
 from search_jobs.executor import Executor, LocalExecutor
 from search_jobs.ledger import Ledger
 from search_jobs.lock import lock
 from search_jobs.objective import Evaluation, Objective
 from search_jobs.optimiser import Child, Evolution, Point, survivors
+from search_jobs.pace import Pace
 from search_jobs.progress import Progress
 from search_jobs.results import BudgetChoice, SearchResults
 from search_jobs.space import Genome, Space
@@ -73,6 +74,7 @@ class Job:
             model.ref, model.solver, model.network.branches, lambda schedule: self.cost(schedule), solvers
         )
         self.ledger = Ledger(folder / LEDGER)
+        self.pace: dict[str, Pace] = {}  # of each stage, for what this process did not find in the ledger
         self.upcast = False  # whether it was said that the decoder is
         self.fitted: dict[Genome, Schedule] = {}  # with the corrections of the highest rung that fits them
 
@@ -92,7 +94,7 @@ class Job:
             self.progress.begin("held-out", len(chosen) * self.config.heldout)
             self.evaluate(executor, "held-out", chosen.values(), fitting=False)
         results = SearchResults(
-            self.config, self.evaluator, self.space, self.ledger, evolution, self.fitted, rivals, choices, started
+            self.config, self.evaluator, self.space, self.ledger, evolution, self.fitted, rivals, choices, started, self.pace
         )
         report = results.document(self.folder)
         write_json(self.folder / "report.json", report)
@@ -209,8 +211,12 @@ class Job:
         """One evaluation per schedule: from the ledger if it is there, else made and written to the ledger at once."""
         tasks = [EvaluationTask(stage, schedule, fitting) for schedule in schedules]
         missing = list({task.schedule.digest: task for task in tasks if self.ledger.get(task) is None}.values())
+        pace, began = self.pace.setdefault(stage, Pace()), monotonic()
         for i, evaluation in executor.evaluate(missing, self.progress.advance):
             self.ledger.add(missing[i], evaluation)
+            now = monotonic()
+            pace.add(evaluation.measurement.images, evaluation.spent.run, now - began)
+            began = now
         return [known for task in tasks if (known := self.ledger.get(task)) is not None]
 
     def objective(self, stage: str) -> Objective:
@@ -234,27 +240,13 @@ class Job:
             stored = JobConfig.model_validate_json(path.read_bytes())
         except ValidationError as error:
             raise InvalidInput(f"{path} is no configuration of this version: {first_fault(error)}", param="out") from error
-        other = [name for name in JobConfig.model_fields if getattr(stored, name) != getattr(self.config, name)]
+        fields = [name for name in JobConfig.model_fields if name not in PACE]
+        other = [name for name in fields if getattr(stored, name) != getattr(self.config, name)]
         if other:
             raise InvalidInput(
                 f"{self.folder} holds a job with another configuration ({', '.join(other)}); choose another folder",
                 param="out",
             )
-
-
-def refuse_distilled(model: Model, config: JobConfig) -> None:
-    """Raises `InvalidInput` for a distilled model with another teacher than it was made for, or of too few steps."""
-    steps = model.few_steps
-    if steps is None:
-        return
-    distilled = f"{model.ref.name} was distilled to {steps} step{'s' * (steps > 1)} without guidance"
-    if steps < FEWEST_STEPS:
-        text = f"{distilled}: there is nothing to leave out among fewer than {FEWEST_STEPS}; serve it as it is"
-        raise InvalidInput(text, param="model")
-    if config.teacher_steps != steps:
-        raise InvalidInput(f"{distilled}; say {steps}, got {config.teacher_steps}", param="teacher_steps")
-    if config.guidance > OFF:
-        raise InvalidInput(f"{distilled}; say 1, got {config.guidance:g}", param="guidance")
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -18,7 +18,8 @@ from pydantic import TypeAdapter
 from registry.errors import InvalidInput
 from registry.schedule import Schedule
 from search_jobs.evaluator import EvaluationTask
-from search_jobs.objective import Evaluation, Measurement
+from search_jobs.measurement import Measurement
+from search_jobs.objective import Evaluation
 from search_jobs.prefix_caching import MacsSpent
 
 _MEASUREMENT, _SPENT = TypeAdapter(Measurement), TypeAdapter(MacsSpent)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,43 +17,17 @@ from engine.images import finite, levels
 from engine.model import Model
 from engine.program import Program, path_of
 from engine.prompts import ClassPrompts
-from evaluation import Extractor, clip_score, frechet_distance, psnr
+from evaluation import Extractor, Features, clip_score, frechet_distance, psnr
 from evaluation.distance import Gaussian
 from registry.errors import InvalidInput
 from registry.schedule import Schedule
 from search_jobs.config import WORST
+from search_jobs.measurement import Measurement, bootstrap
+from search_jobs.memory import memory_of
 from search_jobs.path import walk
-from search_jobs.prefix_caching import MacsSpent, PrefixCachingSampler
+from search_jobs.pieces import Pieces, UNetInPieces, usual_extent
+from search_jobs.prefix_caching import MacsSpent, PrefixCachingSampler, Sampled
 from search_jobs.teacher_outputs import TeacherOutputs
-
-RESAMPLES = 200  # of the bootstrap
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """The figures of one schedule's images. `loss` is what the search minimises; the others are reported.
-
-    loss: mean squared feature distance to the teacher's image of the same noise; paired, so it ranks schedules reliably with
-    far fewer images than a Fréchet distance. rfid: Fréchet distance between the candidate's and the teacher's features. psnr:
-    dB, of the mean squared pixel error over all images. clip_score: 100 · cosine with the prompt, None without texts. macs: one
-    image, guidance rows included. cost: macs relative to the teacher's. `intervals`: 95 % bootstrap intervals over the images
-    (Efron 1979), where they were asked for; rfid itself is biased upwards for few images. to_real: Fréchet distance
-    to real images, where there are any.
-    """
-
-    cost: float
-    macs: int
-    loss: float
-    rfid: float
-    psnr: float
-    clip_score: float | None
-    images: int
-    intervals: dict[str, tuple[float, float]] | None = None
-    to_real: float | None = None
-
-    def document(self) -> dict[str, Any]:
-        """The figures as a JSON object."""
-        return asdict(self)
 
 
 class Evaluation(NamedTuple):
@@ -94,7 +68,8 @@ class Objective:
         sample: Sample,
         teacher_steps: int = 50,
         guidance: float = 3.0,
-        batch: int = 8,
+        batch: int | None = None,
+        together: int | None = None,
         fitting: bool = False,
         bootstrap: bool = False,
         memory: int = 0,
@@ -102,24 +77,29 @@ class Objective:
         cache: Path | None = None,
         samples: Path | None = None,
         progress: Callable[[int], None] = lambda images: None,
+        pieces: Pieces | None = None,
     ) -> None:
-        """`batch` images per UNet call (two rows each with guidance) bounds memory; `progress` is told of the teacher's images.
+        """A UNet call has at most `batch` images (two rows each with guidance), of at most `together` schedules.
 
-        fitting: corrections can be fitted here, on all images of the sample at once, which therefore are one batch. memory:
-        bytes for the UNet calls that other schedules may share, all batches together. real: of features of real images.
-        The first few images of every schedule are kept in the folder `samples`.
+        On a GPU its memory is a limit too, which `pieces` finds; on the CPU the defaults are 8 images of one schedule.
+        fitting: corrections can be fitted here, on all images of the sample, which therefore are one batch. memory: bytes for
+        the UNet calls that other schedules may share, all batches together. real: of features of real images. The first few
+        images of every schedule are kept in the folder `samples`. `progress` is told of the teacher's images.
         """
         self.model, self.extractor, self.sample, self.guidance = model, extractor, sample, guidance
         self.samples, self.bootstrap, self.real, self.progress = samples, bootstrap, real, progress
-        self.batch = len(sample.seeds) if fitting else batch
+        usual = usual_extent(model.device)
+        self.batch = max(len(sample.seeds) if fitting else 0, batch or usual.batch)
+        self.together, self.pieces = together or usual.together, pieces or Pieces(memory_of(model.device))
         self.rows = 2 if guidance > 1 else 1
+        self.unet = UNetInPieces(model.network, self.pieces, self.batch * self.rows)
         self.teacher = model.compile(model.teacher(teacher_steps))
         self.noise = torch.stack([model.noise(seed) for seed in sample.seeds])
         prompts = list(sample.prompts)
         self.condition = Condition.cat([model.encode(prompts[part]) for part in self._parts()])
         self.negative = model.negative([""]) if self.rows == 2 else None
         self.teacher_outputs = self._teacher_outputs(fitting, cache)
-        self.features = extractor.images(self.teacher_outputs.images)
+        self.features = self._features(self.teacher_outputs.images)
         self.texts = None if isinstance(model.prompts, ClassPrompts) else extractor.texts(sample.prompts)
         if not np.isfinite(self.features).all():
             raise InvalidInput("the features of the teacher's images are not finite", param="features")
@@ -127,20 +107,29 @@ class Objective:
 
     def evaluate(self, schedule: Schedule, fitting: bool = False) -> Evaluation:
         """Generate the sample's images with a schedule, as it is or with corrections fitted here, and measure them."""
-        before, latents = self.spent, []
-        for sampler in self.samplers:
-            schedule, part = sampler.run(schedule, fitting)
-            latents.append(part)
-        images = torch.cat([self.model.decode(part) for part in latents])
+        return next(self.evaluate_all([schedule], fitting))
+
+    def evaluate_all(self, schedules: Sequence[Schedule], fitting: bool = False) -> Iterator[Evaluation]:
+        """As `evaluate`, with as many schedules at once as the memory holds; in their order."""
+        each = max(sampler.bytes_each for sampler in self.samplers)
+
+        def run(part: slice) -> list[tuple[Sampled, ...]]:
+            return list(zip(*(sampler.run(schedules[part], fitting) for sampler in self.samplers), strict=True))
+
+        for group in self.pieces.run("schedules", len(schedules), self.together, run, each):
+            yield from (self._evaluation(parts) for parts in group)
+
+    def _evaluation(self, parts: Sequence[Sampled]) -> Evaluation:
+        """What a schedule is worth, from what it makes of each of the batches."""
+        schedule, images = parts[0].schedule, self._decoded(torch.cat([part.latents for part in parts]))
         if self.samples is not None and finite(images).all():
             save_samples(self.samples / f"{schedule.digest}.npy", images)
-        after = self.spent
-        spent = MacsSpent(after.run - before.run, after.shared - before.shared)
+        spent = MacsSpent(sum(part.spent.run for part in parts), sum(part.spent.shared for part in parts))
         return Evaluation(schedule, self.measure(self.model.compile(schedule), images), spent)
 
     def measure(self, program: Program, images: Tensor) -> Measurement:
         """The figures of a program's images (n, 3, H, W) of this sample."""
-        features, cost, macs = self.extractor.images(images), self.relative(program), self._macs(program)
+        features, cost, macs = self._features(images), self.relative(program), self._macs(program)
         if not (finite(images).all() and np.isfinite(features).all()):  # it overflows: it loses, the search goes on
             return Measurement(cost, macs, WORST, WORST, 0.0, None, len(images))
         errors = ((images - self.teacher_outputs.images) ** 2).flatten(1).mean(1).numpy().astype(np.float64)
@@ -159,7 +148,7 @@ class Objective:
             return by_name
 
         whole = figures(np.arange(len(images)))
-        intervals = _bootstrap(figures, len(images)) if self.bootstrap else None
+        intervals = bootstrap(figures, len(images)) if self.bootstrap else None
         return Measurement(
             cost=cost,
             macs=macs,
@@ -173,14 +162,8 @@ class Objective:
         )
 
     @property
-    def spent(self) -> MacsSpent:
-        """The MACs of all evaluations so far."""
-        spent = [sampler.spent for sampler in self.samplers]
-        return MacsSpent(sum(macs.run for macs in spent), sum(macs.shared for macs in spent))
-
-    @property
     def teacher_macs(self) -> int:
-        """MACs of the teacher's images of this sample, guidance rows included; `spent` does not count them."""
+        """MACs of the teacher's images of this sample, guidance rows included; no evaluation counts them."""
         return len(self.noise) * self._macs(self.teacher)
 
     def relative(self, program: Program) -> float:
@@ -203,7 +186,20 @@ class Objective:
 
     def _sampler(self, part: slice, memory: int) -> PrefixCachingSampler:
         memory_of_part = memory // len(list(self._parts()))
-        return PrefixCachingSampler(self.model, *self._inputs(part), self.teacher_outputs.path, memory_of_part)
+        return PrefixCachingSampler(self.model, self.unet, *self._inputs(part), self.teacher_outputs.path, memory_of_part)
+
+    def _decoded(self, latents: Tensor) -> Tensor:
+        """Latents (n, c, h, w) to images (n, 3, H, W)."""
+        return torch.cat(
+            list(self.pieces.run("images", len(latents), self.batch, lambda part: self.model.decode(latents[part])))
+        )
+
+    def _features(self, images: Tensor) -> Features:
+        """Images (n, 3, H, W) to features (n, d)."""
+        count = len(images)
+        return np.concatenate(
+            list(self.pieces.run("images for features", count, count, lambda part: self.extractor.images(images[part])))
+        )
 
     def _teacher_outputs(self, fitting: bool, cache: Path | None) -> TeacherOutputs:
         """The teacher's outputs for the sample: from the file, or computed and kept there."""
@@ -214,8 +210,8 @@ class Objective:
             return stored
         points, images, path = path_of(self.teacher.schedule, self.model.levels), [], None
         for part in self._parts():
-            path = walk(self.model.network, self.teacher, points, *self._inputs(part))
-            images.append(self.model.decode(path.end))
+            path = walk(self.unet, self.teacher, points, *self._inputs(part))
+            images.append(self._decoded(path.end))
             self._refuse_ruined(part, images[-1], path.end)
             self.progress(len(images[-1]))
         outputs = TeacherOutputs(torch.cat(images), path if fitting else None)
@@ -237,19 +233,3 @@ def save_samples(path: Path, images: Tensor, count: int = 8) -> None:
     """The first `count` images (n, 3, H, W) in [0, 1], as 8-bit (count, H, W, 3). They must be finite."""
     path.parent.mkdir(parents=True, exist_ok=True)
     np.save(path, levels(images[:count]).numpy())
-
-
-def _bootstrap(figures: Callable[[NDArray[np.int64]], dict[str, float]], count: int) -> dict[str, tuple[float, float]]:
-    """95 % percentile intervals, each image with its reference drawn together, moved by the bias that resampling shows.
-
-    A Fréchet distance is larger for resamples, in which images repeat (Efron and Tibshirani 1993, chapter 10). No distance is
-    below zero.
-    """
-    rng = np.random.default_rng(0)
-    drawn, whole = [figures(rng.integers(0, count, count)) for _ in range(RESAMPLES)], figures(np.arange(count))
-    intervals = {}
-    for name, value in whole.items():
-        values = np.array([resample[name] for resample in drawn])
-        low, high = np.quantile(values, (0.025, 0.975)) - (values.mean() - value)
-        intervals[name] = (float(low if name in ("psnr", "clip_score") else max(low, 0.0)), float(high))
-    return intervals

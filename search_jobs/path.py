@@ -15,6 +15,7 @@ from engine.noise import Trajectory
 from engine.program import Program
 from engine.sampler import guided
 from engine.unrolled import UnrolledUNet
+from search_jobs.pieces import UNetInPieces
 
 NEAR = 1e-9  # relative: levels closer than this are one level, rounded twice
 
@@ -56,7 +57,7 @@ class TeacherPath:
 
 @torch.inference_mode()
 def walk(
-    network: UnrolledUNet,
+    network: UnrolledUNet | UNetInPieces,
     program: Program,
     points: Trajectory,
     noise: Tensor,

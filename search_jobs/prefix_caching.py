@@ -3,37 +3,89 @@
 Schedules of one search are relatives: they begin alike. As a language model server caches prefixes of prompts, so this sampler
 caches prefixes of schedules: a UNet call is known by everything that led to it (the numbers of the steps before, its kind, its
 timestep), so it is kept under that key, and the next schedule that begins the same way takes it from there.
+
+Schedules that run together are a tree of such calls, walked from the root: of all calls that can be made now, those of one
+need, whichever most wait for, are one call of the UNet. So the images of a whole generation fill a GPU, and what schedules that
+run together share takes no memory at all.
 `engine.sampler.generate` is the plain twin: the same latents, from the corrected schedule alone.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from dataclasses import dataclass
+from collections import OrderedDict, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from engine.condition import Condition
+from engine.device import to_device
 from engine.model import Model
-from engine.program import ProgramStep, corrected, path_of
-from registry.schedule import Schedule
+from engine.program import Need, ProgramStep, corrected, path_of
+from engine.slots import FLOAT32_BYTES
+from registry.schedule import Correction, Schedule
 from search_jobs.fit import UNetCall, fit
 from search_jobs.path import TeacherPath
+from search_jobs.pieces import UNetInPieces
 
 Key = tuple[object, ...]
+Level = tuple[float, float]
 
 
 @dataclass
 class MacsSpent:
-    """MACs of UNet calls: `run` of those computed, `shared` of those found in the cache; guidance rows included."""
+    """MACs of UNet calls: `run` of those computed, `shared` of those that another schedule paid for; guidance rows included."""
 
     run: int = 0
     shared: int = 0
 
 
+class Sampled(NamedTuple):
+    """A schedule that was run: with its corrections if they were fitted, its latents (n, c, h, w), and what they took."""
+
+    schedule: Schedule
+    latents: Tensor
+    spent: MacsSpent
+
+
+@dataclass(eq=False)
+class _Walk:
+    """A schedule on its way through its steps. levels: (α, σ) at which each of the steps ends, None for the last one.
+
+    latent, before, feature: as in `UNetCall`. past: what is known of the steps so far. corrections: of these, where they are
+    fitted.
+    """
+
+    schedule: Schedule
+    steps: Sequence[ProgramStep]
+    levels: Sequence[Level | None]
+    latent: Tensor
+    before: Tensor
+    past: Key
+    feature: Tensor | None = None
+    corrections: list[Correction] = field(default_factory=list)
+    position: int = 0
+    spent: MacsSpent = field(default_factory=MacsSpent)
+
+    @property
+    def done(self) -> bool:
+        return self.position == len(self.steps)
+
+    @property
+    def step(self) -> ProgramStep:
+        return self.steps[self.position]
+
+    @property
+    def key(self) -> Key:
+        """What the next UNet call is known by."""
+        return (self.past, self.step.need, self.step.branch, self.step.timestep)
+
+
 class PrefixCachingSampler:
-    """Samples n images from noise (n, c, h, w), one condition per image; with a `negative` every UNet call has 2n rows.
+    """Samples n images from noise (n, c, h, w), one condition per image; with a `negative` every schedule takes 2n UNet rows.
 
     Corrections are fitted to `path`. UNet calls are kept up to `memory` bytes; the least recently used leave first.
     """
@@ -41,6 +93,7 @@ class PrefixCachingSampler:
     def __init__(
         self,
         model: Model,
+        unet: UNetInPieces,
         noise: Tensor,
         condition: Condition,
         negative: Condition | None,
@@ -48,59 +101,118 @@ class PrefixCachingSampler:
         path: TeacherPath | None = None,
         memory: int = 0,
     ) -> None:
-        self.model, self.noise, self.guidance, self.path, self.memory = model, noise, guidance, path, memory
+        """unet: the model's."""
+        self.model, self.unet, self.noise, self.guidance, self.path, self.memory = model, unet, noise, guidance, path, memory
         self.double = negative is not None
         self.condition = Condition.cat([negative, condition]) if negative is not None else condition
-        self.spent = MacsSpent()
         self._cache: OrderedDict[Key, UNetCall] = OrderedDict()
         self._bytes = 0
 
+    @property
+    def rows(self) -> int:
+        """UNet rows that one schedule takes."""
+        return len(self.noise) * (1 + self.double)
+
+    @property
+    def bytes_each(self) -> int:
+        """The most bytes that a schedule holds while it runs: the features of two steps, and about six latents an image."""
+        features = max(map(prod, self.model.macs.features.values())) * self.model.dtype.itemsize
+        return 2 * self.rows * features + 6 * self.noise.numel() * FLOAT32_BYTES
+
     @torch.inference_mode()
-    def run(self, schedule: Schedule, fitting: bool = False) -> tuple[Schedule, Tensor]:
-        """The schedule, as it is or with corrections fitted here, and its latents (n, c, h, w)."""
+    def run(self, schedules: Sequence[Schedule], fitting: bool = False) -> list[Sampled]:
+        """Run the schedules together, each as it is or with corrections fitted here."""
+        walks = [self._begin(schedule) for schedule in schedules]
+        while waiting := _most_wanted(walks):
+            for key, call in self._calls(waiting).items():
+                for walk in waiting[key]:
+                    self._advance(walk, call, fitting)
+        fitted = [{"corrections": tuple(walk.corrections)} if fitting else {} for walk in walks]
+        return [
+            Sampled(walk.schedule.model_copy(update=update), walk.latent, walk.spent)
+            for walk, update in zip(walks, fitted, strict=True)
+        ]
+
+    def _begin(self, schedule: Schedule) -> _Walk:
         program, levels = self.model.compile(schedule), path_of(schedule, self.model.levels)
         ahead = [*zip(levels.alphas[1:].tolist(), levels.sigmas[1:].tolist(), strict=True), None]
-        latent, before, feature = program.start * self.noise, torch.zeros_like(self.noise), None
-        past: Key = (program.start,)
-        corrections = []
-        for step, level in zip(program.steps, ahead, strict=True):
-            call = self._call(past, step, latent, before, feature)
-            numbers = step
-            if fitting:
-                assert self.path is not None, "corrections are fitted to a path"
-                goal = self.path.end if level is None else self.path.at(*level)
-                corrections.append(fit(step, call, self.guidance, goal))
-                numbers = corrected(step, corrections[-1])
-            latent, before = call.advance(numbers, self.guidance)
-            feature = call.feature
-            past = (past, step.need, step.branch, *numbers.numbers, numbers.guidance)
-        return schedule.model_copy(update={"corrections": tuple(corrections)}) if fitting else schedule, latent
+        latent = program.start * self.noise
+        return _Walk(schedule, program.steps, ahead, latent, torch.zeros_like(latent), (program.start,))
 
-    def _call(self, past: Key, step: ProgramStep, latent: Tensor, before: Tensor, feature: Tensor | None) -> UNetCall:
-        """One UNet call: from the cache, or computed now."""
-        key = (past, step.need, step.branch, step.timestep)
-        macs = self.model.macs.of(step.kind, step.branch) * len(latent) * (1 + self.double)
-        cached = self._cache.get(key)
-        if cached is not None:
+    def _advance(self, walk: _Walk, call: UNetCall, fitting: bool) -> None:
+        step, level = walk.step, walk.levels[walk.position]
+        numbers = step
+        if fitting:
+            assert self.path is not None, "corrections are fitted to a path"
+            goal = self.path.end if level is None else self.path.at(*level)
+            walk.corrections.append(fit(step, call, self.guidance, goal))
+            numbers = corrected(step, walk.corrections[-1])
+        walk.latent, walk.before = call.advance(numbers, self.guidance)
+        walk.feature = call.feature
+        walk.past = (walk.past, step.need, step.branch, *numbers.numbers, numbers.guidance)
+        walk.position += 1
+
+    def _calls(self, waiting: Mapping[Key, Sequence[_Walk]]) -> dict[Key, UNetCall]:
+        """UNet calls of one need by key: from the cache, or computed now."""
+        calls = {key: call for key in waiting if (call := self._cache.get(key)) is not None}
+        missing = {key: walks for key, walks in waiting.items() if key not in calls}
+        for key in calls:
             self._cache.move_to_end(key)
-            self.spent.shared += macs
-            return cached
-        self.spent.run += macs
-        rows = torch.cat([latent, latent]) if self.double else latent
-        timesteps = torch.full((len(rows),), step.timestep, device=rows.device)
-        if step.kind == "full":
-            output, kept = self.model.network.full(rows, timesteps, self.condition, keep={step.branch})
-            feature = kept.get(step.branch)
+        for key, walks in waiting.items():
+            macs = self.model.macs.of(walks[0].step.kind, walks[0].step.branch) * self.rows
+            first, *others = walks
+            for walk in others:
+                walk.spent.shared += macs
+            if key in missing:
+                first.spent.run += macs
+            else:
+                first.spent.shared += macs
+        if missing:
+            computed = dict(zip(missing, self._compute([walks[0] for walks in missing.values()]), strict=True))
+            for key, call in computed.items():
+                self._keep(key, call)
+            calls |= computed
+        return calls
+
+    def _compute(self, walks: Sequence[_Walk]) -> list[UNetCall]:
+        """The next UNet calls of these walks, all of one need, as one call."""
+        first, rows = walks[0].step, self.rows
+        sample = torch.cat([walk.latent for walk in walks for _ in range(1 + self.double)])
+        timesteps = to_device(torch.tensor([walk.step.timestep for walk in walks]), sample.device).repeat_interleave(rows)
+        condition = self.condition if len(walks) == 1 else Condition.cat([self.condition] * len(walks))
+        features: list[Tensor | None]
+        if first.kind == "full":
+            output, kept = self.unet.full(sample, timesteps, condition, keep={walk.step.branch for walk in walks})
+            whole = [kept.get(walk.step.branch) for walk in walks]
+            features = [None if feature is None else _own(feature, i, rows) for i, feature in enumerate(whole)]
         else:
-            assert feature is not None, "a partial step follows a full one that kept its feature"
-            output = self.model.network.partial(rows, timesteps, self.condition, step.branch, feature)
-        unconditional, conditional = output.chunk(2) if self.double else (None, output)
-        call = UNetCall(latent, before, conditional, unconditional, feature)
-        self._keep(key, call)
-        return call
+            features = [walk.feature for walk in walks]
+            reused = torch.cat([feature for feature in features if feature is not None])
+            assert len(reused) == len(sample), "a partial step follows a full one that kept its feature"
+            output = self.unet.partial(sample, timesteps, condition, first.branch, reused)
+        calls = []
+        for i, (walk, feature) in enumerate(zip(walks, features, strict=True)):
+            own = _own(output, i, rows)
+            unconditional, conditional = own.chunk(2) if self.double else (None, own)
+            calls.append(UNetCall(walk.latent, walk.before, conditional, unconditional, feature))
+        return calls
 
     def _keep(self, key: Key, call: UNetCall) -> None:
         self._cache[key] = call
         self._bytes += call.nbytes
         while self._bytes > self.memory and self._cache:
             self._bytes -= self._cache.popitem(last=False)[1].nbytes
+
+
+def _most_wanted(walks: Sequence[_Walk]) -> Mapping[Key, Sequence[_Walk]]:
+    """Of all next UNet calls those of the need with the most of them, each with the walks that share it; none at the end."""
+    waiting = defaultdict[Need, defaultdict[Key, list[_Walk]]](lambda: defaultdict(list))
+    for walk in walks:
+        if not walk.done:
+            waiting[walk.step.need][walk.key].append(walk)
+    return max(waiting.values(), key=len, default={})
+
+
+def _own(rows: Tensor, i: int, count: int) -> Tensor:
+    """The rows of the i-th of several parts of `count`: a copy, so that no part holds the memory of the others."""
+    return rows if len(rows) == count else rows[i * count : (i + 1) * count].clone()

@@ -20,6 +20,7 @@ from search_jobs.evaluator import EvaluationTask, Evaluator
 from search_jobs.ledger import Ledger
 from search_jobs.objective import Evaluation, save_samples
 from search_jobs.optimiser import Evolution, Point, front, hypervolume
+from search_jobs.pace import Pace
 from search_jobs.space import Genome, Space
 from search_jobs.stages import RUNGS
 
@@ -52,6 +53,7 @@ class SearchResults:
     rivals: Mapping[float, Sequence[Baseline]]
     choices: Sequence[BudgetChoice]
     started: datetime
+    pace: Mapping[str, Pace]
 
     def document(self, folder: Path) -> dict[str, Any]:
         """Everything report.json holds. Schedules under `tiers` carry cost, held-out fidelity and provenance."""
@@ -77,6 +79,7 @@ class SearchResults:
             "tiers": {name: budgets[ceiling] for name, ceiling in self.config.tiers.items()},
             "progress": self._progress(),
             "spent": self._spent(),
+            "pace": {stage: pace.document() for stage, pace in self.pace.items() if pace.images},
             "samples": {"prompts": list(final.sample.prompts[:8]), "seeds": list(final.sample.seeds[:8])},
             "teacher": {
                 "digest": final.teacher.schedule.digest,

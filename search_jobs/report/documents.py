@@ -114,6 +114,15 @@ class _Spent(TypedDict):
     macs_per_front_point_without_sharing: float
 
 
+class Rate(TypedDict):
+    """How fast a stage was."""
+
+    images: float
+    seconds: float
+    images_per_second: float
+    macs_per_second: float
+
+
 class ReportDocument(TypedDict):
     """report.json."""
 
@@ -128,6 +137,7 @@ class ReportDocument(TypedDict):
     tiers: dict[Name, _Budget]
     progress: list[_Progress]
     spent: _Spent
+    pace: NotRequired[dict[str, Rate]]  # since it is measured
     samples: _Samples
     teacher: _Teacher
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from registry.commands.display import COMPUTED_STEPS, computed_steps
-from search_jobs.report.figures import decimals, figure, interval
+from search_jobs.report.figures import decimals, figure, interval, macs
 from search_jobs.report.run import FinishedRun
 from search_jobs.report.targets import CostTarget, Entry
 
@@ -54,6 +54,17 @@ def table(run: FinishedRun) -> Table:
         texts = [Text(text) for text in line[1:]]  # not markup: names come from the run
         grid.add_row(*texts, style="bold" if line.kind == "tier" else "dim")
     return grid
+
+
+def speed(run: FinishedRun) -> str | None:
+    """How fast the images of each stage were made and measured, in one line; None where nothing says it."""
+    stages = run.report.get("pace", {})
+    if not stages:
+        return None
+    rates = ", ".join(f"{name} {figure(pace['images_per_second'])}" for name, pace in stages.items())
+    seconds = sum(pace["seconds"] for pace in stages.values())
+    work = sum(pace["macs_per_second"] * pace["seconds"] for pace in stages.values())
+    return f"images a second: {rates}; {macs(work / seconds)} of the UNet a second"
 
 
 def _title(target: CostTarget) -> str:

@@ -1,5 +1,6 @@
 """A search held against another one of the same model: small, with random weights."""
 
+import gc
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,13 +36,13 @@ class Searched(NamedTuple):
     place: Path
 
 
-def search(place: Path, name: str, prompts: str, seed: int) -> Searched:
+def search(place: Path, name: str, prompts: str, seed: int, **more: object) -> Searched:
     config = JobConfig.parse(
         {
             "model": str(place / "model"), "features": str(CLIP), "prompts": str(place / prompts),
             "prompts_digest": digest_of(place / prompts), "teacher_steps": 4, "correct": False, "seed": seed,
             "screen": 2, "images": 2, "select": 2, "finals": 2, "heldout": 4, "generations": 0,
-            "tiers": {"fast": CEILING}, "budgets": (),
+            "tiers": {"fast": CEILING}, "budgets": (), **more,
         }
     )  # fmt: skip
     job = Job(config, place / name, Silent())
@@ -81,3 +82,28 @@ def test_what_the_teacher_took_is_reported(own: Searched) -> None:
     spent = own.report["spent"]
     assert spent["teacher_images"] == 2 + 2 + 2 + 2 + 4
     assert spent["teacher_macs"] == spent["teacher_images"] * own.report["teacher"]["macs"]
+
+
+def test_a_search_in_large_batches_finds_what_one_schedule_after_the_other_finds(own: Searched) -> None:
+    together = search(own.place, "together", "prompts.txt", seed=0, together=100, batch=64).report
+    assert together["front"] == own.report["front"]
+    assert together["tiers"]["fast"]["digest"] == own.report["tiers"]["fast"]["digest"]
+    for mine, theirs in zip(together["evaluated"], own.report["evaluated"], strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-3, abs=1e-5)
+        assert mine | {"loss": 0} == theirs | {"loss": 0}
+    planned = [sum(stage["macs"] + stage["macs_shared"] for stage in report["spent"]["stages"].values())
+               for report in (together, own.report)]  # fmt: skip
+    assert planned[0] == planned[1]
+    assert together["spent"]["macs_per_front_point"] <= own.report["spent"]["macs_per_front_point"], "it shares as much"
+
+
+def test_a_search_goes_on_with_other_batches_but_not_as_another_search(own: Searched) -> None:
+    gc.collect()  # the job that made the folder holds it
+    config, folder = JobConfig.model_validate_json((own.place / "twin" / "config.json").read_bytes()), own.place / "twin"
+    lines = (folder / "ledger.jsonl").read_bytes()
+    again = Job(config.model_copy(update={"batch": 2, "together": 3, "share_mib": 0}), folder, Silent()).run()
+    assert (folder / "ledger.jsonl").read_bytes() == lines
+    assert again["pace"] == {}, "nothing was left to measure"
+    gc.collect()
+    with pytest.raises(InvalidInput, match=r"another configuration \(select\)"):
+        Job(config.model_copy(update={"select": 3}), folder, Silent())

@@ -13,10 +13,11 @@ from evaluation import Clip, clip_score, frechet_distance
 from registry.errors import InvalidInput, NotFound
 from registry.schedule import Correction, Schedule
 from search_jobs.config import JobConfig, read_prompts
+from search_jobs.distilled import refuse_distilled
 from search_jobs.executor import EvaluationTask
-from search_jobs.job import refuse_distilled
 from search_jobs.ledger import Ledger
-from search_jobs.objective import Evaluation, Measurement, Sample
+from search_jobs.measurement import Measurement
+from search_jobs.objective import Evaluation, Sample
 from search_jobs.prefix_caching import MacsSpent
 from search_jobs.stages import stages
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import model_folders
 import numpy as np
@@ -22,17 +24,19 @@ from engine.program import ProgramStep, corrected, path_of
 from engine.sampler import generate
 from registry.schedule import Correction, Schedule, Segment, teacher
 from search_jobs.fit import UNetCall, fit
+from search_jobs.memory import memory_of
 from search_jobs.path import TeacherPath, walk
-from search_jobs.prefix_caching import PrefixCachingSampler
+from search_jobs.pieces import Pieces, UNetInPieces
+from search_jobs.prefix_caching import MacsSpent, PrefixCachingSampler, Sampled
 from search_jobs.space import Genome, Space
 
 STEPS = 12
 PROMPTS = ["red heart", "cat face", "tomato"]
-LARGE = 1 << 30
+LARGE = 1000
 
 
 class Scene:
-    """Three images of the bundled model, with or without guidance."""
+    """Three images of a model, with or without guidance."""
 
     def __init__(self, model: Model, guidance: float) -> None:
         self.model, self.guidance = model, guidance
@@ -48,8 +52,14 @@ class Scene:
     def given(self) -> tuple[Tensor, Condition, Condition | None, float]:
         return self.noise, self.condition, self.negative, self.guidance
 
-    def sampler(self, memory: int = 0) -> PrefixCachingSampler:
-        return PrefixCachingSampler(self.model, *self.given, self.path, memory)
+    def sampler(self, memory: int = 0, rows: int = 1000) -> PrefixCachingSampler:
+        unet = UNetInPieces(self.model.network, Pieces(memory_of(self.model.device)), rows)
+        return PrefixCachingSampler(self.model, unet, *self.given, self.path, memory)
+
+    def alone(self, schedule: Schedule, fitting: bool = False) -> Sampled:
+        """What a sampler makes of a schedule that shares with no other."""
+        (sampled,) = self.sampler().run([schedule], fitting)
+        return sampled
 
     def schedules(self, count: int, seed: int) -> list[Schedule]:
         """Relatives: each a mutation of one before it."""
@@ -59,12 +69,29 @@ class Scene:
             genomes.append(self.space.mutate(rng.choice(genomes), rng))
         return [self.space.schedule(genome) for genome in genomes]
 
+    def macs(self, schedule: Schedule) -> int:
+        """Of a schedule that shares with no other, guidance rows included."""
+        rows = len(PROMPTS) * (2 if self.guidance > 1 else 1)
+        return rows * self.model.macs.of_program(self.model.compile(schedule), 1)
+
     def plain(self, schedule: Schedule) -> Tensor:
         return generate(self.model.network, self.model.compile(schedule), *self.given)
 
 
+@pytest.fixture(scope="module")
+def small_model(tmp_path_factory: pytest.TempPathFactory, tiny_config: Mapping[str, Any]) -> Model:
+    torch.set_num_threads(1)
+    return load(model_folders.sd(tmp_path_factory.mktemp("small"), tiny_config))
+
+
 @pytest.fixture(scope="module", params=[1.0, 3.0], ids=["unguided", "guided"])
-def scene(model: Model, request: pytest.FixtureRequest) -> Scene:
+def scene(small_model: Model, request: pytest.FixtureRequest) -> Scene:
+    """Of random weights: what holds of numbers holds of any."""
+    return Scene(small_model, request.param)
+
+
+@pytest.fixture(scope="module", params=[1.0, 3.0], ids=["unguided", "guided"])
+def trained(model: Model, request: pytest.FixtureRequest) -> Scene:
     return Scene(model, request.param)
 
 
@@ -102,47 +129,58 @@ def test_a_path_is_the_same_after_a_file(scene: Scene) -> None:
 
 def test_a_fitted_schedule_is_what_the_plain_loop_makes_of_its_document(scene: Scene) -> None:
     for schedule in scene.schedules(6, seed=1):
-        fitted, latents = scene.sampler().run(schedule, fitting=True)
+        fitted, latents, _ = scene.alone(schedule, fitting=True)
         assert fitted.corrections is not None
         torch.testing.assert_close(latents, scene.plain(Schedule.parse(fitted.document())), rtol=0, atol=1e-4)
 
 
 def test_without_fitting_a_schedule_runs_as_it_is(scene: Scene) -> None:
     for schedule in scene.schedules(3, seed=2):
-        same, latents = scene.sampler().run(schedule)
+        same, latents, _ = scene.alone(schedule)
         assert same == schedule
         torch.testing.assert_close(latents, scene.plain(schedule), rtol=0, atol=1e-4)
 
 
-def test_corrections_bring_the_latents_closer_to_the_teachers(scene: Scene) -> None:
-    for schedule in scene.schedules(4, seed=3):
-        (_, plain), (_, fitted) = (scene.sampler().run(schedule, fitting) for fitting in (False, True))
-        assert (fitted - scene.path.end).square().mean() < 0.8 * (plain - scene.path.end).square().mean()
+def test_corrections_bring_the_latents_closer_to_the_teachers(trained: Scene) -> None:
+    for schedule in trained.schedules(3, seed=3):
+        plain, fitted = (trained.alone(schedule, fitting).latents for fitting in (False, True))
+        assert (fitted - trained.path.end).square().mean() < 0.8 * (plain - trained.path.end).square().mean()
 
 
 @pytest.mark.parametrize("fitting", [False, True])
-@pytest.mark.parametrize("memory", [LARGE, 3 << 20])
-def test_sharing_changes_no_result_and_saves_calls(scene: Scene, fitting: bool, memory: int) -> None:
-    family = scene.schedules(8, seed=4)
-    shared = scene.sampler(memory)
+@pytest.mark.parametrize("schedules", [LARGE, 5], ids=["all of memory", "a little memory"])
+def test_sharing_changes_no_result_and_saves_calls(scene: Scene, fitting: bool, schedules: int) -> None:
+    family, memory = scene.schedules(8, seed=4), schedules * scene.sampler().bytes_each
+    shared, spent = scene.sampler(memory), MacsSpent()
     for schedule in family:
-        alone = scene.sampler()
-        document, latents = shared.run(schedule, fitting)
-        expected, want = alone.run(schedule, fitting)
-        assert document == expected
-        assert torch.equal(latents, want)
-        assert alone.spent.shared == 0
-        rows = len(PROMPTS) * (2 if scene.guidance > 1 else 1)
-        assert alone.spent.run == rows * scene.model.macs.of_program(scene.model.compile(schedule), 1)
-    whole = sum(scene.model.macs.of_program(scene.model.compile(schedule), rows) for schedule in family)
-    assert shared.spent.run + shared.spent.shared == whole
-    assert shared.spent.shared > 0
-    if memory == LARGE:
-        again = shared.spent.run
-        shared.run(family[0], fitting)
-        assert shared.spent.run == again, "all of it is known"
+        expected = scene.alone(schedule, fitting)
+        (sampled,) = shared.run([schedule], fitting)
+        assert sampled.schedule == expected.schedule
+        assert torch.equal(sampled.latents, expected.latents)
+        assert expected.spent == MacsSpent(run=scene.macs(schedule))
+        spent.run, spent.shared = spent.run + sampled.spent.run, spent.shared + sampled.spent.shared
+    assert spent.run + spent.shared == sum(map(scene.macs, family))
+    assert spent.shared > 0
+    if schedules == LARGE:
+        (again,) = shared.run(family[:1], fitting)
+        assert again.spent == MacsSpent(shared=scene.macs(family[0])), "all of it is known"
     else:
         assert sum(call.nbytes for call in shared._cache.values()) <= memory
+        (again,) = shared.run(family[:1], fitting)
+        assert again.spent.run > 0, "some of it had to leave"
+
+
+@pytest.mark.parametrize("fitting", [False, True])
+@pytest.mark.parametrize("rows", [1000, 7])
+def test_schedules_that_run_together_are_what_the_plain_loop_makes_of_each(scene: Scene, fitting: bool, rows: int) -> None:
+    """In one call of the UNet or in pieces that cut through schedules, of all lengths, depths and solvers, and one twice."""
+    family = scene.schedules(7, seed=5)
+    family += [family[3], family[2].model_copy(update={"solver": scene.model.solver("dpmsolver++", STEPS), "timesteps": None})]
+    for schedule, sampled in zip(family, scene.sampler(rows=rows).run(family, fitting), strict=True):
+        torch.testing.assert_close(sampled.latents, scene.plain(sampled.schedule), rtol=0, atol=1e-4)
+        assert sampled.schedule.model_copy(update={"corrections": None}) == schedule
+        assert sampled.spent.run + sampled.spent.shared == scene.macs(schedule)
+    assert sampled.spent.shared == 0, "no other has its solver"
 
 
 def unet_call(seed: int, guided: bool) -> UNetCall:
