@@ -13,6 +13,9 @@ LABEL org.opencontainers.image.title="flexiffusion-serve" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.revision=$COMMIT
 RUN useradd --create-home --uid 10001 flexi
+# Triton builds with it, at the first start, what loads compiled kernels onto a GPU.
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 COPY --from=install /opt/venv /opt/venv
 WORKDIR /app
 COPY --chown=flexi registry registry

@@ -1,4 +1,7 @@
-"""python -m engine: run one schedule by hand, and count what a UNet costs. Torch is imported only when needed."""
+"""python -m engine: run one schedule by hand, compile a model beforehand, count what a UNet costs.
+
+Torch is imported only when needed.
+"""
 
 from __future__ import annotations
 
@@ -29,11 +32,12 @@ if TYPE_CHECKING:
 
 GUIDANCE = 7.5  # as diffusers' pipelines for Stable Diffusion have it
 TEXT_TOKENS = 77  # CLIP's, when no text encoder says otherwise
+MAX_ROWS = 1024  # of a wave, to the server
 CLASS_WIDTH = 512  # of latent diffusion's class embedding, which is one token; no published text encoder is as narrow
 
 
 app = command_line(
-    help="Run one schedule by hand, and count what a UNet costs.",
+    help="Run one schedule by hand, compile a model beforehand, and count what a UNet costs.",
 )
 
 
@@ -56,9 +60,8 @@ def generate(
     num_images: Annotated[int, typer.Option(help="How many images to make.")] = 1,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
-    channels_last: Annotated[bool, typer.Option("--channels-last", help="Memory layout that tensor cores like.")] = False,
     compiled: Annotated[
-        bool, typer.Option("--compile", help="Compile the UNet's blocks; the first waves take minutes.")
+        bool, typer.Option("--compile", help="Compile UNet and decoder; the first image takes minutes unless `warm` was run.")
     ] = False,
     out: Annotated[Path, typer.Option(help="PNG file; several get -1, -2, … before the suffix.")] = Path("out.png"),
 ) -> None:
@@ -85,7 +88,7 @@ def generate(
     from engine.images import finite
     from engine.prompts import NoPrompts
 
-    loaded = loading.load(model, device, dtype, name, channels_last=channels_last, compiled=compiled)
+    loaded = loading.load(model, device, dtype, name, compiled=compiled)
     if schedule == "teacher":
         own = loaded.teacher_solver if loaded.few_steps else "dpmsolver++"
         document = _teacher(loaded, solver or own, (loaded.few_steps or 50) if steps is None else steps)
@@ -130,6 +133,27 @@ def generate(
     if failed:
         reason = _fault(latents[failed[0] - seed], dtype)
         raise FlexiError(f"no image of seed {', '.join(map(str, failed))}: {reason}")
+
+
+@app.command()
+def warm(
+    model: Annotated[Path, typer.Option(help="A diffusers pipeline folder.")] = Path("models/emoji64"),
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cuda",
+    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
+    max_wave_rows: Annotated[int, typer.Option(help="As the server's FLEXI_MAX_WAVE_ROWS.")] = 16,
+    cache: Annotated[Path, typer.Option(help="As the server's FLEXI_COMPILE_CACHE.")] = Path(".flexi/compile"),
+) -> None:
+    """Compile all that a server with these settings compiles, and keep it in a folder, so that servers start quickly."""
+    if not 2 <= max_wave_rows <= MAX_ROWS:
+        raise InvalidInput(f"must be between 2 and {MAX_ROWS}, got {max_wave_rows}", param="max_wave_rows")
+
+    from engine import compiling, loading
+
+    compiling.cache_in(cache)
+    compiled = compiling.warm(loading.load(model, device, dtype, compiled=True), max_wave_rows)
+    print(f"graphs     {compiled.graphs}, {compiled.cached} of them from the cache")
+    print(f"seconds    {compiled.seconds:.1f}")
+    print(f"cache      {compiling.cache_bytes(cache) / 2**20:.1f} MiB in {cache}")
 
 
 @app.command()

@@ -12,11 +12,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from engine.compiling import Compilation
 from engine.components import fitting_unet, refuse_width
 from engine.config import defaults, reason, sides
 from engine.decoders import WIDER, Autoencoder, Decoder, Pixels, type_name
 from engine.few_steps import few_steps
 from engine.folder import Folder
+from engine.items import UNet
 from engine.macs import meta_unet
 from engine.model import Model
 from engine.model_name import folder_name, given_name
@@ -26,7 +28,7 @@ from engine.pipelines import Pipeline, notices, pipeline_of, refuse_foreign
 from engine.prompts import ClassPrompts, NoPrompts, Prompts, TextPrompts, TwoTextPrompts
 from engine.schedulers import nearest_solver, noise_levels
 from engine.stored_file import readable
-from engine.unrolled import UNet, UnrolledUNet
+from engine.unrolled import UnrolledUNet
 from engine.weights import read_weights, read_weights_to, shown
 from registry.errors import InvalidInput, Unsupported
 from registry.schedule import ModelRef, SolverName
@@ -45,15 +47,15 @@ def load(
     device: str = "cpu",
     dtype: str = "float32",
     name: str | None = None,
-    channels_last: bool = False,
     compiled: bool = False,
 ) -> Model:
     """Load a diffusers pipeline folder: Stable Diffusion 1, 2 or XL, latent diffusion (class-conditional or not), DDPM.
 
     What it is follows from its components: `text_encoder` (and `text_encoder_2`), `class_embedder` (a table of classes, which
     diffusers has no class for: config.json and one tensor) or a UNet with class labels, else unconditional; `vae` or `vqvae`,
-    else pixels. `channels_last` lays the UNet's weights out for tensor cores, `compiled` gives its blocks to torch.compile.
-    Schedules call it `name`; without one, the folder's name makes one (`engine.model_name`).
+    else pixels. `compiled` has UNet and decoder compiled at their first calls, and laid out as tensor cores like it
+    (`engine.compiling`, which can also do it beforehand). Schedules call it `name`; without one, the folder's name makes one
+    (`engine.model_name`).
 
     Raises `NotFound` for what is not there, `Unsupported` naming the component or setting this version cannot run.
     """
@@ -77,14 +79,12 @@ def load(
         log.info("the model in %s is called %s: no name was given", files.root, ref_name)
     for notice in plan.notices:
         log.warning("%s", notice.message)
-    if channels_last:
-        unet = unet.to(memory_format=torch.channels_last)
-    network = UnrolledUNet(unet)
-    if compiled:
-        network.compile()
+    compilation = Compilation() if compiled else None
+    if compilation and isinstance(decoder, Autoencoder):
+        compilation.decoder(decoder.vae)
     return Model(
         ref=ModelRef(name=ref_name, family=FAMILIES[type(unet).__name__], fingerprint=fingerprint),
-        network=network,
+        network=UnrolledUNet(unet, compilation.region if compilation else None),
         levels=plan.levels,
         prompts=prompts,
         decoder=decoder,

@@ -19,8 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from engine.condition import Condition
 from engine.config import BUILD_ERRORS, complete, context_width, reason, refuse_unknown
+from engine.items import UNet
 from engine.program import Program
-from engine.unrolled import UNet, UnrolledUNet
+from engine.unrolled import UnrolledUNet
 from registry.errors import Unsupported
 
 

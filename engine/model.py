@@ -140,7 +140,15 @@ class Model:
 
     def slots(self, capacity: int) -> Slots:
         """Memory for `capacity` UNet rows in flight."""
-        return Slots(self.latent_shape, self.macs.features, self._condition, capacity, self.device, self.dtype)
+        return Slots(
+            self.latent_shape,
+            self.macs.features,
+            self._condition,
+            capacity,
+            self.device,
+            self.dtype,
+            self.network.channels_last,
+        )
 
     @property
     def slot_bytes(self) -> int:

@@ -14,54 +14,37 @@ the output side, consumes what encoder item k made:
 
 A full step runs everything. A partial step with branch s runs encoder items 1…s, takes the tensor that entered decoder
 item s at the last full step, and runs decoder items s…1 (DeepCache, arXiv 2312.00858, figure 3).
+
+Items are made of regions: the time embedding, each resnet, each attention, the head. They are what may be compiled, being what
+all kinds of step share, and where there is anything to fuse; the first convolution and those that sample are left as they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias, cast
+from collections.abc import Collection
+from typing import cast
 
 import torch
-from diffusers.models.attention_processor import Attention
-from diffusers.models.resnet import ResnetBlock2D
-from diffusers.models.unets import UNet2DConditionModel, UNet2DModel
-from torch import Tensor, nn
+from torch import Tensor
 
 from engine.condition import Condition
 from engine.config import refuse_unknown
 from engine.device import Fence, Lane, fence, lane
+from engine.items import (
+    DecoderItem,
+    EncoderItem,
+    Given,
+    MakeRegion,
+    UNet,
+    as_it_is,
+    conv_in,
+    down_items,
+    embedding,
+    head,
+    middle_items,
+    up_items,
+)
 from registry.errors import InvalidInput, Unsupported
-
-UNet: TypeAlias = UNet2DConditionModel | UNet2DModel
-
-
-@dataclass(frozen=True)
-class Given:
-    """What every item may look at beside the hidden tensor: the time embedding (rows, dim) and the context, if there is one.
-
-    context (rows, tokens, dim). The embedding also carries the class label and the added conditioning where a model has them.
-    """
-
-    embedding: Tensor
-    context: Tensor | None
-
-
-class EncoderItem(Protocol):
-    """A resnet with its attention, a downsampler, or the first convolution."""
-
-    def __call__(self, hidden: Tensor, given: Given) -> Tensor:
-        """(rows, c, h, w) to (rows, c', h', w'), which is also the skip."""
-
-
-class DecoderItem(Protocol):
-    """A resnet with its attention; the last one of a block also upsamples."""
-
-    def __call__(self, hidden: Tensor, skip: Tensor, size: torch.Size | None, given: Given) -> Tensor:
-        """Hidden tensor (rows, c, h, w) and its skip, of the same height and width, to (rows, c', h', w').
-
-        `size` is the height and width that an upsampler must reach: those of the next item's skip, None for the last item.
-        """
 
 
 class UnrolledUNet:
@@ -71,16 +54,24 @@ class UnrolledUNet:
     and so the largest branch. A partial step of branch s runs the outermost s items of both lists.
     """
 
-    def __init__(self, unet: UNet) -> None:
-        """The modules stay those of `unet`, which still works. Raises `Unsupported` naming what cannot be unrolled."""
+    def __init__(self, unet: UNet, compiled: MakeRegion | None = None) -> None:
+        """The modules stay those of `unet`, which still works. `compiled` compiles regions (`engine.compiling`); weights and
+        hidden tensors are then laid out channels last. Raises `Unsupported` naming what cannot be unrolled.
+        """
         refuse_unknown({**unet.config, "_class_name": type(unet).__name__})
         self.unet = unet
-        self.encoder: list[EncoderItem] = [_conv_in(unet.conv_in)]
+        self.channels_last = compiled is not None
+        if self.channels_last:
+            unet.to(memory_format=torch.channels_last)
+        region: MakeRegion = compiled or as_it_is
+        self._embedding, self._head = region(embedding(unet)), region(head(unet))
+        self.encoder: list[EncoderItem] = [conv_in(unet.conv_in)]
         for block in unet.down_blocks:
-            self.encoder += _down_items(block)
+            self.encoder += down_items(block, region)
+        self._middle: list[EncoderItem] = middle_items(unet.mid_block, region) if unet.mid_block is not None else []
         self.decoder: list[DecoderItem] = []  # in running order: the item of branch 1 is the last
         for block in unet.up_blocks:
-            self.decoder += _up_items(block)
+            self.decoder += up_items(block, region)
         self.branches = len(self.encoder)
         if len(self.decoder) != self.branches:
             raise Unsupported(f"the UNet has {self.branches} skips but {len(self.decoder)} decoder items", param="unet")
@@ -106,18 +97,11 @@ class UnrolledUNet:
 
     def given(self, timesteps: Tensor, condition: Condition) -> Given:
         """What the items look at beside the hidden tensor. timesteps (rows,), one condition per row."""
-        unet, dtype = self.unet, self.dtype
-        context = None if condition.context is None else condition.context.to(dtype)
-        embedding: Tensor = unet.time_embedding(unet.time_proj(timesteps).to(dtype))
-        if unet.class_embedding is not None:
-            embedding = embedding + unet.class_embedding(condition.labels).to(dtype)
-        if isinstance(unet, UNet2DConditionModel):
-            if unet.config["addition_embed_type"] is not None:
-                added = {"text_embeds": condition.pooled, "time_ids": condition.sizes}
-                embedding = embedding + unet.get_aug_embed(embedding, context, added)
-            if unet.time_embed_act is not None:
-                embedding = unet.time_embed_act(embedding)
-        return Given(embedding, context)
+        context, pooled, sizes = (
+            None if tensor is None else tensor.to(self.dtype)
+            for tensor in (condition.context, condition.pooled, condition.sizes)
+        )
+        return Given(self._embedding(timesteps, pooled, sizes, condition.labels), context)
 
     def full(
         self, sample: Tensor, timesteps: Tensor, condition: Condition, keep: Collection[int] = ()
@@ -129,7 +113,8 @@ class UnrolledUNet:
         """
         given = self.given(timesteps, condition)
         hidden, skips = self._encode(sample, self.branches, given)
-        hidden = self._middle(hidden, given)
+        for item in self._middle:
+            hidden = item(hidden, given)
         kept: dict[int, Tensor] = {}
         for branch in range(self.branches, 0, -1):
             if branch in keep:
@@ -155,20 +140,10 @@ class UnrolledUNet:
         if not 1 <= branch <= self.branches:
             raise InvalidInput(f"must be between 1 and {self.branches} for this UNet, got {branch}", param="branch")
 
-    def compile(self, **options: Any) -> None:
-        """Give each resnet, attention and sampler to torch.compile, in place; `options` are torch's.
-
-        Piece by piece, because many partial steps share them, and equal pieces share their compiled code.
-        """
-        for block in (*self.unet.down_blocks, self.unet.mid_block, *self.unet.up_blocks):
-            for name in ("resnets", "attentions", "downsamplers", "upsamplers"):
-                for module in getattr(block, name, None) or ():
-                    if module is not None:
-                        module.compile(**options)
-
     def _encode(self, sample: Tensor, items: int, given: Given) -> tuple[Tensor, list[Tensor]]:
         """Run the first encoder items. Returns what the last one made, and the skips of all."""
-        hidden, skips = sample.to(self.dtype), list[Tensor]()
+        hidden = sample.to(self.dtype)
+        skips: list[Tensor] = []
         if self.unet.config["center_input_sample"]:
             hidden = 2 * hidden - 1
         for item in self.encoder[:items]:
@@ -176,80 +151,7 @@ class UnrolledUNet:
             skips.append(hidden)
         return hidden, skips
 
-    def _middle(self, hidden: Tensor, given: Given) -> Tensor:
-        middle = self.unet.mid_block
-        if middle is None:
-            return hidden
-        if getattr(middle, "has_cross_attention", False):
-            return cast(Tensor, middle(hidden, given.embedding, encoder_hidden_states=given.context))
-        return cast(Tensor, middle(hidden, given.embedding))
-
     def _decode(self, hidden: Tensor, skips: list[Tensor], branch: int, given: Given) -> Tensor:
         """Run the decoder item of this branch, which consumes the skip that encoder item `branch` made."""
         size = skips[branch - 2].shape[-2:] if branch > 1 else None
         return self.decoder[-branch](hidden, skips[branch - 1], size, given)
-
-    def _head(self, hidden: Tensor) -> Tensor:
-        unet = self.unet
-        if unet.conv_norm_out is not None:
-            hidden = unet.conv_act(unet.conv_norm_out(hidden))
-        return cast(Tensor, unet.conv_out(hidden))
-
-
-def _conv_in(conv: nn.Module) -> EncoderItem:
-    return lambda hidden, given: conv(hidden)
-
-
-def _down_items(block: nn.Module) -> list[EncoderItem]:
-    """One item per resnet (with its attention), one per downsampler."""
-
-    def resnet_item(resnet: nn.Module, attend: Attend) -> EncoderItem:
-        return lambda hidden, given: attend(resnet(hidden, given.embedding), given.context)
-
-    def down_item(downsampler: nn.Module) -> EncoderItem:
-        if isinstance(downsampler, ResnetBlock2D):
-            return lambda hidden, given: downsampler(hidden, given.embedding)
-        return lambda hidden, given: downsampler(hidden)
-
-    items = [resnet_item(resnet, attend) for resnet, attend in _layers(block)]
-    return items + [down_item(downsampler) for downsampler in cast(Any, block.downsamplers) or ()]
-
-
-def _up_items(block: nn.Module) -> list[DecoderItem]:
-    """One item per resnet (with its attention); the block's upsampler belongs to its last one."""
-
-    def item(resnet: nn.Module, attend: Attend, upsample: Callable[..., Tensor] | None) -> DecoderItem:
-        def run(hidden: Tensor, skip: Tensor, size: torch.Size | None, given: Given) -> Tensor:
-            hidden = resnet(torch.cat([hidden, skip], dim=1), given.embedding)
-            hidden = attend(hidden, given.context)
-            return hidden if upsample is None else upsample(hidden, size, given)
-
-        return run
-
-    def upsampling(upsampler: nn.Module) -> Callable[..., Tensor]:
-        if isinstance(upsampler, ResnetBlock2D):
-            return lambda hidden, size, given: upsampler(hidden, given.embedding)
-        return lambda hidden, size, given: upsampler(hidden, size)
-
-    layers = _layers(block)
-    upsamplers = list(cast(Any, block.upsamplers) or ())
-    last = upsampling(upsamplers[0]) if upsamplers else None
-    return [item(*layer, last if layer is layers[-1] else None) for layer in layers]
-
-
-Attend = Callable[[Tensor, Tensor | None], Tensor]
-
-
-def _layers(block: nn.Module) -> list[tuple[nn.Module, Attend]]:
-    """The block's resnets, each with the attention that follows it (or one that does nothing)."""
-
-    def attend(attention: nn.Module | None) -> Attend:
-        if attention is None:
-            return lambda hidden, context: hidden
-        if isinstance(attention, Attention):
-            return lambda hidden, context: attention(hidden)
-        return lambda hidden, context: attention(hidden, encoder_hidden_states=context, return_dict=False)[0]
-
-    resnets = list(cast(nn.ModuleList, block.resnets))
-    attentions = list(cast(Any, getattr(block, "attentions", None)) or [None] * len(resnets))
-    return [(resnet, attend(attention)) for resnet, attention in zip(resnets, attentions, strict=True)]

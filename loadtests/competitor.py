@@ -41,8 +41,7 @@ def is_simulated() -> bool:
 
 def loaded(settings: config.Settings) -> Model:
     """The model as our service loads it with these settings."""
-    layout = {"channels_last": settings.channels_last, "compiled": settings.compile}
-    model = load(settings.model, settings.device, settings.dtype, settings.model_name, **layout)
+    model = load(settings.model, settings.device, settings.dtype, settings.model_name, compiled=settings.compiled)
     return simulated(model) if is_simulated() else model
 
 

@@ -20,9 +20,10 @@ from typing_extensions import override
 from engine.condition import Condition
 from engine.device import Fence, Lane
 from engine.graphs import Graph, Graphs
+from engine.items import UNet
 from engine.macs import StepMacs
 from engine.model import Model
-from engine.unrolled import UNet, UnrolledUNet
+from engine.unrolled import UnrolledUNet
 from loadtests.card import FULL, CallCost
 from loadtests.h100 import CAPTURED, CARDS, COMPILED, DECODING, EAGER, WHERE
 from loadtests.simulated_device import SimulatedDevice, be_busy

@@ -12,6 +12,7 @@ from functools import cache, cached_property
 
 import torch
 
+from engine import compiling
 from engine.config import reason
 from engine.device import exclusive, lost
 from engine.graphs import graphs_for
@@ -37,6 +38,7 @@ from server.requests.generation import Generation
 from server.requests.plan import Planner
 from server.requests.shadow import ShadowTeacher
 from server.requests.warnings import said
+from server.telemetry import metrics
 from server.telemetry.start import Start
 from server.tiers.active import ActiveSchedules
 from server.tiers.last_good import LastGood, name_of
@@ -105,6 +107,10 @@ async def open_app(settings: Settings, waits: Callable[[str], None], start: Star
     start.passed("load")
     trusted = TrustedKeys.read(settings.trusted_keys) if settings.trusted_keys else None
     names = ModelNames(model, open_once, (settings.state, settings.registry), trusted)
+    if settings.compiled:
+        waits("the model is compiled, which takes minutes unless FLEXI_COMPILE_CACHE holds it")
+        await asyncio.to_thread(_compile, settings, model)
+        start.passed("compile")
     while (name := settings.model_name or await asyncio.to_thread(names.find)) is None:
         waits(names.fault or "the registry is read")
         await asyncio.sleep(settings.watch_seconds)
@@ -172,11 +178,24 @@ class _Registry:
 def _load(settings: Settings) -> Model:
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    layout = {"channels_last": settings.channels_last, "compiled": settings.compile}
-    model = load(settings.model, settings.device, settings.dtype, settings.model_name, **layout)
+    if settings.compiled:
+        compiling.cache_in(settings.compile_cache)
+    model = load(settings.model, settings.device, settings.dtype, settings.model_name, compiled=settings.compiled)
     fields = {"model": model.ref.name, "fingerprint": model.ref.fingerprint, "device": str(model.device)}
     log.info("loaded", extra={"fields": fields | {"commit": settings.commit}})
     return model
+
+
+def _compile(settings: Settings, model: Model) -> None:
+    """All that will ever run, so that nobody waits for a compiler later: what it missed is an error from now on."""
+    compiled, size = compiling.warm(model, settings.max_wave_rows), compiling.cache_bytes(settings.compile_cache)
+    compiling.forbid()
+    metrics.compile_seconds.set(compiled.seconds)
+    metrics.compiled_graphs.labels("hit").set(compiled.cached)
+    metrics.compiled_graphs.labels("miss").set(compiled.graphs - compiled.cached)
+    metrics.compile_cache_bytes.set(size)
+    fields = {"graphs": compiled.graphs, "cached": compiled.cached, "seconds": round(compiled.seconds, 1), "cache_bytes": size}
+    log.info("compiled", extra={"fields": fields})
 
 
 def teacher_steps(settings: Settings, model: Model) -> int:

@@ -28,6 +28,14 @@ FORMS = {  # what to give instead of what does not match a field's pattern
 }
 
 
+GONE = {"channels_last": "is part of FLEXI_COMPILE now"}  # settings that there were
+SWITCH = {"true": "on", "1": "on", "yes": "on", "false": "off", "0": "off", "no": "off"}
+
+
+def _switch(value: object) -> object:
+    return SWITCH.get(str(value).lower(), str(value).lower())
+
+
 def _parts(text: object) -> object:
     return [part.strip() for part in text.split(",") if part.strip()] if isinstance(text, str) else text
 
@@ -72,9 +80,11 @@ class Settings(BaseSettings):
     dtype: Annotated[
         Literal["float32", "float16", "bfloat16"], Field(description="Of the weights; latents are float32 always.")
     ] = "float32"
-    channels_last: Annotated[bool, Field(description="Lay the UNet out as tensor cores like it.")] = False
-    compile: Annotated[bool, Field(description="Give the UNet's blocks to torch.compile; the start takes minutes longer.")] = (
-        False
+    compile: Annotated[
+        Literal["auto", "on", "off"], BeforeValidator(_switch), Field(description="Compile UNet and decoder; auto: on CUDA.")
+    ] = "auto"
+    compile_cache: Annotated[Path, Field(description="Folder of what was compiled, for the next start.")] = Path(
+        ".flexi/compile"
     )
     cuda_graphs: Annotated[bool, Field(description="On CUDA, launch each wave as one graph; off is for finding faults.")] = True
     workers: Annotated[int, Field(ge=1, le=64, description="Processes that share the port; each loads the model.")] = 1
@@ -142,6 +152,11 @@ class Settings(BaseSettings):
     ] = None
     commit: Annotated[str, Field(description="Git commit of this build; the container image sets it.")] = ""
 
+    @property
+    def compiled(self) -> bool:
+        """Whether the model is, on its device."""
+        return self.compile == "on" or (self.compile == "auto" and self.device.startswith("cuda"))
+
     @field_validator("model")
     @classmethod
     def _is_a_pipeline(cls, folder: Path) -> Path:
@@ -198,7 +213,8 @@ class Settings(BaseSettings):
 
 def load() -> Settings:
     """Read the environment. Raises `InvalidInput` with one line for each variable at fault."""
-    faults = {name: "there is no such setting" for name in sorted(os.environ) if _is_unknown(name)}
+    unknown = [name for name in sorted(os.environ) if _is_unknown(name)]
+    faults = {name: GONE.get(name.removeprefix(PREFIX).lower(), "there is no such setting") for name in unknown}
     settings = None
     try:
         settings = Settings()

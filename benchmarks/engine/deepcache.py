@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from engine.unrolled import UNet
+from engine.items import UNet
 
 ABSENT = "not measured: pip install --no-deps deepcache==0.1.1"
 

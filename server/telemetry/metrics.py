@@ -64,6 +64,17 @@ waves_total = Counter("flexi_waves_total", "Waves by how they were launched: as 
 padding_macs_total = Counter(
     "flexi_padding_macs_total", "UNet MACs of rows that only fill a wave up to its size, and are nobody's.", ["kind"]
 )
+compile_seconds = Gauge(
+    "flexi_compile_seconds", "What compiling took at the start, or taking from the cache; the most of all workers.",
+    multiprocess_mode="livemax",
+)  # fmt: skip
+compiled_graphs = Gauge(
+    "flexi_compiled_graphs", "Graphs of the model, by whether the compile cache had their kernels at the start.", ["cache"],
+    multiprocess_mode="livesum",
+)  # fmt: skip
+compile_cache_bytes = Gauge(
+    "flexi_compile_cache_bytes", "Size of the compile cache's folder after the start.", multiprocess_mode="livemax"
+)
 wave_rows = Histogram("flexi_wave_rows", "UNet rows of a wave.", ["kind"], buckets=ROWS)
 wave_seconds = Histogram("flexi_wave_seconds", "How long a wave took the device.", ["kind"], buckets=SECONDS)
 steps_total = Counter("flexi_steps_total", "Steps executed, and null steps jumped over.", ["kind", "tier"])

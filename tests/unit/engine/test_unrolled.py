@@ -12,8 +12,9 @@ from model_folders import PLAIN
 from torch import Tensor
 
 from engine.condition import Condition
+from engine.items import UNet
 from engine.model import Model
-from engine.unrolled import UNet, UnrolledUNet
+from engine.unrolled import UnrolledUNet
 from registry.errors import InvalidInput, Unsupported
 
 CROSS: dict[str, dict[str, Any]] = {

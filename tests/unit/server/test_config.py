@@ -49,6 +49,8 @@ def test_values_are_read_once_and_frozen(monkeypatch):
         ("FLEXI_DRAIN_SECONDS", "-1", "greater than or equal to 0"),
         ("FLEXI_ALLOW_ANONYMOUS", "perhaps", "boolean"),
         ("FLEXI_MAX_IMAGE", "2", "no such setting"),
+        ("FLEXI_CHANNELS_LAST", "true", "is part of FLEXI_COMPILE now"),
+        ("FLEXI_COMPILE", "perhaps", "'auto', 'on' or 'off'"),
         ("FLEXI_MODEL_ALIASES", "dall-e-3,my model", "letters, digits, .*, got 'my model'"),
         ("FLEXI_MODEL_ALIASES", "dall-e-3," + "x" * 129, "at most 128 letters"),
         ("FLEXI_MODEL_ALIASES", ",".join(map(str, range(33))), "at most 32 items"),
@@ -96,6 +98,27 @@ def test_trusted_keys_must_be_some(monkeypatch, tmp_path):
     monkeypatch.setenv("FLEXI_TRUSTED_KEYS", str(tmp_path))
     with pytest.raises(InvalidInput, match=r"FLEXI_TRUSTED_KEYS: there is no \*\.pem file"):
         config.load()
+
+
+@pytest.mark.parametrize(
+    ("value", "device", "compiled"),
+    [
+        (None, "cuda:1", True),
+        (None, "cpu", False),
+        ("auto", "cuda", True),
+        ("on", "cpu", True),
+        ("true", "cpu", True),
+        ("1", "cpu", True),
+        ("off", "cuda", False),
+        ("False", "cuda", False),
+        ("0", "cuda", False),
+    ],
+)
+def test_a_model_is_compiled_where_that_is_set_or_on_cuda(monkeypatch, value, device, compiled):
+    monkeypatch.setenv("FLEXI_DEVICE", device)
+    if value is not None:
+        monkeypatch.setenv("FLEXI_COMPILE", value)
+    assert config.load().compiled == compiled
 
 
 def test_every_setting_is_described():
