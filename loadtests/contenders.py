@@ -30,7 +30,7 @@ class Contender:
 
 
 @dataclass(frozen=True)
-class StartOutcome:
+class ContenderStart:
     """How a server's start went: its address and the seconds until it was ready, or why it never was."""
 
     address: str
@@ -58,7 +58,7 @@ def contenders(mix: str, settings: Mapping[str, str], simulated: bool, registry:
 @contextmanager
 def running(
     entrants: list[Contender], logs: Path, patience: float, say: Callable[[str], None] = print
-) -> Iterator[dict[str, StartOutcome]]:
+) -> Iterator[dict[str, ContenderStart]]:
     """Start all contenders side by side, yield how that went by their names, and end them.
 
     Who is not ready in `patience` seconds, or stops, is ended at once, and has a fault; the others go on.
@@ -68,7 +68,7 @@ def running(
         stack.enter_context(exit_on_sigterm())
         pool = stack.enter_context(ThreadPoolExecutor(len(entrants)))
 
-        def start(entrant: Contender) -> StartOutcome:
+        def start(entrant: Contender) -> ContenderStart:
             port, log = free_port(0), logs / f"{entrant.name.replace(', ', '-')}.log"
             arguments = (*entrant.command, "--host", "127.0.0.1", "--port", str(port))
             begun, address, fault = monotonic(), f"http://127.0.0.1:{port}", None
@@ -81,6 +81,6 @@ def running(
                 end(process)
             seconds = monotonic() - begun
             say(f"{entrant.name}: {fault or f'ready after {seconds:.0f} s'}")
-            return StartOutcome(address, seconds, fault)
+            return ContenderStart(address, seconds, fault)
 
         yield dict(zip([entrant.name for entrant in entrants], pool.map(start, entrants), strict=True))
