@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 from torch import Tensor
 
+from engine import compiling
 from engine.buckets import EXACT, dense
 from engine.denoising_task import DenoisingTask
 from engine.graphs import graphs_for
@@ -40,8 +41,12 @@ def is_simulated() -> bool:
 
 
 def loaded(settings: config.Settings) -> Model:
-    """The model as our service loads it with these settings."""
+    """The model as our service loads it with these settings, compiled where that is."""
+    if settings.compiled:
+        compiling.cache_in(settings.compile_cache)
     model = load(settings.model, settings.device, settings.dtype, settings.model_name, compiled=settings.compiled)
+    if settings.compiled:
+        compiling.warm(model, settings.max_wave_rows)
     return simulated(model) if is_simulated() else model
 
 

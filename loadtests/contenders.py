@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import mkdtemp
@@ -55,6 +56,14 @@ def contenders(mix: str, settings: Mapping[str, str], simulated: bool, registry:
     return everybody if mix == "fewer" else everybody[1:]
 
 
+def unused_port() -> int:
+    """Below those that systems give to outgoing connections: a server may bind it a minute from now."""
+    for port in random.sample(range(20_000, 30_000), 100):
+        with suppress(FlexiError):
+            return free_port(port)
+    raise FlexiError("of 100 ports between 20000 and 30000 none is free")
+
+
 @contextmanager
 def running(
     entrants: list[Contender], logs: Path, patience: float, say: Callable[[str], None] = print
@@ -69,7 +78,7 @@ def running(
         pool = stack.enter_context(ThreadPoolExecutor(len(entrants)))
 
         def start(entrant: Contender) -> ContenderStart:
-            port, log = free_port(0), logs / f"{entrant.name.replace(', ', '-')}.log"
+            port, log = unused_port(), logs / f"{entrant.name.replace(', ', '-')}.log"
             arguments = (*entrant.command, "--host", "127.0.0.1", "--port", str(port))
             begun, address, fault = monotonic(), f"http://127.0.0.1:{port}", None
             home = mkdtemp(prefix="home-", dir=logs.absolute())  # BentoML's starts empty each other's

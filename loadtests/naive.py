@@ -17,6 +17,7 @@ from diffusers import DDIMScheduler, DiffusionPipeline
 from fastapi import FastAPI
 from torch import Tensor
 
+from engine import compiling
 from loadtests.card import FULL
 from loadtests.competitor import ImageRequest, answer, is_simulated
 from loadtests.h100 import COMPILED
@@ -38,6 +39,7 @@ def load() -> Any:
     if is_simulated():
         simulate(pipeline)
         return pipeline
+    compiling.cache_in(settings.compile_cache)
     cuda = settings.device.startswith("cuda")
     if cuda:
         pipeline.unet.to(memory_format=torch.channels_last)

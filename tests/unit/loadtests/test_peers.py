@@ -9,7 +9,7 @@ import pytest
 from loadtests import measured_card, peers
 from loadtests.card import FULL, CallCost, Card
 from loadtests.clients import Tally
-from loadtests.contenders import Contender, contenders, running
+from loadtests.contenders import Contender, contenders, running, unused_port
 from loadtests.fluid import FluidLimit
 from loadtests.h100 import CAPTURED
 from loadtests.mixes import FEWER, TIERS, WEIGHTS, made, mixes
@@ -129,6 +129,10 @@ def test_a_server_that_stops_or_takes_too_long_is_reported_and_the_others_go_on(
         assert "no such card" in (starts["broken"].fault or "")
         assert "not ready after 2 s" in (starts["late"].fault or "")
     assert sorted(line.split(":")[0] for line in said) == ["broken", "late", "well"]
+
+
+def test_ports_are_none_that_outgoing_connections_get():
+    assert {unused_port() < 32768 for _ in range(3)} == {True}
 
 
 def test_all_servers_load_the_model_in_the_same_way(tmp_path):
