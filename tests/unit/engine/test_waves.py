@@ -411,7 +411,7 @@ def test_captures_read_and_write_slots_and_table_where_they_were(network: Unroll
     graphs.fixed = lambda: [*memory, waves._runner._staging.target]
     list(waves.prepare({2, 3}))
     assert len(results(waves)) == len(JOBS), "a replay that finds one elsewhere fails its wave"
-    fixed = {place for calls in graphs.captured for _, shapes in calls._ops for place in places(shapes)}
+    fixed = {place for calls in graphs.captures for _, shapes in calls._ops for place in places(shapes)}
     assert fixed == {tensor.untyped_storage().data_ptr() for tensor in graphs.fixed()}
 
 
