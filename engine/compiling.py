@@ -85,7 +85,8 @@ class Compilation:
 def warm(model: Model, max_rows: int, images: Iterable[int] = DECODED) -> Compiled:
     """Compile all that calls of at most `max_rows` rows will run, and the decoder for these numbers of images.
 
-    One call of each kind, for 1, 2 and the most rows: sizes beyond which kernels differ are crossed by the most if by any.
+    One call of each kind, for 1, 2 and the most rows: where torch's choice of kernels changes with a size between the last two
+    (convolutions of 16 rows on one CPU thread, more than 2^31 elements), both are then there.
     Raises `Unsupported` for what torch cannot compile.
     """
     from torch._dynamo.exc import TorchDynamoException

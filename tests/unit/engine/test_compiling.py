@@ -95,19 +95,20 @@ def test_after_warming_nothing_compiles_and_all_is_as_without(
     assert counter.frame_count == compiled.graphs
 
 
-def layer(channels: int = 8) -> nn.Module:
+def layer(channels: int = 64) -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(nn.GroupNorm(4, channels), nn.SiLU(), nn.Conv2d(channels, 8, 3)).requires_grad_(False)
+    return nn.Sequential(nn.GroupNorm(32, channels), nn.SiLU(), nn.Conv2d(channels, 8, 3)).requires_grad_(False)
 
 
-def hidden(rows: int, channels: int = 8) -> Tensor:
-    return torch.randn(rows, channels, 16, 16, generator=torch.Generator().manual_seed(rows))
+def hidden(rows: int, channels: int = 64) -> Tensor:
+    return torch.randn(rows, channels, 4, 4, generator=torch.Generator().manual_seed(rows))
 
 
 def test_equal_regions_are_one_graph_and_all_rows_but_one_are_another(counter: CompileCounter) -> None:
+    """Below 16 rows: from there on, torch chooses other convolutions where it has one CPU thread, which is a graph more."""
     compilation = Compilation(counter)
     for region in (compilation.region(layer()), compilation.region(layer())):
-        for rows in (1, 2, 3, 70, 5):
+        for rows in (1, 2, 3, 15, 5):
             assert region(hidden(rows)).is_contiguous(memory_format=torch.channels_last)
     assert counter.frame_count == 2
 
@@ -115,11 +116,11 @@ def test_equal_regions_are_one_graph_and_all_rows_but_one_are_another(counter: C
 def test_many_shapes_are_compiled_and_too_many_are_an_error(counter: CompileCounter) -> None:
     """Dynamo compiles eight of a function, and then runs it uncompiled without a word."""
     compilation = Compilation(counter)
-    for channels in range(4, 44, 4):
+    for channels in range(32, 352, 32):
         compilation.region(layer(channels))(hidden(2, channels))
     assert counter.frame_count == 10
     with torch._dynamo.config.patch(recompile_limit=10), pytest.raises(FailOnRecompileLimitHit):
-        compilation.region(layer(44))(hidden(2, 44))
+        compilation.region(layer(352))(hidden(2, 352))
 
 
 def test_what_was_not_compiled_beforehand_is_refused_once_forbidden(counter: CompileCounter) -> None:
