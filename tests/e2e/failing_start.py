@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from server.batching import engine_thread
+from server.preconditions import supervises
 from server.service import Flexiffusion
 
 __all__ = ["Flexiffusion"]
@@ -15,4 +15,7 @@ def failing(*_: Any) -> float:
     raise RuntimeError("nobody expected this,\nin two lines")
 
 
-engine_thread.warm_up = failing  # type: ignore[assignment]
+if not supervises:
+    from server.batching import engine_thread
+
+    engine_thread.warm_up = failing  # type: ignore[assignment]

@@ -11,11 +11,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from engine.device import DeviceLost
-from engine.model import Model
-from engine.waves import Waves
+from server.preconditions import supervises
 from server.service import Flexiffusion
 
 __all__ = ["Flexiffusion"]
@@ -41,6 +37,13 @@ def faulty(owner: Any, method: str, errors: dict[str, BaseException]) -> None:
     setattr(owner, method, call)
 
 
-# SystemExit ends a thread without a word, and no `except Exception` sees it.
-faulty(Waves, "launch", {"wave": DeviceLost("of a wave"), "thread": SystemExit()})
-faulty(Model, "decode_later", {"decode": torch.AcceleratorError("CUDA error: of a decode\nand more about it")})
+if not supervises:
+    import torch
+
+    from engine.device import DeviceLost
+    from engine.model import Model
+    from engine.waves import Waves
+
+    # SystemExit ends a thread without a word, and no `except Exception` sees it.
+    faulty(Waves, "launch", {"wave": DeviceLost("of a wave"), "thread": SystemExit()})
+    faulty(Model, "decode_later", {"decode": torch.AcceleratorError("CUDA error: of a decode\nand more about it")})
