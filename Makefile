@@ -9,7 +9,7 @@ export BENTOML_DO_NOT_TRACK := true
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo test fuzz lint format serve search load peers soak lock image clean
+.PHONY: help demo test fuzz lint format serve search load peers soak gpu lock image clean
 
 help: ## print this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -53,6 +53,9 @@ peers: $(VENV)/.dev ## our service beside a compiled pipeline and BentoML's own 
 
 soak: $(VENV)/.dev ## 20 minutes of everything at once, S3 going away included
 	$(BIN)/python -m loadtests.soak --minutes 20
+
+gpu: $(VENV)/.dev ## everything that a GPU should be measured with, once, into OUT (12 minutes; DEVICE=cpu MODEL=tiny tries it)
+	benchmarks/gpu.sh
 
 lock: $(VENV)/.dev ## resolve pyproject.toml anew into the two lock files
 	$(BIN)/pip install --quiet pip-tools

@@ -12,11 +12,9 @@ from torch import Tensor
 
 from engine.items import UNet
 
-ABSENT = "not measured: pip install --no-deps deepcache==0.1.1"
-
 
 def installed() -> str | None:
-    """The version of DeepCache that is installed, None without it."""
+    """The version of DeepCache that is installed (`pip install --no-deps deepcache==0.1.1`), None without it."""
     try:
         return version("deepcache")
     except PackageNotFoundError:
@@ -29,19 +27,20 @@ def twin(unet: UNet) -> Any:
 
 
 def cached_step(
-    unet: UNet, scheduler_config: Mapping[str, Any], branch: int, first: Tensor, then: Tensor, context: Tensor
+    unet: UNet, scheduler_config: Mapping[str, Any], branch: int, first: Tensor, then: Tensor, named: Mapping[str, Any]
 ) -> Callable[[], Tensor]:
     """A call that runs DeepCache's cached step on `then`, after one full step on `first`: latents (rows, c, h, w).
 
-    Both are steps of a 50-step DDIM trajectory, the second (`timesteps`) and the first. Returns the prediction.
+    Both are steps of a 50-step DDIM trajectory, the second (`timesteps`) and the first. named: the UNet's other arguments.
+    Returns the prediction.
     """
-    theirs, scheduler = twin(unet), _ddim(scheduler_config)
+    theirs, scheduler = twin(unet), ddim(scheduler_config)
     scheduler.set_timesteps(50)
     helper = _helper(SimpleNamespace(unet=theirs, scheduler=scheduler), every=50, branch=branch)
     helper.enable()
 
     def step(index: int, latent: Tensor) -> Tensor:
-        output: Tensor = theirs(latent, scheduler.timesteps[index], encoder_hidden_states=context, return_dict=False)[0]
+        output: Tensor = theirs(latent, scheduler.timesteps[index], return_dict=False, **named)[0]
         return output
 
     step(0, first)  # the full one, which fills the cache
@@ -50,43 +49,23 @@ def cached_step(
 
 def timesteps(scheduler_config: Mapping[str, Any]) -> tuple[int, int]:
     """The timesteps of the full step and of the cached one in `cached_step`."""
-    scheduler = _ddim(scheduler_config)
+    scheduler = ddim(scheduler_config)
     scheduler.set_timesteps(50)
     return int(scheduler.timesteps[0]), int(scheduler.timesteps[1])
 
 
-def generation(
-    unet: UNet, scheduler_config: Mapping[str, Any], every: int, branch: int, noise: Tensor, context: Tensor
-) -> Callable[[], Tensor]:
-    """A call that denoises in 50 DDIM steps, a full one every `every`, by `StableDiffusionPipeline` without guidance.
-
-    noise (n, c, h, w), context (n, tokens, dim). Returns latents: neither text encoder nor VAE run.
-    """
-    from diffusers import StableDiffusionPipeline
-
-    parts = ("vae", "text_encoder", "tokenizer", "safety_checker", "feature_extractor")
-    pipeline = StableDiffusionPipeline(
-        **dict.fromkeys(parts), unet=twin(unet), scheduler=_ddim(scheduler_config), requires_safety_checker=False
-    )
-    pipeline.set_progress_bar_config(disable=True)
+def accelerated(pipeline: Any, every: int, branch: int, run: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """`run`, which calls the pipeline, with a full step every `every` steps and cached ones of this branch in between."""
     helper = _helper(pipeline, every, branch)
-    height, width = (pipeline.vae_scale_factor * side for side in noise.shape[-2:])
 
-    def run() -> Tensor:
-        helper.enable()  # anew for each image: the cache starts empty, as the first step of a trajectory must find it
-        images = pipeline(
-            prompt_embeds=context,
-            latents=noise,
-            height=height,
-            width=width,
-            num_inference_steps=50,
-            guidance_scale=1.0,
-            output_type="latent",
-        ).images
-        helper.disable()
-        return images
+    def wrapped() -> Tensor:
+        helper.enable()  # anew for each run: the cache starts empty, as the first step of a trajectory must find it
+        try:
+            return run()
+        finally:
+            helper.disable()
 
-    return run
+    return wrapped
 
 
 def _helper(pipeline: Any, every: int, branch: int) -> Any:
@@ -97,7 +76,8 @@ def _helper(pipeline: Any, every: int, branch: int) -> Any:
     return helper
 
 
-def _ddim(config: Mapping[str, Any]) -> Any:
+def ddim(config: Mapping[str, Any]) -> Any:
+    """diffusers' DDIM on the noise levels of any scheduler; nothing is clipped unless it says so."""
     from diffusers import DDIMScheduler
 
-    return DDIMScheduler.from_config(dict(config))
+    return DDIMScheduler.from_config({"clip_sample": False, **config})

@@ -1,170 +1,138 @@
-"""What is measured: each section gives its measurements, one at a time, because some take minutes."""
+"""What is measured, in order of importance: each section gives its results one at a time, because some take minutes."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 
-import torch
 from torch import Tensor
 
-from benchmarks.engine import deepcache
-from benchmarks.engine.measurement import BenchmarkResult
-from benchmarks.engine.noop_unet import NoopUNet
-from benchmarks.engine.timing import Spread, side_by_side
-from benchmarks.engine.workload import Workload, stable_diffusion_15
-from engine import sampler
-from engine.denoising_task import DenoisingTask
-from engine.policy import Balanced
-from engine.program import Program
-from engine.unrolled import UnrolledUNet
-from engine.waves import Waves
+from benchmarks.engine.competitors import Competitor, Field, Run
+from benchmarks.engine.equality import equality
+from benchmarks.engine.host import host
+from benchmarks.engine.images import images
+from benchmarks.engine.result import FULL, TEACHER, BenchmarkResult, partial_step
+from benchmarks.engine.timing import settled, side_by_side
+from benchmarks.engine.workload import STEPS, UNIFORM, UniformSchedule
+from registry.foreign_errors import one_line
 
-SAME_WORK = 1e-4  # two outputs closer than this are of the same work
-FEW = 3  # pairs where one takes seconds
-
-
-def steps(workload: Workload, repeats: int) -> Iterator[BenchmarkResult]:
-    """One full step against `unet(…)`, one partial step against DeepCache's, on one row and on eight."""
-    for rows in (1, 8):
-        yield from _steps("steps", workload, rows, repeats, repeats)
+SAME_WORK = 0.02  # steps whose outputs differ by more, for the largest, do not do the same; float16 makes about 0.002
+ROWS = (1, 2, 4, 8, 16, 32)
+BRANCHES = (1, 2, 3)
+COUNTS = (1, 8)  # images of a generation
+FEW = 3  # repeats of what takes seconds
 
 
-def sd15(_: Workload, repeats: int) -> Iterator[BenchmarkResult]:
-    """Steps and one generation on Stable Diffusion v1.5's UNet, whatever the model folder."""
-    big = stable_diffusion_15()
-    for rows in (1, 2):
-        yield from _steps("sd15", big, rows, min(FEW, repeats), repeats)
-    yield _generation("sd15", big, 1, 1, min(FEW, repeats))
+@dataclass(frozen=True)
+class _Entry:
+    """A call that takes part in a group of results that are measured side by side."""
+
+    what: str
+    who: str
+    macs: int
+    make: Callable[[], Run | None]
 
 
-def generation(workload: Workload, repeats: int) -> Iterator[BenchmarkResult]:
-    """Whole generations of 50 steps, every fifth one full, against DeepCache's in diffusers' pipeline."""
-    for rows in (1, 8):
-        for branch in (1, 2):
-            yield _generation("generation", workload, branch, rows, repeats)
+def compile_times(field: Field, repeats: int) -> Iterator[BenchmarkResult]:
+    """Seconds of the first calls of those who compile. Whoever is not done when this ends does not compete any more."""
+    waiting = [competitor for competitor in field.all if competitor.compiled]
+    try:
+        while waiting:
+            competitor = waiting[0]
+            for what, rows, make in _first_calls(competitor):
+                start, note, values = time.perf_counter(), "", tuple[float, ...]()
+                try:
+                    if (run := make()) is None:
+                        continue
+                    run()
+                    field.workload.model.network.fence().wait()
+                    values = (time.perf_counter() - start,)
+                except Exception as error:
+                    note = f"failed: {one_line(error)}"
+                yield BenchmarkResult("compile", f"{what}, first call", rows, competitor.name, values, note=note)
+                if note:
+                    field.all.remove(competitor)
+                    break
+            waiting.pop(0)
+    finally:
+        field.all[:] = [competitor for competitor in field.all if competitor not in waiting]
 
 
-def speedup(workload: Workload, repeats: int) -> Iterator[BenchmarkResult]:
-    """Wall-clock speed-up over the teacher, divided by the speed-up in MACs: 1 where no time is lost."""
-    schedules = {
-        "10 full + 40 partial, s=1": workload.program(10, (1, 2, 3, 4), 1),
-        "10 full + 10 partial, s=3": workload.program(10, (2,), 3),
-        "5 full + 5 partial, s=1": workload.program(5, (5,), 1),
-    }
-    programs = [workload.teacher, *schedules.values()]
-    macs = [workload.macs.of_program(program, 1) for program in programs]
-    for rows in (1, 8):
-        seconds = side_by_side([_ours(workload, program, rows) for program in programs], repeats)
-        for i, name in enumerate(schedules, start=1):
-            wall = seconds[:, 0] / seconds[:, i]
-            note = f"{Spread.of(wall).median:.2f}× by the clock, {macs[0] / macs[i]:.2f}× in MACs"
-            what = f"speed-up by the clock / in MACs, {name}, {_rows(rows)}"
-            yield BenchmarkResult("speedup", what, Spread.of(wall * macs[i] / macs[0]), at_least=0.97, note=note)
+def _first_calls(competitor: Competitor) -> Iterator[tuple[str, int, Callable[[], Run | None]]]:
+    for rows in (2, 1, 16, max(ROWS)):  # one row is a size of its own to torch, and the most may be another
+        yield FULL, rows, partial(competitor.full, rows)
+        for branch in BRANCHES:
+            yield partial_step(branch), rows, partial(competitor.partial, rows, branch)
+    for count in COUNTS:
+        yield TEACHER, count, partial(competitor.generation, UniformSchedule(STEPS), count)
 
 
-def overhead(workload: Workload, repeats: int) -> Iterator[BenchmarkResult]:
-    """Time of a wave around its UNet call: a whole generation in waves, with a UNet that computes nothing."""
-    program, timestep = workload.program(10, (1, 2, 3, 4), 1), torch.tensor(500.0)
-    for rows in (1, 2, 4, 8, 16, 32, 64):
-        noop = NoopUNet(workload, rows)
-        sample, condition, feature = workload.noise(rows), workload.condition(rows), noop.feature
-        waves = partial(_in_waves, workload, noop, program, rows)
-        step = partial(workload.network.partial, sample, timestep.expand(rows), condition, 1, feature)
-        seconds = side_by_side([waves, step], repeats) / (len(program.steps), 1)
-        share = Spread.of(seconds[:, 0] / seconds[:, 1]).median
-        spread, note = Spread.of(1e3 * seconds[:, 0]), f"{share:.3f} of a partial step s=1 of as many rows"
-        yield BenchmarkResult(
-            "overhead", f"a wave without its UNet, {_rows(rows)}", spread, "ms", at_most=0.5 if rows == 32 else None, note=note
-        )
+def steps(field: Field, repeats: int) -> Iterator[BenchmarkResult]:
+    """Full and partial steps of everybody, by number of rows."""
+    macs = field.workload.macs
+    for rows in ROWS:
+        entries = [_Entry(FULL, who.name, rows * macs.full.macs, partial(who.full, rows)) for who in field.all]
+        for branch in BRANCHES:
+            if branch in macs.partial:
+                cost = rows * macs.partial[branch].macs
+                entries += [
+                    _Entry(partial_step(branch), who.name, cost, partial(who.partial, rows, branch)) for who in field.all
+                ]
+        yield from _group(field, "steps", rows, entries, repeats)
 
 
-def curve(workload: Workload, repeats: int) -> Iterator[BenchmarkResult]:
-    """What a row costs in a wave of many, against a row alone, for each kind of step."""
-    network, sizes = workload.network, (1, 2, 4, 8, 16, 32)
-    samples, conditions = [workload.noise(rows) for rows in sizes], [workload.condition(rows) for rows in sizes]
-    timesteps = [torch.full((rows,), 500.0) for rows in sizes]
-    inputs = list(zip(samples, timesteps, conditions, strict=True))
-    for branch in (0, 1, 2, 3):
-        if branch == 0:
-            runs: list[Callable[[], object]] = [partial(network.full, *arguments) for arguments in inputs]
-        else:
-            features = [torch.randn(rows, *workload.macs.features[branch]) for rows in sizes]
-            runs = [
-                partial(network.partial, *arguments, branch, feature)
-                for arguments, feature in zip(inputs, features, strict=True)
-            ]
-        seconds = side_by_side(runs, repeats) / sizes
-        for i, rows in enumerate(sizes[1:], start=1):
-            note = f"{1e3 * Spread.of(seconds[:, i]).median:.2f} ms a row, alone {1e3 * Spread.of(seconds[:, 0]).median:.2f} ms"
-            what = f"a row of {rows} / a row alone, {f'partial s={branch}' if branch else 'full'}"
-            yield BenchmarkResult("curve", what, Spread.of(seconds[:, i] / seconds[:, 0]), note=note)
+def generations(field: Field, repeats: int) -> Iterator[BenchmarkResult]:
+    """Whole generations of everybody, of one image and of eight: all 50 steps full, and schedules."""
+    for count in COUNTS:
+        entries = []
+        for uniform in filter(field.workload.runs, UNIFORM):
+            macs = count * _image_macs(field, uniform)
+            entries += [_Entry(uniform.name, who.name, macs, partial(who.generation, uniform, count)) for who in field.all]
+        yield from _group(field, "generations", count, entries, min(FEW, repeats))
 
 
-def _steps(section: str, workload: Workload, rows: int, full_pairs: int, partial_pairs: int) -> Iterator[BenchmarkResult]:
-    """A full step against the UNet's own forward, partial steps against DeepCache's, in so many pairs of measurements."""
-    network, unet, condition = workload.network, workload.network.unet, workload.condition(rows)
-    first, then = workload.noise(rows), workload.noise(rows + 1)[:rows]
-    early, late = (torch.full((rows,), float(timestep)) for timestep in deepcache.timesteps(workload.scheduler))
-    named = {} if condition.context is None else {"encoder_hidden_states": condition.context}
-    seconds = side_by_side(
-        [lambda: network.full(first, early, condition, keep={1}), lambda: unet(first, early, return_dict=False, **named)],
-        full_pairs,
-    )
-    what = f"full step / unet(…), {_rows(rows)}"
-    yield BenchmarkResult(section, what, Spread.of(seconds[:, 0] / seconds[:, 1]), at_most=1.0, note=workload.name)
-    _, kept = network.full(first, early, condition, keep={1, 2})
-    for branch in (1, 2):
-        what = f"partial step s={branch} / DeepCache's, {_rows(rows)}"
-        if deepcache.installed() is None or condition.context is None:
-            yield BenchmarkResult(section, what, None, at_most=0.9, note=deepcache.ABSENT)
+def _image_macs(field: Field, uniform: UniformSchedule) -> int:
+    rows = 2 if field.workload.model.prompts.guides else 1
+    return field.workload.macs.of_program(field.workload.program(uniform), rows)
+
+
+def _group(field: Field, section: str, count: int, entries: list[_Entry], repeats: int) -> Iterator[BenchmarkResult]:
+    """All that can be done of these, side by side. Whoever fails is left out, with the reason."""
+    chosen, firsts, clock = list[tuple[_Entry, Run, str]](), list[float](), settled(field.workload.model.device)
+    outputs: dict[str, Tensor] = {}
+    for entry in entries:
+        try:
+            if (run := entry.make()) is None:
+                continue
+            start = clock()
+            output = run()
+            firsts.append(clock() - start)
+        except Exception as error:
+            yield BenchmarkResult(section, entry.what, count, entry.who, (), entry.macs, note=f"failed: {one_line(error)}")
             continue
-        theirs = deepcache.cached_step(unet, workload.scheduler, branch, first, then, condition.context)
-        ours = partial(network.partial, then, late, condition, branch, kept[branch])
-        apart = (ours() - theirs()).abs().max().item()
-        note = f"outputs {apart:.0e} apart" if apart <= SAME_WORK else f"NOT THE SAME WORK: outputs {apart:.0e} apart"
-        seconds = side_by_side([ours, theirs], partial_pairs)
-        yield BenchmarkResult(section, what, Spread.of(seconds[:, 0] / seconds[:, 1]), at_most=0.9, note=note)
+        output = output.float().clone()
+        first = outputs.setdefault(entry.what, output)
+        chosen.append((entry, run, "" if first is output else _apart(first, output, section)))
+    seconds = side_by_side([run for _, run, _ in chosen], repeats, clock, firsts)
+    for i, (entry, _, note) in enumerate(chosen):
+        yield BenchmarkResult(section, entry.what, count, entry.who, tuple(map(float, seconds[:, i])), entry.macs, note=note)
 
 
-def _generation(section: str, workload: Workload, branch: int, rows: int, repeats: int) -> BenchmarkResult:
-    """A whole generation of 50 steps, every fifth one full and the others partial of this branch, against DeepCache's."""
-    what = f"50 steps, 10 of them full, rest s={branch} / DeepCache's, {_rows(rows)}"
-    condition = workload.condition(rows)
-    if deepcache.installed() is None or condition.context is None:
-        return BenchmarkResult(section, what, None, at_most=0.9, note=deepcache.ABSENT)
-    ours = _ours(workload, workload.program(10, (1, 2, 3, 4), branch), rows)
-    theirs = deepcache.generation(workload.network.unet, workload.scheduler, 5, branch, workload.noise(rows), condition.context)
-    apart = (ours() - theirs()).abs().max().item()
-    seconds = side_by_side([ours, theirs], repeats)
-    note = f"latents {apart:.0e} apart"
-    return BenchmarkResult(section, what, Spread.of(seconds[:, 0] / seconds[:, 1]), at_most=0.9, note=note)
+def _apart(first: Tensor, other: Tensor, section: str) -> str:
+    """How far two outputs are from each other, for the largest of the first."""
+    apart = ((first - other).abs().max() / first.abs().max()).item()
+    if apart > SAME_WORK:
+        return "other timesteps" if section == "generations" else f"NOT THE SAME WORK: {apart:.0e} from ours"
+    return f"{apart:.0e} from ours" if apart else "the same digits"
 
 
-def _ours(workload: Workload, program: Program, rows: int) -> Callable[[], Tensor]:
-    """A whole generation by the plain sampler, without guidance."""
-    return partial(sampler.generate, workload.network, program, workload.noise(rows), workload.condition(rows))
-
-
-def _in_waves(workload: Workload, network: UnrolledUNet, program: Program, rows: int) -> None:
-    """A whole generation of `rows` images in waves of all of them, without guidance."""
-    waves = Waves[DenoisingTask](network, workload.slots(rows), Balanced(max_unet_rows=rows))
-    noise, condition = workload.noise(rows), workload.condition(rows)
-    for i in range(rows):
-        waves.add(DenoisingTask(program), noise[i], condition[i : i + 1])
-    while waves.tick():
-        pass
-
-
-def _rows(rows: int) -> str:
-    return f"{rows} row{'s' * (rows > 1)}"
-
-
-SECTIONS: dict[str, Callable[[Workload, int], Iterator[BenchmarkResult]]] = {
+SECTIONS: dict[str, Callable[[Field, int], Iterator[BenchmarkResult]]] = {
+    "compile": compile_times,
     "steps": steps,
-    "generation": generation,
-    "speedup": speedup,
-    "overhead": overhead,
-    "curve": curve,
-    "sd15": sd15,
+    "generations": generations,
+    "host": host,
+    "images": images,
+    "equality": equality,
 }

@@ -1,10 +1,10 @@
-"""What a benchmark runs: a model folder's UNet, or Stable Diffusion v1.5's with random weights, and inputs for it."""
+"""What a benchmark runs: a model at a size of latents, schedules set by hand, and inputs for them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,101 +12,109 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.engine.result import TEACHER
 from engine import loading
 from engine.condition import Condition
-from engine.macs import StepMacs, count_steps, example
-from engine.noise import NoiseLevels
-from engine.program import Program, compile_program
-from engine.schedulers import noise_levels
-from engine.slots import Shape, Slots
-from engine.unrolled import UnrolledUNet
-from registry.schedule import ModelRef, Schedule, Segment, Solver, teacher
+from engine.macs import StepMacs, example
+from engine.model import Model
+from engine.program import Program
+from registry.schedule import Schedule, Segment, SolverName
 
 STEPS = 50  # of the teacher, DDIM
-SD15_SCHEDULER = {
-    "_class_name": "DDIMScheduler",
-    "beta_schedule": "scaled_linear",
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "clip_sample": False,
-    "set_alpha_to_one": False,
-    "steps_offset": 1,
-}
+GUIDANCE = 3.0
+
+
+@dataclass(frozen=True)
+class UniformSchedule:
+    """`full` equal segments of the 50 steps, each a full step and then partial ones of one branch at these offsets."""
+
+    full: int
+    offsets: tuple[int, ...] = ()
+    branch: int = 0
+
+    @property
+    def name(self) -> str:
+        """How results call it."""
+        if not self.offsets:
+            return TEACHER if self.full == STEPS else f"{self.full} full"
+        return f"{self.full} full + {self.full * len(self.offsets)} partial, s={self.branch}"
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """Of its document."""
+        segment = Segment(partial=self.offsets, branch=self.branch) if self.offsets else Segment()
+        return (segment,) * self.full
+
+
+UNIFORM = (
+    UniformSchedule(STEPS),
+    UniformSchedule(10, (1, 2, 3, 4), 1),
+    UniformSchedule(10, (2,), 3),
+    UniformSchedule(5, (5,), 1),
+)
 
 
 @dataclass(frozen=True)
 class Workload:
-    """A UNet to measure, and inputs for it.
+    """A model to measure, and inputs for it, the same at every call. `scheduler` is diffusers' configuration."""
 
-    `latent` (c, h, w); `tokens` is the length of the context, 0 without one; `scheduler` is diffusers' configuration.
-    """
-
-    name: str
-    network: UnrolledUNet
-    levels: NoiseLevels
+    model: Model
     scheduler: Mapping[str, Any]
-    latent: Shape
-    tokens: int
 
-    @cached_property
+    @property
     def macs(self) -> StepMacs:
-        """MACs of one UNet row for each kind of step at this latent size."""
-        return count_steps(self.network.unet.config, self.latent, self.tokens)
+        """MACs of one UNet row for each kind of step."""
+        return self.model.macs
 
     def noise(self, rows: int) -> Tensor:
-        """Unit noise (rows, c, h, w), the same at every call."""
-        return torch.randn(rows, *self.latent, generator=torch.Generator().manual_seed(rows))
+        """Unit noise (rows, c, h, w), float32."""
+        generator = torch.Generator().manual_seed(rows)
+        return torch.randn(rows, *self.model.latent_shape, generator=generator).to(self.model.device)
 
     def condition(self, rows: int) -> Condition:
-        """Random numbers of the right shapes, the same at every call: time does not depend on what they mean."""
+        """Random numbers of the right shapes: time does not depend on what they mean."""
         generator = torch.Generator().manual_seed(rows)
-        one = example(self.network.unet.config, self.tokens)
 
-        def floats(like: Tensor | None) -> Tensor | None:
-            return None if like is None else torch.randn(rows, *like.shape[1:], generator=generator)
+        def numbers(like: Tensor) -> Tensor:
+            shape = rows, *like.shape[1:]
+            made = (
+                torch.randn(shape, generator=generator).to(self.model.dtype) if like.is_floating_point() else torch.zeros(shape)
+            )
+            return made.to(self.model.device, self.model.dtype if like.is_floating_point() else like.dtype)
 
-        labels = None if one.labels is None else torch.zeros(rows, dtype=torch.long)
-        return Condition(floats(one.context), floats(one.pooled), floats(one.sizes), labels)
+        return example(self.model.network.unet.config, self.model.prompts.tokens).map(numbers)
 
-    def program(self, full: int, partial: Sequence[int], branch: int) -> Program:
-        """The program of a schedule of `full` equal segments, with partial steps at these offsets."""
-        return self._compile((Segment(partial=tuple(partial), branch=branch),) * full)
+    def program(self, uniform: UniformSchedule, solver: SolverName = "ddim") -> Program:
+        """Compiled for the model."""
+        given = self.model.solver(solver, STEPS)
+        return self.model.compile(Schedule(model=self.model.ref, solver=given, segments=uniform.segments))
+
+    def runs(self, uniform: UniformSchedule) -> bool:
+        """Whether this UNet has so many branches."""
+        return uniform.branch <= self.model.network.branches
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the models of a run come from: all in the same folder, on the same device, at the same size.
+
+    latent: height and width of latents, None for the model's own.
+    """
+
+    folder: Path
+    device: str = "cpu"
+    dtype: str = "float32"
+    latent: int | None = None
+
+    def workload(self, compiled: bool = False) -> Workload:
+        """The model loaded once more, with weights of its own."""
+        model = loading.load(self.folder, self.device, self.dtype, compiled=compiled)
+        if self.latent is not None:
+            model = replace(model, latent_shape=(model.latent_shape[0], self.latent, self.latent))
+        return Workload(model, self.scheduler)
 
     @cached_property
-    def teacher(self) -> Program:
-        """The teacher's program: every step full."""
-        return self._compile(teacher(self._ref, self._solver).segments)
-
-    def slots(self, capacity: int) -> Slots:
-        """Memory for `capacity` UNet rows in flight."""
-        condition = example(self.network.unet.config, self.tokens)
-        return Slots(self.latent, self.macs.features, condition, capacity, self.network.device, self.network.dtype)
-
-    def _compile(self, segments: tuple[Segment, ...]) -> Program:
-        schedule = Schedule(model=self._ref, solver=self._solver, segments=segments)
-        return compile_program(schedule, self.levels, self.network.branches)
-
-    @property
-    def _ref(self) -> ModelRef:
-        family = loading.FAMILIES[type(self.network.unet).__name__]
-        return ModelRef(name="bench", family=family, fingerprint=f"sha256:{0:064}")
-
-    @property
-    def _solver(self) -> Solver:
-        return self.levels.solver("ddim", STEPS)
-
-
-def of_folder(folder: Path) -> Workload:
-    """The model of a diffusers pipeline folder, on the CPU in float32."""
-    model = loading.load(folder)
-    scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_bytes())
-    return Workload(model.ref.name, model.network, model.levels, scheduler, model.latent_shape, model.prompts.tokens)
-
-
-def stable_diffusion_15() -> Workload:
-    """Stable Diffusion v1.5's UNet (diffusers' default apart from the width of the context) at a 16×16 latent: 3.4 GB."""
-    from diffusers import UNet2DConditionModel
-
-    torch.manual_seed(0)
-    unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768).eval().requires_grad_(False)
-    return Workload("sd15, random weights", UnrolledUNet(unet), noise_levels(SD15_SCHEDULER), SD15_SCHEDULER, (4, 16, 16), 77)
+    def scheduler(self) -> Mapping[str, Any]:
+        """The configuration of the folder's scheduler."""
+        config: Mapping[str, Any] = json.loads((self.folder / "scheduler" / "scheduler_config.json").read_bytes())
+        return config
