@@ -144,7 +144,7 @@ def test_a_registry_that_is_away_or_has_no_tiers_is_waited_for_and_said(tmp_path
         assert (refusal.status_code, refusal.json()["error"]["code"]) == (503, "not_ready")
         assert "FLEXI_REQUIRE_TIERS" in refusal.json()["error"]["message"]
         publish(open_store(str(registry)))
-        ready = waits_for('"warnings":[]').json()  # the tiers were promoted one after the other
+        ready = waits_for('"best","reference"],"warnings":[]').json()  # the tiers are promoted one after the other
         tiers = httpx.get(f"http://127.0.0.1:{port}/v1/tiers", timeout=60).json()
     assert ready == {
         "ready": True,
