@@ -43,9 +43,7 @@ class Compilation:
     """Compiles a model's regions at their first calls. `backend`: torch's name of a compiler, or a test's own."""
 
     def __init__(self, backend: Any = "inductor") -> None:
-        from torch._dynamo import config
-
-        config.recompile_limit = max(config.recompile_limit, GRAPHS)
+        raise_limit()
         if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
             cache_in(CACHE)
         # The mode is torch's default: what `reduce-overhead` adds, CUDA graphs, is captured by ourselves (`engine.graphs`).
@@ -91,6 +89,7 @@ def warm(model: Model, max_rows: int, images: Iterable[int] = DECODED) -> Compil
     """
     from torch._dynamo.exc import TorchDynamoException
 
+    raise_limit()
     (graphs, cached), start = _counted(), time.monotonic()
     try:
         with suppress(torch.OutOfMemoryError):  # nor will a server then run as many
@@ -104,6 +103,13 @@ def warm(model: Model, max_rows: int, images: Iterable[int] = DECODED) -> Compil
         raise Unsupported(f"torch cannot compile this model: {reason(error)}; off runs it as it is", param="compile") from error
     graphs_now, cached_now = _counted()
     return Compiled(graphs_now - graphs, cached_now - cached, time.monotonic() - start)
+
+
+def raise_limit() -> None:
+    """Let Dynamo compile as many graphs as there are. For each thread that compiles: its settings are a thread's own."""
+    from torch._dynamo import config
+
+    config.recompile_limit = max(config.recompile_limit, GRAPHS)
 
 
 def forbid() -> None:

@@ -29,7 +29,10 @@ class Graphs(Protocol):
         """Memory that they hold for what they compute in between."""
 
     def capture(self, call: Callable[[], None]) -> Graph:
-        """Run the call a few times, and capture it. Raises what the call or the device raises: then capture nothing more."""
+        """Run the call a few times, and capture it.
+
+        Raises what the call or the device raises: then capture nothing more, unless it was out of memory.
+        """
 
 
 class CudaGraphs(Graphs):
@@ -64,7 +67,10 @@ class CudaGraphs(Graphs):
             collecting = gc.isenabled()
             gc.disable()  # it may free what a capture must not see freed, and takes longer than the capture
             try:
-                with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
+                with (
+                    torch.cuda.stream(stream),  # which torch leaves only where the end of the capture does not fail too
+                    torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"),
+                ):
                     call()
             finally:
                 if collecting:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from engine.buckets import EXACT, Buckets
 from engine.denoising_task import DenoisingTask
 from engine.graphs import Graph, Graphs
@@ -69,7 +71,8 @@ class WaveRunner:
         """Capture what schedules of these branches need and is not there yet, one graph at each step of the iteration.
 
         Largest first. Without graphs there is nothing to do. What was captured for other branches stays. Raises what the device
-        raises: then all waves run eagerly from now on, as nobody knows in which state a failed capture leaves the memory.
+        raises. Out of memory, what was captured before stays; after other errors all waves run eagerly, as nobody knows in
+        which state a failed capture leaves the device.
         """
         if self._graphs is None:
             return
@@ -92,6 +95,8 @@ class WaveRunner:
         """Capture a step of this shape. Its table is nothing but padding: running it changes nobody's slot."""
         try:
             return graphs.capture(WaveStep(self._network, self._slots, self._upload(shape, ())))
+        except torch.OutOfMemoryError:
+            raise
         except Exception:
             self._graphs = None
             self._captured.clear()

@@ -75,9 +75,10 @@ class EngineThread:
         self._model = model
         self._admission = admission
         self._text_and_vae = TextAndVae(model)
+        slots = slots_within(model, FULL_WAVES * max_wave_rows, cache_bytes)
+        max_wave_rows = min(max_wave_rows, slots.capacity)  # larger ones never come
         buckets = dense(max_wave_rows) if graphs else EXACT
         self._policy = Balanced(CostCurve(buckets=buckets), max_wave_rows)
-        slots = slots_within(model, FULL_WAVES * max_wave_rows, cache_bytes)
         self._waves = Waves[ImageTask](model.network, slots, self._policy, buckets, graphs)
         self._has_graphs, self._captures = graphs is not None, GraphCaptures(self._waves)
         metrics.cache_bytes.set(slots.bytes)

@@ -49,7 +49,7 @@ class GraphCaptures:
         return wish.granted
 
     def step(self) -> None:
-        """Capture the next graph, if one is wanted. Raises what a lost device raises; after other errors waves run eagerly."""
+        """Capture the next graph, if one is wanted. Raises what a lost device raises; what is not captured runs eagerly."""
         if not self._wishes:
             return
         self._shapes = self._shapes or capture(self._waves, self._wishes[0].branches)
@@ -59,7 +59,7 @@ class GraphCaptures:
         except Exception as error:
             if lost(error):
                 raise
-            log.exception("a graph could not be captured: all waves run eagerly from now on, and are slower")
+            log.exception("a graph could not be captured: waves without one run eagerly, and are slower")
             _export(self._waves)
         self._shapes = None
         self._wishes.popleft().granted.set_result(None)

@@ -61,7 +61,7 @@ class FakeGraphs(Graphs):
     def __init__(self, fixed: Callable[[], list[Tensor]] = list) -> None:
         self.fixed = fixed
         self.captures = list[Capture]()
-        self.fails = False
+        self.error: Exception | None = None  # of each capture
 
     @property
     @override
@@ -70,8 +70,8 @@ class FakeGraphs(Graphs):
 
     @override
     def capture(self, call: Callable[[], None]) -> Capture:
-        if self.fails:
-            raise torch.OutOfMemoryError("no memory for a capture")
+        if self.error:
+            raise self.error
         fixed = {tensor.untyped_storage().data_ptr() for tensor in self.fixed()}
         self.captures.append(Capture(call, fixed))
         return self.captures[-1]

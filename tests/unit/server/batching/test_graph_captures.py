@@ -96,13 +96,19 @@ def test_a_schedule_of_a_branch_that_is_not_in_force_runs_eagerly(model, engine)
 
 
 def test_a_capture_that_fails_costs_speed_and_no_image(model, engine, graphs, caplog):
-    graphs.fails = True
+    graphs.error = RuntimeError("capturing failed")
     engine.start()
     engine.prepare(schedule(model, 2))
-    assert "run eagerly from now on" in caplog.text
+    assert "waves without one run eagerly" in caplog.text
     assert metrics.cuda_graphs._value.get() == 0
     assert engine.submit([spec(model, 0, 2)])[0].result(30).macs > 0
     engine.prepare(schedule(model, 1))
+
+
+def test_waves_that_the_slots_have_no_room_for_are_not_captured(model, graphs):
+    engine = EngineThread(model, Admission(max_seconds=60), 64, cache_bytes=ROWS * model.slot_bytes, graphs=graphs)
+    engine.warm_up([schedule(model, 1)])
+    assert len(graphs.captures) == 2 * SIZES
 
 
 def test_nobody_waits_for_an_engine_that_stopped(model, engine):
