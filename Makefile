@@ -54,7 +54,7 @@ peers: $(VENV)/.dev ## our service beside a compiled pipeline and BentoML's own 
 soak: $(VENV)/.dev ## 20 minutes of everything at once, S3 going away included
 	$(BIN)/python -m loadtests.soak --minutes 20
 
-gpu: $(VENV)/.dev ## everything that a GPU should be measured with, once, into OUT (12 minutes; DEVICE=cpu MODEL=tiny tries it)
+gpu: $(VENV)/.dev ## everything that a GPU should be measured with, once, into OUT (13 minutes; DEVICE=cpu MODEL=tiny DTYPE=float32 PATIENCE=5 tries it)
 	benchmarks/gpu.sh
 
 lock: $(VENV)/.dev ## resolve pyproject.toml anew into the two lock files

@@ -150,6 +150,7 @@ def warm(
     from engine import compiling, loading
 
     compiling.cache_in(cache)
+    print(f"compiling {model} for {device}: minutes, if {cache} does not have it yet", file=sys.stderr)
     compiled = compiling.warm(loading.load(model, device, dtype, compiled=True), max_wave_rows)
     print(f"graphs     {compiled.graphs}, {compiled.cached} of them from the cache")
     print(f"seconds    {compiled.seconds:.1f}")

@@ -87,7 +87,7 @@ def warm(model: Model, max_rows: int, images: Iterable[int] = DECODED) -> Compil
     (convolutions of 16 rows on one CPU thread, more than 2^31 elements), both are then there.
     Raises `Unsupported` for what torch cannot compile.
     """
-    from torch._dynamo.exc import TorchDynamoException
+    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
     raise_limit()
     (graphs, cached), start = _counted(), time.monotonic()
@@ -99,7 +99,7 @@ def warm(model: Model, max_rows: int, images: Iterable[int] = DECODED) -> Compil
             for count in images:
                 model.decoder(_latents(model, count))
         model.network.fence().wait()
-    except TorchDynamoException as error:
+    except (TorchDynamoException, FailOnRecompileLimitHit) as error:
         raise Unsupported(f"torch cannot compile this model: {reason(error)}; off runs it as it is", param="compile") from error
     graphs_now, cached_now = _counted()
     return Compiled(graphs_now - graphs, cached_now - cached, time.monotonic() - start)

@@ -32,7 +32,7 @@ from loadtests.h100 import CARDS
 from loadtests.measured_card import measured
 from loadtests.mixes import MODEL, TierMix, mixes
 from loadtests.simulated import label
-from loadtests.standings import faults, goals, standings, table
+from loadtests.standings import device_goals, faults, goals, standings, table
 from registry.commands.command_line import argument_parser, run_program
 from registry.errors import FlexiError, InvalidInput
 from server import config
@@ -150,7 +150,9 @@ def compete(mix: TierMix, card: Card, device: str, arguments: argparse.Namespace
                     tallies[clients][entrant.name] += tally
                     print(f"{mix.name}, {clients} clients, round {seed + 1}, {entrant.name}: {tally.rate:.2f}/s", flush=True)
                     rows = [row for count, each in tallies.items() for row in standings(each, fluid(count))]
-                    judged = faults(rows, about["did_not_start"]) + (goals(rows) if arguments.simulated == "captured" else [])
+                    judged = faults(rows, about["did_not_start"])
+                    judged += goals(rows) if arguments.simulated == "captured" else []
+                    judged += device_goals(rows, mix.steps) if arguments.device != "cpu" else []
                     write(about | {"load_average": os.getloadavg()[0], "rows": rows, "goals": judged})
 
 

@@ -21,6 +21,7 @@ MIN_RATE = 1.0  # times anybody else's, where all clients' rows fill a call
 MAX_CHEAPEST = 0.65  # of anybody else's p50 of the cheapest tier, as its images are 0.64 of the mean one's work
 MIN_FLUID = 0.9  # of the fluid limit
 MAX_SLOWDOWN = 1.3  # p95 of `reference` over its fair share
+MAX_ALONE = {"draft": 1.1, "balanced": 1.1, "reference": 1.05}  # one client's p50 over its share of the compiled pipeline's
 
 
 def standings(tallies: Mapping[str, Tally], fluid: FluidLimit) -> list[dict[str, Any]]:
@@ -62,6 +63,26 @@ def goals(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             _goal(clients, "of the fluid limit", ours["of_fluid"], least=MIN_FLUID),
             _goal(clients, "p95 of reference over its fair share", ours["reference_slowdown"], most=MAX_SLOWDOWN),
         ]
+    return judged
+
+
+def device_goals(rows: list[dict[str, Any]], steps: Mapping[str, Mapping[int, int]]) -> list[dict[str, Any]]:
+    """The goals of a real card: of the fluid limit where calls are full, and the latency of one client beside `naive`.
+
+    steps: how many an image of each tier takes, by branch; `naive` runs only tiers whose steps are all full.
+    """
+    judged = []
+    for ours in (row for row in rows if row["server"] == "ours"):
+        clients = ours["clients"]
+        if ours["fills_a_call"]:
+            judged.append(_goal(clients, "of the fluid limit", ours["of_fluid"], least=MIN_FLUID))
+        for naive in (row for row in rows if row["server"] == "naive" and row["clients"] == clients == 1):
+            whole = naive["p50_ms"]["reference"]
+            for tier in TIERS:
+                share = sum(steps[tier].values()) / sum(steps["reference"].values())
+                mine = ours["p50_ms"][tier]
+                what = f"p50 of {tier} over {share:g} of the compiled pipeline's reference"
+                judged.append(_goal(clients, what, mine / (whole * share) if mine and whole else None, most=MAX_ALONE[tier]))
     return judged
 
 

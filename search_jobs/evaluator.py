@@ -10,6 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from engine.compiling import raise_limit
 from engine.loading import load
 from engine.model import Model
 from engine.prompts import Prompts
@@ -91,6 +92,8 @@ class Evaluator:
 
     def evaluate(self, tasks: Iterable[EvaluationTask]) -> Iterator[Evaluation]:
         """Generate the images of each task's stage with its schedule, and measure them; tasks of one stage together."""
+        if self.model.network.channels_last:
+            raise_limit()  # here too: a worker of Dask's opens the model in another thread
         for (stage, fitting), alike in groupby(tasks, key=lambda task: (task.stage, task.fitting)):
             yield from self.objective(stage).evaluate_all([task.schedule for task in alike], fitting)
 

@@ -130,7 +130,6 @@ async def open_app(settings: Settings, waits: Callable[[str], None], start: Star
     start.passed("registry")
     waits("the model is warming up")
     engine_thread = await asyncio.to_thread(_engine_thread, settings, model, schedules)
-    engine_thread.start()
     start.passed("warm")
     experiments = _experiments(settings, registry, schedules)
     shadow = await asyncio.to_thread(_shadow, settings, engine_thread, schedules, experiments)
@@ -212,7 +211,7 @@ def _engine_thread(settings: Settings, model: Model, schedules: ActiveSchedules)
     cache = None if settings.cache_mib is None else settings.cache_mib * 2**20
     graphs = graphs_for(model.device) if settings.cuda_graphs else None
     engine_thread = EngineThread(model, admission, settings.max_wave_rows, cache, graphs)
-    engine_thread.warm_up([entry.schedule for entry in schedules.tiers()])
+    engine_thread.start(entry.schedule for entry in schedules.tiers())
     schedules.prepare = engine_thread.prepare
     return engine_thread
 

@@ -91,9 +91,11 @@ class EngineThread:
         self._overlap = Overlap()
         self.end = "the engine is lost"  # why the thread ended, once it has
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._first: Sequence[Schedule] = ()  # that it warms up for
+        self._warm = Future[None]()
 
     def warm_up(self, schedules: Iterable[Schedule]) -> None:
-        """Before `start`: capture what these schedules need, and learn a first pace. Raises what the device raises."""
+        """Capture what these schedules need, and learn a first pace. Raises what the device raises."""
         branches = {branch for schedule in schedules for branch in schedule.branches}
         for _ in capture(self._waves, branches):
             pass
@@ -109,9 +111,14 @@ class EngineThread:
         self._queue.wake()
         captured.result()
 
-    def start(self) -> None:
-        """Start the thread; what was submitted before is worked on too."""
+    def start(self, schedules: Iterable[Schedule] = ()) -> None:
+        """Start the thread, and return when it is warm for these schedules; what was submitted before is worked on too.
+
+        It warms up by itself, because what cuDNN plans for is a thread's own. Raises what the device raises: it has ended then.
+        """
+        self._first = list(schedules)
         self._thread.start()
+        self._warm.result()
 
     def close(self) -> None:
         """Finish the current step, and the decoding of what is denoised; fail what is left, stop. Blocks as long."""
@@ -177,6 +184,13 @@ class EngineThread:
 
     def _run(self) -> None:
         """Work until the queue is closed or the device lost; then nobody waits any more, whatever ended it."""
+        try:
+            if self._first:
+                self.warm_up(self._first)
+        except BaseException as error:  # whoever waits for `start` has it
+            self._warm.set_exception(error)
+            return
+        self._warm.set_result(None)
         end = LOST
         try:
             self._work()

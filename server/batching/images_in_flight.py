@@ -116,7 +116,7 @@ class ImagesInFlight:
         """Hand out preview number `preview` (0-based) of an unfinished image: levels (height, width, 3)."""
         try:
             if task.preview:
-                task.preview(task.spec, preview, pixels)
+                task.preview(task.spec, preview, pixels.clone())  # as in `finish`
         except Exception:
             log.exception("a preview failed", extra=log_fields([task]))
 

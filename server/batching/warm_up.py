@@ -21,7 +21,7 @@ def warm_up(model: Model, waves: Waves[Any], branches: Collection[int]) -> tuple
 
     Nothing else may be in flight. Returns the MACs and the seconds of the second time.
     """
-    segments = tuple(Segment(partial=(1,), branch=branch) for branch in sorted(branches) or (1,))
+    segments = tuple(Segment(partial=(1,), branch=branch) for branch in sorted(branches)) or (Segment(),)
     program = model.compile(Schedule(model=model.ref, solver=model.solver("ddim", 2 * len(segments)), segments=segments))
     condition, negative = model.encode([model.prompts.sample]), model.negative([""]) if model.prompts.guides else None
     pictures = True

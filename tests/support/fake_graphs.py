@@ -1,4 +1,4 @@
-"""Recorded calls without a device that can capture any: each replay must be the captured call again, op for op."""
+"""Captured calls without a device that can capture any: each replay must be the captured call again, op for op."""
 
 from __future__ import annotations
 

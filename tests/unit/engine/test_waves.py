@@ -392,7 +392,7 @@ def results(waves: Waves) -> list[Tensor]:
     return [task.latent for task in tasks if task.latent is not None]
 
 
-def test_recorded_waves_are_the_plain_ones_to_the_last_bit(network: UnrolledUNet) -> None:
+def test_captured_waves_are_the_eager_ones_to_the_last_bit(network: UnrolledUNet) -> None:
     """At the same sizes: a capture is the same call, whatever slots, guidance and numbers its table names."""
     graphs = FakeGraphs()
     captured = waves_of(network, buckets=dense(8), graphs=graphs)
@@ -429,7 +429,7 @@ def test_captures_begin_with_the_largest_and_are_made_once(network: UnrolledUNet
     assert not list(waves.prepare({1, 2}))
 
 
-def test_a_wave_of_a_branch_that_was_not_recorded_runs_all_the_same(network: UnrolledUNet) -> None:
+def test_a_wave_of_a_branch_that_was_not_captured_runs_all_the_same(network: UnrolledUNet) -> None:
     waves = waves_of(network, buckets=dense(4), graphs=FakeGraphs())
     list(waves.prepare({1}))
     task = join(waves, (schedule_of(PARTIAL), 0, None))
@@ -440,8 +440,8 @@ def test_a_wave_of_a_branch_that_was_not_recorded_runs_all_the_same(network: Unr
 @pytest.mark.parametrize(
     ("error", "kept"), [(RuntimeError("capturing failed"), False), (torch.OutOfMemoryError("no memory for a capture"), True)]
 )
-def test_a_recording_that_fails_leaves_waves_that_run(network: UnrolledUNet, error: Exception, kept: bool) -> None:
-    """Out of memory, what was recorded before is as good as it was, and what was not may be once there is memory again."""
+def test_a_capture_that_fails_leaves_waves_that_run(network: UnrolledUNet, error: Exception, kept: bool) -> None:
+    """Out of memory, what was captured before is as good as it was, and what was not may be once there is memory again."""
     graphs = FakeGraphs()
     waves = waves_of(network, buckets=dense(4), graphs=graphs)
     list(waves.prepare({2}))

@@ -13,7 +13,7 @@ from loadtests.contenders import Contender, contenders, running, unused_port
 from loadtests.fluid import FluidLimit
 from loadtests.h100 import CAPTURED
 from loadtests.mixes import FEWER, TIERS, WEIGHTS, made, mixes
-from loadtests.standings import faults, goals, standing, standings, table
+from loadtests.standings import device_goals, faults, goals, standing, standings, table
 from registry.errors import InvalidInput
 from registry.schedule import Segment
 from server.config import Settings
@@ -175,3 +175,15 @@ def test_what_is_simulated_can_be_chosen(monkeypatch):
     for arguments, expected in (("--simulated", "captured"), ("--simulated eager", "eager"), ("--real", None)):
         monkeypatch.setattr(sys, "argv", ["peers", *arguments.split()])
         assert peers.parsed().simulated == expected
+
+
+def test_on_a_card_one_clients_latency_is_held_to_its_share_of_the_compiled_pipelines():
+    fluid = FluidLimit(PLAIN, 1, 16, 2, STEPS)
+    seconds = {tier: sum(STEPS[tier].values()) / 50 for tier in TIERS}
+    naive = standing("naive", Tally(10.0, {"draft": [], "balanced": [], "reference": [1.0]}), 1.0, fluid)
+    ours = standing("ours", Tally(10.0, {tier: [1.08 * seconds[tier]] for tier in TIERS}), 1.0, fluid)
+    assert [goal["kept"] for goal in device_goals([naive, ours], STEPS)] == [True, True, False]
+    full = standing(
+        "ours", Tally(10.0, {"draft": [1.0], "balanced": [], "reference": []}), 1.0, FluidLimit(PLAIN, 16, 16, 2, STEPS)
+    )
+    assert [goal["what"] for goal in device_goals([full], STEPS)] == ["of the fluid limit"]
