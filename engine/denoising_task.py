@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from engine.guidance import OFF
 from engine.program import Need, Program, ProgramStep
 
 
@@ -22,7 +23,7 @@ class DenoisingTask:
     latent (c, h, w): the result, once done. error: why it failed, if it did.
     """
 
-    program: Program
+    program: Program  # at the task's own guidance scale
     guidance: float | None = None
     deadline: float = math.inf
     idle: bool = False
@@ -31,6 +32,9 @@ class DenoisingTask:
     slots: Sequence[int] = ()
     latent: Tensor | None = None
     error: Exception | None = None
+
+    def __post_init__(self) -> None:
+        self.program = self.program.at(OFF if self.guidance is None else self.guidance)
 
     @property
     def unet_rows(self) -> int:

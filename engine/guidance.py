@@ -23,6 +23,26 @@ def validated_scales(schedule: Schedule) -> tuple[float, ...]:
     return tuple(sorted({meant(scale) for scale in said if 0 <= scale <= MAX_SCALE}))
 
 
+def covers(schedule: Schedule, scale: float) -> bool:
+    """Whether the schedule was validated for this scale: its corrections are of several, and it lies between, or it is one."""
+    scales = validated_scales(schedule)
+    if schedule.scaled_corrections is None or not scales:
+        return scale in scales
+    return scales[0] <= scale <= scales[-1]
+
+
+def default_scale(schedule: Schedule, wanted: float) -> float | None:
+    """The scale that its document gives to requests that name none, or else the validated one nearest to what is wanted.
+
+    None where the document says nothing of scales.
+    """
+    scales = validated_scales(schedule)
+    said = schedule.validated.default_guidance if schedule.validated else None
+    if said is not None and 0 <= said <= MAX_SCALE:
+        return meant(said)
+    return nearest(scales, wanted) if scales else None
+
+
 def nearest(scales: tuple[float, ...], wanted: float) -> float:
     """Of these scales the one nearest to what is wanted, of two as near the smaller; what is wanted where there are none."""
     return min(scales, key=lambda scale: (abs(scale - wanted), scale), default=wanted)

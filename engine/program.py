@@ -13,8 +13,9 @@ schedule's corrections are added to them, and one multiplies the guidance scale 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
@@ -23,6 +24,8 @@ import numpy as np
 from engine.noise import NoiseLevels, Prediction, Trajectory
 from registry.errors import InvalidInput, Unsupported
 from registry.schedule import Correction, Schedule
+
+SCALES_KEPT = 64  # of guidance, whose corrected steps a program remembers
 
 
 class Need(NamedTuple):
@@ -68,11 +71,33 @@ class ProgramStep:
 
 @dataclass(frozen=True)
 class Program:
-    """What one image of `schedule` runs, in order, from `start` times unit noise. Null steps are left out: the solver jumps."""
+    """What one image of `schedule` runs, in order, from `start` times unit noise. Null steps are left out: the solver jumps.
+
+    `steps` hold the schedule's corrections where they are the same at all guidance scales; else `at` a scale gives them.
+    """
 
     schedule: Schedule
     steps: tuple[ProgramStep, ...]
     start: float
+    scale: float | None = None  # whose corrections the steps hold, where they depend on it
+
+    def at(self, guidance: float) -> Program:
+        """The program of images of this scale; of a program at a scale, that program itself."""
+        if self.schedule.scaled_corrections is None or self.scale is not None:
+            return self
+        return self._scaled(guidance)
+
+    @cached_property
+    def _scaled(self) -> Callable[[float], Program]:
+        """`at`, which remembers: clients ask for few scales, and threads may ask together."""
+
+        @lru_cache(SCALES_KEPT)
+        def program(guidance: float) -> Program:
+            corrections = self.schedule.corrections_at(guidance) or ()
+            steps = tuple(corrected(step, by) for step, by in zip(self.steps, corrections, strict=True))
+            return Program(self.schedule, steps, self.start, guidance)
+
+        return program
 
 
 def compile_program(schedule: Schedule, levels: NoiseLevels, branches: int) -> Program:
@@ -97,7 +122,7 @@ def compile_program(schedule: Schedule, levels: NoiseLevels, branches: int) -> P
     else:
         clip = levels.clip if schedule.solver.name == "ddim" else math.inf
         updates = _ddim(path, levels.prediction)
-    corrections = schedule.corrections or (Correction(),) * len(visited)
+    corrections = schedule.corrections or (Correction(),) * len(visited)  # those by scale: `Program.at`
     steps = []
     points = zip(path.timesteps.tolist(), path.alphas.tolist(), path.sigmas.tolist(), strict=True)
     for step, (timestep, *level), update, correction in zip(visited, points, updates, corrections, strict=True):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from engine.condition import Condition
+from engine.guidance import OFF
 from engine.program import Program
 from engine.unrolled import UnrolledUNet
 
@@ -30,13 +31,13 @@ def generate(
 ) -> Tensor:
     """Denoise unit noise (n, c, h, w) by one program. One condition per image. Returns latents (n, c, h, w).
 
-    With `negative` every UNet call has 2n rows: unconditional first, then conditional.
+    With `negative` every UNet call has 2n rows: unconditional first, then conditional. Without, guidance is 1.
     """
     double = negative is not None
     condition = Condition.cat([negative, condition]) if negative is not None else condition
     scale = torch.full((len(noise),), guidance, dtype=noise.dtype, device=noise.device)
     latent, before, feature = program.start * noise, torch.zeros_like(noise), torch.empty(0)
-    for step in program.steps:
+    for step in program.at(guidance if double else OFF).steps:
         rows = torch.cat([latent, latent]) if double else latent
         timesteps = torch.full((len(rows),), step.timestep, device=rows.device)
         if step.kind == "full":

@@ -37,7 +37,28 @@ REGISTRY = Path(DEFAULT_ADDRESS)
 OUT = Path("demo")
 PROMPTS = ("tiger face", "hamburger", "strawberry", "penguin")
 SEED = 7
-SEARCH = ("--seed", 1, "--budget", 0, "--generations", 3, "--population", 24, "--select", 16, "--finals", 16, "--heldout", 24)
+SEARCH = (
+    "--seed",
+    1,
+    "--budget",
+    0,
+    "--generations",
+    3,
+    "--population",
+    24,
+    "--select",
+    16,
+    "--finals",
+    16,
+    "--heldout",
+    24,
+    "--scale",
+    1,
+    "--scale",
+    7.5,
+    "--scaled",
+    8,
+)
 USERS = 480  # of the experiment; the report wants 200 in each arm
 REPEATS = 3  # latency is the median of so many requests
 

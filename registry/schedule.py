@@ -77,12 +77,32 @@ class Correction(Document):
     output: float = Field(default=0.0, ge=-100, le=100)
     before: float = Field(default=0.0, ge=-100, le=100)
 
+    def towards(self, other: Correction, share: float) -> Correction:
+        """Each number so far on the way to the other's: 0 is here, 1 is there."""
+        return Correction(
+            guidance=self.guidance + share * (other.guidance - self.guidance),
+            latent=self.latent + share * (other.latent - self.latent),
+            output=self.output + share * (other.output - self.output),
+            before=self.before + share * (other.before - self.before),
+        )
+
+
+class ScaledCorrections(Document):
+    """The corrections of all computed steps, fitted at one scale of classifier-free guidance; 1 is without guidance."""
+
+    guidance: float = Field(ge=1, le=100)
+    corrections: tuple[Correction, ...]
+
 
 class Validated(Document):
-    """Where the schedule's fidelity was measured: image sizes (height, width) in pixels and guidance scales."""
+    """Where the schedule's fidelity was measured: image sizes (height, width) in pixels and guidance scales.
+
+    `default_guidance` is the scale that it was made for, where it was measured at several.
+    """
 
     sizes: tuple[tuple[int, int], ...]
     guidance: tuple[float, ...]
+    default_guidance: float | None = Field(default=None, exclude_if=lambda scale: scale is None)
 
 
 class Cost(Document):
@@ -111,11 +131,12 @@ class Step(NamedTuple):
 
 
 class Schedule(Document):
-    """The document. `format, model, solver, segments, timesteps, corrections` are its identity; the rest only describes it.
+    """The document. The fields of `IDENTITY` are its identity; the rest only describes it.
 
     `timesteps`, where there are any, are those of the computed steps, in their order, instead of the solver's own: re-aligned
     to what the steps reuse (as BudCache does, arXiv 2606.13496). `corrections`, one for each computed step, move the solver's
-    numbers. Without either the identity is what it was before the field.
+    numbers, whatever the guidance scale; `scaled_corrections` do so by the scale, and are in ascending order of it. Without
+    these fields the identity is what it was before they were there.
     """
 
     format: Literal[1] = FORMAT
@@ -124,6 +145,9 @@ class Schedule(Document):
     segments: tuple[Segment, ...] = Field(min_length=1)
     timesteps: tuple[int, ...] | None = Field(default=None, exclude_if=lambda timesteps: timesteps is None)
     corrections: tuple[Correction, ...] | None = Field(default=None, exclude_if=lambda corrections: corrections is None)
+    scaled_corrections: tuple[ScaledCorrections, ...] | None = Field(
+        default=None, min_length=1, exclude_if=lambda corrections: corrections is None
+    )
     validated: Validated | None = None
     cost: Cost | None = None
     fidelity: Fidelity | None = None
@@ -160,6 +184,21 @@ class Schedule(Document):
             raise misfit(text, "corrections")
         return self
 
+    @model_validator(mode="after")
+    def _scaled_corrections_are_of_ascending_scales(self) -> Self:
+        if self.scaled_corrections is None:
+            return self
+        if self.corrections is not None:
+            raise misfit("corrections are of all scales already; take one of the two away", "scaled_corrections")
+        scales = [fitted.guidance for fitted in self.scaled_corrections]
+        if scales != sorted(set(scales)):
+            raise misfit(f"guidance must ascend, got {scales}", "scaled_corrections")
+        for i, fitted in enumerate(self.scaled_corrections):
+            if len(fitted.corrections) != self.computed:
+                text = f"must be one for each of the {self.computed} computed steps, got {len(fitted.corrections)}"
+                raise misfit(text, "scaled_corrections", i, "corrections")
+        return self
+
     @classmethod
     def parse(cls, data: bytes | str) -> Self:
         """Read a document. `Unsupported` for another format, `InvalidInput` naming the first field at fault."""
@@ -187,6 +226,24 @@ class Schedule(Document):
     def computed(self) -> int:
         """How many steps are full or partial."""
         return len(self.segments) + sum(len(segment.partial) for segment in self.segments)
+
+    def corrections_at(self, guidance: float) -> tuple[Correction, ...] | None:
+        """The corrections of the computed steps for images of this scale; None without any.
+
+        Between two scales at which they were fitted each number is taken linearly, past the last ones it is that of the last:
+        measured, that is never worse than a fit at the very scale, and past them better than none.
+        """
+        if self.scaled_corrections is None:
+            return self.corrections
+        above = next((i for i, fitted in enumerate(self.scaled_corrections) if fitted.guidance >= guidance), None)
+        if above is None:
+            return self.scaled_corrections[-1].corrections
+        high = self.scaled_corrections[above]
+        if above == 0 or high.guidance == guidance:
+            return high.corrections
+        low = self.scaled_corrections[above - 1]
+        share = (guidance - low.guidance) / (high.guidance - low.guidance)
+        return tuple(one.towards(other, share) for one, other in zip(low.corrections, high.corrections, strict=True))
 
     @property
     def branches(self) -> set[int]:
@@ -225,7 +282,7 @@ class Schedule(Document):
         return canonical(fields)
 
 
-IDENTITY = {"format", "model", "solver", "segments", "timesteps", "corrections"}
+IDENTITY = {"format", "model", "solver", "segments", "timesteps", "corrections", "scaled_corrections"}
 
 
 def teacher(model: ModelRef, solver: Solver) -> Schedule:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -50,6 +50,11 @@ def run(
     name: ModelName = None,
     teacher_steps: Annotated[int, typer.Option(help="Steps of the teacher (DDIM).")] = 50,
     guidance: Guidance = None,
+    scales: Annotated[
+        list[float] | None,
+        typer.Option("--scale", help="A guidance scale that corrections are fitted for too; repeat [default: 1 2 3 5 7.5 10]."),
+    ] = None,
+    scaled: Annotated[int, typer.Option(help="Held-out images at each of those scales.")] = 12,
     screen: Annotated[int, typer.Option(help="Images by which most children are discarded.")] = 4,
     images: Annotated[int, typer.Option(help="Images that corrections are fitted on, in one batch.")] = 12,
     select: Annotated[int, typer.Option(help="Images that choose parents.")] = 24,
@@ -88,6 +93,7 @@ def run(
         "model": str(model), "name": name, "prompts": str(prompts or ""),
         "features": str(looks), "features_digest": digest_of(looks),
         "teacher_steps": teacher_steps, "guidance": _scale(guidance, prompts),
+        **({"scales": scales} if scales else {}), "scaled": scaled,
         "screen": screen, "images": images, "select": select, "finals": finals, "heldout": heldout,
         "generations": generations, "population": population, "seed": seed,
         "batch": batch, "together": together, "share_mib": share_mib, "compiled": compiled,
@@ -135,7 +141,7 @@ def publish(
     catalog = Catalog(open_store(registry), search_report["model"]["name"])
     for alias in publish_report(search_report, artifacts(folder), catalog, key):
         described = search_report["tiers"].get(alias.tier, {}).get("schedule", {}).get("validated")
-        scale = f"  guidance {described['guidance'][0]:g}" if described else ""
+        scale = _said(described) if described else ""
         out.print(f"{alias.tier:10} version {alias.version}  {alias.digest[:12]}{scale}")
     out.print("requests that name no guidance_scale get that of their tier; at the teacher, that of the default tier")
 
@@ -226,15 +232,24 @@ def evaluate(
 
 
 def _show(folder: Path) -> None:
-    from search_jobs.report import read, speed, table, write
+    from search_jobs.report import at_other_scales, read, speed, table, write
 
     run = read(folder)
     page, *pictures = write(run)
     out.print(table(run))
+    if scales := at_other_scales(run):
+        out.print(scales)
     if said := speed(run):
         out.print(said, highlight=False)
     out.print("by hand: the strongest schedule that a user could set without searching, under the same ceiling")
     out.print(f"{page}, with {', '.join(path.name for path in pictures)}", soft_wrap=True)
+
+
+def _said(validated: dict[str, Any]) -> str:
+    """The guidance scales that a tier is for, and the one that requests get which name none."""
+    scales = validated["guidance"]
+    default = validated.get("default_guidance", scales[0])
+    return f"  guidance {default:g}" + (f" ({scales[0]:g} to {scales[-1]:g})" if len(scales) > 1 else "")
 
 
 def _scale(guidance: float | None, prompts: Path | None) -> float:

@@ -14,6 +14,7 @@ from registry.errors import InvalidInput
 
 TIERS = {"best": 1 / 3, "balanced": 1 / 5, "fast": 1 / 8, "draft": 1 / 12}
 TEACHER_STEPS, FEWEST_STEPS = 50, 4
+SCALES = (1.0, 2.0, 3.0, 5.0, 7.5, 10.0)
 MAX_SEED = 1_000_000
 WORST = 1e30  # the loss of images that are not finite; a number, because infinity is no JSON
 BUDGETS = (1 / 2, 1 / 3, 1 / 5, 1 / 8, 1 / 12)
@@ -38,12 +39,16 @@ class JobConfig(Document):
     features_digest: str = Field(default="", description="SHA-256 of the features' files: other weights are another job")
     teacher_steps: int = Field(default=TEACHER_STEPS, ge=FEWEST_STEPS, le=900)
     guidance: float = Field(default=USUAL, ge=OFF, le=MAX_SCALE)
+    scales: tuple[float, ...] = Field(
+        default=SCALES, max_length=32, description="guidance scales that what is chosen gets corrections for, beside `guidance`"
+    )
     screen: int = Field(default=4, ge=2, le=100_000, description="images by which most children are discarded")
     images: int = Field(default=12, ge=2, le=100_000, description="images that corrections are fitted on: one batch")
     select: int = Field(default=24, ge=2, le=100_000, description="images, other noise, that choose parents")
     finals: int = Field(default=32, ge=2, le=100_000, description="images that decide among finalists: other noise again")
     finalists: int = Field(default=3, ge=1, le=1000, description="of the search, for each budget")
     heldout: int = Field(default=48, ge=2, le=100_000, description="images of the final figures: other prompts, other noise")
+    scaled: int = Field(default=12, ge=2, le=100_000, description="of the held-out images, those at each of `scales`")
     generations: int = Field(default=4, ge=0, le=10_000)
     population: int = Field(default=30, ge=1, le=10_000)
     share: float = Field(default=1 / 3, gt=0, le=1, description="of a generation that climbs from one rung to the next")
@@ -76,10 +81,25 @@ class JobConfig(Document):
         return self
 
     @model_validator(mode="after")
+    def _scales(self) -> Self:
+        for i, scale in enumerate(self.scales):
+            if not OFF <= scale <= MAX_SCALE:
+                raise misfit(f"must be from {OFF:g} to {MAX_SCALE:g}, got {scale:g}", "scales", i)
+        return self
+
+    @model_validator(mode="after")
     def _samples(self) -> Self:
         if self.screen > self.images:
             raise misfit(f"the first of the images; the limit is {self.images}, got {self.screen}", "screen")
         return self
+
+    @property
+    def other_scales(self) -> list[float]:
+        """The guidance scales beside the search's own that schedules get corrections for, the smallest first.
+
+        None without guidance, or without corrections.
+        """
+        return sorted({*self.scales} - {self.guidance}) if self.correct and self.guidance > OFF else []
 
     @property
     def ceilings(self) -> list[float]:

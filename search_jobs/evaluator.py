@@ -72,7 +72,7 @@ class Evaluator:
                 self.extractor,
                 definition.sample,
                 teacher_steps=config.teacher_steps,
-                guidance=config.guidance,
+                guidance=definition.guidance,
                 batch=config.batch,
                 together=config.together,
                 fitting=definition.fitted,

@@ -30,7 +30,7 @@ from search_jobs.pace import Pace
 from search_jobs.progress import Progress
 from search_jobs.results import BudgetChoice, SearchResults
 from search_jobs.space import Genome, Space
-from search_jobs.stages import RUNGS
+from search_jobs.stages import RUNGS, figures_at, fit_at
 
 log = logging.getLogger(__name__)
 
@@ -90,9 +90,13 @@ class Job:
             baselines = {budget: self._strongest_baselines(budget) for budget in self.config.ceilings}
             rivals = self.rivals(executor, baselines)
             choices = self._decide(executor, evolution, rivals)
+            choices = self._scaled(executor, choices)
             chosen = {schedule.digest: schedule for choice in choices for schedule in choice.schedules()}
             self.progress.begin("held-out", len(chosen) * self.config.heldout)
             self.evaluate(executor, "held-out", chosen.values(), fitting=False)
+            for scale in self.config.other_scales:
+                self.progress.begin(f"held-out at guidance {scale:g}", len(chosen) * self.config.scaled)
+                self.evaluate(executor, figures_at(scale), chosen.values(), fitting=False)
         results = SearchResults(
             self.config, self.evaluator, self.space, self.ledger, evolution, self.fitted, rivals, choices, started, self.pace
         )
@@ -204,8 +208,26 @@ class Job:
             ranked = sorted(schedules, key=lambda schedule: losses[schedule.digest])
             by_digest = {baseline.schedule.digest: baseline for baseline in rivals[budget]}
             strongest = next((by_digest[s.digest] for s in ranked if s.digest in by_digest), None)
-            choices.append(BudgetChoice(ranked[0], strongest, budget))
+            choices.append(BudgetChoice(ranked[0], strongest, budget, ranked[0]))
         return choices
+
+    def _scaled(self, executor: Executor, choices: Sequence[BudgetChoice]) -> list[BudgetChoice]:
+        """The choices with corrections for every guidance scale, fitted at each as the search fitted them at its own."""
+        if not self.config.other_scales:
+            return list(choices)
+        bare = {
+            choice.schedule.digest: choice.schedule.model_copy(update={"corrections": None})
+            for choice in choices
+            if choice.schedule.corrections
+        }
+        own = {choice.schedule.digest: choice.schedule.corrections or () for choice in choices}
+        fits = {digest: {self.config.guidance: own[digest]} for digest in bare}
+        for scale in self.config.other_scales:
+            self.progress.begin(f"corrections at guidance {scale:g}", len(bare) * self.config.images)
+            evaluations = self.evaluate(executor, fit_at(scale), bare.values(), fitting=True)
+            for digest, evaluation in zip(bare, evaluations, strict=True):
+                fits[digest][scale] = evaluation.schedule.corrections or ()
+        return [choice.scaled(fits[choice.schedule.digest]) if choice.schedule.digest in fits else choice for choice in choices]
 
     def evaluate(self, executor: Executor, stage: str, schedules: Iterable[Schedule], fitting: bool) -> list[Evaluation]:
         """One evaluation per schedule: from the ledger if it is there, else made and written to the ledger at once."""

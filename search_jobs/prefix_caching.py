@@ -134,7 +134,7 @@ class PrefixCachingSampler:
         ]
 
     def _begin(self, schedule: Schedule) -> _Walk:
-        program, levels = self.model.compile(schedule), path_of(schedule, self.model.levels)
+        program, levels = self.model.compile(schedule).at(self.guidance), path_of(schedule, self.model.levels)
         ahead = [*zip(levels.alphas[1:].tolist(), levels.sigmas[1:].tolist(), strict=True), None]
         latent = program.start * self.noise
         return _Walk(schedule, program.steps, ahead, latent, torch.zeros_like(latent), (program.start,))

@@ -6,14 +6,14 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from registry.schedule import Cost, Fidelity, Schedule, Validated
+from registry.schedule import Correction, Cost, Fidelity, ScaledCorrections, Schedule, Validated
 from search_jobs.baselines import Baseline
 from search_jobs.config import JobConfig
 from search_jobs.evaluator import EvaluationTask, Evaluator
@@ -22,18 +22,27 @@ from search_jobs.objective import Evaluation, save_samples
 from search_jobs.optimiser import Evolution, Point, front, hypervolume
 from search_jobs.pace import Pace
 from search_jobs.space import Genome, Space
-from search_jobs.stages import RUNGS
+from search_jobs.stages import RUNGS, figures_at
 
 WORST_POINT = (1.0, 100.0)  # the corner of the hypervolume: the teacher's cost, and a loss that only ruined images have
 
 
 @dataclass(frozen=True)
 class BudgetChoice:
-    """A budget's schedule, and the strongest baseline that it affords."""
+    """A budget's schedule, and the strongest baseline that it affords.
+
+    searched: the schedule as the search decided for it, before it got corrections for other guidance scales than its own.
+    """
 
     schedule: Schedule
     baseline: Baseline | None
     ceiling: float
+    searched: Schedule
+
+    def scaled(self, fits: Mapping[float, tuple[Correction, ...]]) -> BudgetChoice:
+        """The choice with the corrections of each of these guidance scales."""
+        fitted = tuple(ScaledCorrections(guidance=scale, corrections=fits[scale]) for scale in sorted(fits))
+        return replace(self, schedule=self.schedule.model_copy(update={"corrections": None, "scaled_corrections": fitted}))
 
     def schedules(self) -> list[Schedule]:
         """The schedule, and that of its strongest baseline."""
@@ -103,10 +112,19 @@ class SearchResults:
     def _budget(self, choice: BudgetChoice, provenance: dict[str, Any]) -> dict[str, Any]:
         return {
             "ceiling": choice.ceiling,
+            **self.entry(choice.searched),
             **self.entry(choice.schedule),
             "strongest_baseline": self.entry(choice.baseline.schedule) if choice.baseline else None,
+            "by_guidance": [self._at(scale, choice) for scale in self.config.other_scales],
             "schedule": self._published(choice.schedule, provenance),
         }
+
+    def _at(self, scale: float, choice: BudgetChoice) -> dict[str, Any]:
+        """The figures of a choice and of its baseline at another guidance scale."""
+        tasks = [EvaluationTask(figures_at(scale), schedule, fitting=False) for schedule in choice.schedules()]
+        evaluations = [evaluation for task in tasks if (evaluation := self.ledger.get(task))]
+        names = ("held-out", "strongest_baseline")
+        return {"guidance": scale} | {n: e.measurement.document() for n, e in zip(names, evaluations, strict=False)}
 
     def _point(self, point: Point) -> dict[str, Any]:
         return {"digest": self.fitted[point.genome].digest, "cost": point.cost, "loss": point.loss, "rung": RUNGS[point.rung]}
@@ -123,9 +141,15 @@ class SearchResults:
         evaluation = self.ledger.get(EvaluationTask("held-out", schedule, fitting=False))
         assert evaluation is not None, "what is chosen is evaluated before the results are written"
         measurement, rows = evaluation.measurement, self.evaluator.objective("held-out").rows
+        own = self.config.guidance
+        scales = sorted({own, *(fitted.guidance for fitted in schedule.scaled_corrections or ())})
         described = schedule.model_copy(
             update={
-                "validated": Validated(sizes=(self.evaluator.model.image_size,), guidance=(self.config.guidance,)),
+                "validated": Validated(
+                    sizes=(self.evaluator.model.image_size,),
+                    guidance=tuple(scales),
+                    default_guidance=own if len(scales) > 1 else None,
+                ),
                 "cost": Cost(macs=measurement.macs, rows=2 if rows == 2 else 1, relative=round(measurement.cost, 6)),
                 "fidelity": Fidelity(
                     rfid=measurement.rfid,

@@ -1,9 +1,10 @@
 """The stages of a search. A stage is a sample of prompts and noise (`objective.Sample`) that serves one purpose.
 
 `screen` discards most children; corrections are fitted on `search`, of which `screen` is the first few images; `select` chooses
-parents; `finals` decides among finalists; `held-out` gives the figures that are reported. No two stages that decide and report
-share their noise. All searches split the same prompts alike, whatever their seed: what one holds out no other one was fitted
-on.
+parents; `finals` decides among finalists; `held-out` gives the figures that are reported. All are at the search's own guidance
+scale; at each other scale what was chosen gets its corrections from `search at` it, and its figures from `held-out at` it. No
+two stages that decide and report share their noise. All searches split the same prompts alike, whatever their seed: what one
+holds out no other one was fitted on.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ class Stage(NamedTuple):
 
     name: str
     sample: Sample
+    guidance: float
     fitted: bool
     bootstrap: bool
 
@@ -55,4 +57,18 @@ def stages(config: JobConfig, prompts: Sequence[str]) -> dict[str, Stage]:
         "finals": Sample.draw(seen, config.finals, first + 2),
         "held-out": Sample.draw(unseen, config.heldout, first + 3),
     }
-    return {name: Stage(name, sample, name in FITTED, name == "held-out") for name, sample in samples.items()}
+    own = [Stage(name, sample, config.guidance, name in FITTED, name == "held-out") for name, sample in samples.items()]
+    fits = [Stage(fit_at(scale), samples["search"], scale, True, False) for scale in config.other_scales]
+    figures = samples["held-out"].first(config.scaled)
+    reports = [Stage(figures_at(scale), figures, scale, False, True) for scale in config.other_scales]
+    return {stage.name: stage for stage in (*own, *fits, *reports)}
+
+
+def fit_at(scale: float) -> str:
+    """The stage that fits corrections at another guidance scale than the search's own."""
+    return f"search at {scale:g}"
+
+
+def figures_at(scale: float) -> str:
+    """The stage that gives the figures there."""
+    return f"held-out at {scale:g}"

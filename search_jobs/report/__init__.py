@@ -2,6 +2,6 @@
 
 from search_jobs.report.page import write
 from search_jobs.report.run import FinishedRun, read
-from search_jobs.report.table import speed, table
+from search_jobs.report.table import at_other_scales, speed, table
 
-__all__ = ["FinishedRun", "read", "speed", "table", "write"]
+__all__ = ["FinishedRun", "at_other_scales", "read", "speed", "table", "write"]

@@ -48,6 +48,9 @@ class _Point(_Judged):
 
 _ByHand = TypedDict("_ByHand", {"digest": _Digest, "baseline": _Baseline, "search": _Judged, "held-out": NotRequired[_Figures]})
 _Rival = TypedDict("_Rival", {"digest": _Digest, "steps": _Steps, "baseline": _Baseline, "held-out": _Figures})
+_AtScale = TypedDict(
+    "_AtScale", {"guidance": float, "held-out": NotRequired[_Figures], "strongest_baseline": NotRequired[_Figures]}
+)
 _Budget = TypedDict(
     "_Budget",
     {
@@ -58,6 +61,7 @@ _Budget = TypedDict(
         "held-out": _Figures,
         "ceiling": float,
         "strongest_baseline": _Rival | None,
+        "by_guidance": NotRequired[list[_AtScale]],  # since schedules hold at several scales
         "schedule": Schedule,
     },
 )
@@ -66,6 +70,7 @@ _Budget = TypedDict(
 class _Config(TypedDict):
     prompts_digest: str
     heldout: int
+    scaled: NotRequired[int]
     screen: int
     images: int
     select: int

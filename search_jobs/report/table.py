@@ -56,6 +56,27 @@ def table(run: FinishedRun) -> Table:
     return grid
 
 
+def at_other_scales(run: FinishedRun) -> Table | None:
+    """rFID of every tier at the other guidance scales that it holds for, beside its baseline's; None without any."""
+    scales = run.report["budgets"][0].get("by_guidance") if run.report["budgets"] else None
+    if not scales:
+        return None
+    title = f"rFID at other guidance scales, {run.report['config']['scaled']} held-out images: tier / by hand"
+    grid = Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, min_width=len(title)
+    )
+    grid.add_column("tier", no_wrap=True)
+    for scale in scales:
+        grid.add_column(f"{scale['guidance']:g}", justify="right", no_wrap=True)
+    for target in run.targets:
+        cells = []
+        for at in target.entry.get("by_guidance", ()):
+            both = (at.get("held-out"), at.get("strongest_baseline"))
+            cells.append(" / ".join(figure(held["rfid"]) for held in both if held))
+        grid.add_row(Text(target.label), *cells)
+    return grid
+
+
 def speed(run: FinishedRun) -> str | None:
     """How fast the images of each stage were made and measured, in one line; None where nothing says it."""
     stages = run.report.get("pace", {})

@@ -11,7 +11,7 @@ from time import monotonic
 
 from cachetools import LRUCache
 
-from engine.guidance import OFF, meant, validated_scales
+from engine.guidance import OFF, covers, meant, validated_scales
 from engine.model import Model
 from engine.notice import Notice
 from engine.program import Program
@@ -196,8 +196,8 @@ class Planner:
     def _guidance_warnings(self, request: GenerateRequest, entry: ActiveSchedule, guidance: float) -> list[Notice]:
         """What is to be said of the scale that the request gets from its schedule."""
         unmet, validated = list[Notice](), validated_scales(entry.schedule)
-        if validated and guidance not in validated:
-            unmet.append(warnings.guidance_not_validated(guidance, validated))
+        if validated and not covers(entry.schedule, guidance):
+            unmet.append(warnings.guidance_not_validated(guidance, validated, entry.schedule.scaled_corrections is not None))
         if guidance > OFF and self._model.few_steps:
             unmet.append(warnings.guidance_on_distilled_model(guidance, self._model.few_steps))
         if guidance == OFF and request.negative_prompt:

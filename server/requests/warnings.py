@@ -47,8 +47,8 @@ def negative_prompt_ignored() -> Notice:
     return Notice(NEGATIVE_PROMPT_IGNORED, message)
 
 
-def guidance_not_validated(scale: float, validated: Sequence[float]) -> Notice:
-    """validated: the scales of the schedule's document, the smallest first."""
+def guidance_not_validated(scale: float, validated: Sequence[float], corrected: bool = False) -> Notice:
+    """validated: the scales of the schedule's document, the smallest first. corrected: its corrections are by scale."""
     known = ", ".join(f"{known:g}" for known in validated)
     if validated[0] < scale < validated[-1]:
         what = f"{scale:g} lies between scales at which the schedule was validated ({known}), and is not one of them"
@@ -56,7 +56,8 @@ def guidance_not_validated(scale: float, validated: Sequence[float]) -> Notice:
         where = "below" if scale < validated[0] else "above"
         off = ", no guidance," if scale == OFF else ""
         place = f"{scale:g}{off} is {where} what the schedule was validated at ({known})"
-        what = f"{place}: its images may be worse than its figures say"
+        clamped = "; it runs with the corrections of the nearest of them" if corrected else ""
+        what = f"{place}: its images may be worse than its figures say{clamped}"
     return Notice(GUIDANCE_NOT_VALIDATED, f"guidance_scale: {what}")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.guidance import OFF, USUAL, meant, nearest, validated_scales
+from engine.guidance import OFF, USUAL, covers, default_scale, meant, nearest, validated_scales
 from engine.model import Model
 from server.tiers.active import ActiveSchedule, ActiveSchedules
 
@@ -23,16 +23,18 @@ class DefaultGuidance:
     def of(self, entry: ActiveSchedule) -> float:
         """The scale that a request gets from this schedule.
 
-        Of several at which it was validated, the one nearest to the setting. A schedule that says none, as the teacher,
-        gets the setting, or else the scale of the default tier, so that images of both are comparable; while that tier is not
-        in force, the scale of the dearest tier that says one.
+        The setting, where the schedule was validated for it, or else the nearest of its scales. Without a setting, the scale
+        that the schedule was made for. A schedule that says none, as the teacher, gets the setting, or else the scale of the
+        default tier, so that images of both are comparable; while that tier is not in force, that of the dearest tier that
+        says one.
         """
         if not self._guides:
             return OFF
-        scales = validated_scales(entry.schedule)
+        schedule = entry.schedule
         if self._wanted is None:
-            return nearest(scales or self._of_others(), USUAL)
-        return nearest(scales, self._wanted)
+            own = default_scale(schedule, USUAL)
+            return self._of_others() if own is None else own
+        return self._wanted if covers(schedule, self._wanted) else nearest(validated_scales(schedule), self._wanted)
 
     def overruled(self) -> str | None:
         """In one line, which tiers do not take the scale that is set, and what they take instead; None where all do."""
@@ -48,7 +50,8 @@ class DefaultGuidance:
             f"FLEXI_DEFAULT_GUIDANCE is {self._set:g}, and tiers that were validated elsewhere keep their own scale: {instead}"
         )
 
-    def _of_others(self) -> tuple[float, ...]:
+    def _of_others(self) -> float:
         tiers = self._schedules.tiers()
         others = [tier for tier in tiers if tier.tier == self._default_tier] or reversed(tiers)
-        return next((scales for tier in others if (scales := validated_scales(tier.schedule))), ())
+        scales = (default_scale(tier.schedule, USUAL) for tier in others)
+        return next((scale for scale in scales if scale is not None), USUAL)

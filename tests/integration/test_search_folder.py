@@ -15,7 +15,20 @@ import pytest
 from registry.errors import InvalidInput
 from search_jobs.lock import lock
 
-MODEL = ("--model", "models/emoji64", "--teacher-steps", "10", "--tier", "fast=0.7", "--budget", "0", "--share-mib", "0")
+MODEL = (
+    "--model",
+    "models/emoji64",
+    "--teacher-steps",
+    "10",
+    "--tier",
+    "fast=0.7",
+    "--budget",
+    "0",
+    "--share-mib",
+    "0",
+    "--scale",
+    "3",
+)
 IMAGES = ("--screen", "2", "--images", "2", "--select", "2", "--finals", "2", "--heldout", "2", "--generations", "1000")
 
 

@@ -15,11 +15,13 @@ import psutil
 import pytest
 
 from registry.catalog import Catalog
+from registry.schedule import Schedule
 from registry.stores.folder import FolderStore
 
 PROMPTS = ["red heart", "cat face", "tomato", "sunflower " * 20]  # the last one is longer than the model reads
 IMAGES = ("--screen", "2", "--images", "2", "--select", "2", "--finals", "2", "--heldout", "2")
 SMALL = ("--teacher-steps", "6", *IMAGES, "--generations", "2", "--population", "4")
+SCALES = ("--scale", "1", "--scale", "7.5", "--scaled", "2")
 TIERS = ("--tier", "best=0.7", "--tier", "fast=0.4", "--budget", "0")
 
 
@@ -27,7 +29,7 @@ def command(folder: Path) -> list[str]:
     prompts = folder.parent / "prompts.txt"
     prompts.write_text("\n".join(PROMPTS))
     line = [sys.executable, "-m", "search_jobs", "run", "--model", "models/emoji64", "--prompts", str(prompts)]
-    return [*line, "--out", str(folder), *SMALL, *TIERS]
+    return [*line, "--out", str(folder), *SMALL, *SCALES, *TIERS]
 
 
 def run(folder: Path) -> dict[str, Any]:
@@ -64,6 +66,21 @@ def test_the_report_holds_tiers_within_their_ceilings_no_worse_than_any_baseline
     assert len(set(digests)) == len(digests)
 
 
+def test_what_was_chosen_has_corrections_and_figures_at_every_scale_that_was_asked_for(finished: Path) -> None:
+    tiers = [tier for tier in read(finished)["tiers"].values() if not tier["baseline"]]
+    assert tiers, "the search found something"
+    for tier in tiers:
+        schedule = Schedule.model_validate(tier["schedule"])
+        assert schedule.scaled_corrections is not None
+        assert [fitted.guidance for fitted in schedule.scaled_corrections] == [1.0, 3.0, 7.5]
+        assert len({fitted.corrections for fitted in schedule.scaled_corrections}) == 3, "each scale has its own"
+        assert schedule.validated is not None
+        assert (schedule.validated.guidance, schedule.validated.default_guidance) == ((1.0, 3.0, 7.5), 3.0)
+        assert [at["guidance"] for at in tier["by_guidance"]] == [1.0, 7.5]
+        assert {at["held-out"]["images"] for at in tier["by_guidance"]} == {2}
+    assert "rFID at other guidance scales, 2 held-out images" in (finished.parent / "stdout.txt").read_text()
+
+
 def test_a_prompt_that_the_model_cuts_is_told_of_at_the_start_and_in_the_report(finished: Path) -> None:
     assert read(finished)["prompts"] == {"prompts": 4, "cut": 1, "tokens": 16}
     said = (finished.parent / "stderr.txt").read_text()
@@ -79,7 +96,8 @@ def test_every_image_and_mac_is_accounted_for(finished: Path) -> None:
         measure, taken = line["measure"], line["spent"]
         assert taken["run"] + taken["shared"] == measure["images"] * measure["macs"], "planned is run or shared"
     assert sum(stage["macs_shared"] for stage in spent.values()) > 0
-    fitted = [line for line in lines if "/fitted/" in line["task"] or line["task"].startswith("select/")]
+    searched = [line for line in lines if " at " not in line["task"]]  # other guidance scales come after the search
+    fitted = [line for line in searched if "/fitted/" in line["task"] or line["task"].startswith("select/")]
     assert report["spent"]["search_images"] == sum(line["measure"]["images"] for line in fitted)
     macs = sum(line["spent"]["run"] for line in fitted)
     assert report["spent"]["macs_per_front_point"] == macs // report["spent"]["front_points"], "baselines are not the search"

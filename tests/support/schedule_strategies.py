@@ -6,7 +6,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from registry.schedule import Correction, Cost, Fidelity, ModelRef, Schedule, Segment, Solver, Validated
+from registry.schedule import Correction, Cost, Fidelity, ModelRef, ScaledCorrections, Schedule, Segment, Solver, Validated
 
 MODEL = ModelRef(name="emoji64", family="unet2d-condition", fingerprint="sha256:" + "0" * 64)
 finite = st.floats(allow_nan=False, allow_infinity=False)
@@ -38,6 +38,17 @@ small_corrections = st.builds(Correction, guidance=small.map(lambda x: 1 + x), l
 
 
 @st.composite
+def some_corrections(draw: st.DrawFn, computed: int) -> dict[str, Any]:
+    """Any corrections of so many steps, as fields of a schedule: none, of all guidance scales, or by scale."""
+    steps = st.lists(small_corrections, min_size=computed, max_size=computed).map(tuple)
+    kind = draw(st.sampled_from(["none", "corrections", "scaled_corrections"]))
+    if kind == "scaled_corrections":
+        scales = sorted(draw(st.sets(st.sampled_from([1.0, 1.5, 3.0, 7.5]), min_size=1, max_size=3)))
+        return {kind: tuple(ScaledCorrections(guidance=scale, corrections=draw(steps)) for scale in scales)}
+    return {} if kind == "none" else {kind: draw(steps)}
+
+
+@st.composite
 def segments(draw: st.DrawFn, length: int) -> Segment:
     """Any valid segment of this length."""
     offsets = draw(st.sets(st.integers(1, length - 1))) if length > 1 else set()
@@ -60,8 +71,7 @@ def schedules(draw: st.DrawFn, model: st.SearchStrategy[ModelRef] = models) -> S
     if not solver.karras and draw(st.booleans()):
         chosen = draw(st.sets(st.integers(0, 999), min_size=computed, max_size=computed))
         timesteps = tuple(sorted(chosen, reverse=True))
-    corrections = draw(st.none() | st.lists(small_corrections, min_size=computed, max_size=computed).map(tuple))
-    identity = {"solver": solver, "segments": tuple(pieces), "timesteps": timesteps, "corrections": corrections}
+    identity = {"solver": solver, "segments": tuple(pieces), "timesteps": timesteps, **draw(some_corrections(computed))}
     return Schedule(model=draw(model), **identity, **draw(descriptions))
 
 

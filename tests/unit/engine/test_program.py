@@ -28,7 +28,7 @@ from engine.sampler import generate
 from engine.schedulers import noise_levels
 from engine.unrolled import UnrolledUNet
 from registry.errors import InvalidInput, Unsupported
-from registry.schedule import ModelRef, Schedule, Segment, Solver, SolverName, Spacing, teacher
+from registry.schedule import Correction, ModelRef, ScaledCorrections, Schedule, Segment, Solver, SolverName, Spacing, teacher
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers with numpy 2
 
@@ -395,3 +395,21 @@ def test_more_steps_than_the_model_was_trained_on_are_refused() -> None:
 def test_karras_is_refused_where_diffusers_has_none() -> None:
     with pytest.raises(ValidationError, match="karras"):
         Solver(name="ddim", teacher_steps=10, spacing="leading", karras=True)
+
+
+def test_a_program_at_a_scale_is_that_of_the_schedule_with_the_corrections_of_that_scale() -> None:
+    solver, levels = Solver(name="ddim", teacher_steps=4, spacing="trailing"), noise_levels({})
+    plain = Schedule(model=REF, solver=solver, segments=(Segment(partial=(1,), branch=2), Segment()))
+    fits = {1.0: Correction(latent=0.1, guidance=0.9), 3.0: Correction(latent=0.3, guidance=1.1)}
+    by_scale = tuple(ScaledCorrections(guidance=scale, corrections=(fit,) * 3) for scale, fit in fits.items())
+    program = compile_program(plain.model_copy(update={"scaled_corrections": by_scale}), levels, branches=4)
+    between = Correction(latent=0.2, guidance=1.0)
+    for scale, fit in (fits | {2.0: between}).items():
+        alone = compile_program(plain.model_copy(update={"corrections": (fit,) * 3}), levels, branches=4)
+        at_scale = program.at(scale)
+        for one, other in zip(at_scale.steps, alone.steps, strict=True):
+            assert one.numbers == pytest.approx(other.numbers)
+            assert one.guidance == pytest.approx(other.guidance)
+        assert at_scale.at(30.0) is at_scale, "no step is corrected twice"
+        assert program.at(scale) is at_scale, "threads share it"
+        assert alone.at(scale) is alone

@@ -15,7 +15,7 @@ from fake_graphs import FakeGraphs
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
-from schedule_strategies import small_corrections
+from schedule_strategies import some_corrections
 from torch import Tensor
 
 from engine.buckets import EXACT, Buckets, dense
@@ -60,8 +60,7 @@ def schedules(draw: st.DrawFn) -> Schedule:
         partial = tuple(sorted(draw(st.sets(st.integers(1, length - 1))))) if length > 1 else ()
         segments.append(Segment(partial=partial, branch=draw(st.integers(1, 4)) if partial else 1))
     plain = schedule_of(*segments, length=length, solver=draw(st.sampled_from(("ddim", "dpmsolver++", "euler"))))
-    some = st.lists(small_corrections, min_size=plain.computed, max_size=plain.computed).map(tuple)
-    return plain.model_copy(update={"corrections": draw(st.none() | some)})
+    return plain.model_copy(update=draw(some_corrections(plain.computed)))
 
 
 def program_of(schedule: Schedule) -> Program:
@@ -152,7 +151,7 @@ class Traffic(RuleBasedStateMachine):
     @rule(
         schedule=schedules(),
         seed=st.integers(0, 9),
-        guidance=st.sampled_from((None, 1.0, 3.0)),
+        guidance=st.sampled_from((None, 1.0, 2.0, 9.0)),
         copies=st.integers(1, 3),
         deadline=st.sampled_from((math.inf, 0.01, 0.03)),
     )

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from schedule_strategies import MODEL, descriptions, models, schedule, schedules
 
 from registry.errors import InvalidInput, Unsupported
-from registry.schedule import IDENTITY, Correction, Schedule, Segment, Solver, teacher
+from registry.schedule import IDENTITY, Correction, ScaledCorrections, Schedule, Segment, Solver, teacher
 
 MODELS = st.just(MODEL)
 FEW = settings(max_examples=40, deadline=None)
@@ -55,7 +55,7 @@ def test_digest_ignores_what_only_describes(one: Schedule, description: dict[str
 @FEW
 @given(schedules(MODELS), schedules(MODELS))
 def test_digest_is_the_identity(one: Schedule, other: Schedule) -> None:
-    fields = ("model", "solver", "segments", "timesteps", "corrections")
+    fields = ("model", "solver", "segments", "timesteps", "corrections", "scaled_corrections")
     same = all(getattr(one, field) == getattr(other, field) for field in fields)
     assert (one.digest == other.digest) is same
 
@@ -70,6 +70,7 @@ CHANGES = {
     "solver.karras": {"solver": Solver(name="dpmsolver++", teacher_steps=50, spacing="leading", karras=True)},
     "timesteps": {"timesteps": tuple(range(900, 0, -90))},
     "corrections": {"corrections": (Correction(output=0.25),) + (Correction(),) * 9},
+    "scaled_corrections": {"scaled_corrections": (ScaledCorrections(guidance=3, corrections=(Correction(),) * 10),)},
     "segments.partial": {"segments": (Segment(partial=(6,), branch=3),) + (Segment(partial=(5,), branch=3),) * 4},
     "segments.branch": {"segments": (Segment(partial=(5,), branch=3),) * 4 + (Segment(partial=(5,), branch=2),)},
     "segments, fewer": {"segments": (Segment(partial=(5,), branch=3),) * 2},
@@ -107,6 +108,45 @@ def test_corrections_are_one_for_each_computed_step() -> None:
     with pytest.raises(InvalidInput, match="each of the 10 computed steps, got 3") as caught:
         Schedule.parse(json.dumps({**raw, "corrections": [{}] * 3}))
     assert caught.value.param == "corrections"
+
+
+def scaled(*fits: tuple[float, float], computed: int = 10) -> dict[str, Any]:
+    """The field of corrections by scale: at each scale, this latent number in every step."""
+    corrections = [{"guidance": scale, "corrections": [{"latent": number}] * computed} for scale, number in fits]
+    return {"scaled_corrections": corrections}
+
+
+@pytest.mark.parametrize(
+    ("change", "param", "complaint"),
+    [
+        (scaled((3, 0.1), (1, 0.2)), "scaled_corrections", "ascend"),
+        (scaled((3, 0.1), (3, 0.2)), "scaled_corrections", "ascend"),
+        (scaled((3, 0.1), computed=9), "scaled_corrections.0.corrections", "each of the 10 computed steps, got 9"),
+        (scaled((0.5, 0.1)), "scaled_corrections.0.guidance", "greater than or equal to 1"),
+        (scaled(), "scaled_corrections", "at least 1"),
+        ({**scaled((3, 0.1)), "corrections": [{}] * 10}, "scaled_corrections", "take one of the two away"),
+    ],
+)
+def test_corrections_by_scale_are_refused_by_name(change: dict[str, Any], param: str, complaint: str) -> None:
+    raw = json.loads(schedule(5).document())
+    with pytest.raises(InvalidInput, match=complaint) as caught:
+        Schedule.parse(json.dumps({**raw, **change}))
+    assert caught.value.param == param
+
+
+def test_corrections_lie_linearly_between_the_scales_that_they_were_fitted_at_and_end_with_the_last() -> None:
+    one = Schedule.parse(json.dumps(json.loads(schedule(5).document()) | scaled((1, 0.0), (3, 0.2), (7, 0.4))))
+    for scale, number in ((0.5, 0.0), (1, 0.0), (2, 0.1), (3, 0.2), (4, 0.25), (7, 0.4), (30, 0.4)):
+        corrections = one.corrections_at(scale)
+        assert corrections is not None
+        assert [correction.latent for correction in corrections] == pytest.approx([number] * 10)
+        assert {correction.guidance for correction in corrections} == {1.0}
+
+
+def test_corrections_without_scales_are_the_same_at_all() -> None:
+    one = schedule(5, corrections=(Correction(output=0.25),) * 10)
+    assert one.corrections_at(1) == one.corrections_at(20) == one.corrections
+    assert schedule(5).corrections_at(3) is None
 
 
 def test_timesteps_and_karras_levels_exclude_each_other() -> None:

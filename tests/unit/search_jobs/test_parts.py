@@ -179,3 +179,16 @@ def test_stages_that_choose_and_stages_that_report_share_no_noise_and_held_out_n
     assert len(seeds) == len(set(seeds))
     seen = {prompt for name in deciding[:3] for prompt in given[name].sample.prompts}
     assert not seen & set(given["held-out"].sample.prompts)
+
+
+def test_other_guidance_scales_fit_where_the_search_fits_and_report_where_it_reports() -> None:
+    config = JobConfig.parse({**PATHS, "guidance": 3, "scales": [1, 3, 7.5], "scaled": 5})
+    given = stages(config, [f"prompt {i}" for i in range(40)])
+    assert [name for name in given if " at " in name] == ["search at 1", "search at 7.5", "held-out at 1", "held-out at 7.5"]
+    assert given["search at 7.5"].sample == given["search"].sample
+    assert given["held-out at 7.5"].sample == given["held-out"].sample.first(5)
+    assert {stage.guidance for name, stage in given.items() if " at " not in name} == {3.0}
+    assert given["search at 1"].fitted
+    assert not given["held-out at 1"].fitted
+    for without in ({"guidance": 1}, {"correct": False}, {"scales": []}):
+        assert not JobConfig.parse({**PATHS, **without}).other_scales

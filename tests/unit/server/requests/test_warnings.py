@@ -20,7 +20,7 @@ from engine.loading import load
 from engine.notice import Notice
 from registry.catalog import Catalog
 from registry.errors import InvalidInput
-from registry.schedule import Schedule, Segment, Validated
+from registry.schedule import Correction, ScaledCorrections, Schedule, Segment, Validated
 from registry.tiers import REFERENCE
 from server.access.keys import ANONYMOUS
 from server.access.quota import Quotas
@@ -127,6 +127,27 @@ def test_a_scale_at_which_the_schedule_was_not_validated_is_said(planner, tier, 
     (warning,) = planned(planner, tier=tier, guidance_scale=scale).warnings
     assert warning.code == "guidance_not_validated"
     assert warning.message.startswith(f"guidance_scale: {words}")
+
+
+def test_a_schedule_with_corrections_by_scale_holds_between_them_and_says_where_it_does_not(model):
+    scales = (1.0, 3.0, 7.5)
+    fits = tuple(ScaledCorrections(guidance=scale, corrections=(Correction(),) * 4) for scale in scales)
+    where = Validated(sizes=(model.image_size,), guidance=scales, default_guidance=5.0)
+    wide = schedule(model, 4).model_copy(update={"scaled_corrections": fits, "validated": where})
+    catalog = Catalog(MemoryStore(), model.ref.name, author="test")
+    catalog.publish(wide)
+    catalog.promote("best", wide.digest)
+    schedules = ActiveSchedules(lambda: catalog, model, STEPS)
+    assert Watch(schedules, lambda: catalog).refresh()
+    planner = Planner(schedules, ActiveExperiments(lambda: None, schedules), model, lambda *_: 0.0, Settings())
+    for scale in (*scales, 2.5):
+        assert codes(planned(planner, tier="best", guidance_scale=scale)) == []
+    assert planned(planner, tier="best").specs[0].guidance == 5.0, "what it was made for"
+    assert planned(planner, tier="reference").specs[0].guidance == 5.0
+    (warning,) = planned(planner, tier="best", guidance_scale=9).warnings
+    assert warning.code == "guidance_not_validated"
+    assert "9 is above what the schedule was validated at (1, 3, 7.5)" in warning.message
+    assert warning.message.endswith("it runs with the corrections of the nearest of them")
 
 
 def test_a_request_that_names_no_scale_gets_that_of_the_schedule_that_serves(model, planner):
