@@ -7,21 +7,19 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from math import inf, prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from engine.config import attends, complete, context_width, is_whole, refuse_unknown, sides
-from engine.folder import Folder
-from engine.guidance import OFF, meant, nearest, validated_scales
-from engine.pipelines import pipeline_of
-from engine.stored_file import read_object, readable
+from engine.buckets import MAX_ROWS
+from engine.guidance import OFF, covers, default_scale, meant, validated_scales
+from engine.named_unet import named_unet
 from registry.commands.command_line import command_line
-from registry.errors import FlexiError, InvalidInput, NotFound, Unsupported
+from registry.errors import FlexiError, InvalidInput, NotFound
 from registry.schedule import Schedule, SolverName, teacher
 
 if TYPE_CHECKING:
@@ -31,10 +29,6 @@ if TYPE_CHECKING:
     from engine.model import Model
 
 GUIDANCE = 7.5  # as diffusers' pipelines for Stable Diffusion have it
-TEXT_TOKENS = 77  # CLIP's, when no text encoder says otherwise
-MAX_ROWS = 1024  # of a wave, to the server
-CLASS_WIDTH = 512  # of latent diffusion's class embedding, which is one token; no published text encoder is as narrow
-
 
 app = command_line(
     help="Run one schedule by hand, compile a model beforehand, and count what a UNet costs.",
@@ -97,7 +91,8 @@ def generate(
     program, all_full = loaded.compile(document), loaded.compile(teacher(loaded.ref, document.solver))
     validated = validated_scales(document)
     usual = GUIDANCE if loaded.prompts.guides and not loaded.few_steps else OFF
-    scale = nearest(validated, usual) if guidance is None else meant(guidance)
+    own_scale = default_scale(document, usual)
+    scale = meant(guidance) if guidance is not None else usual if own_scale is None else own_scale
     if negative and scale == OFF:
         raise InvalidInput("needs guidance above 1: this model is not guided unless --guidance says so", param="negative")
     if prompt is None and not isinstance(loaded.prompts, NoPrompts):
@@ -107,7 +102,7 @@ def generate(
     for option, text in (("prompt", prompt or ""), ("negative", negative)):
         if cut := loaded.prompts.cut(text):
             print(f"{option}: the model reads {loaded.prompts.tokens} tokens and ignored the end: {cut}", file=sys.stderr)
-    if validated and scale not in validated:
+    if validated and not covers(document, scale):
         print(f"guidance: the schedule was validated at {', '.join(map('{:g}'.format, validated))}", file=sys.stderr)
     seeds = range(seed, seed + num_images)
     noise = torch.stack([loaded.noise(number) for number in seeds])
@@ -169,14 +164,7 @@ def macs(
 
     macs counts the products of attention too, which torch's FlopCounterMode misses where a CPU runs flash attention.
     """
-    with readable(path, "path"):
-        config = _unet_config(path)
-        refuse_unknown(config)
-        config = complete(config)
-        if (path / "model_index.json").is_file():
-            config = pipeline_of(Folder(path)).mended(config)
-        shape = (int(config["in_channels"]), *_latent_size(config, size))
-        length = _tokens(path, config, tokens)
+    config, shape, length = named_unet(path, size, tokens)
 
     from engine.macs import count_steps
 
@@ -237,51 +225,6 @@ def _save(image: Tensor, file: Path) -> None:
     from engine.images import levels
 
     Image.fromarray(levels(image).numpy()).save(file)
-
-
-def _unet_config(path: Path) -> dict[str, Any]:
-    """Of a pipeline folder, of a folder that is a UNet's own (or an old pipeline's root), or the file itself."""
-    if not path.is_dir():
-        return read_object(path, "path")
-    inner = path / "unet" / "config.json"
-    return read_object(inner if inner.is_file() or (path / "unet").is_dir() else path / "config.json", "path")
-
-
-def _tokens(path: Path, config: Mapping[str, Any], asked: int | None) -> int:
-    """Length of the context, 0 for a UNet without one."""
-    if asked is not None and asked < 1:
-        raise InvalidInput(f"must be at least 1, got {asked}", param="tokens")
-    if not attends(config):
-        if asked is not None:
-            raise InvalidInput(f"this UNet attends to no context, got {asked}", param="tokens")
-        return 0
-    return asked if asked is not None else _published_tokens(path, config)
-
-
-def _published_tokens(path: Path, config: Mapping[str, Any]) -> int:
-    """A UNet's own configuration does not say it: what its text encoder does, else what its published kind has."""
-    encoder = path / "text_encoder" / "config.json"
-    if encoder.is_file():
-        limit = read_object(encoder, "path").get("max_position_embeddings", TEXT_TOKENS)
-        if not is_whole(limit):
-            field = "max_position_embeddings"
-            raise Unsupported(f"must be a whole number of at least 1 in the text_encoder config, got {limit!r}", param=field)
-        return int(limit)
-    files = Folder(path) if (path / "model_index.json").is_file() else None
-    if files is not None and files.component("text_encoder"):
-        return TEXT_TOKENS
-    table = (path / "class_embedder").is_dir() or (files is not None and files.component("class_embedder"))
-    return 1 if table or context_width(config) == CLASS_WIDTH else TEXT_TOKENS
-
-
-def _latent_size(config: Mapping[str, Any], asked: tuple[int, int] | None) -> tuple[int, int]:
-    if asked is not None:
-        if min(asked) < 1:
-            raise InvalidInput(f"must be at least 1 1, got {asked[0]} {asked[1]}", param="size")
-        return asked
-    if config["sample_size"] is None:
-        raise InvalidInput("the config has no sample_size, say --size HEIGHT WIDTH", param="size")
-    return sides(config["sample_size"])
 
 
 def _print_table(counted: StepMacs, branches: list[int], shape: Sequence[int], tokens: int) -> None:

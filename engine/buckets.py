@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from dataclasses import dataclass
 
+MAX_ROWS = 1024  # of a wave, whatever the device
 OCTAVE = 8  # sizes between a number of rows and its double: on a UNet padding costs what other rows cost, here at most 1/8
 
 

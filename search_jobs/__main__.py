@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
+from engine.compile_choice import CompileChoice
 from engine.guidance import MAX_SCALE, OFF, USUAL, meant
 from engine.model_name import given_name
 from registry.commands.command_line import command_line
@@ -30,7 +31,7 @@ Batch = Annotated[
     int | None,
     typer.Option(min=1, max=1024, help="Images in a UNet call, at most [default: 8; on a GPU 64, or what its memory holds]."),
 ]
-Compile = Annotated[Literal["auto", "on", "off"], typer.Option("--compile", help="torch.compile; auto: on GPUs.")]
+Compile = Annotated[CompileChoice, typer.Option("--compile", help="torch.compile; auto: on GPUs.")]
 Registry = Annotated[str, typer.Option(envvar="FLEXI_REGISTRY", help="A folder or s3://bucket/prefix.")]
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
+from engine.compile_choice import CompileChoice
 from engine.guidance import MAX_SCALE, OFF, USUAL
 from registry.document import Document, Name, first_fault, misfit
 from registry.errors import InvalidInput
@@ -60,7 +61,7 @@ class JobConfig(Document):
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
     batch: int | None = Field(default=None, ge=1, le=1024, description="images in a UNet call, at most")
     together: int | None = Field(default=None, ge=1, le=10_000, description="schedules that share UNet calls, at most")
-    compiled: Literal["auto", "on", "off"] = Field(default="auto", description="torch.compile; auto: on GPUs")
+    compiled: CompileChoice = Field(default="auto", description="torch.compile; auto: on GPUs")
     share_mib: int = Field(default=512, ge=0, le=1 << 20, description="memory for UNet calls that schedules have in common")
     tiers: dict[Name, float] = TIERS
     budgets: tuple[float, ...] = BUDGETS

@@ -8,8 +8,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
+from engine.compile_choice import CompileChoice, compiles
 from engine.compiling import raise_limit
 from engine.loading import load
 from engine.model import Model
@@ -98,10 +99,9 @@ class Evaluator:
             yield from self.objective(stage).evaluate_all([task.schedule for task in alike], fitting)
 
 
-def opened(model: str, device: str, dtype: str, name: str | None, compiled: Literal["auto", "on", "off"]) -> Model:
-    """The model, its UNet compiled where that pays: on GPUs, unless it is said."""
-    fast = compiled == "on" or (compiled == "auto" and device.startswith("cuda"))
-    return load(model, device, dtype, name, compiled=fast)
+def opened(model: str, device: str, dtype: str, name: str | None, compiled: CompileChoice) -> Model:
+    """The model, compiled where that is wanted."""
+    return load(model, device, dtype, name, compiled=compiles(compiled, device))
 
 
 def _measured(folder: Path) -> ModelRef | None:

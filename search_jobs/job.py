@@ -26,11 +26,11 @@ from search_jobs.ledger import Ledger
 from search_jobs.lock import lock
 from search_jobs.objective import Evaluation, Objective
 from search_jobs.optimiser import Child, Evolution, Point, survivors
-from search_jobs.pace import Pace
 from search_jobs.progress import Progress
 from search_jobs.results import BudgetChoice, SearchResults
 from search_jobs.space import Genome, Space
 from search_jobs.stages import RUNGS, figures_at, fit_at
+from search_jobs.throughput import Throughput
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class Job:
             model.ref, model.solver, model.network.branches, lambda schedule: self.cost(schedule), solvers
         )
         self.ledger = Ledger(folder / LEDGER)
-        self.pace: dict[str, Pace] = {}  # of each stage, for what this process did not find in the ledger
+        self.throughput: dict[str, Throughput] = {}  # of each stage, for what this process did not find in the ledger
         self.upcast = False  # whether it was said that the decoder is
         self.fitted: dict[Genome, Schedule] = {}  # with the corrections of the highest rung that fits them
 
@@ -98,7 +98,16 @@ class Job:
                 self.progress.begin(f"held-out at guidance {scale:g}", len(chosen) * self.config.scaled)
                 self.evaluate(executor, figures_at(scale), chosen.values(), fitting=False)
         results = SearchResults(
-            self.config, self.evaluator, self.space, self.ledger, evolution, self.fitted, rivals, choices, started, self.pace
+            config=self.config,
+            evaluator=self.evaluator,
+            space=self.space,
+            ledger=self.ledger,
+            evolution=evolution,
+            fitted=self.fitted,
+            rivals=rivals,
+            choices=choices,
+            started=started,
+            throughput=self.throughput,
         )
         report = results.document(self.folder)
         write_json(self.folder / "report.json", report)
@@ -215,17 +224,13 @@ class Job:
         """The choices with corrections for every guidance scale, fitted at each as the search fitted them at its own."""
         if not self.config.other_scales:
             return list(choices)
-        bare = {
-            choice.schedule.digest: choice.schedule.model_copy(update={"corrections": None})
-            for choice in choices
-            if choice.schedule.corrections
-        }
-        own = {choice.schedule.digest: choice.schedule.corrections or () for choice in choices}
-        fits = {digest: {self.config.guidance: own[digest]} for digest in bare}
+        fitted = {choice.schedule.digest: choice.schedule for choice in choices if choice.schedule.corrections}
+        fits = {digest: {self.config.guidance: schedule.corrections or ()} for digest, schedule in fitted.items()}
+        bare = [schedule.model_copy(update={"corrections": None}) for schedule in fitted.values()]
         for scale in self.config.other_scales:
             self.progress.begin(f"corrections at guidance {scale:g}", len(bare) * self.config.images)
-            evaluations = self.evaluate(executor, fit_at(scale), bare.values(), fitting=True)
-            for digest, evaluation in zip(bare, evaluations, strict=True):
+            evaluations = self.evaluate(executor, fit_at(scale), bare, fitting=True)
+            for digest, evaluation in zip(fits, evaluations, strict=True):
                 fits[digest][scale] = evaluation.schedule.corrections or ()
         return [choice.scaled(fits[choice.schedule.digest]) if choice.schedule.digest in fits else choice for choice in choices]
 
@@ -233,11 +238,11 @@ class Job:
         """One evaluation per schedule: from the ledger if it is there, else made and written to the ledger at once."""
         tasks = [EvaluationTask(stage, schedule, fitting) for schedule in schedules]
         missing = list({task.schedule.digest: task for task in tasks if self.ledger.get(task) is None}.values())
-        pace, began = self.pace.setdefault(stage, Pace()), monotonic()
+        throughput, began = self.throughput.setdefault(stage, Throughput()), monotonic()
         for i, evaluation in executor.evaluate(missing, self.progress.advance):
             self.ledger.add(missing[i], evaluation)
             now = monotonic()
-            pace.add(evaluation.measurement.images, evaluation.spent.run, now - began)
+            throughput.add(evaluation.measurement.images, evaluation.spent.run, now - began)
             began = now
         return [known for task in tasks if (known := self.ledger.get(task)) is not None]
 

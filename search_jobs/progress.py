@@ -79,8 +79,11 @@ class ProgressBars(Progress):
             self._bars.advance(self._newest, images)
 
     def _ended(self) -> None:
-        """The part that began last is over."""
-        if self._newest is None or self._bars.console.is_terminal:
+        """The part that began last is over, with fewer images than were expected perhaps."""
+        if self._newest is None:
+            return
+        self._bars.stop_task(self._newest)
+        if self._bars.console.is_terminal:
             return
         task = self._bars.tasks[-1]
         if rate := _rate(task):

@@ -20,9 +20,9 @@ from search_jobs.evaluator import EvaluationTask, Evaluator
 from search_jobs.ledger import Ledger
 from search_jobs.objective import Evaluation, save_samples
 from search_jobs.optimiser import Evolution, Point, front, hypervolume
-from search_jobs.pace import Pace
 from search_jobs.space import Genome, Space
 from search_jobs.stages import RUNGS, figures_at
+from search_jobs.throughput import Throughput
 
 WORST_POINT = (1.0, 100.0)  # the corner of the hypervolume: the teacher's cost, and a loss that only ruined images have
 
@@ -62,7 +62,7 @@ class SearchResults:
     rivals: Mapping[float, Sequence[Baseline]]
     choices: Sequence[BudgetChoice]
     started: datetime
-    pace: Mapping[str, Pace]
+    throughput: Mapping[str, Throughput]
 
     def document(self, folder: Path) -> dict[str, Any]:
         """Everything report.json holds. Schedules under `tiers` carry cost, held-out fidelity and provenance."""
@@ -88,7 +88,7 @@ class SearchResults:
             "tiers": {name: budgets[ceiling] for name, ceiling in self.config.tiers.items()},
             "progress": self._progress(),
             "spent": self._spent(),
-            "pace": {stage: pace.document() for stage, pace in self.pace.items() if pace.images},
+            "throughput": {stage: made.document() for stage, made in self.throughput.items() if made.images},
             "samples": {"prompts": list(final.sample.prompts[:8]), "seeds": list(final.sample.seeds[:8])},
             "teacher": {
                 "digest": final.teacher.schedule.digest,
@@ -112,7 +112,7 @@ class SearchResults:
     def _budget(self, choice: BudgetChoice, provenance: dict[str, Any]) -> dict[str, Any]:
         return {
             "ceiling": choice.ceiling,
-            **self.entry(choice.searched),
+            **self.entry(choice.searched),  # what was measured before it had corrections for other scales
             **self.entry(choice.schedule),
             "strongest_baseline": self.entry(choice.baseline.schedule) if choice.baseline else None,
             "by_guidance": [self._at(scale, choice) for scale in self.config.other_scales],

@@ -130,7 +130,7 @@ async def open_app(settings: Settings, waits: Callable[[str], None], start: Star
     start.passed("registry")
     waits("the model is warming up")
     engine_thread = await asyncio.to_thread(_engine_thread, settings, model, schedules)
-    start.passed("warm")
+    start.passed("warm_up")
     experiments = _experiments(settings, registry, schedules)
     shadow = await asyncio.to_thread(_shadow, settings, engine_thread, schedules, experiments)
     planner = Planner(schedules, experiments.active, model, engine_thread.forecast, settings)

@@ -10,6 +10,8 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from engine.buckets import MAX_ROWS
+from engine.compile_choice import CompileChoice, compiles
 from engine.guidance import MAX_SCALE
 from registry.document import NAME_RULE, Name, is_name, misfit
 from registry.errors import FlexiError, InvalidInput
@@ -81,7 +83,7 @@ class Settings(BaseSettings):
         Literal["float32", "float16", "bfloat16"], Field(description="Of the weights; latents are float32 always.")
     ] = "float32"
     compile: Annotated[
-        Literal["auto", "on", "off"], BeforeValidator(_switch), Field(description="Compile UNet and decoder; auto: on CUDA.")
+        CompileChoice, BeforeValidator(_switch), Field(description="Compile UNet and decoder; auto: on CUDA.")
     ] = "auto"
     compile_cache: Annotated[Path, Field(description="Folder of what was compiled, for the next start.")] = Path(
         ".flexi/compile"
@@ -90,7 +92,7 @@ class Settings(BaseSettings):
     workers: Annotated[int, Field(ge=1, le=64, description="Processes that share the port; each loads the model.")] = 1
     threads: Annotated[int, Field(ge=0, le=256, description="CPU threads of one UNet call; 0 lets torch choose.")] = 0
     max_wave_rows: Annotated[
-        int, Field(ge=2, le=1024, description="UNet rows in one call; an image with guidance takes two.")
+        int, Field(ge=2, le=MAX_ROWS, description="UNet rows in one call; an image with guidance takes two.")
     ] = 16
     cache_mib: Annotated[
         int | None, Field(ge=1, description="Memory for UNet rows in flight, in MiB; without it, what four full waves need.")
@@ -155,7 +157,7 @@ class Settings(BaseSettings):
     @property
     def compiled(self) -> bool:
         """Whether the model is, on its device."""
-        return self.compile == "on" or (self.compile == "auto" and self.device.startswith("cuda"))
+        return compiles(self.compile, self.device)
 
     @field_validator("model")
     @classmethod

@@ -142,7 +142,7 @@ class ReportDocument(TypedDict):
     tiers: dict[Name, _Budget]
     progress: list[_Progress]
     spent: _Spent
-    pace: NotRequired[dict[str, Rate]]  # since it is measured
+    throughput: NotRequired[dict[str, Rate]]  # since it is measured
     samples: _Samples
     teacher: _Teacher
 

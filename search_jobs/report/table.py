@@ -79,12 +79,12 @@ def at_other_scales(run: FinishedRun) -> Table | None:
 
 def speed(run: FinishedRun) -> str | None:
     """How fast the images of each stage were made and measured, in one line; None where nothing says it."""
-    stages = run.report.get("pace", {})
+    stages = run.report.get("throughput", {})
     if not stages:
         return None
-    rates = ", ".join(f"{name} {figure(pace['images_per_second'])}" for name, pace in stages.items())
-    seconds = sum(pace["seconds"] for pace in stages.values())
-    work = sum(pace["macs_per_second"] * pace["seconds"] for pace in stages.values())
+    rates = ", ".join(f"{name} {figure(stage['images_per_second'])}" for name, stage in stages.items())
+    seconds = sum(stage["seconds"] for stage in stages.values())
+    work = sum(stage["macs_per_second"] * stage["seconds"] for stage in stages.values())
     return f"images a second: {rates}; {macs(work / seconds)} of the UNet a second"
 
 

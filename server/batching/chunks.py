@@ -6,29 +6,29 @@ import logging
 
 import torch
 
+from engine.compiling import DECODED
 from engine.device import lost
 from engine.model import Model
 
 log = logging.getLogger(__name__)
 
-SIZES = (8, 4, 2, 1)  # few, because each shape is planned, tuned or compiled once
 SHARE = 0.5  # of the memory that is free on the device, which one chunk may take: two are at work at once
 
 
 class Chunks:
     """The largest size that is known to fit, and what is learnt when it does not. For one thread."""
 
-    def __init__(self, largest: int = SIZES[0]) -> None:
+    def __init__(self, largest: int = DECODED[0]) -> None:
         self.largest = largest
 
     @classmethod
     def within(cls, image_bytes: int, free_bytes: int) -> Chunks:
         """As large as fits, where decoding one image takes so much; one image is tried in any case."""
-        return cls(next((size for size in SIZES if size * image_bytes <= SHARE * free_bytes), 1))
+        return cls(next((size for size in DECODED if size * image_bytes <= SHARE * free_bytes), 1))
 
     def size(self, waiting: int) -> int:
         """How many of so many latents, at least one, to decode now."""
-        return next(size for size in SIZES if size <= min(waiting, self.largest))
+        return next(size for size in DECODED if size <= min(waiting, self.largest))
 
     def exhausted(self, size: int) -> None:
         """So many did not fit: half of them may."""
@@ -45,14 +45,14 @@ def measured(model: Model) -> Chunks:
     """
     if model.device.type != "cuda":
         return Chunks()
-    latents = torch.zeros(SIZES[0], *model.latent_shape, device=model.device)
+    latents = torch.zeros(DECODED[0], *model.latent_shape, device=model.device)
     before = torch.cuda.memory_allocated(model.device)
     torch.cuda.reset_peak_memory_stats(model.device)
     model.decode_again(latents[:1])
     image_bytes = torch.cuda.max_memory_allocated(model.device) - before
     torch.cuda.empty_cache()
     chunks = Chunks.within(image_bytes, torch.cuda.mem_get_info(model.device)[0])
-    for size in [size for size in SIZES if size <= chunks.largest]:
+    for size in [size for size in DECODED if size <= chunks.largest]:
         try:
             model.decode_later(latents[:size])
             model.network.fence().wait()

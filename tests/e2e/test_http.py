@@ -252,7 +252,7 @@ def test_openapi_says_what_holds_for_this_server(client):
 def test_the_start_is_told_by_part(server, client):
     page = client.get("/metrics").text
     told = {part: float(value) for part, value in re.findall(r'^flexi_start_seconds{part="(\w+)"} (.+)$', page, re.MULTILINE)}
-    assert told.keys() == {"import", "load", "registry", "warm", "ready"}
+    assert told.keys() == {"import", "load", "registry", "warm_up", "ready"}
     assert all(seconds > 0 for seconds in told.values())
     assert sum(seconds for part, seconds in told.items() if part != "ready") <= told["ready"]
     (line,) = [line for line in server.log.read_text().splitlines() if '"event": "ready"' in line]

@@ -108,12 +108,12 @@ def test_images_a_second_are_said_part_by_part_and_reported_stage_by_stage(finis
     for part in ("teacher, screen", "generation 1", "by hand, screen", "finals", "held-out"):
         (rate,) = re.findall(rf"^{part}: (\S+) images/s$", said, re.MULTILINE)
         assert float(rate) > 0
-    assert report["pace"].keys() == report["spent"]["stages"].keys()
-    for stage, pace in report["pace"].items():
+    assert report["throughput"].keys() == report["spent"]["stages"].keys()
+    for stage, made in report["throughput"].items():
         spent = report["spent"]["stages"][stage]
-        assert pace["images"] == spent["images"]
-        assert pace["images_per_second"] == pytest.approx(pace["images"] / pace["seconds"], rel=0.01)
-        assert pace["macs_per_second"] == pytest.approx(spent["macs"] / pace["seconds"], rel=0.01)
+        assert made["images"] == spent["images"]
+        assert made["images_per_second"] == pytest.approx(made["images"] / made["seconds"], rel=0.01)
+        assert made["macs_per_second"] == pytest.approx(spent["macs"] / made["seconds"], rel=0.01)
     words = " ".join((finished.parent / "stdout.txt").read_text().split())
     assert re.search(r"images a second: screen \S+, search \S+, .*; \S+ .MACs of the UNet a second", words)
 

@@ -103,7 +103,7 @@ def test_a_search_goes_on_with_other_batches_but_not_as_another_search(own: Sear
     lines = (folder / "ledger.jsonl").read_bytes()
     again = Job(config.model_copy(update={"batch": 2, "together": 3, "share_mib": 0}), folder, Silent()).run()
     assert (folder / "ledger.jsonl").read_bytes() == lines
-    assert again["pace"] == {}, "nothing was left to measure"
+    assert again["throughput"] == {}, "nothing was left to measure"
     gc.collect()
     with pytest.raises(InvalidInput, match=r"another configuration \(select\)"):
         Job(config.model_copy(update={"select": 3}), folder, Silent())

@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from engine.graphs import Graph, Graphs
 
-WAITS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::_to_copy.device"}
+WAITS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select"}
 
 
 class Ops(TorchDispatchMode):

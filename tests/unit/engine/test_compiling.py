@@ -27,19 +27,9 @@ from engine.decoders import Autoencoder
 from engine.model import Model
 from registry.errors import Unsupported
 
-SDXL = {
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 4,
-    "projection_class_embeddings_input_dim": 32,
-    "attention_head_dim": (2, 4),
-    "transformer_layers_per_block": (1, 2),
-    "use_linear_projection": True,
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
-}
 FOLDERS: dict[str, Callable[[Path, Mapping[str, Any]], Path]] = {
     "bundled": lambda folder, _: ROOT / "models" / "emoji64",
-    "as Stable Diffusion XL": lambda folder, tiny: model_folders.sdxl(folder, {**tiny, **SDXL}),
+    "as Stable Diffusion XL": lambda folder, tiny: model_folders.sdxl(folder, {**tiny, "attention_head_dim": (2, 4)}),
     "classes and pixels": lambda folder, _: model_folders.labels(folder),
 }
 ROWS = 5

@@ -21,7 +21,7 @@ from engine.__main__ import app
 from engine.macs import count_steps
 from engine.model import Model
 from engine.notice import Notice
-from registry.schedule import Schedule, Segment, Validated, teacher
+from registry.schedule import Correction, ScaledCorrections, Schedule, Segment, Validated, teacher
 
 
 def call(*args: str | Path) -> Any:
@@ -249,6 +249,19 @@ def test_a_schedule_is_run_at_the_scale_that_it_was_validated_at_and_another_one
     assert "guidance" not in own.stderr
     assert f"{4 * loaded.macs.full.macs / 1e9:.4f} G" in other.stdout
     assert "guidance: the schedule was validated at 1\n" in other.stderr
+
+
+def test_a_schedule_of_several_scales_is_run_where_it_was_made_for_and_told_outside(loaded: Model, tmp_path: Path) -> None:
+    fits = tuple(ScaledCorrections(guidance=scale, corrections=(Correction(),) * 2) for scale in (1.0, 7.5))
+    validated = Validated(sizes=(loaded.image_size,), guidance=(1.0, 7.5), default_guidance=1.0)
+    schedule = teacher(loaded.ref, loaded.solver("ddim", 2))
+    file = tmp_path / "schedule.json"
+    file.write_bytes(schedule.model_copy(update={"scaled_corrections": fits, "validated": validated}).document())
+    asked = ("generate", "--prompt", "cat", "--schedule", file, "--out", tmp_path / "x.png")
+    own, between, outside = call(*asked), call(*asked, "--guidance", "3"), call(*asked, "--guidance", "9")
+    assert f"{2 * loaded.macs.full.macs / 1e9:.4f} G" in own.stdout, "not at 7.5, which is nearer to what diffusers takes"
+    assert "guidance" not in own.stderr + between.stderr
+    assert "guidance: the schedule was validated at 1, 7.5\n" in outside.stderr
 
 
 def test_a_distilled_model_draws_as_it_was_taught_and_what_its_folder_asks_for_is_told(

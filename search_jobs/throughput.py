@@ -7,7 +7,7 @@ from typing import Any
 
 
 @dataclass
-class Pace:
+class Throughput:
     """What was evaluated in this process's time. An image counts from its noise to its features.
 
     images, macs: what was made, and the UNet's MACs that were run for it, guidance rows included. seconds: by the clock.
