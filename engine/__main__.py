@@ -76,9 +76,8 @@ def generate(
     if schedule != "teacher" and (solver is not None or steps is not None):
         raise InvalidInput("--solver and --steps are for teacher; a document brings its own", param="schedule")
 
-    import torch
-
     from engine import loading, sampler
+    from engine.fresh_noise import stacked
     from engine.images import finite
     from engine.prompts import NoPrompts
 
@@ -90,11 +89,15 @@ def generate(
         document = _read_schedule(Path(schedule))
     program, all_full = loaded.compile(document), loaded.compile(teacher(loaded.ref, document.solver))
     validated = validated_scales(document)
-    usual = GUIDANCE if loaded.prompts.guides and not loaded.few_steps else OFF
+    usual = GUIDANCE if loaded.prompts.guides and not loaded.few_steps else loaded.usual_guidance
     own_scale = default_scale(document, usual)
     scale = meant(guidance) if guidance is not None else usual if own_scale is None else own_scale
-    if negative and scale == OFF:
-        raise InvalidInput("needs guidance above 1: this model is not guided unless --guidance says so", param="negative")
+    rows = loaded.rows(scale)
+    if negative and rows == 1:
+        why = "needs guidance above 1: this model is not guided unless --guidance says so"
+        if loaded.embeds_guidance:
+            why = "has no effect: this model takes the guidance scale as an input, and guides away from nothing"
+        raise InvalidInput(why, param="negative")
     if prompt is None and not isinstance(loaded.prompts, NoPrompts):
         raise InvalidInput("say what this model should draw", param="prompt")
     for notice in loaded.notices:
@@ -105,16 +108,16 @@ def generate(
     if validated and not covers(document, scale):
         print(f"guidance: the schedule was validated at {', '.join(map('{:g}'.format, validated))}", file=sys.stderr)
     seeds = range(seed, seed + num_images)
-    noise = torch.stack([loaded.noise(number) for number in seeds])
-    condition = loaded.encode([prompt or ""] * num_images)
-    unconditional = loaded.negative([negative] * num_images) if scale > OFF else None
-    latents = sampler.generate(loaded.network, program, noise, condition, unconditional, scale)
+    condition = loaded.encode([prompt or ""] * num_images, scale)
+    unconditional = loaded.negative([negative] * num_images) if rows == 2 else None
+    fresh = stacked([loaded.noises(number) for number in seeds])
+    latents = sampler.generate(loaded.network, program, fresh(0), condition, unconditional, scale, fresh)
     images = loaded.decode(latents)
 
     counts, of = document.counts(), f"of the teacher's {document.solver.teacher_steps}"
     print(f"schedule   {document.digest[:12]}, {document.solver.name}")
     print(f"steps      {document.computed} computed {of}: {counts['full']} full, {counts['partial']} partial")
-    print(f"MACs       {loaded.macs.of_program(program, 2 if scale > OFF else 1) / 1e9:.4f} G per image")
+    print(f"MACs       {loaded.macs.of_program(program, rows) / 1e9:.4f} G per image")
     print(f"relative   {loaded.macs.relative(program, all_full):.4f} of the teacher's MACs")
     failed = []
     for number, good, image, file in zip(seeds, finite(images).tolist(), images, _names(out, num_images), strict=True):

@@ -118,6 +118,9 @@ def _refuse_conditions(files: Folder, config: dict[str, Any]) -> None:
         raise Unsupported("text_encoder is missing beside text_encoder_2 (a refiner?)", param="model")
     if attends(config) and not (text or table):
         raise Unsupported("text_encoder is missing (or class_embedder), but the UNet attends to a context", param="model")
+    if config.get("time_cond_proj_dim") is not None and not attends(config):
+        message = f"{config['time_cond_proj_dim']} in the unet config is not supported in a UNet that attends to nothing"
+        raise Unsupported(message, param="time_cond_proj_dim")
     if config.get("num_class_embeds") is not None and (text or table):
         message = f"in the unet config beside {'text_encoder' if text else 'class_embedder'} (an upscaler?)"
         raise Unsupported(f"{message} is not supported", param="num_class_embeds")

@@ -14,18 +14,20 @@ class Condition:
     """Tensors with one entry per UNet row; what the model's family does not have is None, and an unconditional row has nothing.
 
     context (rows, tokens, dim): what cross-attention looks at. pooled (rows, dim) and sizes (rows, 6): the added
-    conditioning of Stable Diffusion XL, `text_embeds` and `time_ids` in diffusers. labels (rows,): class numbers.
+    conditioning of Stable Diffusion XL, `text_embeds` and `time_ids` in diffusers. labels (rows,): class numbers. guidance
+    (rows, dim): the embedded scale of models that take it as an input, `timestep_cond` in diffusers.
     """
 
     context: Tensor | None = None
     pooled: Tensor | None = None
     sizes: Tensor | None = None
     labels: Tensor | None = None
+    guidance: Tensor | None = None
 
     @property
     def tensors(self) -> list[Tensor]:
         """Those that the model's family has."""
-        return [tensor for tensor in (self.context, self.pooled, self.sizes, self.labels) if tensor is not None]
+        return [tensor for tensor in self._fields if tensor is not None]
 
     @classmethod
     def cat(cls, parts: Sequence[Condition]) -> Condition:
@@ -47,5 +49,19 @@ class Condition:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Condition:
         """A condition of what `change` makes of each tensor, in the order of `tensors`."""
-        fields = (self.context, self.pooled, self.sizes, self.labels)
-        return Condition(*(None if tensor is None else change(tensor) for tensor in fields))
+        return Condition(*(None if tensor is None else change(tensor) for tensor in self._fields))
+
+    @property
+    def _fields(self) -> tuple[Tensor | None, ...]:
+        return self.context, self.pooled, self.sizes, self.labels, self.guidance
+
+
+def embedded(scale: float, width: int) -> Tensor:
+    """A guidance scale g as UNets of latent consistency models see it, (width,), float32 (arXiv 2310.04378, section 4.2).
+
+    sin and cos of 1000 w f_i with w = g - 1 and frequencies f_i = 10000^(-i / (n - 1)), i < n = ⌊width / 2⌋.
+    """
+    count = width // 2
+    frequencies = torch.exp(torch.arange(count, dtype=torch.float32) * (-torch.log(torch.tensor(10000.0)) / (count - 1)))
+    angles = torch.tensor(scale - 1) * 1000 * frequencies
+    return torch.cat([angles.sin(), angles.cos(), torch.zeros(width % 2)])

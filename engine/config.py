@@ -27,7 +27,6 @@ SETTINGS: dict[str, tuple[object, ...]] = {
     "dual_cross_attention": (None, False),
     "encoder_hid_dim_type": (None,),
     "encoder_hid_dim": (None,),  # diffusers makes a type of it
-    "time_cond_proj_dim": (None,),  # latent consistency models: the guidance scale is an input of the UNet
     "time_embedding_type": ("positional",),
     "upsample_type": (None, "conv", "resnet"),
 }
@@ -45,10 +44,12 @@ NUMBERS: dict[str, tuple[Literal["one", "many", "null"], ...]] = {
     "norm_num_groups": ("one", "null"),
     "attn_norm_num_groups": ("one", "null"),
     "num_class_embeds": ("one", "null"),
+    "time_cond_proj_dim": ("one", "null"),
     "time_embedding_dim": ("one", "null"),
     "addition_time_embed_dim": ("one", "null"),
     "projection_class_embeddings_input_dim": ("one", "null"),
 }
+LEAST_EMBEDDING = 4  # numbers that a guidance scale can be embedded in: two frequencies
 # What diffusers and torch raise for values that a constructor did not check.
 BUILD_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, RuntimeError, TypeError, ValueError)
 
@@ -62,12 +63,15 @@ def refuse_unknown(config: Mapping[str, Any]) -> None:
                 raise Unsupported(f"{field} {name} is not supported; known: {sorted(known)}", param="unet")
     for field, values in SETTINGS.items():
         if field in config and config[field] not in values:
-            why = ": a latent consistency model; load the one it was distilled from" if field == "time_cond_proj_dim" else ""
-            raise Unsupported(f"{config[field]!r} in the unet config is not supported{why}", param=field)
+            raise Unsupported(f"{config[field]!r} in the unet config is not supported", param=field)
     for field, kinds in NUMBERS.items():
         if field in config and not _fits(config[field], kinds):
             wanted = " or ".join(KINDS[kind] for kind in kinds)
             raise Unsupported(f"must be {wanted} in the unet config, got {config[field]!r}", param=field)
+    embedded = config.get("time_cond_proj_dim")
+    if embedded is not None and embedded < LEAST_EMBEDDING:
+        message = f"must be at least {LEAST_EMBEDDING} in the unet config, or null, got {embedded}"
+        raise Unsupported(message, param="time_cond_proj_dim")
     if config.get("addition_embed_type") == "text_time":
         _refuse_added(config)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from engine.fresh_noise import Fresh
 from engine.guidance import OFF
 from engine.program import Need, Program, ProgramStep
 
@@ -17,6 +18,7 @@ class DenoisingTask:
     """One image on its way through its program.
 
     guidance: the scale of classifier-free guidance, which takes two UNet rows a step; None for one row without it.
+    fresh: the image's noises (c, h, w) by place, for a program of a stochastic solver.
     deadline: in seconds of the policy's clock. idle: it runs only in waves of idle tasks, while no other task is in flight.
     position: how many of the program's steps have run. waits: waves that went by since it last ran.
     slots: while it is in flight, one for each of its UNet rows, the conditional one first.
@@ -32,6 +34,7 @@ class DenoisingTask:
     slots: Sequence[int] = ()
     latent: Tensor | None = None
     error: Exception | None = None
+    fresh: Fresh | None = None
 
     def __post_init__(self) -> None:
         self.program = self.program.at(OFF if self.guidance is None else self.guidance)

@@ -1,8 +1,9 @@
 """Distilled models: folders whose UNet was taught to take a few large steps without guidance, and how one knows them.
 
-Turbo, Lightning and Hyper models have the components of the models that they were made of. Published folders differ from these
-in two things: their name, and a scheduler whose timesteps are spaced "trailing". Both together are taken for proof; one alone
-is said to whoever starts the model.
+Latent consistency models show it: by a UNet that takes the guidance scale as an input, or by their own scheduler. Turbo,
+Lightning and Hyper models have the components of the models that they were made of. Published folders differ from these in two
+things: their name, and a scheduler whose timesteps are spaced "trailing". Both together are taken for proof; one alone is said
+to whoever starts the model.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ NAMES = re.compile(r"turbo|lightning(?!_logs)|hyper[-_]?sd", re.IGNORECASE)
 # Distilled to a few steps too, but most of these are walked by a scheduler of their own.
 OTHER_NAMES = re.compile(r"(?<![a-z])(lcm|tcd|dmd2?|instaflow|perflow|flash[-_]?sd|few[-_]?steps?)(?![a-z])", re.IGNORECASE)
 STEPS = re.compile(r"(?<![0-9.])([1-9]|1[0-6])[-_ ]?steps?(?![a-z])", re.IGNORECASE)
-USUAL = 4  # where the name says no number: Turbo models are made for 1 to 4
+USUAL = 4  # where the name says no number: Turbo models are made for 1 to 4, latent consistency models for 1 to 8
 
 
 class FewSteps(NamedTuple):
@@ -32,13 +33,14 @@ class FewSteps(NamedTuple):
 
 
 def few_steps(files: Folder, name: str, levels: NoiseLevels, solver: SolverName) -> FewSteps:
-    """Whether this folder is a distilled model, which only text-to-image models are.
+    """Whether this folder is a distilled model, which only text-to-image models are, and those that the scheduler lcm walks.
 
     name: what the model is called. levels, solver: what the folder's scheduler comes to, and the solver most like it.
     `few_steps` in model_index.json settles it: a number of steps, or 0 for a model that is not distilled; `Unsupported` for
     another value.
     """
-    if not files.component("text_encoder"):
+    consistency = solver == "lcm" or files.config("unet").get("time_cond_proj_dim") is not None
+    if not (files.component("text_encoder") or consistency):
         return FewSteps(None)
     said = files.index.get("few_steps")
     if said is not None:
@@ -49,9 +51,9 @@ def few_steps(files: Folder, name: str, levels: NoiseLevels, solver: SolverName)
     zero_snr = levels.alphas_cumprod[-1] == 0  # such models are spaced "trailing" too
     names = [name, *(str(place.get("_name_or_path") or "") for place in (files.index, files.config("unet")))]
     known = next((text for text in names if NAMES.search(text)), None)
-    if known is not None and spacing == "trailing":
-        number = STEPS.search(known)
-        return FewSteps(int(number[1]) if number else USUAL)
+    if consistency or (known is not None and spacing == "trailing"):
+        numbers = (STEPS.search(text) for text in ([known] if known else names))
+        return FewSteps(next((int(number[1]) for number in numbers if number), USUAL))
     doubtful = known or next((text for text in names if OTHER_NAMES.search(text) or STEPS.search(text)), None)
     if doubtful is not None:
         evidence = f"the name {doubtful!r} is a distilled model's"

@@ -51,14 +51,16 @@ def as_it_is(part: Region) -> Region:
 
 
 def embedding(unet: UNet) -> Region:
-    """The time embedding (rows, dim), of timesteps, pooled, sizes and labels, which a UNet without them does not look at."""
+    """The time embedding (rows, dim), of timesteps, pooled, sizes, labels and guidance: what the UNet has of them."""
     conditional = unet if isinstance(unet, UNet2DConditionModel) else None
     adds = conditional is not None and conditional.config["addition_embed_type"] is not None
     act = conditional.time_embed_act if conditional is not None else None
 
-    def run(timesteps: Tensor, pooled: Tensor | None, sizes: Tensor | None, labels: Tensor | None) -> Tensor:
+    def run(
+        timesteps: Tensor, pooled: Tensor | None, sizes: Tensor | None, labels: Tensor | None, guidance: Tensor | None
+    ) -> Tensor:
         dtype = unet.conv_in.weight.dtype
-        embedding: Tensor = unet.time_embedding(unet.time_proj(timesteps).to(dtype))
+        embedding: Tensor = unet.time_embedding(unet.time_proj(timesteps).to(dtype), guidance)
         if unet.class_embedding is not None:
             embedding = embedding + unet.class_embedding(labels).to(dtype)
         if adds:

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from engine.config import defaults, reason, sides
 from engine.decoders import WIDER, Autoencoder, Decoder, Pixels, type_name
 from engine.few_steps import few_steps
 from engine.folder import Folder
+from engine.guidance import OFF, USUAL_EMBEDDED
 from engine.items import UNet
 from engine.macs import meta_unet
 from engine.model import Model
@@ -98,6 +99,27 @@ def load(
     )
 
 
+class Distilled(NamedTuple):
+    """What a distilled model is drawn with: the number of steps that it was taught, and its usual guidance scale."""
+
+    steps: int
+    guidance: float
+
+
+def distilled(folder: str | Path, name: str | None = None) -> Distilled | None:
+    """Whether the model in this folder is a distilled one, by its configurations alone: no weights are read.
+
+    name: the model's, where one was given. Raises what `load` raises of them.
+    """
+    files = Folder(folder)
+    with readable(files.root, "model"):
+        plan = _planned(files, given_name(name) if name else None)
+    if plan.few_steps is None:
+        return None
+    embedded = plan.unet.get("time_cond_proj_dim") is not None
+    return Distilled(plan.few_steps, USUAL_EMBEDDED if embedded else OFF)
+
+
 @dataclass(frozen=True)
 class _Plan:
     """What a folder's configurations come to, before any weights are read. `unet`: the UNet's complete configuration."""
@@ -119,10 +141,10 @@ def _planned(files: Folder, name: str | None = None) -> _Plan:
     sides(unet["sample_size"])
     levels = _levels(files, pipeline)
     own_solver = nearest_solver(files.component("scheduler"))
-    distilled = few_steps(files, name or folder_name(files.root, ""), levels, own_solver)
+    taught = few_steps(files, name or folder_name(files.root, ""), levels, own_solver)
     files.check()
-    said = (*notices(files), *filter(None, [distilled.notice]))
-    return _Plan(pipeline, unet, levels, own_solver, distilled.steps, said)
+    said = (*notices(files), *filter(None, [taught.notice]))
+    return _Plan(pipeline, unet, levels, own_solver, taught.steps, said)
 
 
 def _levels(files: Folder, pipeline: Pipeline) -> NoiseLevels:

@@ -85,10 +85,12 @@ def example(config: Mapping[str, Any], tokens: int) -> Condition:
     with torch.device("meta"):
         context = torch.empty(1, tokens, width) if tokens and width is not None else None
         labels = torch.zeros(1, dtype=torch.long) if config.get("num_class_embeds") is not None else None
+        embedded = config.get("time_cond_proj_dim")
+        guidance = torch.empty(1, int(embedded)) if embedded is not None else None
         if config.get("addition_embed_type") != "text_time":
-            return Condition(context, labels=labels)
+            return Condition(context, labels=labels, guidance=guidance)
         pooled = int(config["projection_class_embeddings_input_dim"]) - 6 * int(config["addition_time_embed_dim"])
-        return Condition(context, torch.empty(1, pooled), torch.empty(1, 6), labels)
+        return Condition(context, torch.empty(1, pooled), torch.empty(1, 6), labels, guidance)
 
 
 def count_steps(config: Mapping[str, Any], latent_shape: tuple[int, int, int], tokens: int) -> StepMacs:

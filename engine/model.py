@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from engine.condition import Condition
+from engine.condition import Condition, embedded
 from engine.decoders import Decoded, Decoder, to_images, to_levels
 from engine.device import to_device
+from engine.fresh_noise import FreshNoise
+from engine.guidance import OFF, USUAL, USUAL_EMBEDDED
 from engine.macs import StepMacs, count_steps, example
 from engine.noise import NoiseLevels
 from engine.notice import Notice
@@ -29,8 +31,8 @@ class Model:
     """Everything generation needs. Latents are (channels, height, width) = `latent_shape`.
 
     notices: what its folder asks for and nobody here does. own_solver: the solver nearest to the scheduler of its folder.
-    few_steps: of a distilled model (Turbo, Lightning, Hyper), the number of steps that it was taught to take; its images are
-    those of `solver(teacher_solver, few_steps)` at guidance 1, and many steps or guidance spoil them.
+    few_steps: of a distilled model (LCM, Turbo, Lightning, Hyper), the number of steps that it was taught to take; its images
+    are those of `solver(teacher_solver, few_steps)` at `usual_guidance`, and many steps or guidance of two rows spoil them.
     """
 
     ref: ModelRef
@@ -51,23 +53,52 @@ class Model:
         """(height, width) in pixels."""
         return self.latent_shape[1] * self.decoder.scale, self.latent_shape[2] * self.decoder.scale
 
-    def encode(self, prompts: Sequence[str]) -> Condition:
-        """Prompts to conditions, one row each. Raises `InvalidInput` for a prompt that means nothing to this model."""
-        return self.prompts.encode(prompts)
+    @property
+    def embeds_guidance(self) -> bool:
+        """Whether the guidance scale is an input of the UNet, as of latent consistency models: then it takes no second row."""
+        return self._condition.guidance is not None
+
+    @property
+    def usual_guidance(self) -> float:
+        """The scale where nobody says one: of models that embed it, diffusers' for them; of other distilled ones, none."""
+        return USUAL_EMBEDDED if self.embeds_guidance else OFF if self.few_steps or not self.prompts.guides else USUAL
+
+    def rows(self, guidance: float) -> int:
+        """UNet rows of an image at this scale: two where it is guided away from something."""
+        return 1 if guidance == OFF or self.embeds_guidance else 2
+
+    def encode(self, prompts: Sequence[str], guidance: float = OFF) -> Condition:
+        """Prompts to conditions, one row each. Raises `InvalidInput` for a prompt that means nothing to this model.
+
+        guidance: the scale of models that embed it; all others look at it elsewhere.
+        """
+        return self.at_guidance(self.prompts.encode(prompts), guidance)
 
     def negative(self, prompts: Sequence[str]) -> Condition:
         """Negative prompts to conditions, one row each. Raises `InvalidInput` for a model without classifier-free guidance."""
-        return self.prompts.negative(prompts)
+        return self.at_guidance(self.prompts.negative(prompts), OFF)
+
+    def at_guidance(self, condition: Condition, scale: float) -> Condition:
+        """The condition with this scale in it, where the UNet takes it as an input; else the condition as it is."""
+        width = self._condition.guidance
+        if width is None:
+            return condition
+        assert condition.context is not None, "a UNet that embeds the scale and attends to nothing is refused at load"
+        row = to_device(embedded(scale, width.shape[1]), self.device)
+        return replace(condition, guidance=row.expand(len(condition.context), -1))
 
     def noise(self, seed: int) -> Tensor:
         """The starting noise of one image, (c, h, w), float32, of unit variance.
 
         Drawn on the CPU, so that a seed means the same on every device. Latents stay float32 whatever the UNet's dtype.
         """
+        return self.noises(seed)(0)
+
+    def noises(self, seed: int) -> FreshNoise:
+        """All noises of one image, by place: `noise`, and those that a stochastic solver adds later."""
         if not 0 <= seed < 2**63:
             raise InvalidInput(f"must be between 0 and 2^63 - 1, got {seed}", param="seed")
-        generator = torch.Generator("cpu").manual_seed(seed)
-        return to_device(torch.randn(self.latent_shape, generator=generator), self.device)
+        return FreshNoise(seed, self.latent_shape, self.device)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (n, c, h, w) to images (n, 3, H, W), float32 in [0, 1] on the CPU.

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from registry.errors import InvalidInput, Unsupported
-from registry.schedule import Solver, SolverName, Spacing
+from registry.schedule import STOCHASTIC, Solver, SolverName, Spacing
 
 Prediction = Literal["epsilon", "v_prediction", "sample"]
 Floats = NDArray[np.floating[Any]]  # float64 all of it
@@ -45,12 +45,16 @@ class Walk(NamedTuple):
     """How a model's makers walk its noise levels back with one solver; a schedule brings its own spacing and levels.
 
     refusal: the first of their settings for this solver that no program expresses, and what is wrong with it.
+    original_steps, boundary: of the solver lcm, the grid that a latent consistency model was distilled on, of which its steps
+    are some, and the factor on timesteps in its boundary condition.
     """
 
     spacing: Spacing
     steps_offset: int
     karras: bool = False
     refusal: tuple[str, str] | None = None
+    original_steps: int = 50
+    boundary: float = 10.0
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ class NoiseLevels:
         walk = self.walks[name]
         if walk.refusal:
             setting, wrong = walk.refusal
-            others = [other for other, way in self.walks.items() if way.refusal is None]
+            others = [other for other, way in self.walks.items() if way.refusal is None and other not in STOCHASTIC]
             instead = f"; choose {' or '.join(others)}" if others else ""
             raise Unsupported(f"{wrong} in the scheduler config is not supported by the solver {name}{instead}", param=setting)
         return Solver(name=name, teacher_steps=teacher_steps, spacing=walk.spacing, karras=walk.karras)
@@ -94,33 +98,51 @@ class NoiseLevels:
             cumprod = self.alphas_cumprod[grid.astype(np.int64)]
             end = (math.sqrt(self.final_alpha_cumprod), math.sqrt(1 - self.final_alpha_cumprod))
             return Trajectory(grid, np.sqrt(cumprod), np.sqrt(1 - cumprod), end, start=1.0)
-        levels = self._exploding()
+        if solver.name == "lcm":
+            cumprod = self.alphas_cumprod[grid.astype(np.int64)]
+            return Trajectory(grid, np.sqrt(cumprod), np.sqrt(1 - cumprod), (1.0, 0.0), start=1.0)
+        levels, euler = self._exploding(), solver.name in ("euler", "euler-ancestral")
         ratios: Floats = np.interp(grid, np.arange(train), levels)
         if solver.karras:
-            first, last = (ratios[0], ratios[-1]) if solver.name == "euler" else (levels[-1], levels[0])
+            first, last = (ratios[0], ratios[-1]) if euler else (levels[-1], levels[0])
             ratios = _karras(first, last, solver.teacher_steps)
             grid = np.interp(np.log(ratios), np.log(levels), np.arange(train))
             if solver.name == "dpmsolver++":  # shows the UNet whole timesteps
                 grid = np.trunc(grid) if self.cosine else grid.round()
         alphas = 1 / np.sqrt(1 + ratios**2)
         # Euler's scheduler starts at the level itself, except for leading, where it adds the signal's share of variance.
-        start = float(ratios[0] * alphas[0]) if solver.name == "euler" and solver.spacing != "leading" else 1.0
+        start = float(ratios[0] * alphas[0]) if euler and solver.spacing != "leading" else 1.0
         return Trajectory(grid, alphas, ratios * alphas, (1.0, 0.0), start)
 
     def _grid(self, solver: Solver) -> Floats:
         """The teacher's timesteps, descending, (steps,) (arXiv 2305.08891, table 2)."""
         train, steps = len(self.alphas_cumprod), solver.teacher_steps
+        if solver.name == "lcm":
+            return self._lcm_grid(steps)
         multistep = solver.name == "dpmsolver++"  # whose scheduler leaves out one end of the grid
         grid: Floats
         if solver.spacing == "linspace":
             grid = np.linspace(0, train - 1, steps + multistep)[::-1][:steps]
-            grid = grid if solver.name == "euler" else grid.round()
+            grid = grid if solver.name.startswith("euler") else grid.round()
         elif solver.spacing == "leading":
             ratio = train // (steps + multistep)
             grid = (np.arange(steps + multistep) * ratio)[::-1][:steps] + float(self.walks[solver.name].steps_offset)
         else:
             grid = np.arange(train, 0, -train / steps).round()[:steps] - 1
         return np.clip(grid, 0, train - 1)
+
+    def _lcm_grid(self, steps: int) -> Floats:
+        """Evenly chosen among the timesteps that a latent consistency model was distilled on (arXiv 2310.04378, section 4.3).
+
+        Raises `InvalidInput` for more steps than these, or than were trained on.
+        """
+        train, original = len(self.alphas_cumprod), self.walks["lcm"].original_steps
+        if steps > original or original > train:
+            limit = f"original_inference_steps of the scheduler ({original}) of {train} trained timesteps"
+            raise InvalidInput(f"the solver lcm chooses among {limit}, got {steps}", param="teacher_steps")
+        places = np.floor(np.linspace(0, original, steps, endpoint=False))
+        grid: Floats = (original - places) * (train // original) - 1
+        return grid
 
     def _exploding(self) -> Floats:
         """σ/α of every training timestep, ascending."""

@@ -41,10 +41,9 @@ TEXT = Pipeline("StableDiffusionPipeline", {"clip_sample": False, "steps_offset"
 TWO_TEXTS = Pipeline("StableDiffusionXLPipeline", decoder=())
 LATENT = Pipeline("LDMPipeline")
 PIXEL = Pipeline("DDIMPipeline")
-SERVED = {
-    pipeline.name: pipeline for pipeline in (TEXT, TWO_TEXTS, LATENT, PIXEL, Pipeline("DDPMPipeline"), Pipeline("PNDMPipeline"))
-}
-DISTILLED = ("LatentConsistencyModelPipeline", "LatentConsistencyModelImg2ImgPipeline")
+CONSISTENCY = Pipeline("LatentConsistencyModelPipeline")
+_PLAIN = (TEXT, TWO_TEXTS, LATENT, PIXEL, CONSISTENCY, Pipeline("DDPMPipeline"), Pipeline("PNDMPipeline"))
+SERVED = {pipeline.name: pipeline for pipeline in _PLAIN}
 
 
 def pipeline_of(files: Folder) -> Pipeline:
@@ -52,6 +51,8 @@ def pipeline_of(files: Folder) -> Pipeline:
     name = class_name(files)
     if name in SERVED:
         return SERVED[name]
+    if name == "LatentConsistencyModelImg2ImgPipeline":
+        return CONSISTENCY
     if files.component("text_encoder_2"):
         return TWO_TEXTS
     if files.component("text_encoder"):
@@ -62,11 +63,6 @@ def pipeline_of(files: Folder) -> Pipeline:
 def refuse_foreign(files: Folder) -> None:
     """Raises `Unsupported` for a pipeline whose images mean nothing without a component that is not run here, naming it."""
     name = class_name(files)
-    if name in DISTILLED:
-        message = (
-            f"model_index.json names {name}, a distilled model whose UNet takes the guidance scale as an input, which the "
-        )
-        raise Unsupported(f"{message}solvers here cannot walk: load the model that it was distilled from", param="model")
     for component in _beside(files):
         if name is not None and name not in SERVED:  # those ignore it in diffusers too
             message = f"model_index.json names {name}, whose images are made with {component}, which this version does not run"
@@ -78,8 +74,8 @@ def notices(files: Folder) -> list[Notice]:
     name, served, found = class_name(files), pipeline_of(files), []
     if name is not None and name not in SERVED:
         message = f"model_index.json names {name}; it is served as {served.name} would: from noise, with nothing but "
-        found.append(Notice("pipeline_served_plainly", f"{message}classifier-free guidance"))
-    required = name is not None and served is TEXT  # diffusers' default
+        found.append(Notice("pipeline_served_plainly", f"{message}guidance by the prompt"))
+    required = name is not None and served in (TEXT, CONSISTENCY)  # diffusers' default
     if files.component("safety_checker") or files.index.get("requires_safety_checker", required):
         has = "has a safety checker" if files.component("safety_checker") else "requires a safety checker"
         message = f"the model's folder {has}, which is not run: nobody here looks at images before they go out"

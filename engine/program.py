@@ -7,7 +7,8 @@ step before. With signal α and noise σ (α² + σ² = 1, x = α x₀ + σ ε),
     x′  = next_x · x + next_m · m + next_0 · x₀ + next_1 · x₀_before
 
 so images with different schedules, solvers and positions can share one UNet call. All numbers are float64, computed once. A
-schedule's corrections are added to them, and one multiplies the guidance scale of the step.
+schedule's corrections are added to them, and one multiplies the guidance scale of the step. A stochastic solver adds fresh unit
+noise z to what it comes to, x′ + noise · z: the image's own, of the place where the step lands (`engine.fresh_noise`).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from registry.errors import InvalidInput, Unsupported
 from registry.schedule import Correction, Schedule
 
 SCALES_KEPT = 64  # of guidance, whose corrected steps a program remembers
+SIGMA_DATA = 0.5  # of latent consistency models: how far images spread
 
 
 class Need(NamedTuple):
@@ -41,7 +43,7 @@ class ProgramStep:
 
     `index` is its place in the teacher's trajectory; a full step's `branch` says which feature to keep for the partial steps
     after it (0: none). The numbers are those of the module's two equations; `guidance` is a factor on the request's guidance
-    scale.
+    scale; `noise` is that of the fresh noise that is added, and `lands` the place in the teacher's trajectory whose it is.
     """
 
     index: int
@@ -56,6 +58,8 @@ class ProgramStep:
     next_0: float
     next_1: float
     guidance: float = 1.0
+    noise: float = 0.0
+    lands: int = 0
 
     @cached_property
     def need(self) -> Need:
@@ -117,19 +121,32 @@ def compile_program(schedule: Schedule, levels: NoiseLevels, branches: int) -> P
         raise InvalidInput("the trajectory visits a noise level twice", param="teacher_steps")
     if levels.prediction == "epsilon" and path.alphas[0] == 0:
         raise Unsupported("epsilon says nothing at a level without signal (zero terminal SNR)", param="prediction_type")
+    clip = levels.clip if schedule.solver.name in ("ddim", "lcm") else math.inf  # in diffusers no other clips
     if schedule.solver.name == "dpmsolver++":
-        clip, updates = math.inf, _dpmsolver_2m(path)  # diffusers clips in DDIM only
+        updates = _dpmsolver_2m(path)
+    elif schedule.solver.name == "lcm":
+        updates = _consistency(path, levels.walks["lcm"].boundary)
     else:
-        clip = levels.clip if schedule.solver.name == "ddim" else math.inf
-        updates = _ddim(path, levels.prediction)
+        updates = _ddim(path, levels.prediction, ancestral=schedule.solver.name == "euler-ancestral")
     corrections = schedule.corrections or (Correction(),) * len(visited)  # those by scale: `Program.at`
     steps = []
     points = zip(path.timesteps.tolist(), path.alphas.tolist(), path.sigmas.tolist(), strict=True)
-    for step, (timestep, *level), update, correction in zip(visited, points, updates, corrections, strict=True):
+    lands = [*(step.index for step in visited[1:]), schedule.solver.teacher_steps]
+    for step, (timestep, *level), update, correction, place in zip(visited, points, updates, corrections, lands, strict=True):
         segment = schedule.segments[step.index // schedule.length]
         branch = segment.branch if segment.partial else 0
         clean = _clean(levels.prediction, *level)
-        plain = ProgramStep(step.index, step.kind, branch, timestep, *clean, clip, *update)  # type: ignore[arg-type]  # null was filtered
+        plain = ProgramStep(
+            step.index,
+            step.kind,  # type: ignore[arg-type]  # null was filtered
+            branch,
+            timestep,
+            *clean,
+            clip,
+            *update[:4],
+            noise=update.noise,
+            lands=place,
+        )
         steps.append(corrected(plain, correction))
     return Program(schedule, tuple(steps), path.start)
 
@@ -154,12 +171,13 @@ def corrected(step: ProgramStep, by: Correction) -> ProgramStep:
 
 
 class Update(NamedTuple):
-    """The numbers of the module's second equation."""
+    """The numbers of the module's second equation, and of the fresh noise."""
 
     next_x: float
     next_m: float
     next_0: float
     next_1: float
+    noise: float = 0.0
 
 
 def _clean(prediction: Prediction, alpha: float, sigma: float) -> tuple[float, float]:
@@ -176,18 +194,37 @@ def _noise(prediction: Prediction, alpha: float, sigma: float) -> tuple[float, f
     return (sigma, alpha) if prediction == "v_prediction" else (1 / sigma, -alpha / sigma)
 
 
-def _ddim(path: Trajectory, prediction: Prediction) -> list[Update]:
+def _ddim(path: Trajectory, prediction: Prediction, ancestral: bool = False) -> list[Update]:
     """Deterministic DDIM (arXiv 2010.02502, equation 12, η = 0): x′ = α′ x₀ + σ′ ε.
 
     A jump of any length is the same equation with the next visited level. Only x₀ is clipped, ε is not, as in diffusers.
     Euler's step x̃′ = x̃ + (σ̃′ − σ̃) ε in the exploding frame, x̃ = x/α and σ̃ = σ/α, is the same: x̃ = x₀ + σ̃ ε, so
     x̃′ = x₀ + σ̃′ ε, and x′ = α′ x̃′ = α′ x₀ + σ′ ε. Its trajectory differs, its update does not.
+    `ancestral` goes further down and up again with fresh noise (Karras et al. arXiv 2206.00364, section 4, as k-diffusion has
+    it): of σ′ the share s = σ̃′/σ̃ stays the predicted noise, √(1 − s²) is fresh.
     """
     levels = [*zip(path.alphas.tolist(), path.sigmas.tolist(), strict=True), path.end]
     updates = []
     for level, (alpha_next, sigma_next) in pairwise(levels):
         noise_x, noise_m = _noise(prediction, *level)
-        updates.append(Update(sigma_next * noise_x, sigma_next * noise_m, alpha_next, 0.0))
+        share = sigma_next / alpha_next * level[0] / level[1] if ancestral else 1.0
+        kept, fresh = share * sigma_next, math.sqrt(1 - share**2) * sigma_next
+        updates.append(Update(kept * noise_x, kept * noise_m, alpha_next, 0.0, fresh))
+    return updates
+
+
+def _consistency(path: Trajectory, boundary: float) -> list[Update]:
+    """Multistep consistency sampling (arXiv 2310.04378, algorithm 3): x′ = α′ f + σ′ z, and f itself at the end.
+
+    f = c_skip x + c_out x₀ is the consistency function. With τ = `boundary` · timestep and σ_data = ½,
+    c_skip = σ_data²/(τ² + σ_data²) and c_out = τ/√(τ² + σ_data²) (appendix C of it).
+    """
+    levels = [*zip(path.alphas.tolist()[1:], path.sigmas.tolist()[1:], strict=True), path.end]
+    updates = []
+    for timestep, (alpha_next, sigma_next) in zip(path.timesteps.tolist(), levels, strict=True):
+        scaled = boundary * timestep
+        skip, out = SIGMA_DATA**2 / (scaled**2 + SIGMA_DATA**2), scaled / math.hypot(scaled, SIGMA_DATA)
+        updates.append(Update(alpha_next * skip, 0.0, alpha_next * out, 0.0, sigma_next))
     return updates
 
 

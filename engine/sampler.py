@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from engine.condition import Condition
-from engine.guidance import OFF
+from engine.fresh_noise import Fresh
 from engine.program import Program
 from engine.unrolled import UnrolledUNet
 
@@ -28,16 +28,18 @@ def generate(
     condition: Condition,
     negative: Condition | None = None,
     guidance: float = 1.0,
+    fresh: Fresh | None = None,
 ) -> Tensor:
     """Denoise unit noise (n, c, h, w) by one program. One condition per image. Returns latents (n, c, h, w).
 
-    With `negative` every UNet call has 2n rows: unconditional first, then conditional. Without, guidance is 1.
+    With `negative` every UNet call has 2n rows: unconditional first, then conditional. Without, guidance is 1, or is in the
+    condition. fresh: the images' noises (n, c, h, w) by place, for a program of a stochastic solver.
     """
     double = negative is not None
     condition = Condition.cat([negative, condition]) if negative is not None else condition
     scale = torch.full((len(noise),), guidance, dtype=noise.dtype, device=noise.device)
     latent, before, feature = program.start * noise, torch.zeros_like(noise), torch.empty(0)
-    for step in program.at(guidance if double else OFF).steps:
+    for step in program.at(guidance).steps:
         rows = torch.cat([latent, latent]) if double else latent
         timesteps = torch.full((len(rows),), step.timestep, device=rows.device)
         if step.kind == "full":
@@ -49,4 +51,7 @@ def generate(
         clean = (step.clean_x * latent + step.clean_m * output).clamp(-step.clip, step.clip)
         latent = step.next_x * latent + step.next_m * output + step.next_0 * clean + step.next_1 * before
         before = clean
+        if step.noise:
+            assert fresh is not None, "a stochastic solver takes fresh noise"
+            latent = latent + step.noise * fresh(step.lands)
     return latent

@@ -15,18 +15,20 @@ import numpy as np
 from engine.config import BUILD_ERRORS, defaults, is_whole, reason
 from engine.noise import Floats, NoiseLevels, Prediction, Walk
 from registry.errors import Unsupported
-from registry.schedule import SolverName, Spacing
+from registry.schedule import KARRAS, SolverName, Spacing
 
 # diffusers' scheduler of each solver, and what the solver is in its words.
 SOLVERS: dict[SolverName, tuple[str, dict[str, Any]]] = {
     "ddim": ("DDIMScheduler", {}),
     "dpmsolver++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "solver_type": "midpoint"}),
     "euler": ("EulerDiscreteScheduler", {}),
+    "euler-ancestral": ("EulerAncestralDiscreteScheduler", {}),
+    "lcm": ("LCMScheduler", {}),
 }
 # diffusers shows a class only where the package is installed that draws its noise; another one has the same settings.
 STAND_INS = {"DPMSolverSDEScheduler": "KDPM2AncestralDiscreteScheduler"}
-# Of distilled models: they add noise between a few steps, or ask the UNet for other things than noise.
-DISTILLED = ("LCMScheduler", "TCDScheduler")
+# Of distilled models: it takes the UNet to a level between two steps and adds noise from there.
+DISTILLED = ("TCDScheduler",)
 # What a model was trained on, as its own scheduler has it by default; another class's default says nothing about it.
 TRAINING = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
 
@@ -61,6 +63,8 @@ REFUSED_BY: dict[SolverName, dict[str, tuple[object, ...]]] = {
         "sigma_min": (None,),
         "sigma_max": (None,),
     },
+    "euler-ancestral": {},
+    "lcm": {"thresholding": OFF},
 }
 
 
@@ -111,8 +115,10 @@ def noise_levels(
 
 
 def nearest_solver(scheduler: str | None) -> SolverName:
-    """The solver that walks most like a diffusers scheduler: of its own kind, without the noise that some add."""
+    """The solver that walks most like a diffusers scheduler: that very one, or one of its kind."""
     kinds: dict[SolverName, tuple[str, ...]] = {
+        "lcm": ("LCM",),
+        "euler-ancestral": ("EulerAncestral",),
         "euler": ("Euler", "Heun", "KDPM2", "LMS"),
         "dpmsolver++": ("DPMSolver", "DEIS", "UniPC", "SASolver"),
     }
@@ -132,7 +138,7 @@ def _walk(solver: SolverName, settings: dict[str, Any], mends: Mapping[str, Any]
         config = {**_scheduler(name).from_config(settings, **choice).config, **mends}
     except BUILD_ERRORS as error:
         return Walk("leading", 0, refusal=("scheduler", f"what diffusers refuses ({reason(error)})"))
-    karras = solver != "ddim" and bool(config.get("use_karras_sigmas"))
+    karras = solver in KARRAS and bool(config.get("use_karras_sigmas"))
     unread = set() if karras else {"sigma_min", "sigma_max"}  # the ends of Karras' levels, and of others that are refused
     if config["prediction_type"] != "v_prediction":
         unread.add("timestep_type")
@@ -141,7 +147,11 @@ def _walk(solver: SolverName, settings: dict[str, Any], mends: Mapping[str, Any]
         for setting, allowed in REFUSED_BY[solver].items()
         if setting not in unread and config.get(setting) not in allowed
     )
-    return Walk(config["timestep_spacing"], config["steps_offset"], karras, next(refused, None))
+    refusal = next(refused, None)
+    if solver == "lcm":
+        distilled_on = int(config["original_inference_steps"]), float(config["timestep_scaling"])
+        return Walk("trailing", config["steps_offset"], False, refusal, *distilled_on)
+    return Walk(config["timestep_spacing"], config["steps_offset"], karras, refusal)
 
 
 def _shown(name: Any) -> Any:
@@ -150,7 +160,7 @@ def _shown(name: Any) -> Any:
 
 
 def _refuse_class(name: object) -> None:
-    """Raises `Unsupported` for a scheduler whose noise levels do not come from betas, and for those of distilled models."""
+    """Raises `Unsupported` for a scheduler whose noise levels do not come from betas, and for TCD's."""
     import diffusers
 
     if name in DISTILLED:

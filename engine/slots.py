@@ -103,6 +103,10 @@ class Slots:
         self._latent.index_copy_(0, slots, latent)
         self._clean.index_copy_(0, slots, clean)
 
+    def add(self, slot: int, noise: Tensor, level: float) -> None:
+        """Add so much of this noise (c, h, w) to a latent."""
+        self._latent[slot].add_(noise, alpha=level)
+
     def feature(self, slots: Tensor, branch: int) -> Tensor:
         """Cached features (n, c, h, w) of one branch."""
         c, h, w = self._shapes[branch]

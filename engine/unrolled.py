@@ -97,11 +97,11 @@ class UnrolledUNet:
 
     def given(self, timesteps: Tensor, condition: Condition) -> Given:
         """What the items look at beside the hidden tensor. timesteps (rows,), one condition per row."""
-        context, pooled, sizes = (
+        context, pooled, sizes, guidance = (
             None if tensor is None else tensor.to(self.dtype)
-            for tensor in (condition.context, condition.pooled, condition.sizes)
+            for tensor in (condition.context, condition.pooled, condition.sizes, condition.guidance)
         )
-        return Given(self._embedding(timesteps, pooled, sizes, condition.labels), context)
+        return Given(self._embedding(timesteps, pooled, sizes, condition.labels, guidance), context)
 
     def full(
         self, sample: Tensor, timesteps: Tensor, condition: Condition, keep: Collection[int] = ()

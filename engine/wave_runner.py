@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from engine.buckets import EXACT, Buckets
 from engine.denoising_task import DenoisingTask
@@ -59,12 +60,14 @@ class WaveRunner:
         rows = sum(task.unet_rows for task in tasks)
         kept = tuple(sorted({task.step.branch for task in tasks} - {0})) if tasks[0].need == FULL else ()
         shape = WaveShape(tasks[0].need, self._buckets.padded(rows), kept)
-        captured = None if eager else self._fitting(shape)
+        captured, noisy = None if eager else self._fitting(shape), list(_noisy(tasks))
         table = self._upload(captured[0] if captured else shape, tasks)
         if captured:
             captured[1].replay()
         else:
             WaveStep(self._network, self._slots, table)()
+        for slot, noise, level in noisy:
+            self._slots.add(slot, noise, level)
         return Launch(shape.rows - rows, captured is not None)
 
     def prepare(self, branches: Collection[int]) -> Iterator[WaveShape]:
@@ -106,3 +109,15 @@ class WaveRunner:
         WaveTable.within(self._staging.next(), shape).fill(tasks, self._slots.scratch)
         self._staging.upload(shape.bytes)
         return WaveTable.within(self._staging.target, shape)
+
+
+def _noisy(tasks: Sequence[DenoisingTask]) -> Iterator[tuple[int, Tensor, float]]:
+    """The slots that get fresh noise after this step, the noise and its level: none of deterministic solvers.
+
+    It is no part of the captured step: of the other images' waves nothing changes, and adding in place cannot fail by itself.
+    """
+    for task in tasks:
+        if task.step.noise:
+            assert task.fresh is not None, "a stochastic solver takes fresh noise"
+            noise = task.fresh(task.step.lands)
+            yield from ((slot, noise, task.step.noise) for slot in task.slots)

@@ -16,8 +16,10 @@ FORMAT: Final = 1
 MAX_TEACHER_STEPS = 1000
 
 Kind = Literal["full", "partial", "null"]
-SolverName = Literal["ddim", "dpmsolver++", "euler"]
+SolverName = Literal["ddim", "dpmsolver++", "euler", "euler-ancestral", "lcm"]
 Spacing = Literal["leading", "trailing", "linspace"]
+KARRAS: Final = ("dpmsolver++", "euler")  # solvers that have those levels
+STOCHASTIC: Final = ("euler-ancestral", "lcm")  # that add fresh noise between steps
 
 
 class ModelRef(Document):
@@ -29,7 +31,10 @@ class ModelRef(Document):
 
 
 class Solver(Document):
-    """The update rule and the teacher's timesteps, named as in diffusers; `karras`: on the levels of arXiv 2206.00364."""
+    """The update rule and the teacher's timesteps, named as in diffusers; `karras`: on the levels of arXiv 2206.00364.
+
+    Stochastic ones add fresh noise between steps, which an image has from its seed.
+    """
 
     name: SolverName
     teacher_steps: int = Field(ge=1, le=MAX_TEACHER_STEPS)
@@ -38,8 +43,14 @@ class Solver(Document):
 
     @model_validator(mode="after")
     def _karras_where_diffusers_has_it(self) -> Self:
-        if self.karras and self.name == "ddim":
-            raise misfit("the solver ddim has no Karras noise levels; dpmsolver++ and euler have", "karras")
+        if self.karras and self.name not in KARRAS:
+            raise misfit(f"the solver {self.name} has no Karras noise levels; {' and '.join(KARRAS)} have", "karras")
+        return self
+
+    @model_validator(mode="after")
+    def _lcm_has_one_spacing(self) -> Self:
+        if self.name == "lcm" and self.spacing != "trailing":
+            raise misfit(f"the solver lcm has timesteps of its own, which are trailing; got {self.spacing}", "spacing")
         return self
 
 

@@ -49,7 +49,9 @@ def run(
         Path | None, typer.Option(help="A CLIP folder, or a file of FID's InceptionV3 weights; default: MODEL/clip.")
     ] = None,
     name: ModelName = None,
-    teacher_steps: Annotated[int, typer.Option(help="Steps of the teacher (DDIM).")] = 50,
+    teacher_steps: Annotated[
+        int | None, typer.Option(help="Steps of the teacher (DDIM) [default: 50, or a distilled model's own].")
+    ] = None,
     guidance: Guidance = None,
     scales: Annotated[
         list[float] | None,
@@ -68,7 +70,12 @@ def run(
     ] = False,
     retime: Annotated[bool, typer.Option(help="Let the search move timesteps off the solver's own grid.")] = True,
     correct: Annotated[bool, typer.Option(help="Fit corrections to the teacher's path.")] = True,
-    tier: Annotated[list[str] | None, typer.Option(help="NAME=CEILING: the most it may cost; repeat for more.")] = None,
+    tier: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=CEILING: the most it may cost; repeat [default: of 1/3 to 1/12, or of a distilled model 3/4 to 1/4]."
+        ),
+    ] = None,
     budget: Annotated[
         list[float] | None, typer.Option(help="A further cost to aim at; repeat; 0 for none [default: those of compare].")
     ] = None,
@@ -85,15 +92,23 @@ def run(
     compiled: Compile = "auto",
 ) -> None:
     """Search schedules for a model; write the run folder's report.json and pictures."""
-    from search_jobs.config import JobConfig, digest_of
+    from engine.loading import distilled
+    from search_jobs.config import TEACHER_STEPS, JobConfig, digest_of
+    from search_jobs.distilled import TIERS, refuse_few
 
     if name is not None:
         given_name(name)
-    looks = features or model / "clip"
+    looks, taught = features or model / "clip", distilled(model, name)
+    if taught:
+        refuse_few(name or model.name, taught.steps)
+        few = {"tiers": TIERS, "budgets": ()}
+        guidance = taught.guidance if guidance is None else guidance
+    if teacher_steps is None:
+        teacher_steps = taught.steps if taught else TEACHER_STEPS
     config = {
         "model": str(model), "name": name, "prompts": str(prompts or ""),
         "features": str(looks), "features_digest": digest_of(looks),
-        "teacher_steps": teacher_steps, "guidance": _scale(guidance, prompts),
+        "teacher_steps": teacher_steps, "guidance": _scale(guidance, prompts), **(few if taught else {}),
         **({"scales": scales} if scales else {}), "scaled": scaled,
         "screen": screen, "images": images, "select": select, "finals": finals, "heldout": heldout,
         "generations": generations, "population": population, "seed": seed,
@@ -154,23 +169,38 @@ def compare(
         list[float] | None, typer.Option(help="Relative cost; repeat [default: 1/2, 1/3, 1/5, 1/8, 1/12].")
     ] = None,
     twin: Annotated[list[Path] | None, typer.Option(help="Run folder of another search of the same model; repeat.")] = None,
+    rival: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder of another model, such as a distilled student, to measure beside it; repeat."),
+    ] = None,
+    rival_steps: Annotated[
+        list[int] | None,
+        typer.Option(help="Of each --rival, or of all [default: a distilled model's own, else the teacher's]."),
+    ] = None,
+    rival_guidance: Annotated[
+        list[float] | None,
+        typer.Option(help="Of each --rival, or of all [default: a distilled model's own, else the teacher's]."),
+    ] = None,
     workers: Annotated[int, typer.Option(help="Processes that measure.")] = 1,
     scheduler: Annotated[str | None, typer.Option(help="tcp://…: the scheduler of a Dask cluster, instead.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
 ) -> None:
     """Hold a finished search against every kind of hand-set schedule, on held-out prompts and noise; writes compare.json."""
-    from search_jobs.config import BUDGETS, JobConfig
+    from search_jobs.config import JobConfig
+    from search_jobs.distilled import usual_budgets
     from search_jobs.report import read, write
+    from search_jobs.rival import rivals
 
     config = JobConfig.parse(read(folder).report["config"])
     config.refuse_changed_files()
+    students = rivals(config, rival or [], rival_steps or [], rival_guidance or [])
     with ProgressBars(err) as bars:
         from search_jobs.compare import compare as measure
         from search_jobs.compare import table
         from search_jobs.job import Job
 
         job = Job(config, folder, bars, workers, scheduler)
-        document = measure(job, budget or BUDGETS, twin or [])
+        document = measure(job, budget or usual_budgets(config), twin or [], students)
     write(read(folder))  # the page, now with the comparison
     if as_json:
         print(json.dumps(document))
@@ -222,7 +252,7 @@ def evaluate(
         err.print(f"{cut} of {len(texts)} prompts are longer than the {loaded.prompts.tokens} tokens that the model reads")
     pictures = gaussian(real_features(real, looks, loaded.image_size)) if real else None
     steps = teacher_steps or loaded.few_steps or TEACHER_STEPS
-    scale = OFF if guidance is None and loaded.few_steps else asked
+    scale = loaded.usual_guidance if guidance is None and loaded.few_steps else asked
     objective = Objective(loaded, looks, sample, steps, scale, batch, bootstrap=True, real=pictures)
     held_out = ["noise"] if all_prompts or not prompts else ["noise", "prompts"]
     evaluation = objective.evaluate(document)

@@ -17,18 +17,20 @@ from search_jobs.job import Job, write_json
 from search_jobs.measurement import Measurement
 from search_jobs.optimiser import Point, hypervolume
 from search_jobs.report import read
+from search_jobs.report.compare import title
 from search_jobs.results import WORST_POINT
+from search_jobs.rival import Rival, at_its_cost
 
 EVERY = (2, 3, 4, 5)  # steps from one full step to the next in uniform caching: every one of these is tried
 FILE = "compare.json"
 
 
-def compare(job: Job, budgets: Sequence[float], twins: Sequence[Path] = ()) -> dict[str, Any]:
+def compare(job: Job, budgets: Sequence[float], twins: Sequence[Path] = (), rivals: Sequence[Rival] = ()) -> dict[str, Any]:
     """Measure, for each budget, the searched schedule and the strongest baseline of each family; write compare.json.
 
     Baselines are chosen on the images of the search, over solver steps, intervals and branches, as the searched schedule was
     chosen without the held-out images. `twins` are run folders of other searches of the same model and prompts, which hold out
-    the same half of them: theirs are measured too.
+    the same half of them: theirs are measured too, and so are the images of `rivals`, other models.
     Raises `InvalidInput` for a budget that is no fraction, and for a twin of another model or of other prompts.
     """
     for i, budget in enumerate(budgets):
@@ -65,6 +67,7 @@ def compare(job: Job, budgets: Sequence[float], twins: Sequence[Path] = ()) -> d
         "twins": {
             name: [_entry(by_budget.get(budget), measurements) for budget in budgets] for name, by_budget in chosen.items()
         },
+        "rivals": [rival.measured(job) for rival in rivals],
     }
     write_json(job.folder / FILE, document)
     return document
@@ -87,6 +90,10 @@ def table(document: dict[str, Any]) -> Table:
             figures = (f"{entry['cost']:.3f}", *_figures(entry), _ratio(searched, entry) if i else "")
             budget_name = f"{budget['relative']:.3f}" if i == 0 else ""
             grid.add_row(budget_name, name, *figures, style="bold" if i == 0 else "", end_section=i + 1 == len(lines))
+    for entry in document.get("rivals", ()):
+        grid.add_row(
+            "rival", title(entry), f"{entry['cost']:.3f}", *_figures(entry), _ratio(at_its_cost(document, entry), entry)
+        )
     return grid
 
 

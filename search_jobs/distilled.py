@@ -1,23 +1,49 @@
-"""What a search of a distilled model is asked for: the steps that it was made for, and no guidance."""
+"""What a search of a distilled model is asked for: its few steps with its own solver, the guidance that it was made for, and
+ceilings that so few steps can keep."""
 
 from __future__ import annotations
 
 from engine.guidance import OFF
 from engine.model import Model
 from registry.errors import InvalidInput
-from search_jobs.config import FEWEST_STEPS, JobConfig
+from registry.schedule import SolverName
+from search_jobs.baselines import SOLVERS
+from search_jobs.config import BUDGETS, FEWEST_STEPS, JobConfig
+
+TIERS = {"best": 3 / 4, "balanced": 1 / 2, "fast": 3 / 8, "draft": 1 / 4}  # among four steps
+
+
+def solvers(model: Model) -> tuple[SolverName, ...]:
+    """Those that schedules of a search may have: of a distilled model its own, whose steps it was taught."""
+    if model.few_steps:
+        return (model.teacher_solver,)
+    return tuple(solver for solver in SOLVERS if model.levels.walks[solver].refusal is None)
+
+
+def usual_budgets(config: JobConfig) -> list[float]:
+    """The relative costs at which searches are compared: the usual ones, where so few steps can keep them all."""
+    return list(BUDGETS) if min(BUDGETS) * config.teacher_steps >= 1 else config.ceilings
 
 
 def refuse_distilled(model: Model, config: JobConfig) -> None:
     """Raises `InvalidInput` for a distilled model with another teacher than it was made for, or of too few steps."""
-    steps = model.few_steps
-    if steps is None:
+    if model.few_steps is None:
         return
-    distilled = f"{model.ref.name} was distilled to {steps} step{'s' * (steps > 1)} without guidance"
-    if steps < FEWEST_STEPS:
-        text = f"{distilled}: there is nothing to leave out among fewer than {FEWEST_STEPS}; serve it as it is"
-        raise InvalidInput(text, param="model")
-    if config.teacher_steps != steps:
-        raise InvalidInput(f"{distilled}; say {steps}, got {config.teacher_steps}", param="teacher_steps")
-    if config.guidance > OFF:
+    refuse_few(model.ref.name, model.few_steps)
+    distilled = taught(model.ref.name, model.few_steps)
+    if config.teacher_steps != model.few_steps and model.teacher_solver != "lcm":  # which was taught all numbers
+        raise InvalidInput(f"{distilled}; say {model.few_steps}, got {config.teacher_steps}", param="teacher_steps")
+    if config.guidance > OFF and not model.embeds_guidance:
         raise InvalidInput(f"{distilled}; say 1, got {config.guidance:g}", param="guidance")
+
+
+def refuse_few(name: str, steps: int) -> None:
+    """Raises `InvalidInput` for a model that was distilled to so few steps that no schedule can be cheaper."""
+    if steps < FEWEST_STEPS:
+        text = f"{taught(name, steps)}: there is nothing to leave out among fewer than {FEWEST_STEPS}; serve it as it is"
+        raise InvalidInput(text, param="model")
+
+
+def taught(name: str, steps: int) -> str:
+    """What such a model is, as errors say it."""
+    return f"{name} was distilled to {steps} step{'s' * (steps > 1)} without guidance"

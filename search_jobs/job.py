@@ -16,10 +16,10 @@ from registry.document import first_fault
 from registry.errors import InvalidInput
 from registry.files import replace_file
 from registry.schedule import Schedule
-from search_jobs.baselines import SOLVERS, Baseline, Baselines
+from search_jobs.baselines import Baseline, Baselines
 from search_jobs.config import PACE, JobConfig
 from search_jobs.dask_executor import DaskExecutor
-from search_jobs.distilled import refuse_distilled
+from search_jobs.distilled import refuse_distilled, solvers
 from search_jobs.evaluator import LEDGER, EvaluationTask, Evaluator
 from search_jobs.executor import Executor, LocalExecutor
 from search_jobs.ledger import Ledger
@@ -57,13 +57,12 @@ class Job:
         self.evaluator = Evaluator.open(config, folder)
         refuse_distilled(self.evaluator.model, config)
         model, high = self.evaluator.model, min(config.max_segments, config.teacher_steps)
-        solvers = tuple(solver for solver in SOLVERS if model.levels.walks[solver].refusal is None)
         self.space = Space(
             model=model.ref,
             levels=model.levels,
             branches=model.network.branches,
             teacher_steps=config.teacher_steps,
-            solvers=solvers,
+            solvers=solvers(model),
             segments=(min(2, high), high),
             max_partial=config.max_partial,
             retime=config.retime,
@@ -71,7 +70,7 @@ class Job:
         )
         write_json(folder / CONFIG, config.model_dump(mode="json"))  # now that every input was found good
         self.baselines = Baselines(
-            model.ref, model.solver, model.network.branches, lambda schedule: self.cost(schedule), solvers
+            model.ref, model.solver, model.network.branches, lambda schedule: self.cost(schedule), solvers(model)
         )
         self.ledger = Ledger(folder / LEDGER)
         self.throughput: dict[str, Throughput] = {}  # of each stage, for what this process did not find in the ledger

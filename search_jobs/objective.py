@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.condition import Condition
+from engine.fresh_noise import Fresh, stacked
 from engine.images import finite, levels
 from engine.model import Model
 from engine.program import Program, path_of
@@ -91,12 +92,13 @@ class Objective:
         usual = usual_extent(model.device)
         self.batch = max(len(sample.seeds) if fitting else 0, batch or usual.batch)
         self.together, self.pieces = together or usual.together, pieces or Pieces(memory_of(model.device))
-        self.rows = 2 if guidance > 1 else 1
+        self.rows = model.rows(guidance)
         self.unet = UNetInPieces(model.network, self.pieces, self.batch * self.rows)
         self.teacher = model.compile(model.teacher(teacher_steps))
-        self.noise = torch.stack([model.noise(seed) for seed in sample.seeds])
+        self.fresh = stacked([model.noises(seed) for seed in sample.seeds])
+        self.noise = self.fresh(0)
         prompts = list(sample.prompts)
-        self.condition = Condition.cat([model.encode(prompts[part]) for part in self._parts()])
+        self.condition = Condition.cat([model.encode(prompts[part], guidance) for part in self._parts()])
         self.negative = model.negative([""]) if self.rows == 2 else None
         self.teacher_outputs = self._teacher_outputs(fitting, cache)
         self.features = self._features(self.teacher_outputs.images)
@@ -129,7 +131,11 @@ class Objective:
 
     def measure(self, program: Program, images: Tensor) -> Measurement:
         """The figures of a program's images (n, 3, H, W) of this sample."""
-        features, cost, macs = self._features(images), self.relative(program), self._macs(program)
+        return self.measure_images(images, self.relative(program), self._macs(program))
+
+    def measure_images(self, images: Tensor, cost: float, macs: int) -> Measurement:
+        """The figures of images (n, 3, H, W) of this sample, whoever made them, each at so many MACs and this relative cost."""
+        features = self._features(images)
         if not (finite(images).all() and np.isfinite(features).all()):  # it overflows: it loses, the search goes on
             return Measurement(cost, macs, WORST, WORST, 0.0, None, len(images))
         errors = ((images - self.teacher_outputs.images) ** 2).flatten(1).mean(1).numpy().astype(np.float64)
@@ -184,9 +190,13 @@ class Objective:
         negative = None if self.negative is None else self.negative.expand(len(noise))
         return noise, self.condition[part], negative, self.guidance
 
+    def _fresh(self, part: slice) -> Fresh:
+        """The noises of a batch by place, which stochastic solvers add."""
+        return lambda place: self.fresh(place)[part]
+
     def _sampler(self, part: slice, memory: int) -> PrefixCachingSampler:
-        memory_of_part = memory // len(list(self._parts()))
-        return PrefixCachingSampler(self.model, self.unet, *self._inputs(part), self.teacher_outputs.path, memory_of_part)
+        memory_of_part, path, fresh = memory // len(list(self._parts())), self.teacher_outputs.path, self._fresh(part)
+        return PrefixCachingSampler(self.model, self.unet, *self._inputs(part), path, memory_of_part, fresh)
 
     def _decoded(self, latents: Tensor) -> Tensor:
         """Latents (n, c, h, w) to images (n, 3, H, W)."""
@@ -210,7 +220,7 @@ class Objective:
             return stored
         points, images, path = path_of(self.teacher.schedule, self.model.levels), [], None
         for part in self._parts():
-            path = walk(self.unet, self.teacher, points, *self._inputs(part))
+            path = walk(self.unet, self.teacher, points, *self._inputs(part), self._fresh(part))
             images.append(self._decoded(path.end))
             self._refuse_ruined(part, images[-1], path.end)
             self.progress(len(images[-1]))

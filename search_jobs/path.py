@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.condition import Condition
+from engine.fresh_noise import Fresh
 from engine.noise import Trajectory
 from engine.program import Program
 from engine.sampler import guided
@@ -64,8 +65,12 @@ def walk(
     condition: Condition,
     negative: Condition | None,
     guidance: float,
+    fresh: Fresh | None = None,
 ) -> TeacherPath:
-    """Run the teacher, a DDIM program with only full steps at `points`, and keep its path. Else like `sampler.generate`."""
+    """Run the teacher, a program with only full steps at `points`, and keep its path. Else like `sampler.generate`.
+
+    With a stochastic solver the noise of a step's path is what its next latent has beside α x₀, the fresh noise included.
+    """
     scale = torch.full((len(noise),), guidance, device=noise.device)
     doubled = Condition.cat([negative, condition]) if negative is not None else condition
     latent, cleans, noises = program.start * noise, [], []
@@ -77,6 +82,10 @@ def walk(
         noises.append((latent - alpha * clean) / sigma)
         cleans.append(clean.clamp(-step.clip, step.clip))
         latent = step.next_x * latent + step.next_m * output + step.next_0 * cleans[-1]
+        if step.noise:
+            assert fresh is not None, "a stochastic solver takes fresh noise"
+            latent = latent + step.noise * fresh(step.lands)
+            noises[-1] = (latent - points.alphas[len(cleans)] * cleans[-1]) / points.sigmas[len(cleans)]
     ratios = np.array([_ratio(*level) for level in zip(points.alphas.tolist(), points.sigmas.tolist(), strict=True)])
     return TeacherPath(ratios, torch.stack(cleans), torch.stack(noises), latent)
 

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from engine.condition import Condition
 from engine.device import to_device
+from engine.fresh_noise import Fresh
 from engine.model import Model
 from engine.program import Need, ProgramStep, corrected, path_of
 from engine.slots import FLOAT32_BYTES
@@ -100,8 +101,10 @@ class PrefixCachingSampler:
         guidance: float,
         path: TeacherPath | None = None,
         memory: int = 0,
+        fresh: Fresh | None = None,
     ) -> None:
-        """unet: the model's."""
+        """unet: the model's. fresh: the images' noises (n, c, h, w) by place, for schedules of stochastic solvers."""
+        self.fresh = fresh
         self.model, self.unet, self.noise, self.guidance, self.path, self.memory = model, unet, noise, guidance, path, memory
         self.double = negative is not None
         self.condition = Condition.cat([negative, condition]) if negative is not None else condition
@@ -141,16 +144,26 @@ class PrefixCachingSampler:
 
     def _advance(self, walk: _Walk, call: UNetCall, fitting: bool) -> None:
         step, level = walk.step, walk.levels[walk.position]
-        numbers = step
+        numbers, noise = step, self._noise(step)
         if fitting:
             assert self.path is not None, "corrections are fitted to a path"
             goal = self.path.end if level is None else self.path.at(*level)
-            walk.corrections.append(fit(step, call, self.guidance, goal))
+            walk.corrections.append(fit(step, call, self.guidance, goal - noise))
             numbers = corrected(step, walk.corrections[-1])
         walk.latent, walk.before = call.advance(numbers, self.guidance)
+        if step.noise:
+            walk.latent = walk.latent + noise
         walk.feature = call.feature
-        walk.past = (walk.past, step.need, step.branch, *numbers.numbers, numbers.guidance)
+        landed = (step.noise, step.lands) if step.noise else ()
+        walk.past = (walk.past, step.need, step.branch, *numbers.numbers, numbers.guidance, *landed)
         walk.position += 1
+
+    def _noise(self, step: ProgramStep) -> Tensor | float:
+        """What a stochastic solver adds after the step."""
+        if not step.noise:
+            return 0.0
+        assert self.fresh is not None, "a stochastic solver takes fresh noise"
+        return step.noise * self.fresh(step.lands)
 
     def _calls(self, waiting: Mapping[Key, Sequence[_Walk]]) -> dict[Key, UNetCall]:
         """UNet calls of one need by key: from the cache, or computed now."""

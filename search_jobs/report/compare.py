@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from search_jobs.report.figures import figure as number
 from search_jobs.report.figures import interval
 from search_jobs.report.front import error_bar
-from search_jobs.report.style import FAMILIES, INK, OTHER_FAMILY, SEARCHED, TWINS, WIDTH, decades, dress, figure
+from search_jobs.report.style import FAMILIES, INK, OTHER_FAMILY, SEARCHED, STUDENTS, TWINS, WIDTH, decades, dress, figure
 from search_jobs.report.table import TableLine, figures
 from search_jobs.report.targets import Entry
 
@@ -37,6 +37,7 @@ class EqualCostComparison:
 
     budgets: list[float]
     series: list[Series]
+    rivals: Sequence[Entry] = ()
 
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> EqualCostComparison:
@@ -46,10 +47,13 @@ class EqualCostComparison:
         series = [Series("tier", "this search", "*", SEARCHED, [budget["searched"] for budget in budgets])]
         for (marker, colour), (name, entries) in zip(cycle(TWINS), document.get("twins", {}).items(), strict=False):
             series.append(Series("twin", f"search {name}", marker, colour, [entries[i] for i in order]))
+        for (marker, colour), rival in zip(cycle(STUDENTS), document.get("rivals", ()), strict=False):
+            affords = [rival if rival["cost"] <= budget["relative"] else None for budget in budgets]
+            series.append(Series("rival", title(rival), marker, colour, affords))
         for family in dict.fromkeys(family for budget in budgets for family in budget["baselines"]):
             own = [budget["baselines"].get(family) for budget in budgets]
             series.append(Series("hand", family, *FAMILIES.get(family, OTHER_FAMILY), own))
-        return cls([budget["relative"] for budget in budgets], series)
+        return cls([budget["relative"] for budget in budgets], series, document.get("rivals", ()))
 
     def limits(self) -> list[str]:
         """The budgets as text, such as "≤ 0.2"."""
@@ -67,14 +71,20 @@ class EqualCostComparison:
         lines = []
         for place, limit in enumerate(self.limits()):
             for series in self.series:
-                if entry := series.entries[place]:
+                if (entry := series.entries[place]) and series.kind != "rival":
                     name = entry.get("name") or str(entry.get("digest") or "")[:12]
                     ceiling = limit if series.kind == "tier" else ""
                     lines.append(TableLine(series.kind, series.label, ceiling, name, "", *figures(entry)))
-        return lines
+        return lines + [TableLine("rival", "other model", "", title(rival), "", *figures(rival)) for rival in self.rivals]
 
     def _lowest(self, place: int) -> float | None:
         return min((entry["rfid"] for series in self.series if (entry := series.entries[place])), default=None)
+
+
+def title(entry: Mapping[str, Any]) -> str:
+    """What a rival is called in tables: its model and what it was drawn with."""
+    steps = f"{entry['steps']} step{'s' * (entry['steps'] > 1)} {entry['solver']}"
+    return f"{entry['name']}, {steps}" + (f", guidance {entry['guidance']:g}" if entry["guidance"] > 1 else "")
 
 
 def compare(comparison: EqualCostComparison) -> Figure:

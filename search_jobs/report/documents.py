@@ -151,6 +151,12 @@ class _Named(_Figures):
     name: str
 
 
+class _Student(_Named):
+    solver: str
+    steps: int
+    guidance: float
+
+
 class _Compared(TypedDict):
     relative: float
     searched: _Figures | None
@@ -162,6 +168,7 @@ class ComparisonDocument(TypedDict):
 
     budgets: Annotated[list[_Compared], Field(min_length=1)]
     twins: NotRequired[dict[str, list[_Figures | None]]]
+    rivals: NotRequired[list[_Student]]  # since other models can be measured
 
 
 def read_document(path: Path, shape: type[ReportDocument] | type[ComparisonDocument], remedy: str) -> dict[str, Any]:

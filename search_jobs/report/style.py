@@ -26,6 +26,7 @@ FAMILIES = {  # (marker, colour): how a family is cached is its marker, its solv
 OTHER_FAMILY = ("X", "#8d6e63")  # of a later version
 WIDTH, DPI = 10.25, 180  # inches as wide as the page's column, so that text has its size there
 TWINS = (("o", "#6b7783"), ("d", "#8d99a4"), ("h", "#4f5a65"), ("<", "#a3adb6"))  # other searches, in this order
+STUDENTS = (("v", "#a23b5f"), ("^", "#c2738d"), (">", "#7d2b48"))  # other models, in this order
 HALO = [withStroke(linewidth=3, foreground="white")]  # text over marks stays readable
 
 

@@ -41,11 +41,12 @@ class ImageSpec:
     teacher_macs: int = 0  # of the same image, had the teacher made it
     request_id: str = ""
     idle: bool = False  # only for what the engine does while no client waits
+    embedded: bool = False  # the guidance scale is an input of the UNet, as of latent consistency models
 
     @property
     def unet_rows(self) -> int:
         """UNet rows a step: 2 with classifier-free guidance, else 1."""
-        return 1 if self.guidance == 1 else 2
+        return 1 if self.guidance == 1 or self.embedded else 2
 
 
 Preview = Callable[[ImageSpec, int, Tensor], None]
@@ -80,7 +81,7 @@ class ImageTask(DenoisingTask):
         future: Future[ImageResult] | None = None,
     ) -> None:
         guidance = spec.guidance if spec.unet_rows == 2 else None
-        super().__init__(spec.program, guidance, spec.deadline, spec.idle)
+        super().__init__(spec.program.at(spec.guidance), guidance, spec.deadline, spec.idle)
         self.spec = spec
         self.queued = queued
         self.macs_before = macs_before

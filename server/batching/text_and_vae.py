@@ -40,7 +40,9 @@ class TextAndVae:
         conditions = self._prompts.of([spec.prompt for spec in specs])
         negatives = self._negatives.of([spec.negative for spec in specs if spec.unet_rows == 2])
         self.took("encode", monotonic() - start, len(specs))  # of a GPU only the host's part
-        return [(conditions[spec.prompt], negatives[spec.negative] if spec.unet_rows == 2 else None) for spec in specs]
+        own = [self._model.at_guidance(conditions[spec.prompt], spec.guidance) for spec in specs]
+        away = [negatives[spec.negative] if spec.unet_rows == 2 else None for spec in specs]
+        return list(zip(own, away, strict=True))
 
     def decode(self, latents: Sequence[Tensor]) -> Decoded:
         """Levels (n, height, width, 3) of latents (c, h, w). They are there once a fence behind this call is passed.

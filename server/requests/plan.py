@@ -136,6 +136,7 @@ class Planner:
             key_seconds=key.queue_seconds,
             previews=previews,
             request_id=request_id,
+            embedded=self._model.embeds_guidance,
         )
         macs = self._macs.of_program(entry.program, first.unet_rows)
         first = replace(first, teacher_macs=round(macs / entry.relative_cost))
@@ -157,7 +158,7 @@ class Planner:
         return self.default_guidance.of(entry) if asked is None else meant(asked)
 
     def _predicted(self, request: GenerateRequest, entry: ActiveSchedule) -> float:
-        unet_rows = 1 if self._guidance(request, entry) == OFF else 2
+        unet_rows = self._model.rows(self._guidance(request, entry))
         return self._forecast(entry.program, unet_rows, request.num_images, entry.label)
 
     async def _choose(
@@ -198,10 +199,11 @@ class Planner:
         unmet, validated = list[Notice](), validated_scales(entry.schedule)
         if validated and not covers(entry.schedule, guidance):
             unmet.append(warnings.guidance_not_validated(guidance, validated, entry.schedule.scaled_corrections is not None))
-        if guidance > OFF and self._model.few_steps:
+        rows = self._model.rows(guidance)
+        if rows == 2 and self._model.few_steps:
             unmet.append(warnings.guidance_on_distilled_model(guidance, self._model.few_steps))
-        if guidance == OFF and request.negative_prompt:
-            unmet.append(warnings.negative_prompt_ignored())
+        if rows == 1 and request.negative_prompt:
+            unmet.append(warnings.negative_prompt_ignored(self._model.embeds_guidance))
         return unmet
 
     async def _read(self, request: GenerateRequest) -> GenerateRequest:
@@ -211,7 +213,9 @@ class Planner:
 
     async def _cut_warnings(self, request: GenerateRequest, guidance: float) -> list[Notice]:
         """What the model does not read of the texts that it is to read."""
-        texts = {"prompt": request.prompt, "negative_prompt": "" if guidance == OFF else request.negative_prompt}
+        texts = {"prompt": request.prompt}
+        if self._model.rows(guidance) == 2:
+            texts["negative_prompt"] = request.negative_prompt
         cut = {field: await self._cut(text) for field, text in texts.items()}
         return [warnings.prompt_cut(field, text, self._model.prompts.tokens) for field, text in cut.items() if text]
 

@@ -41,10 +41,12 @@ def prompt_ignored() -> Notice:
     return Notice(PROMPT_IGNORED, "prompt: it has no effect: this model is unconditional and draws what it likes")
 
 
-def negative_prompt_ignored() -> Notice:
-    """A negative prompt, and no guidance away from it."""
-    message = "negative_prompt: it has no effect at guidance_scale 1, which switches guidance off"
-    return Notice(NEGATIVE_PROMPT_IGNORED, message)
+def negative_prompt_ignored(embedded: bool = False) -> Notice:
+    """A negative prompt, and no guidance away from it. embedded: the model takes the scale as an input."""
+    why = "it has no effect at guidance_scale 1, which switches guidance off"
+    if embedded:
+        why = "it has no effect: this model takes guidance_scale as an input, and guides away from nothing"
+    return Notice(NEGATIVE_PROMPT_IGNORED, f"negative_prompt: {why}")
 
 
 def guidance_not_validated(scale: float, validated: Sequence[float], corrected: bool = False) -> Notice:

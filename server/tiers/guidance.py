@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.guidance import OFF, USUAL, covers, default_scale, meant, nearest, validated_scales
+from engine.guidance import OFF, covers, default_scale, meant, nearest, validated_scales
 from engine.model import Model
 from server.tiers.active import ActiveSchedule, ActiveSchedules
 
@@ -15,9 +15,9 @@ class DefaultGuidance:
         self._schedules = schedules
         self._guides = model.prompts.guides
         self._set = wanted
-        self._wanted = (
-            OFF if wanted is None and model.few_steps else wanted and meant(wanted)
-        )  # which distilled models do without
+        self._usual = model.usual_guidance
+        without = model.few_steps and not model.embeds_guidance  # as distilled models do
+        self._wanted = OFF if wanted is None and without else wanted and meant(wanted)
         self._default_tier = default_tier
 
     def of(self, entry: ActiveSchedule) -> float:
@@ -32,7 +32,7 @@ class DefaultGuidance:
             return OFF
         schedule = entry.schedule
         if self._wanted is None:
-            own = default_scale(schedule, USUAL)
+            own = default_scale(schedule, self._usual)
             return self._of_others() if own is None else own
         return self._wanted if covers(schedule, self._wanted) else nearest(validated_scales(schedule), self._wanted)
 
@@ -53,5 +53,5 @@ class DefaultGuidance:
     def _of_others(self) -> float:
         tiers = self._schedules.tiers()
         others = [tier for tier in tiers if tier.tier == self._default_tier] or reversed(tiers)
-        scales = (default_scale(tier.schedule, USUAL) for tier in others)
-        return next((scale for scale in scales if scale is not None), USUAL)
+        scales = (default_scale(tier.schedule, self._usual) for tier in others)
+        return next((scale for scale in scales if scale is not None), self._usual)

@@ -17,7 +17,10 @@ from diffusers import (
     DDIMScheduler,
     DDPMPipeline,
     DDPMScheduler,
+    EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
+    LatentConsistencyModelPipeline,
+    LCMScheduler,
     LDMPipeline,
     ModelMixin,
     PNDMScheduler,
@@ -94,6 +97,32 @@ def sdxl(folder: Path, unet: Mapping[str, Any]) -> Path:
         scheduler=EulerDiscreteScheduler(timestep_spacing="leading", steps_offset=1, beta_schedule="scaled_linear"),
         add_watermarker=False,
     ).save_pretrained(folder)
+    return folder
+
+
+def lcm(folder: Path, unet: Mapping[str, Any], **scheduler: Any) -> Path:
+    """A latent consistency model: Stable Diffusion 1 with the guidance scale as an input, and its own scheduler."""
+    torch.manual_seed(0)
+    tokenizer = CLIPTokenizer.from_pretrained(TOKENIZER)
+    LatentConsistencyModelPipeline(
+        vae=_kl(),
+        text_encoder=CLIPTextModel(_text(tokenizer)),
+        tokenizer=tokenizer,
+        unet=UNet2DConditionModel(**{**unet, "cross_attention_dim": WIDTH, "time_cond_proj_dim": 6}),
+        scheduler=LCMScheduler(**scheduler),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
+    return folder
+
+
+def turbo(folder: Path, unet: Mapping[str, Any]) -> Path:
+    """Stable Diffusion XL as SDXL Turbo's folder has it; it is one if the folder's name says so."""
+    sdxl(folder, unet)
+    betas = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    EulerAncestralDiscreteScheduler(**betas, timestep_spacing="trailing").save_pretrained(folder / "scheduler")
+    change(folder / "model_index.json", scheduler=["diffusers", "EulerAncestralDiscreteScheduler"])
     return folder
 
 

@@ -15,7 +15,13 @@ from typing import Any, Literal, cast
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    LCMScheduler,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -245,6 +251,40 @@ def test_zero_terminal_snr_is_diffusers(solver: SolverName, prediction: str, ste
     else:
         want, largest = run_by_hand(all_full(solver, steps, "trailing"), settings_)
     assert (got - want).abs().max().item() <= 2e-4 * largest
+
+
+@pytest.mark.parametrize("original", [50, 30, 100])
+def test_the_grid_of_consistency_models_is_diffusers_for_every_number_of_steps(original: int) -> None:
+    scheduler = LCMScheduler(**config(original_inference_steps=original))
+    levels = noise_levels({"_class_name": "LCMScheduler", **scheduler.config})
+    for steps in range(1, original + 1):
+        scheduler.set_timesteps(steps)
+        assert levels.trajectory(levels.solver("lcm", steps)).timesteps.tolist() == scheduler.timesteps.tolist()
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("steps", [1, 4, 9])
+@pytest.mark.parametrize(
+    ("solver", "spacing"), [("lcm", "trailing"), *(("euler-ancestral", spacing) for spacing in SPACINGS)], ids=str
+)
+def test_a_stochastic_solver_is_diffusers_of_the_same_noise(
+    solver: SolverName, spacing: Spacing, steps: int, prediction: str
+) -> None:
+    settings_ = config(prediction_type=prediction, timestep_spacing=spacing)
+    family = {"lcm": LCMScheduler, "euler-ancestral": EulerAncestralDiscreteScheduler}[solver]
+    scheduler, generator, largest = family.from_config(settings_), torch.Generator().manual_seed(5), 1.0
+    scheduler.set_timesteps(steps)
+    latent = NOISE * scheduler.init_noise_sigma
+    for timestep in scheduler.timesteps:
+        shown = scheduler.scale_model_input(latent, timestep)
+        largest = max(largest, shown.abs().max().item())
+        latent = scheduler.step(predict(shown, float(timestep)), timestep, latent, generator=generator).prev_sample
+    generator.manual_seed(5)
+    drawn = [torch.empty(0), *(torch.randn(NOISE.shape, generator=generator) for _ in range(steps))]
+    program, toy = compiled(all_full(solver, steps, spacing), noise_levels(settings_)), Toy()
+    got = generate(cast(UnrolledUNet, toy), program, NOISE, Condition(), fresh=drawn.__getitem__)
+    assert toy.visited == pytest.approx(scheduler.timesteps.tolist())
+    assert (got - latent).abs().max().item() <= 2e-4 * largest
 
 
 def test_epsilon_prediction_says_nothing_without_signal() -> None:

@@ -13,14 +13,21 @@ from typing import Any
 import diffusers
 import numpy as np
 import pytest
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, PNDMScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.config import defaults
 from engine.schedulers import DISTILLED, STAND_INS, TRAINING, nearest_solver, noise_levels
 from registry.errors import Unsupported
-from registry.schedule import SolverName
+from registry.schedule import STOCHASTIC, SolverName
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # diffusers with numpy 2
 
@@ -28,6 +35,7 @@ FAMILIES: dict[SolverName, Any] = {
     "ddim": DDIMScheduler,
     "dpmsolver++": DPMSolverMultistepScheduler,
     "euler": EulerDiscreteScheduler,
+    "euler-ancestral": EulerAncestralDiscreteScheduler,
 }
 SCHEDULERS = [name for name in dir(diffusers) if name.endswith("Scheduler") and not name.startswith("Flax")]
 SHIFTED = ["CogVideoXDDIMScheduler", "CogVideoXDPMScheduler"]  # betas, and then a shift of their own
@@ -101,6 +109,8 @@ def test_a_pndm_folder_without_a_spacing_is_spaced_as_each_solver_spaces() -> No
         "ddim": "leading",
         "dpmsolver++": "linspace",
         "euler": "linspace",
+        "euler-ancestral": "linspace",
+        "lcm": "trailing",
     }
 
 
@@ -160,7 +170,7 @@ def test_a_setting_is_refused_only_where_the_chosen_solver_reads_it(
             with pytest.raises(Unsupported, match=setting) as caught:
                 levels.solver(solver, 10)
             assert caught.value.param == setting
-            assert all(other in caught.value.message for other in FAMILIES.keys() - readers)
+            assert all(other in caught.value.message for other in FAMILIES.keys() - readers - {*STOCHASTIC})
         else:
             assert levels.solver(solver, 10) == noise_levels(config(**beside)).solver(solver, 10)
         if setting not in ("thresholding", "use_beta_sigmas"):  # seen in the update; wants scipy
@@ -191,6 +201,7 @@ def test_the_scheduler_of_a_distilled_model_is_refused_with_what_to_do(name: str
 @pytest.mark.parametrize("name", OF_BETAS)
 def test_every_scheduler_is_nearest_to_a_solver(name: str) -> None:
     kind = "euler" if "sigmas" in vars(getattr(diffusers, name)()) else "ddim"
+    kind = {"EulerAncestralDiscreteScheduler": "euler-ancestral", "LCMScheduler": "lcm"}.get(name, kind)
     kind = "dpmsolver++" if "solver_order" in defaults(name) or "SASolver" in name or "DPMSolverSDE" in name else kind
     assert nearest_solver(name) == kind
     assert nearest_solver(None) == "ddim"

@@ -192,7 +192,7 @@ def test_a_branch_that_is_not_there_is_refused(tiny: UNet2DConditionModel, branc
     ("changes", "field"),
     [
         ({"num_class_embeds": 10, "class_embeddings_concat": True}, "class_embeddings_concat"),
-        ({"time_cond_proj_dim": 8}, "time_cond_proj_dim"),
+        ({"time_cond_proj_dim": 3}, "time_cond_proj_dim"),
         ({"attention_type": "gated"}, "attention_type"),
         ({"encoder_hid_dim": 4}, "encoder_hid_dim_type"),
         ({"class_embed_type": "timestep"}, "class_embed_type"),

@@ -1,9 +1,11 @@
 """The command line of the search: what is refused in one line before anything is loaded, and what `evaluate` prints."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import model_folders
 import pytest
 import torch
 from click.testing import Result
@@ -11,9 +13,11 @@ from typer.testing import CliRunner
 
 from engine.model import Model
 from evaluation import extractor
+from registry.errors import InvalidInput
 from registry.schedule import Schedule, teacher
 from search_jobs.__main__ import app
-from search_jobs.config import read_prompts
+from search_jobs.config import BUDGETS, TIERS, JobConfig, read_prompts
+from search_jobs.distilled import TIERS as FEW_STEP_TIERS
 from search_jobs.objective import Objective
 from search_jobs.stages import fresh, halves
 
@@ -82,6 +86,46 @@ def test_a_damaged_report_is_one_line(tmp_path: Path, command: str, data: bytes)
     result = call(command, tmp_path)
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1), result.stderr
     assert str(tmp_path) in said(result)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "settings"),
+    [
+        ("emoji64", (), {"teacher_steps": 50, "guidance": 3.0, "tiers": TIERS, "budgets": BUDGETS}),
+        ("sd-turbo", (), {"teacher_steps": 4, "guidance": 1.0, "tiers": FEW_STEP_TIERS, "budgets": ()}),
+        (
+            "lightning-8step",
+            ("--tier", "fast=0.3"),
+            {"teacher_steps": 8, "guidance": 1.0, "tiers": {"fast": 0.3}, "budgets": ()},
+        ),
+        ("turbo", ("--guidance", 2, "--teacher-steps", 6), {"teacher_steps": 6, "guidance": 2.0, "tiers": FEW_STEP_TIERS}),
+    ],
+)
+def test_run_asks_of_a_distilled_model_what_it_was_taught_unless_told_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, options: Sequence[object], settings: dict[str, object]
+) -> None:
+    folder, asked = tmp_path / name, list[JobConfig]()
+    shutil.copytree(MODEL, folder)
+    if name != "emoji64":
+        model_folders.change(folder / "scheduler" / "scheduler_config.json", timestep_spacing="trailing")
+
+    def job(config: JobConfig, *_: object) -> None:
+        asked.append(config)
+        raise InvalidInput("asked", param="out")
+
+    monkeypatch.setattr("search_jobs.job.Job", job)
+    result = call("run", "--model", folder, "--prompts", PROMPTS, "--out", tmp_path / "run", *options)
+    assert "out: asked" in said(result)
+    assert {field: getattr(asked[0], field) for field in settings} == settings
+
+
+def test_run_refuses_a_model_of_so_few_steps_that_nothing_can_be_left_out(tmp_path: Path) -> None:
+    folder = tmp_path / "lightning-2steps"
+    shutil.copytree(MODEL, folder)
+    model_folders.change(folder / "scheduler" / "scheduler_config.json", timestep_spacing="trailing")
+    result = call("run", "--model", folder, "--prompts", PROMPTS, "--out", tmp_path / "run")
+    assert result.exit_code == 1
+    assert "model: lightning-2steps was distilled to 2 steps without guidance: there is nothing to leave out" in said(result)
 
 
 def test_run_refuses_what_no_schedule_reaches_before_it_begins(tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ from engine.model import Model
 from evaluation import Clip, clip_score, frechet_distance
 from registry.errors import InvalidInput, NotFound
 from registry.schedule import Correction, Schedule
-from search_jobs.config import JobConfig, read_prompts
-from search_jobs.distilled import refuse_distilled
+from search_jobs.config import BUDGETS, JobConfig, read_prompts
+from search_jobs.distilled import TIERS as FEW_STEP_TIERS
+from search_jobs.distilled import refuse_distilled, solvers, usual_budgets
 from search_jobs.executor import EvaluationTask
 from search_jobs.ledger import Ledger
 from search_jobs.measurement import Measurement
@@ -140,6 +141,15 @@ def test_a_search_imitates_a_distilled_model_as_it_was_taught_or_not_at_all(
     fitting = JobConfig.parse({**PATHS, "tiers": {"best": 0.5}, "budgets": [], "teacher_steps": 8, "guidance": 1})
     refuse_distilled(replace(model, few_steps=8), fitting)
     refuse_distilled(model, JobConfig.parse(PATHS))
+    refuse_distilled(replace(model, few_steps=4, own_solver="lcm"), fitting)  # which was taught all numbers of steps
+
+
+def test_a_search_of_a_distilled_model_has_its_own_solver_and_the_costs_that_its_steps_can_have(model: Model) -> None:
+    assert solvers(model) == ("ddim", "dpmsolver++")
+    assert solvers(replace(model, few_steps=4, own_solver="lcm")) == ("lcm",)
+    assert usual_budgets(JobConfig.parse(PATHS)) == list(BUDGETS)
+    few = JobConfig.parse({**PATHS, "teacher_steps": 4, "guidance": 1, "tiers": FEW_STEP_TIERS, "budgets": ()})
+    assert usual_budgets(few) == [1 / 4, 3 / 8, 1 / 2, 3 / 4]
 
 
 def test_a_tier_ceiling_out_of_its_limits_is_named() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -18,6 +18,7 @@ from schedule_strategies import small
 from torch import Tensor
 
 from engine.condition import Condition
+from engine.fresh_noise import stacked
 from engine.loading import load
 from engine.model import Model
 from engine.program import ProgramStep, corrected, path_of
@@ -119,6 +120,37 @@ def test_a_clipped_path_has_the_latent_of_each_step_at_its_level(tmp_path: Path)
             reached = path.at(points.alphas[i].item(), points.sigmas[i].item() * rounded)
             torch.testing.assert_close(reached, latent, rtol=0, atol=1e-3)
     torch.testing.assert_close(path.end, generate(model.network, program, *given), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("build", [model_folders.lcm, model_folders.turbo])
+def test_schedules_of_a_stochastic_solver_follow_the_teachers_noise_and_share_what_began_with_it(
+    tmp_path: Path, tiny_config: Mapping[str, Any], build: Callable[[Path, Mapping[str, Any]], Path]
+) -> None:
+    """Four steps are also every other one of eight: the same numbers, but for the places whose noise is added."""
+    model = load(build(tmp_path / "turbo", tiny_config))
+    fresh, condition = stacked([model.noises(seed) for seed in range(2)]), model.encode(PROMPTS[:2], 8.5)
+    given, solver = (fresh(0), condition, None, 8.5), model.solver(model.teacher_solver, 8)
+    program = model.compile(model.teacher(8))
+    points = path_of(program.schedule, model.levels)
+    path = walk(model.network, program, points, *given, fresh)
+    for i in range(1, 8):
+        latent = generate(model.network, replace(program, steps=program.steps[:i]), *given, fresh)
+        torch.testing.assert_close(path.at(points.alphas[i].item(), points.sigmas[i].item()), latent, rtol=0, atol=1e-3)
+    jumping, cached = (
+        Schedule(model=model.ref, solver=solver, segments=(segment,) * 4)
+        for segment in (Segment(), Segment(partial=(1,), branch=2))
+    )
+    together = [model.teacher(4), jumping, cached, model.teacher(8)]
+    assert path_of(together[0], model.levels).timesteps.tolist() == path_of(jumping, model.levels).timesteps.tolist()
+    unet = UNetInPieces(model.network, Pieces(memory_of(model.device)), LARGE)
+    for memory in (0, 1 << 20):
+        sampler = PrefixCachingSampler(model, unet, *given, path, memory, fresh)
+        for schedule, sampled in zip(together, sampler.run(together), strict=True):
+            want = generate(model.network, model.compile(schedule), *given, fresh)
+            torch.testing.assert_close(sampled.latents, want, rtol=0, atol=1e-4)
+    fitted = sampler.run([cached], fitting=True)[0]
+    plain = generate(model.network, model.compile(cached), *given, fresh)
+    assert (fitted.latents - path.end).square().mean() < (plain - path.end).square().mean()
 
 
 def test_a_path_is_the_same_after_a_file(scene: Scene) -> None:
