@@ -9,7 +9,7 @@ export BENTOML_DO_NOT_TRACK := true
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo test fuzz lint format serve search load peers soak gpu lock image clean
+.PHONY: help demo test fuzz lint format serve search paper load peers soak gpu lock image clean
 
 help: ## print this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -24,6 +24,9 @@ search: $(VENV)/.runtime ## a longer search than the demo's, into .flexi/runs/em
 	$(BIN)/python -m search_jobs run --model models/emoji64 --prompts models/emoji64/prompts.txt \
 		--out .flexi/runs/emoji64 --heldout 64 --generations 10
 	$(BIN)/python -m search_jobs publish .flexi/runs/emoji64
+
+paper: $(VENV)/.runtime ## the paper's table on every bundled model, into .flexi/paper and docs/results.md (hours; resumes; OPTIONS=--quick: minutes)
+	$(BIN)/python -m benchmarks.paper run $(OPTIONS)
 
 test: $(VENV)/.dev $(CLIENTS) ## the whole test suite (10 to 15 minutes on 2 cores); JOBS=1 one file after the other
 	@tests/fetch-prometheus.sh $(BIN)

@@ -72,6 +72,11 @@ class NoiseLevels:
     clip: float = math.inf
     cosine: bool = False
 
+    @property
+    def clips(self) -> bool:
+        """Whether clean latents are bounded: those of pixel models mostly are."""
+        return math.isfinite(self.clip)
+
     def solver(self, name: SolverName, teacher_steps: int) -> Solver:
         """A solver on the makers' own spacing and levels. Raises `Unsupported` naming a setting that none here can follow."""
         walk = self.walks[name]

@@ -107,7 +107,7 @@ class Program:
 def compile_program(schedule: Schedule, levels: NoiseLevels, branches: int) -> Program:
     """Compile for a model with these noise levels whose UNet has `branches` branches.
 
-    Raises `InvalidInput` when a segment's branch is past the UNet's last one or the trajectory does not fit.
+    Raises `InvalidInput` when a segment's branch is past the UNet's last one or the solver does not fit the model.
     """
     for i, segment in enumerate(schedule.segments):
         if segment.branch > branches:
@@ -121,7 +121,10 @@ def compile_program(schedule: Schedule, levels: NoiseLevels, branches: int) -> P
         raise InvalidInput("the trajectory visits a noise level twice", param="teacher_steps")
     if levels.prediction == "epsilon" and path.alphas[0] == 0:
         raise Unsupported("epsilon says nothing at a level without signal (zero terminal SNR)", param="prediction_type")
-    clip = levels.clip if schedule.solver.name in ("ddim", "lcm") else math.inf  # in diffusers no other clips
+    if schedule.solver.clip and not levels.clips:
+        raise InvalidInput("the makers of this model bound no clean latents; take it away", param="solver.clip")
+    # In diffusers DDIM and LCM clip as the makers say, DPM-Solver++ where it is asked to, and no other.
+    clip = levels.clip if schedule.solver.name in ("ddim", "lcm") or schedule.solver.clip else math.inf
     if schedule.solver.name == "dpmsolver++":
         updates = _dpmsolver_2m(path)
     elif schedule.solver.name == "lcm":

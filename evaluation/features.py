@@ -22,3 +22,7 @@ class Extractor(Protocol):
 
     def texts(self, prompts: Sequence[str]) -> Features | None:
         """Prompts to features of the same space (n, d); None where no text is read, or where none of them says anything."""
+
+    def recognised(self, images: Tensor, prompts: Sequence[str]) -> NDArray[np.bool_] | None:
+        """Whether each image (n,) is taken for the class that its prompt names; None unless every prompt names one."""
+        return None

@@ -33,13 +33,15 @@ class ModelRef(Document):
 class Solver(Document):
     """The update rule and the teacher's timesteps, named as in diffusers; `karras`: on the levels of arXiv 2206.00364.
 
-    Stochastic ones add fresh noise between steps, which an image has from its seed.
+    `clip`: DPM-Solver++ bounds the predicted clean latent where DDIM does, on models whose makers clip it. In diffusers that is
+    `thresholding`, at its default limit of 1. Stochastic solvers add fresh noise between steps, which an image has from its seed.
     """
 
     name: SolverName
     teacher_steps: int = Field(ge=1, le=MAX_TEACHER_STEPS)
     spacing: Spacing
     karras: bool = Field(default=False, exclude_if=lambda on: not on)  # left out: documents without it keep their digest
+    clip: bool = Field(default=False, exclude_if=lambda on: not on)
 
     @model_validator(mode="after")
     def _karras_where_diffusers_has_it(self) -> Self:
@@ -51,6 +53,12 @@ class Solver(Document):
     def _lcm_has_one_spacing(self) -> Self:
         if self.name == "lcm" and self.spacing != "trailing":
             raise misfit(f"the solver lcm has timesteps of its own, which are trailing; got {self.spacing}", "spacing")
+        return self
+
+    @model_validator(mode="after")
+    def _clip_where_it_is_a_choice(self) -> Self:
+        if self.clip and self.name != "dpmsolver++":
+            raise misfit("a choice of dpmsolver++ only: ddim clips as the model's makers say, euler never does", "clip")
         return self
 
 

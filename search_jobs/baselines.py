@@ -7,12 +7,18 @@ arXiv 2312.00858, table 2), and uniform caching on a fewer-step solver is strong
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from itertools import pairwise, product
+from typing import NamedTuple, get_args
 
-from registry.schedule import MAX_TEACHER_STEPS, ModelRef, Schedule, Segment, Solver, SolverName
+import numpy as np
+
+from engine.noise import NoiseLevels
+from registry.errors import FlexiError
+from registry.schedule import KARRAS, MAX_TEACHER_STEPS, ModelRef, Schedule, Segment, Solver, SolverName, Spacing
 
 BRANCHES = 4  # at most: deeper ones cost more than the full step that they save
 SOLVERS: tuple[SolverName, ...] = ("ddim", "dpmsolver++")
+CENTRES, POWERS = (0.3, 0.5), (1.2, 1.4)  # of non-uniform DeepCache, the first as a share of the trajectory
 
 
 class Baseline(NamedTuple):
@@ -22,20 +28,48 @@ class Baseline(NamedTuple):
     name: str
     schedule: Schedule
 
+    def on(self, solver: Solver) -> Baseline:
+        """The same steps, walked by another setting of the solver."""
+        walked = self.schedule.solver.model_copy(update={"spacing": solver.spacing, "karras": solver.karras})
+        if walked == self.schedule.solver:
+            return self
+        setting = "Karras levels" if solver.karras else solver.spacing
+        return self._replace(name=f"{self.name}, {setting}", schedule=self.schedule.model_copy(update={"solver": walked}))
+
 
 class Baselines:
-    """The schedules that a user could set by hand for one model: uniform ones, on the solver's own timesteps."""
+    """The schedules that a user could set by hand for one model: patterns of steps that repeat, at the solver's own timesteps.
+
+    Where the model's makers bound its clean latents, DPM-Solver++ does here too: without it its images of pixels are ruined.
+    """
 
     def __init__(
         self,
         model: ModelRef,
-        solver: Callable[[SolverName, int], Solver],
+        levels: NoiseLevels,
         branches: int,
         cost_of: Callable[[Schedule], float],
         solvers: Sequence[SolverName] = SOLVERS,
     ) -> None:
-        """`solver` makes a solver of so many steps, `cost_of` says what a schedule costs relative to the teacher."""
-        self.model, self.solver, self.branches, self.cost_of, self.solvers = model, solver, branches, cost_of, solvers
+        """`cost_of` says what a schedule costs relative to the teacher; solvers: those that the makers' settings allow."""
+        self.model, self.levels, self.branches, self.cost_of, self.solvers = model, levels, branches, cost_of, solvers
+
+    def solver(self, name: SolverName, steps: int) -> Solver:
+        """A solver as the makers set it."""
+        clip = self.levels.clips and name == "dpmsolver++"
+        return self.levels.solver(name, steps).model_copy(update={"clip": clip})
+
+    def settings(self, name: SolverName) -> list[Solver]:
+        """Every setting of a solver that a user has, the makers' own first: timestep spacings, and Karras' levels.
+
+        One that the model cannot start from (epsilon at a level without signal) is left out. On Karras' levels the spacing
+        decides nothing.
+        """
+        own = self.solver(name, 2)
+        spacings = get_args(Spacing) if name != "lcm" else ()  # which has timesteps of its own
+        others = [own.model_copy(update={"spacing": spacing, "karras": False}) for spacing in spacings]
+        others += [own.model_copy(update={"karras": True})] if name in KARRAS else []
+        return [solver for solver in dict.fromkeys([own, *others]) if self._runs(solver)]
 
     def uniform(self, solver: SolverName, full: int, every: int, branch: int) -> Schedule:
         """`full` · `every` steps of a solver, one in `every` full and the others partial: uniform DeepCache on fewer steps."""
@@ -43,13 +77,16 @@ class Baselines:
         return Schedule(model=self.model, solver=self.solver(solver, full * every), segments=(segment,) * full)
 
     def strongest(self, budget: float, teacher_steps: int, every: Sequence[int] = (2, 3)) -> Iterator[Baseline]:
-        """The dearest schedules that the budget affords: one per kind, branch and interval of `every` between full steps."""
+        """The dearest schedules that the budget affords, as the makers set the solvers.
+
+        One per kind, branch and interval of `every` between full steps.
+        """
         for solver in self.solvers:
             for schedule in self._dearest(budget, lambda full, s=solver: self.uniform(s, full, 1, 1), teacher_steps):  # type: ignore[misc]
                 steps = schedule.solver.teacher_steps
                 yield Baseline(f"fewer-step {solver}", f"{steps} steps {solver}", schedule)
             for interval in every:
-                for branch in range(1, min(self.branches, BRANCHES) + 1):
+                for branch in self._branches:
 
                     def cached(full: int, s: SolverName = solver, n: int = interval, b: int = branch) -> Schedule:
                         return self.uniform(s, full, n, b)
@@ -60,9 +97,34 @@ class Baselines:
                         yield Baseline(f"cached fewer-step {solver}", name, schedule)
         yield from self._deepcache(budget, teacher_steps)
 
+    def every_setting(self, budget: float, teacher_steps: int, every: Sequence[int] = (2, 3, 4, 5)) -> Iterator[Baseline]:
+        """As `strongest`, in each of the solvers' settings, and non-uniform DeepCache besides: all that a user could try."""
+        settings = {name: self.settings(name) for name in self.solvers}
+        for baseline in self.strongest(budget, teacher_steps, every):
+            yield from (baseline.on(solver) for solver in settings[baseline.schedule.solver.name])
+        uneven_ones: dict[Schedule, Baseline] = {}  # of which several rules may be one schedule
+        for solver in settings.get("ddim", ()):
+            for baseline in self._non_uniform(budget, solver.model_copy(update={"teacher_steps": teacher_steps})):
+                uneven_ones.setdefault(baseline.schedule, baseline)
+        yield from uneven_ones.values()
+
+    @property
+    def _branches(self) -> range:
+        return range(1, min(self.branches, BRANCHES) + 1)
+
+    def _runs(self, solver: Solver) -> bool:
+        schedule = Schedule(model=self.model, solver=solver, segments=(Segment(),) * solver.teacher_steps)
+        try:
+            self.cost_of(schedule)
+        except FlexiError:
+            return False
+        return True
+
     def _deepcache(self, budget: float, teacher_steps: int) -> Iterator[Baseline]:
         """Uniform DeepCache of the teacher's trajectory: the smallest interval that the budget affords, for every branch."""
-        for branch in range(1, min(self.branches, BRANCHES) + 1):
+        if "ddim" not in self.solvers:
+            return
+        for branch in self._branches:
             for every in range(2, teacher_steps + 1):
                 full = min(round(teacher_steps / every), MAX_TEACHER_STEPS // every)
                 schedule = self.uniform(self.solvers[0], full, every, branch)
@@ -70,10 +132,53 @@ class Baselines:
                     yield Baseline("uniform DeepCache", f"DeepCache N={every} s={branch}", schedule)
                     break
 
-    def _dearest(self, budget: float, make: Callable[[int], Schedule], most: int) -> Iterator[Schedule]:
+    def _non_uniform(self, budget: float, solver: Solver) -> Iterator[Baseline]:
+        """Non-uniform DeepCache: all steps of the teacher's trajectory, as many of them full as the budget affords."""
+        setting = "" if solver.spacing == self.levels.walks["ddim"].spacing else f", {solver.spacing}"
+        for branch, centre, power in product(self._branches, CENTRES, POWERS):
+
+            def cached(full: int, b: int = branch, c: float = centre, p: float = power) -> Schedule | None:
+                return self._at(solver, uneven(solver.teacher_steps, full, c, p), b)
+
+            for schedule in self._dearest(budget, cached, solver.teacher_steps // 2):
+                full, centred = len(schedule.segments), round(centre * solver.teacher_steps)
+                name = f"DeepCache {full} full c={centred} p={power:g} s={branch}{setting}"
+                yield Baseline("non-uniform DeepCache", name, schedule)
+
+    def _at(self, solver: Solver, full: Sequence[int], branch: int) -> Schedule | None:
+        """Every step of a solver's trajectory, those of these indices full, the others partial.
+
+        Segments are equally long, so the schedule says the timesteps itself. None where that makes the trajectory too long, and
+        for fewer than three full steps, which no rule spreads.
+        """
+        gaps = [after - at for at, after in pairwise([*full, solver.teacher_steps])]
+        steps = len(gaps) * max(gaps)
+        if len(gaps) < 3 or steps > min(MAX_TEACHER_STEPS, len(self.levels.alphas_cumprod)):
+            return None
+        segments = [Segment(partial=tuple(range(1, gap)), branch=branch if gap > 1 else 1) for gap in gaps]
+        return Schedule(
+            model=self.model,
+            solver=solver.model_copy(update={"teacher_steps": steps}),
+            segments=tuple(segments),
+            timesteps=tuple(self.levels.trajectory(solver).timesteps.astype(int).tolist()),
+        )
+
+    def _dearest(self, budget: float, make: Callable[[int], Schedule | None], most: int) -> Iterator[Schedule]:
         """Yield the schedule with the most full steps within the budget, if there is one."""
         for full in range(most, 0, -1):
             schedule = make(full)
-            if self.cost_of(schedule) <= budget:
+            if schedule is not None and self.cost_of(schedule) <= budget:
                 yield schedule
                 return
+
+
+def uneven(steps: int, full: int, centre: float, power: float) -> list[int]:
+    """Indices of the full steps of non-uniform DeepCache (arXiv 2312.00858, section 4.3): dense around `centre` · `steps`.
+
+    Linear between the ends in (i − c)^{1/p}, signed, then back; steps that round to one are one, so there may be fewer.
+    """
+    middle = centre * steps
+    ends = np.array([-middle, steps - middle])
+    first, last = np.sign(ends) * np.abs(ends) ** (1 / power)
+    spread = np.linspace(first, last, full + 1)[:-1]
+    return sorted({int(index) for index in np.round(np.sign(spread) * np.abs(spread) ** power + middle, 6)})

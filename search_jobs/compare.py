@@ -18,19 +18,19 @@ from search_jobs.measurement import Measurement
 from search_jobs.optimiser import Point, hypervolume
 from search_jobs.report import read
 from search_jobs.report.compare import title
+from search_jobs.report.figures import estimate
 from search_jobs.results import WORST_POINT
 from search_jobs.rival import Rival, at_its_cost
 
-EVERY = (2, 3, 4, 5)  # steps from one full step to the next in uniform caching: every one of these is tried
 FILE = "compare.json"
 
 
 def compare(job: Job, budgets: Sequence[float], twins: Sequence[Path] = (), rivals: Sequence[Rival] = ()) -> dict[str, Any]:
     """Measure, for each budget, the searched schedule and the strongest baseline of each family; write compare.json.
 
-    Baselines are chosen on the images of the search, over solver steps, intervals and branches, as the searched schedule was
-    chosen without the held-out images. `twins` are run folders of other searches of the same model and prompts, which hold out
-    the same half of them: theirs are measured too, and so are the images of `rivals`, other models.
+    Baselines are chosen on the images of the search, over solver steps, intervals, branches and every setting of the solvers,
+    as the searched schedule was chosen without the held-out images. `twins` are run folders of other searches of the same model
+    and prompts, which hold out the same half of them: theirs are measured too, and so are the images of `rivals`, other models.
     Raises `InvalidInput` for a budget that is no fraction, and for a twin of another model or of other prompts.
     """
     for i, budget in enumerate(budgets):
@@ -47,6 +47,7 @@ def compare(job: Job, budgets: Sequence[float], twins: Sequence[Path] = (), riva
         evaluations = job.evaluate(executor, "held-out", by_digest.values(), fitting=False)
     measurements = {digest: evaluation.measurement for digest, evaluation in zip(by_digest, evaluations, strict=True)}
     own = chosen.pop(job.folder.name)
+    searched = {budget: measurements[schedule.digest] for budget, schedule in own.items()}
     document = {
         "heldout_images": job.config.heldout,
         "features": job.evaluator.extractor.name,
@@ -55,7 +56,7 @@ def compare(job: Job, budgets: Sequence[float], twins: Sequence[Path] = (), riva
                 "relative": budget,
                 "searched": _entry(own.get(budget), measurements),
                 "baselines": {
-                    family: {"name": baseline.name, **_entry(baseline.schedule, measurements)}  # type: ignore[dict-item]  # it was measured
+                    family: {"name": baseline.name, **_entry(baseline.schedule, measurements, searched.get(budget))}  # type: ignore[dict-item]  # it was measured
                     for (at, family), baseline in strongest.items()
                     if at == budget
                 },
@@ -65,7 +66,8 @@ def compare(job: Job, budgets: Sequence[float], twins: Sequence[Path] = (), riva
         "hypervolume": {job.folder.name: _volume(own, measurements)}
         | {name: _volume(by_budget, measurements) for name, by_budget in chosen.items()},
         "twins": {
-            name: [_entry(by_budget.get(budget), measurements) for budget in budgets] for name, by_budget in chosen.items()
+            name: [_entry(by_budget.get(budget), measurements, searched.get(budget)) for budget in budgets]
+            for name, by_budget in chosen.items()
         },
         "rivals": [rival.measured(job) for rival in rivals],
     }
@@ -74,7 +76,7 @@ def compare(job: Job, budgets: Sequence[float], twins: Sequence[Path] = (), riva
 
 
 def table(document: dict[str, Any]) -> Table:
-    """The comparison for the terminal: a line per schedule; the ratio is the searched rFID over this one's."""
+    """The comparison for the terminal: a line per schedule; the ratio is the searched rFID over this one's, paired by image."""
     grid = Table(title=f"{document['heldout_images']} held-out images: other prompts and other noise than any choice saw")
     grid.title_justify = "left"
     for column in ("budget", "schedule", "cost", "rFID", "95 %", "PSNR dB", "CLIP", "searched / this"):
@@ -103,11 +105,13 @@ def _figures(entry: Mapping[str, Any]) -> tuple[str, str, str, str]:
         return "not finite", "–", "–", "–"
     low, high = entry["intervals"]["rfid"]
     score = "–" if entry["clip_score"] is None else f"{entry['clip_score']:.2f}"
-    return f"{entry['rfid']:.4f}", f"{low:.3f}–{high:.3f}", f"{entry['psnr']:.2f}", score
+    return f"{entry['rfid']:.4f}", f"{low:.3f}–{high:.3f}", f"{entry['psnr']:.1f}", score
 
 
 def _ratio(searched: Mapping[str, Any] | None, entry: Mapping[str, Any]) -> str:
-    """The searched rFID over this one's; empty where there is none to speak of."""
+    """The searched rFID over this one's, with its paired interval where it has one; empty where there is none to speak of."""
+    if paired := entry.get("searched_against_this", {}).get("rfid"):
+        return estimate(paired)
     if searched is None or WORST in (searched["rfid"], entry["rfid"]) or entry["rfid"] == 0:
         return ""
     return f"{searched['rfid'] / entry['rfid']:.3f}"
@@ -117,7 +121,7 @@ def _strongest_by_family(job: Job, executor: Executor, budgets: Sequence[float])
     """For each budget and family the baseline that is strongest on the images of the search."""
     groups: dict[tuple[float, str], list[Baseline]] = {}
     for budget in budgets:
-        for baseline in job.baselines.strongest(budget, job.config.teacher_steps, EVERY):
+        for baseline in job.baselines.every_setting(budget, job.config.teacher_steps):
             groups.setdefault((budget, baseline.family), []).append(baseline)
     return {key: ranked[0] for key, ranked in job.rivals(executor, groups).items()}
 
@@ -148,8 +152,15 @@ def _chosen(folder: Path, job: Job, budgets: Sequence[float]) -> dict[float, Sch
     return chosen
 
 
-def _entry(schedule: Schedule | None, measurements: Mapping[str, Measurement]) -> dict[str, Any] | None:
-    return None if schedule is None else {"digest": schedule.digest, **measurements[schedule.digest].document()}
+def _entry(
+    schedule: Schedule | None, measurements: Mapping[str, Measurement], searched: Measurement | None = None
+) -> dict[str, Any] | None:
+    """What was measured of a schedule, and how the searched one compares with it, paired by image."""
+    if schedule is None:
+        return None
+    own = measurements[schedule.digest]
+    paired = {name: estimate._asdict() for name, estimate in searched.against(own).items()} if searched else {}
+    return {"digest": schedule.digest, **own.document(), **({"searched_against_this": paired} if paired else {})}
 
 
 def _volume(chosen: Mapping[float, Schedule], measurements: Mapping[str, Measurement]) -> float:

@@ -70,7 +70,7 @@ class Job:
         )
         write_json(folder / CONFIG, config.model_dump(mode="json"))  # now that every input was found good
         self.baselines = Baselines(
-            model.ref, model.solver, model.network.branches, lambda schedule: self.cost(schedule), solvers(model)
+            model.ref, model.levels, model.network.branches, lambda schedule: self.cost(schedule), solvers(model)
         )
         self.ledger = Ledger(folder / LEDGER)
         self.throughput: dict[str, Throughput] = {}  # of each stage, for what this process did not find in the ledger

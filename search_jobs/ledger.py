@@ -64,7 +64,7 @@ class Ledger:
         entry = {
             "task": _name(task),
             "schedule": evaluation.schedule.model_dump(mode="json", exclude_none=True),
-            "measure": evaluation.measurement.document(),
+            "measure": asdict(evaluation.measurement),
             "spent": asdict(evaluation.spent),
         }
         with self.path.open("a") as file:

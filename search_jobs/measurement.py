@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-RESAMPLES = 200  # of the bootstrap
+from evaluation.paired import Estimate, Resampled
+
+RATIOS = ("loss", "rfid", "to_real")  # distances, which compare as ratios; all else compares as a difference
+DIGITS = 7  # of a figure of a resample, in the ledger
 
 
 @dataclass(frozen=True)
@@ -19,9 +21,9 @@ class Measurement:
     loss: mean squared feature distance to the teacher's image of the same noise; paired, so it ranks schedules reliably with
     far fewer images than a Fréchet distance. rfid: Fréchet distance between the candidate's and the teacher's features. psnr:
     dB, of the mean squared pixel error over all images. clip_score: 100 · cosine with the prompt, None without texts. macs: one
-    image, guidance rows included. cost: macs relative to the teacher's. `intervals`: 95 % bootstrap intervals over the images
-    (Efron 1979), where they were asked for; rfid itself is biased upwards for few images. to_real: Fréchet distance
-    to real images, where there are any.
+    image, guidance rows included. cost: macs relative to the teacher's. `intervals`: 95 % bootstrap intervals over the images,
+    where they were asked for; rfid itself is biased upwards for few images. to_real: Fréchet distance to real images, where
+    there are any. resampled: the figures of each resample of that bootstrap, by which `against` compares.
     """
 
     cost: float
@@ -33,23 +35,36 @@ class Measurement:
     images: int
     intervals: dict[str, tuple[float, float]] | None = None
     to_real: float | None = None
+    resampled: dict[str, tuple[float, ...]] | None = None
 
     def document(self) -> dict[str, Any]:
-        """The figures as a JSON object."""
-        return asdict(self)
+        """The figures as a JSON object, without those of resamples."""
+        figures = asdict(self)
+        del figures["resampled"]
+        return figures
+
+    def against(self, other: Measurement) -> dict[str, Estimate]:
+        """Each distance of this one over the other's, each other figure less the other's, on the same images.
+
+        Empty unless both were resampled.
+        """
+        estimates: dict[str, Estimate | None] = {}
+        for name in (self.resampled or {}).keys() & (other.resampled or {}).keys():
+            own, others = self._resampled(name), other._resampled(name)
+            estimates[name] = own.over(others) if name in RATIOS else own.less(others)
+        return {name: estimate for name, estimate in sorted(estimates.items()) if estimate}
+
+    def _resampled(self, name: str) -> Resampled:
+        assert self.resampled is not None
+        return Resampled(getattr(self, name), np.array(self.resampled[name]))
 
 
-def bootstrap(figures: Callable[[NDArray[np.int64]], dict[str, float]], count: int) -> dict[str, tuple[float, float]]:
-    """95 % percentile intervals, each image with its reference drawn together, moved by the bias that resampling shows.
+def intervals(figures: Mapping[str, Resampled]) -> dict[str, tuple[float, float]]:
+    """The 95 % interval of each figure. No distance is below zero."""
+    ends = {name: figure.estimate() for name, figure in figures.items()}
+    return {name: (max(end.low, 0.0) if name in RATIOS else end.low, end.high) for name, end in ends.items()}
 
-    A Fréchet distance is larger for resamples, in which images repeat (Efron and Tibshirani 1993, chapter 10). No distance is
-    below zero.
-    """
-    rng = np.random.default_rng(0)
-    drawn, whole = [figures(rng.integers(0, count, count)) for _ in range(RESAMPLES)], figures(np.arange(count))
-    intervals = {}
-    for name, value in whole.items():
-        values = np.array([resample[name] for resample in drawn])
-        low, high = np.quantile(values, (0.025, 0.975)) - (values.mean() - value)
-        intervals[name] = (float(low if name in ("psnr", "clip_score") else max(low, 0.0)), float(high))
-    return intervals
+
+def rounded(figures: Mapping[str, Resampled]) -> dict[str, tuple[float, ...]]:
+    """The figures of the resamples, as a measurement keeps them."""
+    return {name: tuple(float(f"{value:.{DIGITS}g}") for value in figure.drawn) for name, figure in figures.items()}

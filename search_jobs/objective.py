@@ -20,10 +20,11 @@ from engine.program import Program, path_of
 from engine.prompts import ClassPrompts
 from evaluation import Extractor, Features, clip_score, frechet_distance, psnr
 from evaluation.distance import Gaussian
+from evaluation.paired import resampled
 from registry.errors import InvalidInput
 from registry.schedule import Schedule
 from search_jobs.config import WORST
-from search_jobs.measurement import Measurement, bootstrap
+from search_jobs.measurement import Measurement, intervals, rounded
 from search_jobs.memory import memory_of
 from search_jobs.path import walk
 from search_jobs.pieces import Pieces, UNetInPieces, usual_extent
@@ -154,7 +155,7 @@ class Objective:
             return by_name
 
         whole = figures(np.arange(len(images)))
-        intervals = bootstrap(figures, len(images)) if self.bootstrap else None
+        drawn = resampled(figures, len(images)) if self.bootstrap else None
         return Measurement(
             cost=cost,
             macs=macs,
@@ -163,8 +164,9 @@ class Objective:
             psnr=whole["psnr"],
             clip_score=whole.get("clip_score"),
             images=len(images),
-            intervals=intervals,
+            intervals=intervals(drawn) if drawn else None,
             to_real=whole.get("to_real"),
+            resampled=rounded(drawn) if drawn else None,
         )
 
     @property

@@ -115,9 +115,16 @@ class SearchResults:
             **self.entry(choice.searched),  # what was measured before it had corrections for other scales
             **self.entry(choice.schedule),
             "strongest_baseline": self.entry(choice.baseline.schedule) if choice.baseline else None,
+            "against_baseline": self._against(*choice.schedules()),
             "by_guidance": [self._at(scale, choice) for scale in self.config.other_scales],
             "schedule": self._published(choice.schedule, provenance),
         }
+
+    def _against(self, *schedules: Schedule) -> dict[str, dict[str, float]]:
+        """What was chosen against its strongest baseline, paired by image; empty where there is no other."""
+        tasks = [EvaluationTask("held-out", schedule, fitting=False) for schedule in schedules]
+        held = [evaluation.measurement for task in tasks if (evaluation := self.ledger.get(task))]
+        return {name: estimate._asdict() for name, estimate in held[0].against(held[1]).items()} if len(held) > 1 else {}
 
     def _at(self, scale: float, choice: BudgetChoice) -> dict[str, Any]:
         """The figures of a choice and of its baseline at another guidance scale."""

@@ -53,7 +53,9 @@ class Space:
     def schedule(self, genome: Genome) -> Schedule:
         """The schedule that these genes make."""
         steps = len(genome.segments) * self.length(len(genome.segments))
-        solver = Solver(name=genome.solver, teacher_steps=steps, spacing=self.levels.walks[genome.solver].spacing)
+        clip = self.levels.clips and genome.solver == "dpmsolver++"  # which fails on pixels without
+        spacing = self.levels.walks[genome.solver].spacing
+        solver = Solver(name=genome.solver, teacher_steps=steps, spacing=spacing, clip=clip)
         return Schedule(model=self.model, solver=solver, segments=genome.segments, timesteps=genome.timesteps)
 
     def timesteps(self, genome: Genome) -> tuple[int, ...]:

@@ -10,8 +10,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from search_jobs.report.figures import estimate, interval
 from search_jobs.report.figures import figure as number
-from search_jobs.report.figures import interval
 from search_jobs.report.front import error_bar
 from search_jobs.report.style import FAMILIES, INK, OTHER_FAMILY, SEARCHED, STUDENTS, TWINS, WIDTH, decades, dress, figure
 from search_jobs.report.table import TableLine, figures
@@ -59,8 +59,8 @@ class EqualCostComparison:
         """The budgets as text, such as "≤ 0.2"."""
         return [f"≤ {budget:.3g}" for budget in self.budgets]
 
-    def cells(self) -> list[tuple[Series, list[tuple[str, str, bool]]]]:
-        """A table with a column per budget: rFID, its interval, and whether no other series is lower."""
+    def cells(self) -> list[tuple[Series, list[tuple[str, str, str, bool]]]]:
+        """A table with a column per budget: rFID, its interval, the searched one over it, and whether no other is lower."""
         lowest = [self._lowest(place) for place in range(len(self.budgets))]
         return [
             (series, [_cell(entry, low) for entry, low in zip(series.entries, lowest, strict=True)]) for series in self.series
@@ -115,5 +115,8 @@ def _marks(axes: Axes, series: Series, aside: float) -> None:
     axes.plot([], [], series.marker, c=series.colour, ms=size, label=label, mfc="white" if hollow else series.colour)
 
 
-def _cell(entry: Entry | None, lowest: float | None) -> tuple[str, str, bool]:
-    return (number(entry["rfid"]), interval(entry, "rfid"), entry["rfid"] == lowest) if entry else ("–", "", False)
+def _cell(entry: Entry | None, lowest: float | None) -> tuple[str, str, str, bool]:
+    if entry is None:
+        return "–", "", "", False
+    ratio = estimate(entry.get("searched_against_this", {}).get("rfid"))
+    return number(entry["rfid"]), interval(entry, "rfid"), ratio, entry["rfid"] == lowest

@@ -26,6 +26,14 @@ class _Figures(TypedDict):
     intervals: NotRequired[dict[str, tuple[float, float]] | None]
 
 
+class _Estimate(TypedDict):
+    """A figure against another's, with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
 class _Baseline(TypedDict):
     family: str
     name: str
@@ -61,6 +69,7 @@ _Budget = TypedDict(
         "held-out": _Figures,
         "ceiling": float,
         "strongest_baseline": _Rival | None,
+        "against_baseline": NotRequired[dict[str, _Estimate]],  # since images are compared in pairs
         "by_guidance": NotRequired[list[_AtScale]],  # since schedules hold at several scales
         "schedule": Schedule,
     },
@@ -147,7 +156,11 @@ class ReportDocument(TypedDict):
     teacher: _Teacher
 
 
-class _Named(_Figures):
+class _Other(_Figures):
+    searched_against_this: NotRequired[dict[str, _Estimate]]
+
+
+class _Named(_Other):
     name: str
 
 
@@ -167,7 +180,7 @@ class ComparisonDocument(TypedDict):
     """compare.json."""
 
     budgets: Annotated[list[_Compared], Field(min_length=1)]
-    twins: NotRequired[dict[str, list[_Figures | None]]]
+    twins: NotRequired[dict[str, list[_Other | None]]]
     rivals: NotRequired[list[_Student]]  # since other models can be measured
 
 

@@ -19,6 +19,11 @@ def interval(measure: Mapping[str, Any], name: str) -> str:
     return f"{figure(ends[0])}–{figure(ends[1])}" if ends else "–"
 
 
+def estimate(paired: Mapping[str, float] | None) -> str:
+    """A paired estimate with its interval, such as "0.330 (0.280–0.391)"; empty where there is none."""
+    return f"{figure(paired['value'])} ({figure(paired['low'])}–{figure(paired['high'])})" if paired else ""
+
+
 def decimals(value: float | None, digits: int) -> str:
     """A figure whose scale is known, with so many decimals. A dash for what was not measured."""
     return "–" if value is None else f"{value:.{digits}f}"

@@ -53,6 +53,12 @@ class CostTarget:
         same = self.strongest and self.strongest["digest"] == self.entry["digest"]
         return None if same else self.strongest
 
+    @property
+    def ratio(self) -> Mapping[str, float] | None:
+        """Its rFID over the rival's, paired by image, with its interval; None where that was not measured."""
+        against: Mapping[str, Mapping[str, float]] = self.entry.get("against_baseline", {})
+        return against.get("rfid")
+
 
 def targets(report: Mapping[str, Any]) -> list[CostTarget]:
     """Tiers and further budgets, the dearest first."""

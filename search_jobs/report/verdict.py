@@ -16,7 +16,7 @@ Verdict = Literal["clearly better", "better", "worse", "by hand", "alone"]
 
 
 def verdict(target: CostTarget) -> Verdict:
-    """Judge a target by rFID on held-out images. Clearly better: the 95 % intervals do not overlap."""
+    """Judge a target by rFID on held-out images. Clearly better: the paired 95 % interval of the ratio is below 1."""
     if target.by_hand:
         return "by hand"
     if target.rival is None:
@@ -24,7 +24,7 @@ def verdict(target: CostTarget) -> Verdict:
     own, other = target.entry["held-out"], target.rival["held-out"]
     if own["rfid"] >= other["rfid"]:
         return "worse"
-    return "better" if _overlap(own, other) else "clearly better"
+    return "better" if _by_chance(target) else "clearly better"
 
 
 def sentence(target: CostTarget) -> str:
@@ -39,13 +39,13 @@ def sentence(target: CostTarget) -> str:
         return f"{start}; nothing set by hand is as cheap."
     cost, rfid = _cost_and_rfid(target.rival)
     own, other = target.entry["held-out"], target.rival["held-out"]
-    overlap = _overlap(own, other)
+    doubt = _doubt(target)
     against = f"that of the strongest schedule set by hand, {target.rival['baseline']['name']} (cost {cost}, rFID {rfid})"
     if verdict(target) == "worse":
-        chance = "the intervals overlap, so this may be chance" if overlap else "the intervals do not even overlap"
+        chance = f"{doubt}, so this may be chance" if _by_chance(target) else doubt
         return f"{start}. That is worse than {against}; {chance}. It was chosen on other images."
-    doubt = f"though the {LEVEL} intervals overlap" if overlap else f"and the {LEVEL} intervals do not overlap"
-    return f"{start}. That is {_times(other['rfid'], own['rfid'])} than {against}, {doubt}."
+    joined = "though" if _by_chance(target) else "and"
+    return f"{start}. That is {_times(other['rfid'], own['rfid'])} than {against}, {joined} {doubt}."
 
 
 def summary(targets: Sequence[CostTarget], report: dict[str, Any]) -> str:
@@ -59,7 +59,7 @@ def summary(targets: Sequence[CostTarget], report: dict[str, Any]) -> str:
     text += " closer to the teacher (a lower rFID) than the strongest schedule that can be set by hand under the same ceiling"
     if better:
         where = "; " if clearly == better else f"; for {clearly} of them " if clearly else ", but "
-        text += f"{where}the {LEVEL} intervals {'do not ' if clearly else ''}overlap"
+        text += f"{where}the {LEVEL} interval of the ratio {'excludes' if clearly else 'holds'} 1"
     text += "."
     for kind, words in REST.items():
         if number := verdicts.count(kind):
@@ -67,12 +67,16 @@ def summary(targets: Sequence[CostTarget], report: dict[str, Any]) -> str:
     return text
 
 
-def _overlap(own: Entry, other: Entry) -> bool:
-    """Whether the intervals of rFID overlap; without intervals nothing is known to be apart."""
-    if not own["intervals"] or not other["intervals"]:
-        return True
-    (low, high), (other_low, other_high) = own["intervals"]["rfid"], other["intervals"]["rfid"]
-    return bool(low <= other_high and other_low <= high)
+def _by_chance(target: CostTarget) -> bool:
+    """Whether the difference to the rival may be chance; where the ratio was not measured, nothing is known to be apart."""
+    return target.ratio is None or target.ratio["low"] <= 1 <= target.ratio["high"]
+
+
+def _doubt(target: CostTarget) -> str:
+    if target.ratio is None:
+        return "how sure that is was not measured"
+    ends = f"{figure(target.ratio['low'])} to {figure(target.ratio['high'])}"
+    return f"the {LEVEL} interval of the ratio, {ends}, {'holds' if _by_chance(target) else 'excludes'} 1"
 
 
 def _cost_and_rfid(entry: Entry) -> tuple[str, str]:

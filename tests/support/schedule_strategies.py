@@ -65,6 +65,7 @@ def schedules(draw: st.DrawFn, model: st.SearchStrategy[ModelRef] = models) -> S
         teacher_steps=count * length,
         spacing=draw(st.sampled_from(["leading", "trailing", "linspace"])),
         karras=name != "ddim" and draw(st.booleans()),
+        clip=name == "dpmsolver++" and draw(st.booleans()),
     )
     pieces = draw(st.lists(segments(length), min_size=count, max_size=count))
     computed, timesteps = count + sum(len(piece.partial) for piece in pieces), None

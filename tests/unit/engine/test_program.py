@@ -296,7 +296,7 @@ def test_epsilon_prediction_says_nothing_without_signal() -> None:
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("bound", [0.3, 1.0])
 def test_clipping_the_clean_latent_is_diffusers(prediction: str, bound: float) -> None:
-    """Only x₀ is clipped, epsilon is not; and only DDIM's scheduler clips."""
+    """Only x₀ is clipped, epsilon is not; and only DDIM's scheduler clips unless the schedule says it."""
     settings_ = config(prediction_type=prediction, clip_sample=True, clip_sample_range=bound)
     levels = noise_levels(settings_)
     got, timesteps = ours(compiled(all_full("ddim", 20, "leading"), levels))
@@ -307,6 +307,32 @@ def test_clipping_the_clean_latent_is_diffusers(prediction: str, bound: float) -
     for solver in ("dpmsolver++", "euler"):
         program = compiled(all_full(cast(SolverName, solver), 20, "leading"), levels)
         assert all(step.clip == math.inf for step in program.steps)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_clipping_in_dpmsolver_is_diffusers_thresholding_at_its_default_limit(prediction: str, spacing: Spacing) -> None:
+    settings_ = config(prediction_type=prediction, timestep_spacing=spacing, clip_sample=True, clip_sample_range=1.0)
+    solver = Solver(name="dpmsolver++", teacher_steps=20, spacing=spacing, clip=True)
+    got, _ = ours(compiled(teacher(REF, solver), noise_levels(settings_)))
+    scheduler = DPMSolverMultistepScheduler.from_config({**settings_, "thresholding": True})
+    scheduler.set_timesteps(20)
+    latent = NOISE
+    for timestep in scheduler.timesteps:
+        latent = scheduler.step(predict(latent, int(timestep)), timestep, latent).prev_sample
+    assert (got - latent).abs().max() <= 2e-4
+    free, _ = ours(compiled(all_full("dpmsolver++", 20, spacing), noise_levels(settings_)))
+    assert (got - free).abs().max() > 0.1
+
+
+def test_clipping_is_refused_where_the_makers_clip_nothing_and_where_it_is_no_choice() -> None:
+    schedule = teacher(REF, Solver(name="dpmsolver++", teacher_steps=10, spacing="leading", clip=True))
+    with pytest.raises(InvalidInput) as caught:
+        compiled(schedule, levels_of("epsilon"))
+    assert caught.value.param == "solver.clip"
+    for name in ("ddim", "euler"):
+        with pytest.raises(ValidationError, match="dpmsolver"):
+            Solver(name=cast(SolverName, name), teacher_steps=10, spacing="leading", clip=True)
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)

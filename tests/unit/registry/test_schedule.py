@@ -68,6 +68,7 @@ CHANGES = {
     "solver.teacher_steps": {"solver": Solver(name="dpmsolver++", teacher_steps=100, spacing="leading")},
     "solver.spacing": {"solver": Solver(name="dpmsolver++", teacher_steps=50, spacing="trailing")},
     "solver.karras": {"solver": Solver(name="dpmsolver++", teacher_steps=50, spacing="leading", karras=True)},
+    "solver.clip": {"solver": Solver(name="dpmsolver++", teacher_steps=50, spacing="leading", clip=True)},
     "timesteps": {"timesteps": tuple(range(900, 0, -90))},
     "corrections": {"corrections": (Correction(output=0.25),) + (Correction(),) * 9},
     "scaled_corrections": {"scaled_corrections": (ScaledCorrections(guidance=3, corrections=(Correction(),) * 10),)},
@@ -77,11 +78,12 @@ CHANGES = {
 }
 
 
-def test_a_document_from_before_karras_timesteps_and_corrections_keeps_its_digest() -> None:
+def test_a_document_from_before_karras_clipping_timesteps_and_corrections_keeps_its_digest() -> None:
     solver = Solver(name="ddim", teacher_steps=10, spacing="trailing")
     old = Schedule(model=MODEL, solver=solver, segments=(Segment(partial=(2,), branch=3), Segment()))
     assert old.digest == "f64778b2676780306d72bf21972cf9c5a8a3a0c9d3219e5d96a56747f49e3287"
     assert b"karras" not in old.document()
+    assert b"clip" not in old.document()
     assert b"timesteps" not in old.document()
     assert b"corrections" not in old.document()
 

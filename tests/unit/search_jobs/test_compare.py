@@ -31,11 +31,16 @@ def test_images_that_are_not_finite_have_a_row_that_says_so() -> None:
     assert row(printed(GOOD, BROKEN), "4 steps")[2:] == ["0.200", "not", "finite", "–", "–", "–"]
     broken = printed(BROKEN, GOOD)
     assert any("not finite" in line and "searched" in line for line in broken)
-    assert row(broken, "4 steps")[2:] == ["0.200", "0.5000", "0.400–0.700", "30.00", "–"], "no ratio to what is not finite"
+    assert row(broken, "4 steps")[2:] == ["0.200", "0.5000", "0.400–0.700", "30.0", "–"], "no ratio to what is not finite"
 
 
 def test_the_ratio_is_the_searched_rfid_over_this_one() -> None:
     assert row(printed({**GOOD, "rfid": 0.1}, GOOD), "4 steps")[-1] == "0.200"
+
+
+def test_the_ratio_stands_beside_its_paired_interval() -> None:
+    paired = {**GOOD, "searched_against_this": {"rfid": {"value": 0.2, "low": 0.15, "high": 0.31}}}
+    assert row(printed({**GOOD, "rfid": 0.1}, paired), "4 steps")[-2:] == ["0.200", "(0.150–0.310)"]
 
 
 def test_what_a_search_has_nothing_for_is_said() -> None:

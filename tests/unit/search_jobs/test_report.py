@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Iterator
-from copy import deepcopy
 from functools import reduce
 from html.parser import HTMLParser
 from io import StringIO
@@ -114,6 +113,7 @@ def document() -> dict[str, Any]:
 def comparison() -> dict[str, Any]:
     searched = [measured(0.5, 0.4, 0.6, 0.1), measured(0.05, 0.04, 0.06, 0.3)]
     hand = {"name": "2+2 s=2 ddim", **measured(0.03, 0.01, 0.09, 0.31)}
+    hand["searched_against_this"] = {"rfid": {"value": 5 / 3, "low": 1.1, "high": 4.0}}
     return {
         "budgets": [
             {"relative": 0.1, "searched": searched[0], "baselines": {}},
@@ -324,23 +324,34 @@ def test_cells_lie_at_the_timesteps_and_null_steps_between_them() -> None:
     assert [cell.start for cell in cells(BY_HAND)] == [0, 0.25, 0.5, 0.75]
 
 
-def against(own: tuple[float, float, float], other: tuple[float, float, float] | None, by_hand: str = "") -> CostTarget:
-    rival = entry(BY_HAND, measured(*other, 0.2), by_hand="2+2") if other else None
-    return CostTarget("fast", 0.2, entry(SEARCHED, measured(*own, 0.1), by_hand), rival)
+def against(own: float, other: float | None, low: float = 0.0, high: float = 0.0, by_hand: str = "") -> CostTarget:
+    """A target whose ratio to its rival has this interval; the intervals of the two rFIDs themselves always overlap."""
+    rival = entry(BY_HAND, measured(other, 0.01, 0.9, 0.2), by_hand="2+2") if other else None
+    paired = {"rfid": {"value": own / other, "low": low, "high": high}} if other else {}
+    tier = {**entry(SEARCHED, measured(own, 0.01, 0.9, 0.1), by_hand), "against_baseline": paired}
+    return CostTarget("fast", 0.2, tier, rival)
 
 
-BETTER, CLEARLY = against((0.1, 0.05, 0.5), (0.4, 0.3, 0.9)), against((0.1, 0.05, 0.2), (0.4, 0.3, 0.9))
-WORSE, CLEARLY_WORSE = against((0.5, 0.2, 0.9), (0.4, 0.3, 0.8)), against((0.5, 0.45, 0.9), (0.4, 0.3, 0.41))
-ALONE, HAND = against((0.5, 0.2, 0.9), None), against((0.5, 0.2, 0.9), None, by_hand="3+3")
+BETTER, CLEARLY = against(0.1, 0.4, 0.1, 1.2), against(0.1, 0.4, 0.1, 0.6)
+WORSE, CLEARLY_WORSE = against(0.5, 0.4, 0.7, 1.5), against(0.5, 0.4, 1.1, 1.5)
+ALONE, HAND = against(0.5, None), against(0.5, None, by_hand="3+3")
 
 
 @pytest.mark.parametrize(
     ("target", "kind", "words"),
     [
-        (BETTER, "better", ["4.0 times lower", "though the 95\u00a0% intervals overlap", "2+2 (cost 0.200, rFID 0.400)"]),
-        (CLEARLY, "clearly better", ["4.0 times lower", "intervals do not overlap"]),
+        (
+            BETTER,
+            "better",
+            [
+                "4.0 times lower",
+                "though the 95\u00a0% interval of the ratio, 0.100 to 1.20, holds 1",
+                "2+2 (cost 0.200, rFID 0.400)",
+            ],
+        ),
+        (CLEARLY, "clearly better", ["4.0 times lower", "and the 95\u00a0% interval of the ratio, 0.100 to 0.600, excludes 1"]),
         (WORSE, "worse", ["worse than that of the strongest schedule set by hand", "may be chance", "chosen on other images"]),
-        (CLEARLY_WORSE, "worse", ["worse", "do not even overlap"]),
+        (CLEARLY_WORSE, "worse", ["worse", "1.10 to 1.50, excludes 1. It was"]),
         (ALONE, "alone", ["nothing set by hand is as cheap"]),
         (HAND, "by hand", ["is set by hand: 3+3", "found nothing that did better"]),
     ],
@@ -354,10 +365,10 @@ def test_sentences_say_what_the_figures_say(target: CostTarget, kind: str, words
     ("some", "expected"),
     [
         ([CLEARLY, CLEARLY], "both tiers come closer"),
-        ([CLEARLY, BETTER], "for 1 of them the 95\u00a0% intervals do not overlap."),
+        ([CLEARLY, BETTER], "for 1 of them the 95\u00a0% interval of the ratio excludes 1."),
         ([BETTER], "the tier comes closer"),
         ([BETTER, WORSE], "1 of the 2 tiers comes closer"),
-        ([BETTER, WORSE], ", but the 95\u00a0% intervals overlap. One is worse than by hand."),
+        ([BETTER, WORSE], ", but the 95\u00a0% interval of the ratio holds 1. One is worse than by hand."),
         ([WORSE, HAND, HAND], "none of the 3 tiers comes closer"),
         ([WORSE, HAND, HAND], "same ceiling. One is worse than by hand. Two are set by hand."),
     ],
@@ -366,20 +377,20 @@ def test_the_summary_counts_honestly(some: list[CostTarget], expected: str) -> N
     assert expected in summary(some, {"config": {"heldout": 8}})
 
 
-def test_without_intervals_nothing_is_clear() -> None:
-    report = deepcopy(CLEARLY)
-    report.entry["held-out"]["intervals"] = None
+def test_without_a_measured_ratio_nothing_is_clear() -> None:
+    report = CostTarget("fast", 0.2, {**CLEARLY.entry, "against_baseline": {}}, CLEARLY.strongest)
     assert verdict(report) == "better"
-    assert interval(report.entry["held-out"], "rfid") == "–"
+    assert "though how sure that is was not measured" in sentence(report)
+    assert interval({"intervals": None}, "rfid") == "–"
 
 
 def test_the_comparison_is_turned_to_one_row_per_kind_of_schedule() -> None:
     turned = EqualCostComparison.of(comparison())
     assert turned.limits() == ["≤ 0.333", "≤ 0.1"]
     rows = {series.label: cells for series, cells in turned.cells()}
-    assert rows["this search"] == [("0.0500", "0.0400–0.0600", False), ("0.500", "0.400–0.600", True)]
-    assert rows["search literal"] == [("0.0700", "0.0600–0.200", False), ("–", "", False)]
-    assert rows["cached fewer-step ddim"][0] == ("0.0300", "0.0100–0.0900", True)
+    assert rows["this search"] == [("0.0500", "0.0400–0.0600", "", False), ("0.500", "0.400–0.600", "", True)]
+    assert rows["search literal"] == [("0.0700", "0.0600–0.200", "", False), ("–", "", "", False)]
+    assert rows["cached fewer-step ddim"][0] == ("0.0300", "0.0100–0.0900", "1.67 (1.10–4.00)", True)
     assert [line.schedule for line in turned.lines()].count("2+2 s=2 ddim") == 2
 
 

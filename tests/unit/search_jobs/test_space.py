@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from engine.noise import NoiseLevels, Walk
 from engine.program import compile_program
-from registry.schedule import ModelRef, Segment, Solver, SolverName
+from registry.schedule import ModelRef, Segment, SolverName
 from search_jobs.baselines import Baselines
 from search_jobs.space import Genome, Space
 
@@ -103,7 +103,7 @@ def test_a_space_of_one_point_gives_it_back() -> None:
 
 BASELINES = Baselines(
     MODEL,
-    lambda name, steps: Solver(name=name, teacher_steps=steps, spacing="trailing"),
+    LEVELS,
     branches=7,
     cost_of=lambda one: (
         one.counts()["full"] / 50 + sum(0.1 * step.branch / 50 for step in one.steps() if step.kind == "partial")
@@ -137,7 +137,7 @@ def test_uniform_deepcache_computes_every_step_and_one_in_n_in_full() -> None:
 
 @pytest.mark.parametrize("teacher_steps", [2, 50, 899, 900])
 def test_uniform_deepcache_of_a_long_teacher_keeps_to_the_limit_of_steps(teacher_steps: int) -> None:
-    free = Baselines(MODEL, BASELINES.solver, branches=1, cost_of=lambda one: 0.3 if one.length < 599 <= teacher_steps else 0.1)
+    free = Baselines(MODEL, LEVELS, branches=1, cost_of=lambda one: 0.3 if one.length < 599 <= teacher_steps else 0.1)
     (schedule,) = (one.schedule for one in free.strongest(0.2, teacher_steps) if one.family == "uniform DeepCache")
     assert schedule.solver.teacher_steps <= 1000
     assert schedule.length == (599 if teacher_steps > 599 else 2)

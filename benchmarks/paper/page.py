@@ -1,0 +1,186 @@
+"""docs/results.md and its pictures, from the summaries of what was measured and nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.paper.contenders import BY_HAND, OURS, PAPER
+from benchmarks.paper.figures import EYE, PSNR, REAL, RFID, SCORE, first_difference
+from benchmarks.paper.pictures import front, strip
+from benchmarks.paper.subject import BUNDLED
+from search_jobs.report.figures import count, estimate, figure, macs
+from search_jobs.report.style import save
+
+SUMMARY, SHOWN, PAGE, FRONT = "summary.json", "shown.npz", "results.md", "results-front.png"
+NOT_MEASURED, NONE = "not measured", "–"
+KINDS = (*BY_HAND, PAPER, OURS)
+
+Summary = Mapping[str, Any]
+Entry = Mapping[str, Any]
+
+HEAD = """# Results
+
+Fidelity at five costs, of everything that could be there instead. `make paper` writes this page (or `python -m benchmarks.paper
+page`) from what it measured; nothing in it is typed by hand, and what was not measured says so.
+
+**Speed-up** is in MACs of the UNet: 5.1× is at most 1/5.1 of the teacher's. **rFID** is the Fréchet distance to the teacher's
+images of the same prompts and noise, **PSNR** the pixel error to them, **distance to real** the Fréchet distance to real images
+that no training saw. Distances compare only within a model: same features, same number of images. Every set of images has the
+same noise, and nothing was chosen on it.
+
+What is **set by hand** is the best that a user can set: every step count, every interval and branch of caching, all three
+timestep spacings, Karras' levels, clipping where the model's makers clip, each chosen for each cost on other noise.
+**The paper's space** is the literal one (partial steps directly after full ones, no timesteps or corrections of their own),
+searched as ours is, and then tried in every setting of its solver. Of several searches the table shows the middle one by rFID,
+and the lowest and highest in parentheses. Intervals are 95 % bootstrap intervals, paired by noise: where that of a ratio
+excludes 1, or of a difference 0, the two differ.
+"""
+
+
+class Measured(NamedTuple):
+    """A model's summary and the folder that it lies in."""
+
+    summary: Summary
+    folder: Path
+
+
+def write(out: Path, docs: Path) -> Path:
+    """Write the page and its pictures of what is measured below `out`. Returns the page's path."""
+    docs.mkdir(parents=True, exist_ok=True)
+    known = read(out)
+    parts = [HEAD]
+    if known:
+        save(front([one.summary for one in known.values()]), docs / FRONT)
+        parts.append(f"![rFID against speed-up, a panel for each model]({FRONT})\n")
+    for model in dict.fromkeys((*BUNDLED, *known)):
+        parts.append(f"## {model}\n")
+        if model not in known:
+            parts.append(f"{NOT_MEASURED.capitalize()}.\n")
+            continue
+        picture = f"results-{model}.png"
+        save(strip(known[model].summary, known[model].folder / SHOWN), docs / picture)
+        parts += _model(known[model].summary, picture)
+    page = docs / PAGE
+    page.write_text("\n".join(parts), encoding="utf-8")
+    return page
+
+
+def read(out: Path) -> dict[str, Measured]:
+    """The summaries by model; a full one goes before a quick one."""
+    found: dict[str, Measured] = {}
+    for path in sorted(out.glob(f"*/{SUMMARY}")):
+        summary = json.loads(path.read_bytes())
+        model = summary["about"]["model"]
+        if model not in found or summary["about"]["effort"] == "full":
+            found[model] = Measured(summary, path.parent)
+    return found
+
+
+def _model(summary: Summary, picture: str) -> Iterator[str]:
+    about, score = summary["about"], summary["about"]["score"]
+    yield _facts(about)
+    yield f"![Images of the same noise: the teacher, ours, the best set by hand]({picture})\n"
+    yield _differences(summary)
+    for name, title, digits in (
+        (RFID, "rFID to the teacher", None),
+        (REAL, "Fréchet distance to real images", None),
+        (PSNR, "PSNR to the teacher, dB", 1),
+        (SCORE, score, 2),
+    ):
+        teacher = summary["teacher"]["figures"].get(name)
+        if teacher is None:
+            continue
+        of_teacher = f" (the teacher: {_number(teacher['value'], digits)})" if name in (REAL, SCORE) else ""
+        yield _table(f"{title}{of_teacher}", summary, lambda entries, n=name, d=digits: _cell(entries, n, d))
+    if not about["real"]:
+        yield "There are no real images at hand for this model, so no distance to any.\n"
+    yield _table(
+        "rFID of ours over this one's", summary, lambda entries: estimate(_middle(entries)["ours_over_this"].get(RFID)), (OURS,)
+    )
+    if about["real"]:
+        yield _table(
+            "Distance to real images, less the teacher's",
+            summary,
+            lambda entries: estimate(_middle(entries)["less_teacher"].get(REAL)) or "not finite",
+        )
+    if score:
+        yield _table(
+            f"{score}, less the teacher's",
+            summary,
+            lambda entries: estimate(_middle(entries)["less_teacher"].get(SCORE)) or "not finite",
+        )
+    yield _table("The schedules: cost, and what was chosen", summary, _schedule)
+
+
+def _facts(about: Mapping[str, Any]) -> str:
+    settings = ", ".join(f"{name} {value}" for name, value in about["search"].items())
+    size = "**A quick run: few images and small searches, so its figures are rough.**\n" if about["effort"] != "full" else ""
+    return (
+        f"* Date: {about['date']}\n* Machine: {about['machine']}, torch {about['torch']}\n* Command: `{about['command']}`\n"
+        f"* Teacher: {about['teacher']}, {macs(about['macs'])} an image; guidance {about['guidance']:g}\n"
+        f"* {count(about['images'])} images of each schedule; features {about['features']}; "
+        f"{about['seeds']} searches of each space ({settings})\n\n{size}"
+    )
+
+
+def _differences(summary: Summary) -> str:
+    """At which speed-up each kind's images are first worse than the teacher's."""
+    about = summary["about"]
+    measures = ["distance to real images"] * about["real"] + [about["score"]] * bool(about["score"])
+    last = max((entry["speedup"] for entry in summary["entries"]), default=0.0)
+    lines = [
+        f"First worse than the teacher: in quality, where the paired interval of {' or '.join(measures) or 'a score'}, "
+        f"less the teacher's, excludes 0 in the wrong direction; to the eye, where PSNR is below {EYE:g} dB.\n",
+        "| | in quality, from | to the eye, from |\n|---|---|---|",
+    ]
+    for kind in KINDS:
+        entries = [entry for entry in summary["entries"] if entry["kind"] == kind and entry["middle"]]
+        quality, eye = (f"{at:g}×" if at else f"not up to {last:g}×" for at in first_difference(entries))
+        cells = (quality if measures else NONE, eye) if entries else (NOT_MEASURED, NOT_MEASURED)
+        lines.append(f"| {kind} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _table(title: str, summary: Summary, cell: Any, without: Iterable[str] = ()) -> str:
+    """Markdown: a line for each kind, a column for each speed-up. cell: what it says of the entries of one place."""
+    speedups = sorted(summary["speedups"])
+    measured = {entry["speedup"] for entry in summary["entries"]}
+    lines = [f"| {title} | " + " | ".join(f"{speedup:g}×" for speedup in speedups) + " |", "|---|" + "---:|" * len(speedups)]
+    for kind in (kind for kind in KINDS if kind not in set(without)):
+        cells = []
+        for speedup in speedups:
+            entries = [entry for entry in summary["entries"] if entry["kind"] == kind and entry["speedup"] == speedup]
+            missing = "none as cheap" if speedup in measured else NOT_MEASURED
+            cells.append((cell(entries) or NONE) if entries else missing)
+        name = f"**{kind}**" if kind == OURS else kind
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(entries: Sequence[Entry], name: str, digits: int | None) -> str:
+    """A figure of the middle search, and the lowest and highest where there are several."""
+    if name not in _middle(entries)["figures"]:
+        return "not finite"
+    value = _number(_middle(entries)["figures"][name]["value"], digits)
+    all_values = sorted(entry["figures"][name]["value"] for entry in entries if name in entry["figures"])
+    if len(entries) == 1:
+        return value
+    return f"{value} ({_number(all_values[0], digits)}–{_number(all_values[-1], digits)})"
+
+
+def _schedule(entries: Sequence[Entry]) -> str:
+    middle = _middle(entries)
+    steps = middle["steps"]
+    searched = f"{steps['full']}+{steps['partial']}" if middle["kind"] in (PAPER, OURS) else ""
+    return f"{middle['cost']:.3f}: {searched or middle['name']}"
+
+
+def _middle(entries: Sequence[Entry]) -> Entry:
+    return next((entry for entry in entries if entry["middle"]), entries[0])
+
+
+def _number(value: float, digits: int | None) -> str:
+    return figure(value) if digits is None else f"{value:.{digits}f}"

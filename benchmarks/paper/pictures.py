@@ -1,0 +1,96 @@
+"""The table at a glance: a panel for each model with the front of every kind, and strips of images of the same noise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from benchmarks.paper.contenders import BY_HAND, OURS, PAPER
+from benchmarks.paper.figures import PSNR, RFID
+from search_jobs.report.style import FAMILIES, INK, SEARCHED, WIDTH, decades, dress, figure, headline
+
+IMAGES = 2  # of the same noise, in a strip
+LOOKS = {  # marker and colour of each kind
+    "fewer DDIM steps": FAMILIES["fewer-step ddim"],
+    "fewer DPM-Solver++ steps": FAMILIES["fewer-step dpmsolver++"],
+    "uniform DeepCache": FAMILIES["uniform DeepCache"],
+    "non-uniform DeepCache": FAMILIES["non-uniform DeepCache"],
+    "uniform caching on fewer steps": FAMILIES["cached fewer-step ddim"],
+    PAPER: ("o", "#6b7783"),
+    OURS: ("*", SEARCHED),
+}
+
+Summary = Mapping[str, Any]
+
+
+def front(summaries: Sequence[Summary]) -> Figure:
+    """rFID against speed-up, both logarithmic; the band of the searches is from the lowest to the highest seed."""
+    picture = figure(WIDTH, 4.2)
+    panels = picture.subplots(1, len(summaries), squeeze=False)[0]
+    for axes, summary in zip(panels, summaries, strict=True):
+        for kind, (marker, colour) in LOOKS.items():
+            _line(axes, summary, kind, marker, colour)
+        speedups = sorted(summary["speedups"])
+        axes.set(xscale="log", yscale="log", xlabel="speed-up in MACs")
+        dress(axes)
+        decades(axes.yaxis)
+        axes.xaxis.set_major_locator(FixedLocator(speedups))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
+        axes.xaxis.set_minor_locator(NullLocator())
+        rough = ", quick run" if summary["about"]["effort"] != "full" else ""
+        headline(axes, f"{summary['about']['model']} ({summary['about']['images']} images{rough})")
+    panels[0].set_ylabel("rFID to the teacher (less is better)")
+    handles, labels = panels[0].get_legend_handles_labels()
+    picture.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8.5, labelcolor=INK)
+    return picture
+
+
+def _line(axes: Any, summary: Summary, kind: str, marker: str, colour: str) -> None:
+    """One kind's line, and the band of its searches."""
+    values: dict[float, list[float]] = {}
+    for entry in summary["entries"]:
+        if entry["kind"] == kind and RFID in entry["figures"]:
+            values.setdefault(entry["speedup"], []).append(entry["figures"][RFID]["value"])
+    at = sorted(values)
+    middle = [sorted(values[speedup])[len(values[speedup]) // 2] for speedup in at]
+    own = kind == OURS
+    axes.plot(
+        at, middle, marker=marker, c=colour, lw=2.2 if own else 1, ms=11 if own else 5, label=kind, zorder=5 if own else 3
+    )
+    if any(len(of_seeds) > 1 for of_seeds in values.values()):
+        low, high = ([choose(values[speedup]) for speedup in at] for choose in (min, max))
+        axes.fill_between(at, low, high, color=colour, alpha=0.18, lw=0)
+
+
+def strip(summary: Summary, shown: Path) -> Figure:
+    """A column for each speed-up; for each image three rows: the teacher, ours, the best that is set by hand there."""
+    with np.load(shown, allow_pickle=False) as kept:
+        images = {name: kept[name] for name in kept.files}
+    speedups = sorted({entry["speedup"] for entry in summary["entries"]})
+    rows = 3 * min(IMAGES, len(images[summary["teacher"]["digest"]]))
+    picture = figure(1.05 * max(1, len(speedups)) + 1.1, 1.05 * rows + 0.4)
+    grid = picture.subplots(rows, max(1, len(speedups)), squeeze=False, gridspec_kw={"wspace": 0.03, "hspace": 0.03})
+    for column, speedup in enumerate(speedups):
+        here = [entry for entry in summary["entries"] if entry["speedup"] == speedup and entry["middle"] and entry["figures"]]
+        ours = next((entry for entry in here if entry["kind"] == OURS), None)
+        hand = min((e for e in here if e["kind"] in BY_HAND), key=lambda e: float(e["figures"][RFID]["value"]), default=None)
+        for row in range(rows):
+            cell, entry = grid[row][column], (None, ours, hand)[row % 3]
+            digest = summary["teacher"]["digest"] if row % 3 == 0 else entry["digest"] if entry else None
+            cell.set(xticks=[], yticks=[])
+            cell.spines[:].set_visible(False)
+            if digest in images:
+                cell.imshow(images[digest][row // 3], interpolation="nearest")
+            if entry and row < 3:
+                cell.set_xlabel(f"{entry['figures'][PSNR]['value']:.1f} dB", fontsize=7, color=INK, labelpad=1)
+        grid[0][column].set_title(f"{speedup:g}×", fontsize=9, color=INK)
+    for row in range(rows):
+        grid[row][0].set_ylabel(
+            ("teacher", "ours", "by hand")[row % 3], rotation=0, ha="right", va="center", fontsize=8.5, color=INK
+        )
+    return picture

@@ -1,0 +1,69 @@
+"""How sure a figure of a sample of images is, and how sure a difference between two schedules: the bootstrap (Efron 1979).
+
+Schedules of one sample are resampled alike: an image is drawn for all of them or for none. What is easy or hard about its
+prompt and its noise then cancels, so a ratio is far surer than two figures by themselves: their intervals may overlap where
+that of the ratio excludes 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluation.features import Features
+
+RESAMPLES = 200
+ENDS = (0.025, 0.975)  # of a 95 % interval
+
+Chosen = NDArray[np.int64]  # indices of images, (n,)
+
+
+class Estimate(NamedTuple):
+    """A figure and the ends of its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def holds(self, value: float) -> bool:
+        """Whether a value is not excluded."""
+        return self.low <= value <= self.high
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """A figure of a sample, and of its resamples (r,)."""
+
+    value: float
+    drawn: Features
+
+    def estimate(self) -> Estimate:
+        """The figure with its percentile interval, moved by the bias that resampling shows.
+
+        A Fréchet distance is larger for resamples, in which images repeat (Efron and Tibshirani 1993, chapter 10).
+        """
+        low, high = np.quantile(self.drawn, ENDS) - (self.drawn.mean() - self.value)
+        return Estimate(self.value, float(low), float(high))
+
+    def less(self, other: Resampled) -> Estimate:
+        """The difference of two schedules of one sample."""
+        return Resampled(self.value - other.value, self.drawn - other.drawn).estimate()
+
+    def over(self, other: Resampled) -> Estimate | None:
+        """The ratio of two schedules of one sample, in whose logarithm the bias is removed; None where one is not above 0."""
+        both = np.stack([np.append(one.drawn, one.value) for one in (self, other)])
+        if not (both > 0).all():
+            return None
+        *drawn, value = np.log(both[0]) - np.log(both[1])
+        return Estimate(*map(float, np.exp(Resampled(value, np.array(drawn)).estimate())))
+
+
+def resampled(figures: Callable[[Chosen], Mapping[str, float]], count: int, resamples: int = RESAMPLES) -> dict[str, Resampled]:
+    """What `figures` says of a sample of `count` images, and of resamples: the same ones for every schedule of that sample."""
+    rng, whole = np.random.default_rng(0), figures(np.arange(count))
+    drawn = [figures(rng.integers(0, count, count)) for _ in range(resamples)]
+    return {name: Resampled(value, np.array([resample[name] for resample in drawn])) for name, value in whole.items()}

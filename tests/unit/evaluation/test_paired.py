@@ -1,0 +1,83 @@
+"""The bootstrap in pairs: it holds what is true about as often as it says, and is surer than two intervals by themselves."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from evaluation import frechet_distance
+from evaluation.paired import Estimate, Resampled, resampled
+
+DIMENSIONS, IMAGES = 4, 300
+Sample = NDArray[np.float64]
+
+
+def distances(images: Sample, teacher: Sample, resamples: int = 60) -> Resampled:
+    """The Fréchet distance of a sample to the teacher's images of the same noise."""
+    figures = resampled(lambda chosen: {"rfid": frechet_distance(images[chosen], teacher[chosen])}, len(images), resamples)
+    return figures["rfid"]
+
+
+def drawn(rng: np.random.Generator, *factors: float) -> tuple[Sample, list[Sample]]:
+    """A teacher's sample, and one of each schedule: a factor of it, and noise of its own.
+
+    The teacher's distribution is a standard Gaussian, so a schedule's has the covariance (factor² + 0.01) I and its Fréchet
+    distance is d (√(factor² + 0.01) − 1)².
+    """
+    teacher = rng.standard_normal((IMAGES, DIMENSIONS))
+    return teacher, [factor * teacher + 0.1 * rng.standard_normal(teacher.shape) for factor in factors]
+
+
+def true_distance(factor: float) -> float:
+    return float(DIMENSIONS * (np.sqrt(factor**2 + 0.01) - 1) ** 2)
+
+
+def test_a_schedule_against_its_equal_is_a_ratio_of_one_and_a_difference_of_nothing() -> None:
+    teacher, (ours, _) = drawn(np.random.default_rng(0), 1.1, 1.2)
+    one, same = distances(ours, teacher), distances(ours.copy(), teacher)
+    assert one.over(same) == Estimate(1.0, 1.0, 1.0)
+    assert one.less(same) == Estimate(0.0, 0.0, 0.0)
+
+
+def test_the_interval_of_a_ratio_holds_the_true_one_about_as_often_as_it_says() -> None:
+    rng, held, trials = np.random.default_rng(0), 0, 40
+    for _ in range(trials):
+        teacher, (ours, rival) = drawn(rng, 1.15, 1.2)
+        ratio = distances(ours, teacher).over(distances(rival, teacher))
+        assert ratio is not None
+        held += ratio.holds(true_distance(1.15) / true_distance(1.2))
+    assert 0.85 <= held / trials <= 1
+
+
+def test_pairs_tell_apart_what_two_intervals_beside_each_other_do_not() -> None:
+    teacher, (ours, rival) = drawn(np.random.default_rng(1), 1.15, 1.16)
+    one, other = distances(ours, teacher), distances(rival, teacher)
+    assert one.estimate().high > other.estimate().low, "the intervals overlap"
+    ratio = one.over(other)
+    assert ratio is not None
+    assert ratio.high < 1
+    assert ratio.value == pytest.approx(one.value / other.value)
+
+
+@pytest.mark.parametrize("statistic", [np.mean, np.std, np.median])
+def test_all_schedules_of_a_sample_are_resampled_alike(statistic: Callable[[Sample], float]) -> None:
+    values = np.random.default_rng(2).standard_normal(50)
+    one = resampled(lambda chosen: {"figure": float(statistic(values[chosen]))}, 50)["figure"]
+    shifted = resampled(lambda chosen: {"figure": float(statistic(values[chosen] + 3))}, 50)["figure"]
+    difference = shifted.less(one)
+    assert difference.high - difference.low < 1e-12, "what all images have in common is no doubt"
+
+
+def test_an_estimate_without_bias_is_the_percentiles_and_one_with_bias_is_moved() -> None:
+    figures = np.random.default_rng(3).standard_normal(2000)
+    plain = Resampled(float(figures.mean()), figures).estimate()
+    assert (plain.low, plain.high) == pytest.approx(tuple(np.quantile(figures, (0.025, 0.975))))
+    moved = Resampled(plain.value, figures + 5).estimate()
+    assert (moved.low, moved.high) == pytest.approx((plain.low, plain.high))
+
+
+def test_there_is_no_ratio_to_nothing() -> None:
+    nothing, something = Resampled(0.0, np.zeros(5)), Resampled(1.0, np.ones(5))
+    assert something.over(nothing) is None
+    assert nothing.over(something) is None
