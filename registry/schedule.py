@@ -34,7 +34,7 @@ class Solver(Document):
     """The update rule and the teacher's timesteps, named as in diffusers; `karras`: on the levels of arXiv 2206.00364.
 
     `clip`: DPM-Solver++ bounds the predicted clean latent where DDIM does, on models whose makers clip it. In diffusers that is
-    `thresholding`, at its default limit of 1. Stochastic solvers add fresh noise between steps, which an image has from its seed.
+    `thresholding`, at its default limit of 1. Stochastic solvers add fresh noise between steps, an image's by its seed.
     """
 
     name: SolverName

@@ -56,13 +56,13 @@ class Ledger:
 
     def get(self, task: EvaluationTask) -> Evaluation | None:
         """The task's evaluation, if it was made."""
-        return self._evaluations.get(_name(task))
+        return self._evaluations.get(task_name(task))
 
     def add(self, task: EvaluationTask, evaluation: Evaluation) -> None:
         """Append one evaluation and flush it to the disk."""
-        self._evaluations[_name(task)] = evaluation
+        self._evaluations[task_name(task)] = evaluation
         entry = {
-            "task": _name(task),
+            "task": task_name(task),
             "schedule": evaluation.schedule.model_dump(mode="json", exclude_none=True),
             "measure": asdict(evaluation.measurement),
             "spent": asdict(evaluation.spent),
@@ -73,7 +73,8 @@ class Ledger:
             os.fsync(file.fileno())
 
 
-def _name(task: EvaluationTask) -> str:
+def task_name(task: EvaluationTask) -> str:
+    """What a ledger calls a task."""
     return f"{task.stage}/{'fitted' if task.fitting else 'as it is'}/{task.schedule.digest}"
 
 

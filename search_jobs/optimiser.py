@@ -79,12 +79,12 @@ class Evolution:
     """
 
     space: Space
-    initial: Sequence[Genome]
     cost_of: Callable[[Genome], float]
     budgets: Sequence[float]
     population: int = 10
     seed: int = 0
     parents: int = 4
+    initial: list[Genome] = field(default_factory=list)
     history: list[Point] = field(default_factory=list)
     generation: int = 0
 

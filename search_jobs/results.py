@@ -5,90 +5,64 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from registry.schedule import Correction, Cost, Fidelity, ScaledCorrections, Schedule, Validated
+from registry.schedule import Cost, Fidelity, Schedule, Validated
 from search_jobs.baselines import Baseline
-from search_jobs.config import JobConfig
+from search_jobs.choice import BudgetChoice
 from search_jobs.evaluator import EvaluationTask, Evaluator
-from search_jobs.ledger import Ledger
 from search_jobs.objective import Evaluation, save_samples
-from search_jobs.optimiser import Evolution, Point, front, hypervolume
-from search_jobs.space import Genome, Space
+from search_jobs.optimiser import Point, front, hypervolume
+from search_jobs.search import Search
 from search_jobs.stages import RUNGS, figures_at
-from search_jobs.throughput import Throughput
 
 WORST_POINT = (1.0, 100.0)  # the corner of the hypervolume: the teacher's cost, and a loss that only ruined images have
 
 
-@dataclass(frozen=True)
-class BudgetChoice:
-    """A budget's schedule, and the strongest baseline that it affords.
-
-    searched: the schedule as the search decided for it, before it got corrections for other guidance scales than its own.
-    """
-
-    schedule: Schedule
-    baseline: Baseline | None
-    ceiling: float
-    searched: Schedule
-
-    def scaled(self, fits: Mapping[float, tuple[Correction, ...]]) -> BudgetChoice:
-        """The choice with the corrections of each of these guidance scales."""
-        fitted = tuple(ScaledCorrections(guidance=scale, corrections=fits[scale]) for scale in sorted(fits))
-        return replace(self, schedule=self.schedule.model_copy(update={"corrections": None, "scaled_corrections": fitted}))
-
-    def schedules(self) -> list[Schedule]:
-        """The schedule, and that of its strongest baseline."""
-        return [self.schedule] + ([self.baseline.schedule] if self.baseline else [])
-
-
-@dataclass(frozen=True)
+@dataclass
 class SearchResults:
-    """A search that is over: its configuration, its evaluations, its choices."""
+    """A search that is over, and its choices."""
 
-    config: JobConfig
     evaluator: Evaluator
-    space: Space
-    ledger: Ledger
-    evolution: Evolution
-    fitted: Mapping[Genome, Schedule]
-    rivals: Mapping[float, Sequence[Baseline]]
+    search: Search
     choices: Sequence[BudgetChoice]
     started: datetime
-    throughput: Mapping[str, Throughput]
+
+    def __post_init__(self) -> None:
+        search = self.search
+        self.config, self.ledger, self.fitted = search.config, search.evaluations.ledger, search.ladder.fitted
+        self.history = search.evolution.history
 
     def document(self, folder: Path) -> dict[str, Any]:
         """Everything report.json holds. Schedules under `tiers` carry cost, held-out fidelity and provenance."""
         provenance, final = self._provenance(folder), self.evaluator.objective("held-out")
         save_samples(folder / "samples" / "teacher.npy", final.teacher_outputs.images)
         budgets = {choice.ceiling: self._budget(choice, provenance) for choice in self.choices}
-        history = self.evolution.history
         return {
             "config": self.config.model_dump(mode="json"),
             "model": self.evaluator.model.ref.model_dump(mode="json"),
             "features": self.evaluator.extractor.name,
             "prompts": self.evaluator.prompts(),
-            "space_size": f"{self.space.size():.3e}",
+            "space_size": f"{self.search.space.size():.3e}",
             "provenance": provenance,
-            "evaluated": [self._point(point) for point in history],
+            "evaluated": [self._point(point) for point in self.history],
             "front": [self.fitted[point.genome].digest for point in self._front()],
             "by_hand": [
                 {"ceiling": ceiling, **self.entry(baseline.schedule)}
-                for ceiling, baselines in self.rivals.items()
+                for ceiling, baselines in self.search.rivals.items()
                 for baseline in baselines
             ],
             "budgets": list(budgets.values()),
             "tiers": {name: budgets[ceiling] for name, ceiling in self.config.tiers.items()},
             "progress": self._progress(),
             "spent": self._spent(),
-            "throughput": {stage: made.document() for stage, made in self.throughput.items() if made.images},
+            "throughput": {stage: made.document() for stage, made in self.search.evaluations.throughput.items() if made.images},
             "samples": {"prompts": list(final.sample.prompts[:8]), "seeds": list(final.sample.seeds[:8])},
             "teacher": {
                 "digest": final.teacher.schedule.digest,
@@ -134,14 +108,19 @@ class SearchResults:
         return {"guidance": scale} | {n: e.measurement.document() for n, e in zip(names, evaluations, strict=False)}
 
     def _point(self, point: Point) -> dict[str, Any]:
-        return {"digest": self.fitted[point.genome].digest, "cost": point.cost, "loss": point.loss, "rung": RUNGS[point.rung]}
+        return {
+            "digest": self.fitted[point.genome].digest,
+            "cost": point.cost,
+            "loss": point.loss,
+            "rung": RUNGS[point.rung],
+        }
 
     def _front(self) -> list[Point]:
         """The front of the points on the last rung; the others were measured on too few images."""
-        return front([point for point in self.evolution.history if point.rung == len(RUNGS) - 1])
+        return front([point for point in self.history if point.rung == len(RUNGS) - 1])
 
     def _by_hand(self) -> dict[str, Baseline]:
-        return {baseline.schedule.digest: baseline for baselines in self.rivals.values() for baseline in baselines}
+        return {baseline.schedule.digest: baseline for baselines in self.search.rivals.values() for baseline in baselines}
 
     def _published(self, schedule: Schedule, provenance: dict[str, Any]) -> dict[str, Any]:
         """The schedule as it goes to the registry: what it costs and does to images, from the held-out measurement."""
@@ -172,9 +151,9 @@ class SearchResults:
     def _progress(self) -> list[dict[str, float]]:
         """After each rung of the ladder climbed so far: images generated and the hypervolume of the last rung's points."""
         images = {name: len(self.evaluator.stages[name].sample.seeds) for name in RUNGS}
-        images_of_points = [sum(images[name] for name in RUNGS[: point.rung + 1]) for point in self.evolution.history]
+        images_of_points = [sum(images[name] for name in RUNGS[: point.rung + 1]) for point in self.history]
         on_last_rung, progress = list[Point](), []
-        for point, total in zip(self.evolution.history, accumulate(images_of_points), strict=True):
+        for point, total in zip(self.history, accumulate(images_of_points), strict=True):
             if point.rung == len(RUNGS) - 1:
                 on_last_rung.append(point)
                 progress.append({"images": total, "hypervolume": round(hypervolume(on_last_rung, WORST_POINT), 5)})
@@ -185,7 +164,7 @@ class SearchResults:
 
         The teacher's images and MACs come on top.
         """
-        history, points = self.evolution.history, max(1, len(self._front()))
+        points = max(1, len(self._front()))
         images = [len(self.evaluator.stages[name].sample.seeds) for name in RUNGS]
         stages: dict[str, dict[str, int]] = {}
         for stage, evaluation in self.ledger:
@@ -204,16 +183,16 @@ class SearchResults:
             "search_images": searched,
             "front_points": points,
             "images_per_front_point": round(searched / points, 1),
-            "images_per_front_point_without_rungs": round(len(history) * sum(images[1:]) / points, 1),
+            "images_per_front_point_without_rungs": round(len(self.history) * sum(images[1:]) / points, 1),
             "macs_per_front_point": run // points,
             "macs_per_front_point_without_sharing": (run + shared) // points,
         }
 
     def _climbed(self) -> Iterator[Evaluation]:
         """The evaluations of the search's own points, on every rung that they reached."""
-        for point in self.evolution.history:
+        for point in self.history:
             for stage in RUNGS[: point.rung + 1]:
-                schedule = self.fitted[point.genome] if stage == "select" else self.space.schedule(point.genome)
+                schedule = self.fitted[point.genome] if stage == "select" else self.search.space.schedule(point.genome)
                 evaluation = self.ledger.get(EvaluationTask(stage, schedule, self.config.correct and stage != "select"))
                 assert evaluation is not None, "a point's evaluations are in the ledger"
                 yield evaluation
@@ -228,7 +207,7 @@ class SearchResults:
             "started": self.started.isoformat(timespec="seconds"),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "searched_images": sum(evaluation.measurement.images for evaluation in self._climbed()),
-            "searched_schedules": len(self.evolution.history),
+            "searched_schedules": len(self.history),
         }
 
 

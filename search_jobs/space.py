@@ -94,7 +94,8 @@ class Space:
     def adopt(self, schedule: Schedule) -> Genome | None:
         """The genes of a schedule of any number of steps: same steps at the same timesteps, if the space can hold them.
 
-        None where it cannot: more partial steps than a segment of ours has room for.
+        A solver that the space does not have becomes its first. None where it cannot hold them: more partial steps than a
+        segment of ours has room for.
         """
         length, segments = self.length(len(schedule.segments)), []
         for segment in schedule.segments:
@@ -106,7 +107,8 @@ class Space:
             segments.append(segment.model_copy(update={"partial": offsets}))
         grid = path_of(schedule, self.levels).timesteps
         timesteps = _descending([round(timestep) for timestep in grid.tolist()]) if self.retime else None
-        return self._in_form(Genome(schedule.solver.name, tuple(segments), timesteps))
+        solver = schedule.solver.name if schedule.solver.name in self.solvers else self.solvers[0]
+        return self._in_form(Genome(solver, tuple(segments), timesteps))
 
     def _in_form(self, genome: Genome) -> Genome:
         """The genome, with its partial steps directly after the full ones if the space has the paper's form."""

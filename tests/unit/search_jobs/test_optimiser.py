@@ -31,7 +31,7 @@ def loss_of(genome: Genome) -> float:
 
 
 def search(seed: int, generations: int) -> Evolution:
-    evolution = Evolution(SPACE, START, cost_of, BUDGETS, population=10, seed=seed)
+    evolution = Evolution(SPACE, cost_of, BUDGETS, population=10, seed=seed, initial=START)
     for _ in range(generations):
         evolution.tell([Point(c.genome, cost_of(c.genome), loss_of(c.genome)) for c in evolution.ask()])
     return evolution
@@ -70,9 +70,7 @@ def test_the_same_seed_takes_the_same_path_and_another_does_not() -> None:
 def test_going_on_from_a_history_is_the_same_as_never_stopping() -> None:
     whole = search(seed=1, generations=6)
     half = search(seed=1, generations=3)
-    resumed = Evolution(
-        SPACE, START, cost_of, BUDGETS, population=10, seed=1, history=list(half.history), generation=half.generation
-    )
+    resumed = Evolution(SPACE, cost_of, BUDGETS, population=10, seed=1, history=list(half.history), generation=half.generation)
     for _ in range(3):
         resumed.tell([Point(c.genome, cost_of(c.genome), loss_of(c.genome)) for c in resumed.ask()])
     assert resumed.history == whole.history
@@ -81,7 +79,7 @@ def test_going_on_from_a_history_is_the_same_as_never_stopping() -> None:
 def test_an_exhausted_space_ends_the_generation_and_not_the_search() -> None:
     tiny = Space(model=MODEL, levels=LEVELS, branches=1, teacher_steps=2, segments=(1, 2), solvers=("ddim",), retime=False)
     start = [Genome("ddim", (Segment(),))]
-    evolution = Evolution(tiny, start, cost_of, [1.0], population=10)
+    evolution = Evolution(tiny, cost_of, [1.0], population=10, initial=start)
     for _ in range(3):
         evolution.tell([Point(child.genome, cost_of(child.genome), 1.0) for child in evolution.ask()])
     assert len(evolution.history) == tiny.size()
@@ -105,7 +103,7 @@ def test_for_every_budget_it_finds_better_points_than_as_many_random_ones() -> N
 
 def test_only_points_of_the_highest_rung_have_children() -> None:
     good, lucky = Genome("ddim", (Segment(partial=(5,), branch=3),) * 5), Genome("ddim", (Segment(),) * 5)
-    evolution = Evolution(SPACE, START, cost_of, [1.0], population=10)
+    evolution = Evolution(SPACE, cost_of, [1.0], population=10, initial=START)
     evolution.tell([Point(lucky, 0.1, 0.0, rung=0), Point(good, 0.175, 1.0, rung=2)])
     assert [point.genome for point in evolution.best(1.0)] == [good]
     assert evolution.best(0.15) == []

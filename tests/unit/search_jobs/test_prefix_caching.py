@@ -179,6 +179,18 @@ def test_corrections_bring_the_latents_closer_to_the_teachers(trained: Scene) ->
         assert (fitted - trained.path.end).square().mean() < 0.8 * (plain - trained.path.end).square().mean()
 
 
+def test_corrections_make_one_solver_of_two(trained: Scene) -> None:
+    """A step of either is linear in what both have at hand: as they are they part, fitted they hardly do."""
+    for schedule in trained.schedules(3, seed=6):
+        timesteps = tuple(round(step) for step in path_of(schedule, trained.model.levels).timesteps.tolist())
+        both = [
+            schedule.model_copy(update={"solver": trained.model.solver(name, STEPS), "timesteps": timesteps})
+            for name in ("ddim", "dpmsolver++")
+        ]
+        plain, fitted = ([trained.alone(one, fitting).latents for one in both] for fitting in (False, True))
+        assert (fitted[0] - fitted[1]).square().mean() < 0.02 * (plain[0] - plain[1]).square().mean()
+
+
 @pytest.mark.parametrize("fitting", [False, True])
 @pytest.mark.parametrize("schedules", [LARGE, 5], ids=["all of memory", "a little memory"])
 def test_sharing_changes_no_result_and_saves_calls(scene: Scene, fitting: bool, schedules: int) -> None:

@@ -1,0 +1,90 @@
+"""The search itself: what can be set by hand, then generations of children that climb the rungs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from math import inf
+
+from engine.model import Model
+from registry.schedule import Schedule
+from search_jobs.baselines import Baseline
+from search_jobs.config import JobConfig
+from search_jobs.distilled import solvers
+from search_jobs.evaluations import Evaluations
+from search_jobs.ladder import Ladder
+from search_jobs.optimiser import Evolution
+from search_jobs.screening import screened, strongest
+from search_jobs.space import Space
+
+
+def space_of(model: Model, config: JobConfig) -> Space:
+    """All schedules that a search may choose.
+
+    Corrections make one solver of two: steps of either are linear in what both have at hand, so the fitted ones are the same.
+    Where clean latents are clipped they are not, and without timesteps of their own schedules walk each solver's grid.
+    """
+    high = min(config.max_segments, config.teacher_steps)
+    usable = solvers(model)
+    alike = config.correct and config.retime and model.levels.clip == inf
+    return Space(
+        model=model.ref,
+        levels=model.levels,
+        branches=model.network.branches,
+        teacher_steps=config.teacher_steps,
+        solvers=usable[:1] if alike else usable,
+        segments=(min(2, high), high),
+        max_partial=config.max_partial,
+        retime=config.retime,
+        offsets=config.offsets,
+    )
+
+
+class Search:
+    """Finds the best schedules of each budget: `by_hand` first, then `run`.
+
+    rivals: of each budget the strongest baselines, the best first. It decides by what it measures and its configuration alone,
+    so one that was killed and finds its measurements again takes the same path.
+    """
+
+    def __init__(self, config: JobConfig, space: Space, evaluations: Evaluations, cost_of: Callable[[Schedule], float]) -> None:
+        self.config, self.space, self.evaluations = config, space, evaluations
+        self.ladder = Ladder(config, space, evaluations)
+        self.evolution = Evolution(
+            space, lambda genome: cost_of(space.schedule(genome)), config.ceilings, config.population, config.seed
+        )
+        self.rivals: dict[float, list[Baseline]] = {}
+
+    def by_hand(self, every: Mapping[float, Sequence[Baseline]]) -> None:
+        """Find the strongest of each budget's baselines. The best are the first children, as many as a generation has.
+
+        Corrections change how baselines rank, but what is best with them is among the best few without.
+        """
+        ranked = screened(self.evaluations, every)
+        self.rivals = strongest(self.evaluations, ranked)
+        for baselines in ranked.values():
+            genomes = [genome for baseline in baselines if (genome := self.space.adopt(baseline.schedule)) is not None]
+            self.evolution.initial += list(dict.fromkeys(genomes))[: max(1, self.config.population // len(every))]
+
+    def run(self) -> None:
+        """All generations of the configuration, or those until somebody interrupts one; the first must be whole."""
+        try:
+            while self.evolution.generation <= self.config.generations:
+                self.generation()
+        except KeyboardInterrupt:
+            if not self.evolution.history:
+                raise
+            self.evaluations.progress.begin("stopped: deciding by what was found (Ctrl-C again leaves at once)", 0)
+
+    def generation(self) -> int:
+        """One more generation, and how many children it had: none where the space is exhausted.
+
+        What comes of it does not depend on how many follow.
+        """
+        number, children = self.evolution.generation, self.evolution.ask()
+        self.evolution.tell(self.ladder.climb(f"generation {number}" if number else "from baselines", children))
+        return len(children)
+
+    def finalists(self) -> dict[float, list[Schedule]]:
+        """The best schedules of each budget, with their corrections, the best first."""
+        fitted, best, count = self.ladder.fitted, self.evolution.best, self.config.finalists
+        return {budget: [fitted[point.genome] for point in best(budget)[:count]] for budget in self.config.ceilings}

@@ -1,0 +1,182 @@
+"""The search on a toy whose losses are known: what can be set by hand comes first, and each schedule is measured once."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import model_folders
+import numpy as np
+from typing_extensions import override
+
+from engine.loading import load
+from engine.model import Model
+from engine.noise import NoiseLevels, Walk
+from registry.schedule import Correction, ModelRef, Schedule, Segment, Solver, SolverName
+from search_jobs.baselines import Baseline
+from search_jobs.choice import choices
+from search_jobs.config import JobConfig
+from search_jobs.evaluations import Evaluations
+from search_jobs.evaluator import EvaluationTask
+from search_jobs.executor import Executor
+from search_jobs.ledger import Ledger
+from search_jobs.measurement import Measurement
+from search_jobs.objective import Evaluation
+from search_jobs.prefix_caching import MacsSpent
+from search_jobs.screening import PATTERNS, RIVALS
+from search_jobs.search import Search, space_of
+from search_jobs.space import Space
+from search_jobs.stages import stages
+
+MODEL = ModelRef(name="toy", family="unet2d-condition", fingerprint="sha256:" + "0" * 64)
+SOLVERS: tuple[SolverName, ...] = ("ddim", "dpmsolver++")
+LEVELS = NoiseLevels(np.linspace(0.999, 0.001, 1000), 1.0, "epsilon", dict.fromkeys(SOLVERS, Walk("trailing", 0)))
+SPACE = Space(MODEL, LEVELS, branches=4, teacher_steps=20, solvers=("ddim",), segments=(2, 10))
+BUDGETS = {"dear": 0.4, "cheap": 0.2}
+CONFIG = JobConfig(
+    model="m", features="f", teacher_steps=20, screen=2, images=3, select=4, finals=5, population=8, generations=3,
+    tiers=BUDGETS, budgets=(), scales=(),
+)  # fmt: skip
+
+
+def cost_of(schedule: Schedule) -> float:
+    return sum(1.0 if step.kind == "full" else 0.1 * step.branch for step in schedule.steps() if step.kind != "null") / 20
+
+
+def loss_of(schedule: Schedule) -> float:
+    """A dearer schedule is better; corrections help, and then the solver does not matter."""
+    loss = 1 / cost_of(schedule) - 0.01 * max(segment.branch for segment in schedule.segments)
+    return loss + (0 if schedule.corrections else 4.5 if schedule.solver.name == "dpmsolver++" else 4)
+
+
+def shape(segments: Sequence[Segment]) -> tuple[int, int]:
+    return len(segments), segments[0].branch
+
+
+def by_hand() -> dict[float, list[Baseline]]:
+    """Of each budget: both solvers, several numbers of steps and depths; the same of each by name."""
+    every = []
+    for name in SOLVERS:
+        for full in (2, 3, 4, 5, 6):
+            for branch in (1, 2, 3):
+                segment = Segment(partial=(1,), branch=branch)
+                solver = Solver(name=name, teacher_steps=2 * full, spacing="trailing")
+                every.append(Schedule(model=MODEL, solver=solver, segments=(segment,) * full))
+    return {
+        budget: [Baseline("cached", f"{one.digest[:8]}", one) for one in every if budget - 0.2 < cost_of(one) <= budget]
+        for budget in sorted(BUDGETS.values())
+    }
+
+
+class Toy(Executor):
+    """Losses by formula."""
+
+    def __init__(self) -> None:
+        self.tasks: list[EvaluationTask] = []
+
+    @override
+    def evaluate(self, tasks: Sequence[EvaluationTask], done: Callable[[int], None]) -> Iterator[tuple[int, Evaluation]]:
+        for i, task in enumerate(tasks):
+            self.tasks.append(task)
+            schedule = task.schedule
+            if task.fitting:
+                schedule = schedule.model_copy(update={"corrections": (Correction(guidance=1.1),) * schedule.computed})
+            measurement = Measurement(cost_of(schedule), 1, loss_of(schedule), 0.1, 30.0, None, 2)
+            yield i, Evaluation(schedule, measurement, MacsSpent(1, 0))
+
+
+class Silent:
+    """No progress."""
+
+    def begin(self, name: str, images: int) -> None: ...
+
+    def advance(self, images: int) -> None: ...
+
+
+def search(folder: Path, config: JobConfig = CONFIG) -> tuple[Search, Toy]:
+    folder.mkdir(exist_ok=True)
+    toy = Toy()
+    evaluations = Evaluations(Ledger(folder / "ledger.jsonl"), toy, stages(config, ["a", "b"]), Silent())
+    return Search(config, SPACE, evaluations, cost_of), toy
+
+
+def test_each_pattern_is_screened_and_the_best_of_them_in_every_setting(tmp_path: Path) -> None:
+    """DPM-Solver++ is behind DDIM here: of most patterns nobody needs to know by how much."""
+    one, toy = search(tmp_path)
+    every = by_hand()
+    one.by_hand(every)
+    assert not any(task.fitting for task in toy.tasks)
+    asked = [task.schedule for task in toy.tasks if task.stage == "screen"]
+    assert len(asked) == len({schedule.digest for schedule in asked})
+    for budget, group in every.items():
+        patterns = {baseline.schedule.segments for baseline in group}
+        assert len(patterns) > PATTERNS
+        mine = [schedule for schedule in asked if budget - 0.2 < cost_of(schedule) <= budget]
+        assert {schedule.segments for schedule in mine} == patterns
+        best = sorted(group, key=lambda baseline: loss_of(baseline.schedule))
+        others = {schedule.segments for schedule in mine if schedule.solver.name == "dpmsolver++"}
+        assert others == set(list(dict.fromkeys(baseline.schedule.segments for baseline in best))[:PATTERNS])
+        assert one.rivals[budget] == best[:RIVALS]
+
+
+def test_the_first_children_are_the_best_of_it_as_many_as_a_generation_has(tmp_path: Path) -> None:
+    one, toy = search(tmp_path)
+    every = by_hand()
+    one.by_hand(every)
+    one.generation()
+    first = [task.schedule for task in toy.tasks if task.stage == "screen" and task.fitting]
+    assert len(first) == CONFIG.population
+    for budget, group in every.items():
+        best = sorted(group, key=lambda baseline: loss_of(baseline.schedule))
+        patterns = list(dict.fromkeys(baseline.schedule.segments for baseline in best))
+        asked = [schedule for schedule in first if budget - 0.2 < cost_of(schedule) <= budget]
+        expected = patterns[: CONFIG.population // len(every)]
+        assert [shape(schedule.segments) for schedule in asked] == [shape(pattern) for pattern in expected], "each pattern once"
+
+
+def test_a_search_goes_on_from_its_ledger_and_ends_alike(tmp_path: Path) -> None:
+    whole, toy = search(tmp_path / "whole")
+    whole.by_hand(by_hand())
+    whole.run()
+    lines = (tmp_path / "whole" / "ledger.jsonl").read_text().splitlines(keepends=True)
+    assert len(lines) == len(toy.tasks)
+    for kept in (1, len(lines) // 3, len(lines) - 1):
+        folder = tmp_path / str(kept)
+        folder.mkdir()
+        (folder / "ledger.jsonl").write_text("".join(lines[:kept]))
+        again, rest = search(folder)
+        again.by_hand(by_hand())
+        again.run()
+        assert again.evolution.history == whole.evolution.history
+        assert again.evaluations.images == whole.evaluations.images == 2 * len(toy.tasks)
+        assert len(rest.tasks) == len(lines) - kept, "nothing is measured twice"
+
+
+def test_a_longer_search_begins_as_a_shorter_one(tmp_path: Path) -> None:
+    short, _ = search(tmp_path / "short")
+    long, _ = search(tmp_path / "long", CONFIG.model_copy(update={"generations": 6}))
+    for one in (short, long):
+        one.by_hand(by_hand())
+        one.run()
+    assert long.evolution.history[: len(short.evolution.history)] == short.evolution.history
+    assert len(long.evolution.history) > len(short.evolution.history)
+
+
+def test_a_tier_is_the_best_of_the_finals_by_hand_or_not(tmp_path: Path) -> None:
+    one, _ = search(tmp_path)
+    one.by_hand(by_hand())
+    one.run()
+    chosen = choices(one.evaluations, one.finalists(), one.rivals)
+    assert [choice.ceiling for choice in chosen] == sorted(BUDGETS.values())
+    for choice in chosen:
+        assert choice.baseline == one.rivals[choice.ceiling][0]
+        assert choice.schedule == one.finalists()[choice.ceiling][0]
+    nothing: dict[float, list[Schedule]] = {budget: [] for budget in one.rivals}
+    for choice in choices(one.evaluations, nothing, one.rivals):
+        assert choice.baseline is not None
+        assert choice.schedule == choice.baseline.schedule
+
+
+def test_the_space_has_one_solver_where_corrections_make_them_alike_and_else_both(model: Model, tmp_path: Path) -> None:
+    assert space_of(model, CONFIG).solvers == ("ddim",)
+    for change in ("correct", "retime"):
+        assert space_of(model, CONFIG.model_copy(update={change: False})).solvers == SOLVERS
+    assert space_of(load(model_folders.ddpm(tmp_path / "clipped")), CONFIG).solvers == SOLVERS
