@@ -7,8 +7,9 @@ step before. With signal α and noise σ (α² + σ² = 1, x = α x₀ + σ ε),
     x′  = next_x · x + next_m · m + next_0 · x₀ + next_1 · x₀_before
 
 so images with different schedules, solvers and positions can share one UNet call. All numbers are float64, computed once. A
-schedule's corrections are added to them, and one multiplies the guidance scale of the step. A stochastic solver adds fresh unit
-noise z to what it comes to, x′ + noise · z: the image's own, of the place where the step lands (`engine.fresh_noise`).
+schedule's corrections are added to them, one multiplies the guidance scale of the step, one extrapolates its deep feature. A
+stochastic solver adds fresh unit noise z to what it comes to, x′ + noise · z: the image's own, of the place where the step
+lands (`engine.fresh_noise`).
 """
 
 from __future__ import annotations
@@ -42,8 +43,9 @@ class ProgramStep:
     """One computed step.
 
     `index` is its place in the teacher's trajectory; a full step's `branch` says which feature to keep for the partial steps
-    after it (0: none). The numbers are those of the module's two equations; `guidance` is a factor on the request's guidance
-    scale; `noise` is that of the fresh noise that is added, and `lands` the place in the teacher's trajectory whose it is.
+    after it (0: none), `extrapolation` is the weight with which that is extrapolated (`engine.extrapolation`). The numbers are
+    those of the module's two equations; `guidance` is a factor on the request's guidance scale; `noise` is that of the fresh
+    noise that is added, and `lands` the place in the teacher's trajectory whose it is.
     """
 
     index: int
@@ -58,6 +60,7 @@ class ProgramStep:
     next_0: float
     next_1: float
     guidance: float = 1.0
+    extrapolation: float = 0.0
     noise: float = 0.0
     lands: int = 0
 
@@ -68,7 +71,7 @@ class ProgramStep:
 
     @cached_property
     def numbers(self) -> tuple[float, ...]:
-        """The step's numbers but the factor on guidance: timestep, clean_x, clean_m, clip, next_x, next_m, next_0, next_1."""
+        """Those of the equations, after the timestep: clean_x, clean_m, clip, next_x, next_m, next_0, next_1."""
         solver = (self.clean_x, self.clean_m, self.clip, self.next_x, self.next_m, self.next_0, self.next_1)
         return (self.timestep, *solver)
 
@@ -170,6 +173,7 @@ def corrected(step: ProgramStep, by: Correction) -> ProgramStep:
         next_m=step.next_m + by.output,
         next_1=step.next_1 + by.before,
         guidance=by.guidance,
+        extrapolation=by.extrapolation,
     )
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from engine.condition import Condition
+from engine.extrapolation import extrapolated
 from engine.fresh_noise import Fresh
 from engine.program import Program
 from engine.unrolled import UnrolledUNet
@@ -44,6 +45,9 @@ def generate(
         timesteps = torch.full((len(rows),), step.timestep, device=rows.device)
         if step.kind == "full":
             output, kept = network.full(rows, timesteps, condition, keep={step.branch})
+            if step.extrapolation:
+                weight = torch.full((len(rows),), step.extrapolation, device=rows.device)
+                kept[step.branch] = extrapolated(kept[step.branch], feature, weight)
             feature = kept.get(step.branch, feature)
         else:
             output = network.partial(rows, timesteps, condition, step.branch, feature)

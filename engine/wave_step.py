@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from engine.extrapolation import extrapolated
 from engine.slots import Slots
 from engine.unrolled import UnrolledUNet
-from engine.wave_table import CONDITIONAL, GUIDANCE, SLOT, TIMESTEP, UNCONDITIONAL, WaveTable
+from engine.wave_table import CONDITIONAL, EXTRAPOLATION, GUIDANCE, SLOT, TIMESTEP, UNCONDITIONAL, WaveTable
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,14 @@ class WaveStep:
             feature = self.slots.feature(slot, need.branch)
             output, features = self.network.partial(latent, timesteps, condition, need.branch, feature), {}
         latent, clean = self.solve(latent, before, self.guide(output))
-        for branch, takers in zip(kept, self.table.indices[UNCONDITIONAL + 1 :], strict=True):
-            self.slots.keep(takers, features[branch])
+        reused = [self.extrapolate(features[branch], slot, branch) for branch in kept]
+        for takers, feature in zip(self.table.indices[UNCONDITIONAL + 1 :], reused, strict=True):
+            self.slots.keep(takers, feature)
         self.slots.advance(slot, latent, clean)
+
+    def extrapolate(self, feature: Tensor, slot: Tensor, branch: int) -> Tensor:
+        """What rows will reuse of a full step's feature (rows, c, h, w). Rows that keep no such feature ignore it."""
+        return extrapolated(feature, self.slots.feature(slot, branch), self.table.numbers[EXTRAPOLATION])
 
     def guide(self, output: Tensor) -> Tensor:
         """Classifier-free guidance, m = m_∅ + g (m_c − m_∅) (arXiv 2207.12598), for guided and unguided rows alike.
@@ -51,6 +57,6 @@ class WaveStep:
 
     def solve(self, x: Tensor, before: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
         """The two equations of `engine.program`, a set of numbers for each row. Returns the next x and x₀, (rows, c, h, w)."""
-        _, clean_x, clean_m, clip, next_x, next_m, next_0, next_1, _ = self.table.numbers[..., None, None, None]
+        _, clean_x, clean_m, clip, next_x, next_m, next_0, next_1, *_ = self.table.numbers[..., None, None, None]
         clean = (clean_x * x).addcmul_(clean_m, m).clamp_(-clip, clip)
         return (next_x * x).addcmul_(next_m, m).addcmul_(next_0, clean).addcmul_(next_1, before), clean

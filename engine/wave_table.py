@@ -17,8 +17,8 @@ from engine.denoising_task import DenoisingTask
 from engine.program import Need
 
 SLOT, CONDITIONAL, UNCONDITIONAL = range(3)  # lines of `WaveTable.indices`; those of the kept features follow
-TIMESTEP, GUIDANCE = 0, 8  # lines of `WaveTable.numbers`, which are those of `ProgramStep.numbers` and one more
-NUMBERS = 9
+TIMESTEP, GUIDANCE, EXTRAPOLATION = 0, 8, 9  # lines of `WaveTable.numbers`: those of `ProgramStep.numbers` and two more
+NUMBERS = 10
 
 
 class WaveShape(NamedTuple):
@@ -46,7 +46,7 @@ class WaveTable:
 
     indices (3 + kept, rows), int64: the row's slot; the row that is conditional, and the one that is unconditional, of the same
     task: for a task without guidance both are the row itself; for each branch of `kept` the slot that takes its feature.
-    numbers (9, rows), float32: those of `ProgramStep.numbers`, then the guidance scale.
+    numbers (10, rows), float32: those of `ProgramStep.numbers`, then the guidance scale and the extrapolation.
     """
 
     shape: WaveShape
@@ -71,7 +71,7 @@ class WaveTable:
             for slot in task.slots:
                 takers = (slot if step.branch == branch else scratch for branch in self.shape.kept)
                 rows.append((slot, first, last, *takers))
-                lines.append((*step.numbers, (task.guidance or 0.0) * step.guidance))
+                lines.append((*step.numbers, (task.guidance or 0.0) * step.guidance, step.extrapolation))
         for row in range(len(rows), self.shape.rows):
             rows.append((scratch, row, row, *(scratch for _ in self.shape.kept)))
             lines.append((0.0,) * NUMBERS)

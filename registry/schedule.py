@@ -87,14 +87,16 @@ class Segment(Document):
 class Correction(Document):
     """What one computed step adds to its solver's own numbers (`engine.program`), fitted to land on the teacher's path.
 
-    `guidance` is a factor on the request's guidance scale; the others are added to what the next latent takes of the latent
-    now, of the UNet's guided output, and of the clean latent predicted one step before.
+    `guidance` is a factor on the request's guidance scale; the next three are added to what the next latent takes of the latent
+    now, of the UNet's guided output, and of the clean latent predicted one step before. `extrapolation` is of full steps: the
+    partial steps after one reuse not its deep feature F, but F + extrapolation · (F − what was reused before).
     """
 
     guidance: float = Field(default=1.0, ge=-100, le=100)
     latent: float = Field(default=0.0, ge=-100, le=100)
     output: float = Field(default=0.0, ge=-100, le=100)
     before: float = Field(default=0.0, ge=-100, le=100)
+    extrapolation: float = Field(default=0.0, ge=-100, le=100, exclude_if=lambda weight: weight == 0)  # as `Solver.karras` is
 
     def towards(self, other: Correction, share: float) -> Correction:
         """Each number so far on the way to the other's: 0 is here, 1 is there."""
@@ -103,6 +105,7 @@ class Correction(Document):
             latent=self.latent + share * (other.latent - self.latent),
             output=self.output + share * (other.output - self.output),
             before=self.before + share * (other.before - self.before),
+            extrapolation=self.extrapolation + share * (other.extrapolation - self.extrapolation),
         )
 
 
@@ -218,6 +221,18 @@ class Schedule(Document):
                 raise misfit(text, "scaled_corrections", i, "corrections")
         return self
 
+    @model_validator(mode="after")
+    def _extrapolations_have_something_to_start_from(self) -> Self:
+        fits: list[tuple[tuple[str | int, ...], tuple[Correction, ...]]] = [(("corrections",), self.corrections or ())]
+        for i, fitted in enumerate(self.scaled_corrections or ()):
+            fits.append((("scaled_corrections", i, "corrections"), fitted.corrections))
+        for place, corrections in fits:
+            for i, correction in enumerate(corrections):
+                if correction.extrapolation and i not in self.extrapolating:
+                    text = "must be 0 unless the partial steps before and after this full step are of one branch"
+                    raise misfit(f"{text}, got {correction.extrapolation:g}", *place, i, "extrapolation")
+        return self
+
     @classmethod
     def parse(cls, data: bytes | str) -> Self:
         """Read a document. `Unsupported` for another format, `InvalidInput` naming the first field at fault."""
@@ -245,6 +260,18 @@ class Schedule(Document):
     def computed(self) -> int:
         """How many steps are full or partial."""
         return len(self.segments) + sum(len(segment.partial) for segment in self.segments)
+
+    @property
+    def extrapolating(self) -> set[int]:
+        """The computed steps, by number, whose deep feature may be extrapolated: one of the same branch was reused before."""
+        found, step, last = set[int](), 0, 0
+        for segment in self.segments:
+            if segment.partial:
+                if segment.branch == last:
+                    found.add(step)
+                last = segment.branch
+            step += 1 + len(segment.partial)
+        return found
 
     def corrections_at(self, guidance: float) -> tuple[Correction, ...] | None:
         """The corrections of the computed steps for images of this scale; None without any.

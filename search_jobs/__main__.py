@@ -70,6 +70,7 @@ def run(
     ] = False,
     retime: Annotated[bool, typer.Option(help="Let the search move timesteps off the solver's own grid.")] = True,
     correct: Annotated[bool, typer.Option(help="Fit corrections to the teacher's path.")] = True,
+    extrapolate: Annotated[bool, typer.Option(help="Let corrections extrapolate deep features where they drift.")] = True,
     tier: Annotated[
         list[str] | None,
         typer.Option(
@@ -114,6 +115,7 @@ def run(
         "generations": generations, "population": population, "seed": seed,
         "batch": batch, "together": together, "share_mib": share_mib, "compiled": compiled,
         "offsets": "paper" if paper else "free", "retime": retime and not paper, "correct": correct and not paper,
+        "extrapolate": extrapolate,
         "device": device, "dtype": dtype, "prompts_digest": digest_of(prompts) if prompts else "",
         **({"tiers": dict(map(_ceiling, tier))} if tier else {}),
         **({"budgets": [cost for cost in budget if cost]} if budget else {}),

@@ -58,6 +58,7 @@ class JobConfig(Document):
     offsets: Literal["free", "paper"] = Field(default="free", description="paper: partial steps directly after the full one")
     retime: bool = Field(default=True, description="whether the search moves timesteps off the solver's own grid")
     correct: bool = Field(default=True, description="whether schedules get corrections")
+    extrapolate: bool = Field(default=True, description="whether corrections extrapolate deep features where they drift")
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
     batch: int | None = Field(default=None, ge=1, le=1024, description="images in a UNet call, at most")
     together: int | None = Field(default=None, ge=1, le=10_000, description="schedules that share UNet calls, at most")

@@ -77,6 +77,7 @@ class Evaluator:
                 batch=config.batch,
                 together=config.together,
                 fitting=definition.fitted,
+                extrapolating=definition.extrapolated,
                 bootstrap=definition.bootstrap,
                 memory=config.share_mib << 20 if stage in RUNGS else 0,
                 cache=self.folder / f"teacher-{stage}.pt" if self.folder.is_dir() else None,

@@ -2,7 +2,7 @@
 
 A step is linear in what it has at hand, so the best numbers are a least-squares problem of four unknowns for all elements of
 all images at once: no training, no gradient, and no cost when images are generated later. Forecasting caches fit the reuse
-of features in the same way (L2P, arXiv 2604.26365); here the solver's own numbers, and the guidance scale, are what is fitted.
+of features in the same way (L2P, arXiv 2604.26365); here the solver's own numbers and the guidance scale are fitted as well.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.program import ProgramStep
+from engine.program import ProgramStep, corrected
 from registry.schedule import Correction
 
 RIDGE = 1e-6  # of each unknown's own weight: keeps what the images do not tell at the solver's value
 LIMIT = 10.0  # a larger number would be a fit to noise
 DIGITS = 6  # of the numbers in a document
+EXTRAPOLATIONS = (-0.5, 1.0)  # the least and the most: past 1 an extrapolation would amplify what it got wrong before
+SLIGHT = 0.02  # a smaller one is none: it is not worth a call to find out what it does
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,8 @@ class UNetCall:
     """One UNet call, and with it all that the solver's step from here is linear in.
 
     latent, before, conditional, unconditional (n, c, h, w): the latent that it saw, the clean latent predicted one step before
-    (zeros at first), and its outputs; `unconditional` is None without guidance. feature (rows, c', h', w'): what the next
-    partial steps may reuse.
+    (zeros at first), and its outputs; `unconditional` is None without guidance. feature (rows, c', h', w'): of a full step that
+    keeps one.
     """
 
     latent: Tensor
@@ -75,6 +77,26 @@ def fit(step: ProgramStep, call: UNetCall, guidance: float, goal: Tensor) -> Cor
     if abs(factor) > LIMIT:  # the outputs hardly matter at this step
         return Correction()
     return _correction(factor, latent, a + b - whole, before)
+
+
+def fit_extrapolation(
+    step: ProgramStep, plain: UNetCall, tried: UNetCall, weight: float, guidance: float, goal: Tensor
+) -> float:
+    """The extrapolation by which an uncorrected partial `step` comes closest to `goal` (n, c, h, w), with its best correction.
+
+    plain: the call on the full step's own feature; tried: on one extrapolated with this weight. Along the line between the two
+    the outputs are taken as linear; how far to go is then a fifth unknown of `fit`'s problem: with the outputs m and m + d, and
+    M what the next latent takes of m, it is the weight of M d.
+    """
+    step = corrected(step, fit(step, plain, guidance, goal))
+    reached, _ = plain.advance(step, guidance)
+    outputs, others = plain.guided(step.guidance * guidance), tried.guided(step.guidance * guidance)
+    change = (step.next_m + step.next_0 * step.clean_m) * (others - outputs)
+    direction = [] if plain.unconditional is None else [plain.conditional - plain.unconditional]
+    share, *_ = _least_squares([change, plain.latent, plain.before, outputs, *direction], goal - reached)
+    low, high = EXTRAPOLATIONS
+    found = round(min(max(share * weight, low), high), DIGITS) if math.isfinite(share) else 0.0
+    return found if abs(found) >= SLIGHT else 0.0
 
 
 def _least_squares(known: list[Tensor], wanted: Tensor) -> list[float]:

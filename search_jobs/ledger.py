@@ -20,7 +20,7 @@ from registry.schedule import Schedule
 from search_jobs.evaluator import EvaluationTask
 from search_jobs.measurement import Measurement
 from search_jobs.objective import Evaluation
-from search_jobs.prefix_caching import MacsSpent
+from search_jobs.schedule_walk import MacsSpent
 
 _MEASUREMENT, _SPENT = TypeAdapter(Measurement), TypeAdapter(MacsSpent)
 

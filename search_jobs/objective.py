@@ -28,7 +28,8 @@ from search_jobs.measurement import Measurement, intervals, rounded
 from search_jobs.memory import memory_of
 from search_jobs.path import walk
 from search_jobs.pieces import Pieces, UNetInPieces, usual_extent
-from search_jobs.prefix_caching import MacsSpent, PrefixCachingSampler, Sampled
+from search_jobs.prefix_caching import PrefixCachingSampler, Sampled
+from search_jobs.schedule_walk import MacsSpent
 from search_jobs.teacher_outputs import TeacherOutputs
 
 
@@ -73,6 +74,7 @@ class Objective:
         batch: int | None = None,
         together: int | None = None,
         fitting: bool = False,
+        extrapolating: bool = False,
         bootstrap: bool = False,
         memory: int = 0,
         real: Gaussian | None = None,
@@ -84,12 +86,14 @@ class Objective:
         """A UNet call has at most `batch` images (two rows each with guidance), of at most `together` schedules.
 
         On a GPU its memory is a limit too, which `pieces` finds; on the CPU the defaults are 8 images of one schedule.
-        fitting: corrections can be fitted here, on all images of the sample, which therefore are one batch. memory: bytes for
-        the UNet calls that other schedules may share, all batches together. real: of features of real images. The first few
-        images of every schedule are kept in the folder `samples`. `progress` is told of the teacher's images.
+        fitting: corrections can be fitted here, on all images of the sample, which therefore are one batch; extrapolating: with
+        extrapolations. memory: bytes for the UNet calls that other schedules may share, all batches together. real: of features
+        of real images. The first few images of every schedule are kept in the folder `samples`. `progress` is told of the
+        teacher's images.
         """
         self.model, self.extractor, self.sample, self.guidance = model, extractor, sample, guidance
         self.samples, self.bootstrap, self.real, self.progress = samples, bootstrap, real, progress
+        self.extrapolating = extrapolating
         usual = usual_extent(model.device)
         self.batch = max(len(sample.seeds) if fitting else 0, batch or usual.batch)
         self.together, self.pieces = together or usual.together, pieces or Pieces(memory_of(model.device))
@@ -197,8 +201,9 @@ class Objective:
         return lambda place: self.fresh(place)[part]
 
     def _sampler(self, part: slice, memory: int) -> PrefixCachingSampler:
-        memory_of_part, path, fresh = memory // len(list(self._parts())), self.teacher_outputs.path, self._fresh(part)
-        return PrefixCachingSampler(self.model, self.unet, *self._inputs(part), path, memory_of_part, fresh)
+        memory_of_part, fresh = memory // len(list(self._parts())), self._fresh(part)
+        given, path = self._inputs(part), self.teacher_outputs.path
+        return PrefixCachingSampler(self.model, self.unet, *given, path, memory_of_part, self.extrapolating, fresh)
 
     def _decoded(self, latents: Tensor) -> Tensor:
         """Latents (n, c, h, w) to images (n, 3, H, W)."""

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from math import prod
 from typing import NamedTuple
 
@@ -27,21 +26,13 @@ from engine.fresh_noise import Fresh
 from engine.model import Model
 from engine.program import Need, ProgramStep, corrected, path_of
 from engine.slots import FLOAT32_BYTES
-from registry.schedule import Correction, Schedule
-from search_jobs.fit import UNetCall, fit
+from registry.schedule import Schedule
+from search_jobs.fit import UNetCall, fit, fit_extrapolation
 from search_jobs.path import TeacherPath
 from search_jobs.pieces import UNetInPieces
+from search_jobs.schedule_walk import Key, MacsSpent, ScheduleWalk
 
-Key = tuple[object, ...]
-Level = tuple[float, float]
-
-
-@dataclass
-class MacsSpent:
-    """MACs of UNet calls: `run` of those computed, `shared` of those that another schedule paid for; guidance rows included."""
-
-    run: int = 0
-    shared: int = 0
+TRIAL = 0.5  # the weight of an extrapolation that shows how outputs change with the feature
 
 
 class Sampled(NamedTuple):
@@ -52,43 +43,11 @@ class Sampled(NamedTuple):
     spent: MacsSpent
 
 
-@dataclass(eq=False)
-class _Walk:
-    """A schedule on its way through its steps. levels: (α, σ) at which each of the steps ends, None for the last one.
-
-    latent, before, feature: as in `UNetCall`. past: what is known of the steps so far. corrections: of these, where they are
-    fitted.
-    """
-
-    schedule: Schedule
-    steps: Sequence[ProgramStep]
-    levels: Sequence[Level | None]
-    latent: Tensor
-    before: Tensor
-    past: Key
-    feature: Tensor | None = None
-    corrections: list[Correction] = field(default_factory=list)
-    position: int = 0
-    spent: MacsSpent = field(default_factory=MacsSpent)
-
-    @property
-    def done(self) -> bool:
-        return self.position == len(self.steps)
-
-    @property
-    def step(self) -> ProgramStep:
-        return self.steps[self.position]
-
-    @property
-    def key(self) -> Key:
-        """What the next UNet call is known by."""
-        return (self.past, self.step.need, self.step.branch, self.step.timestep)
-
-
 class PrefixCachingSampler:
     """Samples n images from noise (n, c, h, w), one condition per image; with a `negative` every schedule takes 2n UNet rows.
 
-    Corrections are fitted to `path`. UNet calls are kept up to `memory` bytes; the least recently used leave first.
+    Corrections are fitted to `path`; if `extrapolating`, with extrapolations of deep features, each of which takes up to two
+    more calls of a partial step. UNet calls are kept up to `memory` bytes; the least recently used leave first.
     """
 
     def __init__(
@@ -101,11 +60,13 @@ class PrefixCachingSampler:
         guidance: float,
         path: TeacherPath | None = None,
         memory: int = 0,
+        extrapolating: bool = False,
         fresh: Fresh | None = None,
     ) -> None:
         """unet: the model's. fresh: the images' noises (n, c, h, w) by place, for schedules of stochastic solvers."""
         self.fresh = fresh
         self.model, self.unet, self.noise, self.guidance, self.path, self.memory = model, unet, noise, guidance, path, memory
+        self.extrapolating = extrapolating
         self.double = negative is not None
         self.condition = Condition.cat([negative, condition]) if negative is not None else condition
         self._cache: OrderedDict[Key, UNetCall] = OrderedDict()
@@ -118,9 +79,9 @@ class PrefixCachingSampler:
 
     @property
     def bytes_each(self) -> int:
-        """The most bytes that a schedule holds while it runs: the features of two steps, and about six latents an image."""
+        """The most bytes that a schedule holds while it runs: three features, and about six latents an image."""
         features = max(map(prod, self.model.macs.features.values())) * self.model.dtype.itemsize
-        return 2 * self.rows * features + 6 * self.noise.numel() * FLOAT32_BYTES
+        return 3 * self.rows * features + 6 * self.noise.numel() * FLOAT32_BYTES
 
     @torch.inference_mode()
     def run(self, schedules: Sequence[Schedule], fitting: bool = False) -> list[Sampled]:
@@ -136,26 +97,32 @@ class PrefixCachingSampler:
             for walk, update in zip(walks, fitted, strict=True)
         ]
 
-    def _begin(self, schedule: Schedule) -> _Walk:
+    def _begin(self, schedule: Schedule) -> ScheduleWalk:
         program, levels = self.model.compile(schedule).at(self.guidance), path_of(schedule, self.model.levels)
         ahead = [*zip(levels.alphas[1:].tolist(), levels.sigmas[1:].tolist(), strict=True), None]
         latent = program.start * self.noise
-        return _Walk(schedule, program.steps, ahead, latent, torch.zeros_like(latent), (program.start,))
+        return ScheduleWalk(schedule, program.steps, ahead, latent, torch.zeros_like(latent), (program.start,))
 
-    def _advance(self, walk: _Walk, call: UNetCall, fitting: bool) -> None:
+    def _advance(self, walk: ScheduleWalk, call: UNetCall, fitting: bool) -> None:
         step, level = walk.step, walk.levels[walk.position]
         numbers, noise = step, self._noise(step)
         if fitting:
             assert self.path is not None, "corrections are fitted to a path"
             goal = self.path.end if level is None else self.path.at(*level)
+            if self.extrapolating and walk.may_extrapolate:
+                best = self._extrapolate(walk, call, goal - noise)
+                if best is None:
+                    return  # the call is made once more, on another feature
+                call = best
             walk.corrections.append(fit(step, call, self.guidance, goal - noise))
             numbers = corrected(step, walk.corrections[-1])
         walk.latent, walk.before = call.advance(numbers, self.guidance)
         if step.noise:
             walk.latent = walk.latent + noise
-        walk.feature = call.feature
+        if call.feature is not None:
+            walk.begin_reusing(call.feature, numbers.extrapolation)
         landed = (step.noise, step.lands) if step.noise else ()
-        walk.past = (walk.past, step.need, step.branch, *numbers.numbers, numbers.guidance, *landed)
+        walk.past = (walk.past, step.need, step.branch, *numbers.numbers, numbers.guidance, walk.extrapolation, *landed)
         walk.position += 1
 
     def _noise(self, step: ProgramStep) -> Tensor | float:
@@ -165,7 +132,27 @@ class PrefixCachingSampler:
         assert self.fresh is not None, "a stochastic solver takes fresh noise"
         return step.noise * self.fresh(step.lands)
 
-    def _calls(self, waiting: Mapping[Key, Sequence[_Walk]]) -> dict[Key, UNetCall]:
+    def _extrapolate(self, walk: ScheduleWalk, call: UNetCall, goal: Tensor) -> UNetCall | None:
+        """Find what the next partial steps reuse, over up to three calls of the first of them.
+
+        The first is on the full step's own feature, the second extrapolates it with a trial weight, the third with the best.
+        Returns the call with the best; None if that takes one more.
+        """
+        walk.trials.append(call)
+        if len(walk.trials) == 1:
+            walk.reuse(TRIAL)
+            return None
+        if len(walk.trials) == 2:
+            plain, tried = walk.trials
+            walk.reuse(fit_extrapolation(walk.step, plain, tried, TRIAL, self.guidance, goal))
+            if walk.extrapolation:
+                return None
+            call = plain
+        walk.trials.clear()
+        walk.corrections[-1] = walk.corrections[-1].model_copy(update={"extrapolation": walk.extrapolation})
+        return call
+
+    def _calls(self, waiting: Mapping[Key, Sequence[ScheduleWalk]]) -> dict[Key, UNetCall]:
         """UNet calls of one need by key: from the cache, or computed now."""
         calls = {key: call for key in waiting if (call := self._cache.get(key)) is not None}
         missing = {key: walks for key, walks in waiting.items() if key not in calls}
@@ -187,20 +174,19 @@ class PrefixCachingSampler:
             calls |= computed
         return calls
 
-    def _compute(self, walks: Sequence[_Walk]) -> list[UNetCall]:
+    def _compute(self, walks: Sequence[ScheduleWalk]) -> list[UNetCall]:
         """The next UNet calls of these walks, all of one need, as one call."""
         first, rows = walks[0].step, self.rows
         sample = torch.cat([walk.latent for walk in walks for _ in range(1 + self.double)])
         timesteps = to_device(torch.tensor([walk.step.timestep for walk in walks]), sample.device).repeat_interleave(rows)
         condition = self.condition if len(walks) == 1 else Condition.cat([self.condition] * len(walks))
-        features: list[Tensor | None]
+        features: list[Tensor | None] = [None] * len(walks)
         if first.kind == "full":
             output, kept = self.unet.full(sample, timesteps, condition, keep={walk.step.branch for walk in walks})
             whole = [kept.get(walk.step.branch) for walk in walks]
             features = [None if feature is None else _own(feature, i, rows) for i, feature in enumerate(whole)]
         else:
-            features = [walk.feature for walk in walks]
-            reused = torch.cat([feature for feature in features if feature is not None])
+            reused = torch.cat([walk.feature for walk in walks if walk.feature is not None])
             assert len(reused) == len(sample), "a partial step follows a full one that kept its feature"
             output = self.unet.partial(sample, timesteps, condition, first.branch, reused)
         calls = []
@@ -217,9 +203,9 @@ class PrefixCachingSampler:
             self._bytes -= self._cache.popitem(last=False)[1].nbytes
 
 
-def _most_wanted(walks: Sequence[_Walk]) -> Mapping[Key, Sequence[_Walk]]:
+def _most_wanted(walks: Sequence[ScheduleWalk]) -> Mapping[Key, Sequence[ScheduleWalk]]:
     """Of all next UNet calls those of the need with the most of them, each with the walks that share it; none at the end."""
-    waiting = defaultdict[Need, defaultdict[Key, list[_Walk]]](lambda: defaultdict(list))
+    waiting = defaultdict[Need, defaultdict[Key, list[ScheduleWalk]]](lambda: defaultdict(list))
     for walk in walks:
         if not walk.done:
             waiting[walk.step.need][walk.key].append(walk)

@@ -18,18 +18,23 @@ from search_jobs.objective import Sample
 
 RUNGS = ("screen", "search", "select")  # of the ladder that children climb
 FITTED = ("screen", "search")  # where a schedule gets its corrections; later stages take them as they are
+EXTRAPOLATED = "search"  # where it gets extrapolations too, which take UNet calls of their own: `screen` discards without
 STAGES = 4  # that draw noise of their own, so a search of seed s draws from 4 s + 1 to 4 s + 4
 FRESH = STAGES * (MAX_SEED + 1) + 1  # the first draw that is no search's
 
 
 class Stage(NamedTuple):
-    """A sample with a purpose. fitted: corrections are fitted on it. bootstrap: its figures come with intervals."""
+    """A sample with a purpose. fitted: corrections are fitted on it; extrapolated: with those of deep features.
+
+    bootstrap: its figures come with intervals.
+    """
 
     name: str
     sample: Sample
     guidance: float
     fitted: bool
     bootstrap: bool
+    extrapolated: bool = False
 
 
 def halves(prompts: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -57,8 +62,11 @@ def stages(config: JobConfig, prompts: Sequence[str]) -> dict[str, Stage]:
         "finals": Sample.draw(seen, config.finals, first + 2),
         "held-out": Sample.draw(unseen, config.heldout, first + 3),
     }
-    own = [Stage(name, sample, config.guidance, name in FITTED, name == "held-out") for name, sample in samples.items()]
-    fits = [Stage(fit_at(scale), samples["search"], scale, True, False) for scale in config.other_scales]
+    own = [
+        Stage(name, sample, config.guidance, name in FITTED, name == "held-out", config.extrapolate and name == EXTRAPOLATED)
+        for name, sample in samples.items()
+    ]
+    fits = [Stage(fit_at(scale), samples["search"], scale, True, False, config.extrapolate) for scale in config.other_scales]
     figures = samples["held-out"].first(config.scaled)
     reports = [Stage(figures_at(scale), figures, scale, False, True) for scale in config.other_scales]
     return {stage.name: stage for stage in (*own, *fits, *reports)}

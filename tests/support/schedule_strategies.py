@@ -38,9 +38,19 @@ small_corrections = st.builds(Correction, guidance=small.map(lambda x: 1 + x), l
 
 
 @st.composite
-def some_corrections(draw: st.DrawFn, computed: int) -> dict[str, Any]:
-    """Any corrections of so many steps, as fields of a schedule: none, of all guidance scales, or by scale."""
-    steps = st.lists(small_corrections, min_size=computed, max_size=computed).map(tuple)
+def step_corrections(draw: st.DrawFn, plain: Schedule) -> tuple[Correction, ...]:
+    """Any corrections of a schedule's steps, with extrapolations where there may be some."""
+    corrections = draw(st.lists(small_corrections, min_size=plain.computed, max_size=plain.computed))
+    for step in plain.extrapolating:
+        weight = draw(st.sampled_from([0.0, 1.0, -0.5, 0.75]))
+        corrections[step] = corrections[step].model_copy(update={"extrapolation": weight})
+    return tuple(corrections)
+
+
+@st.composite
+def some_corrections(draw: st.DrawFn, plain: Schedule) -> dict[str, Any]:
+    """Any corrections of a schedule, as its fields: none, of all guidance scales, or by scale."""
+    steps = step_corrections(plain)
     kind = draw(st.sampled_from(["none", "corrections", "scaled_corrections"]))
     if kind == "scaled_corrections":
         scales = sorted(draw(st.sets(st.sampled_from([1.0, 1.5, 3.0, 7.5]), min_size=1, max_size=3)))
@@ -68,12 +78,12 @@ def schedules(draw: st.DrawFn, model: st.SearchStrategy[ModelRef] = models) -> S
         clip=name == "dpmsolver++" and draw(st.booleans()),
     )
     pieces = draw(st.lists(segments(length), min_size=count, max_size=count))
-    computed, timesteps = count + sum(len(piece.partial) for piece in pieces), None
+    plain, timesteps = Schedule(model=draw(model), solver=solver, segments=tuple(pieces)), None
+    computed = plain.computed
     if not solver.karras and draw(st.booleans()):
         chosen = draw(st.sets(st.integers(0, 999), min_size=computed, max_size=computed))
         timesteps = tuple(sorted(chosen, reverse=True))
-    identity = {"solver": solver, "segments": tuple(pieces), "timesteps": timesteps, **draw(some_corrections(computed))}
-    return Schedule(model=draw(model), **identity, **draw(descriptions))
+    return Schedule(**dict(plain) | {"timesteps": timesteps} | draw(some_corrections(plain)) | draw(descriptions))
 
 
 def schedule(*partial: int, branch: int = 3, steps: int = 50, count: int = 5, **description: Any) -> Schedule:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from engine.condition import Condition
 from engine.decoders import Autoencoder
+from engine.extrapolation import extrapolated
 from engine.model import Model
 from engine.program import Program, ProgramStep, compile_program
 from engine.prompts import TextPrompts
@@ -168,6 +169,36 @@ def test_a_correction_adds_to_one_step_what_its_document_says(tiny: UNet2DCondit
     _, want = by_hand(network, numbers, middle, clean, 4.5, wanted, unwanted)
     got = generate(network, compiled(changed), start, wanted, unwanted, 3.0)
     torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
+
+
+def test_an_extrapolated_feature_lies_beyond_the_full_steps_own(tiny: UNet2DConditionModel) -> None:
+    """The partial steps after the third segment's full step reuse F + w (F − what those of the first segment reused)."""
+    network, reused = UnrolledUNet(tiny), list[Tensor]()
+    partial, full = network.partial, network.full
+    made = list[Tensor]()
+
+    def note_full(*given: Any, keep: Any) -> Any:
+        output, kept = full(*given, keep=keep)
+        made.extend(kept.values())
+        return output, kept
+
+    def note_partial(*given: Any) -> Tensor:
+        reused.append(given[-1])
+        return partial(*given)
+
+    network.full, network.partial = note_full, note_partial  # type: ignore[method-assign]
+    plain = schedule_of((Segment(partial=(1,), branch=2), Segment(), Segment(partial=(1, 2), branch=2)), steps=9)
+    by = (Correction(),) * 3 + (Correction(extrapolation=0.75),) + (Correction(),) * 2
+    generate(network, compiled(plain.model_copy(update={"corrections": by})), noise(2), condition(0, 2), condition(1, 2), 3.0)
+    first, last = made
+    assert torch.equal(reused[0], first)
+    for feature in reused[1:]:
+        torch.testing.assert_close(feature, last + 0.75 * (last - first), rtol=0, atol=1e-6)
+
+
+def test_without_a_weight_what_was_reused_before_does_not_matter() -> None:
+    feature, reused = noise(2), torch.full_like(noise(2), float("nan"))
+    assert torch.equal(extrapolated(feature, reused, torch.zeros(2)), feature)
 
 
 def by_hand(

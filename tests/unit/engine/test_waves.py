@@ -60,7 +60,7 @@ def schedules(draw: st.DrawFn) -> Schedule:
         partial = tuple(sorted(draw(st.sets(st.integers(1, length - 1))))) if length > 1 else ()
         segments.append(Segment(partial=partial, branch=draw(st.integers(1, 4)) if partial else 1))
     plain = schedule_of(*segments, length=length, solver=draw(st.sampled_from(("ddim", "dpmsolver++", "euler"))))
-    return plain.model_copy(update=draw(some_corrections(plain.computed)))
+    return plain.model_copy(update=draw(some_corrections(plain)))
 
 
 def program_of(schedule: Schedule) -> Program:

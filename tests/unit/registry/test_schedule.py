@@ -71,6 +71,7 @@ CHANGES = {
     "solver.clip": {"solver": Solver(name="dpmsolver++", teacher_steps=50, spacing="leading", clip=True)},
     "timesteps": {"timesteps": tuple(range(900, 0, -90))},
     "corrections": {"corrections": (Correction(output=0.25),) + (Correction(),) * 9},
+    "corrections.extrapolation": {"corrections": (Correction(),) * 2 + (Correction(extrapolation=0.5),) + (Correction(),) * 7},
     "scaled_corrections": {"scaled_corrections": (ScaledCorrections(guidance=3, corrections=(Correction(),) * 10),)},
     "segments.partial": {"segments": (Segment(partial=(6,), branch=3),) + (Segment(partial=(5,), branch=3),) * 4},
     "segments.branch": {"segments": (Segment(partial=(5,), branch=3),) * 4 + (Segment(partial=(5,), branch=2),)},
@@ -103,6 +104,45 @@ def test_timesteps_that_are_none_are_refused_by_name(timesteps: tuple[int, ...],
     with pytest.raises(InvalidInput, match=complaint) as caught:
         Schedule.parse(json.dumps({**raw, "timesteps": timesteps}))
     assert caught.value.param == "timesteps"
+
+
+def test_corrections_from_before_extrapolations_keep_their_digest() -> None:
+    by = Correction(guidance=0.75, latent=0.5)
+    old = schedule(5, corrections=(by,) * 10)
+    assert old.digest == "de8934825ee66b702511ffcfd63785ca66105a468f8f71fac9eb4826f68aa6a5"
+    assert b"extrapolation" not in old.document()
+    assert old.model_copy(update={"corrections": (by.model_copy(update={"extrapolation": 0.0}),) * 10}).digest == old.digest
+
+
+REUSING = [{"partial": [1], "branch": 2}, {}, {"partial": [2], "branch": 2}, {"partial": [1], "branch": 3}]
+
+
+@pytest.mark.parametrize(
+    ("step", "allowed"),
+    [(0, False), (1, False), (2, False), (3, True), (4, False), (5, False), (6, False)],
+    ids=[
+        "nothing before",
+        "partial",
+        "nothing after",
+        "one branch before and after",
+        "partial",
+        "another branch before",
+        "partial",
+    ],
+)
+def test_only_a_feature_of_the_branch_that_was_reused_before_is_extrapolated(step: int, allowed: bool) -> None:
+    raw = {"model": dict(MODEL), "solver": {"name": "ddim", "teacher_steps": 12, "spacing": "trailing"}, "segments": REUSING}
+    corrections = [{"extrapolation": 0.5} if i == step else {} for i in range(7)]
+    for place, fields in (
+        ("corrections", {"corrections": corrections}),
+        ("scaled_corrections.0.corrections", {"scaled_corrections": [{"guidance": 3, "corrections": corrections}]}),
+    ):
+        if allowed:
+            assert Schedule.parse(json.dumps({**raw, **fields})).extrapolating == {step}
+            continue
+        with pytest.raises(InvalidInput, match=r"of one branch, got 0\.5") as caught:
+            Schedule.parse(json.dumps({**raw, **fields}))
+        assert caught.value.param == f"{place}.{step}.extrapolation"
 
 
 def test_corrections_are_one_for_each_computed_step() -> None:

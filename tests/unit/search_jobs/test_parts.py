@@ -19,7 +19,7 @@ from search_jobs.executor import EvaluationTask
 from search_jobs.ledger import Ledger
 from search_jobs.measurement import Measurement
 from search_jobs.objective import Evaluation, Sample
-from search_jobs.prefix_caching import MacsSpent
+from search_jobs.schedule_walk import MacsSpent
 from search_jobs.stages import stages
 
 PATHS = {"model": "m", "prompts": "p", "features": "f"}

@@ -24,11 +24,12 @@ from engine.model import Model
 from engine.program import ProgramStep, corrected, path_of
 from engine.sampler import generate
 from registry.schedule import Correction, Schedule, Segment, teacher
-from search_jobs.fit import UNetCall, fit
+from search_jobs.fit import UNetCall, fit, fit_extrapolation
 from search_jobs.memory import memory_of
 from search_jobs.path import TeacherPath, walk
 from search_jobs.pieces import Pieces, UNetInPieces
-from search_jobs.prefix_caching import MacsSpent, PrefixCachingSampler, Sampled
+from search_jobs.prefix_caching import PrefixCachingSampler, Sampled
+from search_jobs.schedule_walk import MacsSpent
 from search_jobs.space import Genome, Space
 
 STEPS = 12
@@ -53,13 +54,13 @@ class Scene:
     def given(self) -> tuple[Tensor, Condition, Condition | None, float]:
         return self.noise, self.condition, self.negative, self.guidance
 
-    def sampler(self, memory: int = 0, rows: int = 1000) -> PrefixCachingSampler:
+    def sampler(self, memory: int = 0, rows: int = 1000, extrapolating: bool = False) -> PrefixCachingSampler:
         unet = UNetInPieces(self.model.network, Pieces(memory_of(self.model.device)), rows)
-        return PrefixCachingSampler(self.model, unet, *self.given, self.path, memory)
+        return PrefixCachingSampler(self.model, unet, *self.given, self.path, memory, extrapolating)
 
-    def alone(self, schedule: Schedule, fitting: bool = False) -> Sampled:
+    def alone(self, schedule: Schedule, fitting: bool = False, extrapolating: bool = False) -> Sampled:
         """What a sampler makes of a schedule that shares with no other."""
-        (sampled,) = self.sampler().run([schedule], fitting)
+        (sampled,) = self.sampler(extrapolating=extrapolating).run([schedule], fitting)
         return sampled
 
     def schedules(self, count: int, seed: int) -> list[Schedule]:
@@ -144,7 +145,7 @@ def test_schedules_of_a_stochastic_solver_follow_the_teachers_noise_and_share_wh
     assert path_of(together[0], model.levels).timesteps.tolist() == path_of(jumping, model.levels).timesteps.tolist()
     unet = UNetInPieces(model.network, Pieces(memory_of(model.device)), LARGE)
     for memory in (0, 1 << 20):
-        sampler = PrefixCachingSampler(model, unet, *given, path, memory, fresh)
+        sampler = PrefixCachingSampler(model, unet, *given, path, memory, fresh=fresh)
         for schedule, sampled in zip(together, sampler.run(together), strict=True):
             want = generate(model.network, model.compile(schedule), *given, fresh)
             torch.testing.assert_close(sampled.latents, want, rtol=0, atol=1e-4)
@@ -159,11 +160,15 @@ def test_a_path_is_the_same_after_a_file(scene: Scene) -> None:
     assert torch.equal(again.end, scene.path.end)
 
 
-def test_a_fitted_schedule_is_what_the_plain_loop_makes_of_its_document(scene: Scene) -> None:
+@pytest.mark.parametrize("extrapolating", [False, True])
+def test_a_fitted_schedule_is_what_the_plain_loop_makes_of_its_document(scene: Scene, extrapolating: bool) -> None:
+    found = False
     for schedule in scene.schedules(6, seed=1):
-        fitted, latents, _ = scene.alone(schedule, fitting=True)
+        fitted, latents, _ = scene.alone(schedule, True, extrapolating)
         assert fitted.corrections is not None
+        found |= any(correction.extrapolation for correction in fitted.corrections)
         torch.testing.assert_close(latents, scene.plain(Schedule.parse(fitted.document())), rtol=0, atol=1e-4)
+    assert found == extrapolating
 
 
 def test_without_fitting_a_schedule_runs_as_it_is(scene: Scene) -> None:
@@ -191,6 +196,25 @@ def test_corrections_make_one_solver_of_two(trained: Scene) -> None:
         assert (fitted[0] - fitted[1]).square().mean() < 0.02 * (plain[0] - plain[1]).square().mean()
 
 
+def test_extrapolations_bring_the_latents_closer_still(trained: Scene) -> None:
+    """Where features drift: many full steps, each with a partial one long after it."""
+    uniform = trained.space.schedule(Genome("ddim", (Segment(partial=(1,), branch=3),) * 6))
+    held, ahead = (trained.alone(uniform, True, extrapolating) for extrapolating in (False, True))
+    errors = [(sampled.latents - trained.path.end).square().mean() for sampled in (held, ahead)]
+    assert errors[1] < errors[0]
+
+
+def test_what_an_extrapolation_takes_to_find_is_counted(scene: Scene) -> None:
+    """At most two more calls of the first partial step after each full step whose feature may be extrapolated."""
+    segments = (Segment(partial=(1, 2), branch=2),) * 3
+    schedule = scene.space.schedule(Genome("ddim", segments))
+    fitted, _, spent = scene.alone(schedule, True, extrapolating=True)
+    found = sum(bool(correction.extrapolation) for correction in fitted.corrections or ())
+    rows = len(PROMPTS) * (2 if scene.guidance > 1 else 1)
+    assert found
+    assert spent.run == scene.macs(schedule) + rows * (2 + found) * scene.model.macs.of("partial", 2)
+
+
 @pytest.mark.parametrize("fitting", [False, True])
 @pytest.mark.parametrize("schedules", [LARGE, 5], ids=["all of memory", "a little memory"])
 def test_sharing_changes_no_result_and_saves_calls(scene: Scene, fitting: bool, schedules: int) -> None:
@@ -212,6 +236,17 @@ def test_sharing_changes_no_result_and_saves_calls(scene: Scene, fitting: bool, 
         assert sum(call.nbytes for call in shared._cache.values()) <= memory
         (again,) = shared.run(family[:1], fitting)
         assert again.spent.run > 0, "some of it had to leave"
+
+
+def test_sharing_changes_no_extrapolation(scene: Scene) -> None:
+    family = scene.schedules(4, seed=4)
+    shared = scene.sampler(LARGE * scene.sampler().bytes_each, extrapolating=True)
+    for schedule, together in zip(family, scene.sampler(extrapolating=True).run(family, fitting=True), strict=True):
+        expected, (sampled,) = scene.alone(schedule, True, extrapolating=True), shared.run([schedule], fitting=True)
+        assert sampled.schedule == expected.schedule
+        assert torch.equal(sampled.latents, expected.latents)
+        assert sampled.spent.run + sampled.spent.shared == expected.spent.run
+        torch.testing.assert_close(together.latents, scene.plain(together.schedule), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("fitting", [False, True])
@@ -255,10 +290,30 @@ def test_a_correction_that_explains_the_goal_is_found(seed: int, guided: bool, b
     assert got.before == pytest.approx(wanted.before, abs=1e-3)
 
 
+@settings(max_examples=25)
+@given(
+    seed=st.integers(0, 99), guided=st.booleans(), weight=st.integers(-4, 9).map(lambda tenths: tenths / 10), trial=st.just(0.5)
+)
+def test_an_extrapolation_that_explains_the_goal_is_found(seed: int, guided: bool, weight: float, trial: float) -> None:
+    """Outputs that are linear in the feature, and a goal that the step reaches with this weight and no other correction."""
+    plain, change = unet_call(seed, guided), unet_call(seed + 1000, guided)
+
+    def at(share: float) -> UNetCall:
+        unconditional = plain.unconditional
+        if unconditional is not None and change.unconditional is not None:
+            unconditional = unconditional + share * change.unconditional
+        return replace(plain, conditional=plain.conditional + share * change.conditional, unconditional=unconditional)
+
+    goal, _ = at(weight).advance(STEP, 3.0)
+    found = fit_extrapolation(STEP, plain, at(trial), trial, 3.0, goal)
+    assert found == pytest.approx(weight, abs=0.15)
+
+
 @pytest.mark.parametrize("goal", [float("nan"), float("inf")])
 def test_a_goal_that_is_no_number_corrects_nothing(goal: float) -> None:
     call = unet_call(0, guided=True)
     assert fit(STEP, call, 3.0, torch.full_like(call.latent, goal)) == Correction()
+    assert fit_extrapolation(STEP, call, unet_call(1, guided=True), 0.5, 3.0, torch.full_like(call.latent, goal)) == 0.0
 
 
 def test_where_the_clean_latent_is_clipped_guidance_stays_as_it_is() -> None:
