@@ -58,11 +58,10 @@ class Newcomers:
     def _encode(self, tasks: Sequence[ImageTask]) -> None:
         start = monotonic()
         conditions, now = self._text_and_vae.encode([task.spec for task in tasks]), monotonic()
-        noises = [self._model.noises(task.spec.seed) for task in tasks]
-        inputs = ((noise(0), *pair) for noise, pair in zip(noises, conditions, strict=True))
+        inputs = ((self._model.noise(task.spec.seed), *pair) for task, pair in zip(tasks, conditions, strict=True))
         self._images.enter(tasks, inputs)
-        for task, noise in zip(tasks, noises, strict=True):
-            task.fresh = noise
+        for task in tasks:
+            task.fresh = self._model.noises(task.spec.seed)
             task.taken = start
             metrics.stage_seconds.labels("queue").observe(start - task.queued)
             task.trace.add("queue", task.queued, start)
