@@ -1,28 +1,19 @@
-"""The figures of a place in the table, with paired intervals, and where a kind of schedule first differs from the teacher."""
+"""The figures of a place in the table, with paired intervals."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from benchmarks.paper.differences import PSNR, REAL, RFID, SCORE
 from benchmarks.paper.images import MeasuredImages, write_arrays
 from evaluation import Gaussian, frechet_distance, gaussian, psnr
 from evaluation.paired import Chosen, Estimate, Resampled, resampled
 
-EYE = 30.0  # dB of PSNR, below which images are said to differ to the eye
-SCORE, REAL, RFID, PSNR = "score", "to_real", "rfid", "psnr"
-
 Figures = Mapping[str, Resampled]
-
-
-class Difference(NamedTuple):
-    """The first cost at which a kind of schedule is worse than the teacher, as a speed-up; None where it is at none of them."""
-
-    quality: float | None
-    eye: float | None
 
 
 def figures(images: MeasuredImages, teacher: MeasuredImages, real: Gaussian | None, cache: Path) -> dict[str, Resampled]:
@@ -69,23 +60,3 @@ def document(own: Figures, teacher: Figures, ours: Figures) -> dict[str, Any]:
 
 def _as_json(estimates: Mapping[str, Estimate | None]) -> dict[str, dict[str, float]]:
     return {name: estimate._asdict() for name, estimate in estimates.items() if estimate}
-
-
-def first_difference(entries: Sequence[Mapping[str, Any]]) -> Difference:
-    """Of one kind's entries of the table: at which speed-up its images are first worse than the teacher's.
-
-    quality: the paired interval of its Fréchet distance to real images less the teacher's lies above 0, or that of its score
-    below. eye: PSNR is below 30 dB.
-    """
-    by_speedup = sorted(entries, key=lambda entry: float(entry["speedup"]))
-    return Difference(
-        next((entry["speedup"] for entry in by_speedup if _worse(entry)), None),
-        next((entry["speedup"] for entry in by_speedup if entry["figures"].get(PSNR, {"value": 0.0})["value"] < EYE), None),
-    )
-
-
-def _worse(entry: Mapping[str, Any]) -> bool:
-    less = entry["less_teacher"]
-    if not entry["figures"]:
-        return True  # its images are not finite
-    return bool((REAL in less and less[REAL]["low"] > 0) or (SCORE in less and less[SCORE]["high"] < 0))

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.paper.contenders import BY_HAND, OURS, PAPER
-from benchmarks.paper.figures import EYE, PSNR, REAL, RFID, SCORE, first_difference
+from benchmarks.paper.differences import EYE, PSNR, REAL, RFID, SCORE, first_difference
 from benchmarks.paper.pictures import front, strip
 from benchmarks.paper.subject import BUNDLED
-from search_jobs.report.figures import count, estimate, figure, macs
+from search_jobs.report.figures import count, figure, macs
 from search_jobs.report.style import save
 
 SUMMARY, SHOWN, PAGE, FRONT = "summary.json", "shown.npz", "results.md", "results-front.png"
@@ -97,21 +97,13 @@ def _model(summary: Summary, picture: str) -> Iterator[str]:
         yield _table(f"{title}{of_teacher}", summary, lambda entries, n=name, d=digits: _cell(entries, n, d))
     if not about["real"]:
         yield "There are no real images at hand for this model, so no distance to any.\n"
-    yield _table(
-        "rFID of ours over this one's", summary, lambda entries: estimate(_middle(entries)["ours_over_this"].get(RFID)), (OURS,)
-    )
+    yield _table("rFID of ours over this one's", summary, lambda entries: _paired(entries, "ours_over_this", RFID), (OURS,))
     if about["real"]:
         yield _table(
-            "Distance to real images, less the teacher's",
-            summary,
-            lambda entries: estimate(_middle(entries)["less_teacher"].get(REAL)) or "not finite",
+            "Distance to real images, less the teacher's", summary, lambda entries: _paired(entries, "less_teacher", REAL)
         )
     if score:
-        yield _table(
-            f"{score}, less the teacher's",
-            summary,
-            lambda entries: estimate(_middle(entries)["less_teacher"].get(SCORE)) or "not finite",
-        )
+        yield _table(f"{score}, less the teacher's", summary, lambda entries: _paired(entries, "less_teacher", SCORE))
     yield _table("The schedules: cost, and what was chosen", summary, _schedule)
 
 
@@ -169,6 +161,15 @@ def _cell(entries: Sequence[Entry], name: str, digits: int | None) -> str:
     if len(entries) == 1:
         return value
     return f"{value} ({_number(all_values[0], digits)}–{_number(all_values[-1], digits)})"
+
+
+def _paired(entries: Sequence[Entry], against: str, name: str) -> str:
+    """A paired estimate of the middle search with its interval; differences with their signs."""
+    paired = _middle(entries)[against].get(name)
+    if not paired:
+        return "not finite"
+    form = "{:.3f} ({:.3f}–{:.3f})" if against == "ours_over_this" else "{:+.3f} ({:+.3f} to {:+.3f})"
+    return form.format(paired["value"], paired["low"], paired["high"])
 
 
 def _schedule(entries: Sequence[Entry]) -> str:

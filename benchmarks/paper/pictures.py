@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from benchmarks.paper.contenders import BY_HAND, OURS, PAPER
-from benchmarks.paper.figures import PSNR, RFID
-from search_jobs.report.style import FAMILIES, INK, SEARCHED, WIDTH, decades, dress, figure, headline
+from benchmarks.paper.differences import PSNR, RFID
+from search_jobs.report.style import FAMILIES, HALO, INK, SEARCHED, WIDTH, decades, dress, figure, headline
 
 IMAGES = 2  # of the same noise, in a strip
 LOOKS = {  # marker and colour of each kind
@@ -87,7 +87,8 @@ def strip(summary: Summary, shown: Path) -> Figure:
             if digest in images:
                 cell.imshow(images[digest][row // 3], interpolation="nearest")
             if entry and row < 3:
-                cell.set_xlabel(f"{entry['figures'][PSNR]['value']:.1f} dB", fontsize=7, color=INK, labelpad=1)
+                said, place = f"{entry['figures'][PSNR]['value']:.1f} dB", {"x": 0.04, "y": 0.05, "transform": cell.transAxes}
+                cell.text(**place, s=said, fontsize=6.5, color=INK, path_effects=HALO)
         grid[0][column].set_title(f"{speedup:g}×", fontsize=9, color=INK)
     for row in range(rows):
         grid[row][0].set_ylabel(

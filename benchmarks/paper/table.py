@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from benchmarks.paper.contenders import OURS, PAPER, Place, by_hand, in_every_setting, strongest
-from benchmarks.paper.figures import RFID, Figures, document, figures
+from benchmarks.paper.differences import RFID
+from benchmarks.paper.figures import Figures, document, figures
 from benchmarks.paper.images import ImageStore, MeasuredImages, write_arrays
 from benchmarks.paper.subject import SPEEDUPS, Effort, Subject
 from engine.loading import load

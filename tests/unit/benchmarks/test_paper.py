@@ -17,7 +17,7 @@ from places import ROOT
 
 from benchmarks.paper import page
 from benchmarks.paper.contenders import BY_HAND, OURS, PAPER, Place, strongest
-from benchmarks.paper.figures import first_difference
+from benchmarks.paper.differences import first_difference
 from benchmarks.paper.subject import Effort, Subject
 from benchmarks.paper.table import ModelTable
 from registry.errors import NotFound
