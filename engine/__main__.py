@@ -17,6 +17,7 @@ import typer
 
 from engine.buckets import MAX_ROWS
 from engine.guidance import OFF, covers, default_scale, meant, validated_scales
+from engine.image_size import ImageSize, covers_size, sizes_in
 from engine.named_unet import named_unet
 from registry.commands.command_line import command_line
 from registry.errors import FlexiError, InvalidInput, NotFound
@@ -51,6 +52,7 @@ def generate(
         float | None,
         typer.Option(help="Classifier-free guidance; 1 or less is off [default: where the schedule was validated, 7.5, or 1]."),
     ] = None,
+    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels [default: the model's own].")] = None,
     num_images: Annotated[int, typer.Option(help="How many images to make.")] = 1,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
@@ -73,6 +75,7 @@ def generate(
     for file in _names(out, num_images):
         if file.is_dir():
             raise InvalidInput(f"{file} is a folder", param="out")
+    asked_size = ImageSize.parse(size) if size is not None else None
     if schedule != "teacher" and (solver is not None or steps is not None):
         raise InvalidInput("--solver and --steps are for teacher; a document brings its own", param="schedule")
 
@@ -82,6 +85,8 @@ def generate(
     from engine.prompts import NoPrompts
 
     loaded = loading.load(model, device, dtype, name, compiled=compiled)
+    shown_size = asked_size or loaded.image_size
+    other_size = loaded.other_size(shown_size)
     if schedule == "teacher":
         own = loaded.teacher_solver if loaded.few_steps else "dpmsolver++"
         document = _teacher(loaded, solver or own, (loaded.few_steps or 50) if steps is None else steps)
@@ -107,18 +112,22 @@ def generate(
             print(f"{option}: the model reads {loaded.prompts.tokens} tokens and ignored the end: {cut}", file=sys.stderr)
     if validated and not covers(document, scale):
         print(f"guidance: the schedule was validated at {', '.join(map('{:g}'.format, validated))}", file=sys.stderr)
+    if not covers_size(document, shown_size, loaded.image_size):
+        print(f"size: the schedule was not measured at {shown_size}", file=sys.stderr)
     seeds = range(seed, seed + num_images)
-    condition = loaded.encode([prompt or ""] * num_images, scale)
-    unconditional = loaded.negative([negative] * num_images) if rows == 2 else None
-    fresh = stacked([loaded.noises(number) for number in seeds])
+    condition = loaded.encode([prompt or ""] * num_images, scale, other_size)
+    unconditional = loaded.negative([negative] * num_images, other_size) if rows == 2 else None
+    fresh = stacked([loaded.noises(number, other_size) for number in seeds])
     latents = sampler.generate(loaded.network, program, fresh(0), condition, unconditional, scale, fresh)
     images = loaded.decode(latents)
 
     counts, of = document.counts(), f"of the teacher's {document.solver.teacher_steps}"
     print(f"schedule   {document.digest[:12]}, {document.solver.name}")
     print(f"steps      {document.computed} computed {of}: {counts['full']} full, {counts['partial']} partial")
-    print(f"MACs       {loaded.macs.of_program(program, rows) / 1e9:.4f} G per image")
-    print(f"relative   {loaded.macs.relative(program, all_full):.4f} of the teacher's MACs")
+    macs = loaded.macs_at(other_size)
+    print(f"size       {shown_size}")
+    print(f"MACs       {macs.of_program(program, rows) / 1e9:.4f} G per image")
+    print(f"relative   {macs.relative(program, all_full):.4f} of the teacher's MACs")
     failed = []
     for number, good, image, file in zip(seeds, finite(images).tolist(), images, _names(out, num_images), strict=True):
         if good:
@@ -139,6 +148,7 @@ def warm(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cuda",
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
     max_wave_rows: Annotated[int, typer.Option(help="As the server's FLEXI_MAX_WAVE_ROWS.")] = 16,
+    sizes: Annotated[str, typer.Option(help="As the server's FLEXI_SIZES.")] = "",
     cache: Annotated[Path, typer.Option(help="As the server's FLEXI_COMPILE_CACHE.")] = Path(".flexi/compile"),
 ) -> None:
     """Compile all that a server with these settings compiles, and keep it in a folder, so that servers start quickly."""
@@ -149,7 +159,8 @@ def warm(
 
     compiling.cache_in(cache)
     print(f"compiling {model} for {device}: minutes, if {cache} does not have it yet", file=sys.stderr)
-    compiled = compiling.warm(loading.load(model, device, dtype, compiled=True), max_wave_rows)
+    loaded = loading.load(model, device, dtype, compiled=True)
+    compiled = compiling.warm(loaded, max_wave_rows, others=loaded.other_sizes(sizes_in(sizes)))
     print(f"graphs     {compiled.graphs}, {compiled.cached} of them from the cache")
     print(f"seconds    {compiled.seconds:.1f}")
     print(f"cache      {compiling.cache_bytes(cache) / 2**20:.1f} MiB in {cache}")

@@ -2,14 +2,15 @@
 
 Dynamo takes a function apart and Inductor makes kernels of it, at its first call and again for whatever it has not seen yet: a
 size of 1, which it always counts as a constant, a tensor laid out differently, another mode of gradients. A region sees none
-of the latter. So each is compiled twice, for one row and for several, and after `warm` no call compiles anything.
+of the latter. So each is compiled twice for each size of images, for one row and for several, and after `warm` no call
+compiles anything.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +24,13 @@ from engine.items import Region
 from registry.errors import Unsupported
 
 if TYPE_CHECKING:
+    from engine.image_size import ImageSize
     from engine.model import Model
 
 CACHE = Path(".flexi/compile")
-GRAPHS = 256  # of one function, and to Dynamo, whose own limit is 8, all regions are one. Past it a call raises, by `fullgraph`
+GRAPHS = (
+    256  # of one size; to Dynamo, whose own limit is 8, all regions are one function. Past it a call raises, by `fullgraph`
+)
 DECODED = (8, 4, 2, 1)  # images in one call of the decoder: few, because each shape is planned, tuned or compiled once
 
 
@@ -80,24 +84,26 @@ class Compilation:
 
 
 @torch.inference_mode()
-def warm(model: Model, max_rows: int, images: Iterable[int] = DECODED) -> Compiled:
+def warm(model: Model, max_rows: int, images: Iterable[int] = DECODED, others: Collection[ImageSize] = ()) -> Compiled:
     """Compile all that calls of at most `max_rows` rows will run, and the decoder for these numbers of images.
 
-    One call of each kind, for 1, 2 and the most rows: where torch's choice of kernels changes with a size between the last two
-    (convolutions of 16 rows on one CPU thread, more than 2^31 elements), both are then there.
+    That is at the model's own size and each of `others`. One call of each kind, for 1, 2 and the most rows: where torch's
+    choice of kernels changes with a number between the last two (convolutions of 16 rows on one CPU thread, more than 2^31
+    elements), both are then there.
     Raises `Unsupported` for what torch cannot compile.
     """
     from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
-    raise_limit()
+    raise_limit(1 + len(others))
     (graphs, cached), start = _counted(), time.monotonic()
     try:
-        with suppress(torch.OutOfMemoryError):  # nor will a server then run as many
-            for rows in (2, 1, max_rows):
-                _run_steps(model, rows)
-        with suppress(torch.OutOfMemoryError):
-            for count in images:
-                model.decoder(_latents(model, count))
+        for size in (None, *others):
+            with suppress(torch.OutOfMemoryError):  # nor will a server then run as many
+                for rows in (2, 1, max_rows):
+                    _run_steps(model, rows, size)
+            with suppress(torch.OutOfMemoryError):
+                for count in images:
+                    model.decoder(_latents(model, count, size))
         model.network.fence().wait()
     except (TorchDynamoException, FailOnRecompileLimitHit) as error:
         raise Unsupported(f"torch cannot compile this model: {reason(error)}; off runs it as it is", param="compile") from error
@@ -105,11 +111,12 @@ def warm(model: Model, max_rows: int, images: Iterable[int] = DECODED) -> Compil
     return Compiled(graphs_now - graphs, cached_now - cached, time.monotonic() - start)
 
 
-def raise_limit() -> None:
+def raise_limit(sizes: int = 1) -> None:
     """Let Dynamo compile as many graphs as there are. For each thread that compiles: its settings are a thread's own."""
     from torch._dynamo import config
 
-    config.recompile_limit = max(config.recompile_limit, GRAPHS)
+    config.recompile_limit = max(config.recompile_limit, GRAPHS * sizes)
+    config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, GRAPHS * sizes)
 
 
 def forbid() -> None:
@@ -136,17 +143,17 @@ def cache_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def _run_steps(model: Model, rows: int) -> None:
+def _run_steps(model: Model, rows: int, size: ImageSize | None) -> None:
     """A full step, and a partial one of each branch."""
-    network, sample = model.network, _latents(model, rows)
+    network, sample = model.network, _latents(model, rows, size)
     given = sample, torch.ones(rows, device=model.device), model.encode([model.prompts.sample]).expand(rows)
     _, features = network.full(*given, keep=range(1, network.branches + 1))
     for branch, feature in features.items():
         network.partial(*given, branch, feature)
 
 
-def _latents(model: Model, count: int) -> Tensor:
-    return torch.zeros(count, *model.latent_shape, device=model.device)
+def _latents(model: Model, count: int, size: ImageSize | None) -> Tensor:
+    return torch.zeros(count, *model.latent_shape_at(size), device=model.device)
 
 
 def _alike(tensor: Tensor) -> Tensor:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+from engine.device import to_device
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,16 @@ class Condition:
     def expand(self, rows: int) -> Condition:
         """A condition of one row, seen as one of `rows` equal rows."""
         return self.map(lambda tensor: tensor.expand(rows, *tensor.shape[1:]))
+
+    def at(self, height: int, width: int) -> Condition:
+        """The same for images of this size in pixels; only a model that is told of sizes (`sizes`) sees a difference.
+
+        It is given as both the original and the target size, without a crop (arXiv 2307.01952, section 2.2).
+        """
+        if self.sizes is None:
+            return self
+        told = to_device(torch.tensor([[height, width, 0, 0, height, width]], dtype=self.sizes.dtype), self.sizes.device)
+        return replace(self, sizes=told.repeat(len(self.sizes), 1))
 
     def to(self, device: torch.device | str) -> Condition:
         """This condition on another device."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor
 
 from engine.fresh_noise import Fresh
 from engine.guidance import OFF
+from engine.image_size import ImageSize
 from engine.program import Need, Program, ProgramStep
 
 
@@ -19,14 +21,15 @@ class DenoisingTask:
 
     guidance: the scale of classifier-free guidance, which takes two UNet rows a step; None for one row without it.
     fresh: the image's noises (c, h, w) by place, for a program of a stochastic solver.
-    deadline: in seconds of the policy's clock. idle: it runs only in waves of idle tasks, while no other task is in flight.
-    position: how many of the program's steps have run. waits: waves that went by since it last ran.
-    slots: while it is in flight, one for each of its UNet rows, the conditional one first.
+    size: of the image; None is the model's own. deadline: in seconds of the policy's clock. idle: it runs only in waves of idle
+    tasks, while no other task is in flight. position: how many of the program's steps have run. waits: waves that went by since
+    it last ran. slots: while it is in flight, one for each of its UNet rows, the conditional one first.
     latent (c, h, w): the result, once done. error: why it failed, if it did.
     """
 
     program: Program  # at the task's own guidance scale
     guidance: float | None = None
+    size: ImageSize | None = None
     deadline: float = math.inf
     idle: bool = False
     position: int = 0
@@ -57,9 +60,13 @@ class DenoisingTask:
     @property
     def need(self) -> Need:
         """The kind of wave that the next step can join."""
-        return self.step.need
+        return self._needs[self.position]
 
     @property
     def ahead(self) -> list[Need]:
         """What all remaining steps need, the next one first."""
-        return [step.need for step in self.program.steps[self.position :]]
+        return self._needs[self.position :]
+
+    @cached_property
+    def _needs(self) -> list[Need]:
+        return [step.need.at(self.size) for step in self.program.steps]

@@ -95,6 +95,7 @@ def load(
         notices=plan.notices,
         own_solver=plan.own_solver,
         few_steps=plan.few_steps,
+        fixed_size=files.decoder is None or not files.component("text_encoder"),
         earlier_fingerprint=cache(files.earlier_fingerprint),
     )
 

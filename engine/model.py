@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -15,12 +15,13 @@ from engine.decoders import Decoded, Decoder, to_images, to_levels
 from engine.device import to_device
 from engine.fresh_noise import FreshNoise
 from engine.guidance import OFF, USUAL, USUAL_EMBEDDED
+from engine.image_size import ImageSize
 from engine.macs import StepMacs, count_steps, example
 from engine.noise import NoiseLevels
 from engine.notice import Notice
 from engine.program import Program, compile_program
 from engine.prompts import Prompts
-from engine.slots import Slots, slot_bytes
+from engine.slots import SlotLayout, SlotMemory, slot_bytes
 from engine.unrolled import UnrolledUNet
 from registry.errors import InvalidInput
 from registry.schedule import ModelRef, Schedule, Solver, SolverName, teacher
@@ -28,8 +29,10 @@ from registry.schedule import ModelRef, Schedule, Solver, SolverName, teacher
 
 @dataclass(frozen=True)
 class Model:
-    """Everything generation needs. Latents are (channels, height, width) = `latent_shape`.
+    """Everything generation needs. Latents of the model's own size are (channels, height, width) = `latent_shape`.
 
+    Where a size of images may be said, None is the model's own. fixed_size: it makes no other; which holds for models that
+    denoise pixels, and that draw no texts: they were trained for one size, and their pipelines take no other either.
     notices: what its folder asks for and nobody here does. own_solver: the solver nearest to the scheduler of its folder.
     few_steps: of a distilled model (LCM, Turbo, Lightning, Hyper), the number of steps that it was taught to take; its images
     are those of `solver(teacher_solver, few_steps)` at `usual_guidance`, and many steps or guidance of two rows spoil them.
@@ -46,12 +49,13 @@ class Model:
     notices: tuple[Notice, ...] = ()
     own_solver: SolverName = "ddim"
     few_steps: int | None = None
+    fixed_size: bool = False
     earlier_fingerprint: Callable[[], str] | None = None  # as `earlier` says
 
     @property
-    def image_size(self) -> tuple[int, int]:
-        """(height, width) in pixels."""
-        return self.latent_shape[1] * self.decoder.scale, self.latent_shape[2] * self.decoder.scale
+    def image_size(self) -> ImageSize:
+        """The model's own."""
+        return ImageSize(self.latent_shape[1] * self.decoder.scale, self.latent_shape[2] * self.decoder.scale)
 
     @property
     def embeds_guidance(self) -> bool:
@@ -67,16 +71,51 @@ class Model:
         """UNet rows of an image at this scale: two where it is guided away from something."""
         return 1 if guidance == OFF or self.embeds_guidance else 2
 
-    def encode(self, prompts: Sequence[str], guidance: float = OFF) -> Condition:
+    @property
+    def size_multiple(self) -> int:
+        """What height and width of other sizes are multiples of: the decoder's factor times all that the UNet halves."""
+        return self.decoder.scale * 2 ** sum(block.downsamplers is not None for block in self.network.unet.down_blocks)
+
+    def other_size(self, size: ImageSize) -> ImageSize | None:
+        """A size as all that makes images takes it: None where it is the model's own.
+
+        Raises `InvalidInput` for one that this model cannot make.
+        """
+        if size == self.image_size:
+            return None
+        if self.fixed_size:
+            raise InvalidInput(f"this model makes {self.image_size} only, got {size}", param="size")
+        if size.height % self.size_multiple or size.width % self.size_multiple:
+            message = f"width and height must be multiples of {self.size_multiple} for this model, got {size}"
+            raise InvalidInput(message, param="size")
+        return size
+
+    def other_sizes(self, sizes: Iterable[ImageSize]) -> list[ImageSize]:
+        """These sizes, each once, without the model's own. Raises `InvalidInput` for one that it cannot make."""
+        others = dict.fromkeys(self.other_size(size) for size in sizes)
+        return [size for size in others if size is not None]
+
+    def latent_shape_at(self, size: ImageSize | None) -> tuple[int, int, int]:
+        """(c, h, w) of the latents of images of a size."""
+        if size is None:
+            return self.latent_shape
+        return self.latent_shape[0], size.height // self.decoder.scale, size.width // self.decoder.scale
+
+    def size_of(self, latents: Tensor) -> ImageSize | None:
+        """The size of the images of these latents (…, c, h, w)."""
+        height, width = latents.shape[-2:]
+        return self.other_size(ImageSize(height * self.decoder.scale, width * self.decoder.scale))
+
+    def encode(self, prompts: Sequence[str], guidance: float = OFF, size: ImageSize | None = None) -> Condition:
         """Prompts to conditions, one row each. Raises `InvalidInput` for a prompt that means nothing to this model.
 
         guidance: the scale of models that embed it; all others look at it elsewhere.
         """
-        return self.at_guidance(self.prompts.encode(prompts), guidance)
+        return self.at_guidance(self.prompts.encode(prompts).at(*(size or self.image_size)), guidance)
 
-    def negative(self, prompts: Sequence[str]) -> Condition:
+    def negative(self, prompts: Sequence[str], size: ImageSize | None = None) -> Condition:
         """Negative prompts to conditions, one row each. Raises `InvalidInput` for a model without classifier-free guidance."""
-        return self.at_guidance(self.prompts.negative(prompts), OFF)
+        return self.at_guidance(self.prompts.negative(prompts).at(*(size or self.image_size)), OFF)
 
     def at_guidance(self, condition: Condition, scale: float) -> Condition:
         """The condition with this scale in it, where the UNet takes it as an input; else the condition as it is."""
@@ -87,18 +126,18 @@ class Model:
         row = to_device(embedded(scale, width.shape[1]), self.device)
         return replace(condition, guidance=row.expand(len(condition.context), -1))
 
-    def noise(self, seed: int) -> Tensor:
-        """The starting noise of one image, (c, h, w), float32, of unit variance.
+    def noise(self, seed: int, size: ImageSize | None = None) -> Tensor:
+        """The starting noise of one image, (c, h, w), float32, of unit variance. It depends on seed and size.
 
         Drawn on the CPU, so that a seed means the same on every device. Latents stay float32 whatever the UNet's dtype.
         """
-        return self.noises(seed)(0)
+        return self.noises(seed, size)(0)
 
-    def noises(self, seed: int) -> FreshNoise:
+    def noises(self, seed: int, size: ImageSize | None = None) -> FreshNoise:
         """All noises of one image, by place: `noise`, and those that a stochastic solver adds later."""
         if not 0 <= seed < 2**63:
             raise InvalidInput(f"must be between 0 and 2^63 - 1, got {seed}", param="seed")
-        return FreshNoise(seed, self.latent_shape, self.device)
+        return FreshNoise(seed, self.latent_shape_at(size), self.device)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (n, c, h, w) to images (n, 3, H, W), float32 in [0, 1] on the CPU.
@@ -169,22 +208,17 @@ class Model:
         """The fingerprint that schedules say which were made while unread files counted too. Hashes all files at first."""
         return self.earlier_fingerprint() if self.earlier_fingerprint else self.ref.fingerprint
 
-    def slots(self, capacity: int) -> Slots:
-        """Memory for `capacity` UNet rows in flight."""
-        return Slots(
-            self.latent_shape,
-            self.macs.features,
-            self._condition,
-            capacity,
-            self.device,
-            self.dtype,
-            self.network.channels_last,
-        )
+    def slots(self, capacity: int, others: Iterable[ImageSize] = ()) -> SlotMemory:
+        """Memory for `capacity` UNet rows of the model's own size in flight, which those of `others` share."""
+        layouts = {size: self._slot_layout(size) for size in (None, *others)}
+        return SlotMemory(layouts, self._condition, capacity, self.device, self.dtype, self.network.channels_last)
 
-    @property
-    def slot_bytes(self) -> int:
-        """Of the memory for one of them, whatever branch its schedule uses."""
-        return max(slot_bytes(self.latent_shape, self.macs.features, self._condition, self.dtype).values())
+    def slot_bytes(self, size: ImageSize | None = None) -> int:
+        """Of the memory for one row of a size, whatever branch its schedule uses."""
+        return max(slot_bytes(self._slot_layout(size), self._condition, self.dtype).values())
+
+    def _slot_layout(self, size: ImageSize | None) -> SlotLayout:
+        return SlotLayout(self.latent_shape_at(size), self.macs_at(size).features)
 
     @cached_property
     def _condition(self) -> Condition:
@@ -193,5 +227,17 @@ class Model:
 
     @cached_property
     def macs(self) -> StepMacs:
-        """MACs of one UNet row for each kind of step, at this model's latent size."""
+        """MACs of one UNet row for each kind of step, at this model's own size."""
         return count_steps(self.network.unet.config, self.latent_shape, self.prompts.tokens)
+
+    def macs_at(self, size: ImageSize | None) -> StepMacs:
+        """MACs of one UNet row for each kind of step, at a size. Counted once for each, which takes a moment."""
+        if size is None:
+            return self.macs
+        if size not in self._macs:
+            self._macs[size] = count_steps(self.network.unet.config, self.latent_shape_at(size), self.prompts.tokens)
+        return self._macs[size]
+
+    @cached_property
+    def _macs(self) -> dict[ImageSize, StepMacs]:
+        return {}

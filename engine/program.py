@@ -23,6 +23,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from engine.image_size import ImageSize
 from engine.noise import NoiseLevels, Prediction, Trajectory
 from registry.errors import InvalidInput, Unsupported
 from registry.schedule import Correction, Schedule
@@ -32,10 +33,18 @@ SIGMA_DATA = 0.5  # of latent consistency models: how far images spread
 
 
 class Need(NamedTuple):
-    """What a step asks of the UNet: ("full", 0) or ("partial", branch). Images whose next steps need the same share a call."""
+    """What a step asks of the UNet: ("full", 0) or ("partial", branch), at a size of images; None is the model's own.
+
+    Images whose next steps need the same share a call.
+    """
 
     kind: str
     branch: int
+    size: ImageSize | None = None
+
+    def at(self, size: ImageSize | None) -> Need:
+        """The same at a size."""
+        return self._replace(size=size)
 
 
 @dataclass(frozen=True)

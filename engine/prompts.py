@@ -110,7 +110,7 @@ class TextPrompts(Prompts):
 class TwoTextPrompts(Prompts):
     """Two CLIP text encoders and the image's size, as in Stable Diffusion XL (arXiv 2307.01952, sections 2.1 and 2.2).
 
-    `size` (height, width) in pixels is given as both the original and the target size, without a crop. With `zeros` an empty
+    `size` (height, width) in pixels is that of the model's own images, as `Condition.at` gives it. With `zeros` an empty
     negative prompt is zeros instead of an encoded empty text (`force_zeros_for_empty_prompt` in diffusers).
     """
 
@@ -131,8 +131,8 @@ class TwoTextPrompts(Prompts):
         """Both encoders' hidden states side by side, the second one's pooled projection, and the sizes."""
         hidden, _ = self.first.penultimate(prompts)
         wider, pooled = self.second.penultimate(prompts)
-        sizes = to_device(torch.tensor([[*self.size, 0, 0, *self.size]], dtype=pooled.dtype), pooled.device)
-        return Condition(torch.cat([hidden, wider], dim=-1), pooled, sizes.repeat(len(prompts), 1))
+        sizes = torch.empty(len(prompts), 6, dtype=pooled.dtype, device=pooled.device)
+        return Condition(torch.cat([hidden, wider], dim=-1), pooled, sizes).at(*self.size)
 
     @override
     def negative(self, prompts: Sequence[str]) -> Condition:

@@ -1,82 +1,150 @@
-"""The memory of UNet rows in flight: preallocated, so that it is bounded, known beforehand, and never fragments or moves.
+"""The memory of UNet rows in flight: preallocated, so that it is bounded, known beforehand, and never moves.
 
 An image holds a slot for each of its UNet rows, one or with classifier-free guidance two, from the moment it joins until it
-leaves. A slot holds all that the row needs on the device: its latent, the clean latent predicted one step before, its
-condition, and a cached deep feature, of whichever branch the image's current segment reuses: there is room for the largest
+leaves. A slot holds all that the row needs on the device: its condition, its latent, the clean latent predicted one step
+before, and a cached deep feature, of whichever branch the image's current segment reuses: there is room for the largest
 branch's feature, and a smaller one uses a part of it.
+
+Images of several sizes share one piece of memory: a slot takes the bytes of its own size, and where it lies any other size may
+lie once it is free (`engine.room`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from engine.condition import Condition
+from engine.image_size import ImageSize
+from engine.room import Room
 
 FLOAT32_BYTES = 4
+ALIGNED = 64  # bytes: where each part of a slot begins
 Shape = tuple[int, int, int]
 
 
-class Slots:
-    """`capacity` slots, and one more of nobody's, `scratch`. Latents are float32; all else has the UNet's `dtype`.
+class SlotLayout(NamedTuple):
+    """What a row of one size of images holds. latent (c, h, w); `features`: the cached feature's (c, h, w) for each branch."""
 
-    Features are laid out as the network makes them: (h, w, c) if it runs in `channels_last`, else (c, h, w).
+    latent: Shape
+    features: Mapping[int, Shape]
+
+
+class SlotMemory:
+    """Slots of every size of `layouts`, None being the model's own: room for `capacity` of its slots, or fewer or more others.
+
+    Slot 0 of every size is nobody's, the scratch slot. Latents are float32; all else has the UNet's `dtype`. Features are laid
+    out as the network makes them: (h, w, c) if it runs in `channels_last`, else (c, h, w).
     """
 
     def __init__(
         self,
-        latent: Shape,
-        features: Mapping[int, Shape],
+        layouts: Mapping[ImageSize | None, SlotLayout],
         condition: Condition,
         capacity: int,
         device: torch.device,
         dtype: torch.dtype,
         channels_last: bool = False,
     ) -> None:
-        """`latent` (c, h, w); `features`: the cached feature's (c, h, w) for each branch that schedules may use; `condition`:
-        one row of the kind that the network takes, on any device.
-        """
-        self.capacity = self.scratch = capacity
-        self._shapes, self._channels_last = features, channels_last
-        self._latent = torch.zeros(capacity + 1, *latent, device=device)
-        self._clean = torch.zeros_like(self._latent)
-        self._feature = torch.zeros(capacity + 1, max(map(prod, features.values())), device=device, dtype=dtype)
-        self._condition = condition.map(
-            lambda row: torch.zeros(capacity + 1, *row.shape[1:], device=device, dtype=_stored(row, dtype))
-        )
-        self._free = list(range(capacity - 1, -1, -1))
+        """`condition`: one row of the kind that the network takes, on any device."""
+        self.capacity, self.device = capacity, device
+        self.branches: Sequence[int] = list(layouts[None].features)
+        self._bytes = {size: max(slot_bytes(layout, condition, dtype).values()) for size, layout in layouts.items()}
+        begin, own = max(self._bytes.values()), self._bytes[None]
+        end = (-(-begin // own) + capacity) * own
+        self._memory = torch.zeros(end, dtype=torch.uint8, device=device)
+        self._room = Room(begin, end)
+        self._slots = {
+            size: Slots(_Rows(self._memory, self._bytes[size]), layout, condition, dtype, channels_last)
+            for size, layout in layouts.items()
+        }
 
     @property
-    def device(self) -> torch.device:
-        """Where the memory is."""
-        return self._latent.device
-
-    @property
-    def branches(self) -> Sequence[int]:
-        """Those whose features fit."""
-        return list(self._shapes)
-
-    @property
-    def free(self) -> int:
-        """Slots that nobody holds."""
-        return len(self._free)
+    def sizes(self) -> list[ImageSize | None]:
+        """Those that there are slots of, the largest slots first."""
+        return sorted(self._bytes, key=lambda size: -self._bytes[size])
 
     @property
     def bytes(self) -> int:
         """All the memory, held or not."""
-        return sum(memory.nbytes for memory in (self._latent, self._clean, self._feature, *self._condition.tensors))
+        return self._memory.nbytes
 
-    def take(self, count: int) -> list[int]:
+    @property
+    def free(self) -> int:
+        """Slots of the model's own size that could be taken."""
+        return self._room.free(self._bytes[None])
+
+    def most(self, size: ImageSize | None) -> int:
+        """How many slots of this size there are while nothing is held."""
+        return Room(max(self._bytes.values()), self._memory.nbytes).free(self._bytes[size])
+
+    def at(self, size: ImageSize | None = None) -> Slots:
+        """The slots of one size."""
+        return self._slots[size]
+
+    def take(self, count: int, size: ImageSize | None = None) -> list[int]:
         """Hold `count` slots. There must be as many free ones."""
-        assert count <= self.free, f"{count} slots wanted, {self.free} free"
-        return [self._free.pop() for _ in range(count)]
+        slots = self._room.take(self._bytes[size], count)
+        assert slots is not None, f"{count} slots wanted, {self._room.free(self._bytes[size])} free"
+        return slots
 
-    def give_back(self, slots: Sequence[int]) -> None:
+    def give_back(self, slots: Sequence[int], size: ImageSize | None = None) -> None:
         """Free these slots."""
-        self._free.extend(slots)
+        self._room.give_back(self._bytes[size], slots)
+
+    def trial(self) -> FreeSlots:
+        """What is free now, to try out what would fit; nothing is held by it."""
+        return FreeSlots(self._room.copy(), self._bytes)
+
+
+@dataclass(frozen=True)
+class FreeSlots:
+    """The room as it would be."""
+
+    room: Room
+    bytes: Mapping[ImageSize | None, int]
+
+    def take(self, count: int, size: ImageSize | None = None) -> bool:
+        """Whether so many slots fit; from now on they would be held."""
+        return self.room.take(self.bytes[size], count) is not None
+
+    def give_back(self, slots: Sequence[int], size: ImageSize | None = None) -> None:
+        """These would be free."""
+        self.room.give_back(self.bytes[size], slots)
+
+
+class _Rows:
+    """A memory as rows of `size` bytes each, which are handed out part by part."""
+
+    def __init__(self, memory: Tensor, size: int) -> None:
+        self._rows = memory[: len(memory) // size * size].view(-1, size)
+        self._end = 0
+
+    def part(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """The next part of each row: (rows, *shape)."""
+        begin, size = self._end, prod(shape) * dtype.itemsize
+        self._end += _aligned(size)
+        return self._rows[:, begin : begin + size].view(dtype).view(len(self._rows), *shape)
+
+
+class Slots:
+    """The slots of one size: a way to look at the memory that all sizes share."""
+
+    scratch = 0  # nobody's slot; its condition is never written, and is the same bytes for every size
+
+    def __init__(
+        self, rows: _Rows, layout: SlotLayout, condition: Condition, dtype: torch.dtype, channels_last: bool = False
+    ) -> None:
+        self._shapes, self._channels_last = layout.features, channels_last
+        self._condition = condition.map(lambda row: rows.part(row.shape[1:], _stored(row, dtype)))
+        self._latent = rows.part(layout.latent, torch.float32)
+        self._clean = rows.part(layout.latent, torch.float32)
+        self._feature = rows.part([max(map(prod, layout.features.values()))], dtype)
 
     def put(self, slot: int, latent: Tensor, condition: Condition) -> None:
         """Begin a trajectory at this latent (c, h, w) under this condition of one row."""
@@ -119,10 +187,16 @@ class Slots:
         self._feature[:, : feature[0].numel()].index_copy_(0, slots, stored.flatten(1))
 
 
-def slot_bytes(latent: Shape, features: Mapping[int, Shape], condition: Condition, dtype: torch.dtype) -> dict[int, int]:
-    """Bytes of one slot for schedules that use no branch but this one; a `Slots` takes the largest of its branches."""
-    own = 2 * FLOAT32_BYTES * prod(latent) + sum(row[0].numel() * _stored(row, dtype).itemsize for row in condition.tensors)
-    return {branch: own + dtype.itemsize * prod(feature) for branch, feature in features.items()}
+def slot_bytes(layout: SlotLayout, condition: Condition, dtype: torch.dtype) -> dict[int, int]:
+    """Bytes of one slot for schedules that use no branch but this one; a `SlotMemory` takes the largest of its branches."""
+    own = 2 * _aligned(FLOAT32_BYTES * prod(layout.latent))
+    own += sum(_aligned(row[0].numel() * _stored(row, dtype).itemsize) for row in condition.tensors)
+    return {branch: own + _aligned(dtype.itemsize * prod(shape)) for branch, shape in layout.features.items()}
+
+
+def _aligned(size: int) -> int:
+    """So many bytes, and those up to where the next part begins."""
+    return -(-size // ALIGNED) * ALIGNED
 
 
 def _stored(row: Tensor, dtype: torch.dtype) -> torch.dtype:

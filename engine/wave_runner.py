@@ -12,13 +12,11 @@ from engine.buckets import EXACT, Buckets
 from engine.denoising_task import DenoisingTask
 from engine.graphs import Graph, Graphs
 from engine.program import Need
-from engine.slots import Slots
+from engine.slots import SlotMemory, Slots
 from engine.staging import Staging
 from engine.unrolled import UnrolledUNet
 from engine.wave_step import WaveStep
 from engine.wave_table import WaveShape, WaveTable
-
-FULL = Need("full", 0)
 
 
 @dataclass(frozen=True)
@@ -35,11 +33,13 @@ class WaveRunner:
     A `WaveStep` that runs eagerly is the plain twin of its graph.
     """
 
-    def __init__(self, network: UnrolledUNet, slots: Slots, buckets: Buckets = EXACT, graphs: Graphs | None = None) -> None:
+    def __init__(
+        self, network: UnrolledUNet, slots: SlotMemory, buckets: Buckets = EXACT, graphs: Graphs | None = None
+    ) -> None:
         self._network, self._slots = network, slots
         self._buckets, self._graphs = buckets, graphs
-        rows = max((slots.capacity, *buckets.sizes))
-        self._staging = Staging(slots.device, WaveShape(FULL, rows, tuple(slots.branches)).bytes)
+        rows = max((*map(slots.most, slots.sizes), *buckets.sizes))
+        self._staging = Staging(slots.device, WaveShape(Need("full", 0), rows, tuple(slots.branches)).bytes)
         self._captured: dict[tuple[Need, int], tuple[WaveShape, Graph]] = {}
 
     @property
@@ -57,37 +57,38 @@ class WaveRunner:
 
         Raises what the device raises.
         """
-        rows = sum(task.unet_rows for task in tasks)
-        kept = tuple(sorted({task.step.branch for task in tasks} - {0})) if tasks[0].need == FULL else ()
-        shape = WaveShape(tasks[0].need, self._buckets.padded(rows), kept)
+        rows, need = sum(task.unet_rows for task in tasks), tasks[0].need
+        kept = tuple(sorted({task.step.branch for task in tasks} - {0})) if need.kind == "full" else ()
+        shape = WaveShape(need, self._buckets.padded(rows), kept)
         captured, noisy = None if eager else self._fitting(shape), list(_noisy(tasks))
         table = self._upload(captured[0] if captured else shape, tasks)
         if captured:
             captured[1].replay()
         else:
-            WaveStep(self._network, self._slots, table)()
+            WaveStep(self._network, self._slots.at(need.size), table)()
         for slot, noise, level in noisy:
-            self._slots.add(slot, noise, level)
+            self._slots.at(need.size).add(slot, noise, level)
         return Launch(shape.rows - rows, captured is not None)
 
     def prepare(self, branches: Collection[int]) -> Iterator[WaveShape]:
         """Capture what schedules of these branches need and is not there yet, one graph at each step of the iteration.
 
-        Largest first. Without graphs there is nothing to do. What was captured for other branches stays. Raises what the device
-        raises. Out of memory, what was captured before stays; after other errors all waves run eagerly, as nobody knows in
-        which state a failed capture leaves the device.
+        That is at every size of the slots, the largest first. Without graphs there is nothing to do. What was captured for
+        other branches stays. Raises what the device raises. Out of memory, what was captured before stays; after other errors
+        all waves run eagerly, as nobody knows in which state a failed capture leaves the device.
         """
         if self._graphs is None:
             return
         known = {need.branch for need, _ in self._captured} - {0}
         kept = tuple(sorted({*branches, *known}))
-        needs = [*(Need("partial", branch) for branch in kept), FULL]
-        for rows in reversed(self._buckets.sizes):
-            for need in needs:
-                shape = WaveShape(need, rows, kept if need == FULL else ())
-                if not self._fitting(shape):
-                    self._captured[need, rows] = shape, self._capture(self._graphs, shape)
-                    yield shape
+        for size in self._slots.sizes:
+            needs = [*(Need("partial", branch, size) for branch in kept), Need("full", 0, size)]
+            for rows in reversed(self._buckets.sizes):
+                for need in needs:
+                    shape = WaveShape(need, rows, kept if need.kind == "full" else ())
+                    if not self._fitting(shape):
+                        self._captured[need, rows] = shape, self._capture(self._graphs, shape)
+                        yield shape
 
     def _fitting(self, shape: WaveShape) -> tuple[WaveShape, Graph] | None:
         """A graph that does all that this shape does, and maybe keeps more features."""
@@ -97,7 +98,7 @@ class WaveRunner:
     def _capture(self, graphs: Graphs, shape: WaveShape) -> Graph:
         """Capture a step of this shape. Its table is nothing but padding: running it changes nobody's slot."""
         try:
-            return graphs.capture(WaveStep(self._network, self._slots, self._upload(shape, ())))
+            return graphs.capture(WaveStep(self._network, self._slots.at(shape.need.size), self._upload(shape, ())))
         except torch.OutOfMemoryError:
             raise
         except Exception:
@@ -106,7 +107,7 @@ class WaveRunner:
             raise
 
     def _upload(self, shape: WaveShape, tasks: Sequence[DenoisingTask]) -> WaveTable:
-        WaveTable.within(self._staging.next(), shape).fill(tasks, self._slots.scratch)
+        WaveTable.within(self._staging.next(), shape).fill(tasks, Slots.scratch)
         self._staging.upload(shape.bytes)
         return WaveTable.within(self._staging.target, shape)
 

@@ -22,7 +22,7 @@ NUMBERS = 10
 
 
 class WaveShape(NamedTuple):
-    """What waves have in common that are the same call to the device, for other slots and numbers.
+    """What waves have in common that are the same call to the device, for other slots and numbers. All are of one size.
 
     rows: of the UNet call, padding included. kept: the branches whose deep feature this full step keeps, in ascending order.
     """

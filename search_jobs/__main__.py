@@ -12,6 +12,7 @@ from rich.console import Console
 
 from engine.compile_choice import CompileChoice
 from engine.guidance import MAX_SCALE, OFF, USUAL, meant
+from engine.image_size import ImageSize
 from engine.model_name import given_name
 from registry.commands.command_line import command_line
 from registry.errors import InvalidInput
@@ -27,6 +28,10 @@ err = Console(stderr=True)
 Run = Annotated[Path, typer.Argument(help="The run folder.")]
 ModelName = Annotated[str | None, typer.Option(help="What schedules call the model [default: made of its folder's name].")]
 Guidance = Annotated[float | None, typer.Option(help="Scale, 0 to 30; 1 or less is off [default: 3, or 1 without prompts].")]
+Sizes = Annotated[
+    list[str] | None,
+    typer.Option("--size", help="WIDTHxHEIGHT in pixels; repeat: the first one decides [default: the model's own]."),
+]
 Batch = Annotated[
     int | None,
     typer.Option(min=1, max=1024, help="Images in a UNet call, at most [default: 8; on a GPU 64, or what its memory holds]."),
@@ -53,6 +58,7 @@ def run(
         int | None, typer.Option(help="Steps of the teacher (DDIM) [default: 50, or a distilled model's own].")
     ] = None,
     guidance: Guidance = None,
+    sizes: Sizes = None,
     scales: Annotated[
         list[float] | None,
         typer.Option("--scale", help="A guidance scale that corrections are fitted for too; repeat [default: 1 2 3 5 7.5 10]."),
@@ -110,7 +116,7 @@ def run(
         "model": str(model), "name": name, "prompts": str(prompts or ""),
         "features": str(looks), "features_digest": digest_of(looks),
         "teacher_steps": teacher_steps, "guidance": _scale(guidance, prompts), **(few if taught else {}),
-        **({"scales": scales} if scales else {}), "scaled": scaled,
+        **({"scales": scales} if scales else {}), "scaled": scaled, "sizes": sizes or [],
         "screen": screen, "images": images, "select": select, "finals": finals, "heldout": heldout,
         "generations": generations, "population": population, "seed": seed,
         "batch": batch, "together": together, "share_mib": share_mib, "compiled": compiled,
@@ -226,6 +232,7 @@ def evaluate(
         int | None, typer.Option(min=4, max=900, help="Steps of the teacher (DDIM) [default: 50, or a distilled model's own].")
     ] = None,
     guidance: Guidance = None,
+    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels [default: the model's own].")] = None,
     seed: Annotated[int, typer.Option(min=0, max=1_000_000, help="Of the noise, which is no search's.")] = 0,
     batch: Batch = None,
     device: str = "cpu",
@@ -252,13 +259,21 @@ def evaluate(
     loaded, looks = opened(str(model), device, dtype, name, compiled), extractor(features or model / "clip", device)
     if cut := cut_prompts(loaded.prompts, texts):
         err.print(f"{cut} of {len(texts)} prompts are longer than the {loaded.prompts.tokens} tokens that the model reads")
-    pictures = gaussian(real_features(real, looks, loaded.image_size)) if real else None
+    shown = ImageSize.parse(size) if size else loaded.image_size
+    other = loaded.other_size(shown)
+    pictures = gaussian(real_features(real, looks, shown)) if real else None
     steps = teacher_steps or loaded.few_steps or TEACHER_STEPS
     scale = loaded.usual_guidance if guidance is None and loaded.few_steps else asked
-    objective = Objective(loaded, looks, sample, steps, scale, batch, bootstrap=True, real=pictures)
+    objective = Objective(loaded, looks, sample, steps, scale, batch, bootstrap=True, real=pictures, size=other)
     held_out = ["noise"] if all_prompts or not prompts else ["noise", "prompts"]
     evaluation = objective.evaluate(document)
-    figures = {"features": looks.name, "held_out": held_out, "prompts_cut": cut, **evaluation.measurement.document()}
+    figures = {
+        "features": looks.name,
+        "size": str(shown),
+        "held_out": held_out,
+        "prompts_cut": cut,
+        **evaluation.measurement.document(),
+    }
     if pictures is not None:
         figures["teacher_to_real"] = objective.measure(objective.teacher, objective.teacher_outputs.images).to_real
     print(json.dumps(figures))

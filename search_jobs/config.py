@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from engine.compile_choice import CompileChoice
 from engine.guidance import MAX_SCALE, OFF, USUAL
+from engine.image_size import ImageSize
 from registry.document import Document, Name, first_fault, misfit
 from registry.errors import InvalidInput
 
@@ -42,6 +43,12 @@ class JobConfig(Document):
     guidance: float = Field(default=USUAL, ge=OFF, le=MAX_SCALE)
     scales: tuple[float, ...] = Field(
         default=SCALES, max_length=32, description="guidance scales that what is chosen gets corrections for, beside `guidance`"
+    )
+    sizes: tuple[str, ...] = Field(
+        default=(),
+        max_length=16,
+        description="image sizes, WIDTHxHEIGHT: the search decides at the first one, and what is chosen gets figures at each; "
+        "the model's own, where there are none",
     )
     screen: int = Field(default=4, ge=2, le=100_000, description="images by which most children are discarded")
     images: int = Field(default=12, ge=2, le=100_000, description="images that corrections are fitted on: one batch")
@@ -90,6 +97,17 @@ class JobConfig(Document):
         return self
 
     @model_validator(mode="after")
+    def _sizes(self) -> Self:
+        for i, size in enumerate(self.sizes):
+            try:
+                ImageSize.parse(size)
+            except InvalidInput as error:
+                raise misfit(error.text, "sizes", i) from error
+        if len(set(self.sizes)) < len(self.sizes):
+            raise misfit("each size is said once", "sizes")
+        return self
+
+    @model_validator(mode="after")
     def _samples(self) -> Self:
         if self.screen > self.images:
             raise misfit(f"the first of the images; the limit is {self.images}, got {self.screen}", "screen")
@@ -102,6 +120,16 @@ class JobConfig(Document):
         None without guidance, or without corrections.
         """
         return sorted({*self.scales} - {self.guidance}) if self.correct and self.guidance > OFF else []
+
+    @property
+    def size(self) -> ImageSize | None:
+        """At which the search decides; None is the model's own."""
+        return ImageSize.parse(self.sizes[0]) if self.sizes else None
+
+    @property
+    def other_sizes(self) -> list[ImageSize]:
+        """At which what is chosen gets figures as well."""
+        return [ImageSize.parse(size) for size in self.sizes[1:]]
 
     @property
     def ceilings(self) -> list[float]:

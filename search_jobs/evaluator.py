@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from engine.compile_choice import CompileChoice, compiles
 from engine.compiling import raise_limit
+from engine.image_size import ImageSize
 from engine.loading import load
 from engine.model import Model
 from engine.prompts import Prompts
@@ -57,6 +58,7 @@ class Evaluator:
         model = opened(config.model, config.device, config.dtype, config.name, config.compiled)
         if (ref := _measured(folder)) and model.is_called(ref.fingerprint):
             model = replace(model, ref=ref)
+        model.other_sizes(ImageSize.parse(size) for size in config.sizes)  # before anything is measured
         by_name = stages(config, config.read_prompts())
         return cls(config, folder, model, extractor(config.features, config.device), by_name, Pieces(memory_of(model.device)))
 
@@ -84,6 +86,7 @@ class Evaluator:
                 samples=self.folder / "samples" if stage == "held-out" and self.folder.is_dir() else None,
                 progress=progress,
                 pieces=self.pieces,
+                size=None if definition.size is None else self.model.other_size(definition.size),
             )
         return self._objectives[stage]
 
@@ -95,7 +98,7 @@ class Evaluator:
     def evaluate(self, tasks: Iterable[EvaluationTask]) -> Iterator[Evaluation]:
         """Generate the images of each task's stage with its schedule, and measure them; tasks of one stage together."""
         if self.model.network.channels_last:
-            raise_limit()  # here too: a worker of Dask's opens the model in another thread
+            raise_limit(max(1, len(self.config.sizes)))  # here too: a worker of Dask's opens the model in another thread
         for (stage, fitting), alike in groupby(tasks, key=lambda task: (task.stage, task.fitting)):
             yield from self.objective(stage).evaluate_all([task.schedule for task in alike], fitting)
 

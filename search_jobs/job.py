@@ -30,7 +30,7 @@ from search_jobs.progress import Progress
 from search_jobs.results import SearchResults
 from search_jobs.screening import K, screened, strongest
 from search_jobs.search import Search, space_of
-from search_jobs.stages import figures_at
+from search_jobs.stages import figures_at, figures_at_size
 from search_jobs.throughput import Throughput
 
 log = logging.getLogger(__name__)
@@ -86,6 +86,8 @@ class Job:
             evaluations.losses("held-out", "held-out", schedules)
             for scale in config.other_scales:
                 evaluations.losses(f"held-out at guidance {scale:g}", figures_at(scale), schedules)
+            for size in config.other_sizes:
+                evaluations.losses(f"held-out at {size}", figures_at_size(size), schedules)
         report = SearchResults(self.evaluator, search, chosen, started).document(self.folder)
         write_json(self.folder / "report.json", report)
         return report

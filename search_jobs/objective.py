@@ -14,6 +14,7 @@ from torch import Tensor
 
 from engine.condition import Condition
 from engine.fresh_noise import Fresh, stacked
+from engine.image_size import ImageSize
 from engine.images import finite, levels
 from engine.model import Model
 from engine.program import Program, path_of
@@ -82,6 +83,7 @@ class Objective:
         samples: Path | None = None,
         progress: Callable[[int], None] = lambda images: None,
         pieces: Pieces | None = None,
+        size: ImageSize | None = None,
     ) -> None:
         """A UNet call has at most `batch` images (two rows each with guidance), of at most `together` schedules.
 
@@ -89,7 +91,7 @@ class Objective:
         fitting: corrections can be fitted here, on all images of the sample, which therefore are one batch; extrapolating: with
         extrapolations. memory: bytes for the UNet calls that other schedules may share, all batches together. real: of features
         of real images. The first few images of every schedule are kept in the folder `samples`. `progress` is told of the
-        teacher's images.
+        teacher's images. size: of the images; None is the model's own.
         """
         self.model, self.extractor, self.sample, self.guidance = model, extractor, sample, guidance
         self.samples, self.bootstrap, self.real, self.progress = samples, bootstrap, real, progress
@@ -97,14 +99,14 @@ class Objective:
         usual = usual_extent(model.device)
         self.batch = max(len(sample.seeds) if fitting else 0, batch or usual.batch)
         self.together, self.pieces = together or usual.together, pieces or Pieces(memory_of(model.device))
-        self.rows = model.rows(guidance)
+        self.rows, self.size = model.rows(guidance), size
         self.unet = UNetInPieces(model.network, self.pieces, self.batch * self.rows)
         self.teacher = model.compile(model.teacher(teacher_steps))
-        self.fresh = stacked([model.noises(seed) for seed in sample.seeds])
+        self.fresh = stacked([model.noises(seed, size) for seed in sample.seeds])
         self.noise = self.fresh(0)
         prompts = list(sample.prompts)
-        self.condition = Condition.cat([model.encode(prompts[part], guidance) for part in self._parts()])
-        self.negative = model.negative([""]) if self.rows == 2 else None
+        self.condition = Condition.cat([model.encode(prompts[part], guidance, size) for part in self._parts()])
+        self.negative = model.negative([""], size) if self.rows == 2 else None
         self.teacher_outputs = self._teacher_outputs(fitting, cache)
         self.features = self._features(self.teacher_outputs.images)
         self.texts = None if isinstance(model.prompts, ClassPrompts) else extractor.texts(sample.prompts)
@@ -180,10 +182,10 @@ class Objective:
 
     def relative(self, program: Program) -> float:
         """A program's MACs relative to the teacher's."""
-        return self.model.macs.relative(program, self.teacher)
+        return self.model.macs_at(self.size).relative(program, self.teacher)
 
     def _macs(self, program: Program) -> int:
-        return self.model.macs.of_program(program, self.rows)
+        return self.model.macs_at(self.size).of_program(program, self.rows)
 
     def _parts(self) -> Iterator[slice]:
         """The sample in batches."""
@@ -220,7 +222,8 @@ class Objective:
 
     def _teacher_outputs(self, fitting: bool, cache: Path | None) -> TeacherOutputs:
         """The teacher's outputs for the sample: from the file, or computed and kept there."""
-        key = repr((self.teacher.schedule.digest, self.guidance, list(self.sample.prompts), list(self.sample.seeds)))
+        what = (self.teacher.schedule.digest, self.guidance, list(self.sample.prompts), list(self.sample.seeds))
+        key = repr(what if self.size is None else (*what, str(self.size)))
         stored = None if cache is None else TeacherOutputs.read(cache, key, self.model.device)
         if stored is not None and finite(stored.images).all() and (stored.path is not None or not fitting):
             self.progress(len(self.noise))

@@ -67,6 +67,7 @@ class PrefixCachingSampler:
         self.fresh = fresh
         self.model, self.unet, self.noise, self.guidance, self.path, self.memory = model, unet, noise, guidance, path, memory
         self.extrapolating = extrapolating
+        self.macs = model.macs_at(model.size_of(noise))
         self.double = negative is not None
         self.condition = Condition.cat([negative, condition]) if negative is not None else condition
         self._cache: OrderedDict[Key, UNetCall] = OrderedDict()
@@ -80,7 +81,7 @@ class PrefixCachingSampler:
     @property
     def bytes_each(self) -> int:
         """The most bytes that a schedule holds while it runs: three features, and about six latents an image."""
-        features = max(map(prod, self.model.macs.features.values())) * self.model.dtype.itemsize
+        features = max(map(prod, self.macs.features.values())) * self.model.dtype.itemsize
         return 3 * self.rows * features + 6 * self.noise.numel() * FLOAT32_BYTES
 
     @torch.inference_mode()
@@ -159,7 +160,7 @@ class PrefixCachingSampler:
         for key in calls:
             self._cache.move_to_end(key)
         for key, walks in waiting.items():
-            macs = self.model.macs.of(walks[0].step.kind, walks[0].step.branch) * self.rows
+            macs = self.macs.of(walks[0].step.kind, walks[0].step.branch) * self.rows
             first, *others = walks
             for walk in others:
                 walk.spent.shared += macs

@@ -20,7 +20,7 @@ from search_jobs.evaluator import EvaluationTask, Evaluator
 from search_jobs.objective import Evaluation, save_samples
 from search_jobs.optimiser import Point, front, hypervolume
 from search_jobs.search import Search
-from search_jobs.stages import RUNGS, figures_at
+from search_jobs.stages import RUNGS, figures_at, figures_at_size
 
 WORST_POINT = (1.0, 100.0)  # the corner of the hypervolume: the teacher's cost, and a loss that only ruined images have
 
@@ -90,7 +90,8 @@ class SearchResults:
             **self.entry(choice.schedule),
             "strongest_baseline": self.entry(choice.baseline.schedule) if choice.baseline else None,
             "against_baseline": self._against(*choice.schedules()),
-            "by_guidance": [self._at(scale, choice) for scale in self.config.other_scales],
+            "by_guidance": [{"guidance": s} | self._at(figures_at(s), choice) for s in self.config.other_scales],
+            "by_size": [{"size": str(s)} | self._at(figures_at_size(s), choice) for s in self.config.other_sizes],
             "schedule": self._published(choice.schedule, provenance),
         }
 
@@ -100,12 +101,12 @@ class SearchResults:
         held = [evaluation.measurement for task in tasks if (evaluation := self.ledger.get(task))]
         return {name: estimate._asdict() for name, estimate in held[0].against(held[1]).items()} if len(held) > 1 else {}
 
-    def _at(self, scale: float, choice: BudgetChoice) -> dict[str, Any]:
-        """The figures of a choice and of its baseline at another guidance scale."""
-        tasks = [EvaluationTask(figures_at(scale), schedule, fitting=False) for schedule in choice.schedules()]
+    def _at(self, stage: str, choice: BudgetChoice) -> dict[str, Any]:
+        """The figures of a choice and of its baseline at another guidance scale or size."""
+        tasks = [EvaluationTask(stage, schedule, fitting=False) for schedule in choice.schedules()]
         evaluations = [evaluation for task in tasks if (evaluation := self.ledger.get(task))]
         names = ("held-out", "strongest_baseline")
-        return {"guidance": scale} | {n: e.measurement.document() for n, e in zip(names, evaluations, strict=False)}
+        return {n: e.measurement.document() for n, e in zip(names, evaluations, strict=False)}
 
     def _point(self, point: Point) -> dict[str, Any]:
         return {
@@ -123,20 +124,25 @@ class SearchResults:
         return {baseline.schedule.digest: baseline for baselines in self.search.rivals.values() for baseline in baselines}
 
     def _published(self, schedule: Schedule, provenance: dict[str, Any]) -> dict[str, Any]:
-        """The schedule as it goes to the registry: what it costs and does to images, from the held-out measurement."""
+        """The schedule as it goes to the registry: what it costs at the model's own size, and does to held-out images."""
         evaluation = self.ledger.get(EvaluationTask("held-out", schedule, fitting=False))
         assert evaluation is not None, "what is chosen is evaluated before the results are written"
-        measurement, rows = evaluation.measurement, self.evaluator.objective("held-out").rows
+        measurement, objective, model = evaluation.measurement, self.evaluator.objective("held-out"), self.evaluator.model
+        program, rows = model.compile(schedule), objective.rows
         own = self.config.guidance
         scales = sorted({own, *(fitted.guidance for fitted in schedule.scaled_corrections or ())})
         described = schedule.model_copy(
             update={
                 "validated": Validated(
-                    sizes=(self.evaluator.model.image_size,),
+                    sizes=(self.config.size or model.image_size, *self.config.other_sizes),
                     guidance=tuple(scales),
                     default_guidance=own if len(scales) > 1 else None,
                 ),
-                "cost": Cost(macs=measurement.macs, rows=2 if rows == 2 else 1, relative=round(measurement.cost, 6)),
+                "cost": Cost(
+                    macs=model.macs.of_program(program, rows),
+                    rows=2 if rows == 2 else 1,
+                    relative=round(model.macs.relative(program, objective.teacher), 6),
+                ),
                 "fidelity": Fidelity(
                     rfid=measurement.rfid,
                     psnr=measurement.psnr,

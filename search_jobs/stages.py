@@ -2,7 +2,8 @@
 
 `screen` discards most children; corrections are fitted on `search`, of which `screen` is the first few images; `select` chooses
 parents; `finals` decides among finalists; `held-out` gives the figures that are reported. All are at the search's own guidance
-scale; at each other scale what was chosen gets its corrections from `search at` it, and its figures from `held-out at` it. No
+scale and size; at each other scale what was chosen gets its corrections from `search at` it, and its figures from `held-out at`
+it; at each other size it gets figures alone, from `held-out at` that. No
 two stages that decide and report share their noise. All searches split the same prompts alike, whatever their seed: what one
 holds out no other one was fitted on.
 """
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 from random import Random
 from typing import NamedTuple
 
+from engine.image_size import ImageSize
 from search_jobs.config import MAX_SEED, JobConfig
 from search_jobs.objective import Sample
 
@@ -26,7 +28,7 @@ FRESH = STAGES * (MAX_SEED + 1) + 1  # the first draw that is no search's
 class Stage(NamedTuple):
     """A sample with a purpose. fitted: corrections are fitted on it; extrapolated: with those of deep features.
 
-    bootstrap: its figures come with intervals.
+    bootstrap: its figures come with intervals. size: of the images; None is the model's own.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Stage(NamedTuple):
     fitted: bool
     bootstrap: bool
     extrapolated: bool = False
+    size: ImageSize | None = None
 
 
 def halves(prompts: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -62,14 +65,18 @@ def stages(config: JobConfig, prompts: Sequence[str]) -> dict[str, Stage]:
         "finals": Sample.draw(seen, config.finals, first + 2),
         "held-out": Sample.draw(unseen, config.heldout, first + 3),
     }
+    at, size = config.guidance, config.size
     own = [
-        Stage(name, sample, config.guidance, name in FITTED, name == "held-out", config.extrapolate and name == EXTRAPOLATED)
+        Stage(name, sample, at, name in FITTED, name == "held-out", config.extrapolate and name == EXTRAPOLATED, size)
         for name, sample in samples.items()
     ]
-    fits = [Stage(fit_at(scale), samples["search"], scale, True, False, config.extrapolate) for scale in config.other_scales]
+    fits = [
+        Stage(fit_at(scale), samples["search"], scale, True, False, config.extrapolate, size) for scale in config.other_scales
+    ]
     figures = samples["held-out"].first(config.scaled)
-    reports = [Stage(figures_at(scale), figures, scale, False, True) for scale in config.other_scales]
-    return {stage.name: stage for stage in (*own, *fits, *reports)}
+    reports = [Stage(figures_at(scale), figures, scale, False, True, size=size) for scale in config.other_scales]
+    sizes = [Stage(figures_at_size(other), samples["held-out"], at, False, True, size=other) for other in config.other_sizes]
+    return {stage.name: stage for stage in (*own, *fits, *reports, *sizes)}
 
 
 def fit_at(scale: float) -> str:
@@ -80,3 +87,8 @@ def fit_at(scale: float) -> str:
 def figures_at(scale: float) -> str:
     """The stage that gives the figures there."""
     return f"held-out at {scale:g}"
+
+
+def figures_at_size(size: ImageSize) -> str:
+    """The stage that gives the figures at another size than the search's own."""
+    return f"held-out at {size}"

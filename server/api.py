@@ -28,6 +28,13 @@ Seed = Annotated[
     AfterValidator(lambda seed: None if seed == -1 else seed),
 ]
 
+Size = Annotated[
+    str | None,
+    Field(
+        max_length=32,
+        description="WIDTHxHEIGHT in pixels, one of GET /v1/tiers; without it, or with `auto`, the model's own size.",
+    ),
+]
 OutputFormat = Annotated[FileFormat, Field(description="Of the image files; their metadata hold the parameters.")]
 OutputCompression = Annotated[
     int, Field(ge=0, le=100, description="Per cent of quality that jpeg and webp files keep. png files lose nothing."), WHOLE
@@ -65,6 +72,7 @@ class GenerateRequest(RequestBody):
         ),
     ] = None
     seed: Seed = None
+    size: Size = None
     num_images: Annotated[int, Field(ge=1, description="How many images."), WHOLE] = 1
     guidance_scale: Annotated[
         float | None,
@@ -109,6 +117,7 @@ class GenerateResponse(BaseModel):
 
     images: Annotated[list[str], Field(description="Image files in base64; their metadata hold the parameters.")]
     output_format: Annotated[FileFormat, Field(description="Of the files.")]
+    size: Annotated[str, Field(description="Of the images, WIDTHxHEIGHT in pixels.")]
     request_id: str
     model: str
     tier: Annotated[str | None, Field(description="Null when the request named a schedule.")]
@@ -119,7 +128,7 @@ class GenerateResponse(BaseModel):
     seed: Annotated[int, Field(description="Of the first image; image i has seed + i.")]
     macs: Annotated[int, Field(description="UNet MACs executed for all images, guidance rows included.")]
     macs_per_image: int
-    relative_cost: Annotated[float, Field(description="MACs relative to the teacher's.")]
+    relative_cost: Annotated[float, Field(description="MACs relative to the teacher's at the same size.")]
     steps: Steps
     predicted_ms: Annotated[float, Field(description="When the images should be there, as predicted on arrival.")]
     queue_ms: Annotated[float, Field(description="Longest wait of an image before the engine took it in.")]
@@ -138,6 +147,7 @@ class TierView(BaseModel):
     fidelity: Fidelity | None
     default_guidance: Annotated[float, Field(description="The guidance_scale of requests that name none.")]
     validated_guidance: Annotated[list[float], Field(description="The scales that it was measured at, where that is known.")]
+    validated_sizes: Annotated[list[str], Field(description="The sizes that it was measured at, WIDTHxHEIGHT in pixels.")]
 
 
 class UnservedTier(BaseModel):
@@ -152,6 +162,7 @@ class TiersView(BaseModel):
 
     model: str
     default: str
+    sizes: Annotated[list[str], Field(description="Those that requests may ask for, WIDTHxHEIGHT; the model's own first.")]
     tiers: list[TierView]
     not_served: list[UnservedTier]
     warnings: Annotated[list[RequestWarning], Field(description="What an operator should mend or know.")]

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 
@@ -16,11 +16,12 @@ from engine import compiling
 from engine.config import reason
 from engine.device import exclusive, lost
 from engine.graphs import graphs_for
+from engine.image_size import ImageSize
 from engine.loading import load
 from engine.model import Model
 from evaluation import extractor
 from registry.catalog import Catalog
-from registry.errors import FlexiError
+from registry.errors import FlexiError, InvalidInput
 from registry.experiments.catalog import ExperimentCatalog
 from registry.signing import TrustedKeys
 from registry.stores.address import open_store
@@ -66,12 +67,6 @@ class App:
     opened: int = field(default_factory=lambda: int(time.time()))  # Unix time
 
     @property
-    def size(self) -> str:
-        """Of the images, as OpenAI writes it: width x height in pixels."""
-        height, width = self.model.image_size
-        return f"{width}x{height}"
-
-    @property
     def model_names(self) -> list[str]:
         """What clients may call the model: its own name first."""
         own = self.model.ref.name
@@ -105,18 +100,19 @@ async def open_app(settings: Settings, waits: Callable[[str], None], start: Star
     open_once = cache(lambda: open_store(settings.registry))  # an error is not kept
     model = await asyncio.to_thread(_load, settings)
     start.passed("load")
+    others = _other_sizes(settings, model)
     trusted = TrustedKeys.read(settings.trusted_keys) if settings.trusted_keys else None
     names = ModelNames(model, open_once, (settings.state, settings.registry), trusted)
     if settings.compiled:
         waits("the model is compiled, which takes minutes unless FLEXI_COMPILE_CACHE holds it")
-        await asyncio.to_thread(_compile, settings, model)
+        await asyncio.to_thread(_compile, settings, model, others)
         start.passed("compile")
     while (name := settings.model_name or await asyncio.to_thread(names.find)) is None:
         waits(names.fault or "the registry is read")
         await asyncio.sleep(settings.watch_seconds)
     model = replace(model, ref=model.ref.model_copy(update={"name": name}))
     registry = _Registry(settings, name, open_once, trusted)
-    schedules = ActiveSchedules(lambda: registry.catalog, model, teacher_steps(settings, model))
+    schedules = ActiveSchedules(lambda: registry.catalog, model, teacher_steps(settings, model), others)
     watch = Watch(schedules, lambda: registry.catalog, registry.last_good, settings.default_tier, names.elsewhere)
 
     def has_tiers() -> bool:
@@ -129,11 +125,11 @@ async def open_app(settings: Settings, waits: Callable[[str], None], start: Star
         await asyncio.sleep(settings.watch_seconds)
     start.passed("registry")
     waits("the model is warming up")
-    engine_thread = await asyncio.to_thread(_engine_thread, settings, model, schedules)
+    engine_thread = await asyncio.to_thread(_engine_thread, settings, model, schedules, others)
     start.passed("warm_up")
     experiments = _experiments(settings, registry, schedules)
     shadow = await asyncio.to_thread(_shadow, settings, engine_thread, schedules, experiments)
-    planner = Planner(schedules, experiments.active, model, engine_thread.forecast, settings)
+    planner = Planner(schedules, experiments.active, model, engine_thread.forecast, settings, others)
     if overruled := planner.default_guidance.overruled():
         log.warning("%s", overruled)
     generation = Generation(planner, engine_thread, Quotas(), [experiments, shadow], settings.commit)
@@ -185,9 +181,18 @@ def _load(settings: Settings) -> Model:
     return model
 
 
-def _compile(settings: Settings, model: Model) -> None:
+def _other_sizes(settings: Settings, model: Model) -> list[ImageSize]:
+    """Those beside the model's own that requests may ask for. Raises `InvalidInput` for one that the model cannot make."""
+    try:
+        return model.other_sizes(settings.sizes)
+    except InvalidInput as error:
+        raise InvalidInput(error.text, param="sizes") from error
+
+
+def _compile(settings: Settings, model: Model, others: Collection[ImageSize] = ()) -> None:
     """All that will ever run, so that nobody waits for a compiler later: what it missed is an error from now on."""
-    compiled, size = compiling.warm(model, settings.max_wave_rows), compiling.cache_bytes(settings.compile_cache)
+    compiled = compiling.warm(model, settings.max_wave_rows, others=others)
+    size = compiling.cache_bytes(settings.compile_cache)
     compiling.forbid()
     metrics.compile_seconds.set(compiled.seconds)
     metrics.compiled_graphs.labels("hit").set(compiled.cached)
@@ -206,11 +211,11 @@ def teacher_steps(settings: Settings, model: Model) -> int:
     return steps
 
 
-def _engine_thread(settings: Settings, model: Model, schedules: ActiveSchedules) -> EngineThread:
+def _engine_thread(settings: Settings, model: Model, schedules: ActiveSchedules, others: Collection[ImageSize]) -> EngineThread:
     admission = Admission(settings.max_queue_seconds, settings.max_key_queue_seconds or math.inf)
     cache = None if settings.cache_mib is None else settings.cache_mib * 2**20
     graphs = graphs_for(model.device) if settings.cuda_graphs else None
-    engine_thread = EngineThread(model, admission, settings.max_wave_rows, cache, graphs)
+    engine_thread = EngineThread(model, admission, settings.max_wave_rows, cache, graphs, others)
     engine_thread.start(entry.schedule for entry in schedules.tiers())
     schedules.prepare = engine_thread.prepare
     return engine_thread

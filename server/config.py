@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from engine.buckets import MAX_ROWS
 from engine.compile_choice import CompileChoice, compiles
 from engine.guidance import MAX_SCALE
+from engine.image_size import ImageSize
 from registry.document import NAME_RULE, Name, is_name, misfit
 from registry.errors import FlexiError, InvalidInput
 from registry.signing import TrustedKeys
@@ -53,6 +54,13 @@ def _origin(text: str) -> str:
     if not (url.scheme and url.hostname) or origin != text.lower() or "*" in text:
         raise ValueError("an origin is a scheme, a host and maybe a port, as in https://app.example.com:8443, or *")
     return origin.removesuffix(f":{PORTS.get(url.scheme)}")
+
+
+def _size(text: object) -> object:
+    try:
+        return ImageSize.parse(text) if isinstance(text, str) else text
+    except InvalidInput as error:
+        raise ValueError(error.text) from error
 
 
 Listed = [NoDecode, BeforeValidator(_parts)]  # in the environment, with commas between
@@ -121,6 +129,14 @@ class Settings(BaseSettings):
         tuple[Annotated[str, AfterValidator(_origin)], ...],
         Field(
             max_length=64, description="Origins whose pages may use the server from a browser, with commas between; * is any."
+        ),
+        *Listed,
+    ] = ()
+    sizes: Annotated[
+        tuple[Annotated[ImageSize, BeforeValidator(_size)], ...],
+        Field(
+            max_length=16,
+            description="Sizes that requests may ask for beside the model's own, WIDTHxHEIGHT in pixels, with commas between.",
         ),
         *Listed,
     ] = ()

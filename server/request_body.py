@@ -29,6 +29,7 @@ INSTEAD: dict[str, tuple[str, ...]] = {  # the fields that mean the same; a body
     "generator manual_seed noise_seed random_seed seeds": ("seed",),
     "deadline timeout timeout_ms": ("deadline_ms",),
     "quality": ("tier",),
+    "aspect_ratio height image_size resolution width": ("size",),
     "format image_format": ("output_format",),
     "compression jpeg_quality output_quality": ("output_compression",),
     "safety_identifier session session_id unit user user_id": ("unit", "user"),
@@ -40,7 +41,6 @@ ADVICE = {  # what to do where no field means the same
     "eta sample_method sampler sampler_index sampler_name sampling_method scheduler scheduler_name sigmas solver timesteps": (
         "choose a tier (GET /v1/tiers), whose schedule names the solver and its steps"
     ),
-    "aspect_ratio height image_size resolution size width": "leave it out, every image has the model's own size",
     "guidance_rescale pag_scale true_cfg_scale": "leave it out, guidance_scale is the only guidance",
     "negative_prompt_2 negative_prompt_3 prompt_2 prompt_3": "say it in prompt or negative_prompt: all text encoders get it",
     "style style_preset style_type": "say it in the prompt",

@@ -122,7 +122,8 @@ async def docs() -> dict[str, Any]:
     """The OpenAPI document, instead of BentoML's own: this route comes before it."""
     narrowed: dict[str, dict[str, Any]] = {"n": {"maximum": settings.max_images}}
     if app := getattr(v1.routes.state, "app", None):
-        narrowed |= {"model": {"enum": app.model_names}, "size": {"enum": ["auto", app.size]}}
+        sizes = ["auto", *map(str, app.generation.planner.sizes)]
+        narrowed |= {"model": {"enum": app.model_names}, "size": {"enum": sizes}}
     return documents.document(v1.routes, Generate, narrowed, needs_key=keys is not None)
 
 

@@ -34,10 +34,11 @@ class ImageUser(HttpUser):
     abstract = True
 
     def on_start(self) -> None:
-        """Take a number, and ask the service for its tiers."""
+        """Take a number, and ask the service for its tiers and sizes."""
         self.number = next(_numbers)
         stats.joined(self.number)
-        self.offered = {tier["tier"]: tier for tier in self.client.get("/v1/tiers", name="tiers").json()["tiers"]}
+        page = self.client.get("/v1/tiers", name="tiers").json()
+        self.offered, self.sizes = {tier["tier"]: tier for tier in page["tiers"]}, page["sizes"]
 
     def ask(self, name: str, unit: str | None = None, **choice: Any) -> None:
         """One image by a tier or a schedule; the answer must be what was asked for and bill its MACs.

@@ -34,19 +34,20 @@ def count_wave(need: Need, tasks: Collection[ImageTask]) -> list[int]:
 def count_launch(wave: Wave[ImageTask], step_macs: StepMacs) -> None:
     """Count how a wave was launched, and the MACs of its padding, which nobody is billed for."""
     metrics.waves_total.labels("graph" if wave.captured else "eager").inc()
-    metrics.padding_macs_total.labels(wave.need.kind).inc(wave.padding * step_macs.of(*wave.need))
+    metrics.padding_macs_total.labels(wave.need.kind).inc(wave.padding * step_macs.of(wave.need.kind, wave.need.branch))
 
 
 def count_image(task: ImageTask) -> None:
     """Count steps and MACs twice: as the waves ran them, and as the schedule's document says.
 
-    A document without a cost (the teacher made up at start, say) is held to nothing: its MACs count as they ran.
+    A document without a cost (the teacher made up at start, say) is held to nothing: its MACs count as they ran; and so do
+    those of other sizes than the model's own, which is the one that documents tell the cost of.
     """
     spec, schedule = task.spec, task.spec.program.schedule
     for kind, steps in schedule.counts().items():
         metrics.planned_steps_total.labels(kind, spec.tier).inc(steps)
         metrics.finished_steps_total.labels(kind, spec.tier).inc(task.steps[kind])
-    cost = schedule.cost
+    cost = schedule.cost if spec.size is None else None
     metrics.teacher_macs_total.labels(spec.tier, spec.arm).inc(spec.teacher_macs)
     metrics.planned_macs_total.labels(spec.tier).inc(spec.unet_rows * cost.macs / cost.rows if cost else task.macs)
     metrics.image_macs.labels(spec.tier).observe(task.macs)

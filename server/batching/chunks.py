@@ -8,6 +8,7 @@ import torch
 
 from engine.compiling import DECODED
 from engine.device import lost
+from engine.image_size import ImageSize
 from engine.model import Model
 
 log = logging.getLogger(__name__)
@@ -38,27 +39,30 @@ class Chunks:
 
 
 @torch.inference_mode()
-def measured(model: Model) -> Chunks:
-    """What fits on a GPU, tried once in each size, so that nobody waits for that either; on a CPU the largest size.
+def measured(model: Model, size: ImageSize | None = None) -> Chunks:
+    """What fits on a GPU of images of a size, tried once in each number, so that nobody waits for that either.
+
+    On a CPU that is the largest number.
 
     Raises `DeviceLost`.
     """
     if model.device.type != "cuda":
         return Chunks()
-    latents = torch.zeros(DECODED[0], *model.latent_shape, device=model.device)
+    latents = torch.zeros(DECODED[0], *model.latent_shape_at(size), device=model.device)
     before = torch.cuda.memory_allocated(model.device)
     torch.cuda.reset_peak_memory_stats(model.device)
     model.decode_again(latents[:1])
     image_bytes = torch.cuda.max_memory_allocated(model.device) - before
     torch.cuda.empty_cache()
     chunks = Chunks.within(image_bytes, torch.cuda.mem_get_info(model.device)[0])
-    for size in [size for size in DECODED if size <= chunks.largest]:
+    for count in [count for count in DECODED if count <= chunks.largest]:
         try:
-            model.decode_later(latents[:size])
+            model.decode_later(latents[:count])
             model.network.fence().wait()
         except Exception as error:
             if lost(error):
                 raise
-            chunks.exhausted(size)
-    log.info("the decoder takes %.0f MiB an image, %d at once", image_bytes / 2**20, chunks.largest)
+            chunks.exhausted(count)
+    shown = size or model.image_size
+    log.info("the decoder takes %.0f MiB an image of %s, %d at once", image_bytes / 2**20, shown, chunks.largest)
     return chunks

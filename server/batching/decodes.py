@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
-from collections.abc import Sequence
+from collections import defaultdict, deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from time import monotonic
 from traceback import clear_frames
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from engine.decoders import Decoded
 from engine.device import Fence, lost
+from engine.image_size import ImageSize
 from engine.model import Model
 from engine.unrolled import UnrolledUNet
 from server.batching.chunks import Chunks, measured
@@ -57,7 +58,7 @@ class Decodes:
         self._lane = network.lane()
         self._text_and_vae = text_and_vae
         self._images = images
-        self._chunks = Chunks()
+        self._chunks = defaultdict[ImageSize | None, Chunks](Chunks)  # by the size of images
         self._ready = network.fence()
         self._waiting = deque[Undecoded]()
         self._at_work = deque[InflightDecode]()
@@ -66,10 +67,13 @@ class Decodes:
         """Latents that wait or are at work."""
         return len(self._waiting) + sum(len(decode.latents) for decode in self._at_work)
 
-    def warm_up(self, model: Model) -> None:
-        """Before the first latents: learn how many images the device has memory for. Raises what the device raises."""
+    def warm_up(self, model: Model, sizes: Iterable[ImageSize | None] = (None,)) -> None:
+        """Before the first latents: learn how many images of each size the device has memory for.
+
+        Raises what the device raises.
+        """
         with self._lane.after(self._ready):
-            self._chunks = measured(model)
+            self._chunks.update((size, measured(model, size)) for size in sizes)
 
     def add(self, latents: Sequence[Undecoded], ready: Fence) -> None:
         """Decode these latents, which are there when the device is past this fence. Waits only where too many wait already."""
@@ -101,10 +105,14 @@ class Decodes:
             self._land(self._at_work.popleft())
 
     def _launch_next(self) -> None:
-        """The next chunk, without those who have left meanwhile."""
+        """The next chunk: those who wait longest and others of their size, without those who have left meanwhile."""
         self._waiting = deque(latent for latent in self._waiting if not latent.task.left)
         if self._waiting:
-            self._launch([self._waiting.popleft() for _ in range(self._chunks.size(len(self._waiting)))])
+            size = self._waiting[0].task.size
+            alike = [latent for latent in self._waiting if latent.task.size == size]
+            chunk = alike[: self._chunks[size].size(len(alike))]
+            self._waiting = deque(latent for latent in self._waiting if latent not in chunk)
+            self._launch(chunk)
 
     def _launch(self, latents: Sequence[Undecoded]) -> None:
         try:
@@ -118,7 +126,7 @@ class Decodes:
                 raise
             clear_frames(error.__traceback__)  # which hold the memory of the attempt
             if isinstance(error, torch.OutOfMemoryError):
-                self._chunks.exhausted(len(latents))
+                self._chunks[latents[0].task.size].exhausted(len(latents))
             if len(latents) == 1:
                 self._failed(latents[0], error)
                 return
@@ -129,7 +137,7 @@ class Decodes:
     def _land(self, decode: InflightDecode) -> None:
         """Hand out a chunk whose end is passed; what is not finite is decoded once more, in a wider type."""
         seconds, ended = decode.end.since(decode.begin), monotonic()
-        self._text_and_vae.took("decode", seconds, len(decode.latents))
+        self._text_and_vae.decoded(seconds, decode.decoded.images)
         for latent, pixels, finite in zip(decode.latents, *decode.decoded, strict=True):
             task = latent.task
             if task.left:

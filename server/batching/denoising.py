@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from time import monotonic
 
 from engine.device import DeviceLost
+from engine.image_size import ImageSize
 from engine.macs import StepMacs
 from engine.policy import Balanced
 from engine.waves import Waves
@@ -27,14 +29,14 @@ class Denoising:
         self,
         waves: Waves[ImageTask],
         policy: Balanced,
-        macs: StepMacs,
+        macs_at: Callable[[ImageSize | None], StepMacs],
         images: ImagesInFlight,
         text_and_vae: TextAndVae,
         admission: Admission,
     ) -> None:
         self._waves = waves
         self._policy = policy
-        self._macs = macs
+        self._macs_at = macs_at
         self._images = images
         self._text_and_vae = text_and_vae
         self._admission = admission
@@ -49,13 +51,13 @@ class Denoising:
         if not wave.tasks:
             self.failed()
             return None
-        accounting.count_launch(wave, self._macs)
+        accounting.count_launch(wave, self._macs_at(wave.need.size))
         task_macs = accounting.count_wave(wave.need, wave.tasks)
         for task, macs in zip(wave.tasks, task_macs, strict=True):
             self._images.settle(task, macs)
-        clean = self._waves.slots.clean
+        slots = self._waves.slots
         shown = [task for task in wave.tasks if task.position in task.preview_at]
-        previews = [Undecoded(task, clean(task.slots[0]), task.preview_at[task.position]) for task in shown]
+        previews = [Undecoded(task, slots.at(task.size).clean(task.slots[0]), task.preview_at[task.position]) for task in shown]
         return InflightWave(wave, sum(task_macs), previews, self._waves.network.fence())
 
     def land(self, inflight: InflightWave) -> list[Undecoded]:

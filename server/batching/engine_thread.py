@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from time import monotonic
@@ -21,6 +21,7 @@ from engine.config import reason
 from engine.curve import CostCurve
 from engine.device import lost
 from engine.graphs import Graphs
+from engine.image_size import ImageSize
 from engine.model import Model
 from engine.policy import Balanced
 from engine.program import Program
@@ -66,17 +67,18 @@ class EngineThread:
         max_wave_rows: int,
         cache_bytes: int | None = None,
         graphs: Graphs | None = None,
+        others: Collection[ImageSize] = (),
     ) -> None:
         """At most four full waves of UNet rows are in flight, or as many as fit into `cache_bytes`. With `graphs` waves come in
-        few sizes, and are one launch each.
+        few sizes, and are one launch each. `others`: sizes of images beside the model's own.
 
         Raises `InvalidInput` when that is not even one image.
         """
         self._model = model
         self._admission = admission
         self._text_and_vae = TextAndVae(model)
-        slots = slots_within(model, FULL_WAVES * max_wave_rows, cache_bytes)
-        max_wave_rows = min(max_wave_rows, slots.capacity)  # larger ones never come
+        slots = slots_within(model, FULL_WAVES * max_wave_rows, cache_bytes, others)
+        max_wave_rows = min(max_wave_rows, max(map(slots.most, slots.sizes)))  # larger ones never come
         buckets = dense(max_wave_rows) if graphs else EXACT
         self._policy = Balanced(CostCurve(buckets=buckets), max_wave_rows)
         self._waves = Waves[ImageTask](model.network, slots, self._policy, buckets, graphs)
@@ -86,7 +88,7 @@ class EngineThread:
         self._images = ImagesInFlight(self._waves, admission)
         self._cancellations = Cancellations()
         self._newcomers = Newcomers(model, self._waves, self._queue, self._images, self._text_and_vae, self._cancellations)
-        self._denoising = Denoising(self._waves, self._policy, model.macs, self._images, self._text_and_vae, admission)
+        self._denoising = Denoising(self._waves, self._policy, model.macs_at, self._images, self._text_and_vae, admission)
         self._decodes = Decodes(model.network, self._text_and_vae, self._images)
         self._overlap = Overlap()
         self.end = "the engine is lost"  # why the thread ended, once it has
@@ -100,7 +102,7 @@ class EngineThread:
         for _ in capture(self._waves, branches):
             pass
         self._admission.measured(*warm_up(self._model, self._waves, branches))
-        self._decodes.warm_up(self._model)
+        self._decodes.warm_up(self._model, self._waves.slots.sizes)
         metrics.decoder_upcast.set(self._model.decoder.overflowed)
 
     def prepare(self, schedule: Schedule) -> None:
@@ -137,7 +139,9 @@ class EngineThread:
         `preview` is called in the engine's thread.
         """
         now, first = monotonic(), specs[0]
-        tasks = [ImageTask(spec, now, macs_before(spec, self._model.macs), preview, image_trace()) for spec in specs]
+        tasks = [
+            ImageTask(spec, now, macs_before(spec, self._model.macs_at(spec.size)), preview, image_trace()) for spec in specs
+        ]
         self._cancellations.watch(tasks)
         macs = sum(task.remaining_macs for task in tasks)
         if not first.idle:
@@ -151,12 +155,13 @@ class EngineThread:
         metrics.queue_images.set(len(self._queue))
         return [task.future for task in tasks]
 
-    def forecast(self, program: Program, unet_rows: int, images: int, tier: str) -> float:
-        """Seconds until so many images of this program would be done if they came now. Any thread may ask."""
+    def forecast(self, program: Program, unet_rows: int, images: int, tier: str, size: ImageSize | None = None) -> float:
+        """Seconds until so many images of this program and size would be done if they came now. Any thread may ask."""
         clients = [task for task in self._images if not task.idle]
-        load = EngineLoad(self._queue.macs(), clients, self._admission.seconds_per_mac, self._text_and_vae.seconds_per_image)
-        alone = sum(self._policy.curve.seconds(step.need, unet_rows) for step in program.steps)
-        macs = images * self._model.macs.of_program(program, unet_rows)
+        beside = self._text_and_vae.seconds_per_image(size)
+        load = EngineLoad(self._queue.macs(), clients, self._admission.seconds_per_mac, beside)
+        alone = sum(self._policy.curve.seconds(step.need.at(size), unet_rows) for step in program.steps)
+        macs = images * self._model.macs_at(size).of_program(program, unet_rows)
         return load.finish(tier, len(program.steps), macs, images, alone)
 
     def step(self, at_work: InflightWave | None) -> InflightWave | None:

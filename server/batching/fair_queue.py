@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from time import monotonic
 
@@ -66,18 +66,20 @@ class FairQueue:
             self._woken = True
             self._changed.notify()
 
-    def take(self, room: int, limit: int) -> list[ImageTask]:
-        """At most `limit` clients' tasks whose UNet rows fit into `room` slots together."""
+    def take(self, fits: Callable[[ImageTask], bool], limit: int) -> list[ImageTask]:
+        """At most `limit` clients' tasks, as far as there is room: `fits` takes it for a task, or says that there is none.
+
+        Nobody overtakes one for whom there is no room yet, so that small images never keep a large one out.
+        """
         tasks = list[ImageTask]()
         with self._changed:
             while self._clients and len(tasks) < limit:
                 choice = self._shares.next(self._clients, monotonic())
-                if choice.task.unet_rows > room:
+                if not fits(choice.task):
                     break
                 self._clients.remove(choice.task)
                 self._shares.charge(choice, choice.task.remaining_macs)
                 tasks.append(choice.task)
-                room -= choice.task.unet_rows
         return tasks
 
     def take_idle(self) -> list[ImageTask]:

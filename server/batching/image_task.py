@@ -13,6 +13,7 @@ from itertools import accumulate
 from torch import Tensor
 
 from engine.denoising_task import DenoisingTask
+from engine.image_size import ImageSize
 from engine.macs import StepMacs
 from engine.program import Need, Program
 from server.telemetry.metrics import CUSTOM, NO_ARM
@@ -23,6 +24,7 @@ from server.telemetry.tracing import NO_TRACE, ImageTrace
 class ImageSpec:
     """Everything that decides the image's pixels, and under which names its work is counted and admitted.
 
+    size: None is the model's own.
     `key_seconds` bounds the predicted seconds of work that its API key may have in the queue. `previews`: how many previews
     of the unfinished image are wanted. Log lines about it say its `request_id`.
     """
@@ -32,6 +34,7 @@ class ImageSpec:
     negative: str
     guidance: float
     seed: int
+    size: ImageSize | None = None
     tier: str = CUSTOM
     arm: str = NO_ARM
     deadline: float = math.inf  # of a monotonic clock, in seconds
@@ -81,7 +84,7 @@ class ImageTask(DenoisingTask):
         future: Future[ImageResult] | None = None,
     ) -> None:
         guidance = spec.guidance if spec.unet_rows == 2 else None
-        super().__init__(spec.program.at(spec.guidance), guidance, spec.deadline, spec.idle)
+        super().__init__(spec.program.at(spec.guidance), guidance, spec.size, spec.deadline, spec.idle)
         self.spec = spec
         self.queued = queued
         self.macs_before = macs_before

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from engine.condition import Condition
 from engine.device import lost
+from engine.image_size import ImageSize
 from engine.waves import Wave, Waves
 from registry.errors import FlexiError
 from server.batching import accounting
@@ -71,6 +72,7 @@ class ImagesInFlight:
         """The image is there: levels (height, width, 3)."""
         metrics.stage_seconds.labels("denoise").observe(task.denoised - task.taken)
         accounting.count_image(task)
+        metrics.image_sizes_total.labels(str(ImageSize(*pixels.shape[:2]))).inc()
         self.leave(task, "ok")
         with suppress(InvalidStateError):  # cancelled this very moment
             task.future.set_result(task.result(pixels.clone()))  # a batch's memory must not live as long as one of its images

@@ -39,9 +39,11 @@ class Newcomers:
 
         One whose text cannot be encoded fails alone. Raises `DeviceLost` and its like.
         """
-        idle, free = self._images.idle, self._waves.slots.free
-        tasks = self._queue.take(free + sum(task.unet_rows for task in idle), BATCH)
-        if sum(task.unet_rows for task in tasks) > free:
+        idle, room = self._images.idle, self._waves.slots.trial()
+        for task in idle:
+            room.give_back(task.slots, task.size)
+        tasks = self._queue.take(lambda task: room.take(task.unet_rows, task.size), BATCH)
+        if len(self._fitting(tasks)) < len(tasks):
             again = self._images.withdraw(idle)
             self._cancellations.watch(again)
             self._queue.put_back(again)
@@ -55,13 +57,21 @@ class Newcomers:
         if tasks and all(task.left for task in tasks):
             self._model.network.fence().done()  # raises when the device is lost: then it is not the prompts
 
+    def _fitting(self, tasks: Sequence[ImageTask]) -> list[ImageTask]:
+        """Those for which there is room now, the first ones before the others."""
+        room = self._waves.slots.trial()
+        return [task for task in tasks if room.take(task.unet_rows, task.size)]
+
     def _encode(self, tasks: Sequence[ImageTask]) -> None:
-        start = monotonic()
+        start, fitting = monotonic(), self._fitting(tasks)
+        if len(fitting) < len(tasks):  # where one before them has failed, others lie where it would have lain
+            self._queue.put_back([task for task in reversed(tasks) if task not in fitting])
+            tasks = fitting
         conditions, now = self._text_and_vae.encode([task.spec for task in tasks]), monotonic()
-        inputs = ((self._model.noise(task.spec.seed), *pair) for task, pair in zip(tasks, conditions, strict=True))
+        inputs = ((self._model.noise(task.spec.seed, task.size), *pair) for task, pair in zip(tasks, conditions, strict=True))
         self._images.enter(tasks, inputs)
         for task in tasks:
-            task.fresh = self._model.noises(task.spec.seed)
+            task.fresh = self._model.noises(task.spec.seed, task.size)
             task.taken = start
             metrics.stage_seconds.labels("queue").observe(start - task.queued)
             task.trace.add("queue", task.queued, start)

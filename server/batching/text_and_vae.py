@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from time import monotonic
 from typing import Literal
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from engine.condition import Condition
 from engine.decoders import Decoded
+from engine.image_size import ImageSize
 from engine.images import NOT_FINITE
 from engine.model import Model
 from server.batching.image_task import ImageSpec
@@ -25,29 +25,29 @@ class TextAndVae:
 
     def __init__(self, model: Model) -> None:
         self._model = model
-        self._seconds = defaultdict[str, MovingAverage](MovingAverage)  # of one image, by what is done with it
+        self._seconds = {"encode": MovingAverage(), "decode": MovingAverage()}  # of one text, and of one pixel
         self._prompts, self._negatives = PromptCache(model.encode), PromptCache(model.negative)
         metrics.decoder_upcast.set(model.decoder.overflowed)  # its weights, or in the warm-up
 
-    @property
-    def seconds_per_image(self) -> float:
-        """What encoding and decoding take together for one image, on the average; 0 before the first image."""
-        return sum(average.value for average in list(self._seconds.values()))
+    def seconds_per_image(self, size: ImageSize | None = None) -> float:
+        """What encoding and decoding take together for one image of a size, on the average; 0 before the first image."""
+        return self._seconds["encode"].value + (size or self._model.image_size).pixels * self._seconds["decode"].value
 
     def encode(self, specs: Sequence[ImageSpec]) -> list[tuple[Condition, Condition | None]]:
-        """A condition of one row for each image, and a negative one where it is guided."""
+        """A condition of one row for each image, at its size, and a negative one where it is guided."""
         start = monotonic()
         conditions = self._prompts.of([spec.prompt for spec in specs])
         negatives = self._negatives.of([spec.negative for spec in specs if spec.unet_rows == 2])
-        self.took("encode", monotonic() - start, len(specs))  # of a GPU only the host's part
-        own = [self._model.at_guidance(conditions[spec.prompt], spec.guidance) for spec in specs]
-        away = [negatives[spec.negative] if spec.unet_rows == 2 else None for spec in specs]
+        self._took("encode", monotonic() - start, len(specs))  # of a GPU only the host's part
+        own = [self._model.at_guidance(self._at(spec.size, conditions[spec.prompt]), spec.guidance) for spec in specs]
+        away = [self._at(spec.size, negatives[spec.negative]) if spec.unet_rows == 2 else None for spec in specs]
         return list(zip(own, away, strict=True))
 
     def decode(self, latents: Sequence[Tensor]) -> Decoded:
-        """Levels (n, height, width, 3) of latents (c, h, w). They are there once a fence behind this call is passed.
+        """Levels (n, height, width, 3) of latents (c, h, w), which all have one size.
 
-        Whoever waits for that fence reports the seconds with `took`, and has what is not finite decoded again.
+        They are there once a fence behind this call is passed. Whoever waits for that fence reports the seconds with `decoded`,
+        and has what is not finite decoded again.
         """
         return self._model.decode_later(torch.stack(list(latents)))
 
@@ -67,7 +67,14 @@ class TextAndVae:
         self._prompts.forget(spec.prompt)
         self._negatives.forget(spec.negative)
 
-    def took(self, work: Literal["encode", "decode"], seconds: float, images: int) -> None:
-        """Learn what a batch of so many images took."""
+    def decoded(self, seconds: float, levels: Tensor) -> None:
+        """Learn what it took to decode a batch to these levels (n, height, width, 3)."""
+        self._took("decode", seconds, levels[..., 0].numel())
+
+    def _took(self, work: Literal["encode", "decode"], seconds: float, count: int) -> None:
         metrics.stage_seconds.labels(work).observe(seconds)
-        self._seconds[work].add(seconds / images)
+        self._seconds[work].add(seconds / count)
+
+    def _at(self, size: ImageSize | None, condition: Condition) -> Condition:
+        """What is kept of a text is of the model's own size."""
+        return condition if size is None else condition.at(*size)

@@ -8,8 +8,10 @@ from collections.abc import Collection
 from typing import Any
 
 from engine.denoising_task import DenoisingTask
+from engine.image_size import ImageSize
 from engine.images import finite
 from engine.model import Model
+from engine.program import Program
 from engine.waves import Waves
 from registry.schedule import Schedule, Segment
 
@@ -17,30 +19,39 @@ log = logging.getLogger(__name__)
 
 
 def warm_up(model: Model, waves: Waves[Any], branches: Collection[int]) -> tuple[int, float]:
-    """Run a short image through every kind of wave that schedules of these branches need, with and without guidance; twice.
+    """Run a short image of each size through every kind of wave that schedules of these branches need, with and without
+    guidance; twice.
 
-    Nothing else may be in flight. Returns the MACs and the seconds of the second time.
+    Nothing else may be in flight. Returns the MACs and the seconds of the second times.
     """
     segments = tuple(Segment(partial=(1,), branch=branch) for branch in sorted(branches)) or (Segment(),)
     program = model.compile(Schedule(model=model.ref, solver=model.solver("ddim", 2 * len(segments)), segments=segments))
-    condition, negative = model.encode([model.prompts.sample]), model.negative([""]) if model.prompts.guides else None
-    pictures = True
-    for _ in range(2):
-        tasks = list[DenoisingTask]()
-        if negative is not None:
-            tasks.append(DenoisingTask(program, guidance=2.0))
-            waves.add(tasks[0], model.noise(1), condition, negative)
-        if waves.slots.free:
-            tasks.append(DenoisingTask(program))
-            waves.add(tasks[-1], model.noise(0), condition)
-        start = time.monotonic()
-        while waves.tick():
-            pass
-        for task in tasks:
-            if task.latent is None:
-                raise task.error or AssertionError("a task that left has a latent or an error")
-            pictures = bool(finite(model.decode(task.latent[None]))) and pictures
-        seconds = time.monotonic() - start
+    macs, seconds, pictures = 0, 0.0, True
+    for size in waves.slots.sizes:
+        for _ in range(2):
+            tasks = _added(model, waves, program, size)
+            start = time.monotonic()
+            while waves.tick():
+                pass
+            for task in tasks:
+                if task.latent is None:
+                    raise task.error or AssertionError("a task that left has a latent or an error")
+                pictures = bool(finite(model.decode(task.latent[None]))) and pictures
+            last = time.monotonic() - start
+        seconds += last
+        macs += sum(model.macs_at(size).of_program(program, task.unet_rows) for task in tasks)
     if not pictures:
         log.error("the pixels of the warm-up are not finite, decoded in float32 either: images are going to fail")
-    return sum(model.macs.of_program(program, task.unet_rows) for task in tasks), seconds
+    return macs, seconds
+
+
+def _added(model: Model, waves: Waves[Any], program: Program, size: ImageSize | None) -> list[DenoisingTask]:
+    """A task with guidance, where the model has any, and where there is room one without."""
+    condition, tasks = model.encode([model.prompts.sample], size=size), list[DenoisingTask]()
+    if model.prompts.guides:
+        tasks.append(DenoisingTask(program, guidance=2.0, size=size))
+        waves.add(tasks[0], model.noise(1, size), condition, model.negative([""], size))
+    if waves.slots.trial().take(1, size):
+        tasks.append(DenoisingTask(program, size=size))
+        waves.add(tasks[-1], model.noise(0, size), condition)
+    return tasks

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AwareDatetime, Field, TypeAdapter, ValidationError, model_validator
 
+from engine.image_size import PATTERN
 from registry.document import Document, Name, first_fault, misfit
 from registry.errors import Tampered
 from registry.records import Digest, Number
@@ -37,6 +38,7 @@ class OutcomeEvent(Document):
     tier: Name
     digest: Digest
     fallback: bool = False
+    size: Annotated[str, Field(pattern=PATTERN)] | None = None  # of the images; events of earlier versions do not say it
     outcome: Annotated[str, Field(pattern=r"^[a-z_]{1,64}$")]  # "ok", or the code of the error
     queue_seconds: Seconds
     service_seconds: Seconds

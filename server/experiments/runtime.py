@@ -137,6 +137,7 @@ def outcome_of(context: RequestContext, plan: Plan, seconds: float, time: dateti
         tier=plan.entry.label,
         digest=plan.entry.digest,
         fallback=assignment.fallback,
+        size=str(plan.size),
         outcome=context.code or "",
         queue_seconds=usage.queue_seconds,
         service_seconds=max(seconds - usage.queue_seconds, 0.0),

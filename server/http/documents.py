@@ -85,7 +85,7 @@ def errors(*statuses: int) -> dict[int | str, Object]:
 def document(app: FastAPI, generate: type[RequestBody], narrowed: dict[str, Object], needs_key: bool) -> Object:
     """The document of this server.
 
-    generate: what `/generate` takes. narrowed: {field of `ImagesRequest`: keywords}, limits that are this server's own.
+    generate: what `/generate` takes. narrowed: {field of a request: keywords}, limits that are this server's own.
     """
     routes = [*app.routes, _generate_route(generate)]
     spec = get_openapi(title=app.title, version=VERSION, description=app.description, routes=routes)
@@ -94,9 +94,9 @@ def document(app: FastAPI, generate: type[RequestBody], narrowed: dict[str, Obje
         schemas.pop(made_by_fastapi, None)
     for body in (generate, ImagesRequest):  # not FastAPI's, which rounds the limits of integers to floats
         schemas[body.__name__] = body.published_schema()
+        for field in narrowed.keys() & body.model_fields.keys():
+            schemas[body.__name__]["properties"][field]["anyOf"][0] |= narrowed[field]
     schemas[generate.__name__]["not"] = REFUSED
-    for field, keywords in narrowed.items():
-        schemas[ImagesRequest.__name__]["properties"][field]["anyOf"][0] |= keywords
     spec["paths"] |= _of_bentoml()
     for operations in spec["paths"].values():
         for operation in operations.values():

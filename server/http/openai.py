@@ -25,6 +25,7 @@ from server.api import (
     OutputCompression,
     OutputFormat,
     Seed,
+    Size,
     together,
 )
 from server.errors import fault
@@ -85,7 +86,7 @@ class ImagesRequest(RequestBody):
     prompt: Annotated[str, Field(min_length=1, max_length=MAX_PROMPT, description="What to draw.")]
     model: Annotated[str | None, Field(max_length=128, description="A name of GET /v1/models, or nothing.")] = None
     n: Annotated[int | None, Field(ge=1, description="How many images."), WHOLE] = None
-    size: Annotated[str | None, Field(max_length=32, description="`auto`, or the model's own.")] = None
+    size: Size = None
     quality: Annotated[
         Quality | None,
         Field(description="low, medium, high and max are the tiers draft, balanced, best and reference; auto is `auto`."),
@@ -135,15 +136,13 @@ class ImagesRequest(RequestBody):
             return not self.stream and "dall-e-" in (self.model or "")
         return self.response_format == "url"
 
-    def generate_request(self, names: Sequence[str], size: str, max_images: int, headers: Headers) -> GenerateRequest:
+    def generate_request(self, names: Sequence[str], max_images: int, headers: Headers) -> GenerateRequest:
         """The same in this server's own words. Raises `InvalidInput` for what this server or its model does not do.
 
         `names`: what the model may be called, its own name first.
         """
         if self.model not in (None, *names):
             raise InvalidInput(unknown_model(names), param="model")
-        if self.size not in (None, "auto", size):
-            raise InvalidInput(f"this model makes {size} only: leave size out, or say auto", param="size")
         if (self.n or 1) > max_images:
             raise InvalidInput(f"the limit is {max_images}", param="n")
         tier = None if self.schedule else self.tier or TIERS[self.quality or "auto"]
@@ -153,6 +152,7 @@ class ImagesRequest(RequestBody):
             tier=tier,
             schedule=self.schedule,
             seed=self.seed,
+            size=self.size,
             num_images=self.n or 1,
             guidance_scale=self.guidance_scale,
             unit=unit_of(self.safety_identifier or self.user, headers),
@@ -213,24 +213,24 @@ def unknown_model(names: Sequence[str]) -> str:
     return f"this server has {', '.join(names)}; its operator can allow other names by FLEXI_MODEL_ALIASES"
 
 
-def answer(made: GenerateResponse, size: str, as_urls: bool) -> ImagesAnswer:
+def answer(made: GenerateResponse, as_urls: bool) -> ImagesAnswer:
     """The answer to `/generate` in the form that OpenAI's clients read."""
     data: list[ImageData] | list[ImageUrl] = (
         [ImageUrl(url=f"data:image/{made.output_format};base64,{image}") for image in made.images]
         if as_urls
         else [ImageData(b64_json=image) for image in made.images]
     )
-    return ImagesAnswer(**made.model_dump(), data=data, created=int(time.time()), size=size, quality=_quality(made.tier))
+    return ImagesAnswer(**made.model_dump(), data=data, created=int(time.time()), quality=_quality(made.tier))
 
 
-async def events(first: Made, rest: AsyncGenerator[Made], size: str) -> AsyncGenerator[bytes]:
+async def events(first: Made, rest: AsyncGenerator[Made]) -> AsyncGenerator[bytes]:
     """Server-sent events: `image_generation.partial_image`, `image_generation.completed` for each image, or an error.
 
     Each says what the request's wishes come to, from the first on; the last image's event holds what the whole request took.
     """
     plan, finished = first.plan, list[ImageMade]()
     about: dict[str, Any] = ImageAttributes(
-        output_format=plan.image_format.name, quality=_quality(plan.entry.tier), size=size
+        output_format=plan.image_format.name, quality=_quality(plan.entry.tier), size=str(plan.size)
     ).model_dump()
     about["warnings"] = [warning.model_dump() for warning in said(plan.warnings)]
     try:

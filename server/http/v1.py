@@ -10,6 +10,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import JSONResponse, Response
 
 from engine.guidance import validated_scales
+from engine.image_size import measured_sizes
 from registry.errors import FlexiError, NotFound
 from server.access.keys import ANONYMOUS
 from server.api import (
@@ -88,7 +89,8 @@ async def tiers(app: LoadedApp) -> TiersView:
     return TiersView(
         model=entries[0].schedule.model.name,
         default=app.default_tier,
-        tiers=[_tier_view(entry, app.generation.planner.default_guidance.of(entry)) for entry in entries],
+        sizes=[str(size) for size in app.generation.planner.sizes],
+        tiers=[_tier_view(app, entry) for entry in entries],
         not_served=[UnservedTier(tier=tier, reason=why) for tier, why in sorted(app.schedules.refused.items())],
         warnings=app.warnings,
     )
@@ -146,14 +148,14 @@ async def images(
     body: openai.ImagesRequest, request: Request, app: LoadedApp, context: Context
 ) -> Response | openai.ImagesAnswer:
     """OpenAI's images API: whole, or as a stream of server-sent events."""
-    generation, size = app.generation, app.size
-    wanted = body.generate_request(app.model_names, size, app.settings.max_images, request.headers)
+    generation = app.generation
+    wanted = body.generate_request(app.model_names, app.settings.max_images, request.headers)
     if not body.stream:
         made = await generation.answer(wanted, context, disconnected(request))
-        return openai.answer(made, size, body.wants_urls)
+        return openai.answer(made, body.wants_urls)
     stream = generation.stream(wanted, context, body.partial_images or 0)
     first = await while_wanted(anext(stream), [(disconnected(request), ClientGone())])  # so that a refusal has its status
-    return EventStream(openai.events(first, stream, size))
+    return EventStream(openai.events(first, stream))
 
 
 def _model_view(app: App, name: str) -> openai.ModelView:
@@ -171,7 +173,7 @@ def _experiment_view(running: ActiveExperiment) -> ExperimentView:
     )
 
 
-def _tier_view(entry: ActiveSchedule, guidance: float) -> TierView:
+def _tier_view(app: App, entry: ActiveSchedule) -> TierView:
     return TierView(
         tier=entry.label,
         digest=entry.digest,
@@ -179,6 +181,7 @@ def _tier_view(entry: ActiveSchedule, guidance: float) -> TierView:
         steps=Steps.model_validate(entry.schedule.counts()),
         relative_cost=entry.relative_cost,
         fidelity=entry.schedule.fidelity,
-        default_guidance=guidance,
+        default_guidance=app.generation.planner.default_guidance.of(entry),
         validated_guidance=list(validated_scales(entry.schedule)),
+        validated_sizes=[str(size) for size in measured_sizes(entry.schedule, app.model.image_size)],
     )

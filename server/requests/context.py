@@ -62,6 +62,7 @@ class RequestContext:
             "tier": entry.tier,
             "schedule": entry.digest,
             "arm": plan.arm,
+            "size": str(plan.size),
             "images": usage.images,
             "macs": usage.macs,
             "predicted_ms": milliseconds(plan.predicted),

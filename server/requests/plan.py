@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import math
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from time import monotonic
 
 from cachetools import LRUCache
 
 from engine.guidance import OFF, covers, meant, validated_scales
+from engine.image_size import ImageSize, covers_size, measured_sizes
 from engine.model import Model
 from engine.notice import Notice
 from engine.program import Program
@@ -31,15 +32,16 @@ from server.tiers.guidance import DefaultGuidance
 CUTS_KEPT = 256  # texts whose end is known
 LONG = 500  # characters: reading more for its tokens would keep the event loop for milliseconds
 
-Forecast = Callable[[Program, int, int, str], float]
-"""(program, UNet rows of an image, images, tier) -> seconds until they would be done if they came now."""
+Forecast = Callable[[Program, int, int, str, ImageSize | None], float]
+"""(program, UNet rows of an image, images, tier, size) -> seconds until they would be done if they came now."""
 
 
 @dataclass(frozen=True)
 class Plan:
     """The schedule, a spec for each image, their MACs, the predicted seconds, and in which format their files are wanted.
 
-    `assignment` says what an experiment on its tier made of it, `warnings` which wishes of the request it does not meet.
+    size: of the images. relative_cost: of the schedule, to the teacher's at that size. `assignment` says what an experiment on
+    its tier made of it, `warnings` which wishes of the request it does not meet.
     """
 
     key: Key
@@ -48,6 +50,8 @@ class Plan:
     macs: int
     predicted: float
     image_format: ImageFormat
+    size: ImageSize
+    relative_cost: float
     assignment: Assignment | None = None
     warnings: tuple[Notice, ...] = ()
 
@@ -82,12 +86,14 @@ class Planner:
         model: Model,
         forecast: Forecast,
         settings: Settings,
+        others: Collection[ImageSize] = (),
     ) -> None:
+        """`others`: sizes that requests may ask for beside the model's own."""
+        self.sizes = (model.image_size, *others)
         self.default_guidance = DefaultGuidance(schedules, model, settings.default_guidance, settings.default_tier)
         self._schedules = schedules
         self._assigner = assigner
         self._model = model
-        self._macs = model.macs
         self._forecast = forecast
         self._settings = settings
         self._cuts = LRUCache[str, str](CUTS_KEPT)
@@ -108,12 +114,15 @@ class Planner:
         name the field.
         """
         arrived = monotonic() if arrived is None else arrived
+        size = self._size(request)
         entry, assignment, unmet = await self._choose(request, request_id)
         guidance = self._guidance(request, entry)
         if guidance > OFF and not self._model.prompts.guides:
             raise InvalidInput("this model has no guidance: leave it out, or say 1", param="guidance_scale")
         read = await self._read(request)
         unmet += [*self._guidance_warnings(request, entry, guidance), *await self._cut_warnings(read, guidance)]
+        if not covers_size(entry.schedule, size, self._model.image_size):
+            unmet.append(warnings.size_not_validated(size, measured_sizes(entry.schedule, self._model.image_size)))
         if read != request:
             unmet.append(warnings.prompt_ignored())
         steps = len(entry.program.steps)
@@ -129,6 +138,7 @@ class Planner:
             negative=request.negative_prompt,
             guidance=guidance,
             seed=secrets.randbelow(2**32) if request.seed is None else request.seed,
+            size=self._model.other_size(size),
             tier=entry.label,
             arm=(assignment and assignment.arm) or metrics.NO_ARM,
             deadline=arrived + _deadline(request),
@@ -138,8 +148,9 @@ class Planner:
             request_id=request_id,
             embedded=self._model.embeds_guidance,
         )
-        macs = self._macs.of_program(entry.program, first.unet_rows)
-        first = replace(first, teacher_macs=round(macs / entry.relative_cost))
+        macs = self._model.macs_at(first.size).of_program(entry.program, first.unet_rows)
+        relative_cost = self._schedules.relative_cost(entry, first.size)
+        first = replace(first, teacher_macs=round(macs / relative_cost))
         specs = [replace(first, seed=first.seed + i) for i in range(request.num_images)]
         return Plan(
             key=key,
@@ -148,9 +159,19 @@ class Planner:
             macs=len(specs) * macs,
             predicted=self._predicted(request, entry),
             image_format=ImageFormat(request.output_format, request.output_compression),
+            size=size,
+            relative_cost=relative_cost,
             assignment=assignment,
             warnings=(*self._model.notices, *unmet),
         )
+
+    def _size(self, request: GenerateRequest) -> ImageSize:
+        """Of the request's images. Raises `InvalidInput` naming the sizes that there are."""
+        asked = {str(size): size for size in self.sizes} | {None: self.sizes[0], AUTO: self.sizes[0]}
+        if request.size not in asked:
+            made = ", ".join(map(str, self.sizes)) if len(self.sizes) > 1 else f"{self.sizes[0]} only"
+            raise InvalidInput(f"this server makes {made}: leave size out, or say auto", param="size")
+        return asked[request.size]
 
     def _guidance(self, request: GenerateRequest, entry: ActiveSchedule) -> float:
         """The scale that the request gets from a schedule."""
@@ -159,7 +180,8 @@ class Planner:
 
     def _predicted(self, request: GenerateRequest, entry: ActiveSchedule) -> float:
         unet_rows = self._model.rows(self._guidance(request, entry))
-        return self._forecast(entry.program, unet_rows, request.num_images, entry.label)
+        size = self._model.other_size(self._size(request))
+        return self._forecast(entry.program, unet_rows, request.num_images, entry.label, size)
 
     async def _choose(
         self, request: GenerateRequest, request_id: str

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from engine.guidance import OFF
+from engine.image_size import ImageSize
 from engine.notice import Notice
 from server.api import RequestWarning
 
@@ -17,6 +18,7 @@ NEGATIVE_PROMPT_CUT = "negative_prompt_cut"
 NEGATIVE_PROMPT_IGNORED = "negative_prompt_ignored"
 GUIDANCE_NOT_VALIDATED = "guidance_not_validated"
 GUIDANCE_ON_DISTILLED_MODEL = "guidance_on_distilled_model"
+SIZE_NOT_VALIDATED = "size_not_validated"
 DEFAULT_TIER_NOT_SERVED = "default_tier_not_served"
 DEADLINE_AT_RISK = "deadline_at_risk"
 ARM_NOT_SERVED = "arm_not_served"
@@ -69,6 +71,13 @@ def guidance_on_distilled_model(scale: float, steps: int) -> Notice:
         f"the model was distilled to {steps} step{'s' * (steps > 1)} without guidance; {scale:g} doubles the cost of its images"
     )
     return Notice(GUIDANCE_ON_DISTILLED_MODEL, f"guidance_scale: {what}, and may spoil them")
+
+
+def size_not_validated(size: ImageSize, validated: Sequence[ImageSize]) -> Notice:
+    """validated: the sizes at which the schedule was measured."""
+    known = ", ".join(map(str, validated))
+    what = f"the schedule was measured at {known} and not at {size}: its images may be worse than its figures say"
+    return Notice(SIZE_NOT_VALIDATED, f"size: {what}")
 
 
 def default_tier_not_served(tier: str) -> Notice:

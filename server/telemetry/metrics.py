@@ -91,6 +91,7 @@ finished_steps_total = Counter(
     "flexi_finished_steps_total", "Steps of finished images as executed or jumped over.", ["kind", "tier"]
 )
 images_total = Counter("flexi_images_total", "Images by how they ended.", ["tier", "arm", "outcome"])
+image_sizes_total = Counter("flexi_image_sizes_total", "Finished images by their size, WIDTHxHEIGHT in pixels.", ["size"])
 http_responses_total = Counter(
     "flexi_http_responses_total", "Answers by HTTP status, without those to probes and /metrics.", ["status"]
 )

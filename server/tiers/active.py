@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from cachetools import LRUCache
 from prometheus_client import Gauge
 
+from engine.image_size import ImageSize, measured_sizes
 from engine.model import Model
 from engine.program import Program
 from registry.catalog import Catalog
@@ -65,8 +66,14 @@ class ActiveSchedules:
     refused: Mapping[str, str]
     elsewhere: Sequence[str]
 
-    def __init__(self, open_catalog: Callable[[], Catalog], model: Model, teacher_steps: int) -> None:
-        """`open_catalog` gives the same catalog each time, or raises while the store is away."""
+    def __init__(
+        self, open_catalog: Callable[[], Catalog], model: Model, teacher_steps: int, others: Collection[ImageSize] = ()
+    ) -> None:
+        """`open_catalog` gives the same catalog each time, or raises while the store is away.
+
+        `others`: sizes that are served beside the model's own.
+        """
+        self._sizes = (model.image_size, *others)
         self.prepare: Callable[[Schedule], None] = lambda schedule: None  # the engine, for what comes into force; may block
         self._open_catalog = open_catalog
         self._model = model
@@ -132,11 +139,11 @@ class ActiveSchedules:
         return entry
 
     def compiled(self, schedule: Schedule, signature: Signature | None = None) -> ActiveSchedule:
-        """Raises `InvalidInput` naming what does not fit this model: weights, family, size, or what its program needs."""
-        size = self._model.image_size
-        if schedule.validated and size not in schedule.validated.sizes:
-            shown = ", ".join(f"{height}×{width}" for height, width in schedule.validated.sizes)
-            message = f"the schedule was measured at {shown or 'no size'}, the model makes {size[0]}×{size[1]}"
+        """Raises `InvalidInput` naming what does not fit this model: weights, family, sizes, or what its program needs."""
+        measured = measured_sizes(schedule, self._model.image_size)
+        if not {*measured} & {*self._sizes}:
+            shown, served = ", ".join(map(str, measured)), ", ".join(map(str, self._sizes))
+            message = f"the schedule was measured at {shown}, this server makes {served}"
             raise InvalidInput(message, param="validated.sizes")
         return ActiveSchedule(None, None, schedule.digest, self._model.compile(schedule), signature=signature)
 
@@ -187,6 +194,12 @@ class ActiveSchedules:
     def _resolve(self, ref: str) -> ActiveSchedule:
         schedule, version, _ = self._open_catalog().resolve(ref)
         return replace(self.compiled(schedule), version=version)
+
+    def relative_cost(self, entry: ActiveSchedule, size: ImageSize | None) -> float:
+        """Its MACs over those of the teacher in force, both at this size: it differs a little, as attention's share does."""
+        if size is None:
+            return entry.relative_cost
+        return self._model.macs_at(size).relative(entry.program, self._tiers[REFERENCE].program)
 
     def _rated(self, entry: ActiveSchedule, teacher: ActiveSchedule) -> ActiveSchedule:
         return replace(entry, relative_cost=self._model.macs.relative(entry.program, teacher.program))

@@ -14,7 +14,7 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
-from served import made, reference
+from served import OTHER_SIZE, made, reference
 
 from registry.schedule import Segment, Validated
 
@@ -72,13 +72,14 @@ def test_an_image_does_not_depend_on_its_company(server, client):
     Not bitwise: convolution and matrix kernels choose their order of summation by the batch size, so float32 results
     differ in the last bits, and a value that lies at a rounding border may fall to either side.
     """
-    alone = {tier: opened(generate(client, tier=tier, seed=3))[0] for tier in ("fast", "best")}
+    first = [("fast", 3, None), ("best", 3, None), ("fast", 3, OTHER_SIZE)]
+    alone = [opened(generate(client, tier=tier, seed=seed, size=size))[0] for tier, seed, size in first]
     before = metrics(client)
 
     async def crowd() -> list[dict[str, Any]]:
         async with httpx.AsyncClient(base_url=server.address, timeout=120) as many:
-            wanted = [("fast", 3), ("best", 3), ("balanced", 4), ("draft", 5), ("fast", 6)]
-            bodies = [{"prompt": PROMPT, "tier": tier, "seed": seed} for tier, seed in wanted]
+            wanted = [*first, ("balanced", 4, OTHER_SIZE), ("draft", 5, None), ("fast", 6, None)]
+            bodies = [{"prompt": PROMPT, "tier": tier, "seed": seed, "size": size} for tier, seed, size in wanted]
             return [reply.json() for reply in await asyncio.gather(*[many.post("/generate", json=b) for b in bodies])]
 
     answers = asyncio.run(crowd())
@@ -86,9 +87,9 @@ def test_an_image_does_not_depend_on_its_company(server, client):
     waves = after[f"flexi_wave_rows_count{{{kind}}}"] - before[f"flexi_wave_rows_count{{{kind}}}"]
     rows = after[f"flexi_wave_rows_sum{{{kind}}}"] - before[f"flexi_wave_rows_sum{{{kind}}}"]
     assert rows > 2 * waves, "no wave had images of two requests"
-    for answer in answers[:2]:
+    for answer, expected in zip(answers, alone, strict=False):
         (image,) = opened(answer)
-        assert abs(levels(image) - levels(alone[answer["tier"]])).max() <= 1
+        assert abs(levels(image) - levels(expected)).max() <= 1
 
 
 def test_explicit_schedule(server, client):
@@ -107,7 +108,8 @@ def test_guidance_one_needs_half_the_rows(client):
 
 def test_metrics_count_what_the_schedules_predict(client):
     before = metrics(client)
-    answers = [generate(client, tier=tier, num_images=2) for tier in ("fast", "balanced")]
+    asked = [("fast", None), ("balanced", OTHER_SIZE)]
+    answers = [generate(client, tier=tier, num_images=2, size=size) for tier, size in asked]
     after = metrics(client)
     for answer in answers:
         tier = f'tier="{answer["tier"]}"'
@@ -120,6 +122,24 @@ def test_metrics_count_what_the_schedules_predict(client):
         assert delta("flexi_steps_total") == 2 * sum(answer["steps"].values())
         assert delta("flexi_images_total") == 2
         assert delta("flexi_request_seconds_count") == 1
+
+
+def test_a_size_is_in_the_answer_the_file_the_log_and_the_metrics(server, client):
+    count = f'flexi_image_sizes_total{{size="{OTHER_SIZE}"}}'
+    before = metrics(client).get(count, 0)
+    reply = client.post("/generate", json={"prompt": PROMPT, "tier": "draft", "size": OTHER_SIZE})
+    answer, own = reply.json(), generate(client, tier="draft")
+    (image,) = opened(answer)
+    assert image.size == (64, 96)
+    assert image.text["size"] == answer["size"] == OTHER_SIZE
+    assert 1.4 < answer["macs"] / own["macs"] < 1.7, "once and a half as many pixels, and attention"
+    assert [warning["code"] for warning in answer["warnings"]] == ["size_not_validated"]
+    (line,) = server.requests(reply.headers["x-request-id"])
+    assert (line["size"], line["warnings"]) == (OTHER_SIZE, ["size_not_validated"])
+    assert metrics(client)[count] - before == 1
+    page = client.get("/v1/tiers").json()
+    assert page["sizes"] == ["64x64", OTHER_SIZE]
+    assert all(tier["validated_sizes"] == ["64x64"] for tier in page["tiers"])
 
 
 def test_bentoml_client(server):

@@ -7,7 +7,7 @@ import re
 import socket
 
 import pytest
-from served import ALIASES, ORIGIN
+from served import ALIASES, ORIGIN, OTHER_SIZE
 
 JSON = {"content-type": "application/json"}
 GENERATES = ["/generate", "/v1/images/generations"]
@@ -241,7 +241,7 @@ def test_openapi_says_what_holds_for_this_server(client):
     assert asked["seed"]["anyOf"][0]["maximum"] == 2**63 - 64
     assert openai["n"]["anyOf"][0]["maximum"] == 4
     assert openai["model"]["anyOf"][0]["enum"] == ["emoji64", *ALIASES]
-    assert openai["size"]["anyOf"][0]["enum"] == ["auto", "64x64"]
+    assert openai["size"]["anyOf"][0]["enum"] == asked["size"]["anyOf"][0]["enum"] == ["auto", "64x64", OTHER_SIZE]
     for path in GENERATES:
         (header,) = document["paths"][path]["post"]["parameters"]
         assert (header["in"], header["name"]) == ("header", "X-Flexi-Unit")

@@ -13,6 +13,7 @@ import httpx
 import openai
 import pytest
 from PIL import Image
+from served import OTHER_SIZE
 
 PROMPT = "red heart"
 
@@ -69,8 +70,9 @@ def ended(client, outcome, tier) -> float:
 
 def test_it_answers_what_generate_answers(client, api):
     fields = {"tier": "fast", "seed": 11, "negative_prompt": "blue", "guidance_scale": 2.0}
-    made = api.images.generate(prompt=PROMPT, n=2, user="anna", size="64x64", extra_body=fields).model_dump()
-    plain = client.post("/generate", json={"prompt": PROMPT, "num_images": 2, "unit": "anna"} | fields).json()
+    made = api.images.generate(prompt=PROMPT, n=2, user="anna", size=OTHER_SIZE, extra_body=fields).model_dump()
+    asked = {"prompt": PROMPT, "num_images": 2, "unit": "anna", "size": OTHER_SIZE}
+    plain = client.post("/generate", json=asked | fields).json()
     times = {"request_id", "predicted_ms", "queue_ms", "denoise_ms", "images"}
     assert {key: made[key] for key in plain.keys() - times} == {key: plain[key] for key in plain.keys() - times}
     assert len(made["data"]) == 2
@@ -88,14 +90,16 @@ def test_an_explicit_schedule(server, api):
 
 
 def test_a_stream_shows_previews_and_then_the_same_image(api):
-    events = stream(api)
+    events = stream(api, size=OTHER_SIZE)
     partial = [event for event in events if event.type == "image_generation.partial_image"]
     (done,) = [event for event in events if event.type == "image_generation.completed"]
     assert [event.partial_image_index for event in partial] == [0, 1, 2]
     assert events[-1] is done
     assert done.request["tier"] == "reference"
-    whole = api.images.generate(prompt=PROMPT, quality="max", extra_body={"seed": 1})
+    whole = api.images.generate(prompt=PROMPT, quality="max", size=OTHER_SIZE, extra_body={"seed": 1})
     images = [opened(event.b64_json) for event in (*partial, done)]
+    assert {event.size for event in events} == {whole.size} == {OTHER_SIZE}
+    assert {image.size for image in images} == {(64, 96)}
     last = [abs(a - b) for a, b in zip(images[-1].tobytes(), opened(whole.data[0].b64_json).tobytes(), strict=True)]
     assert max(last) <= 1
     assert done.request["macs"] == whole.macs

@@ -71,7 +71,7 @@ def test_models_under_every_name(client):
 
 def test_the_size_of_another_model_is_refused_with_what_works(client):
     error = client.post("/v1/images/generations", json={"prompt": "x", "size": "1024x1024"}).json()["error"]
-    assert error["message"] == "size: this model makes 64x64 only: leave size out, or say auto"
+    assert error["message"] == "size: this server makes 64x64, 64x96: leave size out, or say auto"
 
 
 def test_the_new_openai_package(server):

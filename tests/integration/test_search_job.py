@@ -21,7 +21,7 @@ from registry.stores.folder import FolderStore
 PROMPTS = ["red heart", "cat face", "tomato", "sunflower " * 20]  # the last one is longer than the model reads
 IMAGES = ("--screen", "2", "--images", "2", "--select", "2", "--finals", "2", "--heldout", "2")
 SMALL = ("--teacher-steps", "6", *IMAGES, "--generations", "2", "--population", "4")
-SCALES = ("--scale", "1", "--scale", "7.5", "--scaled", "2")
+SCALES = ("--scale", "1", "--scale", "7.5", "--scaled", "2", "--size", "64x64", "--size", "32x64")
 TIERS = ("--tier", "best=0.7", "--tier", "fast=0.4", "--budget", "0")
 
 
@@ -79,6 +79,18 @@ def test_what_was_chosen_has_corrections_and_figures_at_every_scale_that_was_ask
         assert [at["guidance"] for at in tier["by_guidance"]] == [1.0, 7.5]
         assert {at["held-out"]["images"] for at in tier["by_guidance"]} == {2}
     assert "rFID at other guidance scales, 2 held-out images" in (finished.parent / "stdout.txt").read_text()
+
+
+def test_what_was_chosen_has_figures_at_every_size_and_says_that_it_was_measured_there(finished: Path) -> None:
+    for tier in read(finished)["tiers"].values():
+        (at,) = tier["by_size"]
+        assert (at["size"], at["held-out"]["images"], at["strongest_baseline"]["images"]) == ("32x64", 2, 2)
+        assert at["held-out"]["macs"] < 0.6 * tier["held-out"]["macs"], "half the pixels"
+        schedule = Schedule.model_validate(tier["schedule"])
+        assert schedule.validated is not None
+        assert schedule.validated.sizes == ((64, 64), (64, 32))
+        assert schedule.cost is not None
+        assert schedule.cost.macs == tier["held-out"]["macs"], "that of the model's own size"
 
 
 def test_a_prompt_that_the_model_cuts_is_told_of_at_the_start_and_in_the_report(finished: Path) -> None:

@@ -14,6 +14,7 @@ from typing_extensions import override
 from engine.graphs import Graph, Graphs
 
 WAITS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select"}
+CHOOSE = {"aten::where"}  # by a mask, but between two values of one shape
 
 
 class Ops(TorchDispatchMode):
@@ -27,7 +28,8 @@ class Ops(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         flat, _ = tree_flatten((args, kwargs or {}))
         assert func._schema.name not in WAITS, f"{func} waits for the device, which a capture cannot"
-        assert not any(isinstance(x, Tensor) and x.dtype == torch.bool for x in flat), f"{func} may take a mask for an index"
+        masks = func._schema.name not in CHOOSE and any(isinstance(x, Tensor) and x.dtype == torch.bool for x in flat)
+        assert not masks, f"{func} may take a mask for an index"
         self.calls.append((str(func), [self._shape(x) if isinstance(x, Tensor) else x for x in flat]))
         return func(*args, **(kwargs or {}))
 

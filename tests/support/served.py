@@ -13,6 +13,7 @@ MODEL = ROOT / "models" / "emoji64"
 TEACHER_STEPS = 10
 SETTINGS = {"FLEXI_MODEL": str(MODEL), "FLEXI_TEACHER_STEPS": str(TEACHER_STEPS), "FLEXI_WATCH_SECONDS": "0.2"}
 ALIASES, ORIGIN = ("dall-e-2", "dall-e-3", "gpt-image-1"), "http://localhost:5173"
+OTHER_SIZE = "64x96"  # beside the model's own
 PATIENCE = 400  # seconds; importing torch and diffusers takes most of a start, on a busy machine minutes
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from itertools import product
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -24,6 +25,7 @@ from engine import compiling, loading
 from engine.__main__ import app
 from engine.compiling import Compilation
 from engine.decoders import Autoencoder
+from engine.image_size import ImageSize
 from engine.model import Model
 from registry.errors import Unsupported
 
@@ -48,13 +50,13 @@ def counter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Compile
     torch.compiler.reset()
 
 
-def every_call(model: Model, rows: int) -> list[Tensor]:
+def every_call(model: Model, rows: int, size: ImageSize | None = None) -> list[Tensor]:
     """The predictions of a full step and of partial ones of all branches, their features from slots as in a wave; images."""
     draw = torch.Generator().manual_seed(rows)
-    sample, network = torch.randn(rows, *model.latent_shape, generator=draw), model.network
-    given = sample, torch.linspace(900, 10, rows), model.encode([model.prompts.sample] * rows)
+    sample, network = torch.randn(rows, *model.latent_shape_at(size), generator=draw), model.network
+    given = sample, torch.linspace(900, 10, rows), model.encode([model.prompts.sample] * rows, size=size)
     full, features = network.full(*given, keep=range(1, network.branches + 1))
-    slots, places = model.slots(ROWS), torch.arange(rows)
+    slots, places = model.slots(2 * ROWS, [size] if size else []).at(size), torch.arange(1, rows + 1)
     made = [full]
     for branch, feature in features.items():
         slots.keep(places, feature)
@@ -69,12 +71,14 @@ def test_after_warming_nothing_compiles_and_all_is_as_without(
     path = folder(tmp_path / "model", tiny_config)
     plain, model = loading.load(path), loading.load(path, compiled=True)
     assert (plain.network.channels_last, model.network.channels_last) == (False, True)
-    compiled = compiling.warm(model, ROWS)
+    height, width = model.image_size
+    others = [] if model.fixed_size else model.other_sizes([ImageSize(height + model.size_multiple, width)])
+    compiled = compiling.warm(model, ROWS, others=others)
     assert compiled.graphs == counter.frame_count > 0
     compiling.forbid()
-    for rows in (1, 2, 3, 5):
+    for rows, size in product((1, 2, 3, 5), (None, *others)):
         with torch.no_grad():  # and not in the mode that it was compiled in
-            got, want = every_call(model, rows), every_call(plain, rows)
+            got, want = every_call(model, rows, size), every_call(plain, rows, size)
         for mine, theirs in zip(got, want, strict=True):
             assert (mine - theirs).abs().max() < 1e-5
     elsewhere = list[int]()

@@ -300,3 +300,7 @@ def test_real_sizes_are_counted_as_torch_counts_diffusers_own_forward(name: str)
     costs = [macs.partial[branch].macs for branch in sorted(macs.partial)]
     assert costs == sorted(set(costs))
     assert costs[-1] < macs.full.macs
+
+
+def test_models_of_pixels_and_of_no_texts_make_their_own_size_only(ddpm: Path, ldm: Path, sdxl: Path) -> None:
+    assert [load(folder).fixed_size for folder in (ddpm, ldm, sdxl)] == [True, True, False]

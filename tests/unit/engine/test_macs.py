@@ -12,10 +12,12 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
 from places import ROOT
+from server_model import small_model
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from engine.condition import Condition
+from engine.image_size import ImageSize
 from engine.macs import StepMacs, count_steps, meta_unet
 from engine.model import Model
 from engine.unrolled import UnrolledUNet
@@ -173,6 +175,20 @@ def test_the_bundled_model_is_counted_at_its_own_size(model: Model) -> None:
     with torchs_count() as whole:
         model.network.full(model.noise(0)[None], torch.tensor([7]), condition)
     assert model.macs.full.macs == whole.get_total_flops() / 2
+
+
+def test_each_size_is_counted_as_it_runs(tiny: UNet2DConditionModel) -> None:
+    model, size = small_model(tiny), ImageSize(12, 8)
+    condition, noise = model.encode(["cat"], size=size), model.noise(0, size)[None]
+    with torchs_count() as whole:
+        _, features = model.network.full(noise, torch.tensor([7]), condition, keep={3})
+    with torchs_count() as part:
+        model.network.partial(noise, torch.tensor([7]), condition, 3, features[3])
+    counted = model.macs_at(size)
+    assert counted.full.macs == whole.get_total_flops() / 2
+    assert counted.partial[3].macs == part.get_total_flops() / 2
+    assert counted.features[3] == features[3].shape[1:]
+    assert model.macs_at(None) is model.macs
 
 
 def test_counting_needs_no_memory_for_weights(tiny_config: Mapping[str, Any]) -> None:

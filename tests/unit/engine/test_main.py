@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from engine import loading
 from engine.__main__ import app
+from engine.image_size import ImageSize
 from engine.macs import count_steps
 from engine.model import Model
 from engine.notice import Notice
@@ -215,6 +216,23 @@ def test_generate_writes_images_and_prints_what_they_cost(
     for path in tmp_path.glob("*.png"):
         with Image.open(path) as image:
             assert image.size == (64, 64)
+
+
+def test_generate_takes_a_size_counts_at_it_and_tells_where_the_schedule_was_not_measured(
+    loaded: Model, tmp_path: Path
+) -> None:
+    schedule = Schedule(model=loaded.ref, solver=loaded.solver("ddim", 2), segments=(Segment(partial=(1,), branch=3),))
+    file = tmp_path / "schedule.json"
+    file.write_bytes(schedule.document())
+    asked = ("generate", "--prompt", "cat", "--schedule", file, "--guidance", "1", "--out", tmp_path / "cat.png")
+    result = call(*asked, "--size", "32x64")
+    assert result.exit_code == 0, result.stderr
+    with Image.open(tmp_path / "cat.png") as image:
+        assert image.size == (32, 64)
+    macs = loaded.macs_at(ImageSize(64, 32))
+    assert f"{(macs.full.macs + macs.partial[3].macs) / 1e9:.4f} G" in result.stdout
+    assert "size: the schedule was not measured at 32x64\n" in result.stderr
+    assert "must be multiples of 32 for this model, got 48x64" in refused(*asked, "--size", "48x64")
 
 
 def test_an_image_is_the_same_alone_or_as_one_of_several(loaded: Model, tmp_path: Path) -> None:

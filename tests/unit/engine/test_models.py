@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from engine.decoders import Autoencoder
+from engine.image_size import ImageSize
 from engine.loading import load
 from engine.model import Model
 from registry.errors import InvalidInput, NotFound, Unsupported
@@ -106,6 +108,33 @@ def test_noise_is_a_function_of_the_seed_alone(model: Model) -> None:
 def test_noise_is_drawn_as_every_diffusers_user_draws_it(model: Model) -> None:
     want = torch.randn(1, *model.latent_shape, generator=torch.Generator("cpu").manual_seed(42))[0]
     assert torch.equal(model.noise(42), want)
+
+
+def test_noise_of_another_size_is_other_noise_of_its_shape(model: Model) -> None:
+    wide, high = model.noise(42, ImageSize(64, 128)), model.noise(42, ImageSize(128, 64))
+    assert (wide.shape, high.shape) == ((4, 16, 32), (4, 32, 16))
+    assert model.noise(42, model.other_size(ImageSize(64, 64))).equal(model.noise(42))
+
+
+def test_sizes_that_the_model_cannot_make_are_refused_by_what_it_can(model: Model) -> None:
+    assert model.size_multiple == 32
+    assert model.other_sizes([ImageSize(64, 64), ImageSize(32, 96), ImageSize(32, 96)]) == [(32, 96)]
+    for size in (ImageSize(64, 80), ImageSize(48, 64)):
+        with pytest.raises(InvalidInput, match=f"multiples of 32 for this model, got {size}") as caught:
+            model.other_size(size)
+        assert caught.value.param == "size"
+    with pytest.raises(InvalidInput, match="makes 64x64 only"):
+        replace(model, fixed_size=True).other_size(ImageSize(96, 96))
+    assert replace(model, fixed_size=True).other_size(ImageSize(64, 64)) is None
+
+
+@pytest.mark.parametrize("text", ["512", "512×768", "0x64", "64x064", "-64x64", "64 x 64", "999999x64", "64x64x3", "auto", ""])
+def test_a_size_is_written_in_one_way(text: str) -> None:
+    with pytest.raises(InvalidInput, match="WIDTHxHEIGHT") as caught:
+        ImageSize.parse(text)
+    assert caught.value.param == "size"
+    size = ImageSize.parse("512x768")
+    assert (size.width, size.height, str(size)) == (512, 768, "512x768")
 
 
 @pytest.mark.parametrize("seed", [-1, 2**63])

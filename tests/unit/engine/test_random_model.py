@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from engine import loading, random_model, sampler
 from engine.__main__ import app
+from engine.image_size import ImageSize
 from registry.errors import Conflict
 
 # As the published checkpoints have them: UNet, autoencoder, text encoders.
@@ -38,16 +39,19 @@ def test_the_sizes_are_those_of_the_published_models(size: str) -> None:
     assert tuple(sum(weight.numel() for weight in part.parameters()) for part in parts) == PUBLISHED[size]
 
 
-def test_a_folder_makes_the_images_that_diffusers_makes_of_it(folder: Path) -> None:
+@pytest.mark.parametrize("sides", [(1.0, 1.0), (0.5, 1.5)])
+def test_a_folder_makes_the_images_that_diffusers_makes_of_it(folder: Path, sides: tuple[float, float]) -> None:
+    """At any size: Stable Diffusion XL is told of it."""
     ours, theirs = loading.load(folder), DiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
     theirs.set_progress_bar_config(disable=True)
-    noise = torch.stack([ours.noise(seed) for seed in range(2)])
+    height, width = (round(side * own) for side, own in zip(sides, ours.image_size, strict=True))
+    size = ours.other_size(ImageSize(height, width))
+    noise = torch.stack([ours.noise(seed, size) for seed in range(2)])
     prompts, steps = ["red heart", "Tiger, by night"], 4
     schedule = ours.compile(ours.teacher(steps))
 
     euler = type(theirs.scheduler).__name__.startswith("Euler")  # whose last step ends without any noise
     theirs.scheduler = DDIMScheduler.from_config(theirs.scheduler.config, clip_sample=False, set_alpha_to_one=euler)
-    height, width = ours.image_size
     expected = theirs(
         prompt=prompts,
         latents=noise,
@@ -57,7 +61,8 @@ def test_a_folder_makes_the_images_that_diffusers_makes_of_it(folder: Path) -> N
         guidance_scale=3.0,
         output_type="latent",
     ).images
-    made = sampler.generate(ours.network, schedule, noise, ours.encode(prompts), ours.negative(["", ""]), 3.0)
+    conditions = ours.encode(prompts, size=size), ours.negative(["", ""], size)
+    made = sampler.generate(ours.network, schedule, noise, *conditions, 3.0)
     assert (made - expected).abs().max() < 1e-4
     images = ours.decode(made)
     assert images.isfinite().all()

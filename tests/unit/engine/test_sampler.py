@@ -13,6 +13,7 @@ from torch import Tensor
 from engine.condition import Condition
 from engine.decoders import Autoencoder
 from engine.extrapolation import extrapolated
+from engine.image_size import ImageSize
 from engine.model import Model
 from engine.program import Program, ProgramStep, compile_program
 from engine.prompts import TextPrompts
@@ -66,6 +67,27 @@ def test_the_teacher_is_diffusers_pipeline(
     negative = model.negative(["", "blue"]) if guidance > 1 else None
     got = generate(model.network, program, noise, model.encode(PROMPTS), negative, guidance)
     assert (got - want).abs().max().item() <= 1e-4
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.parametrize("text", ["64x96", "96x32"])
+def test_the_teacher_is_diffusers_pipeline_at_other_sizes(model: Model, pipeline: StableDiffusionPipeline, text: str) -> None:
+    size = ImageSize.parse(text)
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    noise = torch.stack([model.noise(seed, size) for seed in (1, 2)])
+    want = pipeline(
+        PROMPTS,
+        height=size.height,
+        width=size.width,
+        num_inference_steps=10,
+        guidance_scale=3.0,
+        latents=noise.clone(),
+        output_type="latent",
+    ).images
+    program = model.compile(teacher(model.ref, model.solver("ddim", 10)))
+    got = generate(model.network, program, noise, model.encode(PROMPTS, size=size), model.negative(["", ""], size), 3.0)
+    assert (got - want).abs().max().item() <= 1e-4
+    assert model.decode(got).shape == (2, 3, *size)
 
 
 def schedule_of(segments: tuple[Segment, ...], steps: int = 8, solver: SolverName = "ddim") -> Schedule:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Collection, Iterator, Mapping
+from itertools import pairwise
 from typing import Any, cast
 
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from fake_graphs import FakeGraphs
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 from schedule_strategies import some_corrections
@@ -24,12 +24,14 @@ from engine.curve import CostCurve
 from engine.denoising_task import DenoisingTask
 from engine.device import DeviceLost
 from engine.graphs import Graphs
+from engine.image_size import ImageSize
 from engine.macs import count_steps
 from engine.policy import FCFS, Balanced, Policy
 from engine.program import Need, Program, compile_program
+from engine.room import Room
 from engine.sampler import generate
 from engine.schedulers import noise_levels
-from engine.slots import Shape, Slots, slot_bytes
+from engine.slots import Shape, SlotLayout, SlotMemory, slot_bytes
 from engine.unrolled import UnrolledUNet
 from engine.waves import Waves
 from registry.schedule import ModelRef, Schedule, Segment, Solver, SolverName
@@ -41,6 +43,7 @@ REF = ModelRef(name="tiny", family="unet2d-condition", fingerprint="sha256:" + "
 LEVELS = noise_levels({"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction", "timestep_spacing": "trailing"})
 WANTED, UNWANTED = map(Condition, torch.randn(2, 1, 5, 6, generator=torch.Generator().manual_seed(1)))
 Job = tuple[Schedule, int, float | None]  # schedule, seed, guidance
+OTHERS = (ImageSize(4, 8), ImageSize(12, 8), ImageSize(8, 16))  # beside 8×8, of latents
 
 
 def schedule_of(*segments: Segment, length: int = 2, solver: SolverName = "ddim") -> Schedule:
@@ -67,19 +70,23 @@ def program_of(schedule: Schedule) -> Program:
     return compile_program(schedule, LEVELS, branches=4)
 
 
-def noise(seed: int) -> Tensor:
-    return torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(seed))
+def latent_of(size: ImageSize | None) -> Shape:
+    return (4, *(size or (8, 8)))
 
 
-def task_of(job: Job) -> DenoisingTask:
+def noise(seed: int, size: ImageSize | None = None) -> Tensor:
+    return torch.randn(latent_of(size), generator=torch.Generator().manual_seed(seed))
+
+
+def task_of(job: Job, size: ImageSize | None = None) -> DenoisingTask:
     schedule, _, guidance = job
-    return DenoisingTask(program_of(schedule), guidance)
+    return DenoisingTask(program_of(schedule), guidance, size)
 
 
-def join(waves: Waves, job: Job) -> DenoisingTask:
+def join(waves: Waves, job: Job, size: ImageSize | None = None) -> DenoisingTask:
     """Take a job in."""
-    task = task_of(job)
-    waves.add(task, noise(job[1]), WANTED, None if task.guidance is None else UNWANTED)
+    task = task_of(job, size)
+    waves.add(task, noise(job[1], size), WANTED, None if task.guidance is None else UNWANTED)
     return task
 
 
@@ -90,22 +97,28 @@ def waves_of(
     policy: Policy | None = None,
     buckets: Buckets = EXACT,
     graphs: Graphs | None = None,
+    others: Collection[ImageSize] = (),
 ) -> Waves:
-    slots = Slots((4, 8, 8), features_of(network), WANTED, capacity, torch.device("cpu"), torch.float32)
+    layouts = {size: SlotLayout(latent_of(size), features_of(network, size)) for size in (None, *others)}
+    slots = SlotMemory(layouts, WANTED, capacity, torch.device("cpu"), torch.float32)
     return Waves(network, slots, policy or FCFS(limit), buckets, graphs)
 
 
-@cache
-def features_of(network: UnrolledUNet) -> Mapping[int, Shape]:
+COUNTED = dict[ImageSize | None, Mapping[int, Shape]]()  # of the one network that there is here
+
+
+def features_of(network: UnrolledUNet, size: ImageSize | None = None) -> Mapping[int, Shape]:
     """The shapes of the features by branch."""
-    return count_steps(network.unet.config, (4, 8, 8), 5).features
+    if size not in COUNTED:
+        COUNTED[size] = count_steps(network.unet.config, latent_of(size), 5).features
+    return COUNTED[size]
 
 
-def plain(network: UnrolledUNet, job: Job) -> Tensor:
+def plain(network: UnrolledUNet, job: Job, size: ImageSize | None = None) -> Tensor:
     """What the plain loop makes of the same task, alone."""
     schedule, seed, guidance = job
     negative = None if guidance is None else UNWANTED
-    return generate(network, program_of(schedule), noise(seed)[None], WANTED, negative, guidance or 1.0)[0]
+    return generate(network, program_of(schedule), noise(seed, size)[None], WANTED, negative, guidance or 1.0)[0]
 
 
 def longest_wait(tasks: list[DenoisingTask], place: int, limit: int) -> int:
@@ -138,29 +151,43 @@ class Traffic(RuleBasedStateMachine):
         fcfs=st.booleans(),
         sizes=st.sets(st.integers(1, 9), max_size=4),
         captured=st.none() | st.sets(st.integers(1, 4)),
+        others=st.sets(st.sampled_from(OTHERS), max_size=2),
     )
-    def start(self, limit: int, capacity: int, fcfs: bool, sizes: set[int], captured: set[int] | None) -> None:
-        self.limit, self.fcfs = limit, fcfs
+    def start(
+        self,
+        limit: int,
+        capacity: int,
+        fcfs: bool,
+        sizes: set[int],
+        captured: set[int] | None,
+        others: set[ImageSize],
+    ) -> None:
+        self.limit, self.fcfs, self.sizes = limit, fcfs, (None, *sorted(others))
         buckets = Buckets(tuple(sorted(sizes)))
         policy = FCFS(limit) if fcfs else Balanced(CostCurve(buckets=buckets), limit)
         graphs = None if captured is None else FakeGraphs()
-        self.waves = waves_of(self.network, limit, capacity, policy, buckets, graphs)
+        self.waves = waves_of(self.network, limit, capacity, policy, buckets, graphs, others)
         for _ in self.waves.prepare(captured or ()):
             pass
+        layouts = {size: SlotLayout(latent_of(size), features_of(self.network, size)) for size in self.sizes}
+        self.slot_bytes = {size: max(slot_bytes(layout, WANTED, torch.float32).values()) for size, layout in layouts.items()}
+        self.scratch = max(self.slot_bytes.values())
 
     @rule(
         schedule=schedules(),
         seed=st.integers(0, 9),
         guidance=st.sampled_from((None, 1.0, 2.0, 9.0)),
         copies=st.integers(1, 3),
+        which=st.integers(0, len(OTHERS)),
         deadline=st.sampled_from((math.inf, 0.01, 0.03)),
     )
-    def join(self, schedule: Schedule, seed: int, guidance: float | None, copies: int, deadline: float) -> None:
+    def join(self, schedule: Schedule, seed: int, guidance: float | None, copies: int, which: int, deadline: float) -> None:
+        size = self.sizes[which % len(self.sizes)]
         for copy in range(copies):
             job = (schedule, seed + copy, guidance)
-            if task_of(job).unet_rows > self.waves.slots.free:
+            if not self.waves.slots.trial().take(task_of(job).unet_rows, size):
                 return
-            task = join(self.waves, job)
+            task = join(self.waves, job, size)
             task.deadline = deadline
             self.jobs[task] = job
             self._expect(task)
@@ -187,8 +214,15 @@ class Traffic(RuleBasedStateMachine):
     def in_flight_are_exactly_the_jobs(self) -> None:
         if hasattr(self, "waves"):
             assert set(self.waves.tasks) == set(self.jobs)
-            held = [slot for task in self.waves.tasks for slot in task.slots]
-            assert len(set(held)) == len(held) == self.waves.slots.capacity - self.waves.slots.free
+            places = sorted(place for task in self.waves.tasks for place in self._places(task))
+            assert all(end <= begin for (_, end), (begin, _) in pairwise([(0, self.scratch), *places]))
+            assert not places or places[-1][1] <= self.waves.slots.bytes
+            assert self.jobs or self.waves.slots.free == self.waves.slots.capacity
+
+    def _places(self, task: DenoisingTask) -> Iterator[tuple[int, int]]:
+        """The bytes that its slots are."""
+        each = self.slot_bytes[task.size]
+        return ((slot * each, (slot + 1) * each) for slot in task.slots)
 
     def _expect(self, task: DenoisingTask) -> None:
         wait = longest_wait(self.waves.tasks, self.waves.tasks.index(task), self.limit)
@@ -210,7 +244,7 @@ class Traffic(RuleBasedStateMachine):
             elif task.done:
                 job = self.jobs.pop(task)
                 del self.due[task]
-                torch.testing.assert_close(task.latent, plain(self.network, job), rtol=0, atol=ATOL)
+                torch.testing.assert_close(task.latent, plain(self.network, job, task.size), rtol=0, atol=ATOL)
             else:
                 self._expect(task)
 
@@ -315,19 +349,66 @@ def test_memory_is_all_there_at_the_start_and_comes_back(network: UnrolledUNet) 
 
 def test_a_smaller_branch_of_its_own_slot_says_what_memory_it_takes(network: UnrolledUNet) -> None:
     features = features_of(network)
-    sizes = slot_bytes((4, 8, 8), features, WANTED, torch.float16)
-    assert {branch: size - 2 * 4 * 4 * 8 * 8 - 2 * 5 * 6 for branch, size in sizes.items()} == {
+    sizes = slot_bytes(SlotLayout((4, 8, 8), features), WANTED, torch.float16)
+    context = 64  # the bytes of 5 × 6 numbers in float16, and those up to where the next part begins
+    assert {branch: size - 2 * 4 * 4 * 8 * 8 - context for branch, size in sizes.items()} == {
         branch: 2 * shape[0] * shape[1] * shape[2] for branch, shape in features.items()
     }
-    slots = Slots((4, 8, 8), {2: features[2]}, WANTED, 3, torch.device("cpu"), torch.float16)
+    own = {None: SlotLayout((4, 8, 8), {2: features[2]})}
+    slots = SlotMemory(own, WANTED, 3, torch.device("cpu"), torch.float16)
     assert slots.bytes == 4 * sizes[2], "one is nobody's"
+
+
+def test_a_wave_has_one_size_and_images_of_all_sizes_end_as_alone(network: UnrolledUNet) -> None:
+    waves = waves_of(network, buckets=Buckets((4, 8)), graphs=FakeGraphs(), others=OTHERS)
+    shapes = list(waves.prepare({2}))
+    assert {shape.need.size for shape in shapes} == {None, *OTHERS}
+    tasks = [
+        (join(waves, (schedule_of(PARTIAL, PARTIAL), seed, 3.0), size), seed, size)
+        for seed in range(2)
+        for size in (None, *OTHERS)
+    ]
+    for wave in iter(waves.tick, None):
+        assert wave.captured
+        assert {task.size for task in wave.tasks} == {wave.need.size}
+    for task, seed, size in tasks:
+        want = plain(network, (schedule_of(PARTIAL, PARTIAL), seed, 3.0), size)
+        torch.testing.assert_close(task.latent, want, rtol=0, atol=ATOL)
+    assert waves.slots.free == waves.slots.capacity
+
+
+def test_a_smaller_size_takes_its_own_bytes_and_a_larger_one_the_place_of_several(network: UnrolledUNet) -> None:
+    small, large = OTHERS[0], OTHERS[2]
+    waves = waves_of(network, capacity=4, others=(small, large))
+    slots = waves.slots
+    assert slots.most(small) > slots.most(None) == 4 > slots.most(large) > 0
+    held = [slots.take(1, small) for _ in range(slots.most(small))]
+    assert not slots.trial().take(1, large)
+    for slot in held:
+        slots.give_back(slot, small)
+    assert slots.trial().take(slots.most(large), large)
+    assert slots.trial().take(4), "a trial holds nothing"
+
+
+@given(st.lists(st.tuples(st.sampled_from((64, 96, 160)), st.integers(1, 3), st.booleans()), max_size=30))
+def test_a_room_hands_out_disjoint_bytes_within_its_bounds_or_nothing(wishes: list[tuple[int, int, bool]]) -> None:
+    room, held = Room(160, 1600), list[tuple[int, int]]()
+    for size, count, leaves in wishes:
+        if leaves and held:
+            old, slot = held.pop(0)
+            room.give_back(old, [slot])
+        places = {byte for old, slot in held for byte in range(slot * old, (slot + 1) * old)}
+        free = [s for s in range(1600 // size) if s * size >= 160 and places.isdisjoint(range(s * size, (s + 1) * size))]
+        assert room.free(size) == len(free)
+        assert room.copy().take(size, count) == room.take(size, count) == (free[:count] if len(free) >= count else None)
+        held += [(size, slot) for slot in free[:count]] if len(free) >= count else []
 
 
 def test_a_latent_that_is_not_finite_fails_alone(network: UnrolledUNet) -> None:
     waves = waves_of(network)
     jobs = [(schedule_of(PARTIAL, PARTIAL), seed, 3.0) for seed in range(3)]
     tasks = [join(waves, job) for job in jobs]
-    waves.slots.put(tasks[1].slots[0], torch.full((4, 8, 8), math.nan), WANTED)
+    waves.slots.at().put(tasks[1].slots[0], torch.full((4, 8, 8), math.nan), WANTED)
     failed = [task for wave in iter(waves.tick, None) for task in wave.failed]
     assert failed == [tasks[1]]
     assert isinstance(tasks[1].error, FloatingPointError)
@@ -406,8 +487,7 @@ def test_captures_read_and_write_slots_and_table_where_they_were(network: Unroll
     graphs = FakeGraphs()
     waves = waves_of(network, buckets=dense(8), graphs=graphs)
     slots = waves.slots
-    memory = [slots._latent, slots._clean, slots._feature, *slots._condition.tensors]
-    graphs.fixed = lambda: [*memory, waves._runner._staging.target]
+    graphs.fixed = lambda: [slots._memory, waves._runner._staging.target]
     list(waves.prepare({2, 3}))
     assert len(results(waves)) == len(JOBS), "a replay that finds one elsewhere fails its wave"
     fixed = {place for calls in graphs.captures for _, shapes in calls._ops for place in places(shapes)}
@@ -458,12 +538,12 @@ def test_padding_is_counted_and_changes_nobodys_slot(network: UnrolledUNet) -> N
     waves = waves_of(network, buckets=Buckets((4,)))
     resting = join(waves, (schedule_of(PARTIAL), 0, 3.0))
     resting.idle = True
-    before = [tensor.clone() for tensor in (waves.slots.latent(slot) for slot in resting.slots)]
+    before = [tensor.clone() for tensor in (waves.slots.at().latent(slot) for slot in resting.slots)]
     join(waves, (schedule_of(PARTIAL), 1, 3.0))
     wave = waves.tick()
     assert wave is not None
     assert (wave.unet_rows, wave.padding) == (2, 2)
-    assert all(map(torch.equal, before, (waves.slots.latent(slot) for slot in resting.slots)))
+    assert all(map(torch.equal, before, (waves.slots.at().latent(slot) for slot in resting.slots)))
 
 
 def test_a_lost_device_is_nobodys_fault(tiny: UNet2DConditionModel) -> None:

@@ -11,6 +11,7 @@ import torch
 from click.testing import Result
 from typer.testing import CliRunner
 
+from engine.image_size import ImageSize
 from engine.model import Model
 from evaluation import extractor
 from registry.errors import InvalidInput
@@ -147,7 +148,7 @@ def test_a_name_that_is_none_is_refused_with_the_limit_before_it_begins(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(("flags", "held_out"), [([], ["noise", "prompts"]), (["--all-prompts"], ["noise"])])
+@pytest.mark.parametrize(("flags", "held_out"), [([], ["noise", "prompts"]), (["--all-prompts", "--size", "64x32"], ["noise"])])
 def test_evaluate_measures_on_what_searches_hold_out_and_says_what(
     model: Model, schedule: Path, tmp_path: Path, flags: list[str], held_out: list[str]
 ) -> None:
@@ -158,11 +159,12 @@ def test_evaluate_measures_on_what_searches_hold_out_and_says_what(
     result = call("evaluate", schedule, *line, *flags)  # guidance 0 is none, as 1 is
     assert result.exit_code == 0, result.output
     figures = json.loads(result.stdout)
-    assert figures["held_out"] == held_out
+    assert (figures["held_out"], figures["size"]) == (held_out, "64x32" if flags else "64x64")
     assert figures["prompts_cut"] == 1
     assert "1 of 4 prompts are longer than the 16 tokens that the model reads" in said(result)
 
     prompts = read_prompts(file) if flags else halves(read_prompts(file))[1]
-    oracle = Objective(model, extractor(f"{MODEL}/clip"), fresh(prompts, 2, 3), teacher_steps=4, guidance=1)
+    size = ImageSize(32, 64) if flags else None
+    oracle = Objective(model, extractor(f"{MODEL}/clip"), fresh(prompts, 2, 3), teacher_steps=4, guidance=1, size=size)
     measure = oracle.evaluate(Schedule.parse(schedule.read_bytes())).measurement
     assert {name: figures[name] for name in ("rfid", "psnr")} == {"rfid": measure.rfid, "psnr": measure.psnr}

@@ -14,6 +14,7 @@ from torch.nn.functional import interpolate
 from typing_extensions import override
 
 from engine.decoders import Decoder
+from engine.image_size import ImageSize
 from engine.loading import load
 from engine.model import Model
 from evaluation import extractor
@@ -64,6 +65,16 @@ def test_a_coarse_schedule_is_worse_and_its_intervals_lie_around_its_figures(mod
         assert low < getattr(measure, name) < high
     assert measure.intervals["rfid"][0] >= 0
     assert result.spent.run == 5 * measure.macs
+
+
+def test_at_another_size_images_and_macs_are_of_it(model: Model) -> None:
+    size = ImageSize(32, 64)
+    small = Objective(model, extractor(CLIP), SAMPLE.first(2), teacher_steps=4, size=size)
+    schedule = Schedule(model=model.ref, solver=model.solver("ddim", 4), segments=(Segment(partial=(1,), branch=2),) * 2)
+    program, result = model.compile(schedule), small.evaluate(schedule)
+    assert small.teacher_outputs.images.shape == (2, 3, 32, 64)
+    assert result.measurement.macs == model.macs_at(size).of_program(program, 2) != model.macs.of_program(program, 2)
+    assert result.spent.run == 2 * result.measurement.macs
 
 
 def test_images_are_measured_against_the_teachers_image_of_the_same_noise(model: Model, judge: Objective) -> None:
@@ -139,7 +150,7 @@ def test_the_teachers_image_that_is_not_finite_is_named_and_not_kept(model: Mode
 
 
 def test_a_teacher_that_overflows_is_named_with_what_to_do(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(type(model), "noise", lambda self, seed: torch.full(self.latent_shape, np.nan))
+    monkeypatch.setattr(type(model), "noises", lambda self, *_: lambda place: torch.full(self.latent_shape, np.nan))
     with pytest.raises(InvalidInput, match=rf"{SAMPLE.prompts[0]!r} .* is not finite; use bfloat16 or float32"):
         objective(model)
 

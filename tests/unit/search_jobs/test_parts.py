@@ -191,6 +191,22 @@ def test_stages_that_choose_and_stages_that_report_share_no_noise_and_held_out_n
     assert not seen & set(given["held-out"].sample.prompts)
 
 
+def test_the_first_size_decides_and_the_others_report_on_the_held_out_images() -> None:
+    prompts = [f"prompt {i}" for i in range(40)]
+    given = stages(JobConfig.parse({**PATHS, "sizes": ["64x96", "32x64"]}), prompts)
+    assert given["held-out at 32x64"].size == (64, 32)
+    assert given["held-out at 32x64"].sample == given["held-out"].sample
+    assert {stage.size for name, stage in given.items() if name != "held-out at 32x64"} == {(96, 64)}
+    assert {stage.size for stage in stages(JobConfig.parse(PATHS), prompts).values()} == {None}
+
+
+@pytest.mark.parametrize(("sizes", "param"), [(["64x96", "64"], "sizes.1"), (["64x96", "64x96"], "sizes")])
+def test_sizes_that_are_none_or_said_twice_are_refused(sizes: list[str], param: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        JobConfig.parse({**PATHS, "sizes": sizes})
+    assert caught.value.param == param
+
+
 def test_other_guidance_scales_fit_where_the_search_fits_and_report_where_it_reports() -> None:
     config = JobConfig.parse({**PATHS, "guidance": 3, "scales": [1, 3, 7.5], "scaled": 5})
     given = stages(config, [f"prompt {i}" for i in range(40)])

@@ -79,7 +79,7 @@ def test_a_field_of_another_program_is_refused_with_what_to_use_instead(body, na
         (GenerateRequest, "jpeg_quality", "use output_compression"),
         (ImagesRequest, "format", "use output_format"),
         (GenerateRequest, "steps", "choose a tier (GET /v1/tiers), whose schedule says how many steps there are"),
-        (GenerateRequest, "width", "leave it out, every image has the model's own size"),
+        (GenerateRequest, "width", "use size"),
     ],
 )
 def test_advice_is_in_the_words_of_the_route(body, name, instead):

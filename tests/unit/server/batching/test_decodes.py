@@ -100,13 +100,14 @@ def enlarge(engine, monkeypatch):
     """Call with {seed: factor}: the latents of these images, and of their previews, are multiplied."""
 
     def by(factors, what="latent"):
-        plain = getattr(engine._waves.slots, what)
+        slots = engine._waves.slots.at()
+        plain = getattr(slots, what)
 
         def enlarged(slot):
             seeds = [task.spec.seed for task in engine._images if task.slots and task.slots[0] == slot]
             return (plain(slot) * factors.get(*seeds, 1.0)).clamp(-3e38, 3e38)  # finite itself
 
-        monkeypatch.setattr(engine._waves.slots, what, enlarged)
+        monkeypatch.setattr(slots, what, enlarged)
 
     return by
 

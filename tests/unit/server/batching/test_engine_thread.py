@@ -121,7 +121,7 @@ def test_a_latent_that_is_not_finite_fails_alone(model, engine):
     good, bad = engine.submit([spec(model, 1), spec(model, 2)])
     engine.take_step()
     tasks = {task.spec.seed: task for task in engine._images}
-    engine._waves.slots.put(tasks[2].slots[0], torch.full((4, 8, 8), float("nan")), model.encode(["a"]))
+    engine._waves.slots.at().put(tasks[2].slots[0], torch.full((4, 8, 8), float("nan")), model.encode(["a"]))
     finish(engine, [good, bad])
     assert good.result().macs > 0
     with pytest.raises(GenerationFailed, match="finite"):
@@ -249,7 +249,7 @@ def test_previews_are_the_clean_latents_on_the_way(model, engine):
         engine.take_step()
         for task in engine._images:
             if task.spec is wanted:
-                clean[task.position] = engine._waves.slots.clean(task.slots[0])
+                clean[task.position] = engine._waves.slots.at().clean(task.slots[0])
     assert [(spec, index) for spec, index, _ in seen] == [(wanted, 0), (wanted, 1), (wanted, 2)]
     for (_, _, pixels), latent in zip(seen, (clean[position] for position in (1, 2, 3)), strict=True):
         assert_the_same(pixels, levels(model.decode(latent[None])[0]))
@@ -490,7 +490,7 @@ def test_a_latent_that_is_not_finite_is_found_when_its_wave_lands(model, ahead):
     good, bad = ahead.submit([spec(model, 1), spec(model, 2)])
     ahead.take_step()
     tasks = {task.spec.seed: task for task in ahead._images}
-    ahead._waves.slots.put(tasks[2].slots[0], torch.full((4, 8, 8), float("nan")), model.encode(["a"]))
+    ahead._waves.slots.at().put(tasks[2].slots[0], torch.full((4, 8, 8), float("nan")), model.encode(["a"]))
     finish(ahead, [good, bad])
     assert good.result().macs > 0
     with pytest.raises(GenerationFailed, match="finite"):
@@ -500,7 +500,7 @@ def test_a_latent_that_is_not_finite_is_found_when_its_wave_lands(model, ahead):
 def test_who_is_not_finite_fails_alone_though_the_next_wave_has_finished_another(model, behind, ahead, monkeypatch):
     """When the wave that finishes the first one lands, the wave that finishes the second one has been launched."""
     plain = type(behind).noise
-    monkeypatch.setattr(type(behind), "noise", lambda self, seed: plain(self, seed) * (float("nan") if seed == 1 else 1))
+    monkeypatch.setattr(type(behind), "noise", lambda self, seed, size: plain(self, seed) * (float("nan") if seed == 1 else 1))
     bad, good = ahead.submit([spec(model, seed, segments=(Segment(),) * seed) for seed in (1, 2)])
     finish(ahead, [bad, good])
     assert good.result().macs > 0
@@ -522,14 +522,14 @@ def test_a_lost_device_ends_the_engine_though_no_wave_can_be_formed(model, behin
 
 
 def test_a_newcomer_that_the_device_has_no_room_for_leaves_nothing_behind(model, engine, monkeypatch):
-    plain, breakages = engine._waves.slots.put, [RuntimeError("out of memory")] * 2
+    plain, breakages = engine._waves.slots.at().put, [RuntimeError("out of memory")] * 2
 
     def put(slot, *state):
-        if slot and breakages:
+        if slot > 1 and breakages:
             raise breakages.pop()
         plain(slot, *state)
 
-    monkeypatch.setattr(engine._waves.slots, "put", put)
+    monkeypatch.setattr(engine._waves.slots.at(), "put", put)
     futures = engine.submit([spec(model, seed) for seed in range(2)])
     finish(engine, futures)
     assert [future.exception() is None for future in futures] == [False, True], "each was tried alone"

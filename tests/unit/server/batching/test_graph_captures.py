@@ -106,7 +106,7 @@ def test_a_capture_that_fails_costs_speed_and_no_image(model, engine, graphs, ca
 
 
 def test_waves_that_the_slots_have_no_room_for_are_not_captured(model, graphs):
-    engine = EngineThread(model, Admission(max_seconds=60), 64, cache_bytes=ROWS * model.slot_bytes, graphs=graphs)
+    engine = EngineThread(model, Admission(max_seconds=60), 64, cache_bytes=ROWS * model.slot_bytes(), graphs=graphs)
     engine.warm_up([schedule(model, 1)])
     assert len(graphs.captures) == 2 * SIZES
 

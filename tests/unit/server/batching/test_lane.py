@@ -269,7 +269,7 @@ def test_an_error_of_one_image_makes_no_chunk_smaller(model, wide, monkeypatch):
 
     monkeypatch.setattr(type(model), "decode_later", decode)
     eighths = cycle([math.nan, *[1.0] * 7])
-    monkeypatch.setattr(wide._waves.slots, "latent", lambda _: torch.full((4, 8, 8), next(eighths)))
+    monkeypatch.setattr(wide._waves.slots.at(), "latent", lambda _: torch.full((4, 8, 8), next(eighths)))
     monkeypatch.setattr(wide._waves, "land", lambda wave: wave)  # which would find it out
     for _ in range(2):
         futures = wide.submit([spec(model, seed) for seed in range(8)])
