@@ -1,4 +1,4 @@
-"""python -m engine: run one schedule by hand, compile a model beforehand, count what a UNet costs.
+"""python -m engine: run one schedule by hand, import a checkpoint, compile a model beforehand, count what a UNet costs.
 
 Torch is imported only when needed.
 """
@@ -18,6 +18,7 @@ import typer
 from engine.buckets import MAX_ROWS
 from engine.guidance import OFF, covers, default_scale, meant, validated_scales
 from engine.image_size import ImageSize, covers_size, sizes_in
+from engine.importing.command import import_checkpoint
 from engine.named_unet import named_unet
 from registry.commands.command_line import command_line
 from registry.errors import FlexiError, InvalidInput, NotFound
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 GUIDANCE = 7.5  # as diffusers' pipelines for Stable Diffusion have it
 
 app = command_line(
-    help="Run one schedule by hand, compile a model beforehand, and count what a UNet costs.",
+    help="Run one schedule by hand, import a checkpoint, compile a model beforehand, and count what a UNet costs.",
 )
 
 
@@ -206,6 +207,9 @@ def random(
 
     random_model.write(size, out, dtype)
     print(out)
+
+
+app.command("import")(import_checkpoint)
 
 
 def _teacher(model: Model, solver: SolverName, steps: int) -> Schedule:

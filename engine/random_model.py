@@ -6,87 +6,26 @@ the weights say. A folder has all that a real one has, so a server, a search and
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from engine.architectures import SD1, SDXL, TOKENS, XL_BLOCKS, Architecture, autoencoder, clip_text
 from engine.loading import DTYPES
 from registry.errors import Conflict, InvalidInput
 
-TOKENS = 77  # CLIP's
 UNIT_SILU = 0.356  # the mean square of SiLU of a standard normal variable: what a UNet's last convolution sees, about
 
 
-@dataclass(frozen=True)
-class RandomModel:
-    """The sizes of a text-to-image model: what diffusers' and transformers' configurations of its parts say.
-
-    unet: a UNet2DConditionModel's. vae: an AutoencoderKL's. texts: of the CLIP text encoders; with two of them it is Stable
-    Diffusion XL. scheduler: of the noise levels, the same for both.
-    """
-
-    unet: Mapping[str, Any]
-    vae: Mapping[str, Any]
-    texts: Sequence[Mapping[str, Any]]
-    scheduler: Mapping[str, Any] = field(
-        default_factory=lambda: {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
-    )
-
-
-def _clip(width: int, layers: int, heads: int, activation: str = "quick_gelu", vocabulary: int = 49408) -> dict[str, Any]:
-    """The configuration of a CLIP text encoder; of the published ones all have this vocabulary and number of tokens."""
-    return {
-        "hidden_size": width,
-        "intermediate_size": 4 * width,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "projection_dim": width,
-        "hidden_act": activation,
-        "vocab_size": vocabulary,
-        "max_position_embeddings": TOKENS,
-    }
-
-
-def _vae(*channels: int, **changes: Any) -> dict[str, Any]:
-    """An autoencoder with so many channels in its blocks; two resnets each."""
-    blocks = {f"{way}_block_types": (f"{name}Block2D",) * len(channels) for way, name in _WAYS.items()}
-    return {**blocks, "block_out_channels": channels, "layers_per_block": 2, "latent_channels": 4, **changes}
-
-
-_WAYS = {"down": "DownEncoder", "up": "UpDecoder"}
-_XL_BLOCKS = {
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-}
 _TINY_UNET = {"sample_size": 8, "layers_per_block": 1, "attention_head_dim": 2}
 
-SIZES: Mapping[str, RandomModel] = {
-    "sd15": RandomModel(  # of the UNet, diffusers' defaults are those of Stable Diffusion 1 but for the context's width
-        unet={"sample_size": 64, "cross_attention_dim": 768},
-        vae=_vae(128, 256, 512, 512, sample_size=512),
-        texts=(_clip(768, 12, 12),),
-    ),
-    "sdxl": RandomModel(
-        unet={
-            **_XL_BLOCKS,
-            "sample_size": 128,
-            "cross_attention_dim": 2048,
-            "block_out_channels": (320, 640, 1280),
-            "transformer_layers_per_block": (1, 2, 10),
-            "attention_head_dim": (5, 10, 20),
-            "addition_time_embed_dim": 256,
-            "projection_class_embeddings_input_dim": 1280 + 6 * 256,
-        },
-        vae=_vae(128, 256, 512, 512, sample_size=1024, scaling_factor=0.13025),
-        texts=(_clip(768, 12, 12), _clip(1280, 32, 20, "gelu")),
-    ),
-    "tiny": RandomModel(
+SIZES: Mapping[str, Architecture] = {
+    "sd15": SD1,
+    "sdxl": SDXL,
+    "tiny": Architecture(
         unet={
             **_TINY_UNET,
             "cross_attention_dim": 32,
@@ -94,21 +33,21 @@ SIZES: Mapping[str, RandomModel] = {
             "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
             "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
         },
-        vae=_vae(32, 32, 32, 32, sample_size=64),
-        texts=(_clip(32, 2, 2, vocabulary=1000),),
+        vae=autoencoder(32, 32, 32, 32, sample_size=64),
+        texts=(clip_text(32, 2, 2, vocab_size=1000),),
     ),
-    "tiny-sdxl": RandomModel(
+    "tiny-sdxl": Architecture(
         unet={
             **_TINY_UNET,
-            **_XL_BLOCKS,
+            **XL_BLOCKS,
             "cross_attention_dim": 32 + 64,
             "block_out_channels": (32, 32, 64),
             "transformer_layers_per_block": (1, 1, 2),
             "addition_time_embed_dim": 8,
             "projection_class_embeddings_input_dim": 64 + 6 * 8,
         },
-        vae=_vae(32, 32, 32, 32, sample_size=64, scaling_factor=0.13025),
-        texts=(_clip(32, 2, 2, vocabulary=1000), _clip(64, 2, 2, "gelu", vocabulary=1000)),
+        vae=autoencoder(32, 32, 32, 32, sample_size=64, scaling_factor=0.13025),
+        texts=(clip_text(32, 2, 2, vocab_size=1000), clip_text(64, 2, 2, "gelu", vocab_size=1000)),
     ),
 }
 
@@ -130,7 +69,7 @@ def write(size: str, folder: Path, dtype: str = "float16") -> None:
         _pipeline(SIZES[size], DTYPES[dtype]).save_pretrained(folder)
 
 
-def _pipeline(model: RandomModel, dtype: torch.dtype) -> Any:
+def _pipeline(model: Architecture, dtype: torch.dtype) -> Any:
     """diffusers' own pipeline of these parts, which knows what belongs into a folder."""
     from diffusers import (
         AutoencoderKL,

@@ -1,0 +1,207 @@
+"""LoRAs: low-rank changes of a model's weights, W + scale · (α / r) · B · A (Hu et al. 2021, arXiv 2106.09685)."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from engine.importing.lora_names import PEFT, Layer
+from engine.importing.networks import Shapes
+from engine.importing.tensor_file import TensorFile, named, open_tensors
+from engine.stored_file import read_object
+from registry.errors import InvalidInput, Unsupported
+
+ROLES = {  # how a tensor's name ends, and which part of the change it is
+    ".lora_down.weight": "down",
+    ".lora_up.weight": "up",
+    ".alpha": "alpha",
+    ".lora_A.weight": "down",
+    ".lora_B.weight": "up",
+    ".lora_A.default.weight": "down",
+    ".lora_B.default.weight": "up",
+    ".lora.down.weight": "down",
+    ".lora.up.weight": "up",
+    "_lora.down.weight": "down",
+    "_lora.up.weight": "up",
+    ".lora_linear_layer.down.weight": "down",
+    ".lora_linear_layer.up.weight": "up",
+}
+OTHER_KINDS = {  # of changes that are no LoRA's: what is found in a tensor's name
+    "dora_scale": "DoRA",
+    "lora_magnitude_vector": "DoRA",
+    "hada_w": "LoHa (LyCORIS)",
+    "lokr_w": "LoKr (LyCORIS)",
+    "lora_mid": "a LoRA of convolutions in Tucker's form (LyCORIS)",
+    r"\.oft_|boft_": "OFT",
+    r"\.on_input": "IA3 (LyCORIS)",
+    "lora_embedding": "a LoRA of an embedding",
+    r"\.diff(_b)?$": "whole weights beside low-rank ones",
+}
+LEFT_OUT = {"bundle_emb.": "textual inversions that came with it"}  # they change prompts that say their name, and nothing else
+METADATA, PEFT_CONFIG = "lora_adapter_metadata", "adapter_config.json"  # diffusers' in the header; peft's beside the file
+
+
+@dataclass(frozen=True)
+class Change:
+    """Of one layer: down (r, in, …) and up (out, r, …), whose product is multiplied with `factor`, α / r."""
+
+    down: Tensor
+    up: Tensor
+    factor: float
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A LoRA that fits a model. notes: what of its file is left out."""
+
+    file: TensorFile
+    scale: float
+    changes: Mapping[Layer, Change]
+    notes: tuple[str, ...] = ()
+
+    def layers(self) -> dict[str, int]:
+        """How many layers of each component it changes."""
+        counts: dict[str, int] = defaultdict(int)
+        for layer in self.changes:
+            counts[layer.component] += 1
+        return dict(counts)
+
+
+def parse_lora(text: str) -> tuple[Path, float]:
+    """FILE or FILE:SCALE. Raises `InvalidInput` for a scale that is no finite number."""
+    path, _, last = text.rpartition(":")
+    if not path or Path(text).is_file():
+        return Path(text), 1.0
+    try:
+        scale = float(last)
+    except ValueError:
+        raise InvalidInput(f"must be FILE or FILE:SCALE, as style.safetensors:0.8, got {text}", param="lora") from None
+    if not math.isfinite(scale):
+        raise InvalidInput(f"the scale must be a finite number, got {last}", param="lora")
+    return Path(path), scale
+
+
+def read_lora(
+    path: Path, scale: float, layers: Mapping[str, Layer], wanted: Mapping[str, Shapes], allow_pickle: bool = False
+) -> Lora:
+    """Every tensor of the file finds its layer, or it is refused. layers: by all of their names; wanted: shapes of the weights.
+
+    Raises `NotFound`, and `Unsupported` naming the tensors that fit nothing, or the kind of change that is no LoRA's.
+    """
+    file = open_tensors(path, "lora", allow_pickle)
+    for part, kind in OTHER_KINDS.items():
+        if found := [name for name in file.shapes if re.search(part, name)]:
+            raise Unsupported(f"{path} is {kind}, which this version cannot add: {named(found)}", param="lora")
+    parts: dict[Layer, dict[str, str]] = defaultdict(dict)
+    prefixes: dict[Layer, str] = {}
+    lost: list[str] = []
+    left_out: dict[str, int] = defaultdict(int)
+    for name in file.shapes:
+        if what := next((what for start, what in LEFT_OUT.items() if name.startswith(start)), None):
+            left_out[what] += 1
+            continue
+        ending = max((end for end in ROLES if name.endswith(end)), key=len, default="")
+        stem = name.removesuffix(ending)
+        layer = layers.get(stem) if ending else None
+        if layer is None or ROLES[ending] in parts[layer]:
+            lost.append(name)
+        else:
+            parts[layer][ROLES[ending]], prefixes[layer] = name, stem
+    if lost:
+        raise Unsupported(f"{path}: nothing in this model is called {named(lost)}{_hint(file, wanted)}", param="lora")
+    said = _settings(file)
+    changes = {layer: _change(file, names, wanted, layer, said, prefixes[layer]) for layer, names in parts.items() if names}
+    if not changes:
+        raise Unsupported(f"{path} is no LoRA: none of its {len(file.shapes)} tensors is a change of a layer", param="lora")
+    notes = tuple(f"{path.name}: {count} tensors are left out: {what}" for what, count in left_out.items())
+    return Lora(file, scale, changes, notes)
+
+
+def fused(weight: Tensor, layer: Layer, loras: Iterable[Lora]) -> Tensor:
+    """The weight with the changes of all these LoRAs, added in float32 and rounded to its own type once.
+
+    Raises `Unsupported` where that overflows.
+    """
+    found = [(lora, change) for lora in loras if (change := lora.changes.get(layer))]
+    if not found:
+        return weight
+    total = weight.float()
+    for lora, change in found:
+        product = change.up.float().flatten(1) @ change.down.float().flatten(1)
+        total = total + lora.scale * change.factor * product.view(weight.shape)
+    rounded = total.to(weight.dtype)
+    if not rounded.isfinite().all():
+        files = " and ".join(str(lora.file.path) for lora, _ in found)
+        kind = str(weight.dtype).removeprefix("torch.")
+        raise Unsupported(f"{files}: {layer.weight} of {layer.component} overflows in {kind}", param="lora")
+    return rounded
+
+
+def _change(
+    file: TensorFile, names: Mapping[str, str], wanted: Mapping[str, Shapes], layer: Layer, said: Mapping[str, Any], stem: str
+) -> Change:
+    """Raises `Unsupported` where a half is missing, or the product has not the shape of the layer's weight."""
+    if absent := {"down", "up"} - names.keys():
+        message = f"{file.path}: {next(iter(names.values()))} stands alone, its {absent.pop()} half is missing"
+        raise Unsupported(message, param="lora")
+    down, up = file.read(names["down"]), file.read(names["up"])
+    shape, rank = wanted[layer.component][layer.weight], down.shape[0]
+    product = (*up.shape[:1], down[0].numel()) if down.ndim and up.ndim else ()
+    if product != (shape[0], math.prod(shape[1:])) or up[0].numel() != rank:
+        made, expected = f"{tuple(up.shape)} · {tuple(down.shape)}", f"a change of {shape}"
+        message = f"{file.path}: {names['up']} · {names['down']} is {made}, expected {expected}{_hint(file, wanted)}"
+        raise Unsupported(message, param="lora")
+    alpha = float(file.read(names["alpha"])) if "alpha" in names else _alpha(said, layer, stem, rank)
+    root = rank**0.5 if _of(said, layer.component).get("use_rslora") and "alpha" not in names else rank
+    return Change(down, up, alpha / root)
+
+
+def _alpha(said: Mapping[str, Any], layer: Layer, stem: str, rank: int) -> float:
+    """α of a layer, where no tensor says it: the rank, unless the trainer's settings say another."""
+    own = _of(said, layer.component)
+    for pattern, alpha in (own.get("alpha_pattern") or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", stem):  # as peft matches it
+            return float(alpha)
+    return float(own.get("lora_alpha") or rank)
+
+
+def _settings(file: TensorFile) -> Mapping[str, Any]:
+    """peft's settings: by component (diffusers writes them into the header), or for all (peft's own file beside it)."""
+    if METADATA in file.metadata:
+        try:
+            flat = json.loads(file.metadata[METADATA])
+            nested: dict[str, dict[str, Any]] = defaultdict(dict)
+            for key, value in flat.items():
+                component, _, setting = str(key).partition(".")
+                nested[component][setting] = value
+        except (AttributeError, ValueError, RecursionError) as error:
+            raise Unsupported(f"{file.path}: {METADATA} in its header is no JSON object: {error}", param="lora") from error
+        return nested
+    if not any(name.startswith(PEFT) for name in file.shapes):
+        return {}
+    settings = read_object(file.path.with_name(PEFT_CONFIG), "lora")  # α is nowhere else
+    return {"": settings}
+
+
+def _of(said: Mapping[str, Any], component: str) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = said.get(component) or said.get("") or {}
+    return found
+
+
+def _hint(file: TensorFile, wanted: Mapping[str, Shapes]) -> str:
+    """Whether it was trained for a model whose context is as wide: the usual reason why a LoRA does not fit."""
+    keys = [
+        shape for name, shape in file.shapes.items() if "attn2" in name and "to_k" in name and ("down" in name or "_A" in name)
+    ]
+    own = next((shape[1] for name, shape in wanted["unet"].items() if name.endswith("attn2.to_k.weight")), None)
+    if not keys or own is None or keys[0][1] == own:
+        return ""
+    return f" (it was trained for a model whose context is {keys[0][1]} wide; here it is {own})"
