@@ -76,7 +76,7 @@ def main(
 
 def plain(model: Model) -> list[Schedule]:
     """The schedules as a user sets them by hand."""
-    baselines = Baselines(model.ref, model.solver, model.network.branches, lambda _: 0.0)
+    baselines = Baselines(model.ref, model.levels, model.network.branches, lambda _: 0.0)
     return [baselines.uniform(*numbers) for numbers in SCHEDULES.values()]
 
 

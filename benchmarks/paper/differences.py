@@ -9,21 +9,21 @@ SCORE, REAL, RFID, PSNR = "score", "to_real", "rfid", "psnr"  # names of figures
 EYE = 30.0  # dB of PSNR, below which images are said to differ to the eye
 
 
-class Difference(NamedTuple):
+class FirstDifference(NamedTuple):
     """The first cost at which a kind of schedule is worse than the teacher, as a speed-up; None where it is at none of them."""
 
     quality: float | None
     eye: float | None
 
 
-def first_difference(entries: Sequence[Mapping[str, Any]]) -> Difference:
+def first_difference(entries: Sequence[Mapping[str, Any]]) -> FirstDifference:
     """Of one kind's entries of the table: at which speed-up its images are first worse than the teacher's.
 
     quality: the paired interval of its Fréchet distance to real images less the teacher's lies above 0, or that of its score
     below. eye: PSNR is below 30 dB. Images that are not finite differ in both.
     """
     by_speedup = sorted(entries, key=lambda entry: float(entry["speedup"]))
-    return Difference(
+    return FirstDifference(
         next((entry["speedup"] for entry in by_speedup if _worse(entry)), None),
         next((entry["speedup"] for entry in by_speedup if entry["figures"].get(PSNR, {"value": 0.0})["value"] < EYE), None),
     )
