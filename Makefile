@@ -5,6 +5,7 @@ VENV := .venv
 CLIENTS := $(patsubst tests/clients/%.txt,$(VENV)/clients/%.installed,$(wildcard tests/clients/*.txt))
 BIN := $(VENV)/bin
 PORT ?= 3000
+MODEL ?= emoji64
 export BENTOML_DO_NOT_TRACK := true
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
@@ -14,16 +15,14 @@ export TOKENIZERS_PARALLELISM := false
 help: ## print this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
-demo: $(VENV)/.runtime ## search, publish, serve and generate on the bundled model (6 to 9 minutes after the installation)
-	$(BIN)/python -m examples.demo
+demo: $(VENV)/.runtime ## search, publish, serve and generate on a bundled model; MODEL=glyphs-ldm or glyphs-ddpm (emoji64: 6 to 9 minutes after the installation)
+	$(BIN)/python -m examples.demo --model $(MODEL)
 
-serve: $(VENV)/.runtime ## serve the bundled model on 127.0.0.1:$(PORT); Ctrl-C ends it
-	$(BIN)/python -m examples.serve --port $(PORT)
+serve: $(VENV)/.runtime ## serve a bundled model (MODEL=…) on 127.0.0.1:$(PORT); Ctrl-C ends it
+	$(BIN)/python -m examples.serve --port $(PORT) --model $(MODEL)
 
-search: $(VENV)/.runtime ## a longer search than the demo's, into .flexi/runs/emoji64, published to .flexi/registry
-	$(BIN)/python -m search_jobs run --model models/emoji64 --prompts models/emoji64/prompts.txt \
-		--out .flexi/runs/emoji64 --heldout 64 --generations 10
-	$(BIN)/python -m search_jobs publish .flexi/runs/emoji64
+search: $(VENV)/.runtime ## a longer search than the demo's, into .flexi/runs/MODEL, published to .flexi/registry
+	$(BIN)/python -m examples.search --model $(MODEL)
 
 paper: $(VENV)/.runtime ## the paper's table on every bundled model, into .flexi/paper and docs/results.md (hours; resumes; OPTIONS=--quick: minutes)
 	$(BIN)/python -m benchmarks.paper run $(OPTIONS)

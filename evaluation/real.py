@@ -11,11 +11,24 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from engine.config import reason
+from evaluation.distance import Gaussian, gaussian
 from evaluation.features import Extractor, Features
+from evaluation.statistics import Statistics
 from registry.errors import InvalidInput, NotFound
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 BATCH = 64  # pictures in memory at once
+
+
+def real_gaussian(real: str | Path, extractor: Extractor, size: tuple[int, int]) -> Gaussian:
+    """What distances are measured to: of a folder's pictures (`real_features`), or of a file of `Statistics`.
+
+    Raises as `real_features` does, and `InvalidInput` for statistics of other features or another size.
+    """
+    path = Path(real)
+    if path.is_file():
+        return Statistics.read(path).fitting(extractor, size)
+    return gaussian(real_features(path, extractor, size))
 
 
 def real_features(folder: str | Path, extractor: Extractor, size: tuple[int, int]) -> Features:

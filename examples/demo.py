@@ -1,4 +1,4 @@
-"""make demo: search, publish, serve, generate. Everything real, on the bundled model, in a few minutes on two cores."""
+"""make demo: search, publish, serve, generate. Everything real, on a bundled model, in a few minutes on two cores."""
 
 from __future__ import annotations
 
@@ -25,18 +25,17 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from evaluation import bundled
 from examples.launch import serving
-from registry.commands.command_line import run_program
+from examples.subjects import DEFAULT, SUBJECTS, Subject
+from registry.commands.command_line import argument_parser, run_program
 from registry.commands.display import COMPUTED_STEPS, computed_steps
 from registry.stores.address import DEFAULT_ADDRESS
 
 matplotlib.use("agg")
 
-MODEL = Path("models/emoji64")
 REGISTRY = Path(DEFAULT_ADDRESS)
 OUT = Path("demo")
-PROMPTS = ("tiger face", "hamburger", "strawberry", "penguin")
-SEED = 7
 SEARCH = (
     "--seed",
     1,
@@ -52,10 +51,6 @@ SEARCH = (
     16,
     "--heldout",
     24,
-    "--scale",
-    1,
-    "--scale",
-    7.5,
     "--scaled",
     8,
     "--together",  # schedules share UNet calls: nobody resumes this run, so their last digits may depend on company
@@ -73,27 +68,34 @@ Answer = dict[str, Any]  # of POST /generate, with the prompt and the latency
 
 def main() -> None:
     """Run the five acts and leave pictures, answers and a summary in demo/."""
+    parser = argument_parser(__doc__)
+    parser.add_argument("--model", choices=SUBJECTS, default=DEFAULT)
+    subject = SUBJECTS[parser.parse_args().model]
     started = time.monotonic()
     shutil.rmtree(OUT, ignore_errors=True)
     OUT.mkdir()
-    search()
+    search(subject)
     publish()
     say("3. Serve: one BentoML service, every tier of it in one process")
-    settings = {"FLEXI_MODEL": str(MODEL), "FLEXI_REGISTRY": str(REGISTRY), "FLEXI_WATCH_SECONDS": "1"}
-    settings |= {"FLEXI_SHADOW_SHARE": "0.2", "FLEXI_FEATURES": str(MODEL / "clip")}  # sampled images against the teacher's
+    settings = {"FLEXI_MODEL": str(subject.folder), "FLEXI_REGISTRY": str(REGISTRY), "FLEXI_WATCH_SECONDS": "1"}
+    settings |= {
+        "FLEXI_SHADOW_SHARE": "0.2",
+        "FLEXI_FEATURES": str(bundled(subject.folder)),
+    }  # sampled images against the teacher's
     with serving(settings, OUT / "server.log") as address, httpx.Client(base_url=address, timeout=300) as client:
         console.print(f"ready at {address}")
-        generate(client)
+        generate(client, subject)
         show_metrics(client.get("/metrics").text)
-        experiment(client)
+        experiment(client, subject)
     console.print(f"\n{sum(1 for _ in OUT.rglob('*.png'))} pictures and summary.json in {OUT}/: see {OUT}/tiers.png first.")
     console.print(f"Done in {(time.monotonic() - started) / 60:.1f} minutes. `make serve` keeps a service running.")
 
 
-def search() -> None:
-    """Search schedules for the bundled model."""
-    say(f"1. Search: schedules for {MODEL.name}, each judged by its images against the unaccelerated teacher's")
-    command("search_jobs", "run", "--model", MODEL, "--prompts", MODEL / "prompts.txt", "--out", OUT / "run", *SEARCH)
+def search(subject: Subject) -> None:
+    """Search schedules for a bundled model."""
+    say(f"1. Search: schedules for {subject.name}, each judged by its images against the unaccelerated teacher's")
+    scales = [word for scale in subject.scales for word in ("--scale", scale)]
+    command("search_jobs", "run", *subject.search_options(), "--out", OUT / "run", *SEARCH, *scales)
     shutil.copy(OUT / "run" / "pareto.png", OUT / "pareto.png")
     shutil.copy(OUT / "run" / "samples.png", OUT / "heldout-samples.png")
 
@@ -104,10 +106,11 @@ def publish() -> None:
     command("search_jobs", "publish", OUT / "run", "--registry", REGISTRY)
 
 
-def generate(client: httpx.Client) -> None:
+def generate(client: httpx.Client, subject: Subject) -> None:
     """Ask every tier for the same images; leave and show what they cost, how long they took, and how close they are."""
-    say(f'4. Generate: "{PROMPTS[0]}", seed {SEED}, by every tier')
-    answers = {tier: ask(client, tier) for tier in tiers(client)}
+    requests = subject.requests()
+    say(f'4. Generate: "{requests[0]["prompt"]}", seed {requests[0]["seed"]}, by every tier')
+    answers = {tier: ask(client, tier, requests) for tier in tiers(client)}
     pictures = {}
     for tier, of_tier in answers.items():
         write_json(f"answer-{tier}.json", of_tier[0])
@@ -132,27 +135,28 @@ def tiers(client: httpx.Client) -> list[str]:
     return [tier["tier"] for tier in sorted(offered, key=lambda tier: -tier["relative_cost"])]
 
 
-def ask(client: httpx.Client, tier: str) -> list[Answer]:
-    """The answers of one tier: the first prompt REPEATS times for the latency, then the other prompts once."""
+def ask(client: httpx.Client, tier: str, requests: Sequence[Mapping[str, object]]) -> list[Answer]:
+    """The answers of one tier: the first request REPEATS times for the latency, then the others once."""
     answers = []
-    for prompt in [PROMPTS[0]] * REPEATS + list(PROMPTS[1:]):
+    for request in [requests[0]] * REPEATS + list(requests[1:]):
         begun = time.perf_counter()
-        reply = client.post("/generate", json={"prompt": prompt, "tier": tier, "seed": SEED})
+        reply = client.post("/generate", json={**request, "tier": tier})
         elapsed = 1000 * (time.perf_counter() - begun)
-        answers.append({**reply.raise_for_status().json(), "prompt": prompt, "latency_ms": round(elapsed, 1)})
+        answers.append({**reply.raise_for_status().json(), "prompt": request["prompt"], "latency_ms": round(elapsed, 1)})
     return answers
 
 
 def draw(answers: Mapping[str, Sequence[Answer]], pictures: Mapping[str, Sequence[Pixels]]) -> None:
     """Write tiers.png: a column per tier, a line per prompt."""
-    figure = Figure(figsize=(1.9 * len(pictures), 1.9 * len(PROMPTS) + 0.5), layout="constrained")
-    axes = figure.subplots(len(PROMPTS), len(pictures), squeeze=False)
+    prompts = [answer["prompt"] for answer in next(iter(answers.values()))[REPEATS - 1 :]]
+    figure = Figure(figsize=(1.9 * len(pictures), 1.9 * len(prompts) + 0.5), layout="constrained")
+    axes = figure.subplots(len(prompts), len(pictures), squeeze=False)
     for column, (tier, images) in zip(axes.T, pictures.items(), strict=True):
         for cell, image in zip(column, images, strict=True):
             cell.imshow(image, interpolation="nearest")
             cell.set(xticks=[], yticks=[])
         column[0].set_title(f"{tier}\n{answers[tier][0]['relative_cost']:.3f} of the MACs", fontsize=9)
-    for cell, prompt in zip(axes[:, 0], PROMPTS, strict=True):
+    for cell, prompt in zip(axes[:, 0], prompts, strict=True):
         cell.set_ylabel(prompt, fontsize=9)
     figure.savefig(OUT / "tiers.png", dpi=120)
 
@@ -175,6 +179,7 @@ def summarise(answers: Mapping[str, Sequence[Answer]], pictures: Mapping[str, Se
             for tier, answer in first.items()
         },
         "teacher_steps": sum(first["reference"]["steps"].values()),
+        "pictures": len(pictures["reference"]),
     }
 
 
@@ -196,8 +201,8 @@ def show(summary: Mapping[str, Any]) -> None:
         )
     console.print(table)
     console.print(
-        f"Latency: median of {REPEATS} requests of one image, one at a time, here; PSNR over {len(PROMPTS)} prompts; "
-        f"{len(summary['tiers']) * (REPEATS + len(PROMPTS) - 1)} images served."
+        f"Latency: median of {REPEATS} requests of one image, one at a time, here; PSNR over {summary['pictures']} pictures; "
+        f"{len(summary['tiers']) * (REPEATS + summary['pictures'] - 1)} images served."
     )
 
 
@@ -210,7 +215,7 @@ def show_metrics(text: str) -> None:
             console.print(line, highlight=False, soft_wrap=True)
 
 
-def experiment(client: httpx.Client) -> None:
+def experiment(client: httpx.Client, subject: Subject) -> None:
     """Declare, start, serve USERS users, report, stop. Each run is a new experiment, as a declaration never changes."""
     say("5. Experiment: may a cheaper schedule become `fast`? Half of the users get it, and the report decides")
     digests = {tier["tier"]: tier["digest"] for tier in client.get("/v1/tiers").json()["tiers"]}
@@ -238,7 +243,7 @@ def experiment(client: httpx.Client) -> None:
     while name not in [running["name"] for running in client.get("/v1/experiments").json()["experiments"]]:
         time.sleep(0.2)
     with ThreadPoolExecutor(8) as crowd:
-        arms = Counter(crowd.map(lambda user: visit(client, user), range(USERS)))
+        arms = Counter(crowd.map(lambda user: visit(client, subject, user), range(USERS)))
     console.print(f"{USERS} users served: " + ", ".join(f"{count} by {arm}" for arm, count in sorted(arms.items())))
     wait_for_fidelity(client)
     command("server.experiments", "report", name, "--registry", REGISTRY)
@@ -254,9 +259,10 @@ def wait_for_fidelity(client: httpx.Client, patience: float = 90.0) -> None:
     time.sleep(8)
 
 
-def visit(client: httpx.Client, user: int) -> str:
+def visit(client: httpx.Client, subject: Subject, user: int) -> str:
     """Ask for a user's image. Returns the arm that made it."""
-    body = {"prompt": PROMPTS[user % len(PROMPTS)], "tier": "fast", "seed": user, "unit": f"user-{user}"}
+    prompt = subject.prompts[user % len(subject.prompts)] if subject.prompts else ""
+    body = {"prompt": prompt, "tier": "fast", "seed": user, "unit": f"user-{user}"}
     return str(client.post("/generate", json=body).raise_for_status().json()["arm"])
 
 

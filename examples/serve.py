@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 
 from examples.launch import serving
+from examples.subjects import DEFAULT, SUBJECTS
 from registry.commands.command_line import argument_parser, run_program
 
 
@@ -16,10 +17,13 @@ def main() -> None:
     """Serve until Ctrl-C."""
     parser = argument_parser(__doc__)
     parser.add_argument("--port", type=int, default=3000)
-    port = parser.parse_args().port
+    parser.add_argument("--model", choices=SUBJECTS, default=DEFAULT)
+    arguments = parser.parse_args()
+    port, subject = arguments.port, SUBJECTS[arguments.model]
+    prompt = subject.requests()[0]["prompt"]
     log = Path(".flexi/serve.log")
     print(f"Starting the service on port {port} (log: {log}) …", flush=True)
-    with serving({}, log, port=port) as address:
+    with serving({"FLEXI_MODEL": str(subject.folder)}, log, port=port) as address:
         tiers = httpx.get(f"{address}/v1/tiers").raise_for_status().json()
         offered = [tier["tier"] for tier in tiers["tiers"]]
         tier = "balanced" if "balanced" in offered else offered[0]
@@ -27,12 +31,12 @@ def main() -> None:
             print(f"Note: {warning['message']}.")
         if any(warning["code"] == "no_tiers" for warning in tiers["warnings"]):
             print("`make demo` or `make search` publishes some.")
-        body = f'{{"prompt": "red heart", "tier": "{tier}", "seed": 7}}'
+        body = f'{{"prompt": "{prompt}", "tier": "{tier}", "seed": 7}}'
         print(f"Ready; tiers: {', '.join(offered)}. Try:\n")
         print(
             f"curl -s {address}/generate -H 'content-type: application/json' -d '{body}' \\\n"
             "  | python3 -c 'import base64, json, sys; a = json.load(sys.stdin); "
-            'open("heart.png", "wb").write(base64.b64decode(a.pop("images")[0])); print(json.dumps(a, indent=1))\'\n'
+            'open("image.png", "wb").write(base64.b64decode(a.pop("images")[0])); print(json.dumps(a, indent=1))\'\n'
         )
         print("Ctrl-C ends it.", flush=True)
         with suppress(KeyboardInterrupt):

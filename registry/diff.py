@@ -77,6 +77,7 @@ def _figures(schedule: Schedule) -> Figures:
     if schedule.fidelity:
         figures |= {"rFID": schedule.fidelity.rfid, "PSNR": schedule.fidelity.psnr, "images": schedule.fidelity.images}
         figures |= {"CLIP score": schedule.fidelity.clip_score} if schedule.fidelity.clip_score is not None else {}
+        figures |= {"accuracy": schedule.fidelity.accuracy} if schedule.fidelity.accuracy is not None else {}
     return figures
 
 

@@ -136,12 +136,16 @@ class Cost(Document):
 
 
 class Fidelity(Document):
-    """Against the teacher from the same noise and prompts; `psnr` in dB, `rfid` depends on the feature extractor."""
+    """Against the teacher from the same noise and prompts; `psnr` in dB, `rfid` depends on the feature extractor.
+
+    `accuracy` is the share of images that a classifier takes for what the prompt names, where the features are one's.
+    """
 
     rfid: float
     psnr: float
     images: int = Field(ge=1)
     clip_score: float | None = None
+    accuracy: float | None = Field(default=None, exclude_if=lambda share: share is None)
 
 
 class Step(NamedTuple):

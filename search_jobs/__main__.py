@@ -37,6 +37,7 @@ Batch = Annotated[
     typer.Option(min=1, max=1024, help="Images in a UNet call, at most [default: 8; on a GPU 64, or what its memory holds]."),
 ]
 Compile = Annotated[CompileChoice, typer.Option("--compile", help="torch.compile; auto: on GPUs.")]
+FEATURES_HELP = "A CLIP or classifier folder, or FID's InceptionV3 weights [default: MODEL/features, else MODEL/clip]."
 Registry = Annotated[str, typer.Option(envvar="FLEXI_REGISTRY", help="A folder or s3://bucket/prefix.")]
 
 
@@ -50,9 +51,7 @@ def run(
     prompts: Annotated[
         Path | None, typer.Option(help="A text file, one prompt or class a line; half held out. None if unconditional.")
     ] = None,
-    features: Annotated[
-        Path | None, typer.Option(help="A CLIP folder, or a file of FID's InceptionV3 weights; default: MODEL/clip.")
-    ] = None,
+    features: Annotated[Path | None, typer.Option(help=FEATURES_HELP)] = None,
     name: ModelName = None,
     teacher_steps: Annotated[
         int | None, typer.Option(help="Steps of the teacher (DDIM) [default: 50, or a distilled model's own].")
@@ -100,12 +99,13 @@ def run(
 ) -> None:
     """Search schedules for a model; write the run folder's report.json and pictures."""
     from engine.loading import distilled
+    from evaluation import bundled
     from search_jobs.config import TEACHER_STEPS, JobConfig, digest_of
     from search_jobs.distilled import TIERS, refuse_few
 
     if name is not None:
         given_name(name)
-    looks, taught = features or model / "clip", distilled(model, name)
+    looks, taught = features or bundled(model), distilled(model, name)
     if taught:
         refuse_few(name or model.name, taught.steps)
         few = {"tiers": TIERS, "budgets": ()}
@@ -221,10 +221,10 @@ def evaluate(
     schedule: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A schedule document.")],
     model: Annotated[Path, typer.Option(help="A diffusers pipeline folder.")],
     prompts: Annotated[Path | None, typer.Option(help="A text file, one prompt or class a line.")] = None,
-    features: Annotated[
-        Path | None, typer.Option(help="A CLIP folder, or a file of FID's InceptionV3 weights; default: MODEL/clip.")
+    features: Annotated[Path | None, typer.Option(help=FEATURES_HELP)] = None,
+    real: Annotated[
+        Path | None, typer.Option(help="A folder of real images, or their statistics: adds the distance to them.")
     ] = None,
-    real: Annotated[Path | None, typer.Option(help="A folder of real images: adds the Fréchet distance to them.")] = None,
     name: ModelName = None,
     all_prompts: Annotated[bool, typer.Option("--all-prompts", help="Of a file that no search saw: not half of it.")] = False,
     images: Annotated[int, typer.Option(min=2, max=100_000)] = 32,
@@ -244,9 +244,8 @@ def evaluate(
     Noise is that of no search. Prompts are the half of the file that a search on it holds out; a search on another file may
     have seen them.
     """
-    from evaluation import extractor
-    from evaluation.distance import gaussian
-    from evaluation.real import real_features
+    from evaluation import bundled, extractor
+    from evaluation.real import real_gaussian
     from registry.schedule import Schedule
     from search_jobs.config import TEACHER_STEPS, read_prompts
     from search_jobs.evaluator import cut_prompts, opened
@@ -256,12 +255,12 @@ def evaluate(
     asked, document = _scale(guidance, prompts), Schedule.parse(schedule.read_bytes())
     texts = read_prompts(prompts) if prompts else ["", ""]
     sample = fresh(texts if all_prompts else halves(texts)[1], images, seed)
-    loaded, looks = opened(str(model), device, dtype, name, compiled), extractor(features or model / "clip", device)
+    loaded, looks = opened(str(model), device, dtype, name, compiled), extractor(features or bundled(model), device)
     if cut := cut_prompts(loaded.prompts, texts):
         err.print(f"{cut} of {len(texts)} prompts are longer than the {loaded.prompts.tokens} tokens that the model reads")
     shown = ImageSize.parse(size) if size else loaded.image_size
     other = loaded.other_size(shown)
-    pictures = gaussian(real_features(real, looks, shown)) if real else None
+    pictures = real_gaussian(real, looks, shown) if real else None
     steps = teacher_steps or loaded.few_steps or TEACHER_STEPS
     scale = loaded.usual_guidance if guidance is None and loaded.few_steps else asked
     objective = Objective(loaded, looks, sample, steps, scale, batch, bootstrap=True, real=pictures, size=other)

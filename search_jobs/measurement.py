@@ -23,7 +23,8 @@ class Measurement:
     dB, of the mean squared pixel error over all images. clip_score: 100 · cosine with the prompt, None without texts. macs: one
     image, guidance rows included. cost: macs relative to the teacher's. `intervals`: 95 % bootstrap intervals over the images,
     where they were asked for; rfid itself is biased upwards for few images. to_real: Fréchet distance to real images, where
-    there are any. resampled: the figures of each resample of that bootstrap, by which `against` compares.
+    there are any. accuracy: share of the images that a classifier takes for what the prompt names, where the features are a
+    classifier's. resampled: the figures of each resample of that bootstrap, by which `against` compares.
     """
 
     cost: float
@@ -36,6 +37,7 @@ class Measurement:
     intervals: dict[str, tuple[float, float]] | None = None
     to_real: float | None = None
     resampled: dict[str, tuple[float, ...]] | None = None
+    accuracy: float | None = None
 
     def document(self) -> dict[str, Any]:
         """The figures as a JSON object, without those of resamples."""

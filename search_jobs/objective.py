@@ -147,6 +147,7 @@ class Objective:
             return Measurement(cost, macs, WORST, WORST, 0.0, None, len(images))
         errors = ((images - self.teacher_outputs.images) ** 2).flatten(1).mean(1).numpy().astype(np.float64)
         distances = ((features - self.features) ** 2).sum(1)
+        recognised = self.extractor.recognised(images, self.sample.prompts)
 
         def figures(chosen: NDArray[np.int64]) -> dict[str, float]:
             by_name = {
@@ -156,6 +157,8 @@ class Objective:
             }
             if self.texts is not None:
                 by_name["clip_score"] = clip_score(features[chosen], self.texts[chosen])
+            if recognised is not None:
+                by_name["accuracy"] = float(recognised[chosen].mean())
             if self.real is not None:
                 by_name["to_real"] = frechet_distance(features[chosen], self.real)
             return by_name
@@ -173,6 +176,7 @@ class Objective:
             intervals=intervals(drawn) if drawn else None,
             to_real=whole.get("to_real"),
             resampled=rounded(drawn) if drawn else None,
+            accuracy=whole.get("accuracy"),
         )
 
     @property

@@ -147,6 +147,7 @@ class SearchResults:
                     rfid=measurement.rfid,
                     psnr=measurement.psnr,
                     clip_score=measurement.clip_score,
+                    accuracy=measurement.accuracy,
                     images=measurement.images,
                 ),
                 "provenance": provenance,

@@ -23,6 +23,7 @@ class _Figures(TypedDict):
     rfid: float
     psnr: float
     clip_score: NotRequired[float | None]
+    accuracy: NotRequired[float | None]
     intervals: NotRequired[dict[str, tuple[float, float]] | None]
 
 

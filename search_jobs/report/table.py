@@ -48,7 +48,8 @@ def table(run: FinishedRun) -> Table:
     grid = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for column in ("tier", "ceiling", "schedule"):
         grid.add_column(column, no_wrap=column != "schedule", overflow="fold")
-    for column in (COMPUTED_STEPS, "cost", "rFID", "95 %\ninterval", "PSNR", "CLIP"):
+    last = "CLIP" if all(target.entry["held-out"].get("accuracy") is None for target in run.targets) else "accuracy"
+    for column in (COMPUTED_STEPS, "cost", "rFID", "95 %\ninterval", "PSNR", last):
         grid.add_column(column, justify="right", no_wrap=True)
     for line in lines(run):
         texts = [Text(text) for text in line[1:]]  # not markup: names come from the run
@@ -98,6 +99,8 @@ def _line(run: FinishedRun, kind: str, tier: str, ceiling: str, title: str, entr
 
 
 def figures(held: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
-    """A measurement as the table shows it: cost, rFID, its interval, PSNR and CLIP score."""
+    """A measurement as the table shows it: cost, rFID, its interval, PSNR and CLIP score, or the accuracy in its place."""
     first = decimals(held["cost"], 3), figure(held["rfid"]), interval(held, "rfid")
-    return (*first, decimals(held["psnr"], 1), decimals(held.get("clip_score"), 1))
+    accuracy = held.get("accuracy")
+    last = decimals(held.get("clip_score"), 1) if accuracy is None else f"{100 * accuracy:.0f} %"
+    return (*first, decimals(held["psnr"], 1), last)

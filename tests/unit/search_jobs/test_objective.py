@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import model_folders
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import interpolate
 from typing_extensions import override
@@ -17,7 +19,7 @@ from engine.decoders import Decoder
 from engine.image_size import ImageSize
 from engine.loading import load
 from engine.model import Model
-from evaluation import extractor
+from evaluation import Extractor, Features, extractor
 from registry.errors import InvalidInput
 from registry.schedule import Schedule, Segment
 from search_jobs import objective as module
@@ -91,7 +93,27 @@ def test_images_that_are_no_numbers_lose(model: Model, judge: Objective) -> None
 
 def test_an_unconditional_sample_has_no_clip_score(model: Model) -> None:
     silent = Objective(model, extractor(CLIP), Sample.draw([""], 2, 1), teacher_steps=4, guidance=1.0, bootstrap=True)
-    assert silent.evaluate(silent.teacher.schedule).measurement.clip_score is None
+    measurement = silent.evaluate(silent.teacher.schedule).measurement
+    assert measurement.clip_score is None
+    assert measurement.accuracy is None
+
+
+def test_accuracy_is_the_share_of_the_images_that_the_extractor_recognises(model: Model) -> None:
+    class Reader(Extractor):
+        name = "reader"
+
+        def images(self, images: Tensor) -> Features:
+            return images.mean((2, 3)).double().numpy()
+
+        def texts(self, prompts: Sequence[str]) -> None:
+            return None
+
+        def recognised(self, images: Tensor, prompts: Sequence[str]) -> NDArray[np.bool_]:
+            return np.array([prompt == "tomato" for prompt in prompts])
+
+    sample = Sample(["tomato", "red heart", "tomato", "tomato"], [0, 1, 2, 3])
+    reading = Objective(model, Reader(), sample, teacher_steps=4, guidance=1.0, batch=2)
+    assert reading.measure(reading.teacher, reading.teacher_outputs.images).accuracy == 0.75
 
 
 def test_the_teachers_outputs_come_from_the_file_the_second_time(

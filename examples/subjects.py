@@ -1,0 +1,45 @@
+"""What the examples search for and ask, of each bundled model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+MODELS = Path("models")
+DEFAULT = "emoji64"
+SEED = 7
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A bundled model, the guidance scale of its card (1 is none), other scales for it, and prompts that show it well."""
+
+    name: str
+    guidance: float
+    scales: Sequence[float]
+    prompts: Sequence[str]
+
+    @property
+    def folder(self) -> Path:
+        """The model's folder."""
+        return MODELS / self.name
+
+    def search_options(self) -> list[object]:
+        """Options of `search_jobs run` that belong to the model."""
+        prompts = self.folder / "prompts.txt"
+        return ["--model", self.folder, *(["--prompts", prompts, "--guidance", self.guidance] if prompts.is_file() else [])]
+
+    def requests(self) -> list[dict[str, object]]:
+        """A few prompts to show, all with one seed; an unconditional model, which has none, is asked with as many seeds."""
+        return [{"prompt": p, "seed": SEED} for p in self.prompts] or [{"prompt": "", "seed": SEED + i} for i in range(4)]
+
+
+SUBJECTS = {
+    subject.name: subject
+    for subject in (
+        Subject("emoji64", 3.0, (1, 7.5), ("tiger face", "hamburger", "strawberry", "penguin")),
+        Subject("glyphs-ldm", 2.0, (1, 4), ("R", "g", "5", "Q")),
+        Subject("glyphs-ddpm", 1.0, (), ()),
+    )
+}
