@@ -152,7 +152,7 @@ def summary(searches: Sequence[Sequence[Line]], measurements: Mapping[str, Measu
                 {
                     "images": images,
                     "hypervolume": volume,
-                    "share": volume / volumes[-1],
+                    "share": volume / volumes[-1] if volumes[-1] else 1.0,  # where nothing was gained, all of it
                     "rfid_over_last": math.exp(ratio),
                     "rfid": {f"{budget:.4f}": m.rfid for budget, m in by_budget.items()},
                 }

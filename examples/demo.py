@@ -27,7 +27,7 @@ from rich.table import Table
 
 from evaluation import bundled
 from examples.launch import serving
-from examples.subjects import DEFAULT, SUBJECTS, Subject
+from models.bundled import BUNDLED, DEFAULT, BundledModel
 from registry.commands.command_line import argument_parser, run_program
 from registry.commands.display import COMPUTED_STEPS, computed_steps
 from registry.stores.address import DEFAULT_ADDRESS
@@ -69,8 +69,8 @@ Answer = dict[str, Any]  # of POST /generate, with the prompt and the latency
 def main() -> None:
     """Run the five acts and leave pictures, answers and a summary in demo/."""
     parser = argument_parser(__doc__)
-    parser.add_argument("--model", choices=SUBJECTS, default=DEFAULT)
-    subject = SUBJECTS[parser.parse_args().model]
+    parser.add_argument("--model", choices=BUNDLED, default=DEFAULT)
+    subject = BUNDLED[parser.parse_args().model]
     started = time.monotonic()
     shutil.rmtree(OUT, ignore_errors=True)
     OUT.mkdir()
@@ -91,7 +91,7 @@ def main() -> None:
     console.print(f"Done in {(time.monotonic() - started) / 60:.1f} minutes. `make serve` keeps a service running.")
 
 
-def search(subject: Subject) -> None:
+def search(subject: BundledModel) -> None:
     """Search schedules for a bundled model."""
     say(f"1. Search: schedules for {subject.name}, each judged by its images against the unaccelerated teacher's")
     scales = [word for scale in subject.scales for word in ("--scale", scale)]
@@ -106,7 +106,7 @@ def publish() -> None:
     command("search_jobs", "publish", OUT / "run", "--registry", REGISTRY)
 
 
-def generate(client: httpx.Client, subject: Subject) -> None:
+def generate(client: httpx.Client, subject: BundledModel) -> None:
     """Ask every tier for the same images; leave and show what they cost, how long they took, and how close they are."""
     requests = subject.requests()
     say(f'4. Generate: "{requests[0]["prompt"]}", seed {requests[0]["seed"]}, by every tier')
@@ -215,7 +215,7 @@ def show_metrics(text: str) -> None:
             console.print(line, highlight=False, soft_wrap=True)
 
 
-def experiment(client: httpx.Client, subject: Subject) -> None:
+def experiment(client: httpx.Client, subject: BundledModel) -> None:
     """Declare, start, serve USERS users, report, stop. Each run is a new experiment, as a declaration never changes."""
     say("5. Experiment: may a cheaper schedule become `fast`? Half of the users get it, and the report decides")
     digests = {tier["tier"]: tier["digest"] for tier in client.get("/v1/tiers").json()["tiers"]}
@@ -259,7 +259,7 @@ def wait_for_fidelity(client: httpx.Client, patience: float = 90.0) -> None:
     time.sleep(8)
 
 
-def visit(client: httpx.Client, subject: Subject, user: int) -> str:
+def visit(client: httpx.Client, subject: BundledModel, user: int) -> str:
     """Ask for a user's image. Returns the arm that made it."""
     prompt = subject.prompts[user % len(subject.prompts)] if subject.prompts else ""
     body = {"prompt": prompt, "tier": "fast", "seed": user, "unit": f"user-{user}"}

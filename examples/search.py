@@ -5,15 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from examples.subjects import DEFAULT, SUBJECTS
+from models.bundled import BUNDLED, DEFAULT
 from registry.commands.command_line import argument_parser, run_program
 
 
 def main() -> int:
     """Search and publish as a user would."""
     parser = argument_parser(__doc__)
-    parser.add_argument("--model", choices=SUBJECTS, default=DEFAULT)
-    subject = SUBJECTS[parser.parse_args().model]
+    parser.add_argument("--model", choices=BUNDLED, default=DEFAULT)
+    subject = BUNDLED[parser.parse_args().model]
     run = f".flexi/runs/{subject.name}"
     searching = ["run", *subject.search_options(), "--out", run, "--heldout", 64, "--generations", 10]
     for words in (searching, ["publish", run]):

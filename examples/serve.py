@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 
 from examples.launch import serving
-from examples.subjects import DEFAULT, SUBJECTS
+from models.bundled import BUNDLED, DEFAULT
 from registry.commands.command_line import argument_parser, run_program
 
 
@@ -17,9 +17,9 @@ def main() -> None:
     """Serve until Ctrl-C."""
     parser = argument_parser(__doc__)
     parser.add_argument("--port", type=int, default=3000)
-    parser.add_argument("--model", choices=SUBJECTS, default=DEFAULT)
+    parser.add_argument("--model", choices=BUNDLED, default=DEFAULT)
     arguments = parser.parse_args()
-    port, subject = arguments.port, SUBJECTS[arguments.model]
+    port, subject = arguments.port, BUNDLED[arguments.model]
     prompt = subject.requests()[0]["prompt"]
     log = Path(".flexi/serve.log")
     print(f"Starting the service on port {port} (log: {log}) …", flush=True)

@@ -36,7 +36,10 @@ def run(
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Few images, small searches: minutes, and figures to match.")] = False,
     teacher_steps: Annotated[int | None, typer.Option(min=4, max=900, help="Steps of the teacher [default: 50].")] = None,
-    guidance: Annotated[float | None, typer.Option(help="Scale [default: 3; 1 of models without prompts].")] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(help="Scale [default: of a bundled model its card's; else 3, or 1 of models without prompts]."),
+    ] = None,
     features: Annotated[Path | None, typer.Option(help="Features [default: MODEL/features, else MODEL/clip].")] = None,
     real: Annotated[
         Path | None, typer.Option(help="A folder of real pictures, or a file of their features [default: FEATURES/real.npz].")
@@ -47,8 +50,9 @@ def run(
 ) -> None:
     """Measure the table; the same command goes on where it stopped, also after a kill. Writes the page as it goes."""
     from benchmarks.paper.page import write
-    from benchmarks.paper.subject import BUNDLED, FULL, MODELS, QUICK, Subject
+    from benchmarks.paper.subject import FULL, QUICK, Subject
     from benchmarks.paper.table import ModelTable
+    from models.bundled import BUNDLED, MODELS
     from search_jobs.progress import ProgressBars
 
     usual = QUICK if quick else FULL

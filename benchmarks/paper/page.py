@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from benchmarks.paper.contenders import BY_HAND, OURS, PAPER
 from benchmarks.paper.differences import EYE, PSNR, REAL, RFID, SCORE, first_difference
 from benchmarks.paper.pictures import front, strip
-from benchmarks.paper.subject import BUNDLED
+from models.bundled import BUNDLED
 from search_jobs.report.figures import count, figure, macs
 from search_jobs.report.style import save
 

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from engine.guidance import OFF, USUAL
+from models.bundled import BUNDLED
 from registry.errors import NotFound
 
-BUNDLED = ("emoji64", "glyphs-ldm", "glyphs-ddpm")
-MODELS = Path("models")
 SPEEDUPS = (2.0, 2.6, 5.1, 8.0, 12.0)  # 2.6 and 5.1 are what the paper says of LDM-4-G and Stable Diffusion v1.5
 WITH_REAL, WITHOUT_REAL = 5000, 1000  # images of a full table
 
@@ -39,14 +38,17 @@ class Subject:
         if looks is None:
             raise NotFound(f"{model} holds neither features nor clip: name a folder", param="features")
         prompts = model / "prompts.txt"
-        own_real = looks / "real.npz"
+        own_real, own = (
+            looks / "real.npz",
+            next((one for one in BUNDLED.values() if one.folder.resolve() == model.resolve()), None),
+        )
         return cls(
             model.resolve().name,
             model,
             prompts if prompts.is_file() else None,
             looks,
             real or (own_real if own_real.is_file() else None),
-            guidance if guidance is not None else USUAL if prompts.is_file() else OFF,
+            guidance if guidance is not None else own.guidance if own else USUAL if prompts.is_file() else OFF,
         )
 
 

@@ -34,7 +34,8 @@ def another_decoder(root: Path) -> None:
 
 
 def a_foreign_pipeline(root: Path) -> None:
-    change(root / "model_index.json", _class_name="LatentConsistencyModelPipeline")
+    controlnet = ["diffusers", "ControlNetModel"]
+    change(root / "model_index.json", _class_name="StableDiffusionControlNetPipeline", controlnet=controlnet)
 
 
 def no_weights(root: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the examples search for and ask, of each bundled model."""
+"""The models of this repository, and how each is used where nobody says more."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ SEED = 7
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A bundled model, the guidance scale of its card (1 is none), other scales for it, and prompts that show it well."""
+class BundledModel:
+    """A model, the guidance scale of its card (1 is none), other scales for it, and prompts that show it well."""
 
     name: str
     guidance: float
@@ -35,11 +35,11 @@ class Subject:
         return [{"prompt": p, "seed": SEED} for p in self.prompts] or [{"prompt": "", "seed": SEED + i} for i in range(4)]
 
 
-SUBJECTS = {
-    subject.name: subject
-    for subject in (
-        Subject("emoji64", 3.0, (1, 7.5), ("tiger face", "hamburger", "strawberry", "penguin")),
-        Subject("glyphs-ldm", 2.0, (1, 4), ("R", "g", "5", "Q")),
-        Subject("glyphs-ddpm", 1.0, (), ()),
+BUNDLED = {
+    model.name: model
+    for model in (
+        BundledModel("emoji64", 3.0, (1, 7.5), ("tiger face", "hamburger", "strawberry", "penguin")),
+        BundledModel("glyphs-ldm", 2.0, (1, 4), ("R", "g", "5", "Q")),
+        BundledModel("glyphs-ddpm", 1.0, (), ()),
     )
 }
