@@ -21,6 +21,7 @@ LIMIT = 10.0  # a larger number would be a fit to noise
 DIGITS = 6  # of the numbers in a document
 EXTRAPOLATIONS = (-0.5, 1.0)  # the least and the most: past 1 an extrapolation would amplify what it got wrong before
 SLIGHT = 0.02  # a smaller one is none: it is not worth a call to find out what it does
+FEW_DIGITS = 3  # of an extrapolation: more would tell in which order the images' outputs were added up
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def fit_extrapolation(
     direction = [] if plain.unconditional is None else [plain.conditional - plain.unconditional]
     share, *_ = _least_squares([change, plain.latent, plain.before, outputs, *direction], goal - reached)
     low, high = EXTRAPOLATIONS
-    found = round(min(max(share * weight, low), high), DIGITS) if math.isfinite(share) else 0.0
+    found = round(min(max(share * weight, low), high), FEW_DIGITS) if math.isfinite(share) else 0.0
     return found if abs(found) >= SLIGHT else 0.0
 
 
