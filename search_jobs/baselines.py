@@ -127,7 +127,7 @@ class Baselines:
         for branch in self._branches:
             for every in range(2, teacher_steps + 1):
                 full = min(round(teacher_steps / every), MAX_TEACHER_STEPS // every)
-                schedule = self.uniform(self.solvers[0], full, every, branch)
+                schedule = self.uniform("ddim", full, every, branch)
                 if self.cost_of(schedule) <= budget:
                     yield Baseline("uniform DeepCache", f"DeepCache N={every} s={branch}", schedule)
                     break
