@@ -38,7 +38,7 @@ class Server:
             model=model, schedules=schedules, engine_thread=engine, default_tier="reference", warnings=[WARNING]
         )
         guidance = SimpleNamespace(of=lambda _: 3.0)
-        app.generation = SimpleNamespace(planner=SimpleNamespace(default_guidance=guidance))
+        app.generation = SimpleNamespace(planner=SimpleNamespace(default_guidance=guidance, sizes=[model.image_size]))
         self.set("app", app)
         return app
 

@@ -296,7 +296,7 @@ def test_a_stream_is_measured_and_its_log_line_says_what_it_took(generation, ren
     line = context.log_fields()
     assert len(line.pop("schedule")) == 64
     assert line == {
-        "asked": "reference", "tier": "reference", "arm": None, "images": 2, "macs": 20, "predicted_ms": 250.0,
+        "asked": "reference", "tier": "reference", "arm": None, "images": 2, "size": "8x8", "macs": 20, "predicted_ms": 250.0,
         "queue_ms": 2.0, "denoise_ms": 500.0,
     }  # fmt: skip
 

@@ -116,7 +116,7 @@ def test_every_reason_is_named(site, said, why):
         site.store.overwrite(site.key(f"schedules/{schedule.digest}.json"), b"{}")
     schedules, watch = site.server(TRUSTED if why == "untrusted" else None)
     watch.refresh()
-    wanted = {"size": "measured at 32×32", "untrusted": "not signed by a trusted key", "damaged": "is not a schedule"}[why]
+    wanted = {"size": "measured at 32x32", "untrusted": "not signed by a trusted key", "damaged": "is not a schedule"}[why]
     (line,) = said()
     assert wanted in line
     assert wanted in schedules.refused["balanced"]

@@ -161,7 +161,7 @@ class TestRefusals:
     def test_measured_at_another_size(self, site, caplog):
         bad = site.schedule(1, 1, validated=Validated(sizes=((16, 8), (32, 32)), guidance=(3.0,)))
         said = self.refused(site, caplog, bad)
-        assert "validated.sizes: the schedule was measured at 16×8, 32×32, the model makes 8×8" in said
+        assert "validated.sizes: the schedule was measured at 8x16, 32x32, this server makes 8x8" in said
 
     def test_unsigned(self, site, caplog):
         bad = site.schedule(1, 1)
