@@ -88,9 +88,9 @@ class ModelTable:
         return Baselines(model.ref, model.levels, model.network.branches, self._cost, solvers)
 
     def sample(self, seed: int, images: int) -> Sample:
-        """Images on prompts that no search sees, of noise that nothing else draws."""
+        """Images of noise that nothing else draws, on prompts that no search sees; beside real images on all."""
         prompts = read_prompts(self.subject.prompts) if self.subject.prompts else ["", ""]
-        return fresh(halves(prompts)[1], images, seed)
+        return fresh(prompts if self.subject.real else halves(prompts)[1], images, seed)
 
     def _cost(self, schedule: Schedule) -> float:
         model = self.store.model

@@ -23,6 +23,7 @@ from benchmarks.paper.table import ModelTable
 from registry.errors import NotFound
 from registry.schedule import ModelRef, Schedule, Segment, Solver
 from search_jobs.baselines import Baseline
+from search_jobs.stages import halves
 
 BUDGETS = (0.5,)
 TINY = Effort(
@@ -154,6 +155,17 @@ def test_a_model_is_measured_with_what_lies_beside_its_weights(tmp_path: Path) -
     (tmp_path / "features" / "real.npz").touch()
     whole = Subject.of(tmp_path)
     assert (whole.prompts, whole.real, whole.guidance) == (tmp_path / "prompts.txt", tmp_path / "features" / "real.npz", 3)
+
+
+def test_images_are_of_prompts_that_no_search_sees_and_of_all_classes_where_real_ones_are(tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join("abcdefgh"))
+    alone = Subject("toy", tmp_path, prompts, tmp_path, None, 3)
+    beside_real = Subject("toy", tmp_path, prompts, tmp_path, tmp_path, 3)
+    few, whole = (table(one, tmp_path, Counting()).sample(3, 16) for one in (alone, beside_real))
+    assert set(few.prompts) == set(halves(list("abcdefgh"))[1])
+    assert sorted(whole.prompts) == sorted("abcdefgh" * 2)
+    assert not set(whole.seeds) & set(table(alone, tmp_path, Counting()).sample(2, 16).seeds)
 
 
 def steps(count: int) -> Baseline:
