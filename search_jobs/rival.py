@@ -69,6 +69,7 @@ class Rival:
         try:
             model = opened(str(self.folder), config.device, config.dtype, None, config.compiled)
             _refuse_other_images(model, held_out.model)
+            size = None if config.size is None else model.other_size(config.size)
             drawn = Objective(
                 model,
                 job.evaluator.extractor,
@@ -78,10 +79,11 @@ class Rival:
                 config.batch,
                 progress=job.progress.advance,
                 pieces=job.evaluator.pieces,
+                size=size,
             )  # whose teacher it is itself
         except FlexiError as error:
             raise InvalidInput(f"{self.folder}: {error}", param="rival") from error
-        macs = model.macs.of_program(drawn.teacher, drawn.rows)
+        macs = model.macs_at(size).of_program(drawn.teacher, drawn.rows)
         whole = held_out.teacher_macs // len(sample.seeds)
         measurement = held_out.measure_images(drawn.teacher_outputs.images, macs / whole, macs)
         return {

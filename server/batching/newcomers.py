@@ -67,6 +67,8 @@ class Newcomers:
         if len(fitting) < len(tasks):  # where one before them has failed, others lie where it would have lain
             self._queue.put_back([task for task in reversed(tasks) if task not in fitting])
             tasks = fitting
+        if not tasks:
+            return
         conditions, now = self._text_and_vae.encode([task.spec for task in tasks]), monotonic()
         inputs = ((self._model.noise(task.spec.seed, task.size), *pair) for task, pair in zip(tasks, conditions, strict=True))
         self._images.enter(tasks, inputs)

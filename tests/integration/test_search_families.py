@@ -27,7 +27,7 @@ from search_jobs.compare import compare, table
 from search_jobs.config import WORST, JobConfig
 from search_jobs.job import Job
 from search_jobs.report import read, write
-from search_jobs.rival import rivals
+from search_jobs.rival import Rival, rivals
 
 CLIP = ROOT / "models" / "emoji64" / "clip"
 CEILING = 0.6
@@ -220,6 +220,16 @@ def test_another_model_stands_in_the_comparison(
     console.print(table(read(place / "run").compared))
     lines = console.export_text().splitlines()
     assert any("rival" in line and "4 steps lcm, guidance 2" in line and "0.500" in line for line in lines)
+
+
+def test_a_rival_is_drawn_at_the_size_that_the_search_decided_at(tmp_path: Path) -> None:
+    model = model_folders.ddpm(tmp_path / "model")
+    config = JobConfig.parse(
+        {"model": str(model), "features": str(CLIP), "guidance": 1.0, "teacher_steps": 4, "heldout": 2, "sizes": ("16x16",),
+         "tiers": {"fast": CEILING}, "budgets": ()}
+    )  # fmt: skip
+    figures = Rival(model, 4, 1.0).measured(Job(config, tmp_path / "run", Silent()))
+    assert (figures["psnr"], figures["cost"]) == (100, 1), "the model itself"
 
 
 def test_a_rival_that_cannot_be_compared_is_refused_by_name(searched: Callable[[str], Searched], tmp_path: Path) -> None:

@@ -112,6 +112,26 @@ def test_idle_work_makes_room_for_a_client_of_another_size(model):
     torch.testing.assert_close(background.result().pixels, alone.result().pixels, rtol=0, atol=1)
 
 
+def test_who_finds_no_place_any_more_because_one_before_failed_comes_in_later(model, engine, monkeypatch):
+    """Without the failed one, others lie elsewhere, and may leave a gap too small for the next: it waits, and is made once."""
+    plain = type(engine._newcomers)._fitting
+    tasks = engine.submit([replace(spec(model, 1), prompt="poison"), spec(model, 2, WIDE)])
+    alone = []
+
+    def in_the_way(self, tasks):
+        if len(tasks) == 1 and tasks[0].spec.seed == 2 and not alone:
+            alone.append(tasks[0])
+            return []
+        return plain(self, tasks)
+
+    monkeypatch.setattr(type(engine._newcomers), "_fitting", in_the_way)
+    finish(engine, tasks)
+    assert alone
+    assert isinstance(tasks[0].exception(), Exception)
+    assert tasks[1].result().pixels.shape == (8, 16, 3)
+    assert not len(engine._queue)
+
+
 def test_a_larger_size_is_predicted_to_take_longer(model, engine):
     engine._admission.measured(1000, 1e-3)
     own, large = (engine.forecast(program(model), 2, 1, "sizes", size) for size in (None, LARGE))
