@@ -33,7 +33,7 @@ AUTOENCODER = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 Tensors = dict[str, Tensor]
 
 
-def converted(component: str, tensors: Tensors, config: Mapping[str, Any], source: Path) -> Tensors:
+def converted(component: str, tensors: Tensors, config: Mapping[str, Any], source: Path, param: str = "source") -> Tensors:
     """A network's tensors of a single file, under their full names there, by the names that its library loads.
 
     config: the network's. Raises `Unsupported` where they are not named as those of a published implementation.
@@ -42,7 +42,7 @@ def converted(component: str, tensors: Tensors, config: Mapping[str, Any], sourc
         made = _CONVERSIONS[component](tensors, config)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         message = f"{source}: the tensors of its {component} are not named as a published model's ({reason(error)})"
-        raise Unsupported(message, param="source") from error
+        raise Unsupported(message, param=param) from error
     return {name: tensor.contiguous() for name, tensor in made.items() if tensor is not None}
 
 
@@ -63,7 +63,7 @@ def autoencoder(tensors: Tensors, config: Mapping[str, Any], source: Path) -> Te
     """Of a file of its own, in either layout."""
     own = {_bare(name): tensor for name, tensor in tensors.items()}
     if any(".mid.block_1." in name for name in own):
-        return converted("vae", own, config, source)
+        return converted("vae", own, config, source, "vae")
     return saved(own)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from engine.config import reason
 from engine.importing.lora_names import PEFT, Layer
 from engine.importing.networks import Shapes
 from engine.importing.tensor_file import TensorFile, named, open_tensors
@@ -78,7 +79,7 @@ class Lora:
 def parse_lora(text: str) -> tuple[Path, float]:
     """FILE or FILE:SCALE. Raises `InvalidInput` for a scale that is no finite number."""
     path, _, last = text.rpartition(":")
-    if not path or Path(text).is_file():
+    if not path or "/" in last or Path(text).is_file():  # a colon in the name of a folder
         return Path(text), 1.0
     try:
         scale = float(last)
@@ -153,24 +154,43 @@ def _change(
         message = f"{file.path}: {next(iter(names.values()))} stands alone, its {absent.pop()} half is missing"
         raise Unsupported(message, param="lora")
     down, up = file.read(names["down"]), file.read(names["up"])
-    shape, rank = wanted[layer.component][layer.weight], down.shape[0]
-    product = (*up.shape[:1], down[0].numel()) if down.ndim and up.ndim else ()
-    if product != (shape[0], math.prod(shape[1:])) or up[0].numel() != rank:
+    if spoilt := [names[half] for half, part in (("down", down), ("up", up)) if not part.isfinite().all()]:
+        raise Unsupported(f"{file.path}: {spoilt[0]} has numbers that are not finite", param="lora")
+    shape, rank = wanted[layer.component][layer.weight], down.shape[0] if down.ndim else 0
+    product = (up.shape[0], math.prod(down.shape[1:])) if down.ndim and up.ndim and rank else ()
+    if product != (shape[0], math.prod(shape[1:])) or math.prod(up.shape[1:]) != rank:
         made, expected = f"{tuple(up.shape)} · {tuple(down.shape)}", f"a change of {shape}"
         message = f"{file.path}: {names['up']} · {names['down']} is {made}, expected {expected}{_hint(file, wanted)}"
         raise Unsupported(message, param="lora")
-    alpha = float(file.read(names["alpha"])) if "alpha" in names else _alpha(said, layer, stem, rank)
+    alpha = (
+        _number(file, names["alpha"], file.read(names["alpha"])) if "alpha" in names else _alpha(file, said, layer, stem, rank)
+    )
     root = rank**0.5 if _of(said, layer.component).get("use_rslora") and "alpha" not in names else rank
     return Change(down, up, alpha / root)
 
 
-def _alpha(said: Mapping[str, Any], layer: Layer, stem: str, rank: int) -> float:
-    """α of a layer, where no tensor says it: the rank, unless the trainer's settings say another."""
+def _alpha(file: TensorFile, said: Mapping[str, Any], layer: Layer, stem: str, rank: int) -> float:
+    """α of a layer, where no tensor says it: the rank, unless the trainer's settings say another. Raises `Unsupported`."""
     own = _of(said, layer.component)
-    for pattern, alpha in (own.get("alpha_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", stem):  # as peft matches it
-            return float(alpha)
-    return float(own.get("lora_alpha") or rank)
+    try:
+        for pattern, alpha in (own.get("alpha_pattern") or {}).items():
+            if re.match(rf"(.*\.)?({pattern})$", stem):  # as peft matches it
+                return _number(file, "alpha_pattern", alpha)
+    except (AttributeError, re.error) as error:
+        message = f"{file.path}: alpha_pattern must say α by regular expressions: {reason(error)}"
+        raise Unsupported(message, param="lora") from error
+    return _number(file, "lora_alpha", own.get("lora_alpha") or rank)
+
+
+def _number(file: TensorFile, name: str, value: Any) -> float:
+    """What a file, or the settings of whoever trained it, say α is. Raises `Unsupported`."""
+    try:
+        number = float(value)
+    except (RuntimeError, TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise Unsupported(f"{file.path}: {name} must be one finite number", param="lora")
+    return number
 
 
 def _settings(file: TensorFile) -> Mapping[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +32,7 @@ from engine.importing.tensor_file import TensorFile, named, open_tensors
 from engine.importing.whole_folder import refuse_full, save_weights, whole_folder
 from engine.pipelines import refuse_foreign
 from engine.stored_file import readable
-from registry.errors import InvalidInput, NotFound
+from registry.errors import FlexiError, InvalidInput, NotFound
 
 WEIGHTS = {True: "model.safetensors", False: "diffusion_pytorch_model.safetensors"}  # transformers' and diffusers' own names
 
@@ -77,7 +78,7 @@ def import_model(options: ImportOptions) -> Imported:
     Everything is checked on names and shapes before any weights are read. Raises `NotFound`, `Unsupported` and `InvalidInput`
     naming the file and what was expected of it, and `Conflict` where `out` is taken.
     """
-    with whole_folder(options.out) as folder:
+    with whole_folder(options.out) as folder, _folder_named_by("config" if options.config else "source"):
         with readable(options.source, "source"):
             source = _source(options)
         source.write_configs(folder)
@@ -91,7 +92,7 @@ def import_model(options: ImportOptions) -> Imported:
         leftovers, planned = [], []
         for name, shapes in wanted.items():
             planned.append(spelt(_weights(source, vae, name, made, values=False), shapes))
-            leftovers += refuse_misfit(planned[-1], shapes, name, _origin(source, vae, name))
+            leftovers += refuse_misfit(planned[-1], shapes, name, *_origin(source, vae, name))
         refuse_full(options.out, total_bytes(planned))
         for name, shapes in wanted.items():
             weights = spelt(_weights(source, vae, name, made, values=True), shapes)
@@ -101,6 +102,17 @@ def import_model(options: ImportOptions) -> Imported:
         notes = tuple(_notes(source, loras, leftovers))
         write_card(folder, options.out.absolute().name, what, _sources(source, vae, loras), options.command(), notes)
     return Imported(what, notes, Folder(options.out).fingerprint())
+
+
+@contextmanager
+def _folder_named_by(param: str) -> Iterator[None]:
+    """Errors of a folder's reader name its own field, `model`; here it is another option that names the folder."""
+    try:
+        yield
+    except FlexiError as error:
+        if error.param != "model":
+            raise
+        raise type(error)(error.text, param=param) from error
 
 
 def _source(options: ImportOptions) -> ImportSource:
@@ -125,10 +137,11 @@ def _weights(source: ImportSource, vae: TensorFile | None, name: str, made: Fold
     return source.weights(name, made, values)
 
 
-def _origin(source: ImportSource, vae: TensorFile | None, name: str) -> Path:
+def _origin(source: ImportSource, vae: TensorFile | None, name: str) -> tuple[Path, str]:
+    """Where a network comes from, and the option that names it."""
     if vae is not None and name == "vae":
-        return vae.path
-    return source.folder.root if isinstance(source, PipelineFolder) else source.files[0].path
+        return vae.path, "vae"
+    return source.folder.root if isinstance(source, PipelineFolder) else source.files[0].path, "source"
 
 
 def _what(source: ImportSource) -> str:

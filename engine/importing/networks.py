@@ -30,21 +30,22 @@ def expected(files: Folder, component: str) -> Shapes:
         return {name: tuple(weight.shape) for name, weight in _network(files, component).state_dict().items()}
 
 
-def refuse_misfit(found: Mapping[str, Tensor], wanted: Shapes, component: str, source: Path) -> list[str]:
+def refuse_misfit(found: Mapping[str, Tensor], wanted: Shapes, component: str, source: Path, param: str) -> list[str]:
     """Names of weights that nobody asks for and that do no harm: leftovers of a text encoder.
 
-    Raises `Unsupported` naming what a network lacks, has besides, or keeps in another shape: loaders would draw it at random.
+    param: the option that named `source`. Raises `Unsupported` naming what a network lacks, has besides, or keeps in another
+    shape: loaders would draw it at random.
     """
     missing, others = wanted.keys() - found.keys(), found.keys() - wanted.keys()
     if missing:
-        raise Unsupported(f"{source}: its {component} lacks {named(missing)}", param="source")
+        raise Unsupported(f"{source}: its {component} lacks {named(missing)}", param=param)
     if others and not component.startswith("text_encoder"):
         message = f"{source}: its {component} has besides what its configuration asks for: {named(others)}"
-        raise Unsupported(message, param="source")
+        raise Unsupported(message, param=param)
     for name, shape in wanted.items():
         if tuple(found[name].shape) != shape:
             message = f"{source}: {name} of its {component} is {_times(found[name].shape)}, expected {_times(shape)}"
-            raise Unsupported(message, param="source")
+            raise Unsupported(message, param=param)
     return sorted(others)
 
 

@@ -16,14 +16,20 @@ from engine.config import reason
 from engine.fingerprint import states
 from engine.stored_file import readable, refuse_unusable
 from registry.errors import Conflict, Unsupported
+from registry.foreign_errors import printable
 
+NESTED = 4  # state_dicts inside each other, at most: a pickle may hold itself
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+SHOWN = 200  # letters of a tensor's name
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class TensorFile:
-    """shapes, dtypes: of each tensor; a dtype is called as in safetensors (F16). metadata: what the header says besides."""
+    """shapes, dtypes: of each tensor; a dtype is called as in safetensors (F16). metadata: what the header says besides.
+
+    param: the option that named the file.
+    """
 
     path: Path
     shapes: Mapping[str, tuple[int, ...]]
@@ -31,12 +37,13 @@ class TensorFile:
     metadata: Mapping[str, str]
     _read: Callable[[str], Tensor]
     _state: list[int]
+    param: str = "source"
 
     def dtype(self, name: str) -> torch.dtype:
         """Of one tensor. Raises `Unsupported` where it holds no floating point numbers that this version computes with."""
         if self.dtypes[name] not in FLOATS:
             message = f"{self.path} keeps {name} as {self.dtypes[name]}; known: {', '.join(FLOATS)}"
-            raise Unsupported(f"{message} (quantised weights cannot be imported)", param="source")
+            raise Unsupported(f"{message} (quantised weights cannot be imported)", param=self.param)
         return FLOATS[self.dtypes[name]]
 
     def read(self, name: str) -> Tensor:
@@ -46,10 +53,10 @@ class TensorFile:
 
     def sha256(self) -> str:
         """Of the whole file. Raises `Conflict` if it is not the file any more that was opened."""
-        with readable(self.path, "source"), self.path.open("rb") as stream:
+        with readable(self.path, self.param), self.path.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
             if states([self.path])[self.path] != self._state:
-                raise Conflict(f"{self.path} was changed while it was read: import it again", param="source")
+                raise Conflict(f"{self.path} was changed while it was read: import it again", param=self.param)
         return digest
 
 
@@ -83,6 +90,7 @@ def open_tensors(path: Path, param: str, allow_pickle: bool = False) -> TensorFi
         metadata=file.metadata() or {},
         _read=file.get_tensor,
         _state=state,
+        param=param,
     )
 
 
@@ -96,23 +104,27 @@ def _of_pickle(path: Path, param: str, state: list[int]) -> TensorFile:
     except Exception as error:  # pickle's and torch's own kinds, and those of zip files
         message = f"{path} cannot be read as a pickle of tensors without running what is in it: {reason(error)}"
         raise Unsupported(message, param=param) from error
-    while isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
+    for _ in range(NESTED):
+        if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+            content = content["state_dict"]
     if not isinstance(content, Mapping):
         raise Unsupported(f"{path} must hold tensors by name, got {type(content).__name__}", param=param)
     tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    if odd := [name for name, value in tensors.items() if value.is_meta or value.layout != torch.strided]:
+        raise Unsupported(f"{path} holds tensors without values, or sparse ones: {named(odd)}", param=param)
     names = {dtype: name for name, dtype in FLOATS.items()}
     return TensorFile(
         path=path,
         shapes={name: tuple(value.shape) for name, value in tensors.items()},
         dtypes={name: names.get(value.dtype, str(value.dtype).removeprefix("torch.")) for name, value in tensors.items()},
         metadata={},
-        _read=tensors.__getitem__,
+        _read=lambda name: tensors[name].clone(),  # two names may share their memory, which no safetensors file can hold
         _state=state,
+        param=param,
     )
 
 
 def named(names: Iterable[str]) -> str:
-    """The first of many names, in their order, and how many there are."""
-    ordered = sorted(names)
+    """The first of many names, in their order, and how many there are; nothing in them moves a cursor or fills a page."""
+    ordered = [shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}…" for shown in map(printable, sorted(names))]
     return ", ".join(ordered[:5]) + (f", … ({len(ordered)} of them)" if len(ordered) > 5 else "")

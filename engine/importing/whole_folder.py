@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from registry.errors import Conflict, FlexiError, NotFound
+from registry.errors import Conflict, FlexiError, InvalidInput, NotFound
 from registry.files import flush_folder
 
 
@@ -23,9 +23,11 @@ from registry.files import flush_folder
 def whole_folder(out: Path) -> Iterator[Path]:
     """A new folder that is called `out` when the block ends without an error, and is gone otherwise.
 
-    A kill in between leaves a hidden folder beside `out`. Raises `Conflict` where there is something already, and `NotFound`
-    where the folder around it is missing.
+    A kill in between leaves a hidden folder beside `out`. Raises `Conflict` where there is something already, `NotFound` where
+    the folder around it is missing, and `InvalidInput` for a path that ends without a name, such as `.`.
     """
+    if not out.name:
+        raise InvalidInput("name a folder that is to be made", param="out")
     _refuse_taken(out)
     if not out.absolute().parent.is_dir():
         raise NotFound(f"there is no folder {out.absolute().parent}", param="out")
