@@ -261,8 +261,7 @@ def wait_for_fidelity(client: httpx.Client, patience: float = 90.0) -> None:
 
 def visit(client: httpx.Client, subject: BundledModel, user: int) -> str:
     """Ask for a user's image. Returns the arm that made it."""
-    prompt = subject.prompts[user % len(subject.prompts)] if subject.prompts else ""
-    body = {"prompt": prompt, "tier": "fast", "seed": user, "unit": f"user-{user}"}
+    body = {"prompt": subject.prompts[user % len(subject.prompts)], "tier": "fast", "seed": user, "unit": f"user-{user}"}
     return str(client.post("/generate", json=body).raise_for_status().json()["arm"])
 
 

@@ -31,15 +31,17 @@ class BundledModel:
         return ["--model", self.folder, *(["--prompts", prompts, "--guidance", self.guidance] if prompts.is_file() else [])]
 
     def requests(self) -> list[dict[str, object]]:
-        """A few prompts to show, all with one seed; an unconditional model, which has none, is asked with as many seeds."""
-        return [{"prompt": p, "seed": SEED} for p in self.prompts] or [{"prompt": "", "seed": SEED + i} for i in range(4)]
+        """A few prompts to show, all with one seed; an unconditional model, which ignores its one prompt, gets several seeds."""
+        if len(self.prompts) == 1:
+            return [{"prompt": self.prompts[0], "seed": SEED + i} for i in range(4)]
+        return [{"prompt": prompt, "seed": SEED} for prompt in self.prompts]
 
 
 BUNDLED = {
     model.name: model
     for model in (
         BundledModel("emoji64", 3.0, (1, 7.5), ("tiger face", "hamburger", "strawberry", "penguin")),
-        BundledModel("glyphs-ldm", 2.0, (1, 4), ("R", "g", "5", "Q")),
-        BundledModel("glyphs-ddpm", 1.0, (), ()),
+        BundledModel("glyphs-ldm", 3.0, (1, 5), ("R", "g", "5", "Q")),
+        BundledModel("glyphs-ddpm", 1.0, (), ("anything",)),
     )
 }

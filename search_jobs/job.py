@@ -133,9 +133,9 @@ class Job:
         if not path.is_file():
             return
         try:
-            stored = JobConfig.model_validate_json(path.read_bytes())
-        except ValidationError as error:
-            raise InvalidInput(f"{path} is no configuration of this version: {first_fault(error)}", param="out") from error
+            stored = JobConfig.kept(json.loads(path.read_bytes()))
+        except (ValueError, TypeError, InvalidInput) as error:
+            raise InvalidInput(f"{path} is no configuration of this version: {error}", param="out") from error
         fields = [name for name in JobConfig.model_fields if name not in PACE]
         other = [name for name in fields if getattr(stored, name) != getattr(self.config, name)]
         if other:

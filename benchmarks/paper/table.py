@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -21,8 +22,9 @@ from benchmarks.paper.figures import Figures, document, figures
 from benchmarks.paper.images import ImageStore, MeasuredImages, write_arrays
 from benchmarks.paper.subject import SPEEDUPS, Effort, Subject
 from engine.loading import load
-from evaluation import Gaussian, extractor, gaussian
-from evaluation.real import real_features
+from evaluation import Gaussian, extractor
+from evaluation.real import real_gaussian
+from registry.errors import Unsupported
 from registry.schedule import Schedule
 from search_jobs.baselines import SOLVERS, Baseline, Baselines
 from search_jobs.config import JobConfig, digest_of, read_prompts
@@ -65,6 +67,8 @@ class ModelTable:
     def store(self) -> ImageStore:
         """Where images are made and measured."""
         model = load(self.subject.model, self.device, self.dtype)
+        if model.few_steps:
+            raise Unsupported(f"{model.ref.name} is a distilled model: the table is of models of many steps", param="model")
         looks, teacher = extractor(self.subject.features, self.device), model.teacher(self.effort.teacher_steps)
         images = self.folder / "images"
         return ImageStore(model, looks, teacher, self.subject.guidance, images, self.effort.part, made=self.progress.advance)
@@ -73,12 +77,7 @@ class ModelTable:
     def real(self) -> Gaussian | None:
         """Of the features of real images, where there are any."""
         path = self.subject.real
-        if path is None:
-            return None
-        if path.is_file():
-            with np.load(path, allow_pickle=False) as kept:
-                return Gaussian(kept["mean"].astype(np.float64), kept["root"].astype(np.float64))
-        return gaussian(real_features(path, self.store.extractor, self.store.model.image_size))
+        return real_gaussian(path, self.store.extractor, self.store.model.image_size) if path else None
 
     @cached_property
     def baselines(self) -> Baselines:
@@ -170,7 +169,8 @@ class ModelTable:
         }
 
     def _figures(self, schedule: Schedule, images: MeasuredImages, teacher: MeasuredImages) -> Figures:
-        names = (schedule.digest[:24], len(images.errors), self.effort.part, "real" if self.real else "alone")
+        real = hashlib.sha256(b"".join(part.tobytes() for part in self.real)).hexdigest()[:12] if self.real else "alone"
+        names = (schedule.digest[:24], len(images.errors), self.effort.part, real)
         return figures(images, teacher, self.real, self.folder / "figures" / ("-".join(map(str, names)) + ".npz"))
 
     def _about(self, sample: Sample, teacher: MeasuredImages) -> dict[str, Any]:

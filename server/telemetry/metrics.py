@@ -164,6 +164,10 @@ def page() -> bytes:
     """The text for Prometheus: of all workers where there are several processes, and of this one else."""
     registry = CollectorRegistry()
     registry.register(_Present(MultiProcessCollector(None) if _folder() else REGISTRY))
+    for _ in range(PAGE_TRIES - 1):
+        with suppress(struct.error):  # another process has made its file a moment ago, and nothing is in it yet
+            return generate_latest(registry)
+        time.sleep(PAGE_WAIT)
     return generate_latest(registry)
 
 

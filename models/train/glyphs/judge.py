@@ -48,6 +48,12 @@ def spread(count: int, of: int, seed: int = 0) -> torch.Tensor:
     return torch.randperm(of, generator=torch.Generator().manual_seed(seed))[:count]
 
 
+def in_turn(glyphs: data.Glyphs, count: int, seed: int = 0) -> torch.Tensor:
+    """Numbers of `count` pictures at random, one of each class in turn: as many of each as a file of drawn ones has."""
+    rng, labels = np.random.default_rng(seed), glyphs.labels.numpy()
+    return torch.tensor([int(rng.choice(np.flatnonzero(labels == n % len(CLASSES)))) for n in range(count)])
+
+
 @app.command()
 def real(
     model: Annotated[Path, typer.Argument(help="the model's folder; its features/real.npz is written")],
@@ -101,13 +107,12 @@ def compare(
     count, side = len(drawn), drawn.shape[-1]
     training, held_out = (data.load(glyphs, aside) for aside in (False, True))
     kept = Statistics.read(bundled(model) / "real.npz").fitting(looks, (side, side))
-    seen = spread(count, len(training))
+    seen, new = (in_turn(part, count) if conditional else spread(count, len(part)) for part in (training, held_out))
     real_seen = real_pictures(training, seen, side)
     figures: dict[str, object] = {"count": count}
     features = looks.images(as_images(drawn))
     figures["frechet_to_held_out"] = frechet_distance(features, kept)
     figures["frechet_of_training_pictures"] = frechet_distance(looks.images(as_images(real_seen)), kept)
-    new = spread(count, len(held_out))
     figures["frechet_of_held_out_pictures"] = frechet_distance(
         looks.images(as_images(real_pictures(held_out, new, side))), kept
     )
