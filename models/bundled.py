@@ -31,7 +31,7 @@ class BundledModel:
         return ["--model", self.folder, *(["--prompts", prompts, "--guidance", self.guidance] if prompts.is_file() else [])]
 
     def requests(self) -> list[dict[str, object]]:
-        """A few prompts to show, all with one seed; an unconditional model, which ignores its one prompt, gets several seeds."""
+        """A few prompts to show, all with one seed; a model that ignores its only prompt gets several seeds."""
         if len(self.prompts) == 1:
             return [{"prompt": self.prompts[0], "seed": SEED + i} for i in range(4)]
         return [{"prompt": prompt, "seed": SEED} for prompt in self.prompts]

@@ -199,7 +199,7 @@ def compare(
     from search_jobs.report import read, write
     from search_jobs.rival import rivals
 
-    config = JobConfig.kept(read(folder).report["config"])
+    config = JobConfig.parse(read(folder).report["config"]).as_kept()
     config.refuse_changed_files()
     students = rivals(config, rival or [], rival_steps or [], rival_guidance or [])
     with ProgressBars(err) as bars:

@@ -145,10 +145,9 @@ class JobConfig(Document):
             fault = first_fault(error)
             raise InvalidInput(fault.text, param=fault.param) from error
 
-    @classmethod
-    def kept(cls, values: dict[str, Any]) -> Self:
-        """The settings that a run folder keeps, as `parse`; before there were extrapolations, none were fitted."""
-        return cls.parse({"extrapolate": False} | values)
+    def as_kept(self) -> Self:
+        """What these settings mean in a run folder: before there were extrapolations, none were fitted."""
+        return self if "extrapolate" in self.model_fields_set else self.model_copy(update={"extrapolate": False})
 
     def refuse_changed_files(self) -> None:
         """Raises `InvalidInput` where the prompts or the features are not what they were when the search began."""

@@ -9,9 +9,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from registry.document import first_fault
 from registry.errors import InvalidInput
 from registry.files import replace_file
 from registry.schedule import Schedule
@@ -133,9 +130,9 @@ class Job:
         if not path.is_file():
             return
         try:
-            stored = JobConfig.kept(json.loads(path.read_bytes()))
-        except (ValueError, TypeError, InvalidInput) as error:
-            raise InvalidInput(f"{path} is no configuration of this version: {error}", param="out") from error
+            stored = JobConfig.model_validate_json(path.read_bytes()).as_kept()
+        except ValidationError as error:
+            raise InvalidInput(f"{path} is no configuration of this version: {first_fault(error)}", param="out") from error
         fields = [name for name in JobConfig.model_fields if name not in PACE]
         other = [name for name in fields if getattr(stored, name) != getattr(self.config, name)]
         if other:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import re
+import struct
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -23,6 +25,7 @@ DECIBELS = (10, 15, 20, 25, 30, 35, 40, 45, 50, 60, 80, 100)
 MACS = tuple(10.0**power * digit for power in range(8, 16) for digit in (1, 2, 5))
 CUSTOM = "custom"  # tier label of requests that name a schedule
 NO_ARM = "none"  # arm label outside experiments
+PAGE_TRIES, PAGE_WAIT = 5, 0.02  # seconds
 
 request_seconds = Histogram(
     "flexi_request_seconds", "Time from a valid request to its answer.", ["tier", "arm", "outcome"], buckets=SECONDS
