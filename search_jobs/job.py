@@ -9,6 +9,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
+from registry.document import first_fault
 from registry.errors import InvalidInput
 from registry.files import replace_file
 from registry.schedule import Schedule
