@@ -222,11 +222,14 @@ def test_another_model_stands_in_the_comparison(
     assert any("rival" in line and "4 steps lcm, guidance 2" in line and "0.500" in line for line in lines)
 
 
-def test_a_rival_is_drawn_at_the_size_that_the_search_decided_at(tmp_path: Path) -> None:
-    model = model_folders.ddpm(tmp_path / "model")
+def test_a_rival_is_drawn_at_the_size_that_the_search_decided_at(tmp_path: Path, tiny_config: dict[str, Any]) -> None:
+    model, prompts = model_folders.sd(tmp_path / "model", tiny_config), tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(TEXTS))
     config = JobConfig.parse(
-        {"model": str(model), "features": str(CLIP), "guidance": 1.0, "teacher_steps": 4, "heldout": 2, "sizes": ("16x16",),
-         "tiers": {"fast": CEILING}, "budgets": ()}
+        {
+            "model": str(model), "prompts": str(prompts), "features": str(CLIP), "guidance": 1.0, "teacher_steps": 4,
+            "heldout": 2, "sizes": ("32x16",), "tiers": {"fast": CEILING}, "budgets": (),
+        }
     )  # fmt: skip
     figures = Rival(model, 4, 1.0).measured(Job(config, tmp_path / "run", Silent()))
     assert (figures["psnr"], figures["cost"]) == (100, 1), "the model itself"

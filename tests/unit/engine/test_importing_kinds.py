@@ -69,7 +69,7 @@ def test_files_of_the_published_sizes_are_known_and_fit_the_configurations_that_
     for component in networks(made):
         wanted = expected(made, component)
         there = spelt(source.weights(component, made, values=False), wanted)
-        assert refuse_misfit(there, wanted, component, file.path) == []
+        assert refuse_misfit(there, wanted, component, file.path, "source") == []
     assert source.unused() == []
     scheduler = made.config("scheduler", "scheduler_config.json")
     assert scheduler["prediction_type"] == ("v_prediction" if width == 1024 else "epsilon")
