@@ -15,7 +15,7 @@ export TOKENIZERS_PARALLELISM := false
 help: ## print this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
-demo: $(VENV)/.runtime ## search, publish, serve and generate on a bundled model; MODEL=glyphs-ldm or glyphs-ddpm (emoji64: 6 to 9 minutes after the installation)
+demo: $(VENV)/.runtime ## search, publish, serve and generate on a bundled model; MODEL=glyphs-ldm or glyphs-ddpm (emoji64: some 6 minutes after the installation)
 	$(BIN)/python -m examples.demo --model $(MODEL)
 
 serve: $(VENV)/.runtime ## serve a bundled model (MODEL=…) on 127.0.0.1:$(PORT); Ctrl-C ends it
