@@ -25,8 +25,9 @@ import numpy as np
 
 from engine.image_size import ImageSize
 from engine.noise import NoiseLevels, Prediction, Trajectory
+from registry.corrections import Correction
 from registry.errors import InvalidInput, Unsupported
-from registry.schedule import Correction, Schedule
+from registry.schedule import Schedule
 
 SCALES_KEPT = 64  # of guidance, whose corrected steps a program remembers
 SIGMA_DATA = 0.5  # of latent consistency models: how far images spread

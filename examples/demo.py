@@ -70,32 +70,32 @@ def main() -> None:
     """Run the five acts and leave pictures, answers and a summary in demo/."""
     parser = argument_parser(__doc__)
     parser.add_argument("--model", choices=BUNDLED, default=DEFAULT)
-    subject = BUNDLED[parser.parse_args().model]
+    model = BUNDLED[parser.parse_args().model]
     started = time.monotonic()
     shutil.rmtree(OUT, ignore_errors=True)
     OUT.mkdir()
-    search(subject)
+    search(model)
     publish()
     say("3. Serve: one BentoML service, every tier of it in one process")
-    settings = {"FLEXI_MODEL": str(subject.folder), "FLEXI_REGISTRY": str(REGISTRY), "FLEXI_WATCH_SECONDS": "1"}
+    settings = {"FLEXI_MODEL": str(model.folder), "FLEXI_REGISTRY": str(REGISTRY), "FLEXI_WATCH_SECONDS": "1"}
     settings |= {
         "FLEXI_SHADOW_SHARE": "0.2",
-        "FLEXI_FEATURES": str(bundled(subject.folder)),
+        "FLEXI_FEATURES": str(bundled(model.folder)),
     }  # sampled images against the teacher's
     with serving(settings, OUT / "server.log") as address, httpx.Client(base_url=address, timeout=300) as client:
         console.print(f"ready at {address}")
-        generate(client, subject)
+        generate(client, model)
         show_metrics(client.get("/metrics").text)
-        experiment(client, subject)
+        experiment(client, model)
     console.print(f"\n{sum(1 for _ in OUT.rglob('*.png'))} pictures and summary.json in {OUT}/: see {OUT}/tiers.png first.")
     console.print(f"Done in {(time.monotonic() - started) / 60:.1f} minutes. `make serve` keeps a service running.")
 
 
-def search(subject: BundledModel) -> None:
+def search(model: BundledModel) -> None:
     """Search schedules for a bundled model."""
-    say(f"1. Search: schedules for {subject.name}, each judged by its images against the unaccelerated teacher's")
-    scales = [word for scale in subject.scales for word in ("--scale", scale)]
-    command("search_jobs", "run", *subject.search_options(), "--out", OUT / "run", *SEARCH, *scales)
+    say(f"1. Search: schedules for {model.name}, each judged by its images against the unaccelerated teacher's")
+    scales = [word for scale in model.scales for word in ("--scale", scale)]
+    command("search_jobs", "run", *model.search_options(), "--out", OUT / "run", *SEARCH, *scales)
     shutil.copy(OUT / "run" / "pareto.png", OUT / "pareto.png")
     shutil.copy(OUT / "run" / "samples.png", OUT / "heldout-samples.png")
 
@@ -106,9 +106,9 @@ def publish() -> None:
     command("search_jobs", "publish", OUT / "run", "--registry", REGISTRY)
 
 
-def generate(client: httpx.Client, subject: BundledModel) -> None:
+def generate(client: httpx.Client, model: BundledModel) -> None:
     """Ask every tier for the same images; leave and show what they cost, how long they took, and how close they are."""
-    requests = subject.requests()
+    requests = model.requests()
     say(f'4. Generate: "{requests[0]["prompt"]}", seed {requests[0]["seed"]}, by every tier')
     answers = {tier: ask(client, tier, requests) for tier in tiers(client)}
     pictures = {}
@@ -215,7 +215,7 @@ def show_metrics(text: str) -> None:
             console.print(line, highlight=False, soft_wrap=True)
 
 
-def experiment(client: httpx.Client, subject: BundledModel) -> None:
+def experiment(client: httpx.Client, model: BundledModel) -> None:
     """Declare, start, serve USERS users, report, stop. Each run is a new experiment, as a declaration never changes."""
     say("5. Experiment: may a cheaper schedule become `fast`? Half of the users get it, and the report decides")
     digests = {tier["tier"]: tier["digest"] for tier in client.get("/v1/tiers").json()["tiers"]}
@@ -243,7 +243,7 @@ def experiment(client: httpx.Client, subject: BundledModel) -> None:
     while name not in [running["name"] for running in client.get("/v1/experiments").json()["experiments"]]:
         time.sleep(0.2)
     with ThreadPoolExecutor(8) as crowd:
-        arms = Counter(crowd.map(lambda user: visit(client, subject, user), range(USERS)))
+        arms = Counter(crowd.map(lambda user: visit(client, model, user), range(USERS)))
     console.print(f"{USERS} users served: " + ", ".join(f"{count} by {arm}" for arm, count in sorted(arms.items())))
     wait_for_fidelity(client)
     command("server.experiments", "report", name, "--registry", REGISTRY)
@@ -259,9 +259,9 @@ def wait_for_fidelity(client: httpx.Client, patience: float = 90.0) -> None:
     time.sleep(8)
 
 
-def visit(client: httpx.Client, subject: BundledModel, user: int) -> str:
+def visit(client: httpx.Client, model: BundledModel, user: int) -> str:
     """Ask for a user's image. Returns the arm that made it."""
-    body = {"prompt": subject.prompts[user % len(subject.prompts)], "tier": "fast", "seed": user, "unit": f"user-{user}"}
+    body = {"prompt": model.prompts[user % len(model.prompts)], "tier": "fast", "seed": user, "unit": f"user-{user}"}
     return str(client.post("/generate", json=body).raise_for_status().json()["arm"])
 
 

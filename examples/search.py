@@ -13,9 +13,9 @@ def main() -> int:
     """Search and publish as a user would."""
     parser = argument_parser(__doc__)
     parser.add_argument("--model", choices=BUNDLED, default=DEFAULT)
-    subject = BUNDLED[parser.parse_args().model]
-    run = f".flexi/runs/{subject.name}"
-    searching = ["run", *subject.search_options(), "--out", run, "--heldout", 64, "--generations", 10]
+    model = BUNDLED[parser.parse_args().model]
+    run = f".flexi/runs/{model.name}"
+    searching = ["run", *model.search_options(), "--out", run, "--heldout", 64, "--generations", 10]
     for words in (searching, ["publish", run]):
         if code := subprocess.run([sys.executable, "-m", "search_jobs", *map(str, words)], check=False).returncode:
             return code

@@ -19,11 +19,11 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=3000)
     parser.add_argument("--model", choices=BUNDLED, default=DEFAULT)
     arguments = parser.parse_args()
-    port, subject = arguments.port, BUNDLED[arguments.model]
-    prompt = subject.requests()[0]["prompt"]
+    port, model = arguments.port, BUNDLED[arguments.model]
+    prompt = model.requests()[0]["prompt"]
     log = Path(".flexi/serve.log")
     print(f"Starting the service on port {port} (log: {log}) …", flush=True)
-    with serving({"FLEXI_MODEL": str(subject.folder)}, log, port=port) as address:
+    with serving({"FLEXI_MODEL": str(model.folder)}, log, port=port) as address:
         tiers = httpx.get(f"{address}/v1/tiers").raise_for_status().json()
         offered = [tier["tier"] for tier in tiers["tiers"]]
         tier = "balanced" if "balanced" in offered else offered[0]

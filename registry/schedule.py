@@ -9,6 +9,7 @@ from typing import Final, Literal, NamedTuple, Self
 
 from pydantic import Field, JsonValue, ValidationError, model_validator
 
+from registry.corrections import Correction, ScaledCorrections, at_scale
 from registry.document import Document, Name, canonical, first_fault, misfit
 from registry.errors import InvalidInput, Unsupported
 
@@ -82,38 +83,6 @@ class Segment(Document):
         if not self.partial and self.branch != 1:
             raise misfit(f"must be 1 in a segment without partial steps, got {self.branch}", "branch")
         return self
-
-
-class Correction(Document):
-    """What one computed step adds to its solver's own numbers (`engine.program`), fitted to land on the teacher's path.
-
-    `guidance` is a factor on the request's guidance scale; the next three are added to what the next latent takes of the latent
-    now, of the UNet's guided output, and of the clean latent predicted one step before. `extrapolation` is of full steps: the
-    partial steps after one reuse not its deep feature F, but F + extrapolation · (F − what was reused before).
-    """
-
-    guidance: float = Field(default=1.0, ge=-100, le=100)
-    latent: float = Field(default=0.0, ge=-100, le=100)
-    output: float = Field(default=0.0, ge=-100, le=100)
-    before: float = Field(default=0.0, ge=-100, le=100)
-    extrapolation: float = Field(default=0.0, ge=-100, le=100, exclude_if=lambda weight: weight == 0)  # as `Solver.karras` is
-
-    def towards(self, other: Correction, share: float) -> Correction:
-        """Each number so far on the way to the other's: 0 is here, 1 is there."""
-        return Correction(
-            guidance=self.guidance + share * (other.guidance - self.guidance),
-            latent=self.latent + share * (other.latent - self.latent),
-            output=self.output + share * (other.output - self.output),
-            before=self.before + share * (other.before - self.before),
-            extrapolation=self.extrapolation + share * (other.extrapolation - self.extrapolation),
-        )
-
-
-class ScaledCorrections(Document):
-    """The corrections of all computed steps, fitted at one scale of classifier-free guidance; 1 is without guidance."""
-
-    guidance: float = Field(ge=1, le=100)
-    corrections: tuple[Correction, ...]
 
 
 class Validated(Document):
@@ -278,22 +247,8 @@ class Schedule(Document):
         return found
 
     def corrections_at(self, guidance: float) -> tuple[Correction, ...] | None:
-        """The corrections of the computed steps for images of this scale; None without any.
-
-        Between two scales at which they were fitted each number is taken linearly, past the last ones it is that of the last:
-        measured, that is never worse than a fit at the very scale, and past them better than none.
-        """
-        if self.scaled_corrections is None:
-            return self.corrections
-        above = next((i for i, fitted in enumerate(self.scaled_corrections) if fitted.guidance >= guidance), None)
-        if above is None:
-            return self.scaled_corrections[-1].corrections
-        high = self.scaled_corrections[above]
-        if above == 0 or high.guidance == guidance:
-            return high.corrections
-        low = self.scaled_corrections[above - 1]
-        share = (guidance - low.guidance) / (high.guidance - low.guidance)
-        return tuple(one.towards(other, share) for one, other in zip(low.corrections, high.corrections, strict=True))
+        """The corrections of the computed steps for images of this scale; None without any."""
+        return self.corrections if self.scaled_corrections is None else at_scale(self.scaled_corrections, guidance)
 
     @property
     def branches(self) -> set[int]:

@@ -98,24 +98,19 @@ def run(
     compiled: Compile = "auto",
 ) -> None:
     """Search schedules for a model; write the run folder's report.json and pictures."""
-    from engine.loading import distilled
     from evaluation import bundled
-    from search_jobs.config import TEACHER_STEPS, JobConfig, digest_of
-    from search_jobs.distilled import TIERS, refuse_few
+    from search_jobs.config import JobConfig, digest_of
+    from search_jobs.distilled import settings_of
 
     if name is not None:
         given_name(name)
-    looks, taught = features or bundled(model), distilled(model, name)
-    if taught:
-        refuse_few(name or model.name, taught.steps)
-        few = {"tiers": TIERS, "budgets": ()}
-        guidance = taught.guidance if guidance is None else guidance
-    if teacher_steps is None:
-        teacher_steps = taught.steps if taught else TEACHER_STEPS
+    looks, usual = features or bundled(model), settings_of(model, name)
+    guidance = usual.pop("guidance", None) if guidance is None else guidance
+    steps = {} if teacher_steps is None else {"teacher_steps": teacher_steps}
     config = {
         "model": str(model), "name": name, "prompts": str(prompts or ""),
         "features": str(looks), "features_digest": digest_of(looks),
-        "teacher_steps": teacher_steps, "guidance": _scale(guidance, prompts), **(few if taught else {}),
+        **usual, **steps, "guidance": _scale(guidance, prompts),
         **({"scales": scales} if scales else {}), "scaled": scaled, "sizes": sizes or [],
         "screen": screen, "images": images, "select": select, "finals": finals, "heldout": heldout,
         "generations": generations, "population": population, "seed": seed,
@@ -259,20 +254,15 @@ def evaluate(
     if cut := cut_prompts(loaded.prompts, texts):
         err.print(f"{cut} of {len(texts)} prompts are longer than the {loaded.prompts.tokens} tokens that the model reads")
     shown = ImageSize.parse(size) if size else loaded.image_size
-    other = loaded.other_size(shown)
-    pictures = real_gaussian(real, looks, shown) if real else None
     steps = teacher_steps or loaded.few_steps or TEACHER_STEPS
     scale = loaded.usual_guidance if guidance is None and loaded.few_steps else asked
-    objective = Objective(loaded, looks, sample, steps, scale, batch, bootstrap=True, real=pictures, size=other)
     held_out = ["noise"] if all_prompts or not prompts else ["noise", "prompts"]
-    evaluation = objective.evaluate(document)
-    figures = {
-        "features": looks.name,
-        "size": str(shown),
-        "held_out": held_out,
-        "prompts_cut": cut,
-        **evaluation.measurement.document(),
-    }
+    pictures = real_gaussian(real, looks, shown) if real else None
+    objective = Objective(
+        loaded, looks, sample, steps, scale, batch, bootstrap=True, real=pictures, size=loaded.other_size(shown)
+    )
+    figures = {"features": looks.name, "size": str(shown), "held_out": held_out, "prompts_cut": cut}
+    figures |= objective.evaluate(document).measurement.document()
     if pictures is not None:
         figures["teacher_to_real"] = objective.measure(objective.teacher, objective.teacher_outputs.images).to_real
     print(json.dumps(figures))

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from registry.corrections import Correction, ScaledCorrections
 from registry.errors import InvalidInput
-from registry.schedule import Correction, ScaledCorrections, Schedule
+from registry.schedule import Schedule
 from search_jobs.baselines import Baseline
 from search_jobs.evaluations import Evaluations
 from search_jobs.stages import fit_at

@@ -3,7 +3,11 @@ ceilings that so few steps can keep."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 from engine.guidance import OFF
+from engine.loading import distilled
 from engine.model import Model
 from registry.errors import InvalidInput
 from registry.schedule import SolverName
@@ -20,6 +24,18 @@ def solvers(model: Model) -> tuple[SolverName, ...]:
     return tuple(solver for solver in SOLVERS if model.levels.walks[solver].refusal is None)
 
 
+def settings_of(folder: Path, name: str | None) -> dict[str, Any]:
+    """A search's settings for the model in a folder where nobody says others: none but for a distilled one.
+
+    No weights are read. Raises `InvalidInput` for a model of too few steps.
+    """
+    taught_to = distilled(folder, name)
+    if taught_to is None:
+        return {}
+    refuse_few(name or folder.name, taught_to.steps)
+    return {"teacher_steps": taught_to.steps, "guidance": taught_to.guidance, "tiers": TIERS, "budgets": ()}
+
+
 def usual_budgets(config: JobConfig) -> list[float]:
     """The relative costs at which searches are compared: the usual ones, where so few steps can keep them all."""
     return list(BUDGETS) if min(BUDGETS) * config.teacher_steps >= 1 else config.ceilings
@@ -30,11 +46,11 @@ def refuse_distilled(model: Model, config: JobConfig) -> None:
     if model.few_steps is None:
         return
     refuse_few(model.ref.name, model.few_steps)
-    distilled = taught(model.ref.name, model.few_steps)
+    what = taught(model.ref.name, model.few_steps)
     if config.teacher_steps != model.few_steps and model.teacher_solver != "lcm":  # which was taught all numbers
-        raise InvalidInput(f"{distilled}; say {model.few_steps}, got {config.teacher_steps}", param="teacher_steps")
+        raise InvalidInput(f"{what}; say {model.few_steps}, got {config.teacher_steps}", param="teacher_steps")
     if config.guidance > OFF and not model.embeds_guidance:
-        raise InvalidInput(f"{distilled}; say 1, got {config.guidance:g}", param="guidance")
+        raise InvalidInput(f"{what}; say 1, got {config.guidance:g}", param="guidance")
 
 
 def refuse_few(name: str, steps: int) -> None:

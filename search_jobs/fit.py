@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from engine.program import ProgramStep, corrected
-from registry.schedule import Correction
+from registry.corrections import Correction
 
 RIDGE = 1e-6  # of each unknown's own weight: keeps what the images do not tell at the solver's value
 LIMIT = 10.0  # a larger number would be a fit to noise

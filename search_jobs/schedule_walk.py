@@ -9,7 +9,8 @@ from torch import Tensor
 
 from engine.extrapolation import extrapolated
 from engine.program import ProgramStep
-from registry.schedule import Correction, Schedule
+from registry.corrections import Correction
+from registry.schedule import Schedule
 from search_jobs.fit import UNetCall
 
 Key = tuple[object, ...]

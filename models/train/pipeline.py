@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel, PreTrainedTokenizerBase
 
 EMOJI64 = Path("models/emoji64")
+Unet = TypeVar("Unet", bound=torch.nn.Module)
 
 
 def noise_levels() -> DDIMScheduler:
@@ -40,9 +42,16 @@ def build_unet(folder: Path) -> UNet2DConditionModel:
         cross_attention_dim=128,
         attention_head_dim=4,
     )
+    return calm(unet, "conv2", "proj_out")
+
+
+def calm(unet: Unet, *ends: str) -> Unet:
+    """Let each residual branch begin as nothing, and the first prediction be zero: calmer early training.
+
+    ends: the layers that end a branch.
+    """
     for name, parameter in unet.named_parameters():
-        # Each residual branch begins as nothing, and the first prediction is zero: calmer early training.
-        if name.rsplit(".", 1)[0].endswith(("conv2", "proj_out")) or name.startswith("conv_out."):
+        if name.rsplit(".", 1)[0].endswith(ends) or name.startswith("conv_out."):
             torch.nn.init.zeros_(parameter)
     return unet
 

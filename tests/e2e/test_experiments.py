@@ -20,9 +20,10 @@ from served import MODEL, PATIENCE, SETTINGS, TEACHER_STEPS, made, publish
 from deploy.grafana.panels import EXPERIMENTS, ROWS
 from examples.launch import serving
 from registry.catalog import Catalog
+from registry.corrections import Correction
 from registry.experiments.catalog import ExperimentCatalog
 from registry.experiments.declaration import Experiment
-from registry.schedule import Correction, Schedule, Segment, Solver
+from registry.schedule import Schedule, Segment, Solver
 from registry.stores.address import open_store
 from server.experiments.assign import arm_of, enrolled
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from registry.schedule import Correction, Cost, Fidelity, ModelRef, ScaledCorrections, Schedule, Segment, Solver, Validated
+from registry.corrections import Correction, ScaledCorrections
+from registry.schedule import Cost, Fidelity, ModelRef, Schedule, Segment, Solver, Validated
 
 MODEL = ModelRef(name="emoji64", family="unet2d-condition", fingerprint="sha256:" + "0" * 64)
 finite = st.floats(allow_nan=False, allow_infinity=False)

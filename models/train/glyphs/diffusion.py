@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import torch
 import typer
@@ -25,18 +25,19 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models.train import loop
 from models.train.glyphs import CLASSES, data, vq
+from models.train.pipeline import calm
 from models.train.unet import stratified
 from registry.commands.command_line import command_line
 
 WIDTH = 64  # of a class's embedding
 NULL = len(CLASSES)  # the class that means none, the table's last
 app = command_line(help=__doc__ or "")
-Unet = TypeVar("Unet", bound=nn.Module)
+BRANCHES = ("conv2", "proj_out", "to_out.0")  # their ends
 
 
 def latent_unet() -> UNet2DConditionModel:
     """5.7 M parameters, four levels of 16×16 latents; as in LDM-4-G the class is a context of one token, not at level 0."""
-    return _calm(
+    return calm(
         UNet2DConditionModel(
             sample_size=16,
             in_channels=3,
@@ -48,13 +49,14 @@ def latent_unet() -> UNet2DConditionModel:
             norm_num_groups=8,
             cross_attention_dim=WIDTH,
             attention_head_dim=4,
-        )
+        ),
+        *BRANCHES,
     )
 
 
 def pixel_unet() -> UNet2DModel:
     """1.7 M parameters, four levels of 32×32 grey pixels, attention at 8×8 and in the middle."""
-    return _calm(
+    return calm(
         UNet2DModel(
             sample_size=32,
             in_channels=1,
@@ -65,7 +67,8 @@ def pixel_unet() -> UNet2DModel:
             layers_per_block=1,
             norm_num_groups=8,
             attention_head_dim=16,
-        )
+        ),
+        *BRANCHES,
     )
 
 
@@ -86,14 +89,6 @@ def _quickly() -> Iterator[None]:
     """bfloat16 where it's safe; attention by matrix products: with so few tokens the fused kernel's gradient is half a step."""
     with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
         yield
-
-
-def _calm(unet: Unet) -> Unet:
-    """Let each residual branch begin as nothing, and the first prediction be zero: calmer early training."""
-    for name, parameter in unet.named_parameters():
-        if name.rsplit(".", 1)[0].endswith(("conv2", "proj_out", "to_out.0")) or name.startswith("conv_out."):
-            nn.init.zeros_(parameter)
-    return unet
 
 
 Out = Annotated[Path, typer.Option(help="checkpoint.pt and, at the end, the pipeline's folder")]

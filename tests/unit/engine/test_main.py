@@ -22,7 +22,8 @@ from engine.image_size import ImageSize
 from engine.macs import count_steps
 from engine.model import Model
 from engine.notice import Notice
-from registry.schedule import Correction, ScaledCorrections, Schedule, Segment, Validated, teacher
+from registry.corrections import Correction, ScaledCorrections
+from registry.schedule import Schedule, Segment, Validated, teacher
 
 
 def call(*args: str | Path) -> Any:

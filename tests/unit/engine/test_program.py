@@ -33,8 +33,9 @@ from engine.program import Program, compile_program
 from engine.sampler import generate
 from engine.schedulers import noise_levels
 from engine.unrolled import UnrolledUNet
+from registry.corrections import Correction, ScaledCorrections
 from registry.errors import InvalidInput, Unsupported
-from registry.schedule import Correction, ModelRef, ScaledCorrections, Schedule, Segment, Solver, SolverName, Spacing, teacher
+from registry.schedule import ModelRef, Schedule, Segment, Solver, SolverName, Spacing, teacher
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers with numpy 2
 

@@ -20,7 +20,8 @@ from engine.prompts import TextPrompts
 from engine.sampler import generate
 from engine.schedulers import noise_levels
 from engine.unrolled import UnrolledUNet
-from registry.schedule import Correction, ModelRef, Schedule, Segment, Solver, SolverName, teacher
+from registry.corrections import Correction
+from registry.schedule import ModelRef, Schedule, Segment, Solver, SolverName, teacher
 
 PROMPTS = ["red heart", "cat face"]
 FAMILIES = {"ddim": DDIMScheduler, "dpmsolver++": DPMSolverMultistepScheduler}

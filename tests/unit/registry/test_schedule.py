@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from schedule_strategies import MODEL, descriptions, models, schedule, schedules
 
+from registry.corrections import Correction, ScaledCorrections
 from registry.errors import InvalidInput, Unsupported
-from registry.schedule import IDENTITY, Correction, ScaledCorrections, Schedule, Segment, Solver, teacher
+from registry.schedule import IDENTITY, Schedule, Segment, Solver, teacher
 
 MODELS = st.just(MODEL)
 FEW = settings(max_examples=40, deadline=None)

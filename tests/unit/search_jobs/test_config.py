@@ -106,3 +106,9 @@ def test_a_configuration_of_before_models_had_names_is_the_same_job(tmp_path: Pa
     before = now.model_dump(mode="json")
     assert before.pop("name") is None
     assert JobConfig.model_validate(before) == now
+
+
+def test_a_configuration_of_before_extrapolations_had_none() -> None:
+    given_today, of_before = JobConfig(model="m", features="f", extrapolate=True), JobConfig(model="m", features="f")
+    assert of_before.extrapolate, "of a search that begins today"
+    assert (given_today.as_kept().extrapolate, of_before.as_kept().extrapolate) == (True, False)

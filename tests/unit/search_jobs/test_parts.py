@@ -10,8 +10,9 @@ from scipy.linalg import sqrtm
 
 from engine.model import Model
 from evaluation import Clip, clip_score, frechet_distance
+from registry.corrections import Correction
 from registry.errors import InvalidInput, NotFound
-from registry.schedule import Correction, Schedule
+from registry.schedule import Schedule
 from search_jobs.config import BUDGETS, JobConfig, read_prompts
 from search_jobs.distilled import TIERS as FEW_STEP_TIERS
 from search_jobs.distilled import refuse_distilled, solvers, usual_budgets

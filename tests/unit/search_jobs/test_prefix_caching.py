@@ -23,7 +23,8 @@ from engine.loading import load
 from engine.model import Model
 from engine.program import ProgramStep, corrected, path_of
 from engine.sampler import generate
-from registry.schedule import Correction, Schedule, Segment, teacher
+from registry.corrections import Correction
+from registry.schedule import Schedule, Segment, teacher
 from search_jobs.fit import UNetCall, fit, fit_extrapolation
 from search_jobs.memory import memory_of
 from search_jobs.path import TeacherPath, walk

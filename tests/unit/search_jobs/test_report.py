@@ -20,8 +20,9 @@ from rich.console import Console
 from schedule_strategies import schedules
 from typer.testing import CliRunner
 
+from registry.corrections import Correction
 from registry.errors import InvalidInput, NotFound
-from registry.schedule import Correction, ModelRef, Schedule, Segment, Solver, teacher
+from registry.schedule import ModelRef, Schedule, Segment, Solver, teacher
 from search_jobs.__main__ import app
 from search_jobs.publish import artifacts
 from search_jobs.report import FinishedRun, read, table, write

@@ -10,7 +10,8 @@ from typing_extensions import override
 from engine.loading import load
 from engine.model import Model
 from engine.noise import NoiseLevels, Walk
-from registry.schedule import Correction, ModelRef, Schedule, Segment, Solver, SolverName
+from registry.corrections import Correction
+from registry.schedule import ModelRef, Schedule, Segment, Solver, SolverName
 from search_jobs.baselines import Baseline
 from search_jobs.choice import choices
 from search_jobs.config import JobConfig

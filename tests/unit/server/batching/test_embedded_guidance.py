@@ -15,7 +15,8 @@ from engine.fresh_noise import stacked
 from engine.images import levels
 from engine.sampler import generate
 from registry.catalog import Catalog
-from registry.schedule import Correction, ScaledCorrections, Schedule, Segment, Validated
+from registry.corrections import Correction, ScaledCorrections
+from registry.schedule import Schedule, Segment, Validated
 from server.access.keys import ANONYMOUS
 from server.api import GenerateRequest
 from server.batching.admission import Admission

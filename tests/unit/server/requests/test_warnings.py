@@ -19,8 +19,9 @@ from server_model import small_model
 from engine.loading import load
 from engine.notice import Notice
 from registry.catalog import Catalog
+from registry.corrections import Correction, ScaledCorrections
 from registry.errors import InvalidInput
-from registry.schedule import Correction, ScaledCorrections, Schedule, Segment, Validated
+from registry.schedule import Schedule, Segment, Validated
 from registry.tiers import REFERENCE
 from server.access.keys import ANONYMOUS
 from server.access.quota import Quotas

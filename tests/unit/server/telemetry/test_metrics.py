@@ -122,3 +122,12 @@ def books() -> dict[str, float]:
         "steps": total("flexi_finished_steps_total") - total("flexi_planned_steps_total"),
         "macs": total("flexi_image_macs_sum") - total("flexi_planned_macs_total"),
     }
+
+
+def test_a_page_waits_for_the_file_of_a_process_that_starts_now(process, tmp_path, monkeypatch):
+    process("metrics.queue_images.set(3)")
+    new = tmp_path / "counter_1.db"
+    new.touch()
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    monkeypatch.setattr(metrics.time, "sleep", lambda _: new.unlink())
+    assert b"flexi_queue_images 3.0" in metrics.page()
