@@ -134,6 +134,7 @@ def test_the_page_does_not_grow_with_what_strangers_ask_for(client):
 
 
 def test_the_server_says_that_its_engine_is_up(watched):
+    watched.prometheus.wait_for_scrape(after=time.time())
     assert list(watched.prometheus.query("flexi_engine_up").values()) == [1]
 
 
