@@ -221,7 +221,9 @@ def evaluate(
         Path | None, typer.Option(help="A folder of real images, or their statistics: adds the distance to them.")
     ] = None,
     name: ModelName = None,
-    all_prompts: Annotated[bool, typer.Option("--all-prompts", help="Of a file that no search saw: not half of it.")] = False,
+    all_prompts: Annotated[
+        bool, typer.Option("--all-prompts", help="Not half of the file: for one that no search saw, or with --real.")
+    ] = False,
     images: Annotated[int, typer.Option(min=2, max=100_000)] = 32,
     teacher_steps: Annotated[
         int | None, typer.Option(min=4, max=900, help="Steps of the teacher (DDIM) [default: 50, or a distilled model's own].")
@@ -237,7 +239,7 @@ def evaluate(
     """Measure one schedule against the teacher and print the figures as JSON; with --real, the teacher's own as well.
 
     Noise is that of no search. Prompts are the half of the file that a search on it holds out; a search on another file may
-    have seen them.
+    have seen them. Real pictures are of all that the model draws: a distance to them is of all prompts only.
     """
     from evaluation import bundled, extractor
     from evaluation.real import real_gaussian
@@ -257,6 +259,8 @@ def evaluate(
     steps = teacher_steps or loaded.few_steps or TEACHER_STEPS
     scale = loaded.usual_guidance if guidance is None and loaded.few_steps else asked
     held_out = ["noise"] if all_prompts or not prompts else ["noise", "prompts"]
+    if real and prompts and not all_prompts:
+        err.print("--real: half of the prompts are held against real pictures of all, unless --all-prompts is given")
     pictures = real_gaussian(real, looks, shown) if real else None
     objective = Objective(
         loaded, looks, sample, steps, scale, batch, bootstrap=True, real=pictures, size=loaded.other_size(shown)

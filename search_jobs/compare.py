@@ -28,16 +28,18 @@ FILE = "compare.json"
 def compare(job: Job, budgets: Sequence[float], twins: Sequence[Path] = (), rivals: Sequence[Rival] = ()) -> dict[str, Any]:
     """Measure, for each budget, the searched schedule and the strongest baseline of each family; write compare.json.
 
-    Baselines are chosen on the images of the search, over solver steps, intervals, branches and every setting of the solvers,
-    as the searched schedule was chosen without the held-out images. `twins` are run folders of other searches of the same model
-    and prompts, which hold out the same half of them: theirs are measured too, and so are the images of `rivals`, other models.
+    Baselines are chosen over solver steps, intervals, branches and every setting of the solvers, at last on the images that
+    decided among the searched ones: none has seen the held-out images. `twins` are run folders of other searches of the same
+    model and prompts, which hold out the same half of them: theirs are measured too, and so are the images of `rivals`, other
+    models.
     Raises `InvalidInput` for a budget that is no fraction, and for a twin of another model or of other prompts.
     """
     for i, budget in enumerate(budgets):
         if not 0 < budget <= 1:
             raise InvalidInput(f"a fraction of the teacher's cost in (0, 1], got {budget}", param=f"budget.{i}")
     chosen = {name: _chosen(folder, job, budgets) for name, folder in _named(job.folder, twins).items()}
-    job.objective("held-out")
+    for stage in ("finals", "held-out"):
+        job.objective(stage)
     with job.executor() as executor:
         strongest = _strongest_by_family(job, executor, budgets)
         schedules = [baseline.schedule for baseline in strongest.values()]
@@ -69,8 +71,8 @@ def compare(job: Job, budgets: Sequence[float], twins: Sequence[Path] = (), riva
             name: [_entry(by_budget.get(budget), measurements, searched.get(budget)) for budget in budgets]
             for name, by_budget in chosen.items()
         },
-        "rivals": [rival.measured(job) for rival in rivals],
     }
+    document["rivals"] = [_rival_entry(*rival.measured(job), document, measurements) for rival in rivals]
     write_json(job.folder / FILE, document)
     return document
 
@@ -118,12 +120,15 @@ def _ratio(searched: Mapping[str, Any] | None, entry: Mapping[str, Any]) -> str:
 
 
 def _strongest_by_family(job: Job, executor: Executor, budgets: Sequence[float]) -> dict[tuple[float, str], Baseline]:
-    """For each budget and family the baseline that is strongest on the images of the search."""
+    """For each budget and family the strongest baseline: of the best few on the images of the search the best in the finals."""
     groups: dict[tuple[float, str], list[Baseline]] = {}
     for budget in budgets:
         for baseline in job.baselines.every_setting(budget, job.config.teacher_steps):
             groups.setdefault((budget, baseline.family), []).append(baseline)
-    return {key: ranked[0] for key, ranked in job.rivals(executor, groups).items()}
+    ranked = job.rivals(executor, groups)
+    finalists = [baseline.schedule for baselines in ranked.values() for baseline in baselines]
+    losses = job.evaluations(executor).losses("by hand, finals", "finals", finalists)
+    return {key: min(baselines, key=lambda baseline: losses[baseline.schedule.digest]) for key, baselines in ranked.items()}
 
 
 def _named(folder: Path, twins: Sequence[Path]) -> dict[str, Path]:
@@ -161,6 +166,16 @@ def _entry(
     own = measurements[schedule.digest]
     paired = {name: estimate._asdict() for name, estimate in searched.against(own).items()} if searched else {}
     return {"digest": schedule.digest, **own.document(), **({"searched_against_this": paired} if paired else {})}
+
+
+def _rival_entry(
+    about: Mapping[str, Any], measured: Measurement, document: Mapping[str, Any], measurements: Mapping[str, Measurement]
+) -> dict[str, Any]:
+    """Another model's figures, and how the searched schedule that costs no more compares with it, paired by image."""
+    entry = {**about, **measured.document()}
+    searched = at_its_cost(document, entry)
+    paired = measurements[searched["digest"]].against(measured) if searched else {}
+    return entry | ({"searched_against_this": {name: one._asdict() for name, one in paired.items()}} if paired else {})
 
 
 def _volume(chosen: Mapping[float, Schedule], measurements: Mapping[str, Measurement]) -> float:

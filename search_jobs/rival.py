@@ -8,9 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+
+from pydantic import TypeAdapter
 
 from engine.folder import Folder
 from engine.guidance import MAX_SCALE, meant
@@ -22,6 +24,7 @@ from registry.schedule import MAX_TEACHER_STEPS
 from search_jobs.config import JobConfig
 from search_jobs.evaluator import opened
 from search_jobs.job import Job, write_json
+from search_jobs.measurement import Measurement
 from search_jobs.objective import Objective
 
 N = TypeVar("N", int, float)
@@ -36,8 +39,8 @@ class Rival:
     steps: int
     guidance: float
 
-    def measured(self, job: Job) -> dict[str, Any]:
-        """Its figures on the run's held-out images, from the run folder if they are there, else measured and kept there.
+    def measured(self, job: Job) -> tuple[dict[str, Any], Measurement]:
+        """What it was drawn with, and its figures on the run's held-out images: from the run folder, else measured and kept.
 
         Raises `InvalidInput` with the param `rival` for a model whose images cannot be held against the teacher's.
         """
@@ -49,21 +52,23 @@ class Rival:
         ).hexdigest()
         file = job.folder / FOLDER / f"{key}.json"
         if not file.is_file():
-            document = self._measure(job, held_out)
+            about, measurement = self._measure(job, held_out)
             file.parent.mkdir(exist_ok=True)
-            write_json(file, document)
+            write_json(file, {"about": about, "measure": asdict(measurement)})
         try:
-            kept: dict[str, Any] = json.loads(file.read_bytes())
-        except ValueError as error:
-            raise InvalidInput(f"{file} is damaged, for it is not JSON: remove it, and compare again", param="run") from error
-        return kept
+            kept = json.loads(file.read_bytes())
+            return dict(kept["about"]), TypeAdapter(Measurement).validate_python(kept["measure"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise InvalidInput(
+                f"{file} is no measurement of this version: remove it, and compare again", param="run"
+            ) from error
 
     @property
     def fingerprint(self) -> str:
         """Of its files."""
         return Folder(self.folder).fingerprint()
 
-    def _measure(self, job: Job, held_out: Objective) -> dict[str, Any]:
+    def _measure(self, job: Job, held_out: Objective) -> tuple[dict[str, Any], Measurement]:
         config, sample = job.config, held_out.sample
         job.progress.begin(f"rival {self.folder.name}", len(sample.seeds))
         try:
@@ -86,14 +91,14 @@ class Rival:
         macs = model.macs_at(size).of_program(drawn.teacher, drawn.rows)
         whole = held_out.teacher_macs // len(sample.seeds)
         measurement = held_out.measure_images(drawn.teacher_outputs.images, macs / whole, macs)
-        return {
+        about = {
             "name": model.ref.name,
             "fingerprint": model.ref.fingerprint,
             "solver": drawn.teacher.schedule.solver.name,
             "steps": self.steps,
             "guidance": self.guidance,
-            **measurement.document(),
         }
+        return about, measurement
 
 
 def rivals(config: JobConfig, folders: Sequence[Path], steps: Sequence[int], scales: Sequence[float]) -> list[Rival]:

@@ -121,7 +121,9 @@ class ImageStore:
 
     def _key(self, part: Sample) -> str:
         """A name for all that a part's measurements depend on, the schedule apart."""
-        parts = (self.model.ref.fingerprint, self.extractor.name, self.teacher.digest, self.guidance)
+        parts: tuple[object, ...] = (self.model.ref.fingerprint, self.extractor.name, self.teacher.digest, self.guidance)
+        if self.model.dtype != torch.float32:
+            parts = (*parts, str(self.model.dtype))
         return hashlib.sha256(repr((*parts, list(part.prompts), list(part.seeds))).encode()).hexdigest()[:16]
 
 

@@ -29,15 +29,15 @@ page`) from what it measured; nothing in it is typed by hand, and what was not m
 **Speed-up** is in MACs of the UNet: 5.1× is at most 1/5.1 of the teacher's. **rFID** is the Fréchet distance to the teacher's
 images of the same prompts and noise, **PSNR** the pixel error to them, **distance to real** the Fréchet distance to real images
 that no training saw. Distances compare only within a model: same features, same number of images. Every set of images has the
-same noise, and nothing was chosen on it. Prompts are those that no search saw; of a model with real images all its classes, for
-the real ones are of all.
+same noise, and no schedule was chosen on it. Prompts are those that no search saw; of a model with real images all its classes,
+for the real ones are of all.
 
 What is **set by hand** is the best that a user can set: every step count, every interval and branch of caching, all three
 timestep spacings, Karras' levels, clipping where the model's makers clip, each chosen for each cost on other noise.
 **The paper's space** is the literal one (partial steps directly after full ones, no timesteps or corrections of their own),
-searched as ours is, and then tried in every setting of its solver. Of several searches the table shows the middle one by rFID,
-and the lowest and highest in parentheses. Intervals are 95 % bootstrap intervals, paired by noise: where that of a ratio
-excludes 1, or of a difference 0, the two differ.
+searched as ours is, and then tried in every setting of its solver. Of several searches the table shows the middle one by rFID
+on these images, and the lowest and highest in parentheses. Intervals are 95 % bootstrap intervals, paired by noise: where that
+of a ratio excludes 1, or of a difference 0, the two differ.
 """
 
 

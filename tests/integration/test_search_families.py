@@ -195,12 +195,12 @@ def test_another_model_stands_in_the_comparison(
     students = [itself, *rivals(config, [place / "model"], [], [2.0])]
     assert students[1].steps == 4, "what a distilled model was taught"
     student = model_folders.sd(tmp_path / "student", tiny_config)
-    students += rivals(config, [student], [3], [1.0])
+    students += [*rivals(config, [student], [3], [1.0]), *rivals(config, [place / "model"], [6], [2.0])]
 
     def measured() -> list[dict[str, Any]]:
         return compare(job, [CEILING], rivals=students)["rivals"]
 
-    same, fewer, other = measured()
+    same, fewer, other, dearer = measured()
     model, stranger = load(place / "model"), load(student)
     assert (same["psnr"], same["cost"]) == (pytest.approx(100), 1)
     assert same["rfid"] == pytest.approx(0, abs=1e-6)
@@ -209,10 +209,15 @@ def test_another_model_stands_in_the_comparison(
     assert other["cost"] == pytest.approx(other["macs"] / (8 * model.macs.full.macs))
     assert min(fewer["rfid"], other["rfid"]) > 0
     assert (other["name"], other["solver"], other["images"]) == ("student", "ddim", config.heldout)
+    cheaper = json.loads((place / "run" / "compare.json").read_bytes())["budgets"][0]["searched"]
+    paired = dearer["searched_against_this"]["rfid"]
+    assert paired["value"] == pytest.approx(cheaper["rfid"] / dearer["rfid"])
+    assert paired["low"] <= paired["value"] <= paired["high"]
+    assert "searched_against_this" not in fewer, "no searched schedule is as cheap"
 
-    assert sum(name.startswith("rival") for name in progress.begun) == 3
-    assert measured() == [same, fewer, other]
-    assert sum(name.startswith("rival") for name in progress.begun) == 3, "a second comparison makes no images"
+    assert sum(name.startswith("rival") for name in progress.begun) == 4
+    assert measured() == [same, fewer, other, dearer]
+    assert sum(name.startswith("rival") for name in progress.begun) == 4, "a second comparison makes no images"
 
     page = write(read(place / "run"))[0]
     assert "student, 3 steps ddim" in page.read_text()
@@ -231,8 +236,8 @@ def test_a_rival_is_drawn_at_the_size_that_the_search_decided_at(tmp_path: Path,
             "heldout": 2, "sizes": ("32x16",), "tiers": {"fast": CEILING}, "budgets": (),
         }
     )  # fmt: skip
-    figures = Rival(model, 4, 1.0).measured(Job(config, tmp_path / "run", Silent()))
-    assert (figures["psnr"], figures["cost"]) == (100, 1), "the model itself"
+    _, figures = Rival(model, 4, 1.0).measured(Job(config, tmp_path / "run", Silent()))
+    assert (figures.psnr, figures.cost) == (100, 1), "the model itself"
 
 
 def test_a_rival_that_cannot_be_compared_is_refused_by_name(searched: Callable[[str], Searched], tmp_path: Path) -> None:

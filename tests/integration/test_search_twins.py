@@ -107,3 +107,17 @@ def test_a_search_goes_on_with_other_batches_but_not_as_another_search(own: Sear
     gc.collect()
     with pytest.raises(InvalidInput, match=r"another configuration \(select\)"):
         Job(config.model_copy(update={"select": 3}), folder, Silent())
+
+
+def test_baselines_are_chosen_by_the_images_that_decided_among_the_searched_ones(own: Searched) -> None:
+    (budget,) = compare(own.job, [CEILING])["budgets"]
+    finals = {
+        evaluation.schedule.digest: evaluation.measurement.loss for stage, evaluation in own.job.ledger if stage == "finals"
+    }
+    families: dict[str, list[float]] = {}
+    for baseline in own.job.baselines.every_setting(CEILING, own.job.config.teacher_steps):
+        if baseline.schedule.digest in finals:
+            families.setdefault(baseline.family, []).append(finals[baseline.schedule.digest])
+    assert {family: finals[entry["digest"]] for family, entry in budget["baselines"].items()} == {
+        family: min(losses) for family, losses in families.items()
+    }
