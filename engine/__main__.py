@@ -197,6 +197,14 @@ def macs(
 
 
 @app.command()
+def supported() -> None:
+    """Print what loads, what is imported and what is refused: docs/supported.md."""
+    from engine.supported import page
+
+    print(page(), end="")
+
+
+@app.command()
 def random(
     size: Annotated[str, typer.Argument(help="sd15, sdxl, tiny or tiny-sdxl.")],
     out: Annotated[Path, typer.Argument(help="The folder to make: 2.1 GB of sd15 in float16, 6.9 GB of sdxl.")],

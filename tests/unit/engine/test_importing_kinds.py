@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from places import ROOT
 from single_files import original, write_header
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 from typer.testing import CliRunner
@@ -20,7 +19,6 @@ from engine.config import complete
 from engine.folder import Folder
 from engine.importing.kinds import FOREIGN, INPUTS, KINDS, PARTS, detect
 from engine.importing.layouts import spelt
-from engine.importing.lora import OTHER_KINDS
 from engine.importing.networks import expected, networks, refuse_misfit
 from engine.importing.sources import single_file
 from engine.importing.tensor_file import open_tensors
@@ -120,14 +118,6 @@ def test_what_cannot_be_imported_is_refused_by_its_name(tmp_path: Path, shapes: 
         detect(open_tensors(file, "source"))
     assert words in refused.value.message
     assert str(file) in refused.value.message
-
-
-def test_the_page_about_models_names_everything_that_is_refused() -> None:
-    page = " ".join((ROOT / "docs" / "models.md").read_text().split())
-    for name, _ in KINDS.values():
-        assert name in page
-    for what in (*FOREIGN.values(), *PARTS.values(), *INPUTS.values(), *OTHER_KINDS.values()):
-        assert what.partition(":")[0].partition(", w")[0] in page, what
 
 
 def test_clips_tokenizer_is_the_one_of_openai() -> None:
