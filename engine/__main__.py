@@ -55,6 +55,7 @@ def generate(
     ] = None,
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels [default: the model's own].")] = None,
     num_images: Annotated[int, typer.Option(help="How many images to make.")] = 1,
+    lora: Annotated[list[str] | None, typer.Option(help="FILE or FILE:SCALE, added to the model; repeat for several.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
     compiled: Annotated[
@@ -80,12 +81,18 @@ def generate(
     if schedule != "teacher" and (solver is not None or steps is not None):
         raise InvalidInput("--solver and --steps are for teacher; a document brings its own", param="schedule")
 
+    if lora and compiled:
+        raise InvalidInput("a model with LoRAs added runs as it is; import them, or leave --compile out", param="lora")
+
     from engine import loading, sampler
+    from engine.adapters import adapted, read_loras
     from engine.fresh_noise import stacked
     from engine.images import finite
+    from engine.importing.lora import parse_lora
     from engine.prompts import NoPrompts
 
-    loaded = loading.load(model, device, dtype, name, compiled=compiled)
+    added = read_loras(model, [parse_lora(text) for text in lora or ()])  # before the weights, which take longer
+    loaded = adapted(loading.load(model, device, dtype, name, compiled=compiled), added)
     shown_size = asked_size or loaded.image_size
     other_size = loaded.other_size(shown_size)
     if schedule == "teacher":
@@ -108,6 +115,13 @@ def generate(
         raise InvalidInput("say what this model should draw", param="prompt")
     for notice in loaded.notices:
         print(notice.message, file=sys.stderr)
+    for one in added:
+        changed = ", ".join(f"{count} layers of {component}" for component, count in one.layers().items())
+        print(f"lora: {one.file.path.name} × {one.scale:g} changes {changed}", file=sys.stderr)
+        for note in one.notes:
+            print(f"lora: {note}", file=sys.stderr)
+    if added and schedule != "teacher":
+        print("lora: the schedule was searched without it, and is not measured on it", file=sys.stderr)
     for option, text in (("prompt", prompt or ""), ("negative", negative)):
         if cut := loaded.prompts.cut(text):
             print(f"{option}: the model reads {loaded.prompts.tokens} tokens and ignored the end: {cut}", file=sys.stderr)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from engine.config import reason
@@ -136,7 +137,8 @@ def fused(weight: Tensor, layer: Layer, loras: Iterable[Lora]) -> Tensor:
         return weight
     total = weight.float()
     for lora, change in found:
-        product = change.up.float().flatten(1) @ change.down.float().flatten(1)
+        up, down = (half.to(weight.device, torch.float32).flatten(1) for half in (change.up, change.down))
+        product = up @ down
         total = total + lora.scale * change.factor * product.view(weight.shape)
     rounded = total.to(weight.dtype)
     if not rounded.isfinite().all():
