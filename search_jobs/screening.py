@@ -20,7 +20,7 @@ def screened(evaluations: Evaluations, groups: Mapping[K, Sequence[Baseline]]) -
     Many are the same steps in another setting of the solver, which decides less than the steps do: each pattern of steps is
     evaluated in the first setting that its group has of it, and only the best of them in the others.
     """
-    patterns = {name: _patterns(baselines) for name, baselines in groups.items()}
+    patterns = {name: patterns_of(baselines) for name, baselines in groups.items()}
     firsts = {name: [settings[0] for settings in of_group.values()] for name, of_group in patterns.items()}
     ranked = _by_loss(evaluations, "by hand, screen", "screen", firsts)
     tried = {}
@@ -36,8 +36,8 @@ def strongest(evaluations: Evaluations, ranked: Mapping[K, Sequence[Baseline]]) 
     return _by_loss(evaluations, "by hand, search", "search", few)
 
 
-def _patterns(baselines: Sequence[Baseline]) -> dict[tuple[Segment, ...], list[Baseline]]:
-    """The baselines by their steps, in their order."""
+def patterns_of(baselines: Sequence[Baseline]) -> dict[tuple[Segment, ...], list[Baseline]]:
+    """The baselines by their steps, in their order: each pattern of steps in all settings of the solver."""
     patterns: dict[tuple[Segment, ...], list[Baseline]] = {}
     for baseline in baselines:
         patterns.setdefault(baseline.schedule.segments, []).append(baseline)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from registry.schedule import Schedule
 from search_jobs.baselines import Baseline, Baselines
+from search_jobs.screening import PATTERNS, patterns_of
 
 PAPER, OURS = "the paper's space", "ours"
 KINDS = {  # families of baselines, and what the table calls them
@@ -51,11 +52,21 @@ def in_every_setting(place: Place, schedule: Schedule, baselines: Baselines) -> 
 
 
 def strongest(places: Mapping[Place, Sequence[Baseline]], few: Loss, more: Loss) -> dict[Place, Baseline]:
-    """The best of each place: all by the first loss, the best few of them by the second."""
+    """The best of each place: all by the first loss, the best few of them by the second.
+
+    As a search screens them: each pattern of steps as the makers set the solver, only the best patterns in every setting.
+    """
     chosen = {}
     for place, candidates in places.items():
-        finalists = sorted(candidates, key=lambda one: few(one.schedule))[:FINALISTS] if len(candidates) > 1 else candidates
+        finalists = _screened(candidates, few) if len(candidates) > 1 else candidates
         best = min(finalists, key=lambda one: more(one.schedule) if len(finalists) > 1 else 0.0)
         if len(candidates) == 1 or math.isfinite(more(best.schedule)):
             chosen[place] = best
     return chosen
+
+
+def _screened(candidates: Sequence[Baseline], loss: Loss) -> list[Baseline]:
+    patterns = patterns_of(candidates)
+    ranked = sorted((settings[0] for settings in patterns.values()), key=lambda one: loss(one.schedule))
+    tried = [one for best in ranked[:PATTERNS] for one in patterns[best.schedule.segments]]
+    return sorted([*tried, *ranked[PATTERNS:]], key=lambda one: loss(one.schedule))[:FINALISTS]

@@ -32,8 +32,9 @@ that no training saw. Distances compare only within a model: same features, same
 same noise, and no schedule was chosen on it. Prompts are those that no search saw; of a model with real images all its classes,
 for the real ones are of all.
 
-What is **set by hand** is the best that a user can set: every step count, every interval and branch of caching, all three
-timestep spacings, Karras' levels, clipping where the model's makers clip, each chosen for each cost on other noise.
+What is **set by hand** is the best that a user can set: every step count, every interval and branch of caching as the makers
+set the solver, the best of them with all three timestep spacings and on Karras' levels too, and clipping where the makers clip;
+each chosen for each cost on other noise.
 **The paper's space** is the literal one (partial steps directly after full ones, no timesteps or corrections of their own),
 searched as ours is, and then tried in every setting of its solver. Of several searches the table shows the middle one by rFID
 on these images, and the lowest and highest in parentheses. Intervals are 95 % bootstrap intervals, paired by noise: where that

@@ -55,8 +55,9 @@ class Subject:
 @dataclass(frozen=True)
 class Effort:
     """How much is measured. images: that figures are of; None for as many as the real images deserve. screen, choose: that
-    hand-set schedules are chosen by, few of all and more of the best. every: intervals of uniform caching that are tried.
-    part: images that are measured and kept at once. search: settings of the searches."""
+    hand-set schedules are chosen by, few at first and more of the best, at most. every: intervals of uniform caching. part:
+    images that are measured and kept at once. search: settings of the searches.
+    """
 
     name: str
     images: int | None = None
@@ -67,6 +68,10 @@ class Effort:
     every: tuple[int, ...] = (2, 3, 4, 5)
     part: int = 100
     search: dict[str, Any] = field(default_factory=lambda: {"generations": 6, "population": 30})
+
+    def choosing(self, subject: Subject) -> int:
+        """The number of images that decide among the best hand-set schedules: a quarter as many as figures are of, at most."""
+        return max(2, min(self.choose, self.images_of(subject) // 4))
 
     def images_of(self, subject: Subject) -> int:
         """The number of images of a subject's figures."""

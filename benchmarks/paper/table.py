@@ -31,6 +31,7 @@ from search_jobs.config import JobConfig, digest_of, read_prompts
 from search_jobs.job import Job, write_json
 from search_jobs.objective import Sample
 from search_jobs.progress import Progress
+from search_jobs.screening import patterns_of
 from search_jobs.stages import fresh, halves
 
 SUMMARY, SHOWN = "summary.json", "shown.npz"
@@ -101,9 +102,9 @@ class ModelTable:
         chosen = {place: Baseline(OURS, one.digest[:12], one) for place, one in found[OURS].items()}
         places = by_hand(self.baselines, self.budgets, self.effort.teacher_steps, self.effort.every)
         places |= {place: in_every_setting(place, one, self.baselines) for place, one in found[PAPER].items()}
-        candidates = len({one.schedule.digest for group in places.values() for one in group})
-        few, more = self.sample(SCREEN, self.effort.screen), self.sample(CHOOSE, self.effort.choose)
-        self.progress.begin(f"{self.subject.name}: by hand", candidates * self.effort.screen)
+        patterns = {settings[0].schedule.digest for group in places.values() for settings in patterns_of(group).values()}
+        few, more = self.sample(SCREEN, self.effort.screen), self.sample(CHOOSE, self.effort.choosing(self.subject))
+        self.progress.begin(f"{self.subject.name}: by hand", len(patterns) * self.effort.screen)
         best = strongest(places, lambda one: self.store.loss(one, few), lambda one: self.store.loss(one, more))
         return chosen | best
 

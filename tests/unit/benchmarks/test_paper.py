@@ -23,6 +23,7 @@ from benchmarks.paper.table import ModelTable
 from registry.errors import NotFound
 from registry.schedule import ModelRef, Schedule, Segment, Solver
 from search_jobs.baselines import Baseline
+from search_jobs.screening import PATTERNS
 from search_jobs.stages import halves
 
 BUDGETS = (0.5,)
@@ -168,6 +169,9 @@ def test_images_are_of_prompts_that_no_search_sees_and_of_all_classes_where_real
     assert not set(whole.seeds) & set(table(alone, tmp_path, Counting()).sample(2, 16).seeds)
 
 
+TRAILING = Solver(name="ddim", teacher_steps=2, spacing="trailing")
+
+
 def steps(count: int) -> Baseline:
     solver = Solver(name="ddim", teacher_steps=count, spacing="leading")
     model = ModelRef(name="toy", family="unet2d", fingerprint="sha256:" + "0" * 64)
@@ -185,6 +189,20 @@ def test_the_best_of_a_place_is_chosen_by_the_second_look_among_the_best_few_of_
         lambda one: np.inf if one.solver.teacher_steps <= 2 else second[one.solver.teacher_steps],
     )
     assert {place: one.name for place, one in chosen.items()} == {place: "3 steps"}, "nothing of what is not finite"
+
+
+def test_the_best_patterns_of_steps_are_tried_in_every_setting_and_others_as_the_makers_set_them() -> None:
+    candidates = [one.on(solver) for one in map(steps, range(1, 7)) for solver in (one.schedule.solver, TRAILING)]
+    looked: list[tuple[int, str]] = []
+
+    def few(one: Schedule) -> float:
+        looked.append((one.solver.teacher_steps, one.solver.spacing))
+        return one.solver.teacher_steps - 0.5 * (one.solver.spacing == "trailing")
+
+    best = strongest({Place(0.5, "kind"): candidates}, few, few)[Place(0.5, "kind")]
+    assert best.schedule.solver.spacing == "trailing"
+    assert {count for count, spacing in looked if spacing == "trailing"} == set(range(1, PATTERNS + 1))
+    assert {count for count, spacing in looked if spacing == "leading"} == set(range(1, 7))
 
 
 def entry(speedup: float, low: float | None, high: float | None = None, psnr: float = 40.0) -> dict[str, Any]:
