@@ -20,6 +20,9 @@ REF = r"^([0-9]{1,7}|[0-9a-f]{8,64})$"  # never a tier's name: those mean someth
 REQUEST_ID = r"^[A-Za-z0-9._-]{1,64}$"
 FileFormat = Literal["png", "jpeg", "webp"]
 LOSSLESS: FileFormat = "png"  # and the default
+ResponseFormat = Literal["b64_json", "url"]
+Priority = Literal["normal", "background"]
+BACKGROUND: Priority = "background"
 
 Seed = Annotated[
     int | None,
@@ -39,6 +42,10 @@ OutputFormat = Annotated[FileFormat, Field(description="Of the image files; thei
 OutputCompression = Annotated[
     int, Field(ge=0, le=100, description="Per cent of quality that jpeg and webp files keep. png files lose nothing."), WHOLE
 ]
+WhenServed = Annotated[
+    Priority, Field(description="`background` waits while there is any other work, and never delays it by more than a wave.")
+]
+Lossless = Annotated[bool, Field(description="Files that lose nothing: webp can, png always does, jpeg cannot.")]
 
 
 def together(**fields: dict[str, JsonValue]) -> dict[str, JsonValue]:
@@ -89,6 +96,11 @@ class GenerateRequest(RequestBody):
     ] = None
     output_format: OutputFormat = LOSSLESS
     output_compression: OutputCompression = 100
+    lossless: Lossless = False
+    response_format: Annotated[
+        ResponseFormat, Field(description="`images` are files in base64, or URLs from which they can be fetched for a while.")
+    ] = "b64_json"
+    priority: WhenServed = "normal"
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -115,7 +127,10 @@ class RequestWarning(BaseModel):
 class GenerateResponse(BaseModel):
     """The images, and what they cost."""
 
-    images: Annotated[list[str], Field(description="Image files in base64; their metadata hold the parameters.")]
+    images: Annotated[
+        list[str], Field(description="Image files in base64, or their URLs; the files' metadata hold the parameters.")
+    ]
+    expires_at: Annotated[int | None, Field(description="When the URLs end, in Unix time in seconds.")] = None
     output_format: Annotated[FileFormat, Field(description="Of the files.")]
     size: Annotated[str, Field(description="Of the images, WIDTHxHEIGHT in pixels.")]
     request_id: str

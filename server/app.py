@@ -35,10 +35,21 @@ from server.config import Settings, refusal
 from server.experiments.active import ActiveExperiments
 from server.experiments.recorder import Recorder
 from server.experiments.runtime import ExperimentRuntime
+from server.jobs import job_store
+from server.jobs.job_run import JobRun
+from server.jobs.job_store import JobStore
+from server.jobs.jobs import JobLimits, Jobs
+from server.jobs.leftovers import Leftovers
+from server.jobs.runner import JobRunner
+from server.jobs.webhooks import WebhookSender
 from server.requests.generation import Generation
 from server.requests.plan import Planner
 from server.requests.shadow import ShadowTeacher
 from server.requests.warnings import said
+from server.storage import kept_files
+from server.storage.async_store import AsyncStore
+from server.storage.kept_files import KeptFiles
+from server.storage.sweeper import Sweeper
 from server.telemetry import metrics
 from server.telemetry.start import Start
 from server.tiers.active import ActiveSchedules
@@ -46,6 +57,7 @@ from server.tiers.last_good import LastGood, name_of
 from server.tiers.model_names import ModelNames
 from server.tiers.warnings import in_one_line, tier_warnings
 from server.tiers.watch import Watch
+from server.webhook_signature import webhook_secret
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +75,9 @@ class App:
     settings: Settings
     experiments: ExperimentRuntime
     shadow: ShadowTeacher
+    files: KeptFiles
+    jobs: Jobs
+    storage: AsyncStore
     following: list[asyncio.Task[None]]
     opened: int = field(default_factory=lambda: int(time.time()))  # Unix time
 
@@ -71,6 +86,11 @@ class App:
         """What clients may call the model: its own name first."""
         own = self.model.ref.name
         return [own, *(alias for alias in self.settings.model_aliases if alias != own)]
+
+    @property
+    def queue_seconds(self) -> str:
+        """Predicted seconds of all the work in the engine, as a header says them."""
+        return f"{self.engine_thread.queue_seconds:.3f}"
 
     @property
     def default_tier(self) -> str:
@@ -87,8 +107,10 @@ class App:
         for task in self.following:
             task.cancel()
         self.shadow.close()
+        await self.jobs.runner.close()
         await asyncio.to_thread(self.engine_thread.close)
         await asyncio.to_thread(self.experiments.close)
+        self.storage.close()
 
 
 async def open_app(settings: Settings, waits: Callable[[str], None], start: Start) -> App:
@@ -133,8 +155,15 @@ async def open_app(settings: Settings, waits: Callable[[str], None], start: Star
     if overruled := planner.default_guidance.overruled():
         log.warning("%s", overruled)
     generation = Generation(planner, engine_thread, Quotas(), [experiments, shadow], settings.commit)
+    storage = AsyncStore(open_once)
     following = [asyncio.create_task(follower.follow(settings.watch_seconds)) for follower in (watch, experiments)]
-    return App(model, schedules, engine_thread, generation, settings, experiments, shadow, following)
+    files = KeptFiles(storage)
+    jobs = _jobs(settings, storage, files, generation, engine_thread)
+    if settings.max_jobs:
+        following.append(asyncio.create_task(jobs.runner.follow(settings.watch_seconds)))
+    sweeper = Sweeper(storage, [kept_files.FOLDER, job_store.OPEN, job_store.ENDED], [Leftovers(storage).sweep])
+    following.append(asyncio.create_task(sweeper.follow()))
+    return App(model, schedules, engine_thread, generation, settings, experiments, shadow, files, jobs, storage, following)
 
 
 def why(error: Exception) -> str:
@@ -227,6 +256,18 @@ def _experiments(settings: Settings, registry: _Registry, schedules: ActiveSched
     recorder.start()
     active = ActiveExperiments(lambda: registry.experiments, schedules)
     return ExperimentRuntime(active, recorder, lambda: registry.experiments, shadowed=settings.shadow_share > 0)
+
+
+def _jobs(
+    settings: Settings, storage: AsyncStore, files: KeptFiles, generation: Generation, engine_thread: EngineThread
+) -> Jobs:
+    """As many run at once as fill two waves without guidance: one is at work while the next is encoded."""
+    secret, private = settings.webhook_secret, settings.webhook_private
+    webhooks = WebhookSender(webhook_secret(secret.get_secret_value()), private) if secret else None
+    store, run = JobStore(storage), JobRun(generation.answer, files)
+    runner = JobRunner(store, run, webhooks, settings.max_wave_rows, settings.job_lease_seconds)
+    limits = JobLimits(settings.max_jobs, settings.job_seconds, settings.job_keep_seconds)
+    return Jobs(store, runner, run, limits, webhooks is not None, private, lambda: engine_thread.background)
 
 
 def _shadow(

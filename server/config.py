@@ -7,7 +7,16 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from engine.buckets import MAX_ROWS
@@ -20,9 +29,11 @@ from registry.signing import TrustedKeys
 from registry.stores.address import DEFAULT_ADDRESS
 from registry.stores.urls import refuse_secrets
 from server.api import MAX_IMAGES
+from server.webhook_signature import webhook_secret
 
 PREFIX = "FLEXI_"
 
+DAY = 86_400  # seconds
 PORTS = {"http": 80, "https": 443}
 FORMS = {  # what to give instead of what does not match a field's pattern
     "device": "give cpu, cuda or cuda:1",
@@ -54,6 +65,24 @@ def _origin(text: str) -> str:
     if not (url.scheme and url.hostname) or origin != text.lower() or "*" in text:
         raise ValueError("an origin is a scheme, a host and maybe a port, as in https://app.example.com:8443, or *")
     return origin.removesuffix(f":{PORTS.get(url.scheme)}")
+
+
+def _public_url(text: str | None) -> str | None:
+    """Without the last slash. Raises `ValueError`."""
+    if not text:
+        return None
+    url = urlsplit(text)
+    if url.scheme not in PORTS or not url.hostname or url.query or url.fragment or url.username:
+        raise ValueError("a URL without user and query, as in https://images.example.com")
+    return text.rstrip("/")
+
+
+def _webhook_secret(secret: SecretStr | None) -> SecretStr | None:
+    """Raises `ValueError` for what is no secret of Standard Webhooks."""
+    if secret is None or not secret.get_secret_value():
+        return None
+    webhook_secret(secret.get_secret_value())
+    return secret
 
 
 def _size(text: object) -> object:
@@ -144,6 +173,37 @@ class Settings(BaseSettings):
     request_seconds: Annotated[
         float, Field(gt=0, le=280, description="Longest time a request may take, whatever its deadline_ms.")
     ] = 240.0
+    public_url: Annotated[
+        str | None,
+        AfterValidator(_public_url),
+        Field(description="Where clients reach the server, for the URLs of image files; without it, where the request did."),
+    ] = None
+    file_seconds: Annotated[
+        int,
+        Field(ge=0, le=30 * DAY, description="How long an image with a URL can be fetched; 0 keeps none: URLs are data: URLs."),
+    ] = 3600
+    max_jobs: Annotated[
+        int, Field(ge=0, le=100_000, description="Jobs of one API key that may wait or run; 0 takes no jobs.")
+    ] = 1000
+    job_seconds: Annotated[int, Field(ge=1, le=7 * DAY, description="How long a job may wait and run; then it is expired.")] = (
+        DAY
+    )
+    job_keep_seconds: Annotated[
+        int, Field(ge=60, le=30 * DAY, description="After FLEXI_JOB_SECONDS, how long a job and its images are kept.")
+    ] = DAY
+    job_lease_seconds: Annotated[
+        float, Field(ge=1, le=600, description="A worker that shows no sign of life for so long has lost its jobs to others.")
+    ] = 30.0
+    webhook_secret: Annotated[
+        SecretStr | None,
+        AfterValidator(_webhook_secret),
+        Field(
+            description="Signs the calls to jobs' webhooks: whsec_ and 24 to 64 bytes in base64; without it, none is called."
+        ),
+    ] = None
+    webhook_private: Annotated[
+        bool, Field(description="Let jobs' webhooks lead to addresses that are not public, and be plain HTTP.")
+    ] = False
     drain_seconds: Annotated[
         float, Field(ge=0, le=600, description="After SIGTERM, how long running requests may go on; then they get 503.")
     ] = 30.0
@@ -241,7 +301,7 @@ def load() -> Settings:
             field, text = str(fault["loc"][0]), fault["msg"].removeprefix("Value error, ")
             if fault["type"] == "string_pattern_mismatch":
                 text = FORMS[field]
-            secret = field in ("registry", "s3_endpoint")  # may hold what nobody should read in a log
+            secret = field in ("registry", "s3_endpoint", "webhook_secret")  # may hold what nobody should read in a log
             got = "" if secret or fault["input"] is None else f", got {fault['input']!r}"
             faults[f"{PREFIX}{field.upper()}"] = text + got
     if faults or settings is None:

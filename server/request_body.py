@@ -58,11 +58,11 @@ ADVICE = {  # what to do where no field means the same
     "enable_safety_checker disable_safety_checker nsfw safe_mode safety_checker safety_tolerance": (
         "leave it out, this server checks no content"
     ),
-    "output_type response_format response_type svg": "leave it out, images are files in base64; output_format says which",
+    "output_type response_type svg": "leave it out, images are files in base64 or have URLs; output_format says which files",
     "fps frame_count frame_duration_ms num_frames": "leave it out, an image has one frame",
     "complexity effort": "this server plans nothing; a tier says what an image may cost",
     "background moderation partial_images stream": "only POST /v1/images/generations takes it",
-    "async callback_url sync_mode wait webhook webhook_url": "leave it out, the answer holds the images",
+    "async callback_url sync_mode wait webhook webhook_url": "leave it out, the answer holds the images: POST /v1/jobs",
     "extra_body options parameters request": "its fields belong into the body itself, beside prompt",
 }
 _INSTEAD = {name: fields for names, fields in INSTEAD.items() for name in names.split()}

@@ -15,7 +15,7 @@ from server import supervision
 from server.api import GenerateRequest, GenerateResponse
 from server.app import App, open_app, why
 from server.errors import problem
-from server.http import connection, documents, v1
+from server.http import connection, documents, files, v1
 from server.http.drain import Drain
 from server.http.edge import Edge
 from server.http.opening import Opening
@@ -77,8 +77,10 @@ class Flexiffusion:
                 raise opening.refusal()
             unit = unit_of(fields.get("unit"), ctx.request.headers)
             request = Generate.model_construct(**fields | {"unit": unit})  # BentoML has validated them
-            gone = disconnected(ctx.request)
-            return await self._app.generation.answer(request, ctx.request.state.context, gone)
+            await files.refuse_unkept(self._app, request)
+            made = await self._app.generation.answer(request, ctx.request.state.context, disconnected(ctx.request))
+            ctx.response.headers[documents.QUEUE_SECONDS] = self._app.queue_seconds
+            return await files.with_urls(self._app, made, ctx.request) if request.response_format == "url" else made
         except FlexiError as error:
             ctx.response.status_code = error.status  # BentoML puts this one over the response's own
             return problem(error)

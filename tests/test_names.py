@@ -23,7 +23,7 @@ RETIRED = {
 PLAIN = {
     "bytes", "seconds", "timestamp", "info", "http", "responses", "errors", "success", "distance", "up",
     "running", "finished", "planned", "rejected", "unreported",
-    "served", "unserved",
+    "served", "unserved", "oldest", "swept", "objects",
 }  # fmt: skip
 
 

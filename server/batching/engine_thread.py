@@ -87,7 +87,9 @@ class EngineThread:
         self._queue = FairQueue(TierShares(self._policy))
         self._images = ImagesInFlight(self._waves, admission)
         self._cancellations = Cancellations()
-        self._newcomers = Newcomers(model, self._waves, self._queue, self._images, self._text_and_vae, self._cancellations)
+        self._newcomers = Newcomers(
+            model, self._waves, self._queue, self._images, self._text_and_vae, self._cancellations, max_wave_rows
+        )
         self._denoising = Denoising(self._waves, self._policy, model.macs_at, self._images, self._text_and_vae, admission)
         self._decodes = Decodes(model.network, self._text_and_vae, self._images)
         self._overlap = Overlap()
@@ -135,7 +137,8 @@ class EngineThread:
     def submit(self, specs: Sequence[ImageSpec], preview: Preview | None = None) -> list[Future[ImageResult]]:
         """Queue all of these images or none. Raises `Overloaded`, and `NotReady` when the engine is stopping.
 
-        All must be of one key, or all idle: those run while no client waits, and whoever submits them bounds them.
+        All must be of one key and one class: background work runs while no other client's image is in flight, and idle work,
+        which whoever submits it bounds, only while nobody waits at all.
         `preview` is called in the engine's thread.
         """
         now, first = monotonic(), specs[0]
@@ -145,18 +148,31 @@ class EngineThread:
         self._cancellations.watch(tasks)
         macs = sum(task.remaining_macs for task in tasks)
         if not first.idle:
-            self._admission.enter(first.key, macs, first.key_seconds)
+            self._admission.enter(first.key, macs, first.key_seconds, background=first.background)
         try:
             self._queue.put(tasks)
         except NotReady:
             if not first.idle:
-                self._admission.done(first.key, macs)
+                self._admission.done(first.key, macs, background=first.background)
             raise
         metrics.queue_images.set(len(self._queue))
         return [task.future for task in tasks]
 
+    @property
+    def background(self) -> tuple[float, float]:
+        """Predicted seconds of the background work accepted and not done yet, and the measured seconds of a MAC."""
+        return self._admission.background_seconds, self._admission.seconds_per_mac
+
+    @property
+    def queue_seconds(self) -> float:
+        """Predicted seconds of all the work accepted and not done yet."""
+        return self._admission.seconds + self._admission.background_seconds
+
     def forecast(self, program: Program, unet_rows: int, images: int, tier: str, size: ImageSize | None = None) -> float:
-        """Seconds until so many images of this program and size would be done if they came now. Any thread may ask."""
+        """Seconds until so many images of this program and size would be done if they came now, before background work.
+
+        Any thread may ask.
+        """
         clients = [task for task in self._images if not task.idle]
         beside = self._text_and_vae.seconds_per_image(size)
         load = EngineLoad(self._queue.macs(), clients, self._admission.seconds_per_mac, beside)
@@ -246,3 +262,4 @@ class EngineThread:
         metrics.queue_images.set(len(self._queue))
         metrics.inflight_images.set(len(self._images))
         metrics.queue_seconds.set(self._admission.seconds)
+        metrics.background_seconds.set(self._admission.background_seconds)

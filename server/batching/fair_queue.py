@@ -1,4 +1,4 @@
-"""Tasks that wait for the engine: clients' in front, and behind them work that may run only while the engine would idle."""
+"""Tasks that wait for the engine: clients' in front, background work behind them, and last what nobody waits for."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ class FairQueue:
     def __init__(self, shares: TierShares) -> None:
         self._shares = shares
         self._clients: deque[ImageTask] = deque()
+        self._background: deque[ImageTask] = deque()
         self._idle: deque[ImageTask] = deque()
         self._changed = threading.Condition()  # guards all of these
         self._closed = ""  # why
         self._woken = False
 
     def __len__(self) -> int:
-        """How many images clients wait for."""
+        """How many images clients wait for, without background work."""
         return len(self._clients)
 
     @property
@@ -34,7 +35,7 @@ class FairQueue:
         return not self._closed
 
     def put(self, tasks: Sequence[ImageTask]) -> None:
-        """Raises `NotReady` when the queue is closed. Idle tasks wait apart."""
+        """Raises `NotReady` when the queue is closed. Background and idle tasks wait apart."""
         with self._changed:
             if self._closed:
                 raise NotReady(self._closed)
@@ -51,7 +52,8 @@ class FairQueue:
     def wait(self) -> None:
         """Sleep until there is a task, the queue is closed, or somebody wakes the sleeper."""
         with self._changed:
-            self._changed.wait_for(lambda: self._clients or self._idle or self._woken or self._closed)
+            waiting = (self._clients, self._background, self._idle)
+            self._changed.wait_for(lambda: any(waiting) or self._woken or self._closed)
             self._woken = False
 
     def doze(self, seconds: float) -> None:
@@ -82,10 +84,18 @@ class FairQueue:
                 tasks.append(choice.task)
         return tasks
 
-    def take_idle(self) -> list[ImageTask]:
-        """The next idle task, if no client waits; a list of one or none."""
+    def take_background(self, fits: Callable[[ImageTask], bool], limit: int) -> list[ImageTask]:
+        """At most `limit` background tasks in their order, if no client waits, as far as there is room; `fits` as in `take`."""
+        tasks = list[ImageTask]()
         with self._changed:
-            return [self._idle.popleft()] if self._idle and not self._clients else []
+            while self._background and not self._clients and len(tasks) < limit and fits(self._background[0]):
+                tasks.append(self._background.popleft())
+        return tasks
+
+    def take_idle(self) -> list[ImageTask]:
+        """The next idle task, if nobody waits; a list of one or none."""
+        with self._changed:
+            return [self._idle.popleft()] if self._idle and not (self._clients or self._background) else []
 
     def remove(self, task: ImageTask) -> None:
         """Take out a task; one that does not wait here is no error."""
@@ -99,11 +109,11 @@ class FairQueue:
             self._changed.notify()
 
     def empty(self) -> list[ImageTask]:
-        """Take out all tasks, idle ones too."""
+        """Take out all tasks, background and idle ones too."""
         with self._changed:
-            tasks = [*self._clients, *self._idle]
-            self._clients.clear()
-            self._idle.clear()
+            tasks = [*self._clients, *self._background, *self._idle]
+            for waiting in (self._clients, self._background, self._idle):
+                waiting.clear()
         return tasks
 
     def macs(self) -> Counter[str]:
@@ -114,4 +124,6 @@ class FairQueue:
         return macs
 
     def _deque_of(self, task: ImageTask) -> deque[ImageTask]:
-        return self._idle if task.idle else self._clients
+        if task.spec.idle:
+            return self._idle
+        return self._background if task.spec.background else self._clients

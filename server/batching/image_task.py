@@ -43,13 +43,19 @@ class ImageSpec:
     previews: int = 0
     teacher_macs: int = 0  # of the same image, had the teacher made it
     request_id: str = ""
-    idle: bool = False  # only for what the engine does while no client waits
+    background: bool = False  # somebody wants it, and it waits while there is any other client's work
+    idle: bool = False  # only for what the engine does while nobody waits
     embedded: bool = False  # the guidance scale is an input of the UNet, as of latent consistency models
 
     @property
     def unet_rows(self) -> int:
         """UNet rows a step: 2 with classifier-free guidance, else 1."""
         return 1 if self.guidance == 1 or self.embedded else 2
+
+    @property
+    def yields(self) -> bool:
+        """Whether it runs only in waves of its like, while no other image is in flight."""
+        return self.idle or self.background
 
 
 Preview = Callable[[ImageSpec, int, Tensor], None]
@@ -84,7 +90,7 @@ class ImageTask(DenoisingTask):
         future: Future[ImageResult] | None = None,
     ) -> None:
         guidance = spec.guidance if spec.unet_rows == 2 else None
-        super().__init__(spec.program.at(spec.guidance), guidance, spec.size, spec.deadline, spec.idle)
+        super().__init__(spec.program.at(spec.guidance), guidance, spec.size, spec.deadline, spec.yields)
         self.spec = spec
         self.queued = queued
         self.macs_before = macs_before

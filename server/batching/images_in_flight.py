@@ -44,9 +44,15 @@ class ImagesInFlight:
         return iter(list(self._tasks))  # a copy made in one go
 
     @property
-    def idle(self) -> list[ImageTask]:
-        """Idle tasks with steps to run."""
-        return [task for task in self._tasks if task.idle and task.slots]
+    def yielding(self) -> list[ImageTask]:
+        """Background and idle tasks with steps to run; idle ones first, then those that would lose least by leaving."""
+        tasks = [task for task in self._tasks if task.idle and task.slots]
+        return sorted(tasks, key=lambda task: (task.spec.background, task.macs))
+
+    @property
+    def background_rows(self) -> int:
+        """UNet rows of the background tasks with steps to run."""
+        return sum(task.unet_rows for task in self._tasks if task.spec.background and task.slots)
 
     def enter(self, tasks: Sequence[ImageTask], inputs: Iterable[tuple[Tensor, Condition, Condition | None]]) -> None:
         """Give tasks their places in the waves; inputs: noise (c, h, w), condition and negative condition of each.
@@ -63,14 +69,21 @@ class ImagesInFlight:
         self._tasks.extend(tasks)
 
     def withdraw(self, tasks: Sequence[ImageTask]) -> list[ImageTask]:
-        """Take idle tasks out, whose place a client's task needs; returns them as they are to begin anew."""
+        """Take tasks out whose place a client's task needs; returns them as they are to begin anew."""
         for task in tasks:
             self._remove(task)
+            self._restore(task)
         return [task.again() for task in tasks]
+
+    def _restore(self, task: ImageTask) -> None:
+        """What admission counts no longer of a withdrawn task is to run once more."""
+        if task.settled and not task.spec.idle:
+            self._admission.add(task.spec.key, task.settled, background=task.spec.background)
 
     def finish(self, task: ImageTask, pixels: Tensor) -> None:
         """The image is there: levels (height, width, 3)."""
-        metrics.stage_seconds.labels("denoise").observe(task.denoised - task.taken)
+        if not task.idle:  # which may have lain still for most of it
+            metrics.stage_seconds.labels("denoise").observe(task.denoised - task.taken)
         accounting.count_image(task)
         metrics.image_sizes_total.labels(str(ImageSize(*pixels.shape[:2]))).inc()
         self.leave(task, "ok")
@@ -132,8 +145,8 @@ class ImagesInFlight:
     def settle(self, task: ImageTask, macs: int) -> None:
         """So much of its work ran, or never will: admission counts it no longer."""
         task.settled += macs
-        if not task.idle:
-            self._admission.done(task.spec.key, macs)
+        if not task.spec.idle:
+            self._admission.done(task.spec.key, macs, background=task.spec.background)
 
     def _remove(self, task: ImageTask) -> None:
         task.left = True

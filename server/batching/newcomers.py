@@ -16,7 +16,7 @@ from server.telemetry import metrics
 
 
 class Newcomers:
-    """Takes images in, clients' before idle ones. For the engine's thread."""
+    """Takes images in: clients', then background work, then idle work. For the engine's thread."""
 
     def __init__(
         self,
@@ -26,27 +26,33 @@ class Newcomers:
         images: ImagesInFlight,
         text_and_vae: TextAndVae,
         cancellations: Cancellations,
+        background_rows: int,
     ) -> None:
+        """background_rows: UNet rows of background work in flight at most. More than fill a wave would gain nothing."""
         self._model = model
         self._waves = waves
         self._queue = queue
         self._images = images
         self._text_and_vae = text_and_vae
         self._cancellations = cancellations
+        self._background_rows = background_rows
 
     def admit(self) -> None:
-        """Clients before idle work, which gives up its place as soon as one comes, and begins anew later.
+        """Clients first: where there is no room, other work gives up its place, as much of it as must, and begins anew later.
 
         One whose text cannot be encoded fails alone. Raises `DeviceLost` and its like.
         """
-        idle, room = self._images.idle, self._waves.slots.trial()
-        for task in idle:
+        yielding, room = self._images.yielding, self._waves.slots.trial()
+        for task in yielding:
             room.give_back(task.slots, task.size)
         tasks = self._queue.take(lambda task: room.take(task.unet_rows, task.size), BATCH)
-        if len(self._fitting(tasks)) < len(tasks):
-            again = self._images.withdraw(idle)
-            self._cancellations.watch(again)
-            self._queue.put_back(again)
+        withdrawn = list[ImageTask]()
+        while yielding and len(self._fitting(tasks)) < len(tasks):
+            withdrawn += self._images.withdraw([yielding.pop(0)])
+        self._cancellations.watch(withdrawn)
+        self._queue.put_back(withdrawn)
+        if not tasks and all(task.idle for task in self._images):
+            tasks = self._background()
         if not tasks and not self._images:
             tasks = self._queue.take_idle()
         try:
@@ -56,6 +62,17 @@ class Newcomers:
             raise
         if tasks and all(task.left for task in tasks):
             self._model.network.fence().done()  # raises when the device is lost: then it is not the prompts
+
+    def _background(self) -> list[ImageTask]:
+        """The next background tasks, as far as there is room for them, and always one where there is nothing else."""
+        room, rows = self._waves.slots.trial(), self._images.background_rows
+
+        def fits(task: ImageTask) -> bool:
+            nonlocal rows
+            rows += task.unet_rows
+            return (rows == task.unet_rows or rows <= self._background_rows) and room.take(task.unet_rows, task.size)
+
+        return self._queue.take_background(fits, BATCH)
 
     def _fitting(self, tasks: Sequence[ImageTask]) -> list[ImageTask]:
         """Those for which there is room now, the first ones before the others."""
@@ -75,6 +92,7 @@ class Newcomers:
         for task in tasks:
             task.fresh = self._model.noises(task.spec.seed, task.size)
             task.taken = start
-            metrics.stage_seconds.labels("queue").observe(start - task.queued)
+            if not task.idle:  # others may wait for as long as there are clients, and no alert should take it for load
+                metrics.stage_seconds.labels("queue").observe(start - task.queued)
             task.trace.add("queue", task.queued, start)
             task.trace.add("encode", start, now, images=len(tasks))

@@ -13,7 +13,13 @@ from starlette.types import ASGIApp, Scope, Send
 from registry.errors import InvalidInput
 
 METHODS = ("GET", "HEAD", "POST", "DELETE")
-READABLE = ("X-Request-Id", "Retry-After", "X-Should-Retry")  # beside what every page may read
+READABLE = (
+    "X-Request-Id",
+    "Retry-After",
+    "X-Should-Retry",
+    "X-Flexi-Queue-Seconds",
+    "Location",
+)  # beside what every page may read
 
 
 class Cors:

@@ -61,6 +61,18 @@ SENT_WITH = {
     "503": "Retry-After",
     "504": "X-Should-Retry",
 }
+QUEUE_SECONDS = "X-Flexi-Queue-Seconds"
+QUEUE: dict[int | str, Object] = {  # for the `responses` of a route that makes images
+    200: {
+        "description": "The images",
+        "headers": {
+            QUEUE_SECONDS: {
+                "description": "Predicted seconds of the work that the server has before it, background work too.",
+                "schema": {"type": "number", "minimum": 0},
+            }
+        },
+    }
+}
 UNIT: Object = {  # for the `openapi_extra` of a route
     "parameters": [
         {
@@ -111,7 +123,7 @@ def _generate_route(generate: type[BaseModel]) -> APIRoute:
         """Generate images from a prompt."""
 
     endpoint.__annotations__["body"] = generate
-    responses = errors(*COMMON, *WITH_IMAGES)
+    responses = QUEUE | errors(*COMMON, *WITH_IMAGES)
     return APIRoute(
         "/generate",
         endpoint,
@@ -145,4 +157,4 @@ def _complete(responses: Object, needs_key: bool) -> None:
         responses["401"] = {"description": WHY[401], "content": ERROR}
     for status, response in responses.items():
         names = ["X-Request-Id", *([SENT_WITH[status]] if status in SENT_WITH else [])]
-        response["headers"] = {name: HEADERS[name] for name in names}
+        response["headers"] = response.get("headers", {}) | {name: HEADERS[name] for name in names}

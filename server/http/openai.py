@@ -22,10 +22,13 @@ from server.api import (
     FileFormat,
     GenerateRequest,
     GenerateResponse,
+    Lossless,
     OutputCompression,
     OutputFormat,
+    ResponseFormat,
     Seed,
     Size,
+    WhenServed,
     together,
 )
 from server.errors import fault
@@ -92,8 +95,10 @@ class ImagesRequest(RequestBody):
         Field(description="low, medium, high and max are the tiers draft, balanced, best and reference; auto is `auto`."),
     ] = None
     response_format: Annotated[
-        Literal["b64_json", "url"] | None,
-        Field(description="`url` is a data: URL. Absent, it is `url` for a model called dall-e-…, else `b64_json`."),
+        ResponseFormat | None,
+        Field(
+            description="`url` can be fetched for a while. Absent, it is `url` for a model called dall-e-…, else `b64_json`."
+        ),
     ] = None
     output_format: OutputFormat = LOSSLESS
     output_compression: OutputCompression = 100
@@ -115,6 +120,8 @@ class ImagesRequest(RequestBody):
     deadline_ms: Annotated[
         int | None, Field(ge=1, le=MAX_DEADLINE, description="Give up after so many milliseconds, with status 504."), WHOLE
     ] = None
+    lossless: Lossless = False
+    priority: WhenServed = "normal"
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -159,6 +166,9 @@ class ImagesRequest(RequestBody):
             deadline_ms=self.deadline_ms,
             output_format=self.output_format,
             output_compression=self.output_compression,
+            lossless=self.lossless,
+            priority=self.priority,
+            response_format="url" if self.wants_urls else "b64_json",
         )
 
 
@@ -171,7 +181,7 @@ class ImageData(BaseModel):
 class ImageUrl(BaseModel):
     """One image of an answer, for clients that read URLs."""
 
-    url: Annotated[str, Field(description="data:image/…;base64,… with the whole file; nothing is kept to be fetched.")]
+    url: Annotated[str, Field(description="Of the file until `expires_at`; a data: URL of the whole file where none is kept.")]
 
 
 class ImageAttributes(BaseModel):
@@ -213,14 +223,16 @@ def unknown_model(names: Sequence[str]) -> str:
     return f"this server has {', '.join(names)}; its operator can allow other names by FLEXI_MODEL_ALIASES"
 
 
-def answer(made: GenerateResponse, as_urls: bool) -> ImagesAnswer:
-    """The answer to `/generate` in the form that OpenAI's clients read."""
+def answer(made: GenerateResponse, are_urls: bool, created: int | None = None) -> ImagesAnswer:
+    """The answer to `/generate` in the form that OpenAI's clients read.
+
+    are_urls: its images. created: when they were made, in Unix time; now, if absent.
+    """
     data: list[ImageData] | list[ImageUrl] = (
-        [ImageUrl(url=f"data:image/{made.output_format};base64,{image}") for image in made.images]
-        if as_urls
-        else [ImageData(b64_json=image) for image in made.images]
+        [ImageUrl(url=image) for image in made.images] if are_urls else [ImageData(b64_json=image) for image in made.images]
     )
-    return ImagesAnswer(**made.model_dump(), data=data, created=int(time.time()), quality=_quality(made.tier))
+    created = int(time.time()) if created is None else created
+    return ImagesAnswer(**made.model_dump(), data=data, created=created, quality=_quality(made.tier))
 
 
 async def events(first: Made, rest: AsyncGenerator[Made]) -> AsyncGenerator[bytes]:

@@ -30,11 +30,11 @@ from server.api import (
 from server.app import App
 from server.errors import ClientGone, problem
 from server.experiments.active import ActiveExperiment
-from server.http import openai, probes
-from server.http.documents import COMMON, UNIT, WITH_IMAGES, errors
+from server.http import files, jobs, openai, probes
+from server.http.context import Context
+from server.http.documents import COMMON, QUEUE, QUEUE_SECONDS, UNIT, WITH_IMAGES, errors
 from server.http.opening import loaded_app
 from server.http.sse import EventStream
-from server.requests.context import RequestContext
 from server.requests.running import disconnected, while_wanted
 from server.telemetry import metrics
 from server.tiers.active import ActiveSchedule
@@ -45,6 +45,8 @@ routes = FastAPI(
     openapi_url=None,  # server.http.documents writes one for this and for BentoML's routes
 )
 routes.include_router(probes.router)
+routes.include_router(files.router)
+routes.include_router(jobs.router)
 
 
 @routes.exception_handler(FlexiError)
@@ -61,19 +63,14 @@ async def _refused(_: Request, error: Exception) -> Response:
     return JSONResponse({"detail": faults}, 422)
 
 
-async def _context(request: Request) -> RequestContext:
-    context: RequestContext = request.state.context
-    return context
-
-
 EVENTS: dict[int | str, dict[str, Any]] = {
-    200: {
+    200: QUEUE[200]
+    | {
         "description": "The images; with `stream` true, events as they come",
         "content": {"text/event-stream": {"schema": openai.EVENT}},
     }
 }
 LoadedApp = Annotated[App, Depends(loaded_app)]
-Context = Annotated[RequestContext, Depends(_context)]
 
 
 @routes.get("/metrics", include_in_schema=False)
@@ -145,13 +142,17 @@ async def model(model: Annotated[str, Path(min_length=1, max_length=128)], app: 
     openapi_extra=UNIT,
 )
 async def images(
-    body: openai.ImagesRequest, request: Request, app: LoadedApp, context: Context
+    body: openai.ImagesRequest, request: Request, sent: Response, app: LoadedApp, context: Context
 ) -> Response | openai.ImagesAnswer:
     """OpenAI's images API: whole, or as a stream of server-sent events."""
     generation = app.generation
     wanted = body.generate_request(app.model_names, app.settings.max_images, request.headers)
     if not body.stream:
+        await files.refuse_unkept(app, wanted)
         made = await generation.answer(wanted, context, disconnected(request))
+        if body.wants_urls:
+            made = await files.with_urls(app, made, request)
+        sent.headers[QUEUE_SECONDS] = app.queue_seconds
         return openai.answer(made, body.wants_urls)
     stream = generation.stream(wanted, context, body.partial_images or 0)
     first = await while_wanted(anext(stream), [(disconnected(request), ClientGone())])  # so that a refusal has its status

@@ -19,8 +19,9 @@ OK = "ok"  # how it ended, where it was not by an error's code
 
 @dataclass
 class RequestContext:
-    """One HTTP request. `key` is there once the edge knows whose it is, the rest where images were asked for.
+    """One HTTP request, or a job. `key` is there once the edge knows whose it is, the rest where images were asked for.
 
+    limit: the seconds that a job may take from its arrival; requests have the planner's.
     arrived: when the request was found valid, by the monotonic clock. plan: once the registry has answered, where it was asked.
     results: the images that are done, by their place in the plan. code: `OK`, or that of the error it ended with.
     """
@@ -32,6 +33,7 @@ class RequestContext:
     plan: Plan | None = None
     results: dict[int, ImageResult] = field(default_factory=dict)
     code: str | None = None
+    limit: float | None = None
 
     @property
     def usage(self) -> Usage:

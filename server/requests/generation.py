@@ -181,7 +181,8 @@ class Generation:
         key = (context.key or ANONYMOUS).name
         with self.running.entered(key, context.request_id) as stop:
             try:
-                yield Patience(context.arrived, self.planner.limit(request), stop)
+                limit = self.planner.limit(request) if context.limit is None else context.limit
+                yield Patience(context.arrived, limit, stop)
                 outcome = context.code = OK
             except FlexiError as error:
                 outcome, context.code = OUTCOMES.get(type(error), "error"), error.code
@@ -196,7 +197,8 @@ class Generation:
         """Count a request that ended; of those without a plan, only who gave up waiting for one: the others were refused."""
         seconds, plan = monotonic() - context.arrived, context.plan
         if plan:
-            metrics.request_seconds.labels(plan.entry.label, plan.arm_label, outcome).observe(seconds)
+            if not plan.in_background:  # which waits as long as there are others: it would look like a slow server
+                metrics.request_seconds.labels(plan.entry.label, plan.arm_label, outcome).observe(seconds)
             for warning in plan.warnings:
                 metrics.warnings_total.labels(warning.code).inc()
             for observer in self._observers:
@@ -242,4 +244,5 @@ class _Arrival:
 
 def _observe_forecast(plan: Plan, seconds: float) -> None:
     """Hold the predicted seconds against those that it took until the pixels were there."""
-    metrics.forecast_ratio.labels(plan.entry.label).observe(seconds / max(plan.predicted, 1e-3))
+    if not plan.in_background:
+        metrics.forecast_ratio.labels(plan.entry.label).observe(seconds / max(plan.predicted, 1e-3))

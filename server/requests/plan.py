@@ -19,7 +19,7 @@ from engine.program import Program
 from registry.errors import InvalidInput
 from registry.tiers import REFERENCE
 from server.access.keys import Key
-from server.api import AUTO, LOSSLESS, GenerateRequest
+from server.api import AUTO, BACKGROUND, GenerateRequest
 from server.batching.image_task import ImageSpec, preview_places
 from server.config import Settings
 from server.requests import warnings
@@ -64,6 +64,11 @@ class Plan:
     def seed(self) -> int:
         """The first image's seed; image i has seed + i."""
         return self.specs[0].seed
+
+    @property
+    def in_background(self) -> bool:
+        """Whether its images wait while there is any other client's work."""
+        return self.specs[0].background
 
     @property
     def arm(self) -> str | None:
@@ -128,8 +133,8 @@ class Planner:
         steps = len(entry.program.steps)
         if (made := len(preview_places(steps, previews))) < previews:
             unmet.append(warnings.fewer_previews(previews, made, steps))
-        if request.output_format == LOSSLESS and request.output_compression < 100:
-            unmet.append(warnings.compression_ignored(request.output_format))
+        image_format = ImageFormat(request.output_format, request.output_compression, request.lossless)
+        unmet += warnings.of_the_format(image_format)
         if assignment and assignment.arm:
             metrics.assignment_total.labels(assignment.experiment.name, assignment.arm).inc()
         first = ImageSpec(
@@ -147,6 +152,7 @@ class Planner:
             previews=previews,
             request_id=request_id,
             embedded=self._model.embeds_guidance,
+            background=request.priority == BACKGROUND,
         )
         macs = self._model.macs_at(first.size).of_program(entry.program, first.unet_rows)
         relative_cost = self._schedules.relative_cost(entry, first.size)
@@ -158,7 +164,7 @@ class Planner:
             specs=specs,
             macs=len(specs) * macs,
             predicted=self._predicted(request, entry),
-            image_format=ImageFormat(request.output_format, request.output_compression),
+            image_format=image_format,
             size=size,
             relative_cost=relative_cost,
             assignment=assignment,
@@ -186,11 +192,17 @@ class Planner:
     async def _choose(
         self, request: GenerateRequest, request_id: str
     ) -> tuple[ActiveSchedule, Assignment | None, list[Notice]]:
-        """The schedule that the request names, or what its tier means, as an experiment on it says; and unmet wishes."""
+        """The schedule that the request names, or what its tier means, as an experiment on it says; and unmet wishes.
+
+        Background work is in no experiment: how long it waits says nothing of its schedule.
+        """
+        in_background = request.priority == BACKGROUND
         if request.schedule is not None:
             entry = await self._schedules.find(request.schedule)
-            return entry, self._assigner.bypassed(entry.digest), []
+            return entry, None if in_background else self._assigner.bypassed(entry.digest), []
         tier, unmet = self._tier(request)
+        if in_background:
+            return tier, None, unmet
         entry, assignment = self._assigner.assign(tier, request.unit, request_id)
         if assignment and assignment.arm and assignment.fallback:
             unmet.append(warnings.arm_not_served(assignment.experiment.name, assignment.arm))

@@ -11,6 +11,7 @@ from engine.guidance import OFF
 from engine.image_size import ImageSize
 from engine.notice import Notice
 from server.api import RequestWarning
+from server.requests.image_file import ImageFormat
 
 PROMPT_CUT = "prompt_cut"
 PROMPT_IGNORED = "prompt_ignored"
@@ -24,9 +25,19 @@ DEADLINE_AT_RISK = "deadline_at_risk"
 ARM_NOT_SERVED = "arm_not_served"
 FEWER_PREVIEWS = "fewer_previews"
 COMPRESSION_IGNORED = "compression_ignored"
+LOSSLESS_IGNORED = "lossless_ignored"
+FILE_NOT_KEPT = "file_not_kept"
 
 # What tells of a request and not of its pixels: it is in the answer, and not in the files.
-NOT_OF_THE_IMAGE = {DEFAULT_TIER_NOT_SERVED, DEADLINE_AT_RISK, ARM_NOT_SERVED, FEWER_PREVIEWS, COMPRESSION_IGNORED}
+NOT_OF_THE_IMAGE = {
+    DEFAULT_TIER_NOT_SERVED,
+    DEADLINE_AT_RISK,
+    ARM_NOT_SERVED,
+    FEWER_PREVIEWS,
+    COMPRESSION_IGNORED,
+    LOSSLESS_IGNORED,
+    FILE_NOT_KEPT,
+}
 SHOWN = 200  # characters of a cut text
 
 
@@ -110,10 +121,22 @@ def fewer_previews(asked: int, made: int, steps: int) -> Notice:
     return Notice(FEWER_PREVIEWS, f"partial_images: {asked} were asked for; {taken}, so there are {made} of each image")
 
 
-def compression_ignored(output_format: str) -> Notice:
-    """Smaller files were asked for, of a format that loses nothing."""
-    what = f"it has no effect: {output_format} files lose nothing, jpeg and webp files are smaller"
-    return Notice(COMPRESSION_IGNORED, f"output_compression: {what}")
+def of_the_format(wanted: ImageFormat) -> list[Notice]:
+    """What a format cannot do of what was asked of its files: lose something, or nothing."""
+    unmet = list[Notice]()
+    if wanted.lossless and not wanted.keeps_all:
+        what = "a jpeg file always loses something: png and webp files need not"
+        unmet.append(Notice(LOSSLESS_IGNORED, f"lossless: {what}"))
+    elif wanted.keeps_all and wanted.quality < 100:
+        what = f"lossless {wanted.name}" if wanted.lossless else wanted.name
+        what = f"it has no effect: {what} files lose nothing, jpeg files and other webp files are smaller"
+        unmet.append(Notice(COMPRESSION_IGNORED, f"output_compression: {what}"))
+    return unmet
+
+
+def file_not_kept() -> Notice:
+    """The images are made, and the store does not take them any more."""
+    return Notice(FILE_NOT_KEPT, "response_format: the store did not take the files: the URLs are data: URLs, which hold them")
 
 
 def of_the_image(warnings: Sequence[Notice]) -> list[str]:

@@ -49,6 +49,10 @@ queue_seconds = Gauge(
     "flexi_queue_seconds", "Predicted time for the work accepted and not done; the most of all workers.",
     multiprocess_mode="livemax",
 )  # fmt: skip
+background_seconds = Gauge(
+    "flexi_background_seconds", "The same for background work, were there no other; the most of all workers.",
+    multiprocess_mode="livemax",
+)  # fmt: skip
 queue_images = Gauge("flexi_queue_images", "Images that wait for the engine.", multiprocess_mode="livesum")
 inflight_images = Gauge("flexi_inflight_images", "Images in the engine.", multiprocess_mode="livesum")
 cache_bytes = Gauge(
@@ -158,6 +162,20 @@ rfid = Gauge(
 shadow_images_total = Counter(
     "flexi_shadow_images_total", "Sampled images made again by the teacher, by how it went.", ["outcome"]
 )
+jobs = Gauge(
+    "flexi_jobs", "Open jobs by their state, as a worker knows them; the most of all workers.", ["state"],
+    multiprocess_mode="livemax",
+)  # fmt: skip
+oldest_job_seconds = Gauge(
+    "flexi_oldest_job_seconds", "Since when the oldest job waits; 0 where none does.", multiprocess_mode="livemax"
+)
+job_seconds = Histogram(
+    "flexi_job_seconds", "Time of a job from its request to its end, by how it ended.", ["state"],
+    buckets=(1, 5, 15, 60, 300, 900, 3600, 14400, 43200, 86400),
+)  # fmt: skip
+webhooks_total = Counter("flexi_webhooks_total", "Webhooks that were called or given up, by how it went.", ["outcome"])
+files_total = Counter("flexi_files_total", "Files that were to be kept for a URL, by how it went.", ["outcome"])
+swept_objects_total = Counter("flexi_swept_objects_total", "Objects of the store that had had their time, and were removed.")
 events_total = Counter("flexi_events_total", "Events of experiments written to disk, on their way to the store.")
 events_lost_total = Counter("flexi_events_lost_total", "Events that could not be kept, or that a killed process had in memory.")
 api_keys_errors_total = Counter("flexi_api_keys_errors_total", "Changed API key files that could not be used.")

@@ -6,6 +6,8 @@ import asyncio
 import base64
 import io
 import json
+import subprocess
+import sys
 import time
 from typing import Any
 
@@ -14,6 +16,7 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from places import ROOT
 from served import OTHER_SIZE, made, reference
 
 from registry.schedule import Segment, Validated
@@ -225,3 +228,29 @@ def test_tiers_of_the_same_weights_are_served_whatever_the_folder_is_called(clie
     assert {model["root"] for model in client.get("/v1/models").json()["data"]} == {"emoji64"}
     assert server.schedules.keys() <= {tier["tier"] for tier in client.get("/v1/tiers").json()["tiers"]}
     assert "the registry calls this model emoji64, its folder model-mounted" in server.log.read_text()
+
+
+def test_a_batch_that_is_killed_goes_on_and_does_no_line_twice(server, tmp_path):
+    prompts, out = tmp_path / "prompts.jsonl", tmp_path / "out"
+    lines = [{"prompt": f"red heart {i}", "tier": "draft", "seed": i, "output_format": "webp"} for i in range(6)]
+    lines[3] = {"prompt": "red heart", "tier": "nope"}
+    prompts.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    command = [sys.executable, "-m", "server.batch", prompts, "--out", out, "--url", server.address]
+    killed = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    until = time.monotonic() + 120
+    while not (out / "progress.jsonl").exists() or (out / "progress.jsonl").read_bytes().count(b"\n") < 3:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    killed.kill()
+    killed.wait()
+    kept = {path: path.stat().st_mtime_ns for path in out.glob("*.webp")}
+    before = [json.loads(line)["line"] for line in (out / "progress.jsonl").read_bytes().splitlines(keepends=True)[1:-1]]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert (done.returncode, done.stdout.split(":")[0]) == (1, "6 lines, 1 with an error"), done.stderr
+    results = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    assert [result["line"] for result in results] == [1, 2, 3, 4, 5, 6]
+    assert results[3]["error"]["code"] == "not_found"
+    for i in (0, 1, 2, 4, 5):
+        assert (results[i]["files"], results[i]["answer"]["seed"]) == ([f"00000{i + 1}.webp"], i)
+        assert Image.open(out / results[i]["files"][0]).size == (64, 64)
+    assert all(path.stat().st_mtime_ns == time for path, time in kept.items() if int(path.stem) in before)

@@ -117,14 +117,84 @@ def test_every_format_on_both_routes_in_streams_and_as_urls(client, api, name, q
     whole = api.images.generate(prompt=PROMPT, quality="low", response_format="url", extra_body={"seed": 1}, **wanted)
     plain = client.post("/generate", json={"prompt": PROMPT, "tier": "draft", "seed": 1} | wanted).json()
     assert {event.output_format for event in events} == {whole.output_format} == {plain["output_format"]} == {name}
-    kind, data = whole.data[0].url.split(",")
-    assert kind == f"data:image/{name};base64"
+    url = whole.data[0].url
+    assert url.startswith(f"{client.base_url}v1/images/files/".replace("//v1", "/v1"))
+    assert url.endswith(f".{name}")
+    fetched = httpx.get(url)  # without any key
+    assert (fetched.status_code, fetched.headers["content-type"]) == (200, f"image/{name}")
+    assert 0 < whole.expires_at - time.time() <= 3600
+    data = base64.b64encode(fetched.content).decode()
     for b64 in (*(event.b64_json for event in events), data, *plain["images"]):
         image = opened(b64)
         image.load()
         assert (image.format, image.size) == (name.upper(), (64, 64))
         assert (said := parameters(image))["prompt"] == PROMPT
         assert (said["seed"], said["tier"], said["schedule"]) == ("1", "draft", plain["schedule"])
+
+
+def test_a_kept_file_is_read_without_a_key_and_cached_until_it_is_gone(server, client, api):
+    made = api.images.generate(prompt=PROMPT, quality="low", response_format="url", n=2, extra_body={"seed": 5})
+    plain = client.post("/generate", json={"prompt": PROMPT, "tier": "draft", "seed": 5, "response_format": "url"}).json()
+    first, second = (httpx.get(image.url) for image in made.data)
+    assert first.content != second.content
+    assert opened(base64.b64encode(httpx.get(plain["images"][0]).content)).text["seed"] == "5"
+    assert "private" in first.headers["cache-control"]
+    assert 0 < int(first.headers["cache-control"].partition("max-age=")[2].partition(",")[0]) <= 3600
+    again = httpx.get(made.data[0].url, headers={"If-None-Match": first.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+    assert httpx.head(made.data[0].url).headers["content-length"] == str(len(first.content))
+    gone = httpx.get(f"{server.address}/v1/images/files/{'0' * 40}.png")
+    assert (gone.status_code, gone.json()["error"]["code"]) == (404, "not_found")
+    secret = made.data[0].url.rpartition("/")[2]
+    assert secret not in server.log.read_text()
+
+
+def test_a_job_of_an_openai_body_is_answered_as_the_route_would_have_answered(client, api):
+    body = {"prompt": PROMPT, "quality": "low", "n": 2, "seed": 5, "output_format": "webp"}
+    asked = {"endpoint": "/v1/images/generations", "body": body}
+    kept = client.post("/v1/jobs", json=asked, headers={"Idempotency-Key": "order 17"})
+    assert kept.status_code == 202
+    job = kept.json()
+    assert kept.headers["location"] == f"/v1/jobs/{job['id']}"
+    assert client.post("/v1/jobs", json=asked, headers={"Idempotency-Key": "order 17"}).json()["id"] == job["id"]
+    other = client.post("/v1/jobs", json={"body": {"prompt": "another"}}, headers={"Idempotency-Key": "order 17"})
+    assert (other.status_code, other.json()["error"]["param"]) == (400, "Idempotency-Key")
+    done = ended_job(client, job["id"])
+    whole = api.images.generate(prompt=PROMPT, quality="low", n=2, output_format="webp", extra_body={"seed": 5}).model_dump()
+    assert (done["state"], done["error"]) == ("succeeded", None)
+    for field in ("macs", "schedule", "tier", "seed", "steps", "size", "quality", "output_format"):
+        assert done["result"][field] == whole[field], field
+    for image in done["result"]["data"]:
+        assert Image.open(io.BytesIO(httpx.get(image["url"]).content)).format == "WEBP"
+    assert job["id"] in [listed["id"] for listed in client.get("/v1/jobs").json()["data"]]
+
+
+def test_a_job_is_checked_when_it_comes_and_cancelled_when_it_is_not_wanted_any_more(client):
+    for body, param in (
+        ({"body": {"prompt": "x", "seed": -3}}, "body.seed"),
+        ({"body": {"prompt": "x", "num_images": 5}}, "body.num_images"),
+        ({"body": {}}, "body.prompt"),
+        ({"endpoint": "/v1/images/generations", "body": {"prompt": "x", "stream": True}}, "body.stream"),
+        ({"endpoint": "/v1/images/edits", "body": {"prompt": "x"}}, "endpoint"),
+        ({"body": {"prompt": "x"}, "webhook": "https://example.com/"}, "webhook"),
+        ({}, "body"),
+    ):
+        reply = client.post("/v1/jobs", json=body)
+        assert (reply.status_code, reply.json()["error"]["param"]) == (400, param), reply.text
+    assert client.post("/v1/jobs", json={"body": {"prompt": "x", "tier": "nope"}}).json()["error"]["param"] == "body.tier"
+    job = client.post("/v1/jobs", json={"body": {"prompt": PROMPT, "tier": "reference", "num_images": 4}}).json()["id"]
+    assert client.delete(f"/v1/jobs/{job}").json()["state"] == "cancelled"
+    assert client.get(f"/v1/jobs/{job}").json()["error"]["code"] == "cancelled"
+    assert client.get(f"/v1/jobs/job-{'0' * 32}").status_code == 404
+
+
+def ended_job(client, job: str) -> dict:
+    for _ in range(1200):
+        seen = client.get(f"/v1/jobs/{job}").json()
+        if seen["state"] not in ("queued", "running"):
+            return seen
+        time.sleep(0.1)
+    raise AssertionError(seen)
 
 
 def parameters(image: Image.Image) -> dict[str, str]:

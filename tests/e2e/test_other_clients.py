@@ -6,6 +6,7 @@ import base64
 import io
 import json
 
+import httpx
 import openai
 import other_clients
 import pytest
@@ -127,9 +128,10 @@ ask("openai/dall-e-3", size="64x64", n=1)
 """
     images = other_clients.run("litellm", program, server.address).split()
     assert [picture(image).text["tier"] for image in images] == ["balanced", "best", "balanced"]
-    assert images[2].startswith("data:image/png;base64,")
+    assert images[2].startswith(f"{server.address}/v1/images/files/")
 
 
 def picture(image: str) -> Image.Image:
-    """From a data: URL or base64."""
-    return Image.open(io.BytesIO(base64.b64decode(image.removeprefix("data:image/png;base64,"))))
+    """From a URL, as any program fetches one, or from base64."""
+    file = httpx.get(image).raise_for_status().content if image.startswith("http") else base64.b64decode(image)
+    return Image.open(io.BytesIO(file))

@@ -1,4 +1,4 @@
-"""A server of two workers: both serve, one page adds them up whoever answers, a dead one is replaced, SIGTERM ends both."""
+"""A server of two workers: both serve, one page adds them up, a dead one is replaced and its job done, SIGTERM ends both."""
 
 from __future__ import annotations
 
@@ -37,10 +37,24 @@ def total(name: str, families: list[Metric]) -> float:
     return sum(sample.value for family in families for sample in family.samples if sample.name == name)
 
 
+def who_begins(job: str, log: Path) -> int:
+    """The worker that begins a job, as it says."""
+    wait_for(lambda: any(job in line and "job begun" in line for line in log.read_text().splitlines()))
+    (pid,) = {json.loads(line)["pid"] for line in log.read_text().splitlines() if job in line and "job begun" in line}
+    return int(pid)
+
+
+def found(address: str, job: str) -> dict[str, Any]:
+    """A job, whichever worker is asked."""
+    seen: dict[str, Any] = httpx.get(f"{address}/v1/jobs/{job}", timeout=PATIENCE).json()
+    return seen
+
+
 def test_two_workers_are_one_server(tmp_path):
     publish(open_store(str(tmp_path / "registry")))
     home, log = tmp_path / "bentoml", tmp_path / "server.log"
     settings = {"FLEXI_REGISTRY": str(tmp_path / "registry"), "FLEXI_STATE": str(tmp_path / "state"), "FLEXI_WORKERS": "2"}
+    settings["FLEXI_JOB_LEASE_SECONDS"] = "2"
     with started(SETTINGS | settings | {"BENTOML_HOME": str(home)}, log, patience=PATIENCE) as served:
 
         def workers() -> dict[int, psutil.Process]:
@@ -81,11 +95,19 @@ def test_two_workers_are_one_server(tmp_path):
             assert total("flexi_engine_up", page) == 1, "the least of both"
             assert total("flexi_watch_seconds", page) == 0.2, "the most of both"
 
-        killed = min(pids)
+        body = {"prompt": "red heart", "tier": "reference", "num_images": 4}
+        job = httpx.post(f"{served.address}/v1/jobs", json={"body": body}, timeout=PATIENCE).json()["id"]
+        killed = who_begins(job, log)
         workers()[killed].kill()
         wait_for(lambda: len(now := workers().keys() - {killed}) == 2 and now <= workers_that_said("ready", log))
         wait_for(lambda: total("flexi_engine_up", scrape()) == 1)
-        assert total("flexi_macs_total", scrape()) == asked, "what a dead worker did stays counted"
+        wait_for(lambda: found(served.address, job)["state"] not in ("queued", "running"))
+        done = found(served.address, job)
+        assert (done["state"], len(done["result"]["images"])) == ("succeeded", 4), done
+        assert httpx.get(done["result"]["images"][3]).content[1:4] == b"PNG"
+        counted = total("flexi_macs_total", scrape())
+        assert counted == sum(own(pid, "flexi_macs_total") for pid in pids | workers().keys()), "what a dead worker did stays"
+        assert asked + done["result"]["macs"] <= counted < asked + 2 * done["result"]["macs"], "it had begun the job, no more"
         assert total("flexi_cache_bytes", scrape()) == total("flexi_cache_bytes", page), "and what it had does not"
 
         last = workers()

@@ -36,6 +36,7 @@ IMAGE = ImageResult(torch.full((8, 8, 3), 128, dtype=torch.uint8), 10, Counter(f
 
 class Settings:
     max_images, request_seconds, default_tier, default_guidance = 4, 60.0, "reference", 3.0
+    file_seconds, public_url = 0, None
 
 
 class Engine:
@@ -86,6 +87,7 @@ def app(tiny, engine, observer, monkeypatch):
     generation = Generation(planner, engine, Quotas(), [observer])
     names = ["tiny", "dall-e-3", "gpt-image-1"]
     made = SimpleNamespace(generation=generation, schedules=schedules, model_names=names, size="8x8", settings=Settings)
+    made.queue_seconds = "0.250"
     monkeypatch.setattr(v1.routes.state, "app", made, raising=False)
     yield made
     over.set()

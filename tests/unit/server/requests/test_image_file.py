@@ -85,6 +85,15 @@ def test_a_lossy_file_has_the_size_and_the_parameters(levels, said, quality, nam
     assert parameters(image) == said
 
 
+@settings(max_examples=60, deadline=None)
+@given(levels=IMAGES, said=PARAMETERS, quality=st.integers(0, 100))
+def test_a_lossless_webp_is_read_back_exactly_whatever_its_quality(levels, said, quality):
+    image = opened(ImageFormat("webp", quality, lossless=True).file(levels, said))
+    assert (image.format, image.mode) == ("WEBP", "RGB")
+    assert parameters(image) == said
+    assert (np.asarray(image) == levels).all()
+
+
 @settings(max_examples=40, deadline=None)
 @given(levels=IMAGES)
 def test_the_best_jpeg_of_any_image_is_near_it(levels):

@@ -229,9 +229,14 @@ def test_previews_that_there_is_no_step_for_are_said(planner, wanted):
         assert codes(plan) == (["fewer_previews"] if made < wanted else [])
 
 
-@pytest.mark.parametrize(("name", "quality", "said"), [("png", 100, []), ("png", 99, ["compression_ignored"]), ("webp", 0, [])])
-def test_a_png_that_was_to_be_smaller_is_said(planner, name, quality, said):
-    plan = planned(planner, tier="draft", output_format=name, output_compression=quality)
+@pytest.mark.parametrize("lossless", [False, True])
+@pytest.mark.parametrize("quality", [100, 99, 0])
+@pytest.mark.parametrize("name", ["png", "jpeg", "webp"])
+def test_what_a_format_cannot_do_is_said(planner, name, quality, lossless):
+    plan = planned(planner, tier="draft", output_format=name, output_compression=quality, lossless=lossless)
+    keeps_all = name == "png" or (name == "webp" and lossless)
+    said = ["lossless_ignored"] * (lossless and not keeps_all) + ["compression_ignored"] * (keeps_all and quality < 100)
+    assert (plan.image_format.name, plan.image_format.quality, plan.image_format.lossless) == (name, quality, lossless)
     assert (codes(plan), of_the_image(plan.warnings)) == (said, [])
 
 

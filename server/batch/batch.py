@@ -1,0 +1,105 @@
+"""A batch: every line of a file once, through a server that others use, too."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from time import monotonic
+from typing import Any
+
+import httpx
+
+from registry.errors import FlexiError
+from server.batch.output_folder import OutputFolder
+from server.batch.throttle import Throttle
+from server.errors import Unauthorized
+
+LATER = {408, 429, 502, 503, 504}  # not the line's fault
+RETRY_AFTER = 5.0  # seconds, where a server does not say
+ANSWER_SECONDS = 320.0  # longer than any request may take
+PATIENCE = 600.0  # seconds that a server may be away
+
+
+class ServerAway(FlexiError):
+    """Nobody has answered for long."""
+
+    status = 503
+    code = "not_ready"
+
+
+class Batch:
+    """Asks for the lines that are not done, several at a time as `Throttle` has it. For the event loop."""
+
+    def __init__(
+        self,
+        client: httpx.AsyncClient,
+        folder: OutputFolder,
+        throttle: Throttle,
+        advanced: Callable[[], None] = lambda: None,
+        patience: float = PATIENCE,
+        retry_after: float = RETRY_AFTER,
+    ) -> None:
+        """client: of a server, with the API key. advanced: called for each line that ends. patience: see `ServerAway`."""
+        self._client = client
+        self._folder = folder
+        self._throttle = throttle
+        self._advanced = advanced
+        self._patience = patience
+        self._retry_after = retry_after
+        self._answered = monotonic()
+
+    async def run(self, bodies: dict[int, dict[str, Any]]) -> None:
+        """Raises `ServerAway`, and `Unauthorized` for a wrong key; what is done stays done."""
+        width = max(6, len(str(max(bodies))))
+        todo = iter([line for line in bodies if line not in self._folder.outcomes])
+
+        async def work() -> None:
+            for line in todo:  # shared: each takes the next one
+                await self._make(line, bodies[line], width)
+
+        workers = [asyncio.create_task(work()) for _ in range(self._throttle.most)]
+        try:
+            await asyncio.gather(*workers)
+        finally:
+            for worker in workers:
+                worker.cancel()
+            await asyncio.wait(workers)
+
+    async def _make(self, line: int, body: dict[str, Any], width: int) -> None:
+        while True:
+            async with self._throttle.turn():
+                reply = await self._asked(body)
+            if reply is not None:
+                break
+        if reply.status_code == 200:
+            await asyncio.to_thread(self._folder.done, line, reply.json(), width)
+        else:
+            self._folder.failed(line, _error_of(reply))
+        self._advanced()
+
+    async def _asked(self, body: dict[str, Any]) -> httpx.Response | None:
+        """The server's answer to a line; None where it is to be asked again."""
+        try:
+            reply = await self._client.post("/generate", json=body, timeout=ANSWER_SECONDS)
+        except httpx.TransportError as error:
+            if monotonic() > self._answered + self._patience:
+                raise ServerAway(f"no answer for {self._patience:g} s ({type(error).__name__})", param="url") from None
+            self._throttle.refused(self._retry_after)
+            return None
+        self._answered = monotonic()
+        if reply.status_code == Unauthorized.status:
+            raise Unauthorized(str(_error_of(reply)["message"]), param="key")
+        if reply.status_code in LATER:
+            self._throttle.refused(float(reply.headers.get("Retry-After", self._retry_after)))
+            return None
+        self._throttle.served(float(reply.headers.get("X-Flexi-Queue-Seconds", 0)))
+        return reply
+
+
+def _error_of(reply: httpx.Response) -> dict[str, Any]:
+    """As our servers say it; whatever else answers there is quoted by its status."""
+    try:
+        error: dict[str, Any] = reply.json()["error"]
+        return {key: error[key] for key in ("code", "message", "param")}
+    except (ValueError, KeyError, TypeError):
+        return {"code": "unknown", "message": f"status {reply.status_code}, and no error of this project's", "param": None}

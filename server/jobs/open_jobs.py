@@ -1,0 +1,82 @@
+"""What a worker knows of the open jobs in the store, and which of them is the next to run."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
+from time import monotonic
+
+from server.jobs.job_store import OpenJob
+from server.telemetry import metrics
+
+
+class OpenJobs:
+    """Records of open jobs by their place, as they were read last: others may have changed them since, which a swap notices."""
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._jobs: dict[str, OpenJob] = {}
+        self._paused: dict[str, float] = {}  # by owner: until when, by the monotonic clock, it runs nothing
+
+    def __iter__(self) -> Iterator[OpenJob]:
+        return iter(list(self._jobs.values()))
+
+    def __contains__(self, place: str) -> bool:
+        return place in self._jobs
+
+    def put(self, known: OpenJob) -> None:
+        """This is what a job's record says now."""
+        self._jobs[known.job.place] = known
+
+    def forget(self, place: str) -> None:
+        """The job is not open any more, or its record is not as it was."""
+        self._jobs.pop(place, None)
+
+    def places(self) -> set[str]:
+        """Of all jobs known."""
+        return set(self._jobs)
+
+    def count(self, owner: str) -> int:
+        """How many open jobs an owner has."""
+        return sum(known.job.owner.name == owner for known in self)
+
+    @property
+    def queued(self) -> int:
+        """How many wait, of all owners."""
+        return sum(known.job.state == "queued" for known in self)
+
+    def pause(self, owner: str, seconds: float) -> None:
+        """An owner's jobs wait for so long: its quota is used up, or a queue is full."""
+        self._paused[owner] = monotonic() + seconds
+
+    def next(self, running: Collection[str], gone: Collection[str]) -> OpenJob | None:
+        """A job to run: the oldest of the owner of whom the fewest run here. None where there is none.
+
+        running: places of those that this worker has in hand. gone: holders that have lost theirs.
+        """
+        now = monotonic()
+        self._paused = {owner: until for owner, until in self._paused.items() if until > now}
+        share = Counter(place.partition("/")[0] for place in running)
+        free = [
+            known
+            for known in self
+            if known.job.place not in running
+            and known.job.owner.name not in self._paused
+            and (known.job.holder is None or known.job.holder in gone)
+        ]
+        return min(free, key=lambda known: (share[known.job.owner.name], known.job.created), default=None)
+
+    def overdue(self) -> list[OpenJob]:
+        """Jobs that wait, and whose time is over."""
+        now = self._clock()
+        return [known for known in self if known.job.holder is None and known.job.deadline <= now]
+
+    def export(self, running: Mapping[str, object]) -> None:
+        """Say in metrics what there is."""
+        here = sum(place in self._jobs for place in running)
+        elsewhere = sum(known.job.state == "running" and known.job.place not in running for known in self)
+        metrics.jobs.labels("queued").set(len(self._jobs) - here - elsewhere)
+        metrics.jobs.labels("running").set(here + elsewhere)
+        waiting = [self._clock() - known.job.created for known in self if known.job.place not in running]
+        metrics.oldest_job_seconds.set(max(waiting, default=0.0))

@@ -1,0 +1,251 @@
+"""Runs jobs: takes open ones from the store, has their images made as background work, says in the store how they ended.
+
+A worker claims a job by compare-and-swap. If it dies, its beat stands still (`server.jobs.leases`), and another one, or the
+same server after a restart, claims the job again. A job ends by a record that is made once; of two workers that both believe in
+their claim, one ends it, and the other's images are thrown away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from time import monotonic
+from typing import TypeVar
+
+from registry.errors import Conflict, FlexiError, Overloaded, StoreUnavailable, Tampered
+from server.errors import GenerationFailed, NotReady
+from server.jobs.job_run import JobRun
+from server.jobs.job_store import JobStore, OpenJob
+from server.jobs.leases import Lease, OtherHolders
+from server.jobs.open_jobs import OpenJobs
+from server.jobs.record import ImageJob, JobEnd
+from server.jobs.webhooks import WebhookSender
+from server.telemetry import metrics
+from server.telemetry.faults import Faults
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+MAX_ATTEMPTS = 3  # workers that may die on a job before it counts as the job's fault
+BEATS = 3  # in the time of a lease
+CLOSE_SECONDS = 5.0  # for giving back what this worker holds
+RETRY_SECONDS = 2.0  # after the store did not take a record
+
+
+class JobRunner:
+    """One worker's part of the jobs. For the event loop."""
+
+    def __init__(
+        self,
+        store: JobStore,
+        run: JobRun,
+        webhooks: WebhookSender | None,
+        together: int,
+        lease_seconds: float,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """together: jobs that run here at once at most. lease_seconds: until a worker without a beat has lost its jobs."""
+        self.known = OpenJobs(clock)
+        self._store = store
+        self._run = run
+        self._webhooks = webhooks
+        self._together = together
+        self._lease_seconds = lease_seconds
+        self._clock = clock
+        self._lease = Lease(store.store)
+        self._others = OtherHolders(store.store, lease_seconds)
+        self._running: dict[str, asyncio.Task[None]] = {}
+        self._delivering: dict[str, asyncio.Task[None]] = {}
+        self._gone: set[str] = set()  # other workers, as of the last look
+        self._wake = asyncio.Event()
+        self._holding = asyncio.Lock()  # while it is decided whether this worker holds anything
+        self._beat: asyncio.Task[None] | None = None
+        self._faults = Faults(log)
+
+    async def follow(self, seconds: float) -> None:
+        """Look for work for ever, with pauses of so many seconds, or as soon as there is something new here."""
+        next_look = monotonic()
+        while True:
+            try:
+                if monotonic() >= next_look:
+                    next_look = monotonic() + seconds * random.uniform(0.8, 1.2)
+                    await self.look()
+                await self.fill()
+            except FlexiError as error:
+                self._faults.failed("store", f"jobs wait, the store cannot be read or written: {error}")
+            except Exception:
+                log.exception("looking for jobs failed")
+            else:
+                self._faults.mended("store")
+            self.known.export(self._running)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(max(0.0, next_look - monotonic())):
+                    await self._wake.wait()
+            self._wake.clear()
+
+    def added(self, job: OpenJob) -> None:
+        """A client has just brought this one."""
+        self.known.put(job)
+        self._wake.set()
+
+    async def look(self) -> None:
+        """Read what is new, stop what others have ended, see who is gone. Raises `StoreUnavailable`."""
+        before = self.known.places() | self._running.keys()
+        listed = set(await self._store.places())
+        for place in before - listed:  # what was added meanwhile may not be listed yet
+            self.stop(place)
+        for place in listed - self.known.places():
+            await self._read(place)
+        holders = {known.job.holder for known in self.known if known.job.holder} - {self._lease.holder}
+        self._gone = await self._others.gone(holders)
+
+    async def fill(self) -> None:
+        """Claim as many jobs as there is room for, and those whose time is over. Raises `StoreUnavailable`."""
+        for overdue in self.known.overdue():
+            async with self._holding:
+                await self._claim(overdue)
+        while len(self._running) < self._together:
+            in_hand = self._running.keys() | self._delivering.keys()
+            known = self.known.next(in_hand, self._gone)
+            if known is None:
+                return
+            async with self._holding:
+                await self._claim(known)
+
+    def stop(self, place: str) -> None:
+        """Somebody has ended this job: it needs no more work."""
+        self.known.forget(place)
+        if task := self._running.get(place):
+            task.cancel()
+
+    async def finish(self, end: JobEnd) -> None:
+        """Say how a job ended, unless somebody has; then call its webhook, and close it. It waits for a store that is away."""
+        if await self._insist(end.job, lambda: self._store.end(end)):
+            self._count(end)
+        else:
+            end = await self._insist(end.job, lambda: self._store.ended(end.job.place)) or end
+        if end.job.webhook and self._webhooks:
+            self._deliver(end, self._webhooks)
+        else:
+            await self._insist(end.job, lambda: self._store.close(end.job))
+        self.known.forget(end.job.place)
+
+    async def close(self) -> None:
+        """Give back what is not done, for others to begin at once, as far as the store takes it in a few seconds."""
+        for task in (*self._running.values(), *self._delivering.values()):
+            task.cancel()
+        if self._beat:
+            self._beat.cancel()
+        with suppress(TimeoutError, FlexiError):
+            async with asyncio.timeout(CLOSE_SECONDS):
+                for place in [*self._running]:
+                    if known := await self._store.open(place):
+                        await self._give_back(known)
+                await self._lease.release()
+
+    async def _read(self, place: str) -> None:
+        try:
+            if known := await self._store.open(place):
+                self.known.put(known)
+        except Tampered as error:
+            self._faults.failed(place, f"a job is left alone: {error}")
+
+    async def _claim(self, known: OpenJob) -> None:
+        """Take a job in hand, whatever is left to do for it."""
+        job = known.job
+        if self._beat is None:
+            await self._lease.renew()
+            self._beat = asyncio.create_task(self._keep_beating())
+        try:
+            claimed = await self._store.replace(
+                known, state="running", holder=self._lease.holder, attempts=job.attempts + 1, started=self._clock()
+            )
+        except Conflict:  # it is somebody else's, or over: the next look tells
+            self.known.forget(job.place)
+            return
+        self.known.put(claimed)
+        log.info("job begun", extra={"fields": {"job": job.id, "key": job.owner.name, "attempts": claimed.job.attempts}})
+        task = asyncio.create_task(self._work(claimed))
+        self._running[job.place] = task
+        task.add_done_callback(lambda _: self._left(job.place))
+
+    def _left(self, place: str) -> None:
+        self._running.pop(place, None)
+        self._wake.set()
+
+    async def _work(self, claimed: OpenJob) -> None:
+        job = claimed.job
+        try:
+            if job.attempts > 1 and (end := await self._store.ended(job.place)):  # only its webhook is left
+                await self.finish(end)
+                return
+            if job.attempts > MAX_ATTEMPTS:
+                raise GenerationFailed(f"{MAX_ATTEMPTS} workers ended while they were at this job")
+            end = await self._run(job)
+        except (NotReady, StoreUnavailable, Overloaded) as error:  # not the job's fault
+            self.known.pause(job.owner.name, getattr(error, "retry_after", RETRY_SECONDS))
+            await self._insist(job, lambda: self._give_back(claimed))
+            return
+        except FlexiError as error:
+            end = self._run.failed(job, error)
+        except Exception:
+            log.exception("a job failed", extra={"fields": {"job": job.id}})
+            end = self._run.failed(job, FlexiError("internal error"))
+        await self.finish(end)
+
+    async def _give_back(self, known: OpenJob) -> None:
+        """Let anybody begin the job anew."""
+        with suppress(Conflict):
+            self.known.put(await self._store.replace(known, state="queued", holder=None, attempts=known.job.attempts - 1))
+
+    def _deliver(self, end: JobEnd, webhooks: WebhookSender) -> None:
+        """Beside everything else, for it may take an hour. The job stays open, so that whoever finds it dead goes on."""
+        place = end.job.place
+
+        async def deliver() -> None:
+            await webhooks.deliver(str(end.job.webhook), end)
+            await self._insist(end.job, lambda: self._store.close(end.job))
+
+        task = self._delivering[place] = asyncio.create_task(deliver())
+        task.add_done_callback(lambda _: self._delivering.pop(place, None))
+
+    async def _insist(self, job: ImageJob, work: Callable[[], Awaitable[T | None]]) -> T | None:
+        """The result of work on the store, tried until the job's records would be gone: None then."""
+        while self._clock() < job.until:
+            try:
+                done = await work()
+            except StoreUnavailable as error:
+                self._faults.failed("record", f"what became of jobs waits in memory, the store does not take it: {error}")
+                await asyncio.sleep(RETRY_SECONDS)
+            else:
+                self._faults.mended("record")
+                return done
+        return None
+
+    async def _keep_beating(self) -> None:
+        """While this worker holds anything. A beat that the store does not take is tried again with the next one."""
+        while True:
+            await asyncio.sleep(self._lease_seconds / BEATS)
+            with suppress(FlexiError):
+                await self._lease.renew()
+            if not (self._running or self._delivering):
+                async with self._holding:
+                    if not (self._running or self._delivering):
+                        self._beat = None
+                        with suppress(FlexiError):
+                            await self._lease.release()
+                        return
+
+    def _count(self, end: JobEnd) -> None:
+        job, seconds = end.job, end.ended - end.job.created
+        metrics.job_seconds.labels(end.state).observe(max(0.0, seconds))
+        fields: dict[str, object] = {"job": job.id, "key": job.owner.name, "state": end.state, "seconds": round(seconds, 3)}
+        if end.error:
+            fields["code"] = end.error.code
+        if end.result:
+            fields |= {"tier": end.result.tier, "schedule": end.result.schedule, "macs": end.result.macs}
+        log.info("job", extra={"fields": fields | {"attempts": job.attempts}})

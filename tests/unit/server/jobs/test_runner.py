@@ -1,0 +1,491 @@
+"""Jobs run once and end once, whoever dies, whoever is slow, and whether or not the store is there."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from base64 import b64encode
+from collections.abc import Callable
+
+import pytest
+from job_records import answer, job
+from memory_store import MemoryStore
+
+from registry.errors import InvalidInput, NotFound, Overloaded, StoreUnavailable, Unsupported
+from server.access.keys import ANONYMOUS, Key
+from server.api import GenerateRequest
+from server.errors import DeadlineExceeded, GenerationFailed, NotReady, QuotaExceeded
+from server.jobs import job_run, runner
+from server.jobs.job_run import JobRun
+from server.jobs.job_store import ENDED, OPEN, JobStore
+from server.jobs.jobs import JobLimits, Jobs
+from server.jobs.leases import HOLDERS, OtherHolders
+from server.jobs.leftovers import Leftovers
+from server.jobs.record import ImageJob, JobEnd
+from server.jobs.runner import MAX_ATTEMPTS, JobRunner
+from server.storage.async_store import AsyncStore
+from server.storage.kept_files import FOLDER, KeptFiles
+from server.storage.sweeper import GRACE, Sweeper
+
+LIMITS = JobLimits(most=3, seconds=3600, keep_seconds=3600)
+
+
+class FlakyStore(MemoryStore):
+    """Refuses those writes for which `refuses` says so."""
+
+    refuses: Callable[[str], bool] = staticmethod(lambda key: False)
+
+    def create(self, key, data):
+        if self.refuses(key):
+            raise StoreUnavailable("away", param="registry")
+        return super().create(key, data)
+
+
+class Worker:
+    """One of several over a store. Its engine makes a file of each prompt, or does what `engine` does."""
+
+    def __init__(self, store, *, together=4, webhooks=None, clock=time.time, limits=LIMITS):
+        self.asked: list[GenerateRequest] = []
+        self.engine = self.make
+        self.running = asyncio.Event()
+        self.go = asyncio.Event()
+        self.go.set()
+        own = AsyncStore(lambda: store)
+        run = JobRun(self.generate, KeptFiles(own, clock), clock)
+        self.runner = JobRunner(JobStore(own), run, webhooks, together, 30.0, clock)
+        self.jobs = Jobs(
+            JobStore(own), self.runner, run, limits, webhooks is not None, private=True, load=lambda: (2.0, 0.5), clock=clock
+        )
+
+    async def generate(self, request, context, gone):
+        gone.close()
+        self.asked.append(request)
+        self.running.set()
+        await self.go.wait()
+        return await self.engine(request, context)
+
+    async def make(self, request, context):
+        return answer(request, context.request_id, [b64encode(request.prompt.encode()).decode()])
+
+    def fails(self, *errors):
+        """With these errors, one after the other; None is no error, and so is what comes after them."""
+        left = [*errors]
+
+        async def engine(request, context):
+            if left and (error := left.pop(0)):
+                raise error
+            return await self.make(request, context)
+
+        self.engine = engine
+
+    async def bring(self, prompt="x", key=ANONYMOUS, webhook=None, idempotency=None, **fields) -> ImageJob | JobEnd:
+        new = self.jobs.new(key, "/generate", GenerateRequest(prompt=prompt, **fields), webhook, True, 1.0)
+        return await self.jobs.add(new, idempotency)
+
+    async def turn(self):
+        await self.runner.look()
+        await self.runner.fill()
+
+    async def end_of(self, kept: ImageJob) -> JobEnd:
+        """Its end, while this worker goes on looking for work."""
+        for _ in range(1000):
+            await self.turn()
+            found = await self.jobs.find(kept.owner.name, kept.id)
+            if isinstance(found, JobEnd) and kept.place not in self.runner._running:
+                return found
+            await asyncio.sleep(0.002)
+        raise AssertionError("it does not end")
+
+    async def die(self):
+        """As a killed process does: nothing is said to anybody."""
+        tasks = [*self.runner._running.values(), *self.runner._delivering.values(), self.runner._beat]
+        for task in filter(None, tasks):
+            task.cancel()
+        await asyncio.sleep(0)
+
+
+def takes_the_rest(worker: Worker) -> Worker:
+    """One that takes a beat that stands still between two looks for a death."""
+    worker.runner._others = OtherHolders(worker.runner._store.store, 0.0)
+    return worker
+
+
+class Hooks:
+    """Delivers when it may, and counts."""
+
+    def __init__(self):
+        self.calls, self.may = [], asyncio.Event()
+
+    async def deliver(self, url, end):
+        await self.may.wait()
+        self.calls.append((url, end.job.id, end.state))
+        return True
+
+
+@pytest.fixture(autouse=True)
+def _hurried(monkeypatch):
+    for module in (runner, job_run):
+        monkeypatch.setattr(module, "RETRY_SECONDS", 0.01)
+
+
+@pytest.fixture
+def store():
+    return FlakyStore()
+
+
+def keys(store, prefix):
+    return list(store.list(prefix))
+
+
+def test_a_job_succeeds_and_its_images_are_kept(store):
+    async def go():
+        worker = Worker(store)
+        kept = await worker.bring("heart", output_format="webp")
+        assert (kept.state, kept.owner.name, kept.request.priority) == ("queued", "anonymous", "background")
+        end = await worker.end_of(kept)
+        assert (end.state, end.error, end.result.macs) == ("succeeded", None, 10)
+        file = await worker.jobs._run._files.read(end.files[0])
+        assert (file.data, file.media_type, file.until) == (b"heart", "image/webp", kept.until)
+        assert keys(store, OPEN) == []
+        assert worker.asked[0].seed == kept.request.seed is not None, "whoever runs it makes the same images"
+
+    asyncio.run(go())
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "code"),
+    [
+        (GenerationFailed("no"), "failed", "generation_failed"),
+        (NotFound("gone", param="tier"), "failed", "not_found"),
+        (InvalidInput("too large"), "failed", "invalid_input"),
+        (ZeroDivisionError(), "failed", "internal_error"),
+        (DeadlineExceeded("late"), "expired", "deadline_exceeded"),
+    ],
+)
+def test_what_goes_wrong_ends_a_job_in_the_shape_of_the_apis_errors(store, error, state, code):
+    async def go():
+        worker = Worker(store)
+        worker.fails(error)
+        kept = await worker.bring()
+        end = await worker.end_of(kept)
+        assert (end.state, end.error.code, end.error.request_id) == (state, code, kept.id)
+        assert keys(store, OPEN) == []
+
+    asyncio.run(go())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        Overloaded("full", retry_after=0.01),
+        QuotaExceeded("used up", retry_after=0.01),
+        NotReady("lost"),
+        StoreUnavailable("away", param="schedule"),
+    ],
+    ids=lambda error: error.code,
+)
+def test_what_is_not_the_jobs_fault_lets_it_wait(store, error):
+    async def go():
+        worker = Worker(store)
+        worker.fails(error, error, error, error, error)
+        end = await worker.end_of(await worker.bring())
+        assert end.state == "succeeded"
+        assert len(worker.asked) == 6
+        assert end.job.attempts == 1
+
+    asyncio.run(go())
+
+
+def test_a_job_whose_worker_dies_is_done_by_another_and_ends_once(store):
+    async def go():
+        first, second = Worker(store), takes_the_rest(Worker(store))
+        first.go.clear()
+        kept = await first.bring()
+        await first.turn()
+        await first.running.wait()
+        assert (await second.jobs.find("anonymous", kept.id)).state == "running"
+        await second.turn()
+        assert second.asked == [], "the first one lives, as far as one can see"
+        await first.die()
+        end = await second.end_of(kept)
+        assert (end.state, end.job.attempts) == ("succeeded", 2)
+        assert second.asked == first.asked
+        assert len(keys(store, FOLDER)) == 1
+
+    asyncio.run(go())
+
+
+def test_a_slow_worker_that_was_taken_for_dead_ends_nothing_twice(store):
+    async def go():
+        slow, other = Worker(store), takes_the_rest(Worker(store))
+        slow.go.clear()
+        kept = await slow.bring()
+        await slow.turn()
+        await slow.running.wait()
+        for _ in range(2):
+            await other.turn()
+        end = await other.end_of(kept)
+        before = store.get(ENDED + kept.place)
+        slow.go.set()
+        assert (await slow.end_of(kept)) == end
+        assert store.get(ENDED + kept.place) == before
+        assert keys(store, OPEN) == []
+
+    asyncio.run(go())
+
+
+def test_a_job_on_which_workers_die_is_not_begun_for_ever(store):
+    async def go():
+        for _ in range(MAX_ATTEMPTS):
+            worker = takes_the_rest(Worker(store))
+            worker.go.clear()
+            if not keys(store, OPEN):
+                kept = await worker.bring()
+            while not worker.asked:
+                await worker.turn()
+                await asyncio.sleep(0)
+            await worker.die()
+        last = takes_the_rest(Worker(store))
+        end = await last.end_of(kept)
+        assert (end.state, end.error.code) == ("failed", "generation_failed")
+        assert last.asked == []
+
+    asyncio.run(go())
+
+
+def test_a_worker_that_ends_gives_back_what_it_holds_and_others_begin_at_once(store):
+    async def go():
+        first, second = Worker(store), Worker(store)
+        first.go.clear()
+        kept = await first.bring()
+        await first.turn()
+        await first.running.wait()
+        await first.runner.close()
+        assert keys(store, HOLDERS) == []
+        end = await second.end_of(kept)
+        assert (end.state, end.job.attempts) == ("succeeded", 1)
+
+    asyncio.run(go())
+
+
+@pytest.mark.parametrize("folder", [FOLDER, ENDED])
+def test_while_the_store_is_away_what_is_done_waits_and_nothing_is_made_twice(store, folder):
+    async def go():
+        worker = Worker(store)
+        refused = []
+
+        def refuses(key):
+            return key.startswith(folder) and (refused.append(key) or len(refused) <= 3)
+
+        store.refuses = refuses
+        kept = await worker.bring()
+        assert (await worker.end_of(kept)).state == "succeeded"
+        assert len(refused) == 4
+        assert len(worker.asked) == 1
+
+    asyncio.run(go())
+
+
+@pytest.mark.parametrize("here", [True, False], ids=["its own worker", "another worker"])
+def test_a_cancelled_job_stops_wherever_it_runs(store, here):
+    async def go():
+        worker, other = Worker(store), Worker(store)
+        worker.go.clear()
+        kept = await worker.bring()
+        await worker.turn()
+        await worker.running.wait()
+        end = await (worker if here else other).jobs.cancel("anonymous", kept.id)
+        assert (end.state, end.error.code) == ("cancelled", "cancelled")
+        await worker.runner.look()
+        await asyncio.sleep(0.01)
+        assert worker.runner._running == {}
+        worker.go.set()
+        assert await worker.end_of(kept) == end
+        assert await worker.jobs.cancel("anonymous", kept.id) == end, "a second time changes nothing"
+        assert keys(store, FOLDER) == keys(store, OPEN) == []
+
+    asyncio.run(go())
+
+
+def test_a_job_that_ended_is_not_cancelled_any_more(store):
+    async def go():
+        worker = Worker(store)
+        end = await worker.end_of(await worker.bring())
+        assert await worker.jobs.cancel("anonymous", end.job.id) == end
+        assert end.state == "succeeded"
+
+    asyncio.run(go())
+
+
+def test_a_key_sees_its_own_jobs_only(store):
+    async def go():
+        worker, anna, bob = Worker(store), Key("anna", None, None), Key("bob", None, None)
+        kept = [await worker.bring(key=key) for key in (anna, bob, anna)]
+        for owner, of in (("anna", kept[0::2]), ("bob", kept[1:2])):
+            found, more = await worker.jobs.page(owner, 10)
+            assert {job.id for job in found} == {job.id for job in of}
+            assert not more
+        for verb in (worker.jobs.find, worker.jobs.cancel):
+            with pytest.raises(NotFound):
+                await verb("bob", kept[0].id)
+        assert (await worker.jobs.find("anna", kept[0].id)).state == "queued"
+
+    asyncio.run(go())
+
+
+def test_pages_hold_every_job_once_the_newest_first(store):
+    async def go():
+        times = iter(range(1_800_000_000, 1_800_000_100))
+        worker = Worker(store, clock=lambda: float(next(times)), limits=JobLimits(9, 3600, 3600))
+        kept = [(await worker.bring()).id for _ in range(5)]
+        seen, after, more = [], "", True
+        while more:
+            found, more = await worker.jobs.page("anonymous", 2, after)
+            seen += [job.id for job in found]
+            after = seen[-1]
+        assert seen == kept[::-1]
+
+    asyncio.run(go())
+
+
+def test_an_idempotency_key_means_one_job_also_at_the_same_time_and_on_several_workers(store):
+    async def go():
+        workers = [Worker(store), Worker(store)]
+        many = await asyncio.gather(*(worker.bring(idempotency=("k", b"same")) for worker in workers for _ in range(3)))
+        assert len({job.id for job in many}) == 1
+        assert len(keys(store, OPEN)) == 1
+        with pytest.raises(InvalidInput, match="Idempotency-Key"):
+            await workers[0].bring(idempotency=("k", b"other"))
+        assert (await workers[0].bring(idempotency=("k2", b"other"))).id != many[0].id
+        assert (await workers[0].bring(key=Key("anna", None, None), idempotency=("k", b"other"))).owner.name == "anna"
+        end = await workers[1].end_of(many[0])
+        assert await workers[0].bring(idempotency=("k", b"same")) == end
+
+    asyncio.run(go())
+
+
+def test_a_key_has_so_many_open_jobs_at_most_and_others_have_theirs(store):
+    async def go():
+        worker = Worker(store)
+        for _ in range(LIMITS.most):
+            kept = await worker.bring()
+        with pytest.raises(Overloaded, match="3 of your jobs"):
+            await worker.bring()
+        await worker.bring(key=Key("anna", None, None))
+        await worker.end_of(kept)
+        await worker.bring()
+        with pytest.raises(Unsupported, match="FLEXI_MAX_JOBS"):
+            await Worker(store, limits=JobLimits(0, 1, 1)).bring()
+
+    asyncio.run(go())
+
+
+def test_owners_take_turns_and_one_whose_quota_is_used_up_holds_up_nobody(store):
+    async def go():
+        worker = Worker(store, together=1, limits=JobLimits(99, 3600, 3600))
+        anna, bob = Key("anna", None, None), Key("bob", None, None)
+        for prompt in ("a1", "a2", "a3"):
+            await worker.bring(prompt, anna)
+        last = await worker.bring("b1", bob)
+        worker.fails(QuotaExceeded("used up", retry_after=60))
+        await worker.end_of(last)
+        assert [request.prompt for request in worker.asked] == ["a1", "b1"]
+
+        several = Worker(FlakyStore(), together=2, limits=JobLimits(99, 3600, 3600))
+        several.go.clear()
+        for prompt in ("a1", "a2", "a3"):
+            await several.bring(prompt, anna)
+        await several.bring("b1", bob)
+        await several.turn()
+        await asyncio.sleep(0.01)
+        assert [request.prompt for request in several.asked] == ["a1", "b1"]
+
+    asyncio.run(go())
+
+
+def test_a_job_that_never_ran_expires(store):
+    async def go():
+        now = time.time()
+        worker = Worker(store, together=1, clock=lambda: now)
+        worker.go.clear()
+        await worker.bring("runs")
+        await worker.turn()
+        kept = await worker.bring("late", deadline_ms=1000)
+        await worker.turn()
+        now += 2
+        end = await worker.end_of(kept)
+        assert (end.state, end.error.code) == ("expired", "deadline_exceeded")
+        assert [request.prompt for request in worker.asked] == ["runs"]
+
+    asyncio.run(go())
+
+
+def test_a_webhook_is_called_when_the_job_has_ended_and_by_another_worker_if_its_own_dies_first(store):
+    async def go():
+        hooks, others = Hooks(), Hooks()
+        first, second = Worker(store, webhooks=hooks), takes_the_rest(Worker(store, webhooks=others))
+        kept = await first.bring(webhook="http://127.0.0.1/done")
+        end = await first.end_of(kept)
+        assert first.runner._delivering.keys() == {kept.place}
+        assert keys(store, OPEN) != [], "its call is still owed"
+        await first.die()
+        others.may.set()
+        for _ in range(500):
+            await second.turn()
+            await asyncio.sleep(0.002)
+            if not keys(store, OPEN):
+                break
+        assert others.calls == [("http://127.0.0.1/done", kept.id, "succeeded")]
+        assert hooks.calls == []
+        assert second.asked == [], "nothing was made again"
+        assert await second.jobs.find("anonymous", kept.id) == end
+        with pytest.raises(InvalidInput, match="FLEXI_WEBHOOK_SECRET"):
+            await Worker(store).bring(webhook="https://a.example/")
+
+    asyncio.run(go())
+
+
+def test_predictions_grow_with_what_waits(store):
+    async def go():
+        worker = Worker(store)
+        assert worker.jobs.predicted(3.0, 4) == 3.0 + 2.0
+        await worker.bring()
+        await worker.bring()
+        assert worker.jobs.predicted(3.0, 4) == 3.0 + 2.0 + 2 * 4 * 0.5
+
+    asyncio.run(go())
+
+
+def test_a_damaged_record_is_left_alone_and_holds_up_nobody(store, caplog):
+    async def go():
+        damaged = job()
+        store.create(OPEN + damaged.place, b'{"id": "job-of-tomorrow"}')
+        worker = Worker(store)
+        assert (await worker.end_of(await worker.bring())).state == "succeeded"
+        assert keys(store, OPEN) == [OPEN + damaged.place]
+
+    asyncio.run(go())
+    assert sum("left alone" in record.getMessage() for record in caplog.records) == 1
+
+
+def test_all_that_jobs_leave_is_gone_when_its_time_is_over(store):
+    async def go():
+        now = time.time()
+        worker = takes_the_rest(Worker(store, clock=lambda: now))
+        await worker.end_of(await worker.bring(idempotency=("k", b"x")))
+        worker.go.clear()
+        await worker.bring("never done")
+        await worker.turn()
+        await worker.running.wait()
+        await worker.die()
+        own = AsyncStore(lambda: store)
+        leftovers = Leftovers(own, lambda: now)
+        sweeper = Sweeper(own, [FOLDER, OPEN, ENDED], [leftovers.sweep], lambda: now)
+        assert await sweeper.sweep() == 0
+        assert len(keys(store, "_")) == 5  # a file, an end, an open job, an idempotency key and a beat
+        assert await sweeper.sweep() == 1, "the beat stands still"
+        now += LIMITS.seconds + LIMITS.keep_seconds + GRACE + 1
+        assert await sweeper.sweep() == 4
+        assert keys(store, "") == []
+
+    asyncio.run(go())

@@ -1,0 +1,193 @@
+"""Webhooks: signed as the standard says, tried again, and led to no address that is not public."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import json
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import ip_address
+
+import pytest
+from job_records import ended
+
+from registry.errors import InvalidInput
+from server.jobs.addresses import checked_url, is_public, public_address
+from server.jobs.webhooks import WebhookSender
+from server.webhook_signature import signed, webhook_secret
+
+SECRET = b"k" * 24
+
+
+class Receiver(ThreadingHTTPServer):
+    """Answers with these statuses, one after the other, and the last one for ever; keeps what came."""
+
+    daemon_threads = True
+
+    def __init__(self, *statuses: int, location: str = "") -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.statuses, self.location, self.calls = list(statuses), location, []
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/done?x=1"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["content-length"]))
+        self.server.calls.append((self.path, dict(self.headers), body))
+        statuses = self.server.statuses
+        self.send_response(statuses.pop(0) if len(statuses) > 1 else statuses[0])
+        if self.server.location:
+            self.send_header("Location", self.server.location)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_GET = do_POST  # noqa: N815 - http.server's
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def receiver():
+    made = []
+
+    def make(*statuses, **options):
+        made.append(Receiver(*statuses, **options))
+        return made[-1]
+
+    yield make
+    for server in made:
+        server.shutdown()
+        server.server_close()
+
+
+def deliver(url, end=None, **options):
+    options = {"private": True, "pauses": (0.0, 0.0)} | options
+    return asyncio.run(WebhookSender(SECRET, **options).deliver(url, end or ended("succeeded")))
+
+
+def test_a_call_says_what_ended_and_is_signed_as_the_standard_says(receiver):
+    server, end = receiver(204), ended("failed")
+    assert deliver(server.url, end)
+    ((path, headers, body),) = server.calls
+    headers = {name.lower(): value for name, value in headers.items()}
+    assert path == "/done?x=1"
+    assert headers["host"] == f"127.0.0.1:{server.server_port}"
+    event = json.loads(body)
+    assert event["type"] == "job.failed"
+    assert (event["data"]["id"], event["data"]["state"]) == (end.job.id, "failed")
+    assert event["data"]["error"]["code"] == "generation_failed"
+    assert end.job.request.prompt not in body.decode()
+    assert headers["webhook-id"] == end.job.id
+    assert abs(int(headers["webhook-timestamp"]) - time.time()) < 300
+    content = b".".join([headers["webhook-id"].encode(), headers["webhook-timestamp"].encode(), body])
+    expected = base64.b64encode(hmac.new(SECRET, content, hashlib.sha256).digest()).decode()
+    assert headers["webhook-signature"] == f"v1,{expected}"
+
+
+def test_the_standards_own_example_has_the_standards_own_signature():
+    """https://github.com/standard-webhooks/standard-webhooks, its specification's test vector."""
+    secret = webhook_secret("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
+    headers = signed(secret, "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, b'{"test": 2432232314}')
+    assert headers["webhook-signature"] == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+
+
+@pytest.mark.parametrize("text", ["", "whsec_", "whsec_!!!!", "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "whsec_" + "QUJD" * 30])
+def test_what_is_no_secret_is_refused(text):
+    with pytest.raises(ValueError, match="whsec_"):
+        webhook_secret(text)
+
+
+def test_a_receiver_that_fails_is_called_again_with_the_same_id(receiver):
+    server = receiver(500, 503, 200)
+    assert deliver(server.url)
+    assert len({headers["webhook-id"] for _, headers, _ in server.calls}) == 1
+    assert len(server.calls) == 3
+
+
+@pytest.mark.parametrize(("status", "calls"), [(500, 3), (404, 3), (410, 1)])
+def test_it_is_given_up_in_the_end_and_at_once_where_the_receiver_wants_no_more(receiver, status, calls):
+    server = receiver(status)
+    assert not deliver(server.url)
+    assert len(server.calls) == calls
+
+
+def test_no_redirect_is_followed(receiver):
+    target = receiver(200)
+    server = receiver(307, location=target.url)
+    assert not deliver(server.url)
+    assert target.calls == []
+
+
+def test_a_name_that_resolves_to_an_address_that_is_not_public_is_not_called(receiver):
+    server = receiver(200)
+
+    async def resolve(host, port):
+        return ["93.184.215.14", "127.0.0.1"]
+
+    url = server.url.replace("127.0.0.1", "innocent.example.com")
+    assert not deliver(url, private=False, resolve=resolve)
+    assert server.calls == []
+
+
+def test_the_address_that_was_checked_is_the_one_that_is_called(receiver):
+    """A second answer of the name server, another one, would not be asked for."""
+    server, asked = receiver(200), []
+
+    async def resolve(host, port):
+        asked.append(host)
+        return ["127.0.0.1"]
+
+    assert deliver(server.url.replace("127.0.0.1", "innocent.example.com"), resolve=resolve)
+    assert asked == ["innocent.example.com"]
+    assert server.calls[0][1]["Host"] == f"innocent.example.com:{server.server_port}"
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "127.0.0.1", "0.0.0.0", "10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "224.0.0.1",
+        "255.255.255.255", "::", "::1", "fe80::1", "fc00::1", "ff02::1", "::ffff:127.0.0.1", "::ffff:169.254.169.254",
+        "2002:7f00:1::", "64:ff9b::7f00:1",
+    ],
+)  # fmt: skip
+def test_addresses_that_are_not_public(address):
+    assert not is_public(ip_address(address))
+    host = f"[{address}]" if ":" in address else address
+    with pytest.raises(InvalidInput, match=r"webhook: .*FLEXI_WEBHOOK_PRIVATE"):
+        checked_url(f"https://{host}/done", private=False)
+    assert checked_url(f"http://{host}/done", private=True)
+
+
+@pytest.mark.parametrize("address", ["93.184.215.14", "1.1.1.1", "2606:4700::1111", "::ffff:1.1.1.1", "64:ff9b::101:101"])
+def test_addresses_that_are_public(address):
+    assert is_public(ip_address(address))
+    assert asyncio.run(public_address("x", 443, False, _always(address))) == address
+
+
+def _always(address):
+    async def resolve(host, port):
+        return [address]
+
+    return resolve
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "", "x", "ftp://a.example/", "http://a.example/", "https://", "https://u:p@a.example/", "https://a.example:0/",
+        "https://a.example:x/", "https://[", "https://a b.example/", "https://\u00fc.example/", "https://a.example/\n",
+        "javascript:alert(1)",
+    ],
+)  # fmt: skip
+def test_what_is_no_url_to_call_is_refused_when_the_job_comes(url):
+    with pytest.raises(InvalidInput, match="webhook: "):
+        checked_url(url, private=False)
