@@ -30,7 +30,7 @@ from engine.prompts import ClassPrompts, NoPrompts, Prompts, TextPrompts, TwoTex
 from engine.schedulers import nearest_solver, noise_levels
 from engine.stored_file import readable
 from engine.unrolled import UnrolledUNet
-from engine.weights import read_weights, read_weights_to, shown
+from engine.weights import read_weights, read_weights_to, shown, without_weights
 from registry.errors import InvalidInput, Unsupported
 from registry.schedule import ModelRef, SolverName
 
@@ -49,6 +49,7 @@ def load(
     dtype: str = "float32",
     name: str | None = None,
     compiled: bool = False,
+    weights: bool = True,
 ) -> Model:
     """Load a diffusers pipeline folder: Stable Diffusion 1, 2 or XL, latent diffusion (class-conditional or not), DDPM.
 
@@ -56,7 +57,7 @@ def load(
     diffusers has no class for: config.json and one tensor) or a UNet with class labels, else unconditional; `vae` or `vqvae`,
     else pixels. `compiled` has UNet and decoder compiled at their first calls, and laid out as tensor cores like it
     (`engine.compiling`, which can also do it beforehand). Schedules call it `name`; without one, the folder's name makes one
-    (`engine.model_name`).
+    (`engine.model_name`). Without `weights` its networks are on the device `meta`: it can tell all of itself, and make nothing.
 
     Raises `NotFound` for what is not there, `Unsupported` naming the component or setting this version cannot run.
     """
@@ -64,16 +65,17 @@ def load(
     if dtype not in DTYPES:
         raise InvalidInput(f"must be one of {sorted(DTYPES)}, got {dtype!r}", param="dtype")
     torch_device, torch_dtype = _device(device), DTYPES[dtype]
+    place = torch_device if weights else torch.device("meta")
     given = given_name(name) if name else None
     with readable(files.root, "model"), files.steady():
         plan = _planned(files, given)
         height, width = sides(plan.unet["sample_size"])
         with ThreadPoolExecutor(1, "fingerprint") as beside:  # hashing lets other threads run
             hashed = beside.submit(files.fingerprint)
-            unet = _unet(files, torch_device, torch_dtype)
-            decoder = _decoder(files, plan.pipeline, torch_device, torch_dtype)
+            unet = _unet(files, place, torch_dtype)
+            decoder = _decoder(files, plan.pipeline, place, torch_dtype)
             pixels = (height * decoder.scale, width * decoder.scale)
-            prompts = _prompts(files, plan.unet, pixels, torch_device, torch_dtype)
+            prompts = _prompts(files, plan.unet, pixels, place, torch_dtype)
             fingerprint = hashed.result()
     ref_name = given or folder_name(files.root, fingerprint)
     if not given and ref_name != files.root.resolve().name:
@@ -178,6 +180,8 @@ def _decoder(files: Folder, pipeline: Pipeline, device: torch.device, dtype: tor
         return read_weights_to(device, getattr(diffusers, class_name), files, component, dtype=dtype)
 
     vae, overflowed = read(dtype), False
+    if device.type == "meta":
+        return Autoencoder(vae.eval().requires_grad_(False))
     while (wider := WIDER.get(vae.dtype)) and not all(weight.isfinite().all() for weight in vae.state_dict().values()):
         log.warning("%s has weights that %s cannot hold: it runs in %s", component, type_name(vae.dtype), type_name(wider))
         vae, overflowed = read(wider), True
@@ -197,7 +201,8 @@ def _text_prompts(files: Folder, suffix: str, device: torch.device, dtype: torch
     except Exception as error:  # of several libraries
         raise Unsupported(f"{name} cannot be read: {reason(error)}", param="model") from error
     family = getattr(transformers, str(files.component(f"text_encoder{suffix}")))
-    encoder = read_weights(family, files, f"text_encoder{suffix}", dtype=dtype).to(device).eval()
+    read = without_weights if device.type == "meta" else read_weights
+    encoder = read(family, files, f"text_encoder{suffix}", dtype=dtype).to(device).eval()
     limits = {"max_position_embeddings": tokenizer.model_max_length, "vocab_size": len(tokenizer)}
     for field, value in limits.items():
         limit = getattr(encoder.config, field)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from engine.condition import Condition, embedded
 from engine.decoders import Decoded, Decoder, to_images, to_levels
@@ -23,6 +23,7 @@ from engine.program import Program, compile_program
 from engine.prompts import Prompts
 from engine.slots import SlotLayout, SlotMemory, slot_bytes
 from engine.unrolled import UnrolledUNet
+from engine.weights import networks
 from registry.errors import InvalidInput
 from registry.schedule import ModelRef, Schedule, Solver, SolverName, teacher
 
@@ -207,6 +208,20 @@ class Model:
     def earlier(self) -> str:
         """The fingerprint that schedules say which were made while unread files counted too. Hashes all files at first."""
         return self.earlier_fingerprint() if self.earlier_fingerprint else self.ref.fingerprint
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of all its networks, wherever they are."""
+        return sum(tensor.nbytes for network in self._networks for tensor in (*network.parameters(), *network.buffers()))
+
+    def drop_weights(self) -> None:
+        """Give their memory back: from now on the model can tell all of itself, and make nothing."""
+        for network in self._networks:
+            nn.Module.to(network, "meta")
+
+    @property
+    def _networks(self) -> list[nn.Module]:
+        return [self.network.unet, *networks(self.prompts), *networks(self.decoder)]
 
     def slots(self, capacity: int, others: Iterable[ImageSize] = ()) -> SlotMemory:
         """Memory for `capacity` UNet rows of the model's own size in flight, which those of `others` share."""

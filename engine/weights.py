@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -53,8 +54,41 @@ def read_weights_to(device: torch.device, family: Any, files: Folder, component:
     """`read_weights` of a diffusers class, whose tensors never were anywhere but on `device`: each is made there, without a
     value, and takes its own from the file, in the type that it has there.
 
-    transformers refuses this without a package of its own for devices.
+    transformers refuses this without a package of its own for devices. On the device `meta` nothing is read: see
+    `without_weights`.
     """
+    if device.type == "meta":
+        return without_weights(family, files, component, **options)
     with nullcontext() if device.type == "cpu" else device:
         # without accelerate, which `low_cpu_mem_usage` is for, diffusers leaves values out as well
         return read_weights(family, files, component, low_cpu_mem_usage=False, **options)
+
+
+def without_weights(family: Any, files: Folder, component: str, dtype: torch.dtype) -> Any:
+    """A component's network on the device `meta`, by its configuration: `family` is its diffusers or transformers class.
+
+    Raises `NotFound` and `Unsupported`.
+    """
+    import torch
+
+    config = files.config(component)
+    try:
+        with torch.device("meta"):
+            if hasattr(family, "load_config"):  # diffusers
+                network = family.from_config(config)
+            else:
+                network = family(family.config_class.from_dict(config))
+    except Exception as error:  # every library has its own
+        raise Unsupported(f"{component} cannot be built: {reason(error)}", param="model") from error
+    return network.to(dtype)
+
+
+def networks(part: Any) -> Iterator[torch.nn.Module]:
+    """All networks in an object of dataclasses, such as a loaded model."""
+    from torch import nn
+
+    if isinstance(part, nn.Module):
+        yield part
+    elif is_dataclass(part):
+        for field in fields(part):
+            yield from networks(getattr(part, field.name))

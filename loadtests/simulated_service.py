@@ -13,7 +13,7 @@ from engine.graphs import Graphs
 from engine.loading import load
 from engine.model import Model
 from loadtests.simulated import SimulatedGraphs, simulated
-from server import app
+from server.models import loading, opener
 
 
 def _load(*arguments: Any, **options: Any) -> Model:
@@ -24,8 +24,8 @@ def _graphs_for(device: torch.device) -> Graphs | None:
     return SimulatedGraphs()
 
 
-app.load = _load  # type: ignore[attr-defined]  # before the service is imported
-app.graphs_for = _graphs_for  # type: ignore[attr-defined]
+loading.load = opener.load = _load  # type: ignore[attr-defined]  # before the service is imported
+opener.graphs_for = _graphs_for  # type: ignore[attr-defined]
 
 from server.service import Flexiffusion  # noqa: E402
 

@@ -78,6 +78,7 @@ class GenerateRequest(RequestBody):
             description="A version number, a digest, or a digest's first 8 hex digits or more.",
         ),
     ] = None
+    model: Annotated[str | None, Field(max_length=128, description="A name of GET /v1/models; without it, the first.")] = None
     seed: Seed = None
     size: Size = None
     num_images: Annotated[int, Field(ge=1, description="How many images."), WHOLE] = 1
@@ -233,6 +234,7 @@ class ArmView(BaseModel):
 class ExperimentView(BaseModel):
     """An experiment that splits traffic."""
 
+    model: Annotated[str, Field(description="Whose traffic.")]
     name: str
     version: int
     tier: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -34,6 +34,7 @@ from server.webhook_signature import webhook_secret
 PREFIX = "FLEXI_"
 
 DAY = 86_400  # seconds
+MAX_MODELS = 16  # of one server: a label of its metrics
 PORTS = {"http": 80, "https": 443}
 FORMS = {  # what to give instead of what does not match a field's pattern
     "device": "give cpu, cuda or cuda:1",
@@ -52,6 +53,29 @@ def _switch(value: object) -> object:
 
 def _parts(text: object) -> object:
     return [part.strip() for part in text.split(",") if part.strip()] if isinstance(text, str) else text
+
+
+class ModelFolder(NamedTuple):
+    """One of the models to serve, and its name, if it is given one."""
+
+    name: str | None
+    folder: Path
+
+    @classmethod
+    def listed(cls, text: str) -> tuple[ModelFolder, ...]:
+        """Of `folder` or `name=folder`, with commas between, or of a file with one a line. Raises `ValueError`."""
+        if Path(text).is_file():
+            lines = (line.partition("#")[0].strip() for line in Path(text).read_text().splitlines())
+            text = ",".join(line for line in lines if line)
+        models = []
+        for part in [part.strip() for part in text.split(",") if part.strip()]:
+            name, named, folder = part.rpartition("=")
+            if named and not is_name(name):
+                raise ValueError(f"{name!r} cannot name a model: give {NAME_RULE}")
+            models.append(cls(name or None, Path(folder)))
+        if len({model.folder.resolve() for model in models}) < len(models):
+            raise ValueError("a folder is there twice")
+        return tuple(models)
 
 
 def _origin(text: str) -> str:
@@ -104,6 +128,19 @@ class Settings(BaseSettings):
     model_name: Annotated[
         Name | None,
         Field(description="What the registry calls the model; without it, the name whose tiers have its fingerprint is found."),
+    ] = None
+    models: Annotated[
+        tuple[ModelFolder, ...],
+        NoDecode,
+        Field(
+            max_length=MAX_MODELS,
+            description="Several instead of FLEXI_MODEL: folders, each maybe as name=folder, with commas between, or a file "
+            "with one a line. The first is the default.",
+        ),
+    ] = ()
+    models_mib: Annotated[
+        int | None,
+        Field(ge=1, description="Memory for weights and slots of all models, in MiB; without it, nine tenths of the device's."),
     ] = None
     registry: Annotated[str, Field(min_length=1, description="A folder, or s3://bucket/prefix.")] = DEFAULT_ADDRESS
     s3_endpoint: Annotated[
@@ -234,6 +271,21 @@ class Settings(BaseSettings):
     def compiled(self) -> bool:
         """Whether the model is, on its device."""
         return compiles(self.compile, self.device)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _the_first_is_the_default(cls, values: dict[str, Any]) -> dict[str, Any]:
+        text = values.get("models")
+        if not isinstance(text, str) or not text:
+            return values
+        if {"model", "model_name"} & values.keys():
+            raise misfit("with FLEXI_MODELS, which may say name=folder, FLEXI_MODEL and FLEXI_MODEL_NAME say nothing", "models")
+        try:
+            models = ModelFolder.listed(text)
+        except (OSError, ValueError) as error:
+            raise misfit(str(error), "models") from error
+        first = {"model": models[0].folder, "model_name": models[0].name} if models else {}
+        return values | {"models": models} | first
 
     @field_validator("model")
     @classmethod

@@ -29,6 +29,7 @@ INSTEAD: dict[str, tuple[str, ...]] = {  # the fields that mean the same; a body
     "generator manual_seed noise_seed random_seed seeds": ("seed",),
     "deadline timeout timeout_ms": ("deadline_ms",),
     "quality": ("tier",),
+    "checkpoint model_id model_name sd_model_checkpoint": ("model",),
     "aspect_ratio height image_size resolution width": ("size",),
     "format image_format": ("output_format",),
     "compression jpeg_quality output_quality": ("output_compression",),
@@ -45,7 +46,7 @@ ADVICE = {  # what to do where no field means the same
     "negative_prompt_2 negative_prompt_3 prompt_2 prompt_3": "say it in prompt or negative_prompt: all text encoders get it",
     "style style_preset style_type": "say it in the prompt",
     "enhance_prompt magic_prompt prompt_extend prompt_optimizer prompt_upsampling": "the prompt is taken as it is",
-    "checkpoint model model_id model_name override_settings sd_model_checkpoint": "leave it out, a server has one model",
+    "override_settings": "leave it out, the server's settings are its operator's; model chooses a model",
     "control_image controlnet controlnets denoising_strength image image_prompt image_strength image_url images init_image "
     "init_images input_fidelity input_image ip_adapter_image markup mask mask_image mask_url reference_images strength": (
         "leave it out, images are made from text only"

@@ -13,7 +13,7 @@ from starlette.responses import RedirectResponse
 from registry.errors import FlexiError
 from server import supervision
 from server.api import GenerateRequest, GenerateResponse
-from server.app import App, open_app, why
+from server.app import App, open_app
 from server.errors import problem
 from server.http import connection, documents, files, v1
 from server.http.drain import Drain
@@ -21,6 +21,7 @@ from server.http.edge import Edge
 from server.http.opening import Opening
 from server.http.probes import OwnProbes
 from server.http.unit import unit_of
+from server.models.loading import why
 from server.preconditions import OPTIONS, keys, settings
 from server.request_body import WHOLE
 from server.requests.running import disconnected
@@ -78,7 +79,7 @@ class Flexiffusion:
             unit = unit_of(fields.get("unit"), ctx.request.headers)
             request = Generate.model_construct(**fields | {"unit": unit})  # BentoML has validated them
             await files.refuse_unkept(self._app, request)
-            made = await self._app.generation.answer(request, ctx.request.state.context, disconnected(ctx.request))
+            made = await self._app.answer(request, ctx.request.state.context, disconnected(ctx.request))
             ctx.response.headers[documents.QUEUE_SECONDS] = self._app.queue_seconds
             return await files.with_urls(self._app, made, ctx.request) if request.response_format == "url" else made
         except FlexiError as error:
@@ -125,7 +126,8 @@ async def docs() -> dict[str, Any]:
     narrowed: dict[str, dict[str, Any]] = {"n": {"maximum": settings.max_images}}
     if app := getattr(v1.routes.state, "app", None):
         sizes = ["auto", *map(str, app.generation.planner.sizes)]
-        narrowed |= {"model": {"enum": app.model_names}, "size": {"enum": sizes}}
+        names = [name for served in app.models for name in served.names]
+        narrowed |= {"model": {"enum": names}} | ({"size": {"enum": sizes}} if len(app.models) == 1 else {})
     return documents.document(v1.routes, Generate, narrowed, needs_key=keys is not None)
 
 

@@ -65,7 +65,7 @@ class Decodes:
 
     def __len__(self) -> int:
         """Latents that wait or are at work."""
-        return len(self._waiting) + sum(len(decode.latents) for decode in self._at_work)
+        return len(self._waiting) + sum(len(decode.latents) for decode in list(self._at_work))
 
     def warm_up(self, model: Model, sizes: Iterable[ImageSize | None] = (None,)) -> None:
         """Before the first latents: learn how many images of each size the device has memory for.

@@ -22,6 +22,23 @@ from server.telemetry import metrics
 FAILED_WAVES = 5  # in a row, and the device counts as lost, whatever it says
 
 
+class FailedWaves:
+    """How many failed whole, one after the other, of all models that share a device."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def add(self) -> None:
+        """Note one. Raises `DeviceLost` when nothing works any more."""
+        self._count += 1
+        if self._count >= FAILED_WAVES:
+            raise DeviceLost(f"{self._count} waves in a row failed")
+
+    def end(self) -> None:
+        """One has come to its end."""
+        self._count = 0
+
+
 class Denoising:
     """Launches waves and lets them land. For the engine's thread. Methods raise `DeviceLost`."""
 
@@ -33,6 +50,7 @@ class Denoising:
         images: ImagesInFlight,
         text_and_vae: TextAndVae,
         admission: Admission,
+        failed_waves: FailedWaves,
     ) -> None:
         self._waves = waves
         self._policy = policy
@@ -40,7 +58,7 @@ class Denoising:
         self._images = images
         self._text_and_vae = text_and_vae
         self._admission = admission
-        self._failed_waves = 0  # in a row
+        self._failed_waves = failed_waves
 
     def launch(self) -> InflightWave | None:
         """Ask the device for one wave. None where there is nothing to do, or all of it failed."""
@@ -49,7 +67,7 @@ class Denoising:
             return None
         self._images.fail_in(wave)
         if not wave.tasks:
-            self.failed()
+            self._failed_waves.add()
             return None
         accounting.count_launch(wave, self._macs_at(wave.need.size))
         task_macs = accounting.count_wave(wave.need, wave.tasks)
@@ -64,7 +82,8 @@ class Denoising:
         """Wait for a wave's end and learn from it. Returns what is to be decoded: images that it finished, and previews."""
         wave = self._waves.land(inflight.wave)
         inflight.end.wait()
-        self._failed_waves, ended = 0, monotonic()
+        self._failed_waves.end()
+        ended = monotonic()
         self._learn(inflight)
         self._images.fail_in(wave)
         for task in wave.failed:
@@ -78,12 +97,6 @@ class Denoising:
     def predicted_seconds(self, inflight: InflightWave) -> float:
         """What a wave should take the device."""
         return self._policy.curve.seconds(inflight.wave.need, inflight.wave.unet_rows)
-
-    def failed(self) -> None:
-        """Note a wave that failed whole. Raises `DeviceLost` when nothing works any more."""
-        self._failed_waves += 1
-        if self._failed_waves >= FAILED_WAVES:
-            raise DeviceLost(f"{self._failed_waves} waves in a row failed")
 
     def _learn(self, inflight: InflightWave) -> None:
         wave, kind, seconds = inflight.wave, inflight.wave.need.kind, inflight.wave.seconds

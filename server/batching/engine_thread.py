@@ -1,25 +1,23 @@
-"""Between asyncio and the engine: one thread owns the model and the waves, everybody else submits image specs and waits.
+"""Between asyncio and the engine: one thread owns the models and their waves, everybody else submits image specs and waits.
 
 Texts are encoded and images decoded by the same thread. A second executor would not make them faster (they want the same cores
 or the same device), would make two threads share one model, and would need every image passed between them. On a CPU the price
 is that a wave waits for them. A GPU works behind the host: a wave is launched while the one before it is still at work, so that
 the device never waits for Python, and formed as late as that allows, so that newcomers find a place in it; and what a wave
-finished is decoded in a lane of the device's own, beside the waves that follow.
+finished is decoded in a lane of the device's own, beside the waves that follow. All models of a server have one thread
+(`DeviceThread`).
 """
 
 from __future__ import annotations
 
-import logging
-import threading
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Generator, Iterable, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
 from time import monotonic
 
+from typing_extensions import override
+
 from engine.buckets import EXACT, dense
-from engine.config import reason
 from engine.curve import CostCurve
-from engine.device import lost
 from engine.graphs import Graphs
 from engine.image_size import ImageSize
 from engine.model import Model
@@ -31,30 +29,27 @@ from server.batching.admission import Admission
 from server.batching.cancellations import Cancellations
 from server.batching.decodes import Decodes
 from server.batching.denoising import Denoising
+from server.batching.device_thread import AtWork, DeviceThread, Member
 from server.batching.fair_queue import FairQueue
 from server.batching.forecast import EngineLoad
 from server.batching.graph_captures import GraphCaptures, capture
 from server.batching.image_task import ImageResult, ImageSpec, ImageTask, Preview, macs_before
-from server.batching.images_in_flight import ImagesInFlight, log_fields
+from server.batching.images_in_flight import ImagesInFlight
 from server.batching.inflight_wave import InflightWave
 from server.batching.memory import slots_within
 from server.batching.newcomers import Newcomers
-from server.batching.overlap import NAP, Overlap
-from server.batching.shares import TierShares
+from server.batching.shares import MARGIN, TierShares
 from server.batching.text_and_vae import TextAndVae
-from server.batching.warm_up import warm_up
+from server.batching.warm_up import warming
 from server.errors import NotReady
-from server.telemetry import metrics
+from server.telemetry import metrics, served
 from server.telemetry.tracing import image_trace
 
-log = logging.getLogger(__name__)
-
 FULL_WAVES = 4  # in flight at most, in UNet rows: images on different steps need company to fill one, more only make all later
-STOPPING, LOST = "the server is stopping", "the engine is lost: another one is about to take its place"
 
 
-class EngineThread:
-    """The thread, and how others reach it: `submit` image specs, and get a future for each result.
+class EngineThread(Member):
+    """One model in the engine's thread, and how others reach it: `submit` image specs, and get a future for each result.
 
     Whoever cancels a future frees its memory at the engine's next step. A task that fails takes nobody with it, unless the
     device is lost: then everything in flight or queued fails with `NotReady`, and the thread ends.
@@ -68,42 +63,68 @@ class EngineThread:
         cache_bytes: int | None = None,
         graphs: Graphs | None = None,
         others: Collection[ImageSize] = (),
+        device_thread: DeviceThread | None = None,
+        curve: CostCurve | None = None,
     ) -> None:
         """At most four full waves of UNet rows are in flight, or as many as fit into `cache_bytes`. With `graphs` waves come in
         few sizes, and are one launch each. `others`: sizes of images beside the model's own.
 
+        `device_thread`: that of other models; without it, the model has one of its own. `curve`: what its waves cost when it
+        was here before.
+
         Raises `InvalidInput` when that is not even one image.
         """
         self._model = model
+        self._counted_as = served.model()
         self._admission = admission
         self._text_and_vae = TextAndVae(model)
         slots = slots_within(model, FULL_WAVES * max_wave_rows, cache_bytes, others)
         max_wave_rows = min(max_wave_rows, max(map(slots.most, slots.sizes)))  # larger ones never come
         buckets = dense(max_wave_rows) if graphs else EXACT
-        self._policy = Balanced(CostCurve(buckets=buckets), max_wave_rows)
+        self._policy = Balanced(curve or CostCurve(buckets=buckets), max_wave_rows)
         self._waves = Waves[ImageTask](model.network, slots, self._policy, buckets, graphs)
         self._has_graphs, self._captures = graphs is not None, GraphCaptures(self._waves)
         metrics.cache_bytes.set(slots.bytes)
-        self._queue = FairQueue(TierShares(self._policy))
+        self._device_thread = device_thread or DeviceThread(self)
+        self._queue = FairQueue(TierShares(self._policy), self._device_thread.changed)
         self._images = ImagesInFlight(self._waves, admission)
         self._cancellations = Cancellations()
         self._newcomers = Newcomers(
-            model, self._waves, self._queue, self._images, self._text_and_vae, self._cancellations, max_wave_rows
+            model,
+            self._waves,
+            self._queue,
+            self._images,
+            self._text_and_vae,
+            self._cancellations,
+            max_wave_rows,
+            self._quiet_beside,
         )
-        self._denoising = Denoising(self._waves, self._policy, model.macs_at, self._images, self._text_and_vae, admission)
+        self._denoising = Denoising(
+            self._waves,
+            self._policy,
+            model.macs_at,
+            self._images,
+            self._text_and_vae,
+            admission,
+            self._device_thread.failed_waves,
+        )
         self._decodes = Decodes(model.network, self._text_and_vae, self._images)
-        self._overlap = Overlap()
-        self.end = "the engine is lost"  # why the thread ended, once it has
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._first: Sequence[Schedule] = ()  # that it warms up for
-        self._warm = Future[None]()
 
     def warm_up(self, schedules: Iterable[Schedule]) -> None:
         """Capture what these schedules need, and learn a first pace. Raises what the device raises."""
-        branches = {branch for schedule in schedules for branch in schedule.branches}
-        for _ in capture(self._waves, branches):
+        self._first = list(schedules)
+        for _ in self.warming():
             pass
-        self._admission.measured(*warm_up(self._model, self._waves, branches))
+
+    @override
+    def warming(self) -> Generator[None]:
+        if not self._first:
+            return
+        branches = {branch for schedule in self._first for branch in schedule.branches}
+        for _ in capture(self._waves, branches):
+            yield
+        self._admission.measured(*(yield from warming(self._model, self._waves, branches)))
         self._decodes.warm_up(self._model, self._waves.slots.sizes)
         metrics.decoder_upcast.set(self._model.decoder.overflowed)
 
@@ -112,27 +133,37 @@ class EngineThread:
         if not self._has_graphs:
             return
         captured = self._captures.want(schedule.branches)
-        self._queue.wake()
+        self._device_thread.wake()
         captured.result()
 
     def start(self, schedules: Iterable[Schedule] = ()) -> None:
-        """Start the thread, and return when it is warm for these schedules; what was submitted before is worked on too.
+        """Start the thread, or join that of other models, and return when the model is warm for these schedules; what was
+        submitted before is worked on too.
 
-        It warms up by itself, because what cuDNN plans for is a thread's own. Raises what the device raises: it has ended then.
+        It warms up in the thread, because what cuDNN plans for is a thread's own. Raises what the device raises: a thread that
+        was started has ended then.
         """
         self._first = list(schedules)
-        self._thread.start()
-        self._warm.result()
+        self._device_thread.join(self).result()
+
+    def leave(self) -> None:
+        """Give the device and the weights' memory up, once nothing is in flight; nobody submits any more. Blocks as long."""
+        self._device_thread.leave(self).result()
+        self._model.drop_weights()
 
     def close(self) -> None:
-        """Finish the current step, and the decoding of what is denoised; fail what is left, stop. Blocks as long."""
-        self._queue.close(STOPPING)
-        self._thread.join()
+        """Finish the thread's current step, and the decoding of what is denoised; fail what is left, stop. Blocks as long."""
+        self._device_thread.close()
 
     @property
     def alive(self) -> bool:
         """Whether what is submitted will be worked on."""
-        return self._thread.is_alive()
+        return self._device_thread.alive
+
+    @property
+    def end(self) -> str:
+        """Why the thread ended, once it has."""
+        return self._device_thread.end
 
     def submit(self, specs: Sequence[ImageSpec], preview: Preview | None = None) -> list[Future[ImageResult]]:
         """Queue all of these images or none. Raises `Overloaded`, and `NotReady` when the engine is stopping.
@@ -158,16 +189,6 @@ class EngineThread:
         metrics.queue_images.set(len(self._queue))
         return [task.future for task in tasks]
 
-    @property
-    def background(self) -> tuple[float, float]:
-        """Predicted seconds of the background work accepted and not done yet, and the measured seconds of a MAC."""
-        return self._admission.background_seconds, self._admission.seconds_per_mac
-
-    @property
-    def queue_seconds(self) -> float:
-        """Predicted seconds of all the work accepted and not done yet."""
-        return self._admission.seconds + self._admission.background_seconds
-
     def forecast(self, program: Program, unet_rows: int, images: int, tier: str, size: ImageSize | None = None) -> float:
         """Seconds until so many images of this program and size would be done if they came now, before background work.
 
@@ -180,86 +201,94 @@ class EngineThread:
         macs = images * self._model.macs_at(size).of_program(program, unet_rows)
         return load.finish(tier, len(program.steps), macs, images, alone)
 
-    def step(self, at_work: InflightWave | None) -> InflightWave | None:
-        """Drop what nobody wants, admit what fits, launch a wave behind the one at work, have decoded what that one finished.
+    def step(self, at_work: AtWork | None) -> AtWork | None:
+        """A step of the thread. Raises `DeviceLost` and its like."""
+        return self._device_thread.step(at_work)
 
-        Returns the wave that is now at work, if any. Raises `DeviceLost` and its like.
-        """
+    @property
+    @override
+    def counted_as(self) -> str:
+        return self._counted_as
+
+    @property
+    def curve(self) -> CostCurve:
+        """What its waves cost, as far as that was learnt."""
+        return self._policy.curve
+
+    @property
+    @override
+    def queue(self) -> FairQueue:
+        return self._queue
+
+    @property
+    @override
+    def tasks(self) -> Collection[ImageTask]:
+        return self._waves.tasks
+
+    @property
+    @override
+    def images(self) -> Collection[ImageTask]:
+        return list(self._images)
+
+    @property
+    @override
+    def capturing(self) -> bool:
+        return self._captures.wanted
+
+    @property
+    @override
+    def decoding(self) -> bool:
+        return bool(self._decodes)
+
+    @override
+    def hurries(self, task: ImageTask, now: float) -> bool:
+        return self._policy.hurries(task, now, MARGIN)
+
+    @override
+    def capture(self) -> None:
         self._captures.step()
-        start = monotonic()
+
+    @override
+    def admit(self) -> None:
         self._cancellations.drop(self._queue, self._images)
         self._newcomers.admit()
-        launched = self._denoising.launch()
-        if launched:
-            self._overlap.formed(start, at_work=at_work is not None)
-        self._land(at_work)
-        if launched and launched.end.done():  # a CPU's
-            self._land(launched)
-            launched = None
+
+    @override
+    def launch(self) -> InflightWave | None:
+        return self._denoising.launch()
+
+    @override
+    def predicted_seconds(self, inflight: InflightWave) -> float:
+        return self._denoising.predicted_seconds(inflight)
+
+    @override
+    def land(self, inflight: InflightWave) -> None:
+        self._decodes.add(self._denoising.land(inflight), inflight.end)
+
+    @override
+    def advance(self) -> None:
         self._decodes.advance()
-        self._export()
-        if launched:
-            for _ in self._overlap.naps(launched.end, self._denoising.predicted_seconds(launched)):
-                self._decodes.advance()
-        return launched
 
-    def _run(self) -> None:
-        """Work until the queue is closed or the device lost; then nobody waits any more, whatever ended it."""
-        try:
-            if self._first:
-                self.warm_up(self._first)
-        except BaseException as error:  # whoever waits for `start` has it
-            self._warm.set_exception(error)
-            return
-        self._warm.set_result(None)
-        end = LOST
-        try:
-            self._work()
-            end = self.end = STOPPING
-        except Exception as error:
-            self.end = f"the device is lost: {reason(error)}"
-            log.error("%s", self.end, extra=log_fields(self._images))
-        finally:
-            self._queue.close(end)
-            self._captures.close()
-            self._images.fail([*self._images, *self._queue.empty()], NotReady(end), "")
+    @override
+    def finish(self) -> None:
+        self._decodes.finish()
 
-    def _work(self) -> None:
-        at_work: InflightWave | None = None
-        while self._has_work(at_work):
-            try:
-                at_work = self.step(at_work)
-            except Exception as error:  # a bug: better to fail what is in flight than to fail for ever
-                if lost(error):
-                    raise
-                log.exception("the engine's step failed", extra=log_fields(self._images))
-                with suppress(Exception):  # what was launched before may have come to its end
-                    self._land(at_work)
-                at_work = None
-                self._images.fail(self._images, error, "computing")
-                self._denoising.failed()
-        with suppress(Exception):
-            self._land(at_work)
-            self._decodes.finish()
-
-    def _has_work(self, at_work: InflightWave | None) -> bool:
-        """Sleep until there is something to do; False when it is time to stop."""
-        if not (at_work or self._waves.tasks or self._captures.wanted):
-            if self._decodes:
-                self._queue.doze(NAP)
-            elif not self._images:
-                self._queue.wait()
-        return self._queue.is_open
-
-    def _land(self, at_work: InflightWave | None) -> None:
-        """Wait for a wave's end, and have decoded what it finished."""
-        latents = self._denoising.land(at_work) if at_work else []
-        self._overlap.begins()
-        if at_work:
-            self._decodes.add(latents, at_work.end)
-
-    def _export(self) -> None:
+    @override
+    def export(self) -> None:
         metrics.queue_images.set(len(self._queue))
         metrics.inflight_images.set(len(self._images))
         metrics.queue_seconds.set(self._admission.seconds)
         metrics.background_seconds.set(self._admission.background_seconds)
+
+    @override
+    def fail(self, error: Exception) -> None:
+        self._images.fail(self._images, error, "computing")
+
+    @override
+    def retire(self, reason: str) -> None:
+        self._queue.close(reason)
+        self._captures.close()
+        self._images.fail([*self._images, *self._queue.empty()], NotReady(reason), "")
+
+    def _quiet_beside(self) -> bool:
+        return self._device_thread.quiet_beside(self)

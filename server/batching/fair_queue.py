@@ -16,18 +16,23 @@ from server.errors import NotReady
 class FairQueue:
     """Any thread may put, the engine's thread takes; tiers share the MACs that it takes."""
 
-    def __init__(self, shares: TierShares) -> None:
+    def __init__(self, shares: TierShares, changed: threading.Condition | None = None) -> None:
+        """changed: guards all that is here, and wakes who waits for a task of any of several queues."""
         self._shares = shares
         self._clients: deque[ImageTask] = deque()
         self._background: deque[ImageTask] = deque()
         self._idle: deque[ImageTask] = deque()
-        self._changed = threading.Condition()  # guards all of these
+        self._changed = changed or threading.Condition()
         self._closed = ""  # why
-        self._woken = False
 
     def __len__(self) -> int:
         """How many images clients wait for, without background work."""
         return len(self._clients)
+
+    @property
+    def has_tasks(self) -> bool:
+        """Whether any task waits, background and idle ones too."""
+        return bool(self._clients or self._background or self._idle)
 
     @property
     def is_open(self) -> bool:
@@ -48,25 +53,6 @@ class FairQueue:
         with self._changed:
             for task in tasks:
                 self._deque_of(task).appendleft(task)
-
-    def wait(self) -> None:
-        """Sleep until there is a task, the queue is closed, or somebody wakes the sleeper."""
-        with self._changed:
-            waiting = (self._clients, self._background, self._idle)
-            self._changed.wait_for(lambda: any(waiting) or self._woken or self._closed)
-            self._woken = False
-
-    def doze(self, seconds: float) -> None:
-        """The same, but no longer than this, and only for what comes from now on."""
-        with self._changed:
-            if not self._closed:
-                self._changed.wait(seconds)
-
-    def wake(self) -> None:
-        """There is something to do that is no task."""
-        with self._changed:
-            self._woken = True
-            self._changed.notify()
 
     def take(self, fits: Callable[[ImageTask], bool], limit: int) -> list[ImageTask]:
         """At most `limit` clients' tasks, as far as there is room: `fits` takes it for a task, or says that there is none.
@@ -103,7 +89,7 @@ class FairQueue:
             self._deque_of(task).remove(task)
 
     def close(self, reason: str) -> None:
-        """Refuse every `put` from now on for this reason, or that of an earlier call, and wake who waits."""
+        """Refuse every `put` from now on for this reason, or that of an earlier call, and wake who waits for a task."""
         with self._changed:
             self._closed = self._closed or reason
             self._changed.notify()

@@ -21,10 +21,7 @@ def slots_within(model: Model, wanted: int, cache_bytes: int | None, others: Col
     Where nobody says how much that may be, a quarter as many rows of the largest size fit too. Raises `InvalidInput` where one
     image does not fit.
     """
-    own = model.slot_bytes()
-    largest = max(model.slot_bytes(size) for size in (None, *others))
-    most = max(wanted, -(-(wanted // 4 + 1) * largest // own) if others else 0)  # one more: slots of several sizes leave gaps
-    slots = model.slots(most if cache_bytes is None else min(most, cache_bytes // own), others)
+    slots = model.slots(_capacity(model, wanted, cache_bytes, others), others)
     for size in slots.sizes:
         rows, each, shown = slots.most(size), model.slot_bytes(size) / 2**20, size or model.image_size
         if rows < IMAGE:
@@ -33,3 +30,16 @@ def slots_within(model: Model, wanted: int, cache_bytes: int | None, others: Col
             raise InvalidInput(message, param="cache_mib")
         log.info("%d UNet rows of %s fit in flight, %.1f MiB each", rows, shown, each)
     return slots
+
+
+def bytes_within(model: Model, wanted: int, cache_bytes: int | None, others: Collection[ImageSize] = ()) -> int:
+    """What `slots_within` would allocate. The model needs no weights."""
+    own, largest = model.slot_bytes(), max(model.slot_bytes(size) for size in (None, *others))
+    return (-(-largest // own) + _capacity(model, wanted, cache_bytes, others)) * own
+
+
+def _capacity(model: Model, wanted: int, cache_bytes: int | None, others: Collection[ImageSize]) -> int:
+    """In slots of the model's own size."""
+    own, largest = model.slot_bytes(), max(model.slot_bytes(size) for size in (None, *others))
+    most = max(wanted, -(-(wanted // 4 + 1) * largest // own) if others else 0)  # one more: slots of several sizes leave gaps
+    return most if cache_bytes is None else min(most, cache_bytes // own)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import monotonic
 
 from engine.model import Model
@@ -27,8 +27,13 @@ class Newcomers:
         text_and_vae: TextAndVae,
         cancellations: Cancellations,
         background_rows: int,
+        quiet_beside: Callable[[], bool] = lambda: True,
     ) -> None:
-        """background_rows: UNet rows of background work in flight at most. More than fill a wave would gain nothing."""
+        """background_rows: UNet rows of background work in flight at most. More than fill a wave would gain nothing.
+
+        quiet_beside: whether no client waits for an image of another model.
+        """
+        self._quiet_beside = quiet_beside
         self._model = model
         self._waves = waves
         self._queue = queue
@@ -51,9 +56,9 @@ class Newcomers:
             withdrawn += self._images.withdraw([yielding.pop(0)])
         self._cancellations.watch(withdrawn)
         self._queue.put_back(withdrawn)
-        if not tasks and all(task.idle for task in self._images):
+        if not tasks and all(task.idle for task in self._images) and self._quiet_beside():
             tasks = self._background()
-        if not tasks and not self._images:
+        if not tasks and not self._images and self._quiet_beside():
             tasks = self._queue.take_idle()
         try:
             self._images.attempt(tasks, self._encode, "encoding")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Generator
 from typing import Any
 
 from engine.denoising_task import DenoisingTask
@@ -19,8 +19,19 @@ log = logging.getLogger(__name__)
 
 
 def warm_up(model: Model, waves: Waves[Any], branches: Collection[int]) -> tuple[int, float]:
+    """`warming` from its beginning to its end."""
+    pieces = warming(model, waves, branches)
+    while True:
+        try:
+            next(pieces)
+        except StopIteration as end:
+            macs, seconds = end.value
+            return macs, seconds
+
+
+def warming(model: Model, waves: Waves[Any], branches: Collection[int]) -> Generator[None, None, tuple[int, float]]:
     """Run a short image of each size through every kind of wave that schedules of these branches need, with and without
-    guidance; twice.
+    guidance; twice. Yields after each wave: other models' may run in between.
 
     Nothing else may be in flight. Returns the MACs and the seconds of the second times.
     """
@@ -29,15 +40,17 @@ def warm_up(model: Model, waves: Waves[Any], branches: Collection[int]) -> tuple
     macs, seconds, pictures = 0, 0.0, True
     for size in waves.slots.sizes:
         for _ in range(2):
-            tasks = _added(model, waves, program, size)
-            start = time.monotonic()
+            tasks, last, start = _added(model, waves, program, size), 0.0, time.monotonic()
             while waves.tick():
-                pass
+                last += time.monotonic() - start
+                yield
+                start = time.monotonic()
             for task in tasks:
                 if task.latent is None:
                     raise task.error or AssertionError("a task that left has a latent or an error")
                 pictures = bool(finite(model.decode(task.latent[None]))) and pictures
-            last = time.monotonic() - start
+            last += time.monotonic() - start
+            yield
         seconds += last
         macs += sum(model.macs_at(size).of_program(program, task.unet_rows) for task in tasks)
     if not pictures:

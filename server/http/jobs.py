@@ -144,31 +144,35 @@ def _wanted(app: App, job: JobRequest, request: Request) -> tuple[GenerateReques
     try:
         if job.endpoint == "/generate":
             plain = GenerateRequest.model_validate(job.body)
+            served = app.served(plain.model)
             if plain.num_images > most:
                 raise InvalidInput(f"Input should be less than or equal to {most}", param="num_images")
             unit = unit_of(plain.unit, request.headers)
-            return plain.model_copy(update={"unit": unit, "priority": BACKGROUND}), job.body.get(
+            return plain.model_copy(update={"unit": unit, "priority": BACKGROUND, "model": served.name}), job.body.get(
                 "response_format"
             ) != "b64_json"
         asked = openai.ImagesRequest.model_validate(job.body)
         if asked.stream:
             raise InvalidInput("a job has no stream", param="stream")
-        wanted = asked.generate_request(app.model_names, most, request.headers)
-        return wanted.model_copy(update={"priority": BACKGROUND}), asked.response_format != "b64_json"
+        served = app.served(asked.model)
+        wanted = asked.generate_request(served.names, most, request.headers)
+        return wanted.model_copy(update={"priority": BACKGROUND, "model": served.name}), asked.response_format != "b64_json"
     except ValidationError as error:
         fault = first_fault(error)
         raise InvalidInput(fault.text, param=_inside(fault.param)) from None
-    except InvalidInput as error:
-        raise InvalidInput(error.text, param=_inside(error.param)) from None
+    except (InvalidInput, NotFound) as error:
+        raise type(error)(error.text, param=_inside(error.param)) from None
 
 
 async def _predicted(app: App, wanted: GenerateRequest, request_id: str, key: Key) -> float:
     """Seconds until such a job should have ended. Raises what is wrong with it, before anybody relies on it."""
+    served = app.served(wanted.model)
     try:
-        plan = await app.generation.planner.plan(wanted, request_id, key)
+        plan = await served.generation.planner.plan(wanted, request_id, key)
     except (InvalidInput, NotFound) as error:
         raise type(error)(error.text, param=_inside(error.param)) from None
-    return app.jobs.predicted(plan.predicted, plan.macs)
+    admission = served.admission
+    return app.jobs.predicted(plan.predicted, plan.macs * admission.seconds_per_mac, admission.background_seconds)
 
 
 def _inside(param: str | None) -> str:

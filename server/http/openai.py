@@ -209,10 +209,19 @@ class ModelView(BaseModel):
     created: Annotated[int, Field(description="When this server began to serve it, in Unix time.")]
     owned_by: str = "flexiffusion-serve"
     root: Annotated[str, Field(description="The model's own name; `id` may be another one that clients call it by.")]
+    state: Annotated[
+        Literal["loaded", "loading", "unloaded", "failed"],
+        Field(description="Whether it is in memory. An unloaded one is loaded for the first request that names it."),
+    ]
+    fault: Annotated[str | None, Field(description="Why it cannot be served.")]
+    load_seconds: Annotated[float | None, Field(description="What loading it took the last time.")]
+    memory_bytes: Annotated[int, Field(description="What its weights and its slots take while it is loaded.")]
+    sizes: Annotated[list[str], Field(description="Those that requests may ask for, WIDTHxHEIGHT; its own first.")]
+    tiers: Annotated[list[str], Field(description="The tiers in force, cheapest first.")]
 
 
 class ModelsView(BaseModel):
-    """The one model that this server has, once for each name that clients may call it by."""
+    """The models that this server has, each once for each name that clients may call it by; the default first."""
 
     object: Literal["list"] = "list"
     data: list[ModelView]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, Path, Request
+from fastapi import Depends, FastAPI, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import JSONResponse, Response
@@ -35,8 +35,10 @@ from server.http.context import Context
 from server.http.documents import COMMON, QUEUE, QUEUE_SECONDS, UNIT, WITH_IMAGES, errors
 from server.http.opening import loaded_app
 from server.http.sse import EventStream
+from server.models.served_model import ServedModel
 from server.requests.running import disconnected, while_wanted
 from server.telemetry import metrics
+from server.telemetry.served import begin as serve_as
 from server.tiers.active import ActiveSchedule
 
 routes = FastAPI(
@@ -71,6 +73,7 @@ EVENTS: dict[int | str, dict[str, Any]] = {
     }
 }
 LoadedApp = Annotated[App, Depends(loaded_app)]
+ModelName = Annotated[str | None, Query(max_length=128, description="One of GET /v1/models; without it, the first.")]
 
 
 @routes.get("/metrics", include_in_schema=False)
@@ -79,31 +82,35 @@ def metrics_page() -> Response:
     return Response(metrics.page(), media_type=CONTENT_TYPE_LATEST)
 
 
-@routes.get("/v1/tiers", responses=errors(*COMMON))
-async def tiers(app: LoadedApp) -> TiersView:
-    """What each tier means now."""
-    entries = app.schedules.tiers()
+@routes.get("/v1/tiers", responses=errors(400, 404, *COMMON))
+async def tiers(app: LoadedApp, model: ModelName = None) -> TiersView:
+    """What each tier of a model means now."""
+    served = app.served(model)
+    entries = served.schedules.tiers()
     return TiersView(
         model=entries[0].schedule.model.name,
-        default=app.default_tier,
-        sizes=[str(size) for size in app.generation.planner.sizes],
-        tiers=[_tier_view(app, entry) for entry in entries],
-        not_served=[UnservedTier(tier=tier, reason=why) for tier, why in sorted(app.schedules.refused.items())],
-        warnings=app.warnings,
+        default=served.default_tier,
+        sizes=[str(size) for size in served.generation.planner.sizes],
+        tiers=[_tier_view(served, entry) for entry in entries],
+        not_served=[UnservedTier(tier=tier, reason=why) for tier, why in sorted(served.schedules.refused.items())],
+        warnings=served.warnings,
     )
 
 
 @routes.get("/v1/schedules/{ref}", responses=errors(400, 403, 404, *COMMON))
-async def schedule(ref: Annotated[str, Path(pattern=REF)], request: Request, app: LoadedApp) -> ScheduleView:
-    """A schedule by version number, digest, or a digest's beginning."""
-    entry = await while_wanted(app.schedules.find(ref), [(disconnected(request), ClientGone())])
+async def schedule(
+    ref: Annotated[str, Path(pattern=REF)], request: Request, app: LoadedApp, model: ModelName = None
+) -> ScheduleView:
+    """A schedule of a model by version number, digest, or a digest's beginning."""
+    entry = await while_wanted(app.served(model).schedules.find(ref), [(disconnected(request), ClientGone())])
     return ScheduleView(digest=entry.digest, version=entry.version, schedule=entry.schedule)
 
 
 @routes.delete("/v1/requests/{request_id}", responses=errors(400, 404, *COMMON))
 async def cancel(request_id: Annotated[str, Path(min_length=1, max_length=64)], app: LoadedApp, context: Context) -> CancelView:
     """Cancel the running requests with this X-Request-Id that came with the same API key; their images are given up at once."""
-    if cancelled := app.generation.running.cancel((context.key or ANONYMOUS).name, request_id):
+    key = (context.key or ANONYMOUS).name
+    if cancelled := sum(served.generation.running.cancel(key, request_id) for served in app.open_models):
         return CancelView(cancelled=cancelled)
     raise NotFound("no such request is running", param="request_id")
 
@@ -111,28 +118,28 @@ async def cancel(request_id: Annotated[str, Path(min_length=1, max_length=64)], 
 @routes.post("/v1/feedback", status_code=202, responses=errors(*COMMON, 400, 408, 413, 415))
 async def feedback(body: Feedback, app: LoadedApp) -> Accepted:
     """Rate a finished request, for the experiment it took part in. Kept whether or not the request is known here."""
-    app.experiments.rate(body.request_id, body.rating)
+    for served in app.open_models:  # each picks out its own by the id
+        served.experiments.rate(body.request_id, body.rating)
     return Accepted()
 
 
 @routes.get("/v1/experiments", responses=errors(*COMMON))
 async def experiments(app: LoadedApp) -> ExperimentsView:
     """The experiments that split traffic now."""
-    return ExperimentsView(experiments=[_experiment_view(running) for running in app.experiments.active.running()])
+    running = [(served.name, one) for served in app.open_models for one in served.experiments.active.running()]
+    return ExperimentsView(experiments=[_experiment_view(*one) for one in running])
 
 
 @routes.get("/v1/models", responses=errors(*COMMON))
 async def models(app: LoadedApp) -> openai.ModelsView:
-    """The model, as OpenAI's clients list it."""
-    return openai.ModelsView(data=[_model_view(app, name) for name in app.model_names])
+    """All models, as OpenAI's clients list them, and which of them are in memory."""
+    return openai.ModelsView(data=[_model_view(app, served, name) for served in app.models for name in served.names])
 
 
 @routes.get("/v1/models/{model:path}", responses=errors(400, 404, *COMMON))
 async def model(model: Annotated[str, Path(min_length=1, max_length=128)], app: LoadedApp) -> openai.ModelView:
-    """The model, by one of its names."""
-    if model not in app.model_names:
-        raise NotFound(openai.unknown_model(app.model_names), param="model")
-    return _model_view(app, model)
+    """A model, by one of its names."""
+    return _model_view(app, app.served(model), model)
 
 
 @routes.post(
@@ -145,8 +152,10 @@ async def images(
     body: openai.ImagesRequest, request: Request, sent: Response, app: LoadedApp, context: Context
 ) -> Response | openai.ImagesAnswer:
     """OpenAI's images API: whole, or as a stream of server-sent events."""
-    generation = app.generation
-    wanted = body.generate_request(app.model_names, app.settings.max_images, request.headers)
+    served = app.served(body.model)
+    generation = served.generation
+    serve_as(served.name)
+    wanted = body.generate_request(served.names, app.settings.max_images, request.headers)
     if not body.stream:
         await files.refuse_unkept(app, wanted)
         made = await generation.answer(wanted, context, disconnected(request))
@@ -159,13 +168,25 @@ async def images(
     return EventStream(openai.events(first, stream))
 
 
-def _model_view(app: App, name: str) -> openai.ModelView:
-    return openai.ModelView(id=name, created=app.opened, root=app.model_names[0])
+def _model_view(app: App, served: ServedModel, name: str) -> openai.ModelView:
+    parts = served.parts
+    return openai.ModelView(
+        id=name,
+        created=app.opened,
+        root=served.name,
+        state=served.state,
+        fault=served.fault or None,
+        load_seconds=served.load_seconds,
+        memory_bytes=served.bytes,
+        sizes=[str(size) for size in parts.generation.planner.sizes] if parts else [],
+        tiers=[entry.label for entry in parts.schedules.tiers()] if parts else [],
+    )
 
 
-def _experiment_view(running: ActiveExperiment) -> ExperimentView:
+def _experiment_view(model: str, running: ActiveExperiment) -> ExperimentView:
     experiment = running.experiment
     return ExperimentView(
+        model=model,
         name=experiment.name,
         version=experiment.version,
         tier=experiment.tier,
@@ -174,7 +195,7 @@ def _experiment_view(running: ActiveExperiment) -> ExperimentView:
     )
 
 
-def _tier_view(app: App, entry: ActiveSchedule) -> TierView:
+def _tier_view(served: ServedModel, entry: ActiveSchedule) -> TierView:
     return TierView(
         tier=entry.label,
         digest=entry.digest,
@@ -182,7 +203,7 @@ def _tier_view(app: App, entry: ActiveSchedule) -> TierView:
         steps=Steps.model_validate(entry.schedule.counts()),
         relative_cost=entry.relative_cost,
         fidelity=entry.schedule.fidelity,
-        default_guidance=app.generation.planner.default_guidance.of(entry),
+        default_guidance=served.generation.planner.default_guidance.of(entry),
         validated_guidance=list(validated_scales(entry.schedule)),
-        validated_sizes=[str(size) for size in measured_sizes(entry.schedule, app.model.image_size)],
+        validated_sizes=[str(size) for size in measured_sizes(entry.schedule, served.generation.planner.sizes[0])],
     )

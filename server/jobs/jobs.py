@@ -42,29 +42,23 @@ class Jobs:
         limits: JobLimits,
         webhooks: bool,
         private: bool,
-        load: Callable[[], tuple[float, float]],
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """webhooks: whether this server calls any; private: also at addresses that are not public.
-
-        load: predicted seconds of the background work in the engine, and the measured seconds of a MAC.
-        """
+        """webhooks: whether this server calls any; private: also at addresses that are not public."""
         self.runner = runner
         self._store = store
         self._run = run
         self._limits = limits
         self._webhooks = webhooks
         self._private = private
-        self._load = load
         self._clock = clock
 
-    def predicted(self, alone: float, macs: int) -> float:
-        """Seconds until a job of so many MACs, which takes `alone` by itself, should have ended if no others come.
+    def predicted(self, alone: float, each: float, background: float) -> float:
+        """Seconds until a job which takes `alone` by itself, `each` of them its MACs, should have ended if no others come.
 
-        What waits in the store is taken to be like it: its records say no MACs.
+        background: of the work in the engine. What waits in the store is taken to be like it: its records say no MACs.
         """
-        background, seconds_per_mac = self._load()
-        return alone + background + self.runner.known.queued * macs * seconds_per_mac
+        return alone + background + self.runner.known.queued * each
 
     def new(
         self, key: Key, endpoint: Endpoint, request: GenerateRequest, webhook: str | None, wants_urls: bool, predicted: float

@@ -43,6 +43,16 @@ class Renderer(Protocol):
         """A future for each image, all of them queued or none. Raises `Overloaded` and `NotReady`."""
 
 
+class Residency(Protocol):
+    """Keeps a model in memory while somebody needs it."""
+
+    async def enter(self, plan: Plan) -> None:
+        """Wait until the model is there; it stays until `leave`. Raises `Overloaded` and `NotReady`."""
+
+    def leave(self, plan: Plan) -> None:
+        """It is needed for this plan no longer, or never was."""
+
+
 @dataclass(frozen=True)
 class PreviewMade:
     """Preview `index` of image `image` of a plan, both 0-based, as a file in base64."""
@@ -74,9 +84,16 @@ class Generation:
     """Serves generate requests: plans one, charges its key, queues its images, waits, answers, and calls the observers."""
 
     def __init__(
-        self, planner: Planner, renderer: Renderer, quotas: Quotas, observers: Sequence[RequestObserver] = (), commit: str = ""
+        self,
+        planner: Planner,
+        renderer: Renderer,
+        quotas: Quotas,
+        observers: Sequence[RequestObserver] = (),
+        commit: str = "",
+        residency: Residency | None = None,
     ) -> None:
-        """`commit`: of this build; it is in every file, where it is known."""
+        """`commit`: of this build; it is in every file, where it is known. `residency`: of a model that may be unloaded."""
+        self._residency = residency
         self.planner = planner
         self.running = RunningRequests()
         self._renderer = renderer
@@ -128,6 +145,8 @@ class Generation:
     async def _plan(self, request: GenerateRequest, context: RequestContext, previews: int = 0) -> Plan:
         key = context.key or ANONYMOUS
         context.plan = await self.planner.plan(request, context.request_id, key, context.arrived, previews)
+        if self._residency:
+            await self._residency.enter(context.plan)
         return context.plan
 
     async def _make(self, request: GenerateRequest, context: RequestContext) -> GenerateResponse:
@@ -191,6 +210,8 @@ class Generation:
                 outcome, context.code = "cancelled", ClientGone.code
                 raise
             finally:
+                if self._residency and context.plan:
+                    self._residency.leave(context.plan)
                 self._count(context, outcome)
 
     def _count(self, context: RequestContext, outcome: str) -> None:

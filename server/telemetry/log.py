@@ -10,11 +10,13 @@ from datetime import UTC, datetime
 from pydantic import ValidationError
 from typing_extensions import override
 
+from server.telemetry import served
+
 ROOTS = ("engine", "server")  # loggers are named after their modules
 
 
 class JsonLines(logging.Formatter):
-    """time, level, the worker's process, event, and what the caller gave as `extra={"fields": {...}}`."""
+    """time, level, the worker's process, event, its model, and what the caller gave as `extra={"fields": {...}}`."""
 
     @override
     def format(self, record: logging.LogRecord) -> str:
@@ -24,6 +26,7 @@ class JsonLines(logging.Formatter):
             "level": record.levelname.lower(),
             "pid": record.process,
             "event": record.getMessage(),
+            **({"model": model} if (model := served.model()) else {}),
             **getattr(record, "fields", {}),
         }
         if record.exc_info:

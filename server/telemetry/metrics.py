@@ -10,14 +10,18 @@ import os
 import re
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, Self
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
+from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 from typing_extensions import override
+
+from server.telemetry import served
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 128)
@@ -26,15 +30,50 @@ MACS = tuple(10.0**power * digit for power in range(8, 16) for digit in (1, 2, 5
 CUSTOM = "custom"  # tier label of requests that name a schedule
 NO_ARM = "none"  # arm label outside experiments
 PAGE_TRIES, PAGE_WAIT = 5, 0.02  # seconds
+MODEL = "model"
 
-request_seconds = Histogram(
+
+class _OfModel(MetricWrapperBase):
+    """Its first label is the model for which the caller is at work (`telemetry.served`): nobody passes it."""
+
+    def __init__(self, name: str, documentation: str, labelnames: Iterable[str] = (), **options: Any) -> None:
+        others = [label for label in labelnames if label != MODEL]
+        super().__init__(name, documentation, (MODEL, *others), **options)
+
+    @override
+    def labels(self, *values: object, **_: object) -> Self:
+        return super().labels(served.model(), *values)
+
+    @override
+    def _raise_if_not_observable(self) -> None:
+        """One without further labels is used as if it had none."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_value" and len(self._labelnames) == 1:
+            return self.labels()._value
+        raise AttributeError(name)
+
+
+class ModelCounter(_OfModel, Counter):
+    """A counter of each model."""
+
+
+class ModelGauge(_OfModel, Gauge):
+    """A gauge of each model."""
+
+
+class ModelHistogram(_OfModel, Histogram):
+    """A histogram of each model."""
+
+
+request_seconds = ModelHistogram(
     "flexi_request_seconds", "Time from a valid request to its answer.", ["tier", "arm", "outcome"], buckets=SECONDS
 )
-stage_seconds = Histogram(
+stage_seconds = ModelHistogram(
     "flexi_stage_seconds", "Time in a stage: queue and denoise per image, encode, decode and file per batch.", ["stage"],
     buckets=SECONDS,
 )  # fmt: skip
-forecast_ratio = Histogram(
+forecast_ratio = ModelHistogram(
     "flexi_forecast_ratio", "A request's time until its pixels over the predicted one.", ["tier"],
     buckets=(0.1, 0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2, 4, 10),
 )  # fmt: skip
@@ -53,113 +92,126 @@ background_seconds = Gauge(
     "flexi_background_seconds", "The same for background work, were there no other; the most of all workers.",
     multiprocess_mode="livemax",
 )  # fmt: skip
-queue_images = Gauge("flexi_queue_images", "Images that wait for the engine.", multiprocess_mode="livesum")
-inflight_images = Gauge("flexi_inflight_images", "Images in the engine.", multiprocess_mode="livesum")
-cache_bytes = Gauge(
+queue_images = ModelGauge("flexi_queue_images", "Images that wait for the engine.", multiprocess_mode="livesum")
+inflight_images = ModelGauge("flexi_inflight_images", "Images in the engine.", multiprocess_mode="livesum")
+cache_bytes = ModelGauge(
     "flexi_cache_bytes", "Memory for UNet rows in flight: latents and cached features, allocated at the start.",
     multiprocess_mode="livesum",
 )  # fmt: skip
-decoder_upcast = Gauge(
+model_loaded = ModelGauge("flexi_model_loaded", "1 while the model is in memory.", multiprocess_mode="livesum")
+model_bytes = ModelGauge(
+    "flexi_model_bytes", "Memory that the model's weights and slots take while it is loaded.", multiprocess_mode="livemax"
+)
+model_load_seconds = ModelGauge(
+    "flexi_model_load_seconds", "What loading the model took the last time; the most of all workers.",
+    multiprocess_mode="livemax",
+)  # fmt: skip
+model_loads_total = ModelCounter("flexi_model_loads_total", "Times that the model was loaded.")
+decoder_upcast = ModelGauge(
     "flexi_decoder_upcast", "1 while the decoder runs in a wider type because it overflowed in the one that was set.",
     multiprocess_mode="livemax",
 )  # fmt: skip
-cuda_graphs = Gauge(
+cuda_graphs = ModelGauge(
     "flexi_cuda_graphs", "CUDA graphs: kinds and sizes of waves that are one launch.", multiprocess_mode="livesum"
 )
-cuda_graph_bytes = Gauge("flexi_cuda_graph_bytes", "Memory of CUDA graphs beside the slots.", multiprocess_mode="livesum")
-waves_total = Counter("flexi_waves_total", "Waves by how they were launched: as one CUDA graph, or eagerly.", ["launch"])
-padding_macs_total = Counter(
+cuda_graph_bytes = ModelGauge("flexi_cuda_graph_bytes", "Memory of CUDA graphs beside the slots.", multiprocess_mode="livesum")
+waves_total = ModelCounter("flexi_waves_total", "Waves by how they were launched: as one CUDA graph, or eagerly.", ["launch"])
+padding_macs_total = ModelCounter(
     "flexi_padding_macs_total", "UNet MACs of rows that only fill a wave up to its size, and are nobody's.", ["kind"]
 )
-compile_seconds = Gauge(
+compile_seconds = ModelGauge(
     "flexi_compile_seconds", "What compiling took at the start, or taking from the cache; the most of all workers.",
     multiprocess_mode="livemax",
 )  # fmt: skip
-compiled_graphs = Gauge(
+compiled_graphs = ModelGauge(
     "flexi_compiled_graphs", "Graphs of the model, by whether the compile cache had their kernels at the start.", ["cache"],
     multiprocess_mode="livesum",
 )  # fmt: skip
 compile_cache_bytes = Gauge(
     "flexi_compile_cache_bytes", "Size of the compile cache's folder after the start.", multiprocess_mode="livemax"
 )
-wave_rows = Histogram("flexi_wave_rows", "UNet rows of a wave.", ["kind"], buckets=ROWS)
-wave_seconds = Histogram("flexi_wave_seconds", "How long a wave took the device.", ["kind"], buckets=SECONDS)
-steps_total = Counter("flexi_steps_total", "Steps executed, and null steps jumped over.", ["kind", "tier"])
-macs_total = Counter("flexi_macs_total", "UNet MACs executed, guidance rows included.", ["tier", "arm", "kind"])
-image_macs = Histogram("flexi_image_macs", "UNet MACs executed for a finished image.", ["tier"], buckets=MACS)
-planned_macs_total = Counter(
+wave_rows = ModelHistogram("flexi_wave_rows", "UNet rows of a wave.", ["kind"], buckets=ROWS)
+wave_seconds = ModelHistogram("flexi_wave_seconds", "How long a wave took the device.", ["kind"], buckets=SECONDS)
+steps_total = ModelCounter("flexi_steps_total", "Steps executed, and null steps jumped over.", ["kind", "tier"])
+macs_total = ModelCounter("flexi_macs_total", "UNet MACs executed, guidance rows included.", ["tier", "arm", "kind"])
+image_macs = ModelHistogram("flexi_image_macs", "UNet MACs executed for a finished image.", ["tier"], buckets=MACS)
+planned_macs_total = ModelCounter(
     "flexi_planned_macs_total", "MACs of finished images by the cost in their schedules' documents, if there.", ["tier"]
 )
-teacher_macs_total = Counter(
+teacher_macs_total = ModelCounter(
     "flexi_teacher_macs_total", "MACs that the teacher would have taken for the finished images.", ["tier", "arm"]
 )
-planned_steps_total = Counter("flexi_planned_steps_total", "Steps of finished images by their schedules.", ["kind", "tier"])
-finished_steps_total = Counter(
+planned_steps_total = ModelCounter(
+    "flexi_planned_steps_total", "Steps of finished images by their schedules.", ["kind", "tier"]
+)
+finished_steps_total = ModelCounter(
     "flexi_finished_steps_total", "Steps of finished images as executed or jumped over.", ["kind", "tier"]
 )
-images_total = Counter("flexi_images_total", "Images by how they ended.", ["tier", "arm", "outcome"])
-image_sizes_total = Counter("flexi_image_sizes_total", "Finished images by their size, WIDTHxHEIGHT in pixels.", ["size"])
+images_total = ModelCounter("flexi_images_total", "Images by how they ended.", ["tier", "arm", "outcome"])
+image_sizes_total = ModelCounter("flexi_image_sizes_total", "Finished images by their size, WIDTHxHEIGHT in pixels.", ["size"])
 http_responses_total = Counter(
     "flexi_http_responses_total", "Answers by HTTP status, without those to probes and /metrics.", ["status"]
 )
 rejected_total = Counter("flexi_rejected_total", "Requests refused, by error code.", ["reason"])
-warnings_total = Counter("flexi_warnings_total", "Warnings of planned requests: wishes that were not met, by code.", ["code"])
-relative_cost = Gauge(
+warnings_total = ModelCounter(
+    "flexi_warnings_total", "Warnings of planned requests: wishes that were not met, by code.", ["code"]
+)
+relative_cost = ModelGauge(
     "flexi_relative_cost", "A tier's MACs relative to the teacher's.", ["tier"], multiprocess_mode="livemostrecent"
 )
-schedule_info = Gauge(
+schedule_info = ModelGauge(
     "flexi_schedule_info", "1 for what a tier means now.", ["tier", "arm", "digest", "version"],
     multiprocess_mode="livemax",
 )  # fmt: skip
-tier_stale = Gauge(
+tier_stale = ModelGauge(
     "flexi_tier_stale", "1 while a tier does not mean what its alias says, because that was refused.", ["tier"],
     multiprocess_mode="livemax",
 )  # fmt: skip
-tiers_served = Gauge(
+tiers_served = ModelGauge(
     "flexi_tiers_served",
     "Tiers of the registry that are served, but reference; the least of all workers.",
     multiprocess_mode="livemin",
 )
-tiers_unserved = Gauge(
+tiers_unserved = ModelGauge(
     "flexi_tiers_unserved", "Tiers of the registry that are not served, because they were refused; the most of all workers.",
     multiprocess_mode="livemax",
 )  # fmt: skip
-default_tier_served = Gauge(
+default_tier_served = ModelGauge(
     "flexi_default_tier_served", "1 while the default tier is in force; the least of all workers.", multiprocess_mode="livemin"
 )
-registry_last_success_timestamp_seconds = Gauge(
+registry_last_success_timestamp_seconds = ModelGauge(
     "flexi_registry_last_success_timestamp_seconds", "When the registry was last read, in Unix time.",
     multiprocess_mode="livemin",
 )  # fmt: skip
 watch_seconds = Gauge("flexi_watch_seconds", "Pause between two looks at the registry, as set.", multiprocess_mode="livemax")
-registry_errors_total = Counter("flexi_registry_errors_total", "Looks at the registry, or at one tier in it, that failed.")
-assignment_total = Counter("flexi_assignment_total", "Requests enrolled in an experiment.", ["experiment", "arm"])
-experiment_running = Gauge(
+registry_errors_total = ModelCounter("flexi_registry_errors_total", "Looks at the registry, or at one tier in it, that failed.")
+assignment_total = ModelCounter("flexi_assignment_total", "Requests enrolled in an experiment.", ["experiment", "arm"])
+experiment_running = ModelGauge(
     "flexi_experiment_running", "1 while an experiment splits traffic here.", ["experiment"], multiprocess_mode="livemostrecent"
 )
-rollbacks_total = Counter(
+rollbacks_total = ModelCounter(
     "flexi_rollbacks_total", "Experiments that this server's guardrails rolled back.", ["experiment", "arm", "metric"]
 )
-rollbacks_unreported = Gauge(
+rollbacks_unreported = ModelGauge(
     "flexi_rollbacks_unreported",
     "Roll-backs that the registry has not taken yet: other servers do not know of them.",
     multiprocess_mode="livesum",
 )
-guard_checks_total = Counter(
+guard_checks_total = ModelCounter(
     "flexi_guard_checks_total", "Times that an arm was held against a guardrail here.", ["experiment", "arm", "metric"]
 )
-fidelity_psnr = Histogram(
+fidelity_psnr = ModelHistogram(
     "flexi_fidelity_psnr", "PSNR in dB of sampled images against the teacher's.", ["tier", "arm"], buckets=DECIBELS
 )
-fidelity_distance = Histogram(
+fidelity_distance = ModelHistogram(
     "flexi_fidelity_distance", "Distance in feature space of sampled images to the teacher's.", ["tier", "arm"],
     buckets=(0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50),
 )  # fmt: skip
-rfid = Gauge(
+rfid = ModelGauge(
     "flexi_rfid", "Fréchet distance of the newest sampled images to the teacher's of the same noise.", ["tier", "arm"],
     multiprocess_mode="livemostrecent",
 )  # fmt: skip
-shadow_images_total = Counter(
+shadow_images_total = ModelCounter(
     "flexi_shadow_images_total", "Sampled images made again by the teacher, by how it went.", ["outcome"]
 )
 jobs = Gauge(
@@ -179,6 +231,12 @@ swept_objects_total = Counter("flexi_swept_objects_total", "Objects of the store
 events_total = Counter("flexi_events_total", "Events of experiments written to disk, on their way to the store.")
 events_lost_total = Counter("flexi_events_lost_total", "Events that could not be kept, or that a killed process had in memory.")
 api_keys_errors_total = Counter("flexi_api_keys_errors_total", "Changed API key files that could not be used.")
+
+
+def begin() -> None:
+    """Show the present model's counts from their beginning: else the first event of a kind would be none to Prometheus."""
+    for metric in (cuda_graphs, cuda_graph_bytes, registry_errors_total, rollbacks_unreported, queue_images, inflight_images):
+        metric.labels()
 
 
 def page() -> bytes:
@@ -213,6 +271,9 @@ class _Present(Collector):
         for metric in self._source.collect():
             if metric.name == "flexi_schedule_info":
                 metric.samples = [sample for sample in metric.samples if sample.value]
+            for sample in metric.samples:
+                if not sample.labels.get(MODEL, "other"):  # an empty label is none, to Prometheus
+                    del sample.labels[MODEL]
             if metric.name.startswith("flexi_"):
                 yield metric
 

@@ -24,6 +24,7 @@ from typing_extensions import override
 
 from registry.errors import InvalidInput
 from server import VERSION
+from server.telemetry import served
 
 NAME = "flexiffusion-serve"
 RECEIVERS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
@@ -80,6 +81,8 @@ class ImageTrace:
 
     def end(self, now: float, **attributes: Any) -> None:
         """The image leaves: a span for it below the request's, and one for each part below that."""
+        if model := served.model():
+            attributes["model"] = model
         start = min((start for _, start, _, _ in self._parts), default=now)
         image = self._tracer.start_span("image", self._request, attributes=attributes, start_time=self._ns(start))
         inside = trace.set_span_in_context(image, self._request)

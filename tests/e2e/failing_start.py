@@ -11,11 +11,11 @@ __all__ = ["Flexiffusion"]
 
 
 def failing(*_: Any) -> float:
-    """Instead of `warm_up`."""
+    """Instead of `warming`."""
     raise RuntimeError("nobody expected this,\nin two lines")
 
 
 if not supervises:
     from server.batching import engine_thread
 
-    engine_thread.warm_up = failing  # type: ignore[assignment]
+    engine_thread.warming = failing  # type: ignore[assignment]

@@ -11,7 +11,8 @@ import torch
 from torch._dynamo.testing import CompileCounter
 
 from engine import compiling, loading
-from server import app, config
+from server import config
+from server.models.loading import compile_model, load_first
 from server.telemetry import metrics
 
 
@@ -40,10 +41,10 @@ def elsewhere(work, *given):
 def test_a_start_compiles_all_and_forbids_the_rest(counter, tmp_path):
     """It compiles in another thread than it loads in, and Dynamo's settings are a thread's own."""
     settings = config.load()
-    model = elsewhere(app._load, settings)
+    model = elsewhere(load_first, settings)
     (tmp_path / "cache").mkdir(exist_ok=True)
     (tmp_path / "cache" / "kernel").write_bytes(b"kernel")
-    elsewhere(app._compile, settings, model)
+    elsewhere(compile_model, settings, model)
     unsaid = elsewhere(lambda: torch._dynamo.config.recompile_limit)  # of a thread where nobody said more
     assert counter.frame_count > unsaid
     assert metrics.compiled_graphs.labels("miss")._value.get() == counter.frame_count

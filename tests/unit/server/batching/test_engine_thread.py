@@ -182,7 +182,7 @@ def gives_up(engine, model):
         assert future.exception(timeout=60) is not None
     else:
         pytest.fail("it went on for ever")
-    engine._thread.join(timeout=60)
+    engine._device_thread.thread.join(timeout=60)
     assert not engine.alive
 
 

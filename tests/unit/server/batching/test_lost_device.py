@@ -138,7 +138,7 @@ def fails(model, calls, caplog):
             assert error is None or (type(error), error.status, error.code) == (NotReady, 503, "not_ready"), (calls, error)
         with suppress(NotReady):
             futures += engine.submit([spec(model, 0)])
-    engine._thread.join(timeout=60)
+    engine._device_thread.thread.join(timeout=60)
     assert not engine.alive
     with pytest.raises(NotReady):
         engine.submit([spec(model, 0)])
@@ -174,7 +174,7 @@ def test_who_cancels_while_the_device_is_lost_stays_cancelled(model):
     for future in futures:
         with suppress(CancelledError):
             future.exception(timeout=60)
-    engine._thread.join(timeout=60)
+    engine._device_thread.thread.join(timeout=60)
     assert not engine.alive
 
 
@@ -197,6 +197,6 @@ def test_a_thread_that_dies_without_a_word_leaves_nobody_waiting(model, monkeypa
     futures = engine.submit([spec(model, seed) for seed in range(6)])
     engine.start()
     assert {type(future.exception(timeout=60)) for future in futures} == {NotReady}
-    engine._thread.join(timeout=60)
+    engine._device_thread.thread.join(timeout=60)
     with pytest.raises(NotReady, match="the engine is lost"):
         engine.submit([spec(model, 0)])

@@ -39,6 +39,7 @@ class Server:
         )
         guidance = SimpleNamespace(of=lambda _: 3.0)
         app.generation = SimpleNamespace(planner=SimpleNamespace(default_guidance=guidance, sizes=[model.image_size]))
+        app.served = lambda _: app
         self.set("app", app)
         return app
 

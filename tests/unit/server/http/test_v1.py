@@ -88,6 +88,7 @@ def app(tiny, engine, observer, monkeypatch):
     names = ["tiny", "dall-e-3", "gpt-image-1"]
     made = SimpleNamespace(generation=generation, schedules=schedules, model_names=names, size="8x8", settings=Settings)
     made.queue_seconds = "0.250"
+    made.names, made.name, made.served = names, "tiny", lambda _: made
     monkeypatch.setattr(v1.routes.state, "app", made, raising=False)
     yield made
     over.set()

@@ -53,9 +53,7 @@ class Worker:
         own = AsyncStore(lambda: store)
         run = JobRun(self.generate, KeptFiles(own, clock), clock)
         self.runner = JobRunner(JobStore(own), run, webhooks, together, 30.0, clock)
-        self.jobs = Jobs(
-            JobStore(own), self.runner, run, limits, webhooks is not None, private=True, load=lambda: (2.0, 0.5), clock=clock
-        )
+        self.jobs = Jobs(JobStore(own), self.runner, run, limits, webhooks is not None, private=True, clock=clock)
 
     async def generate(self, request, context, gone):
         gone.close()
@@ -448,10 +446,10 @@ def test_a_webhook_is_called_when_the_job_has_ended_and_by_another_worker_if_its
 def test_predictions_grow_with_what_waits(store):
     async def go():
         worker = Worker(store)
-        assert worker.jobs.predicted(3.0, 4) == 3.0 + 2.0
+        assert worker.jobs.predicted(3.0, 0.5, 2.0) == 3.0 + 2.0
         await worker.bring()
         await worker.bring()
-        assert worker.jobs.predicted(3.0, 4) == 3.0 + 2.0 + 2 * 4 * 0.5
+        assert worker.jobs.predicted(3.0, 0.5, 2.0) == 3.0 + 2.0 + 2 * 0.5
 
     asyncio.run(go())
 

@@ -11,7 +11,7 @@ from server_model import small_model
 
 from registry.catalog import Catalog
 from registry.schedule import Schedule, Segment, Validated
-from server.app import teacher_steps
+from server.models.loading import teacher_steps
 from server.tiers.active import ActiveSchedules
 from server.tiers.guidance import DefaultGuidance
 from server.tiers.watch import Watch

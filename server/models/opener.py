@@ -1,0 +1,224 @@
+"""The composition of a model that is served, once: settings -> schedules in force, engine, generation, experiments."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+
+import torch
+
+from engine import compiling
+from engine.device import exclusive
+from engine.graphs import graphs_for
+from engine.loading import load
+from engine.model import Model
+from engine.model_name import folder_name
+from evaluation import extractor
+from registry.errors import InvalidInput
+from registry.signing import TrustedKeys
+from registry.stores.address import open_store
+from registry.tiers import REFERENCE
+from server.access.quota import Quotas
+from server.batching.admission import Admission
+from server.batching.device_thread import DeviceThread
+from server.batching.engine_thread import FULL_WAVES, EngineThread
+from server.batching.memory import bytes_within
+from server.config import ModelFolder, Settings
+from server.errors import NotReady
+from server.experiments.active import ActiveExperiments
+from server.experiments.recorder import Recorder
+from server.experiments.runtime import ExperimentRuntime
+from server.models.loading import compile_model, memory_for_models, other_sizes, teacher_steps, why
+from server.models.model_registry import ModelRegistry
+from server.models.residence import RETRY, Residence, Resident, free_memory
+from server.models.served_model import ModelParts, ServedModel
+from server.requests.generation import Generation
+from server.requests.plan import Planner
+from server.requests.shadow import ShadowTeacher
+from server.telemetry import metrics
+from server.telemetry.served import begin as served_as
+from server.telemetry.served import serving
+from server.telemetry.start import Start
+from server.tiers.active import ActiveSchedules
+from server.tiers.last_good import name_of
+from server.tiers.model_names import ModelNames
+from server.tiers.warnings import in_one_line, tier_warnings
+from server.tiers.watch import Watch
+
+log = logging.getLogger(__name__)
+
+
+class ModelOpener:
+    """Makes a server's models of folders, with what they share: the registry's store, thread, admission, quotas, memory."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.device_thread = DeviceThread()
+        self.open_once = cache(lambda: open_store(settings.registry))  # an error is not kept
+        self._trusted = TrustedKeys.read(settings.trusted_keys) if settings.trusted_keys else None
+        self._quotas = Quotas()
+        self._cache = None if settings.cache_mib is None else settings.cache_mib * 2**20
+        folders = settings.models or (ModelFolder(settings.model_name, settings.model),)
+        admission = Admission(settings.max_queue_seconds, settings.max_key_queue_seconds or math.inf)
+        self.models = [
+            ServedModel(
+                folder,
+                name or folder_name(folder, ""),
+                () if place else settings.model_aliases,
+                settings.default_tier,
+                admission.beside() if place else admission,
+                name,
+            )
+            for place, (name, folder) in enumerate(folders)
+        ]
+        self._residence = Residence(self.models, memory_for_models(settings), self._load, self._unload)
+        self.follow = self._residence.follow
+
+    async def open(self, served: ServedModel, model: Model, waits: Callable[[str], None], start: Start | None = None) -> None:
+        """All that serves a model's requests, of its folder and its entries in the registry; and its engine, if it has weights.
+
+        Raises whatever makes this impossible.
+        """
+        settings, begin = self.settings, time.monotonic()
+        passed = start.passed if start else lambda _: None
+        others = other_sizes(settings, model)
+        names = ModelNames(model, self.open_once, (settings.state, settings.registry), self._trusted)
+        if start and settings.compiled:
+            waits("the model is compiled, which takes minutes unless FLEXI_COMPILE_CACHE holds it")
+            await asyncio.to_thread(compile_model, settings, model, others)
+            passed("compile")
+        while (name := served.given_name or await asyncio.to_thread(names.find)) is None:
+            waits(names.fault or "the registry is read")
+            await asyncio.sleep(settings.watch_seconds)
+        if taken := next((other for other in self.models if other is not served and other.model and other.name == name), None):
+            message = (
+                f"{served.folder} and {taken.folder} are both called {name}: give one of them another name, as name=folder"
+            )
+            raise InvalidInput(message, param="models")
+        served_as(name)
+        metrics.begin()
+        model = replace(model, ref=model.ref.model_copy(update={"name": name}))
+        registry = ModelRegistry(settings, name, self.open_once, self._trusted)
+        schedules = ActiveSchedules(lambda: registry.catalog, model, teacher_steps(settings, model), others)
+        watch = Watch(schedules, lambda: registry.catalog, registry.last_good, settings.default_tier, names.elsewhere)
+
+        def has_tiers() -> bool:
+            """Without an answer of the registry, or a kept one, a server is of no use to anybody."""
+            return (watch.refresh() or watch.restore()) and bool(schedules.served() or not settings.require_tiers)
+
+        while not await asyncio.to_thread(has_tiers):
+            unserved = in_one_line(tier_warnings(schedules, settings.default_tier))
+            waits(watch.fault or f"FLEXI_REQUIRE_TIERS wants a tier of the registry: {unserved}")
+            await asyncio.sleep(settings.watch_seconds)
+        passed("registry")
+        served.model = model
+        served.bytes = model.weight_bytes + bytes_within(model, FULL_WAVES * settings.max_wave_rows, self._cache, others)
+        schedules.prepare = served.prepare
+        if start:
+            waits("the model is warming up")
+            await asyncio.to_thread(self._start_engine, served, model, schedules)
+            served.loaded(time.monotonic() - begin)
+            passed("warm_up")
+        experiments = _experiments(settings, registry, schedules)
+        shadow = await asyncio.to_thread(_shadow, settings, served, schedules, experiments)
+        resident = Resident(self._residence, served) if len(self.models) > 1 else None
+        planner = Planner(
+            schedules, experiments.active, model, resident.forecast if resident else served.forecast, settings, others
+        )
+        if overruled := planner.default_guidance.overruled():
+            log.warning("%s", overruled)
+        generation = Generation(planner, served, self._quotas, [experiments, shadow], settings.commit, resident)
+        following = [asyncio.create_task(follower.follow(settings.watch_seconds)) for follower in (watch, experiments)]
+        served.parts = ModelParts(schedules, generation, experiments, shadow, following)
+
+    async def open_beside(self, served: ServedModel) -> None:
+        """Open a model that is not loaded before a request needs it; again after a while where that fails."""
+        served_as(served.name)
+        while True:
+            try:
+                model = await asyncio.to_thread(self._described, served)
+                await self.open(served, model, lambda what: setattr(served, "fault", what))
+            except Exception as error:
+                log.error("the model in %s cannot be opened: %s", served.folder, reason := why(error))
+                served.failed(reason)
+                await asyncio.sleep(RETRY)
+            else:
+                served.state, served.fault = "unloaded", ""
+                log.info(
+                    "opened",
+                    extra={"fields": {"bytes": served.bytes, "sizes": list(map(str, served.generation.planner.sizes))}},
+                )
+                return
+
+    def _described(self, served: ServedModel) -> Model:
+        settings = self.settings
+        return load(served.folder, settings.device, settings.dtype, served.given_name, weights=False)
+
+    async def _load(self, served: ServedModel) -> None:
+        """Into memory, warm. Raises `NotReady`, and what says that there is no memory."""
+        with serving(served.name):
+            await asyncio.to_thread(self._load_and_start, served)
+
+    def _load_and_start(self, served: ServedModel) -> None:
+        settings, known = self.settings, served.model
+        assert known, "a model is opened before it is loaded"
+        try:
+            with exclusive():  # the engine's thread captures no graph meanwhile
+                model = load(served.folder, settings.device, settings.dtype, known.ref.name, compiled=settings.compiled)
+            if model.ref != known.ref:
+                message = f"{served.folder} has other weights than when the server started: start it anew"
+                raise InvalidInput(message, param="models")
+            if settings.compiled:
+                compiling.allow()
+                compile_model(settings, model, other_sizes(settings, model))
+            self._start_engine(served, model, served.schedules)
+        except (torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception as error:
+            raise NotReady(why(error), param="model") from error
+
+    async def _unload(self, served: ServedModel) -> None:
+        """Out of memory: all that comes of it is stopped, and its weights are dropped."""
+        engine, served.engine = served.engine, None
+        if served.parts:
+            served.parts.shadow.close()
+        if engine:
+            await asyncio.to_thread(engine.leave)
+        del engine
+        if served.model:
+            await asyncio.to_thread(free_memory, served.model.device)
+
+    def _start_engine(self, served: ServedModel, model: Model, schedules: ActiveSchedules) -> None:
+        """And wait until it is warm."""
+        settings, others = self.settings, other_sizes(self.settings, model)
+        graphs = graphs_for(model.device) if settings.cuda_graphs else None
+        engine = EngineThread(
+            model, served.admission, settings.max_wave_rows, self._cache, graphs, others, self.device_thread, served.curve
+        )
+        engine.start(entry.schedule for entry in schedules.tiers())
+        served.engine, served.curve = engine, engine.curve
+
+
+def _experiments(settings: Settings, registry: ModelRegistry, schedules: ActiveSchedules) -> ExperimentRuntime:
+    outbox = settings.state / "outbox" / name_of(settings.registry, registry.model)
+    recorder = Recorder(lambda: registry.catalog.store, registry.model, outbox)
+    recorder.start()
+    active = ActiveExperiments(lambda: registry.experiments, schedules)
+    return ExperimentRuntime(active, recorder, lambda: registry.experiments, shadowed=settings.shadow_share > 0)
+
+
+def _shadow(
+    settings: Settings, served: ServedModel, schedules: ActiveSchedules, experiments: ExperimentRuntime
+) -> ShadowTeacher:
+    """Loads the feature extractor where one is wanted."""
+    features = None
+    if settings.shadow_share and settings.features:
+        with exclusive():
+            features = extractor(settings.features, settings.device).images
+    budget = settings.shadow_macs_per_minute
+    return ShadowTeacher(served, lambda: schedules.tier(REFERENCE), features, settings.shadow_share, budget, [experiments])
