@@ -18,7 +18,8 @@ from engine.importing.lora import Lora, fused, read_lora
 from engine.importing.lora_names import Layer, layers_by_name
 from engine.importing.networks import expected, networks
 from engine.model import Model
-from engine.prompts import Prompts, TextPrompts, TwoTextPrompts
+from engine.prompts import Prompts
+from engine.text_prompts import TextPrompts, TwoTextPrompts
 from engine.unrolled import UnrolledUNet
 
 N = TypeVar("N", bound=nn.Module)

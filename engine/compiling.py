@@ -2,8 +2,8 @@
 
 Dynamo takes a function apart and Inductor makes kernels of it, at its first call and again for whatever it has not seen yet: a
 size of 1, which it always counts as a constant, a tensor laid out differently, another mode of gradients. A region sees none
-of the latter. So each is compiled twice for each size of images, for one row and for several, and after `warm` no call
-compiles anything.
+of the latter. So each is compiled twice for each size of images, for one row and for several, with a context of any length, and
+after `warm` no call compiles anything.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import time
 from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ CACHE = Path(".flexi/compile")
 GRAPHS = (
     256  # of one size; to Dynamo, whose own limit is 8, all regions are one function. Past it a call raises, by `fullgraph`
 )
+CONTEXT = 3  # dimensions, which nothing else has that regions are given
 DECODED = (8, 4, 2, 1)  # images in one call of the decoder: few, because each shape is planned, tuned or compiled once
 
 
@@ -84,23 +86,30 @@ class Compilation:
 
 
 @torch.inference_mode()
-def warm(model: Model, max_rows: int, images: Iterable[int] = DECODED, others: Collection[ImageSize] = ()) -> Compiled:
+def warm(
+    model: Model,
+    max_rows: int,
+    images: Iterable[int] = DECODED,
+    others: Collection[ImageSize] = (),
+    chunks: int = 1,
+) -> Compiled:
     """Compile all that calls of at most `max_rows` rows will run, and the decoder for these numbers of images.
 
-    That is at the model's own size and each of `others`. One call of each kind, for 1, 2 and the most rows: where torch's
+    That is at the model's own size and each of `others`, with contexts of up to `chunks` chunks, for which as a rule there is
+    nothing left to compile after the first. One call of each kind, for 1, 2 and the most rows: where torch's
     choice of kernels changes with a number between the last two (convolutions of 16 rows on one CPU thread, more than 2^31
     elements), both are then there.
     Raises `Unsupported` for what torch cannot compile.
     """
     from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
-    raise_limit(1 + len(others))
+    raise_limit((1 + len(others)) * chunks)
     (graphs, cached), start = _counted(), time.monotonic()
     try:
         for size in (None, *others):
             with suppress(torch.OutOfMemoryError):  # nor will a server then run as many
-                for rows in (2, 1, max_rows):
-                    _run_steps(model, rows, size)
+                for length, rows in product(range(1, chunks + 1), (2, 1, max_rows)):
+                    _run_steps(model, rows, size, length)
             with suppress(torch.OutOfMemoryError):
                 for count in images:
                     model.decoder(_latents(model, count, size))
@@ -143,10 +152,11 @@ def cache_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def _run_steps(model: Model, rows: int, size: ImageSize | None) -> None:
+def _run_steps(model: Model, rows: int, size: ImageSize | None, chunks: int) -> None:
     """A full step, and a partial one of each branch."""
     network, sample = model.network, _latents(model, rows, size)
-    given = sample, torch.ones(rows, device=model.device), model.encode([model.prompts.sample]).expand(rows)
+    condition = model.encode([model.prompts.sample], chunks=chunks)
+    given = sample, torch.ones(rows, device=model.device), condition.expand(rows)
     _, features = network.full(*given, keep=range(1, network.branches + 1))
     for branch, feature in features.items():
         network.partial(*given, branch, feature)
@@ -158,12 +168,14 @@ def _latents(model: Model, count: int, size: ImageSize | None) -> Tensor:
 
 def _alike(tensor: Tensor) -> Tensor:
     """The tensor as regions always see it, since they are compiled anew for any other kind: laid out as ever, an inference
-    tensor, and marked as one whose rows, if several, are any number.
+    tensor, and marked as one whose rows, if several, are any number, and so are the tokens of a context.
     """
     tensor = _laid_out(tensor)
     tensor = tensor if tensor.is_inference() else tensor.clone()
     if len(tensor) > 1:
         torch._dynamo.mark_dynamic(tensor, 0)
+    if tensor.ndim == CONTEXT and tensor.shape[1] > 1:
+        torch._dynamo.maybe_mark_dynamic(tensor, 1)
     return tensor
 
 

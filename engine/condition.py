@@ -45,6 +45,10 @@ class Condition:
         """A condition of one row, seen as one of `rows` equal rows."""
         return self.map(lambda tensor: tensor.expand(rows, *tensor.shape[1:]))
 
+    def lengthened(self, chunks: int) -> Condition:
+        """One of the kind, with a context of so many chunks as long as this one's."""
+        return self if self.context is None else replace(self, context=self.context.repeat(1, chunks, 1))
+
     def at(self, height: int, width: int) -> Condition:
         """The same for images of this size in pixels; only a model that is told of sizes (`sizes`) sees a difference.
 

@@ -21,9 +21,10 @@ class DenoisingTask:
 
     guidance: the scale of classifier-free guidance, which takes two UNet rows a step; None for one row without it.
     fresh: the image's noises (c, h, w) by place, for a program of a stochastic solver.
-    size: of the image; None is the model's own. deadline: in seconds of the policy's clock. idle: it runs only in waves of idle
-    tasks, while no other task is in flight. position: how many of the program's steps have run. waits: waves that went by since
-    it last ran. slots: while it is in flight, one for each of its UNet rows, the conditional one first.
+    size: of the image; None is the model's own. chunks: of its context. deadline: in seconds of the policy's clock. idle: it
+    runs only in waves of idle tasks, while no other task is in flight. position: how many of the program's steps have run.
+    waits: waves that went by since it last ran. slots: while it is in flight, one for each of its UNet rows, the conditional
+    one first.
     latent (c, h, w): the result, once done. error: why it failed, if it did.
     """
 
@@ -38,6 +39,7 @@ class DenoisingTask:
     latent: Tensor | None = None
     error: Exception | None = None
     fresh: Fresh | None = None
+    chunks: int = 1
 
     def __post_init__(self) -> None:
         self.program = self.program.at(OFF if self.guidance is None else self.guidance)
@@ -69,4 +71,4 @@ class DenoisingTask:
 
     @cached_property
     def _needs(self) -> list[Need]:
-        return [step.need.at(self.size) for step in self.program.steps]
+        return [step.need.at(self.size, self.chunks) for step in self.program.steps]

@@ -26,9 +26,10 @@ from engine.model_name import folder_name, given_name
 from engine.noise import NoiseLevels
 from engine.notice import Notice
 from engine.pipelines import Pipeline, notices, pipeline_of, refuse_foreign
-from engine.prompts import ClassPrompts, NoPrompts, Prompts, TextPrompts, TwoTextPrompts
+from engine.prompts import ClassPrompts, NoPrompts, Prompts
 from engine.schedulers import nearest_solver, noise_levels
 from engine.stored_file import readable
+from engine.text_prompts import TextPrompts, TwoTextPrompts
 from engine.unrolled import UnrolledUNet
 from engine.weights import read_weights, read_weights_to, shown, without_weights
 from registry.errors import InvalidInput, Unsupported
@@ -189,7 +190,9 @@ def _decoder(files: Folder, pipeline: Pipeline, device: torch.device, dtype: tor
     return Autoencoder(vae.eval().requires_grad_(False), overflowed)
 
 
-def _text_prompts(files: Folder, suffix: str, device: torch.device, dtype: torch.dtype) -> TextPrompts:
+def _text_prompts(
+    files: Folder, suffix: str, device: torch.device, dtype: torch.dtype, penultimate: bool = False
+) -> TextPrompts:
     """A tokenizer and the text encoder that fits it; `suffix` is "" for the first pair and "_2" for the second."""
     import transformers
 
@@ -210,13 +213,13 @@ def _text_prompts(files: Folder, suffix: str, device: torch.device, dtype: torch
             what = "model_max_length" if field == "max_position_embeddings" else "number of words"
             message = f"{what} of {name} must be between 1 and {limit}, {field} of its encoder, got {value}"
             raise Unsupported(message, param="model")
-    return TextPrompts(tokenizer, encoder)
+    return TextPrompts(tokenizer, encoder, penultimate=penultimate)
 
 
 def _prompts(files: Folder, config: dict[str, Any], size: tuple[int, int], device: torch.device, dtype: torch.dtype) -> Prompts:
     """How this model understands prompts. config: the UNet's; size: (height, width) of its images in pixels."""
     if files.component("text_encoder_2"):
-        first, second = _text_prompts(files, "", device, dtype), _text_prompts(files, "_2", device, dtype)
+        first, second = (_text_prompts(files, suffix, device, dtype, penultimate=True) for suffix in ("", "_2"))
         if first.tokens != second.tokens:
             message = f"tokenizer and tokenizer_2 must cut at the same length, got {first.tokens} and {second.tokens}"
             raise Unsupported(message, param="model")

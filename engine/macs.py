@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from itertools import accumulate
 from typing import Any
 
 import torch
+from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -27,16 +28,23 @@ from registry.errors import Unsupported
 
 @dataclass(frozen=True)
 class Macs:
-    """MACs of one UNet row under both conventions."""
+    """MACs of one UNet row under both conventions, and how many more of each a context one token longer takes."""
 
     macs: int
     paper_macs: int
+    token_macs: int = 0
+    token_paper_macs: int = 0
 
     def __add__(self, other: Macs) -> Macs:
-        return Macs(self.macs + other.macs, self.paper_macs + other.paper_macs)
+        return Macs(*(one + more for one, more in zip(astuple(self), astuple(other), strict=True)))
 
     def __sub__(self, other: Macs) -> Macs:
-        return Macs(self.macs - other.macs, self.paper_macs - other.paper_macs)
+        return Macs(*(one - less for one, less in zip(astuple(self), astuple(other), strict=True)))
+
+    def longer(self, tokens: int) -> Macs:
+        """The same with a context of so many tokens more: all that is computed of them is linear in their number."""
+        macs, paper_macs = self.macs + tokens * self.token_macs, self.paper_macs + tokens * self.token_paper_macs
+        return replace(self, macs=macs, paper_macs=paper_macs)
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,11 @@ class StepMacs:
     full: Macs
     partial: Mapping[int, Macs]
     features: Mapping[int, tuple[int, int, int]]
+
+    def longer(self, tokens: int) -> StepMacs:
+        """The same with a context of so many tokens more."""
+        partial = {branch: macs.longer(tokens) for branch, macs in self.partial.items()}
+        return replace(self, full=self.full.longer(tokens), partial=partial)
 
     def of(self, kind: str, branch: int) -> int:
         """`macs` of one UNet row of a step of this kind; the branch matters for partial steps only."""
@@ -145,8 +158,34 @@ def _count_branches(network: UnrolledUNet, latent_shape: tuple[int, int, int], c
 @contextmanager
 def _counting(unet: UNet) -> Iterator[Callable[[], Macs]]:
     """Yields what to ask for the count so far: what torch and the modules counted since this UNet is called in the block."""
-    with torch.no_grad(), _module_macs(unet) as paper, FlopCounterMode(display=False) as flops:
-        yield lambda: Macs(flops.get_total_flops() // 2, sum(paper))
+    with torch.no_grad(), _module_macs(unet) as paper, _token_macs(unet) as token, FlopCounterMode(display=False) as flops:
+        yield lambda: Macs(flops.get_total_flops() // 2, sum(paper), *map(sum, token))
+
+
+@contextmanager
+def _token_macs(unet: nn.Module) -> Iterator[tuple[list[int], list[int]]]:
+    """Collect what one more token of the context would take, in both conventions, one number per cross-attention that ran.
+
+    Of inner width d and n queries it takes its key and its value, and d for each query twice: its part of the product of
+    queries and keys, and of that of the weights and the values.
+    """
+    macs, paper_macs = list[int](), list[int]()
+
+    def hook(attention: Attention, given: tuple[Any, ...], named: Mapping[str, Any], _: Any) -> None:
+        if named.get("encoder_hidden_states") is not None:
+            projections = [attention.to_k, attention.to_v]
+            own = sum(linear.in_features * linear.out_features for linear in projections)
+            queries = given[0].shape[0] * given[0].shape[1]  # of one row
+            macs.append(own + queries * sum(linear.out_features for linear in projections))
+            paper_macs.append(own)
+
+    attentions = (module for module in unet.modules() if isinstance(module, Attention))
+    handles = [attention.register_forward_hook(hook, with_kwargs=True) for attention in attentions]
+    try:
+        yield macs, paper_macs
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager

@@ -20,8 +20,9 @@ from engine.macs import StepMacs, count_steps, example
 from engine.noise import NoiseLevels
 from engine.notice import Notice
 from engine.program import Program, compile_program
+from engine.prompt_syntax import PLAIN, PromptSyntax
 from engine.prompts import Prompts
-from engine.slots import SlotLayout, SlotMemory, slot_bytes
+from engine.slots import Kind, SlotLayout, SlotMemory, slot_bytes
 from engine.unrolled import UnrolledUNet
 from engine.weights import networks
 from registry.errors import InvalidInput
@@ -107,16 +108,25 @@ class Model:
         height, width = latents.shape[-2:]
         return self.other_size(ImageSize(height * self.decoder.scale, width * self.decoder.scale))
 
-    def encode(self, prompts: Sequence[str], guidance: float = OFF, size: ImageSize | None = None) -> Condition:
+    def encode(
+        self,
+        prompts: Sequence[str],
+        guidance: float = OFF,
+        size: ImageSize | None = None,
+        chunks: int = 1,
+        syntax: PromptSyntax = PLAIN,
+    ) -> Condition:
         """Prompts to conditions, one row each. Raises `InvalidInput` for a prompt that means nothing to this model.
 
-        guidance: the scale of models that embed it; all others look at it elsewhere.
+        guidance: the scale of models that embed it; all others look at it elsewhere. chunks: of the context.
         """
-        return self.at_guidance(self.prompts.encode(prompts).at(*(size or self.image_size)), guidance)
+        return self.at_guidance(self.prompts.encode(prompts, chunks, syntax).at(*(size or self.image_size)), guidance)
 
-    def negative(self, prompts: Sequence[str], size: ImageSize | None = None) -> Condition:
+    def negative(
+        self, prompts: Sequence[str], size: ImageSize | None = None, chunks: int = 1, syntax: PromptSyntax = PLAIN
+    ) -> Condition:
         """Negative prompts to conditions, one row each. Raises `InvalidInput` for a model without classifier-free guidance."""
-        return self.at_guidance(self.prompts.negative(prompts).at(*(size or self.image_size)), OFF)
+        return self.at_guidance(self.prompts.negative(prompts, chunks, syntax).at(*(size or self.image_size)), OFF)
 
     def at_guidance(self, condition: Condition, scale: float) -> Condition:
         """The condition with this scale in it, where the UNet takes it as an input; else the condition as it is."""
@@ -223,14 +233,16 @@ class Model:
     def _networks(self) -> list[nn.Module]:
         return [self.network.unet, *networks(self.prompts), *networks(self.decoder)]
 
-    def slots(self, capacity: int, others: Iterable[ImageSize] = ()) -> SlotMemory:
-        """Memory for `capacity` UNet rows of the model's own size in flight, which those of `others` share."""
+    def slots(self, capacity: int, others: Iterable[ImageSize] = (), chunks: int = 1) -> SlotMemory:
+        """Memory for `capacity` UNet rows of the model's own size in flight, which those of `others` share, and those with
+        contexts of up to `chunks` chunks.
+        """
         layouts = {size: self._slot_layout(size) for size in (None, *others)}
-        return SlotMemory(layouts, self._condition, capacity, self.device, self.dtype, self.network.channels_last)
+        return SlotMemory(layouts, self._condition, capacity, self.device, self.dtype, self.network.channels_last, chunks)
 
-    def slot_bytes(self, size: ImageSize | None = None) -> int:
-        """Of the memory for one row of a size, whatever branch its schedule uses."""
-        return max(slot_bytes(self._slot_layout(size), self._condition, self.dtype).values())
+    def slot_bytes(self, size: ImageSize | None = None, chunks: int = 1) -> int:
+        """Of the memory for one row of a size, with so many chunks of context, whatever branch its schedule uses."""
+        return max(slot_bytes(self._slot_layout(size), self._condition.lengthened(chunks), self.dtype).values())
 
     def _slot_layout(self, size: ImageSize | None) -> SlotLayout:
         return SlotLayout(self.latent_shape_at(size), self.macs_at(size).features)
@@ -245,14 +257,21 @@ class Model:
         """MACs of one UNet row for each kind of step, at this model's own size."""
         return count_steps(self.network.unet.config, self.latent_shape, self.prompts.tokens)
 
-    def macs_at(self, size: ImageSize | None) -> StepMacs:
-        """MACs of one UNet row for each kind of step, at a size. Counted once for each, which takes a moment."""
-        if size is None:
+    def macs_at(self, size: ImageSize | None, chunks: int = 1) -> StepMacs:
+        """MACs of one UNet row for each kind of step, at a size and with so many chunks of context.
+
+        Counted once for each size, which takes a moment.
+        """
+        if size is None and chunks == 1:
             return self.macs
-        if size not in self._macs:
-            self._macs[size] = count_steps(self.network.unet.config, self.latent_shape_at(size), self.prompts.tokens)
-        return self._macs[size]
+        if (size, chunks) not in self._macs:
+            if chunks == 1:
+                counted = count_steps(self.network.unet.config, self.latent_shape_at(size), self.prompts.tokens)
+            else:
+                counted = self.macs_at(size).longer((chunks - 1) * self.prompts.tokens)
+            self._macs[size, chunks] = counted
+        return self._macs[size, chunks]
 
     @cached_property
-    def _macs(self) -> dict[ImageSize, StepMacs]:
+    def _macs(self) -> dict[Kind, StepMacs]:
         return {}

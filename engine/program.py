@@ -36,16 +36,17 @@ SIGMA_DATA = 0.5  # of latent consistency models: how far images spread
 class Need(NamedTuple):
     """What a step asks of the UNet: ("full", 0) or ("partial", branch), at a size of images; None is the model's own.
 
-    Images whose next steps need the same share a call.
+    `chunks`: of the context, as long prompts take several. Images whose next steps need the same share a call.
     """
 
     kind: str
     branch: int
     size: ImageSize | None = None
+    chunks: int = 1
 
-    def at(self, size: ImageSize | None) -> Need:
-        """The same at a size."""
-        return self._replace(size=size)
+    def at(self, size: ImageSize | None, chunks: int = 1) -> Need:
+        """The same at a size, with so many chunks of context."""
+        return self._replace(size=size, chunks=chunks)
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,18 @@
 """Prompts to conditions: how each family of models understands what it shall draw.
 
-A prompt is a text for text-to-image models, a class number or name for class-conditional ones, and empty for
-unconditional ones. The negative prompt of classifier-free guidance goes the same way through `negative`.
+A prompt is a text for text-to-image models (`engine.text_prompts`), a class number or name for class-conditional ones, and
+empty for unconditional ones. The negative prompt of classifier-free guidance goes the same way through `negative`.
+
+A text may be longer than its encoder reads: then it is read in chunks (`engine.prompt_chunks`), and it may weigh its words
+(`engine.prompt_syntax`). In a wave all contexts are of one length, so who encodes says how many chunks there shall be, and
+those that a text does not fill are the empty text's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +20,8 @@ from typing_extensions import override
 
 from engine.condition import Condition
 from engine.device import to_device
+from engine.prompt_chunks import Reading
+from engine.prompt_syntax import PLAIN, PromptSyntax
 from registry.errors import InvalidInput
 
 
@@ -36,116 +40,33 @@ class Prompts(Protocol):
     def guides(self) -> bool:
         """Whether classifier-free guidance is possible: whether there is something to guide away from."""
 
-    def encode(self, prompts: Sequence[str]) -> Condition:
-        """The condition of these prompts, one UNet row each. Raises `InvalidInput` for one this family does not understand."""
+    @property
+    def reads_texts(self) -> bool:
+        """Whether a prompt may take several chunks, and weigh its words."""
+        return False
 
-    def negative(self, prompts: Sequence[str]) -> Condition:
+    def encode(self, prompts: Sequence[str], chunks: int = 1, syntax: PromptSyntax = PLAIN) -> Condition:
+        """The condition of these prompts, one UNet row each; texts in so many chunks, and what goes beyond is cut.
+
+        Raises `InvalidInput` for a prompt that this family does not understand.
+        """
+
+    def negative(self, prompts: Sequence[str], chunks: int = 1, syntax: PromptSyntax = PLAIN) -> Condition:
         """The condition of these negative prompts, one UNet row each; an empty one is the model's own notion of nothing.
 
         Raises `InvalidInput` for a model without classifier-free guidance.
         """
 
-    def cut(self, prompt: str) -> str:
-        """The end of a prompt that lies past the context and is never read, as it was written; empty where all is read.
+    def reading(self, prompt: str, most: int = 1, syntax: PromptSyntax = PLAIN) -> Reading:
+        """How many chunks, `most` at most, a prompt takes, and its end that lies past them and is never read.
 
-        Safe to ask from any thread.
+        Safe to ask from any thread. Raises `InvalidInput` for a text that is not of this syntax.
         """
-        return ""
+        return Reading()
 
-
-@dataclass(frozen=True)
-class TextPrompts(Prompts):
-    """A tokenizer and a CLIP text encoder, as in Stable Diffusion 1 and 2."""
-
-    tokenizer: Any
-    encoder: Any
-    sample: str = ""
-    guides: bool = True
-
-    @property
-    @override
-    def tokens(self) -> int:
-        return int(self.tokenizer.model_max_length)  # every prompt is padded or cut to it, as diffusers does
-
-    @override
-    def encode(self, prompts: Sequence[str]) -> Condition:
-        last_hidden_state = self._run(prompts)[0]
-        return Condition(context=last_hidden_state.to(self.encoder.dtype))
-
-    @override
-    def negative(self, prompts: Sequence[str]) -> Condition:
-        return self.encode(prompts)  # an empty one is encoded as well
-
-    @override
     def cut(self, prompt: str) -> str:
-        tokens = self._uncut.encode(prompt)
-        if len(tokens.ids) <= self.tokens:
-            return ""
-        first, _ = tokens.offsets[self.tokens - 1]  # in whose place the end token is read
-        return prompt[first:]
-
-    @cached_property
-    def _uncut(self) -> Any:
-        """A copy that neither cuts nor pads: the encoder's tokenizer is switched to do so, in the thread that encodes."""
-        tokenizer = deepcopy(self.tokenizer.backend_tokenizer)
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        return tokenizer
-
-    def penultimate(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """The last but one hidden state (n, tokens, dim), and the first output: the pooled projection, if it has one."""
-        output = self._run(prompts, output_hidden_states=True)
-        return output.hidden_states[-2], output[0]
-
-    @torch.inference_mode()
-    def _run(self, prompts: Sequence[str], **options: Any) -> Any:
-        """The text encoder's output object."""
-        tokens = self.tokenizer(
-            list(prompts), padding="max_length", max_length=self.tokens, truncation=True, return_tensors="pt"
-        )
-        return self.encoder(to_device(tokens.input_ids, self.encoder.device), **options)
-
-
-@dataclass(frozen=True)
-class TwoTextPrompts(Prompts):
-    """Two CLIP text encoders and the image's size, as in Stable Diffusion XL (arXiv 2307.01952, sections 2.1 and 2.2).
-
-    `size` (height, width) in pixels is that of the model's own images, as `Condition.at` gives it. With `zeros` an empty
-    negative prompt is zeros instead of an encoded empty text (`force_zeros_for_empty_prompt` in diffusers).
-    """
-
-    first: TextPrompts
-    second: TextPrompts
-    size: tuple[int, int]
-    zeros: bool
-    sample: str = ""
-    guides: bool = True
-
-    @property
-    @override
-    def tokens(self) -> int:
-        return self.first.tokens  # the second encoder reads as many
-
-    @override
-    def encode(self, prompts: Sequence[str]) -> Condition:
-        """Both encoders' hidden states side by side, the second one's pooled projection, and the sizes."""
-        hidden, _ = self.first.penultimate(prompts)
-        wider, pooled = self.second.penultimate(prompts)
-        sizes = torch.empty(len(prompts), 6, dtype=pooled.dtype, device=pooled.device)
-        return Condition(torch.cat([hidden, wider], dim=-1), pooled, sizes).at(*self.size)
-
-    @override
-    def negative(self, prompts: Sequence[str]) -> Condition:
-        encoded = self.encode(prompts)
-        if not self.zeros or encoded.context is None or encoded.pooled is None:
-            return encoded
-        written = to_device(torch.tensor([bool(prompt) for prompt in prompts]), encoded.pooled.device).view(-1, 1)
-        return Condition(encoded.context * written[..., None], encoded.pooled * written, encoded.sizes)
-
-    @override
-    def cut(self, prompt: str) -> str:
-        """What at least one of the two encoders does not read."""
-        return max(self.first.cut(prompt), self.second.cut(prompt), key=len)
+        """The end of a prompt that a single chunk has no room for."""
+        return self.reading(prompt).cut
 
 
 @dataclass(frozen=True)
@@ -174,13 +95,13 @@ class ClassPrompts(Prompts):
         return self.null is not None
 
     @override
-    def encode(self, prompts: Sequence[str]) -> Condition:
+    def encode(self, prompts: Sequence[str], chunks: int = 1, syntax: PromptSyntax = PLAIN) -> Condition:
         """A prompt is a class number or one of `names`."""
         labels = to_device(torch.tensor([self._number(prompt) for prompt in prompts]), self.device)
         return Condition(labels=labels) if self.table is None else Condition(context=self.table[labels][:, None])
 
     @override
-    def negative(self, prompts: Sequence[str]) -> Condition:
+    def negative(self, prompts: Sequence[str], chunks: int = 1, syntax: PromptSyntax = PLAIN) -> Condition:
         if self.null is None:
             raise InvalidInput("this model has no class that means none, so guidance must be 1", param="guidance")
         return self.encode([prompt or str(self.null) for prompt in prompts])
@@ -208,7 +129,7 @@ class NoPrompts(Prompts):
     guides: bool = False
 
     @override
-    def encode(self, prompts: Sequence[str]) -> Condition:
+    def encode(self, prompts: Sequence[str], chunks: int = 1, syntax: PromptSyntax = PLAIN) -> Condition:
         """An empty condition. A prompt that says something is an error: it would be ignored."""
         for prompt in prompts:
             if prompt:
@@ -216,10 +137,10 @@ class NoPrompts(Prompts):
         return Condition()
 
     @override
-    def negative(self, prompts: Sequence[str]) -> Condition:
+    def negative(self, prompts: Sequence[str], chunks: int = 1, syntax: PromptSyntax = PLAIN) -> Condition:
         raise InvalidInput("this model is unconditional, so guidance must be 1", param="guidance")
 
     @override
-    def cut(self, prompt: str) -> str:
-        """All of it: whoever has to send a prompt may leave out what this says."""
-        return prompt
+    def reading(self, prompt: str, most: int = 1, syntax: PromptSyntax = PLAIN) -> Reading:
+        """All of it is cut: whoever has to send a prompt may leave out what this says."""
+        return Reading(cut=prompt)

@@ -5,8 +5,8 @@ leaves. A slot holds all that the row needs on the device: its condition, its la
 before, and a cached deep feature, of whichever branch the image's current segment reuses: there is room for the largest
 branch's feature, and a smaller one uses a part of it.
 
-Images of several sizes share one piece of memory: a slot takes the bytes of its own size, and where it lies any other size may
-lie once it is free (`engine.room`).
+Images of several sizes, and with contexts of several lengths, share one piece of memory: a slot takes the bytes of its own size
+and length, and where it lies any other may lie once it is free (`engine.room`).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from engine.room import Room
 FLOAT32_BYTES = 4
 ALIGNED = 64  # bytes: where each part of a slot begins
 Shape = tuple[int, int, int]
+Kind = tuple[ImageSize | None, int]  # of slots: the size of the images, and how many chunks their contexts have
 
 
 class SlotLayout(NamedTuple):
@@ -38,8 +39,9 @@ class SlotLayout(NamedTuple):
 class SlotMemory:
     """Slots of every size of `layouts`, None being the model's own: room for `capacity` of its slots, or fewer or more others.
 
-    Slot 0 of every size is nobody's, the scratch slot. Latents are float32; all else has the UNet's `dtype`. Features are laid
-    out as the network makes them: (h, w, c) if it runs in `channels_last`, else (c, h, w).
+    There are slots of each size for contexts of 1 to `chunks` chunks. Slot 0 of each of these kinds is nobody's, the scratch
+    slot. Latents are float32; all else has the UNet's `dtype`. Features are laid out as the network makes them: (h, w, c) if it
+    runs in `channels_last`, else (c, h, w).
     """
 
     def __init__(
@@ -50,24 +52,31 @@ class SlotMemory:
         device: torch.device,
         dtype: torch.dtype,
         channels_last: bool = False,
+        chunks: int = 1,
     ) -> None:
-        """`condition`: one row of the kind that the network takes, on any device."""
-        self.capacity, self.device = capacity, device
+        """`condition`: one row of the kind that the network takes, with a context of one chunk, on any device."""
+        self.capacity, self.device, self.chunks = capacity, device, chunks
         self.branches: Sequence[int] = list(layouts[None].features)
-        self._bytes = {size: max(slot_bytes(layout, condition, dtype).values()) for size, layout in layouts.items()}
-        begin, own = max(self._bytes.values()), self._bytes[None]
+        conditions = {count: condition.lengthened(count) for count in range(1, chunks + 1)}
+        kinds: list[Kind] = [(size, count) for size in layouts for count in conditions]
+        self._bytes = {
+            (size, count): max(slot_bytes(layouts[size], conditions[count], dtype).values()) for size, count in kinds
+        }
+        begin, own = max(self._bytes.values()), self._bytes[None, 1]
         end = (-(-begin // own) + capacity) * own
         self._memory = torch.zeros(end, dtype=torch.uint8, device=device)
         self._room = Room(begin, end)
         self._slots = {
-            size: Slots(_Rows(self._memory, self._bytes[size]), layout, condition, dtype, channels_last)
-            for size, layout in layouts.items()
+            (size, count): Slots(
+                _Rows(self._memory, self._bytes[size, count]), layouts[size], conditions[count], dtype, channels_last
+            )
+            for size, count in kinds
         }
 
     @property
     def sizes(self) -> list[ImageSize | None]:
         """Those that there are slots of, the largest slots first."""
-        return sorted(self._bytes, key=lambda size: -self._bytes[size])
+        return sorted((size for size, count in self._bytes if count == 1), key=lambda size: -self._bytes[size, 1])
 
     @property
     def bytes(self) -> int:
@@ -77,25 +86,25 @@ class SlotMemory:
     @property
     def free(self) -> int:
         """Slots of the model's own size that could be taken."""
-        return self._room.free(self._bytes[None])
+        return self._room.free(self._bytes[None, 1])
 
-    def most(self, size: ImageSize | None) -> int:
-        """How many slots of this size there are while nothing is held."""
-        return Room(max(self._bytes.values()), self._memory.nbytes).free(self._bytes[size])
+    def most(self, size: ImageSize | None, chunks: int = 1) -> int:
+        """How many slots of this size and length there are while nothing is held."""
+        return Room(max(self._bytes.values()), self._memory.nbytes).free(self._bytes[size, chunks])
 
-    def at(self, size: ImageSize | None = None) -> Slots:
-        """The slots of one size."""
-        return self._slots[size]
+    def at(self, size: ImageSize | None = None, chunks: int = 1) -> Slots:
+        """The slots of one size, for contexts of so many chunks."""
+        return self._slots[size, chunks]
 
-    def take(self, count: int, size: ImageSize | None = None) -> list[int]:
+    def take(self, count: int, size: ImageSize | None = None, chunks: int = 1) -> list[int]:
         """Hold `count` slots. There must be as many free ones."""
-        slots = self._room.take(self._bytes[size], count)
-        assert slots is not None, f"{count} slots wanted, {self._room.free(self._bytes[size])} free"
+        slots = self._room.take(self._bytes[size, chunks], count)
+        assert slots is not None, f"{count} slots wanted, {self._room.free(self._bytes[size, chunks])} free"
         return slots
 
-    def give_back(self, slots: Sequence[int], size: ImageSize | None = None) -> None:
+    def give_back(self, slots: Sequence[int], size: ImageSize | None = None, chunks: int = 1) -> None:
         """Free these slots."""
-        self._room.give_back(self._bytes[size], slots)
+        self._room.give_back(self._bytes[size, chunks], slots)
 
     def trial(self) -> FreeSlots:
         """What is free now, to try out what would fit; nothing is held by it."""
@@ -107,15 +116,15 @@ class FreeSlots:
     """The room as it would be."""
 
     room: Room
-    bytes: Mapping[ImageSize | None, int]
+    bytes: Mapping[Kind, int]
 
-    def take(self, count: int, size: ImageSize | None = None) -> bool:
+    def take(self, count: int, size: ImageSize | None = None, chunks: int = 1) -> bool:
         """Whether so many slots fit; from now on they would be held."""
-        return self.room.take(self.bytes[size], count) is not None
+        return self.room.take(self.bytes[size, chunks], count) is not None
 
-    def give_back(self, slots: Sequence[int], size: ImageSize | None = None) -> None:
+    def give_back(self, slots: Sequence[int], size: ImageSize | None = None, chunks: int = 1) -> None:
         """These would be free."""
-        self.room.give_back(self.bytes[size], slots)
+        self.room.give_back(self.bytes[size, chunks], slots)
 
 
 class _Rows:
@@ -133,9 +142,9 @@ class _Rows:
 
 
 class Slots:
-    """The slots of one size: a way to look at the memory that all sizes share."""
+    """The slots of one kind: a way to look at the memory that all kinds share."""
 
-    scratch = 0  # nobody's slot; its condition is never written, and is the same bytes for every size
+    scratch = 0  # nobody's slot; its condition is never written
 
     def __init__(
         self, rows: _Rows, layout: SlotLayout, condition: Condition, dtype: torch.dtype, channels_last: bool = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -65,25 +66,28 @@ class WaveRunner:
         if captured:
             captured[1].replay()
         else:
-            WaveStep(self._network, self._slots.at(need.size), table)()
+            WaveStep(self._network, self._slots.at(need.size, need.chunks), table)()
         for slot, noise, level in noisy:
-            self._slots.at(need.size).add(slot, noise, level)
+            self._slots.at(need.size, need.chunks).add(slot, noise, level)
         return Launch(shape.rows - rows, captured is not None)
 
-    def prepare(self, branches: Collection[int]) -> Iterator[WaveShape]:
+    def prepare(self, branches: Collection[int], chunks: int = 1) -> Iterator[WaveShape]:
         """Capture what schedules of these branches need and is not there yet, one graph at each step of the iteration.
 
-        That is at every size of the slots, the largest first. Without graphs there is nothing to do. What was captured for
-        other branches stays. Raises what the device raises. Out of memory, what was captured before stays; after other errors
-        all waves run eagerly, as nobody knows in which state a failed capture leaves the device.
+        That is at every size of the slots, the largest first, and for as many rows as there are slots for; for contexts of one
+        chunk, of `chunks`, and of every length that was captured before. Without graphs there is nothing to do. What was
+        captured for other branches stays. Raises what the device raises. Out of memory, what was captured before stays; after
+        other errors all waves run eagerly, as nobody knows in which state a failed capture leaves the device.
         """
         if self._graphs is None:
             return
         known = {need.branch for need, _ in self._captured} - {0}
         kept = tuple(sorted({*branches, *known}))
-        for size in self._slots.sizes:
-            needs = [*(Need("partial", branch, size) for branch in kept), Need("full", 0, size)]
-            for rows in reversed(self._buckets.sizes):
+        lengths = sorted({1, chunks, *(need.chunks for need, _ in self._captured)}, reverse=True)
+        for size, length in product(self._slots.sizes, lengths):
+            needs = [*(Need("partial", branch, size, length) for branch in kept), Need("full", 0, size, length)]
+            most = self._buckets.padded(self._slots.most(size, length))
+            for rows in reversed([rows for rows in self._buckets.sizes if rows <= most]):
                 for need in needs:
                     shape = WaveShape(need, rows, kept if need.kind == "full" else ())
                     if not self._fitting(shape):
@@ -98,7 +102,9 @@ class WaveRunner:
     def _capture(self, graphs: Graphs, shape: WaveShape) -> Graph:
         """Capture a step of this shape. Its table is nothing but padding: running it changes nobody's slot."""
         try:
-            return graphs.capture(WaveStep(self._network, self._slots.at(shape.need.size), self._upload(shape, ())))
+            return graphs.capture(
+                WaveStep(self._network, self._slots.at(shape.need.size, shape.need.chunks), self._upload(shape, ()))
+            )
         except torch.OutOfMemoryError:
             raise
         except Exception:

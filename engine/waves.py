@@ -2,9 +2,9 @@
 
 This is iteration-level scheduling, as Orca (OSDI 2022) and vLLM do it for tokens. An image's next step is known beforehand
 (its program says so), so images can be grouped by what they need: a wave is one UNet call for images that all need a full
-step, or all need a partial step of the same branch, at one size, wherever each of them is on its own trajectory. Which images,
-is the policy's choice; how, is here. `sampler.generate` is the plain twin: every image ends as it would end there, whatever its
-companions.
+step, or all need a partial step of the same branch, at one size and with contexts of one length, wherever each of them is on
+its own trajectory. Which images, is the policy's choice; how, is here. `sampler.generate` is the plain twin: every image ends
+as it would end there, whatever its companions.
 """
 
 from __future__ import annotations
@@ -86,11 +86,11 @@ class Waves(Generic[T]):
         """
         conditions = [condition] if negative is None else [condition, negative]
         assert len(conditions) == task.unet_rows, "guidance takes a negative condition, and nothing else does"
-        task.slots = self.slots.take(task.unet_rows, task.size)
+        task.slots = self.slots.take(task.unet_rows, task.size, task.chunks)
         self.tasks.append(task)  # before the device is asked for anything: if that fails, `cancel` gives the memory back
         latent = task.program.start * noise
         for slot, row in zip(task.slots, conditions, strict=True):
-            self.slots.at(task.size).put(slot, latent, row)
+            self.slots.at(task.size, task.chunks).put(slot, latent, row)
 
     @property
     def graph_count(self) -> int:
@@ -126,7 +126,7 @@ class Waves(Generic[T]):
         launches = self._attempt(chosen)
         finished = [task for task in chosen if task.done and not task.error]
         for task in finished:
-            task.latent = self.slots.at(task.size).latent(task.slots[0])
+            task.latent = self.slots.at(task.size, task.chunks).latent(task.slots[0])
         finite = to_host(_finite([task.latent for task in finished if task.latent is not None])) if finished else None
         self._advance(chosen)
         return Wave(
@@ -189,7 +189,7 @@ class Waves(Generic[T]):
         return [*self._attempt(tasks[:half], eager=True), *self._attempt(tasks[half:], eager=True)]
 
     def _leave(self, task: T) -> None:
-        self.slots.give_back(task.slots, task.size)
+        self.slots.give_back(task.slots, task.size, task.chunks)
         task.slots = ()
 
 

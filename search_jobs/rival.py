@@ -18,7 +18,6 @@ from engine.folder import Folder
 from engine.guidance import MAX_SCALE, meant
 from engine.loading import distilled
 from engine.model import Model
-from engine.prompts import TextPrompts, TwoTextPrompts
 from registry.errors import FlexiError, InvalidInput
 from registry.schedule import MAX_TEACHER_STEPS
 from search_jobs.config import JobConfig
@@ -147,6 +146,6 @@ def _refuse_other_images(rival: Model, own: Model) -> None:
     ):
         if theirs != ours:
             raise InvalidInput(f"it {what.format(*theirs)}, and the run's model {what.format(*ours)}", param="rival")
-    texts = [isinstance(model.prompts, TextPrompts | TwoTextPrompts) for model in (rival, own)]
+    texts = [model.prompts.reads_texts for model in (rival, own)]
     if type(rival.prompts) is not type(own.prompts) and not all(texts):
         raise InvalidInput("it does not read such prompts as the run's model does", param="rival")

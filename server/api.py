@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BaseModel, Field, JsonValue, model_validator
 
 from engine.guidance import MAX_SCALE
+from engine.prompt_syntax import PromptSyntax
 from registry.document import misfit
 from registry.schedule import Fidelity, Schedule
 from server.request_body import CLIENTS, GIVEN, WHOLE, RequestBody
@@ -36,6 +37,13 @@ Size = Annotated[
     Field(
         max_length=32,
         description="WIDTHxHEIGHT in pixels, one of GET /v1/tiers; without it, or with `auto`, the model's own size.",
+    ),
+]
+Syntax = Annotated[
+    PromptSyntax | None,
+    Field(
+        description="Of prompt and negative_prompt: `plain` text, or `webui`, where (word), (word:1.3) and [word] weigh words; "
+        "without it, the server's default."
     ),
 ]
 OutputFormat = Annotated[FileFormat, Field(description="Of the image files; their metadata hold the parameters.")]
@@ -91,6 +99,7 @@ class GenerateRequest(RequestBody):
             "guidance off and halves the cost.",
         ),
     ] = None
+    prompt_syntax: Syntax = None
     unit: Annotated[str | None, Field(min_length=1, max_length=128, description="User or session, for experiments.")] = None
     deadline_ms: Annotated[
         int | None, Field(ge=1, le=MAX_DEADLINE, description="Give up after so many milliseconds, with status 504."), WHOLE
@@ -134,6 +143,7 @@ class GenerateResponse(BaseModel):
     expires_at: Annotated[int | None, Field(description="When the URLs end, in Unix time in seconds.")] = None
     output_format: Annotated[FileFormat, Field(description="Of the files.")]
     size: Annotated[str, Field(description="Of the images, WIDTHxHEIGHT in pixels.")]
+    prompt_chunks: Annotated[int, Field(description="Of the text encoder's length, that the longer of the prompts takes.")] = 1
     request_id: str
     model: str
     tier: Annotated[str | None, Field(description="Null when the request named a schedule.")]
@@ -179,6 +189,8 @@ class TiersView(BaseModel):
     model: str
     default: str
     sizes: Annotated[list[str], Field(description="Those that requests may ask for, WIDTHxHEIGHT; the model's own first.")]
+    prompt_chunks: Annotated[int, Field(description="How many chunks of the text encoder's length are read of a prompt.")]
+    prompt_syntaxes: Annotated[list[str], Field(description="Values of prompt_syntax, the default first.")]
     tiers: list[TierView]
     not_served: list[UnservedTier]
     warnings: Annotated[list[RequestWarning], Field(description="What an operator should mend or know.")]

@@ -23,6 +23,7 @@ from engine.buckets import MAX_ROWS
 from engine.compile_choice import CompileChoice, compiles
 from engine.guidance import MAX_SCALE
 from engine.image_size import ImageSize
+from engine.prompt_syntax import MAX_CHUNKS, PLAIN, PromptSyntax
 from registry.document import NAME_RULE, Name, is_name, misfit
 from registry.errors import FlexiError, InvalidInput
 from registry.signing import TrustedKeys
@@ -206,6 +207,17 @@ class Settings(BaseSettings):
         ),
         *Listed,
     ] = ()
+    prompt_chunks: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=MAX_CHUNKS,
+            description="Chunks of the text encoder's length that are read of a prompt; what is beyond is cut.",
+        ),
+    ] = 3
+    prompt_syntax: Annotated[
+        PromptSyntax, Field(description="Of requests that name none: plain text, or webui, in which (word:1.3) weighs words.")
+    ] = PLAIN
     max_images: Annotated[int, Field(ge=1, le=MAX_IMAGES, description="Images in one request.")] = 4
     request_seconds: Annotated[
         float, Field(gt=0, le=280, description="Longest time a request may take, whatever its deadline_ms.")

@@ -28,6 +28,7 @@ INSTEAD: dict[str, tuple[str, ...]] = {  # the fields that mean the same; a body
     "neg_prompt negative negativePrompt negative_prompts uc": ("negative_prompt",),
     "generator manual_seed noise_seed random_seed seeds": ("seed",),
     "deadline timeout timeout_ms": ("deadline_ms",),
+    "prompt_parser prompt_weighting weighting": ("prompt_syntax",),
     "quality": ("tier",),
     "checkpoint model_id model_name sd_model_checkpoint": ("model",),
     "aspect_ratio height image_size resolution width": ("size",),

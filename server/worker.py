@@ -126,8 +126,10 @@ async def docs() -> dict[str, Any]:
     narrowed: dict[str, dict[str, Any]] = {"n": {"maximum": settings.max_images}}
     if app := getattr(v1.routes.state, "app", None):
         sizes = ["auto", *map(str, app.generation.planner.sizes)]
-        names = [name for served in app.models for name in served.names]
-        narrowed |= {"model": {"enum": names}} | ({"size": {"enum": sizes}} if len(app.models) == 1 else {})
+        syntaxes: list[Any] = list(app.generation.planner.prompts.syntaxes)
+        narrowed |= {"model": {"enum": [name for served in app.models for name in served.names]}}
+        if len(app.models) == 1:
+            narrowed |= {"size": {"enum": sizes}, "prompt_syntax": {"enum": syntaxes}}
     return documents.document(v1.routes, Generate, narrowed, needs_key=keys is not None)
 
 

@@ -46,7 +46,7 @@ class Denoising:
         self,
         waves: Waves[ImageTask],
         policy: Balanced,
-        macs_at: Callable[[ImageSize | None], StepMacs],
+        macs_at: Callable[[ImageSize | None, int], StepMacs],
         images: ImagesInFlight,
         text_and_vae: TextAndVae,
         admission: Admission,
@@ -69,13 +69,16 @@ class Denoising:
         if not wave.tasks:
             self._failed_waves.add()
             return None
-        accounting.count_launch(wave, self._macs_at(wave.need.size))
+        accounting.count_launch(wave, self._macs_at(wave.need.size, wave.need.chunks))
         task_macs = accounting.count_wave(wave.need, wave.tasks)
         for task, macs in zip(wave.tasks, task_macs, strict=True):
             self._images.settle(task, macs)
         slots = self._waves.slots
         shown = [task for task in wave.tasks if task.position in task.preview_at]
-        previews = [Undecoded(task, slots.at(task.size).clean(task.slots[0]), task.preview_at[task.position]) for task in shown]
+        previews = [
+            Undecoded(task, slots.at(task.size, task.chunks).clean(task.slots[0]), task.preview_at[task.position])
+            for task in shown
+        ]
         return InflightWave(wave, sum(task_macs), previews, self._waves.network.fence())
 
     def land(self, inflight: InflightWave) -> list[Undecoded]:

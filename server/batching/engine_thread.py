@@ -63,11 +63,12 @@ class EngineThread(Member):
         cache_bytes: int | None = None,
         graphs: Graphs | None = None,
         others: Collection[ImageSize] = (),
+        chunks: int = 1,
         device_thread: DeviceThread | None = None,
         curve: CostCurve | None = None,
     ) -> None:
         """At most four full waves of UNet rows are in flight, or as many as fit into `cache_bytes`. With `graphs` waves come in
-        few sizes, and are one launch each. `others`: sizes of images beside the model's own.
+        few sizes, and are one launch each. `others`: sizes of images beside the model's own. chunks: the most of a context.
 
         `device_thread`: that of other models; without it, the model has one of its own. `curve`: what its waves cost when it
         was here before.
@@ -78,12 +79,13 @@ class EngineThread(Member):
         self._counted_as = served.model()
         self._admission = admission
         self._text_and_vae = TextAndVae(model)
-        slots = slots_within(model, FULL_WAVES * max_wave_rows, cache_bytes, others)
+        slots = slots_within(model, FULL_WAVES * max_wave_rows, cache_bytes, others, chunks)
         max_wave_rows = min(max_wave_rows, max(map(slots.most, slots.sizes)))  # larger ones never come
         buckets = dense(max_wave_rows) if graphs else EXACT
         self._policy = Balanced(curve or CostCurve(buckets=buckets), max_wave_rows)
         self._waves = Waves[ImageTask](model.network, slots, self._policy, buckets, graphs)
         self._has_graphs, self._captures = graphs is not None, GraphCaptures(self._waves)
+        self._lengths = {1}  # of contexts whose waves are captured, or about to be
         metrics.cache_bytes.set(slots.bytes)
         self._device_thread = device_thread or DeviceThread(self)
         self._queue = FairQueue(TierShares(self._policy), self._device_thread.changed)
@@ -174,7 +176,8 @@ class EngineThread(Member):
         """
         now, first = monotonic(), specs[0]
         tasks = [
-            ImageTask(spec, now, macs_before(spec, self._model.macs_at(spec.size)), preview, image_trace()) for spec in specs
+            ImageTask(spec, now, macs_before(spec, self._model.macs_at(spec.size, spec.chunks)), preview, image_trace())
+            for spec in specs
         ]
         self._cancellations.watch(tasks)
         macs = sum(task.remaining_macs for task in tasks)
@@ -187,18 +190,25 @@ class EngineThread(Member):
                 self._admission.done(first.key, macs, background=first.background)
             raise
         metrics.queue_images.set(len(self._queue))
+        if self._has_graphs:
+            for chunks in {spec.chunks for spec in specs} - self._lengths:  # until they are captured, such waves run eagerly
+                self._lengths.add(chunks)
+                self._captures.want((), chunks)
         return [task.future for task in tasks]
 
-    def forecast(self, program: Program, unet_rows: int, images: int, tier: str, size: ImageSize | None = None) -> float:
-        """Seconds until so many images of this program and size would be done if they came now, before background work.
+    def forecast(
+        self, program: Program, unet_rows: int, images: int, tier: str, size: ImageSize | None = None, chunks: int = 1
+    ) -> float:
+        """Seconds until so many images of this program, size and length of context would be done if they came now, before
+        background work.
 
         Any thread may ask.
         """
         clients = [task for task in self._images if not task.idle]
         beside = self._text_and_vae.seconds_per_image(size)
         load = EngineLoad(self._queue.macs(), clients, self._admission.seconds_per_mac, beside)
-        alone = sum(self._policy.curve.seconds(step.need.at(size), unet_rows) for step in program.steps)
-        macs = images * self._model.macs_at(size).of_program(program, unet_rows)
+        alone = sum(self._policy.curve.seconds(step.need.at(size, chunks), unet_rows) for step in program.steps)
+        macs = images * self._model.macs_at(size, chunks).of_program(program, unet_rows)
         return load.finish(tier, len(program.steps), macs, images, alone)
 
     def step(self, at_work: AtWork | None) -> AtWork | None:

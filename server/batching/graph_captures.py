@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 class _Wish(NamedTuple):
     branches: Collection[int]
+    chunks: int
     granted: Future[None]
 
 
@@ -38,9 +39,12 @@ class GraphCaptures:
         """Whether there is anything left to capture."""
         return bool(self._wishes)
 
-    def want(self, branches: Collection[int]) -> Future[None]:
-        """Capture what schedules of these branches need. The future is done when it is there, or cannot be."""
-        wish = _Wish(branches, Future())
+    def want(self, branches: Collection[int], chunks: int = 1) -> Future[None]:
+        """Capture what schedules of these branches need, for contexts of so many chunks too.
+
+        The future is done when it is there, or cannot be.
+        """
+        wish = _Wish(branches, chunks, Future())
         with self._lock:
             if self._open:
                 self._wishes.append(wish)
@@ -52,7 +56,7 @@ class GraphCaptures:
         """Capture the next graph, if one is wanted. Raises what a lost device raises; what is not captured runs eagerly."""
         if not self._wishes:
             return
-        self._shapes = self._shapes or capture(self._waves, self._wishes[0].branches)
+        self._shapes = self._shapes or capture(self._waves, self._wishes[0].branches, self._wishes[0].chunks)
         try:
             if next(self._shapes, None):
                 return
@@ -72,15 +76,15 @@ class GraphCaptures:
             self._wishes.popleft().granted.set_result(None)
 
 
-def capture(waves: Waves[ImageTask], branches: Collection[int]) -> Iterator[WaveShape]:
+def capture(waves: Waves[ImageTask], branches: Collection[int], chunks: int = 1) -> Iterator[WaveShape]:
     """What `waves.prepare` captures, counted in the metrics and, when all of it is there, logged."""
     start, count = time.monotonic(), 0
-    for shape in waves.prepare(branches):
+    for shape in waves.prepare(branches, chunks):
         count += 1
         _export(waves)
         yield shape
     if count:
-        fields = {"graphs": count, "branches": sorted(branches), "bytes": waves.graph_bytes}
+        fields = {"graphs": count, "branches": sorted(branches), "chunks": chunks, "bytes": waves.graph_bytes}
         log.info("graphs captured", extra={"fields": fields | {"seconds": round(time.monotonic() - start, 3)}})
 
 

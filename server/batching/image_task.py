@@ -16,6 +16,7 @@ from engine.denoising_task import DenoisingTask
 from engine.image_size import ImageSize
 from engine.macs import StepMacs
 from engine.program import Need, Program
+from engine.prompt_syntax import PLAIN, PromptSyntax
 from server.telemetry.metrics import CUSTOM, NO_ARM
 from server.telemetry.tracing import NO_TRACE, ImageTrace
 
@@ -24,7 +25,7 @@ from server.telemetry.tracing import NO_TRACE, ImageTrace
 class ImageSpec:
     """Everything that decides the image's pixels, and under which names its work is counted and admitted.
 
-    size: None is the model's own.
+    size: None is the model's own. chunks: of the context, as many as the longer of the two prompts takes.
     `key_seconds` bounds the predicted seconds of work that its API key may have in the queue. `previews`: how many previews
     of the unfinished image are wanted. Log lines about it say its `request_id`.
     """
@@ -46,6 +47,8 @@ class ImageSpec:
     background: bool = False  # somebody wants it, and it waits while there is any other client's work
     idle: bool = False  # only for what the engine does while nobody waits
     embedded: bool = False  # the guidance scale is an input of the UNet, as of latent consistency models
+    chunks: int = 1
+    syntax: PromptSyntax = PLAIN  # of both prompts
 
     @property
     def unet_rows(self) -> int:
@@ -90,7 +93,7 @@ class ImageTask(DenoisingTask):
         future: Future[ImageResult] | None = None,
     ) -> None:
         guidance = spec.guidance if spec.unet_rows == 2 else None
-        super().__init__(spec.program.at(spec.guidance), guidance, spec.size, spec.deadline, spec.yields)
+        super().__init__(spec.program.at(spec.guidance), guidance, spec.size, spec.deadline, spec.yields, chunks=spec.chunks)
         self.spec = spec
         self.queued = queued
         self.macs_before = macs_before

@@ -86,6 +86,7 @@ class ImagesInFlight:
             metrics.stage_seconds.labels("denoise").observe(task.denoised - task.taken)
         accounting.count_image(task)
         metrics.image_sizes_total.labels(str(ImageSize(*pixels.shape[:2]))).inc()
+        metrics.prompt_chunks_total.labels(str(task.chunks)).inc()
         self.leave(task, "ok")
         with suppress(InvalidStateError):  # cancelled this very moment
             task.future.set_result(task.result(pixels.clone()))  # a batch's memory must not live as long as one of its images

@@ -49,8 +49,8 @@ class Newcomers:
         """
         yielding, room = self._images.yielding, self._waves.slots.trial()
         for task in yielding:
-            room.give_back(task.slots, task.size)
-        tasks = self._queue.take(lambda task: room.take(task.unet_rows, task.size), BATCH)
+            room.give_back(task.slots, task.size, task.chunks)
+        tasks = self._queue.take(lambda task: room.take(task.unet_rows, task.size, task.chunks), BATCH)
         withdrawn = list[ImageTask]()
         while yielding and len(self._fitting(tasks)) < len(tasks):
             withdrawn += self._images.withdraw([yielding.pop(0)])
@@ -75,14 +75,16 @@ class Newcomers:
         def fits(task: ImageTask) -> bool:
             nonlocal rows
             rows += task.unet_rows
-            return (rows == task.unet_rows or rows <= self._background_rows) and room.take(task.unet_rows, task.size)
+            return (rows == task.unet_rows or rows <= self._background_rows) and room.take(
+                task.unet_rows, task.size, task.chunks
+            )
 
         return self._queue.take_background(fits, BATCH)
 
     def _fitting(self, tasks: Sequence[ImageTask]) -> list[ImageTask]:
         """Those for which there is room now, the first ones before the others."""
         room = self._waves.slots.trial()
-        return [task for task in tasks if room.take(task.unet_rows, task.size)]
+        return [task for task in tasks if room.take(task.unet_rows, task.size, task.chunks)]
 
     def _encode(self, tasks: Sequence[ImageTask]) -> None:
         start, fitting = monotonic(), self._fitting(tasks)

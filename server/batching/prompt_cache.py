@@ -2,32 +2,50 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from cachetools import LRUCache
 
 from engine.condition import Condition
+from engine.prompt_syntax import PLAIN, PromptSyntax
 
-KEPT = 64  # encoded prompts; 64 of Stable Diffusion v1.5 take 15 MB
+KEPT = 64  # encoded prompts; 64 of Stable Diffusion v1.5 take 15 MB, more where they are of several chunks
+
+
+class Wording(NamedTuple):
+    """A prompt, and how it is to be read: in a context of so many chunks, with a syntax."""
+
+    text: str
+    chunks: int = 1
+    syntax: PromptSyntax = PLAIN
 
 
 class PromptCache:
     """Conditions by prompt, one row each. Many requests bring the same prompt, and nearly all the same negative one."""
 
-    def __init__(self, encode: Callable[[Sequence[str]], Condition]) -> None:
+    def __init__(self, encode: Callable[[Sequence[str], int, PromptSyntax], Condition]) -> None:
+        """`encode`: of texts, chunks and syntax."""
         self._encode = encode
-        self._conditions = LRUCache[str, Condition](KEPT)
+        self._conditions = LRUCache[Wording, Condition](KEPT)
 
-    def of(self, prompts: Sequence[str]) -> dict[str, Condition]:
-        """Encodes those that are not kept, in one batch. Raises what the encoder raises, and keeps nothing then."""
+    def of(self, prompts: Sequence[Wording]) -> dict[Wording, Condition]:
+        """Encodes those that are not kept, those that are read alike in one batch. Raises what the encoder raises, and keeps
+        nothing then.
+        """
         distinct = list(dict.fromkeys(prompts))
         conditions = {prompt: self._conditions[prompt] for prompt in distinct if prompt in self._conditions}
-        if missing := [prompt for prompt in distinct if prompt not in conditions]:
-            encoded = self._encode(missing)
+        alike = defaultdict[tuple[int, PromptSyntax], list[Wording]](list)
+        for prompt in distinct:
+            if prompt not in conditions:
+                alike[prompt.chunks, prompt.syntax].append(prompt)
+        for (chunks, syntax), missing in alike.items():
+            encoded = self._encode([prompt.text for prompt in missing], chunks, syntax)
             conditions |= {prompt: encoded[i : i + 1] for i, prompt in enumerate(missing)}
         self._conditions.update(conditions)
         return conditions
 
-    def forget(self, prompt: str) -> None:
+    def forget(self, prompt: Wording) -> None:
         """Encode it anew the next time: what is kept of it made an image that is not finite."""
         self._conditions.pop(prompt, None)

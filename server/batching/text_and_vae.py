@@ -16,7 +16,7 @@ from engine.images import NOT_FINITE
 from engine.model import Model
 from server.batching.image_task import ImageSpec
 from server.batching.moving_average import MovingAverage
-from server.batching.prompt_cache import PromptCache
+from server.batching.prompt_cache import PromptCache, Wording
 from server.telemetry import metrics
 
 
@@ -26,7 +26,8 @@ class TextAndVae:
     def __init__(self, model: Model) -> None:
         self._model = model
         self._seconds = {"encode": MovingAverage(), "decode": MovingAverage()}  # of one text, and of one pixel
-        self._prompts, self._negatives = PromptCache(model.encode), PromptCache(model.negative)
+        self._prompts = PromptCache(lambda texts, chunks, syntax: model.encode(texts, chunks=chunks, syntax=syntax))
+        self._negatives = PromptCache(lambda texts, chunks, syntax: model.negative(texts, chunks=chunks, syntax=syntax))
         metrics.decoder_upcast.set(model.decoder.overflowed)  # its weights, or in the warm-up
 
     def seconds_per_image(self, size: ImageSize | None = None) -> float:
@@ -36,11 +37,11 @@ class TextAndVae:
     def encode(self, specs: Sequence[ImageSpec]) -> list[tuple[Condition, Condition | None]]:
         """A condition of one row for each image, at its size, and a negative one where it is guided."""
         start = monotonic()
-        conditions = self._prompts.of([spec.prompt for spec in specs])
-        negatives = self._negatives.of([spec.negative for spec in specs if spec.unet_rows == 2])
+        conditions = self._prompts.of([_prompt(spec) for spec in specs])
+        negatives = self._negatives.of([_negative(spec) for spec in specs if spec.unet_rows == 2])
         self._took("encode", monotonic() - start, len(specs))  # of a GPU only the host's part
-        own = [self._model.at_guidance(self._at(spec.size, conditions[spec.prompt]), spec.guidance) for spec in specs]
-        away = [self._at(spec.size, negatives[spec.negative]) if spec.unet_rows == 2 else None for spec in specs]
+        own = [self._model.at_guidance(self._at(spec.size, conditions[_prompt(spec)]), spec.guidance) for spec in specs]
+        away = [self._at(spec.size, negatives[_negative(spec)]) if spec.unet_rows == 2 else None for spec in specs]
         return list(zip(own, away, strict=True))
 
     def decode(self, latents: Sequence[Tensor]) -> Decoded:
@@ -64,8 +65,8 @@ class TextAndVae:
 
     def forget(self, spec: ImageSpec) -> None:
         """Keep nothing of the text of an image that failed: its condition may not be finite, and would ruin others."""
-        self._prompts.forget(spec.prompt)
-        self._negatives.forget(spec.negative)
+        self._prompts.forget(_prompt(spec))
+        self._negatives.forget(_negative(spec))
 
     def decoded(self, seconds: float, levels: Tensor) -> None:
         """Learn what it took to decode a batch to these levels (n, height, width, 3)."""
@@ -78,3 +79,11 @@ class TextAndVae:
     def _at(self, size: ImageSize | None, condition: Condition) -> Condition:
         """What is kept of a text is of the model's own size."""
         return condition if size is None else condition.at(*size)
+
+
+def _prompt(spec: ImageSpec) -> Wording:
+    return Wording(spec.prompt, spec.chunks, spec.syntax)
+
+
+def _negative(spec: ImageSpec) -> Wording:
+    return Wording(spec.negative, spec.chunks, spec.syntax)

@@ -28,6 +28,7 @@ from server.api import (
     ResponseFormat,
     Seed,
     Size,
+    Syntax,
     WhenServed,
     together,
 )
@@ -117,6 +118,7 @@ class ImagesRequest(RequestBody):
     schedule: Annotated[str | None, Field(pattern=REF, description="A version number or a digest, instead of both.")] = None
     negative_prompt: Annotated[str, Field(max_length=MAX_PROMPT, description="What to keep away from.")] = ""
     guidance_scale: Annotated[float | None, Field(ge=0, le=MAX_SCALE, description="How strongly the prompt pulls.")] = None
+    prompt_syntax: Syntax = None
     deadline_ms: Annotated[
         int | None, Field(ge=1, le=MAX_DEADLINE, description="Give up after so many milliseconds, with status 504."), WHOLE
     ] = None
@@ -162,6 +164,7 @@ class ImagesRequest(RequestBody):
             size=self.size,
             num_images=self.n or 1,
             guidance_scale=self.guidance_scale,
+            prompt_syntax=self.prompt_syntax,
             unit=unit_of(self.safety_identifier or self.user, headers),
             deadline_ms=self.deadline_ms,
             output_format=self.output_format,

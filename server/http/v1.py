@@ -91,6 +91,8 @@ async def tiers(app: LoadedApp, model: ModelName = None) -> TiersView:
         model=entries[0].schedule.model.name,
         default=served.default_tier,
         sizes=[str(size) for size in served.generation.planner.sizes],
+        prompt_chunks=served.generation.planner.prompts.most,
+        prompt_syntaxes=list(served.generation.planner.prompts.syntaxes),
         tiers=[_tier_view(served, entry) for entry in entries],
         not_served=[UnservedTier(tier=tier, reason=why) for tier, why in sorted(served.schedules.refused.items())],
         warnings=served.warnings,

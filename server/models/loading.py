@@ -14,6 +14,7 @@ from engine.device import lost
 from engine.image_size import ImageSize
 from engine.loading import load
 from engine.model import Model
+from engine.prompt_syntax import PLAIN
 from registry.errors import FlexiError, InvalidInput
 from server.config import Settings, refusal
 from server.telemetry import metrics
@@ -44,9 +45,16 @@ def other_sizes(settings: Settings, model: Model) -> list[ImageSize]:
         raise InvalidInput(error.text, param="sizes") from error
 
 
-def compile_model(settings: Settings, model: Model, others: Collection[ImageSize] = ()) -> None:
+def prompt_chunks(settings: Settings, model: Model) -> int:
+    """The most that a prompt may take. Raises `InvalidInput` for a syntax that the only model's prompts do not have."""
+    if settings.prompt_syntax != PLAIN and not model.prompts.reads_texts and not settings.models:
+        raise InvalidInput("must be plain: the prompts of this model are no texts", param="prompt_syntax")
+    return settings.prompt_chunks if model.prompts.reads_texts else 1
+
+
+def compile_model(settings: Settings, model: Model, others: Collection[ImageSize] = (), chunks: int = 1) -> None:
     """All that will ever run, so that nobody waits for a compiler later: what it missed is an error from now on."""
-    compiled = compiling.warm(model, settings.max_wave_rows, others=others)
+    compiled = compiling.warm(model, settings.max_wave_rows, others=others, chunks=chunks)
     size = compiling.cache_bytes(settings.compile_cache)
     compiling.forbid()
     metrics.compile_seconds.set(compiled.seconds)

@@ -18,6 +18,7 @@ from engine.graphs import graphs_for
 from engine.loading import load
 from engine.model import Model
 from engine.model_name import folder_name
+from engine.prompt_syntax import PLAIN
 from evaluation import extractor
 from registry.errors import InvalidInput
 from registry.signing import TrustedKeys
@@ -33,12 +34,13 @@ from server.errors import NotReady
 from server.experiments.active import ActiveExperiments
 from server.experiments.recorder import Recorder
 from server.experiments.runtime import ExperimentRuntime
-from server.models.loading import compile_model, memory_for_models, other_sizes, teacher_steps, why
+from server.models.loading import compile_model, memory_for_models, other_sizes, prompt_chunks, teacher_steps, why
 from server.models.model_registry import ModelRegistry
 from server.models.residence import RETRY, Residence, Resident, free_memory
 from server.models.served_model import ModelParts, ServedModel
 from server.requests.generation import Generation
 from server.requests.plan import Planner
+from server.requests.prompt_pair import PromptReader
 from server.requests.shadow import ShadowTeacher
 from server.telemetry import metrics
 from server.telemetry.served import begin as served_as
@@ -86,11 +88,11 @@ class ModelOpener:
         """
         settings, begin = self.settings, time.monotonic()
         passed = start.passed if start else lambda _: None
-        others = other_sizes(settings, model)
+        others, chunks = other_sizes(settings, model), prompt_chunks(settings, model)
         names = ModelNames(model, self.open_once, (settings.state, settings.registry), self._trusted)
         if start and settings.compiled:
             waits("the model is compiled, which takes minutes unless FLEXI_COMPILE_CACHE holds it")
-            await asyncio.to_thread(compile_model, settings, model, others)
+            await asyncio.to_thread(compile_model, settings, model, others, chunks)
             passed("compile")
         while (name := served.given_name or await asyncio.to_thread(names.find)) is None:
             waits(names.fault or "the registry is read")
@@ -117,7 +119,9 @@ class ModelOpener:
             await asyncio.sleep(settings.watch_seconds)
         passed("registry")
         served.model = model
-        served.bytes = model.weight_bytes + bytes_within(model, FULL_WAVES * settings.max_wave_rows, self._cache, others)
+        served.bytes = model.weight_bytes + bytes_within(
+            model, FULL_WAVES * settings.max_wave_rows, self._cache, others, chunks
+        )
         schedules.prepare = served.prepare
         if start:
             waits("the model is warming up")
@@ -127,9 +131,10 @@ class ModelOpener:
         experiments = _experiments(settings, registry, schedules)
         shadow = await asyncio.to_thread(_shadow, settings, served, schedules, experiments)
         resident = Resident(self._residence, served) if len(self.models) > 1 else None
-        planner = Planner(
-            schedules, experiments.active, model, resident.forecast if resident else served.forecast, settings, others
-        )
+        forecast = resident.forecast if resident else served.forecast
+        syntax = settings.prompt_syntax if model.prompts.reads_texts else PLAIN
+        prompts = PromptReader(model.prompts, chunks, syntax)
+        planner = Planner(schedules, experiments.active, model, forecast, settings, others, prompts)
         if overruled := planner.default_guidance.overruled():
             log.warning("%s", overruled)
         generation = Generation(planner, served, self._quotas, [experiments, shadow], settings.commit, resident)
@@ -175,7 +180,7 @@ class ModelOpener:
                 raise InvalidInput(message, param="models")
             if settings.compiled:
                 compiling.allow()
-                compile_model(settings, model, other_sizes(settings, model))
+                compile_model(settings, model, other_sizes(settings, model), prompt_chunks(settings, model))
             self._start_engine(served, model, served.schedules)
         except (torch.OutOfMemoryError, MemoryError):
             raise
@@ -198,7 +203,15 @@ class ModelOpener:
         settings, others = self.settings, other_sizes(self.settings, model)
         graphs = graphs_for(model.device) if settings.cuda_graphs else None
         engine = EngineThread(
-            model, served.admission, settings.max_wave_rows, self._cache, graphs, others, self.device_thread, served.curve
+            model,
+            served.admission,
+            settings.max_wave_rows,
+            self._cache,
+            graphs,
+            others,
+            prompt_chunks(settings, model),
+            self.device_thread,
+            served.curve,
         )
         engine.start(entry.schedule for entry in schedules.tiers())
         served.engine, served.curve = engine, engine.curve

@@ -197,9 +197,11 @@ class Resident(Residency):
     def __init__(self, residence: Residence, model: ServedModel) -> None:
         self._residence, self._model = residence, model
 
-    def forecast(self, program: Program, unet_rows: int, images: int, tier: str, size: ImageSize | None = None) -> float:
+    def forecast(
+        self, program: Program, unet_rows: int, images: int, tier: str, size: ImageSize | None = None, chunks: int = 1
+    ) -> float:
         """Seconds until so many images would be done if they came now, those of loading the model among them."""
-        return self._residence.seconds(self._model) + self._model.forecast(program, unet_rows, images, tier, size)
+        return self._residence.seconds(self._model) + self._model.forecast(program, unet_rows, images, tier, size, chunks)
 
     @override
     async def enter(self, plan: Plan) -> None:

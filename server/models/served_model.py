@@ -151,12 +151,14 @@ class ServedModel(Renderer):
         if engine := self.engine:
             engine.prepare(schedule)
 
-    def forecast(self, program: Program, unet_rows: int, images: int, tier: str, size: ImageSize | None = None) -> float:
+    def forecast(
+        self, program: Program, unet_rows: int, images: int, tier: str, size: ImageSize | None = None, chunks: int = 1
+    ) -> float:
         """Seconds until so many images would be done if they came now and the model were in memory."""
         if engine := self.engine:
-            return engine.forecast(program, unet_rows, images, tier, size)
+            return engine.forecast(program, unet_rows, images, tier, size, chunks)
         assert self.model, "whoever plans has a model"
-        return images * self.model.macs_at(size).of_program(program, unet_rows) * self.admission.seconds_per_mac
+        return images * self.model.macs_at(size, chunks).of_program(program, unet_rows) * self.admission.seconds_per_mac
 
     async def close(self) -> None:
         """Stop watching and recording."""

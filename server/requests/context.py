@@ -66,6 +66,7 @@ class RequestContext:
             "schedule": entry.digest,
             "arm": plan.arm,
             "size": str(plan.size),
+            "prompt_chunks": plan.specs[0].chunks,
             "images": usage.images,
             "macs": usage.macs,
             "predicted_ms": milliseconds(plan.predicted),

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from engine.prompt_syntax import PLAIN
 from registry.errors import FlexiError, Overloaded
 from server import VERSION
 from server.access.keys import ANONYMOUS
@@ -182,6 +183,7 @@ class Generation:
             "seed": str(spec.seed),
             "guidance_scale": str(spec.guidance),
             "size": str(plan.size),
+            **_read_as(spec),
             "model": plan.entry.schedule.model.name,
             "tier": plan.entry.tier or "",
             "schedule": plan.entry.digest,
@@ -236,6 +238,7 @@ def response(plan: Plan, results: Collection[ImageResult], files: list[str]) -> 
         images=files,
         output_format=plan.image_format.name,
         size=str(plan.size),
+        prompt_chunks=plan.specs[0].chunks,
         request_id=plan.request_id,
         model=entry.schedule.model.name,
         tier=entry.tier,
@@ -253,6 +256,12 @@ def response(plan: Plan, results: Collection[ImageResult], files: list[str]) -> 
         denoise_ms=milliseconds(usage.denoise_seconds),
         warnings=said(plan.warnings),
     )
+
+
+def _read_as(spec: ImageSpec) -> dict[str, str]:
+    """How its prompts were read, where that is not as plain texts that one chunk has room for."""
+    read = {"prompt_syntax": spec.syntax if spec.syntax != PLAIN else "", "prompt_chunks": str(spec.chunks)}
+    return {name: value for name, value in read.items() if value not in ("", "1")}
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import secrets
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from time import monotonic
-
-from cachetools import LRUCache
 
 from engine.guidance import OFF, covers, meant, validated_scales
 from engine.image_size import ImageSize, covers_size, measured_sizes
@@ -25,15 +22,13 @@ from server.config import Settings
 from server.requests import warnings
 from server.requests.assignment import Assigner, Assignment
 from server.requests.image_file import ImageFormat
+from server.requests.prompt_pair import PromptPair, PromptReader
 from server.telemetry import metrics
 from server.tiers.active import ActiveSchedule, ActiveSchedules
 from server.tiers.guidance import DefaultGuidance
 
-CUTS_KEPT = 256  # texts whose end is known
-LONG = 500  # characters: reading more for its tokens would keep the event loop for milliseconds
-
-Forecast = Callable[[Program, int, int, str, ImageSize | None], float]
-"""(program, UNet rows of an image, images, tier, size) -> seconds until they would be done if they came now."""
+Forecast = Callable[[Program, int, int, str, ImageSize | None, int], float]
+"""(program, UNet rows of an image, images, tier, size, chunks) -> seconds until they would be done if they came now."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +87,9 @@ class Planner:
         forecast: Forecast,
         settings: Settings,
         others: Collection[ImageSize] = (),
+        prompts: PromptReader | None = None,
     ) -> None:
-        """`others`: sizes that requests may ask for beside the model's own."""
+        """`others`: sizes that requests may ask for beside the model's own. prompts: without it, prompts are of one chunk."""
         self.sizes = (model.image_size, *others)
         self.default_guidance = DefaultGuidance(schedules, model, settings.default_guidance, settings.default_tier)
         self._schedules = schedules
@@ -101,8 +97,7 @@ class Planner:
         self._model = model
         self._forecast = forecast
         self._settings = settings
-        self._cuts = LRUCache[str, str](CUTS_KEPT)
-        model.prompts.cut(model.prompts.sample)  # the first time takes longest: no request waits for it
+        self.prompts = prompts or PromptReader(model.prompts)
 
     def limit(self, request: GenerateRequest) -> float:
         """The seconds that it may take at most, from its arrival on."""
@@ -120,15 +115,16 @@ class Planner:
         """
         arrived = monotonic() if arrived is None else arrived
         size = self._size(request)
-        entry, assignment, unmet = await self._choose(request, request_id)
+        prompts = await self.prompts.read(request)
+        entry, assignment, unmet = await self._choose(request, request_id, prompts)
         guidance = self._guidance(request, entry)
         if guidance > OFF and not self._model.prompts.guides:
             raise InvalidInput("this model has no guidance: leave it out, or say 1", param="guidance_scale")
-        read = await self._read(request)
-        unmet += [*self._guidance_warnings(request, entry, guidance), *await self._cut_warnings(read, guidance)]
+        rows = self._model.rows(guidance)
+        unmet += [*self._guidance_warnings(request, entry, guidance), *prompts.cut(rows, self._model.prompts.tokens)]
         if not covers_size(entry.schedule, size, self._model.image_size):
             unmet.append(warnings.size_not_validated(size, measured_sizes(entry.schedule, self._model.image_size)))
-        if read != request:
+        if prompts.prompt != request.prompt:
             unmet.append(warnings.prompt_ignored())
         steps = len(entry.program.steps)
         if (made := len(preview_places(steps, previews))) < previews:
@@ -139,8 +135,8 @@ class Planner:
             metrics.assignment_total.labels(assignment.experiment.name, assignment.arm).inc()
         first = ImageSpec(
             program=entry.program,
-            prompt=read.prompt,
-            negative=request.negative_prompt,
+            prompt=prompts.prompt,
+            negative=prompts.negative,
             guidance=guidance,
             seed=secrets.randbelow(2**32) if request.seed is None else request.seed,
             size=self._model.other_size(size),
@@ -153,9 +149,11 @@ class Planner:
             request_id=request_id,
             embedded=self._model.embeds_guidance,
             background=request.priority == BACKGROUND,
+            chunks=prompts.chunks(rows),
+            syntax=prompts.syntax,
         )
-        macs = self._model.macs_at(first.size).of_program(entry.program, first.unet_rows)
-        relative_cost = self._schedules.relative_cost(entry, first.size)
+        macs = self._model.macs_at(first.size, first.chunks).of_program(entry.program, first.unet_rows)
+        relative_cost = self._schedules.relative_cost(entry, first.size, first.chunks)
         first = replace(first, teacher_macs=round(macs / relative_cost))
         specs = [replace(first, seed=first.seed + i) for i in range(request.num_images)]
         return Plan(
@@ -163,7 +161,7 @@ class Planner:
             entry=entry,
             specs=specs,
             macs=len(specs) * macs,
-            predicted=self._predicted(request, entry),
+            predicted=self._predicted(request, entry, prompts),
             image_format=image_format,
             size=size,
             relative_cost=relative_cost,
@@ -184,13 +182,13 @@ class Planner:
         asked = request.guidance_scale
         return self.default_guidance.of(entry) if asked is None else meant(asked)
 
-    def _predicted(self, request: GenerateRequest, entry: ActiveSchedule) -> float:
-        unet_rows = self._model.rows(self._guidance(request, entry))
+    def _predicted(self, request: GenerateRequest, entry: ActiveSchedule, prompts: PromptPair) -> float:
+        rows = self._model.rows(self._guidance(request, entry))
         size = self._model.other_size(self._size(request))
-        return self._forecast(entry.program, unet_rows, request.num_images, entry.label, size)
+        return self._forecast(entry.program, rows, request.num_images, entry.label, size, prompts.chunks(rows))
 
     async def _choose(
-        self, request: GenerateRequest, request_id: str
+        self, request: GenerateRequest, request_id: str, prompts: PromptPair
     ) -> tuple[ActiveSchedule, Assignment | None, list[Notice]]:
         """The schedule that the request names, or what its tier means, as an experiment on it says; and unmet wishes.
 
@@ -200,7 +198,7 @@ class Planner:
         if request.schedule is not None:
             entry = await self._schedules.find(request.schedule)
             return entry, None if in_background else self._assigner.bypassed(entry.digest), []
-        tier, unmet = self._tier(request)
+        tier, unmet = self._tier(request, prompts)
         if in_background:
             return tier, None, unmet
         entry, assignment = self._assigner.assign(tier, request.unit, request_id)
@@ -208,7 +206,7 @@ class Planner:
             unmet.append(warnings.arm_not_served(assignment.experiment.name, assignment.arm))
         return entry, assignment, unmet
 
-    def _tier(self, request: GenerateRequest) -> tuple[ActiveSchedule, list[Notice]]:
+    def _tier(self, request: GenerateRequest, prompts: PromptPair) -> tuple[ActiveSchedule, list[Notice]]:
         """What the request's tier means, before any experiment (who is enrolled must not depend on the arm), and unmet wishes.
 
         `auto` with a deadline means the dearest tier below the teacher that should keep it, or the cheapest when none
@@ -224,7 +222,7 @@ class Planner:
         if not offers:
             return self._schedules.tier(REFERENCE), [warnings.no_tier_served()]
         for offer in reversed(offers):
-            if self._predicted(request, offer) <= _deadline(request):
+            if self._predicted(request, offer, prompts) <= _deadline(request):
                 return offer, []
         return offers[0], [warnings.deadline_at_risk(offers[0].label, request.deadline_ms)]
 
@@ -239,25 +237,6 @@ class Planner:
         if rows == 1 and request.negative_prompt:
             unmet.append(warnings.negative_prompt_ignored(self._model.embeds_guidance))
         return unmet
-
-    async def _read(self, request: GenerateRequest) -> GenerateRequest:
-        """The request without a prompt that the model does not read at all."""
-        ignored = await self._cut(request.prompt) == request.prompt
-        return request.model_copy(update={"prompt": ""}) if ignored else request
-
-    async def _cut_warnings(self, request: GenerateRequest, guidance: float) -> list[Notice]:
-        """What the model does not read of the texts that it is to read."""
-        texts = {"prompt": request.prompt}
-        if self._model.rows(guidance) == 2:
-            texts["negative_prompt"] = request.negative_prompt
-        cut = {field: await self._cut(text) for field, text in texts.items()}
-        return [warnings.prompt_cut(field, text, self._model.prompts.tokens) for field, text in cut.items() if text]
-
-    async def _cut(self, text: str) -> str:
-        if text not in self._cuts:
-            cut = self._model.prompts.cut
-            self._cuts[text] = cut(text) if len(text) <= LONG else await asyncio.to_thread(cut, text)
-        return self._cuts[text]
 
 
 def _deadline(request: GenerateRequest) -> float:

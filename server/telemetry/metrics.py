@@ -149,6 +149,7 @@ finished_steps_total = ModelCounter(
 )
 images_total = ModelCounter("flexi_images_total", "Images by how they ended.", ["tier", "arm", "outcome"])
 image_sizes_total = ModelCounter("flexi_image_sizes_total", "Finished images by their size, WIDTHxHEIGHT in pixels.", ["size"])
+prompt_chunks_total = ModelCounter("flexi_prompt_chunks_total", "Finished images by the chunks of their context.", ["chunks"])
 http_responses_total = Counter(
     "flexi_http_responses_total", "Answers by HTTP status, without those to probes and /metrics.", ["status"]
 )

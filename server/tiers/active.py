@@ -195,11 +195,14 @@ class ActiveSchedules:
         schedule, version, _ = self._open_catalog().resolve(ref)
         return replace(self.compiled(schedule), version=version)
 
-    def relative_cost(self, entry: ActiveSchedule, size: ImageSize | None) -> float:
-        """Its MACs over those of the teacher in force, both at this size: it differs a little, as attention's share does."""
-        if size is None:
+    def relative_cost(self, entry: ActiveSchedule, size: ImageSize | None, chunks: int = 1) -> float:
+        """Its MACs over those of the teacher in force, both at this size and with so many chunks of context.
+
+        It differs a little, as attention's share does.
+        """
+        if size is None and chunks == 1:
             return entry.relative_cost
-        return self._model.macs_at(size).relative(entry.program, self._tiers[REFERENCE].program)
+        return self._model.macs_at(size, chunks).relative(entry.program, self._tiers[REFERENCE].program)
 
     def _rated(self, entry: ActiveSchedule, teacher: ActiveSchedule) -> ActiveSchedule:
         return replace(entry, relative_cost=self._model.macs.relative(entry.program, teacher.program))

@@ -127,6 +127,33 @@ def test_metrics_count_what_the_schedules_predict(client):
         assert delta("flexi_request_seconds_count") == 1
 
 
+def test_a_long_weighted_prompt_is_in_the_answer_the_file_the_log_and_the_metrics(server, client):
+    """It takes two chunks of the bundled model's 16 tokens; both routes make the same image of it."""
+    prompt = "(red:1.3) heart on a [white] plate beside a small green tree under the big yellow sun"
+    count = 'flexi_prompt_chunks_total{chunks="2"}'
+    before = metrics(client).get(count, 0)
+    reply = client.post("/generate", json={"prompt": prompt, "tier": "draft", "seed": 7, "prompt_syntax": "webui"})
+    answer, own = reply.json(), generate(client, tier="draft")
+    (image,) = opened(answer)
+    assert (answer["prompt_chunks"], own["prompt_chunks"], answer["warnings"]) == (2, 1, [])
+    assert (image.text["prompt_chunks"], image.text["prompt_syntax"]) == ("2", "webui")
+    assert not {"prompt_chunks", "prompt_syntax"} & opened(own)[0].text.keys()
+    assert 1 < answer["macs"] / own["macs"] < 1.1
+    (line,) = server.requests(reply.headers["x-request-id"])
+    assert line["prompt_chunks"] == 2
+    assert metrics(client)[count] - before == 1
+    body = {"prompt": prompt, "tier": "draft", "seed": 7, "prompt_syntax": "webui"}
+    assert client.post("/v1/images/generations", json=body).json()["data"][0]["b64_json"] == answer["images"][0]
+    plain = client.post("/v1/images/generations", json={**body, "prompt_syntax": "plain"}).json()
+    assert plain["data"][0]["b64_json"] != answer["images"][0]
+    for route, field in (("/generate", "prompt"), ("/v1/images/generations", "negative_prompt")):
+        refused = client.post(route, json={**body, field: "a (x:1.3"})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, field)
+        assert "at character 3" in refused.json()["error"]["message"]
+    page = client.get("/v1/tiers").json()
+    assert (page["prompt_chunks"], page["prompt_syntaxes"]) == (3, ["plain", "webui"])
+
+
 def test_a_size_is_in_the_answer_the_file_the_log_and_the_metrics(server, client):
     count = f'flexi_image_sizes_total{{size="{OTHER_SIZE}"}}'
     before = metrics(client).get(count, 0)
@@ -172,12 +199,12 @@ def test_a_tier_is_served_at_the_scale_that_it_was_validated_at_and_another_scal
 
 
 def test_what_was_cut_of_a_prompt_is_told_in_the_answer_the_file_the_log_and_a_metric(server, client):
-    """The tokenizer of the bundled model reads 16 tokens. Both routes tell the same, and a stream tells it in every event."""
-    start = "red heart on a white plate beside a small green tree under the big yellow sun"
+    """The bundled model reads three chunks of 16 tokens. Both routes tell the same, and a stream tells it in every event."""
+    start = "red heart on a white plate beside a small green tree under the " * 2 + "big yellow sun " * 6
     answer = generate(client, tier="draft", prompt=f"{start}, a Purple dog")
     (warning,) = answer["warnings"]
     assert warning["code"] == "prompt_cut"
-    assert warning["message"].endswith("yellow sun, a Purple dog")
+    assert warning["message"].endswith("big yellow sun , a Purple dog")
     assert opened(answer)[0].text["warnings"] == "prompt_cut"
     (line,) = server.requests(answer["request_id"])
     assert line["warnings"] == ["prompt_cut"]

@@ -10,6 +10,8 @@ from torch import Tensor
 from engine.condition import Condition
 from engine.decoders import Pixels
 from engine.model import Model
+from engine.prompt_chunks import Reading
+from engine.prompt_syntax import PLAIN, parts
 from engine.prompts import Prompts
 from engine.schedulers import noise_levels
 from engine.unrolled import UnrolledUNet
@@ -18,22 +20,24 @@ from registry.schedule import ModelRef
 
 @dataclass(frozen=True)
 class FakeText(Prompts):
-    """Embeds a prompt by its bytes; refuses the prompt "poison"; reads of a text no more than its first ten words."""
+    """Embeds a prompt by its bytes, every chunk otherwise; refuses the prompt "poison"; reads of a text ten words a chunk."""
 
     sample: str = ""
     tokens: int = 3
     guides: bool = True
+    reads_texts: bool = True
 
-    def encode(self, prompts) -> Condition:
+    def encode(self, prompts, chunks=1, syntax=PLAIN) -> Condition:
         if "poison" in prompts:
             raise ValueError("poisoned prompt")
-        seeds = [torch.Generator().manual_seed(sum(prompt.encode()) + len(prompt)) for prompt in prompts]
-        return Condition(torch.stack([torch.randn(3, 6, generator=seed) for seed in seeds]))
+        seeds = [torch.Generator().manual_seed(sum(prompt.encode()) + len(prompt) + len(syntax) - 5) for prompt in prompts]
+        return Condition(torch.stack([torch.randn(3 * chunks, 6, generator=seed) for seed in seeds]))
 
     negative = encode
 
-    def cut(self, prompt: str) -> str:
-        return " ".join(prompt.split(" ")[10:])
+    def reading(self, prompt: str, most: int = 1, syntax=PLAIN) -> Reading:
+        words = [part for written in parts(prompt, syntax) for part in written.text.split(" ")]
+        return Reading(min(most, max(1, -(-len(words) // 10))), " ".join(words[10 * most :]))
 
 
 @dataclass(frozen=True)

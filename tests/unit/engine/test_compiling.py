@@ -50,11 +50,11 @@ def counter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Compile
     torch.compiler.reset()
 
 
-def every_call(model: Model, rows: int, size: ImageSize | None = None) -> list[Tensor]:
+def every_call(model: Model, rows: int, size: ImageSize | None = None, chunks: int = 1) -> list[Tensor]:
     """The predictions of a full step and of partial ones of all branches, their features from slots as in a wave; images."""
     draw = torch.Generator().manual_seed(rows)
     sample, network = torch.randn(rows, *model.latent_shape_at(size), generator=draw), model.network
-    given = sample, torch.linspace(900, 10, rows), model.encode([model.prompts.sample] * rows, size=size)
+    given = sample, torch.linspace(900, 10, rows), model.encode([model.prompts.sample] * rows, size=size, chunks=chunks)
     full, features = network.full(*given, keep=range(1, network.branches + 1))
     slots, places = model.slots(2 * ROWS, [size] if size else []).at(size), torch.arange(1, rows + 1)
     made = [full]
@@ -81,6 +81,10 @@ def test_after_warming_nothing_compiles_and_all_is_as_without(
             got, want = every_call(model, rows, size), every_call(plain, rows, size)
         for mine, theirs in zip(got, want, strict=True):
             assert (mine - theirs).abs().max() < 1e-5
+    if model.prompts.reads_texts:  # longer contexts are other numbers of tokens to the same graphs
+        for rows in (1, 3):
+            for mine, theirs in zip(every_call(model, rows, None, 2), every_call(plain, rows, None, 2), strict=True):
+                assert (mine - theirs).abs().max() < 1e-5
     elsewhere = list[int]()
     thread = Thread(target=lambda: elsewhere.append(len(every_call(model, 3))))  # an engine's, which starts afterwards
     thread.start()

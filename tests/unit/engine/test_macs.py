@@ -105,6 +105,20 @@ def test_the_meta_count_is_what_really_runs(tiny: UNet2DConditionModel, size: tu
         assert macs.macs == part.get_total_flops() / 2
 
 
+@pytest.mark.parametrize(
+    "changes", [{}, {"use_linear_projection": True, "transformer_layers_per_block": (1, 2), "attention_head_dim": (2, 4)}]
+)
+def test_macs_of_a_longer_context_are_those_counted_at_that_length(
+    tiny_config: Mapping[str, Any], changes: Mapping[str, Any]
+) -> None:
+    """In both conventions, and in every branch: what is computed of a token does not depend on the others' number."""
+    config = {**tiny_config, **changes, "_class_name": "UNet2DConditionModel"}
+    short, long = (count_steps(config, (4, 8, 6), tokens) for tokens in (5, 15))
+    assert short.longer(10) == long
+    assert long.full.macs > short.full.macs
+    assert short.longer(0) == short
+
+
 def test_an_unconditional_unet_is_counted_too() -> None:
     config = {
         "_class_name": "UNet2DModel",

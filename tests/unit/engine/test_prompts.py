@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from places import ROOT
 
 from engine.model import Model
-from engine.prompts import ClassPrompts, NoPrompts, TextPrompts, TwoTextPrompts
+from engine.prompts import ClassPrompts, NoPrompts
+from engine.text_prompts import TextPrompts, TwoTextPrompts
 
 EMOJI = ROOT / "models" / "emoji64"
 LONG = "Red heart on a white plate beside a small green tree under the big yellow sun in the sky today"

@@ -16,9 +16,9 @@ from engine.extrapolation import extrapolated
 from engine.image_size import ImageSize
 from engine.model import Model
 from engine.program import Program, ProgramStep, compile_program
-from engine.prompts import TextPrompts
 from engine.sampler import generate
 from engine.schedulers import noise_levels
+from engine.text_prompts import TextPrompts
 from engine.unrolled import UnrolledUNet
 from registry.corrections import Correction
 from registry.schedule import ModelRef, Schedule, Segment, Solver, SolverName, teacher

@@ -41,7 +41,10 @@ from registry.schedule import ModelRef, Schedule, Segment, Solver, SolverName
 ATOL = 3e-5
 REF = ModelRef(name="tiny", family="unet2d-condition", fingerprint="sha256:" + "0" * 64)
 LEVELS = noise_levels({"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction", "timestep_spacing": "trailing"})
-WANTED, UNWANTED = map(Condition, torch.randn(2, 1, 5, 6, generator=torch.Generator().manual_seed(1)))
+CHUNKS = 2  # of contexts, at most
+CONTEXTS = torch.randn(2, 1, CHUNKS * 5, 6, generator=torch.Generator().manual_seed(1))
+WANTED, UNWANTED = (Condition(context[:, :5]) for context in CONTEXTS)
+LONG, UNLONG = map(Condition, CONTEXTS)
 Job = tuple[Schedule, int, float | None]  # schedule, seed, guidance
 OTHERS = (ImageSize(4, 8), ImageSize(12, 8), ImageSize(8, 16))  # beside 8×8, of latents
 
@@ -78,15 +81,20 @@ def noise(seed: int, size: ImageSize | None = None) -> Tensor:
     return torch.randn(latent_of(size), generator=torch.Generator().manual_seed(seed))
 
 
-def task_of(job: Job, size: ImageSize | None = None) -> DenoisingTask:
+def task_of(job: Job, size: ImageSize | None = None, chunks: int = 1) -> DenoisingTask:
     schedule, _, guidance = job
-    return DenoisingTask(program_of(schedule), guidance, size)
+    return DenoisingTask(program_of(schedule), guidance, size, chunks=chunks)
 
 
-def join(waves: Waves, job: Job, size: ImageSize | None = None) -> DenoisingTask:
+def conditions(guidance: float | None, chunks: int = 1) -> tuple[Condition, Condition | None]:
+    wanted, unwanted = (WANTED, UNWANTED) if chunks == 1 else (LONG, UNLONG)
+    return wanted, None if guidance is None else unwanted
+
+
+def join(waves: Waves, job: Job, size: ImageSize | None = None, chunks: int = 1) -> DenoisingTask:
     """Take a job in."""
-    task = task_of(job, size)
-    waves.add(task, noise(job[1], size), WANTED, None if task.guidance is None else UNWANTED)
+    task = task_of(job, size, chunks)
+    waves.add(task, noise(job[1], size), *conditions(task.guidance, chunks))
     return task
 
 
@@ -98,9 +106,10 @@ def waves_of(
     buckets: Buckets = EXACT,
     graphs: Graphs | None = None,
     others: Collection[ImageSize] = (),
+    chunks: int = 1,
 ) -> Waves:
     layouts = {size: SlotLayout(latent_of(size), features_of(network, size)) for size in (None, *others)}
-    slots = SlotMemory(layouts, WANTED, capacity, torch.device("cpu"), torch.float32)
+    slots = SlotMemory(layouts, WANTED, capacity, torch.device("cpu"), torch.float32, chunks=chunks)
     return Waves(network, slots, policy or FCFS(limit), buckets, graphs)
 
 
@@ -114,11 +123,11 @@ def features_of(network: UnrolledUNet, size: ImageSize | None = None) -> Mapping
     return COUNTED[size]
 
 
-def plain(network: UnrolledUNet, job: Job, size: ImageSize | None = None) -> Tensor:
+def plain(network: UnrolledUNet, job: Job, size: ImageSize | None = None, chunks: int = 1) -> Tensor:
     """What the plain loop makes of the same task, alone."""
     schedule, seed, guidance = job
-    negative = None if guidance is None else UNWANTED
-    return generate(network, program_of(schedule), noise(seed, size)[None], WANTED, negative, guidance or 1.0)[0]
+    given = *conditions(guidance, chunks), guidance or 1.0
+    return generate(network, program_of(schedule), noise(seed, size)[None], *given)[0]
 
 
 def longest_wait(tasks: list[DenoisingTask], place: int, limit: int) -> int:
@@ -152,6 +161,7 @@ class Traffic(RuleBasedStateMachine):
         sizes=st.sets(st.integers(1, 9), max_size=4),
         captured=st.none() | st.sets(st.integers(1, 4)),
         others=st.sets(st.sampled_from(OTHERS), max_size=2),
+        chunks=st.integers(1, CHUNKS),
     )
     def start(
         self,
@@ -161,16 +171,21 @@ class Traffic(RuleBasedStateMachine):
         sizes: set[int],
         captured: set[int] | None,
         others: set[ImageSize],
+        chunks: int,
     ) -> None:
-        self.limit, self.fcfs, self.sizes = limit, fcfs, (None, *sorted(others))
+        self.limit, self.fcfs, self.sizes, self.chunks = limit, fcfs, (None, *sorted(others)), chunks
         buckets = Buckets(tuple(sorted(sizes)))
         policy = FCFS(limit) if fcfs else Balanced(CostCurve(buckets=buckets), limit)
         graphs = None if captured is None else FakeGraphs()
-        self.waves = waves_of(self.network, limit, capacity, policy, buckets, graphs, others)
-        for _ in self.waves.prepare(captured or ()):
+        self.waves = waves_of(self.network, limit, capacity, policy, buckets, graphs, others, chunks)
+        for _ in self.waves.prepare(captured or (), chunks):
             pass
         layouts = {size: SlotLayout(latent_of(size), features_of(self.network, size)) for size in self.sizes}
-        self.slot_bytes = {size: max(slot_bytes(layout, WANTED, torch.float32).values()) for size, layout in layouts.items()}
+        self.slot_bytes = {
+            (size, count): max(slot_bytes(layout, WANTED.lengthened(count), torch.float32).values())
+            for size, layout in layouts.items()
+            for count in range(1, chunks + 1)
+        }
         self.scratch = max(self.slot_bytes.values())
 
     @rule(
@@ -180,14 +195,17 @@ class Traffic(RuleBasedStateMachine):
         copies=st.integers(1, 3),
         which=st.integers(0, len(OTHERS)),
         deadline=st.sampled_from((math.inf, 0.01, 0.03)),
+        chunks=st.integers(1, CHUNKS),
     )
-    def join(self, schedule: Schedule, seed: int, guidance: float | None, copies: int, which: int, deadline: float) -> None:
-        size = self.sizes[which % len(self.sizes)]
+    def join(
+        self, schedule: Schedule, seed: int, guidance: float | None, copies: int, which: int, deadline: float, chunks: int
+    ) -> None:
+        size, chunks = self.sizes[which % len(self.sizes)], min(chunks, self.chunks)
         for copy in range(copies):
             job = (schedule, seed + copy, guidance)
-            if not self.waves.slots.trial().take(task_of(job).unet_rows, size):
+            if not self.waves.slots.trial().take(task_of(job).unet_rows, size, chunks):
                 return
-            task = join(self.waves, job, size)
+            task = join(self.waves, job, size, chunks)
             task.deadline = deadline
             self.jobs[task] = job
             self._expect(task)
@@ -221,7 +239,7 @@ class Traffic(RuleBasedStateMachine):
 
     def _places(self, task: DenoisingTask) -> Iterator[tuple[int, int]]:
         """The bytes that its slots are."""
-        each = self.slot_bytes[task.size]
+        each = self.slot_bytes[task.size, task.chunks]
         return ((slot * each, (slot + 1) * each) for slot in task.slots)
 
     def _expect(self, task: DenoisingTask) -> None:
@@ -244,7 +262,8 @@ class Traffic(RuleBasedStateMachine):
             elif task.done:
                 job = self.jobs.pop(task)
                 del self.due[task]
-                torch.testing.assert_close(task.latent, plain(self.network, job, task.size), rtol=0, atol=ATOL)
+                want = plain(self.network, job, task.size, task.chunks)
+                torch.testing.assert_close(task.latent, want, rtol=0, atol=ATOL)
             else:
                 self._expect(task)
 
@@ -375,6 +394,19 @@ def test_a_wave_has_one_size_and_images_of_all_sizes_end_as_alone(network: Unrol
         want = plain(network, (schedule_of(PARTIAL, PARTIAL), seed, 3.0), size)
         torch.testing.assert_close(task.latent, want, rtol=0, atol=ATOL)
     assert waves.slots.free == waves.slots.capacity
+
+
+def test_graphs_are_captured_for_no_more_rows_than_there_are_slots_for(network: UnrolledUNet) -> None:
+    """A large image's slots are few: waves of it never fill the largest buckets."""
+    waves = waves_of(network, capacity=8, buckets=dense(8), graphs=FakeGraphs(), others=OTHERS, chunks=CHUNKS)
+    slots, rows = waves.slots, dict[tuple[ImageSize | None, int], set[int]]()
+    for shape in waves.prepare({2}, CHUNKS):
+        rows.setdefault((shape.need.size, shape.need.chunks), set()).add(shape.rows)
+    assert rows.keys() == {(size, chunks) for size in (None, *OTHERS) for chunks in (1, CHUNKS)}
+    for (size, chunks), sizes in rows.items():
+        most = slots.most(size, chunks)
+        assert max(sizes) == dense(8).padded(min(most, 8)), "what is padded to it may come"
+    assert min(max(sizes) for sizes in rows.values()) < 8
 
 
 def test_a_smaller_size_takes_its_own_bytes_and_a_larger_one_the_place_of_several(network: UnrolledUNet) -> None:

@@ -18,7 +18,7 @@ from registry.schedule import Schedule, Segment
 from server.batching.admission import Admission
 from server.batching.engine_thread import EngineThread
 from server.batching.image_task import ImageSpec
-from server.batching.prompt_cache import PromptCache
+from server.batching.prompt_cache import PromptCache, Wording
 from server.batching.warm_up import warm_up
 from server.errors import GenerationFailed
 from server.telemetry import metrics
@@ -256,7 +256,7 @@ def test_a_warm_up_says_where_no_type_is_wide_enough(model, caplog):
 
 
 def test_a_condition_that_is_not_finite_fails_its_image_alone_and_is_not_kept(model, engine, monkeypatch):
-    ruined, plain = ["a"], PromptCache.of
+    ruined, plain = [Wording("a")], PromptCache.of
 
     def of(self, prompts):
         conditions = plain(self, prompts)

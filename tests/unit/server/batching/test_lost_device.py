@@ -85,7 +85,7 @@ class FailingDecoder(ThreeChannels):
 class FailingText(FakeText):
     device: FailingDevice = None
 
-    def encode(self, prompts):
+    def encode(self, prompts, *rest):
         self.device.ask("call: encode")
         return super().encode(prompts)
 

@@ -1,0 +1,79 @@
+"""How a request's two prompts are read: with which syntax, in how many chunks, and what of them is not read."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cachetools import LRUCache
+
+from engine.notice import Notice
+from engine.prompt_chunks import Reading
+from engine.prompt_syntax import PLAIN, SYNTAXES, PromptSyntax
+from engine.prompts import Prompts
+from engine.weighted_text import provider_module
+from registry.errors import InvalidInput
+from server.api import GenerateRequest
+from server.requests import warnings
+
+READINGS_KEPT = 256  # texts whose reading is known
+LONG = 500  # characters: reading more for its tokens would keep the event loop for milliseconds
+
+
+@dataclass(frozen=True)
+class PromptPair:
+    """The prompts of a request as they are read. prompt: empty where the model reads none, which it had to be told."""
+
+    syntax: PromptSyntax
+    prompt: str
+    negative: str
+    readings: tuple[Reading, Reading]
+    most: int
+
+    def chunks(self, rows: int) -> int:
+        """Of the context of an image of so many UNet rows: an unguided one does not see the negative prompt."""
+        return max(reading.chunks for reading in self.readings[:rows])
+
+    def cut(self, rows: int, tokens: int) -> list[Notice]:
+        """What is not read of the texts that are to be read. tokens: of a chunk."""
+        fields = zip(("prompt", "negative_prompt")[:rows], self.readings, strict=False)
+        return [warnings.prompt_cut(field, read.cut, tokens, self.most) for field, read in fields if read.cut]
+
+
+class PromptReader:
+    """Reads prompts for one model, and remembers. most: chunks of one; syntaxes: those that there are, the default first."""
+
+    def __init__(self, prompts: Prompts, most: int = 1, syntax: PromptSyntax = PLAIN) -> None:
+        self.most = most
+        self.syntaxes: Sequence[PromptSyntax] = [*dict.fromkeys((syntax, *SYNTAXES))] if prompts.reads_texts else [PLAIN]
+        self._prompts = prompts
+        self._readings = LRUCache[tuple[str, PromptSyntax], Reading](READINGS_KEPT)
+        self._prompts.reading(self._prompts.sample)  # the first time takes longest: no request waits for it
+
+    async def read(self, request: GenerateRequest) -> PromptPair:
+        """Raises `InvalidInput` naming the field for a text that is not of the syntax, or a syntax that there is not."""
+        syntax = request.prompt_syntax or self.syntaxes[0]
+        if syntax not in self.syntaxes:
+            raise InvalidInput("the prompts of this model are no texts: leave it out, or say plain", param="prompt_syntax")
+        if syntax != PLAIN:
+            await asyncio.to_thread(provider_module)  # its first import takes a while: the engine's thread finds it done
+        prompt, negative = request.prompt, request.negative_prompt
+        reading = await self._reading("prompt", prompt, syntax)
+        if reading.cut == prompt:
+            prompt, reading = "", await self._reading("prompt", "", syntax)
+        return PromptPair(
+            syntax, prompt, negative, (reading, await self._reading("negative_prompt", negative, syntax)), self.most
+        )
+
+    async def _reading(self, field: str, text: str, syntax: PromptSyntax) -> Reading:
+        if (text, syntax) not in self._readings:
+            try:
+                if len(text) <= LONG:
+                    reading = self._prompts.reading(text, self.most, syntax)
+                else:
+                    reading = await asyncio.to_thread(self._prompts.reading, text, self.most, syntax)
+            except InvalidInput as error:
+                raise InvalidInput(error.text, param=field) from error
+            self._readings[text, syntax] = reading
+        return self._readings[text, syntax]

@@ -1,0 +1,125 @@
+"""How a request's prompts are read: chunks, syntax, what is cut, and what it comes to in the plan."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from memory_store import MemoryStore
+from server_model import small_model
+
+from engine.prompt_syntax import PLAIN
+from engine.prompts import ClassPrompts, NoPrompts
+from registry.catalog import Catalog
+from registry.errors import InvalidInput
+from registry.schedule import Schedule, Segment
+from server.access.keys import ANONYMOUS
+from server.api import GenerateRequest
+from server.experiments.active import ActiveExperiments
+from server.requests.generation import _read_as
+from server.requests.plan import Planner
+from server.requests.prompt_pair import LONG, PromptReader
+from server.tiers.active import ActiveSchedules
+from server.tiers.watch import Watch
+
+STEPS = 4
+MOST = 3
+TEN = " ".join("abcdefghij")  # a chunk of the model's
+
+
+class Settings:
+    request_seconds, default_tier, default_guidance = 60.0, "draft", 3.0
+
+
+@pytest.fixture(scope="module")
+def model(tiny):
+    return small_model(tiny)
+
+
+@pytest.fixture(scope="module")
+def forecasts():
+    return []
+
+
+@pytest.fixture(scope="module")
+def planner(model, forecasts):
+    catalog = Catalog(MemoryStore(), model.ref.name, author="test")
+    for tier, segments in (("draft", 1), ("best", 4)):
+        published = Schedule(model=model.ref, solver=model.solver("ddim", STEPS), segments=(Segment(),) * segments)
+        catalog.publish(published)
+        catalog.promote(tier, published.digest)
+    schedules = ActiveSchedules(lambda: catalog, model, STEPS)
+    assert Watch(schedules, lambda: catalog).refresh()
+
+    def forecast(program, rows, images, tier, size, chunks):
+        forecasts.append(chunks)
+        return chunks * len(program.steps)
+
+    prompts = PromptReader(model.prompts, MOST)
+    return Planner(schedules, ActiveExperiments(lambda: None, schedules), model, forecast, Settings(), prompts=prompts)
+
+
+def planned(planner, **fields):
+    return asyncio.run(planner.plan(GenerateRequest(**{"prompt": "x"} | fields), "id-1", ANONYMOUS))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "negative", "guidance", "chunks"),
+    [
+        ("x", "", 3, 1),
+        (TEN, "", 3, 1),
+        (f"{TEN} k", "", 3, 2),
+        ("x", f"{TEN} {TEN} k", 3, 3),
+        ("x", f"{TEN} {TEN} k", 1, 1),
+        (f"{TEN} k", "y", 1, 2),
+    ],
+)
+def test_both_prompts_have_as_many_chunks_as_the_longer_of_those_that_count(planner, model, prompt, negative, guidance, chunks):
+    plan = planned(planner, prompt=prompt, negative_prompt=negative, guidance_scale=guidance)
+    (spec,) = plan.specs
+    assert (spec.chunks, spec.syntax) == (chunks, PLAIN)
+    assert plan.macs == model.macs_at(None, chunks).of_program(spec.program, spec.unet_rows)
+    assert plan.predicted == chunks * len(spec.program.steps)
+    assert plan.relative_cost == pytest.approx(plan.macs / spec.teacher_macs, rel=1e-3)
+    assert _read_as(spec) == ({"prompt_chunks": str(chunks)} if chunks > 1 else {})
+
+
+def test_auto_chooses_by_the_length_of_the_prompt(planner):
+    """A step of a chunk takes a second here: `best` has four, `draft` one."""
+    assert planned(planner, tier="auto", deadline_ms=5000).entry.tier == "best"
+    assert planned(planner, tier="auto", deadline_ms=5000, prompt=f"{TEN} k").entry.tier == "draft"
+
+
+def test_only_what_lies_past_the_last_chunk_is_said_to_be_cut(planner):
+    assert not planned(planner, prompt=" ".join([TEN] * MOST)).warnings
+    (warning,) = planned(planner, prompt=" ".join([*[TEN] * MOST, "past", "it"])).warnings
+    assert warning.code == "prompt_cut"
+    reads = "the model reads 3 chunks of 3 tokens, marks of start and end included"
+    assert warning.message == f"prompt: {reads}, and ignored the last 7 characters: past it"
+
+
+def test_a_syntax_is_the_requests_or_else_the_servers(planner, model):
+    (spec,) = planned(planner, prompt="(x:1.3)", prompt_syntax="webui").specs
+    assert spec.syntax == "webui"
+    assert _read_as(spec) == {"prompt_syntax": "webui"}
+    for field in ("prompt", "negative_prompt"):
+        with pytest.raises(InvalidInput, match=rf"^{field}: \( at character 3 is not closed") as refused:
+            planned(planner, **{field: "a (x:1.3", "prompt_syntax": "webui"})
+        assert refused.value.param == field
+        assert planned(planner, **{field: "a (x:1.3"}).specs[0].syntax == PLAIN
+    long = "a " * LONG + "("
+    with pytest.raises(InvalidInput, match=f"at character {len(long)} is not closed"):
+        planned(planner, prompt=long, prompt_syntax="webui")
+    web = PromptReader(model.prompts, MOST, "webui")
+    assert web.syntaxes == ["webui", "plain"]
+    assert asyncio.run(web.read(GenerateRequest(prompt="(x)"))).syntax == "webui"
+    assert asyncio.run(web.read(GenerateRequest(prompt="(x", prompt_syntax="plain"))).syntax == PLAIN
+
+
+def test_prompts_that_are_no_texts_have_no_syntax_and_one_chunk(model):
+    for prompts, prompt in ((ClassPrompts(10, model.device), "7"), (NoPrompts(), "x" * 600)):
+        reader = PromptReader(prompts)
+        assert reader.syntaxes == [PLAIN]
+        assert asyncio.run(reader.read(GenerateRequest(prompt=prompt))).chunks(1) == 1
+        with pytest.raises(InvalidInput, match=r"^prompt_syntax: the prompts of this model are no texts"):
+            asyncio.run(reader.read(GenerateRequest(prompt=prompt, prompt_syntax="webui")))
