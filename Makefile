@@ -18,8 +18,8 @@ help: ## print this list
 demo: $(VENV)/.runtime ## search, publish, serve and generate on a bundled model; MODEL=glyphs-ldm or glyphs-ddpm (emoji64: some 6 minutes after the installation)
 	$(BIN)/python -m examples.demo --model $(MODEL)
 
-serve: $(VENV)/.runtime ## serve a bundled model (MODEL=…) on 127.0.0.1:$(PORT); Ctrl-C ends it
-	$(BIN)/python -m examples.serve --port $(PORT) --model $(MODEL)
+serve: $(VENV)/.runtime ## serve a bundled model (MODEL=…), or several (MODELS=emoji64,glyphs-ldm or all), on 127.0.0.1:$(PORT); Ctrl-C ends it
+	$(BIN)/python -m examples.serve --port $(PORT) --model $(MODEL) $(if $(MODELS),--models $(MODELS))
 
 search: $(VENV)/.runtime ## a longer search than the demo's, into .flexi/runs/MODEL, published to .flexi/registry
 	$(BIN)/python -m examples.search --model $(MODEL)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from engine.buckets import EXACT, Buckets
+from engine.program import Need
 
 MEMORY = 0.98  # how much of the past one more wave leaves
 
@@ -18,7 +19,7 @@ class CostCurve:
     """Seconds of a wave of one kind = own + per_row · rows, fitted by least squares in which older waves count less and less.
 
     `own` is the call's own cost, and rows are those of the UNet's batch, which `buckets` may pad. A kind that never ran counts
-    as `guess` seconds a row.
+    as `guess` seconds a row; one with a longer context, which no warm-up ran, as the same with a context of one chunk.
     """
 
     guess: float = 1e-3
@@ -35,6 +36,8 @@ class CostCurve:
 
     def fit(self, kind: Hashable) -> tuple[float, float]:
         """(own, per_row) in seconds, neither below 0. Waves of one size only cannot tell them apart: then all is per row."""
+        if kind not in self._fits and isinstance(kind, Need) and kind.chunks > 1:
+            kind = kind.at(kind.size)
         return self._fits.get(kind, (0.0, self.guess))
 
     def seconds(self, kind: Hashable, rows: int) -> float:

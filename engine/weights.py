@@ -70,6 +70,7 @@ def without_weights(family: Any, files: Folder, component: str, dtype: torch.dty
     Raises `NotFound` and `Unsupported`.
     """
     import torch
+    from torch import nn
 
     config = files.config(component)
     try:
@@ -80,7 +81,7 @@ def without_weights(family: Any, files: Folder, component: str, dtype: torch.dty
                 network = family(family.config_class.from_dict(config))
     except Exception as error:  # every library has its own
         raise Unsupported(f"{component} cannot be built: {reason(error)}", param="model") from error
-    return network.to(dtype)
+    return nn.Module.to(network, dtype)  # diffusers' own warns of what has no weights
 
 
 def networks(part: Any) -> Iterator[torch.nn.Module]:

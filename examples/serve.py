@@ -18,12 +18,18 @@ def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--port", type=int, default=3000)
     parser.add_argument("--model", choices=BUNDLED, default=DEFAULT)
+    parser.add_argument("--models", help="several bundled models with commas between, or all; the first is the default")
     arguments = parser.parse_args()
-    port, model = arguments.port, BUNDLED[arguments.model]
+    names = list(BUNDLED) if arguments.models == "all" else (arguments.models or arguments.model).split(",")
+    if unknown := sorted({*names} - {*BUNDLED}):
+        parser.error(f"--models: {', '.join(unknown)} is no bundled model: choose from {', '.join(BUNDLED)}")
+    port, model = arguments.port, BUNDLED[names[0]]
+    folders = {"FLEXI_MODELS": ",".join(str(BUNDLED[name].folder) for name in names)}
+    settings = folders if len(names) > 1 else {"FLEXI_MODEL": str(model.folder)}
     prompt = model.requests()[0]["prompt"]
     log = Path(".flexi/serve.log")
     print(f"Starting the service on port {port} (log: {log}) …", flush=True)
-    with serving({"FLEXI_MODEL": str(model.folder)}, log, port=port) as address:
+    with serving(settings, log, port=port) as address:
         tiers = httpx.get(f"{address}/v1/tiers").raise_for_status().json()
         offered = [tier["tier"] for tier in tiers["tiers"]]
         tier = "balanced" if "balanced" in offered else offered[0]
@@ -32,7 +38,8 @@ def main() -> None:
         if any(warning["code"] == "no_tiers" for warning in tiers["warnings"]):
             print("`make demo` or `make search` publishes some.")
         body = f'{{"prompt": "{prompt}", "tier": "{tier}", "seed": 7}}'
-        print(f"Ready; tiers: {', '.join(offered)}. Try:\n")
+        others = f"; `model` chooses among {', '.join(names)}" * (len(names) > 1)
+        print(f"Ready; tiers: {', '.join(offered)}{others}. Try:\n")
         print(
             f"curl -s {address}/generate -H 'content-type: application/json' -d '{body}' \\\n"
             "  | python3 -c 'import base64, json, sys; a = json.load(sys.stdin); "

@@ -40,7 +40,7 @@ class App:
     def __init__(self, opener: ModelOpener, settings: Settings) -> None:
         self.models, self.engine_thread, self.settings = opener.models, opener.device_thread, settings
         self.storage = AsyncStore(opener.open_once)
-        self.files = KeptFiles(self.storage)
+        self.files = KeptFiles(self.storage, public=AsyncStore(opener.open_once))
         self.jobs = self._jobs()
         self.following: list[asyncio.Task[None]] = []
         self.opened = int(time.time())  # Unix time
@@ -55,7 +55,7 @@ class App:
         except FlexiError:
             gone.close()
             raise
-        serve_as(served.name)
+        serve_as(served.counted_as)
         return await generation.answer(request, context, gone)
 
     def follow(self, opener: ModelOpener) -> None:
@@ -162,9 +162,11 @@ async def open_app(settings: Settings, waits: Callable[[str], None], start: Star
     """
     waits("the model is loading")
     opener = ModelOpener(settings)
+    begin = time.monotonic()
     model = await asyncio.to_thread(load_first, settings)
+    load_seconds = time.monotonic() - begin
     start.passed("load")
-    await opener.open(opener.models[0], model, waits, start)
+    await opener.open(opener.models[0], model, waits, start, load_seconds)
     app = App(opener, settings)
     app.follow(opener)
     return app

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -30,6 +30,7 @@ from registry.signing import TrustedKeys
 from registry.stores.address import DEFAULT_ADDRESS
 from registry.stores.urls import refuse_secrets
 from server.api import MAX_IMAGES
+from server.model_folders import ModelFolder
 from server.webhook_signature import webhook_secret
 
 PREFIX = "FLEXI_"
@@ -54,29 +55,6 @@ def _switch(value: object) -> object:
 
 def _parts(text: object) -> object:
     return [part.strip() for part in text.split(",") if part.strip()] if isinstance(text, str) else text
-
-
-class ModelFolder(NamedTuple):
-    """One of the models to serve, and its name, if it is given one."""
-
-    name: str | None
-    folder: Path
-
-    @classmethod
-    def listed(cls, text: str) -> tuple[ModelFolder, ...]:
-        """Of `folder` or `name=folder`, with commas between, or of a file with one a line. Raises `ValueError`."""
-        if Path(text).is_file():
-            lines = (line.partition("#")[0].strip() for line in Path(text).read_text().splitlines())
-            text = ",".join(line for line in lines if line)
-        models = []
-        for part in [part.strip() for part in text.split(",") if part.strip()]:
-            name, named, folder = part.rpartition("=")
-            if named and not is_name(name):
-                raise ValueError(f"{name!r} cannot name a model: give {NAME_RULE}")
-            models.append(cls(name or None, Path(folder)))
-        if len({model.folder.resolve() for model in models}) < len(models):
-            raise ValueError("a folder is there twice")
-        return tuple(models)
 
 
 def _origin(text: str) -> str:

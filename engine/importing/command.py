@@ -32,6 +32,9 @@ def import_checkpoint(
     allow_pickle: Annotated[
         bool, typer.Option("--allow-pickle", help="Read .ckpt, .pt and .bin files too; nothing in them is run.")
     ] = False,
+    allow_nonfinite: Annotated[
+        bool, typer.Option("--allow-nonfinite", help="Import weights that are NaN or infinite too, as they are.")
+    ] = False,
 ) -> None:
     """Make a diffusers folder of a checkpoint as model sites distribute it, with LoRAs fused into it. Needs no network."""
     if prediction not in (None, "epsilon", "v"):
@@ -41,7 +44,7 @@ def import_checkpoint(
 
     from engine.importing.model_import import ImportOptions, import_model
 
-    options = ImportOptions(source, out, tuple(lora or ()), vae, config, prediction, size, ema, allow_pickle)
+    options = ImportOptions(source, out, tuple(lora or ()), vae, config, prediction, size, ema, allow_pickle, allow_nonfinite)
     imported = import_model(options)
     typer.echo(f"model      {imported.what}")
     for note in imported.notes:

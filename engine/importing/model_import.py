@@ -50,6 +50,7 @@ class ImportOptions:
     size: int | None = None
     ema: bool = False
     allow_pickle: bool = False
+    allow_nonfinite: bool = False
 
     def command(self) -> str:
         """What was typed, for the card: files by their names, wherever they lay."""
@@ -59,7 +60,8 @@ class ImportOptions:
             if path := getattr(self, name):
                 words.append(f"--{name} {shlex.quote(path.absolute().name)}")
         words += [f"--{name} {getattr(self, name)}" for name in ("prediction", "size") if getattr(self, name) is not None]
-        words += [f"--{name}" for name, on in (("ema", self.ema), ("allow-pickle", self.allow_pickle)) if on]
+        switches = {"ema": self.ema, "allow-pickle": self.allow_pickle, "allow-nonfinite": self.allow_nonfinite}
+        words += [f"--{name}" for name, on in switches.items() if on]
         return " ".join([*words, f"--out {shlex.quote(self.out.absolute().name)}"])
 
 
@@ -86,7 +88,7 @@ def import_model(options: ImportOptions) -> Imported:
         refuse_foreign(made)
         unet = fitting_unet(made)
         wanted = {name: expected(made, name) for name in networks(made)}
-        vae = open_tensors(options.vae, "vae", options.allow_pickle) if options.vae else None
+        vae = open_tensors(options.vae, "vae", options.allow_pickle, options.allow_nonfinite) if options.vae else None
         layers = layers_by_name(wanted, complete(unet))
         loras = [read_lora(*parse_lora(text), layers, wanted, options.allow_pickle) for text in options.loras]
         leftovers, planned = [], []
@@ -124,8 +126,8 @@ def _source(options: ImportOptions) -> ImportSource:
                 raise InvalidInput("is for a single file: a folder says it itself", param=name)
         if options.ema:
             raise InvalidInput("is for a single file: a folder has one set of weights", param="ema")
-        return pipeline_folder(options.source, options.allow_pickle)
-    file = open_tensors(options.source, "source", options.allow_pickle)
+        return pipeline_folder(options.source, options.allow_pickle, options.allow_nonfinite)
+    file = open_tensors(options.source, "source", options.allow_pickle, options.allow_nonfinite)
     config = Folder(options.config) if options.config else None
     detected = None if config else detect(file)
     return single_file(file, detected, config, options.prediction, options.size, options.ema)

@@ -143,13 +143,15 @@ def single_file(
     return SingleFile(file, detected, None, known, size, ema)
 
 
-def pipeline_folder(path: Path, allow_pickle: bool) -> PipelineFolder:
+def pipeline_folder(path: Path, allow_pickle: bool, allow_nonfinite: bool = False) -> PipelineFolder:
     """Raises `NotFound` and `Unsupported` for what is missing in a folder, or is a pickle."""
     folder = Folder(path)
     folder.check()
     opened = {
         name: [
-            open_tensors(file, "source", allow_pickle) for key, file in folder.files(name).items() if not key.endswith(".json")
+            open_tensors(file, "source", allow_pickle, allow_nonfinite)
+            for key, file in folder.files(name).items()
+            if not key.endswith(".json")
         ]
         for name in networks(folder)
     }
@@ -178,5 +180,5 @@ def _taken(file: TensorFile, names: Mapping[str, str], values: bool) -> dict[str
     """Tensors of a file, each under the name that its own stands for; numbers of positions are no weights."""
     names = {name: own for name, own in names.items() if not name.endswith("position_ids")}
     if values:
-        return {name: file.read(own) for name, own in names.items()}
+        return {name: file.weight(own) for name, own in names.items()}
     return {name: torch.empty(file.shapes[own], dtype=file.dtype(own), device="meta") for name, own in names.items()}

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from safetensors import safe_open
@@ -28,7 +29,7 @@ FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 class TensorFile:
     """shapes, dtypes: of each tensor; a dtype is called as in safetensors (F16). metadata: what the header says besides.
 
-    param: the option that named the file.
+    param: the option that named the file. allow_nonfinite: weights may be NaN or infinite, because somebody said so.
     """
 
     path: Path
@@ -38,6 +39,7 @@ class TensorFile:
     _read: Callable[[str], Tensor]
     _state: list[int]
     param: str = "source"
+    allow_nonfinite: bool = False
 
     def dtype(self, name: str) -> torch.dtype:
         """Of one tensor. Raises `Unsupported` where it holds no floating point numbers that this version computes with."""
@@ -51,6 +53,15 @@ class TensorFile:
         self.dtype(name)
         return self._read(name)
 
+    def weight(self, name: str) -> Tensor:
+        """One tensor of a network. Raises as `read` does, and `Unsupported` for numbers that are not finite."""
+        tensor = self.read(name)
+        if not (self.allow_nonfinite or tensor.isfinite().all()):
+            bad = f"{int((~tensor.isfinite()).sum())} of {tensor.numel()} numbers that are NaN or infinite"
+            message = f"{self.path}: {printable(name)} has {bad}, which spoil images: download it again, or --allow-nonfinite"
+            raise Unsupported(message, param=self.param)
+        return tensor
+
     def sha256(self) -> str:
         """Of the whole file. Raises `Conflict` if it is not the file any more that was opened."""
         with readable(self.path, self.param), self.path.open("rb") as stream:
@@ -60,7 +71,7 @@ class TensorFile:
         return digest
 
 
-def open_tensors(path: Path, param: str, allow_pickle: bool = False) -> TensorFile:
+def open_tensors(path: Path, param: str, allow_pickle: bool = False, allow_nonfinite: bool = False) -> TensorFile:
     """Open a safetensors file, or with `allow_pickle` what torch.save wrote. Reads nothing but its header.
 
     Raises `NotFound` and `Unsupported` naming the file and what was expected of it. `param` is the option that named it.
@@ -77,7 +88,7 @@ def open_tensors(path: Path, param: str, allow_pickle: bool = False) -> TensorFi
                 f"{path} is a pickle, which may run anything when it is read: prefer a safetensors file, or --allow-pickle"
             )
             raise Unsupported(message, param=param)
-        return _of_pickle(path, param, state)
+        return replace(_of_pickle(path, param, state), allow_nonfinite=allow_nonfinite)
     try:
         file = safe_open(path, framework="pt")
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
@@ -91,16 +102,21 @@ def open_tensors(path: Path, param: str, allow_pickle: bool = False) -> TensorFi
         _read=file.get_tensor,
         _state=state,
         param=param,
+        allow_nonfinite=allow_nonfinite,
     )
 
 
 def _of_pickle(path: Path, param: str, state: list[int]) -> TensorFile:
-    """Nothing in the pickle runs: torch reads it with `weights_only`, and objects of a trainer's classes become empty ones."""
+    """Nothing in the pickle runs: torch reads it with `weights_only`, and objects of a trainer's classes become empty ones.
+
+    Of a file as torch before 1.6 wrote it, which is no zip, torch neither names the classes nor maps the tensors.
+    """
+    zipped = is_zipfile(path)
     try:
-        unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipped else []
         empty: list[Any] = [(type("Empty", (), {}), name) for name in unknown]
         with torch.serialization.safe_globals(empty):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # pickle's and torch's own kinds, and those of zip files
         message = f"{path} cannot be read as a pickle of tensors without running what is in it: {reason(error)}"
         raise Unsupported(message, param=param) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import re
 import shutil
@@ -23,16 +24,20 @@ from registry.files import flush_folder
 def whole_folder(out: Path) -> Iterator[Path]:
     """A new folder that is called `out` when the block ends without an error, and is gone otherwise.
 
-    A kill in between leaves a hidden folder beside `out`. Raises `Conflict` where there is something already, `NotFound` where
-    the folder around it is missing, and `InvalidInput` for a path that ends without a name, such as `.`.
+    A kill in between leaves a hidden folder beside `out`, which the next import of that name removes. Raises `Conflict` where
+    there is something already, `NotFound` where the folder around it is missing, and `InvalidInput` for a path that ends
+    without a name, such as `.`.
     """
     if not out.name:
         raise InvalidInput("name a folder that is to be made", param="out")
     _refuse_taken(out)
     if not out.absolute().parent.is_dir():
         raise NotFound(f"there is no folder {out.absolute().parent}", param="out")
-    temporary = out.with_name(f".{out.name.removeprefix('.')}.{uuid.uuid4().hex}.tmp")
+    start = f".{out.name.removeprefix('.')}."
+    _remove_abandoned(out.absolute().parent, start)
+    temporary = out.with_name(f"{start}{uuid.uuid4().hex}.tmp")
     temporary.mkdir()
+    held = _held(temporary)
     try:
         yield temporary
         _flush(temporary)
@@ -46,6 +51,8 @@ def whole_folder(out: Path) -> Iterator[Path]:
         flush_folder(out.absolute().parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        if held is not None:
+            os.close(held)
 
 
 def refuse_full(out: Path, needed: int) -> None:
@@ -69,6 +76,30 @@ def save_weights(tensors: dict[str, Tensor], file: Path) -> None:
         if found := re.search(r"os error (\d+)", str(error)):
             raise OSError(int(found[1]), os.strerror(int(found[1])), str(file)) from error
         raise
+
+
+def _held(folder: Path) -> int | None:
+    """An open folder that nobody else can hold until it is closed, or its process ends; None where somebody holds it."""
+    try:
+        opened = os.open(folder, os.O_RDONLY)
+    except OSError:  # it is gone, or somebody else's
+        return None
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # or a file system without locks, where nothing is removed
+        os.close(opened)
+        return None
+    return opened
+
+
+def _remove_abandoned(parent: Path, start: str) -> None:
+    """Remove what killed imports left behind: temporary folders of this name that no process holds."""
+    for folder in parent.glob("*.tmp"):
+        if not re.fullmatch(re.escape(start) + r"[0-9a-f]{32}\.tmp", folder.name) or folder.is_symlink():
+            continue
+        if (held := _held(folder)) is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(held)
 
 
 def _refuse_taken(out: Path) -> None:

@@ -60,6 +60,7 @@ _Rival = TypedDict("_Rival", {"digest": _Digest, "steps": _Steps, "baseline": _B
 _AtScale = TypedDict(
     "_AtScale", {"guidance": float, "held-out": NotRequired[_Figures], "strongest_baseline": NotRequired[_Figures]}
 )
+_AtSize = TypedDict("_AtSize", {"size": str, "held-out": NotRequired[_Figures], "strongest_baseline": NotRequired[_Figures]})
 _Budget = TypedDict(
     "_Budget",
     {
@@ -72,6 +73,7 @@ _Budget = TypedDict(
         "strongest_baseline": _Rival | None,
         "against_baseline": NotRequired[dict[str, _Estimate]],  # since images are compared in pairs
         "by_guidance": NotRequired[list[_AtScale]],  # since schedules hold at several scales
+        "by_size": NotRequired[list[_AtSize]],  # and at several sizes
         "schedule": Schedule,
     },
 )

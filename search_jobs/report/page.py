@@ -18,10 +18,11 @@ from search_jobs.report.run import FinishedRun
 from search_jobs.report.samples import all_targets, one_target
 from search_jobs.report.strips import strips
 from search_jobs.report.style import DPI, save
-from search_jobs.report.table import lines
+from search_jobs.report.table import elsewhere, lines
 from search_jobs.report.verdict import sentence, summary
 
 PAGE = "report.html"
+ELSEWHERE = {"size": "by_size", "guidance scale": "by_guidance"}
 # autoescape: prompts, paths and names are other people's text
 TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
 TEMPLATES.trim_blocks = TEMPLATES.lstrip_blocks = True
@@ -55,6 +56,7 @@ def _html(run: FinishedRun, pictures: Mapping[str, Path]) -> str:
         summary=summary(run.shown, report),
         sentences=[(target, sentence(target)) for target in run.targets],
         lines=lines(run),
+        elsewhere=[(title, rows) for title, by in ELSEWHERE.items() if (rows := elsewhere(run, by))],
         compared=EqualCostComparison.of(run.compared) if run.compared else None,
         facts=_facts(report),
         origin=_origin(report),

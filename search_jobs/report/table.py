@@ -78,6 +78,20 @@ def at_other_scales(run: FinishedRun) -> Table | None:
     return grid
 
 
+def elsewhere(run: FinishedRun, by: str) -> list[tuple[str, list[tuple[str, str]]]]:
+    """What held at other sizes or scales: (tier, [(where, rFID and PSNR there / by hand)]). by: `by_size`, `by_guidance`."""
+    rows = []
+    for target in run.targets:
+        cells = []
+        for at in target.entry.get(by, ()):
+            held = [figures for name in ("held-out", "strongest_baseline") if (figures := at.get(name))]
+            where = at["size"] if by == "by_size" else f"{at['guidance']:g}"
+            cells.append((where, " / ".join(f"{figure(one['rfid'])}, {decimals(one['psnr'], 1)} dB" for one in held)))
+        if cells:
+            rows.append((target.label, cells))
+    return rows
+
+
 def speed(run: FinishedRun) -> str | None:
     """How fast the images of each stage were made and measured, in one line; None where nothing says it."""
     stages = run.report.get("throughput", {})

@@ -7,20 +7,20 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from functools import partial
 from time import monotonic
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from engine.config import reason
-from engine.device import lost
+from engine.device import exclusive, lost
 from server.batching.denoising import FailedWaves
-from server.batching.fair_queue import FairQueue
 from server.batching.image_task import ImageTask
 from server.batching.images_in_flight import log_fields
 from server.batching.inflight_wave import InflightWave
+from server.batching.member import Member
 from server.batching.model_turns import ModelTurns
 from server.batching.overlap import NAP, Overlap
 from server.errors import NotReady
@@ -30,70 +30,6 @@ log = logging.getLogger(__name__)
 
 STOPPING, LOST = "the server is stopping", "the engine is lost: another one is about to take its place"
 UNLOADED = "the model is unloaded"
-
-
-class Member(Protocol):
-    """What one model does in the thread. Methods raise `DeviceLost` and its like."""
-
-    @property
-    def counted_as(self) -> str:
-        """The model's name in metrics, log lines and traces."""
-
-    @property
-    def queue(self) -> FairQueue:
-        """Images that wait for it."""
-
-    @property
-    def tasks(self) -> Collection[ImageTask]:
-        """Images in its waves."""
-
-    @property
-    def images(self) -> Collection[ImageTask]:
-        """All that it took in and has not handed out."""
-
-    @property
-    def capturing(self) -> bool:
-        """Whether it has graphs to capture."""
-
-    @property
-    def decoding(self) -> bool:
-        """Whether latents wait for its decoder, or are at work there."""
-
-    def hurries(self, task: ImageTask, now: float) -> bool:
-        """Whether its deadline can be met, but only just."""
-
-    def warming(self) -> Iterator[None]:
-        """Get ready to serve, in small pieces."""
-
-    def capture(self) -> None:
-        """Capture the next graph, if one is wanted."""
-
-    def admit(self) -> None:
-        """Drop what nobody wants and take in what fits."""
-
-    def launch(self) -> InflightWave | None:
-        """Ask the device for a wave."""
-
-    def predicted_seconds(self, inflight: InflightWave) -> float:
-        """What a wave should take."""
-
-    def land(self, inflight: InflightWave) -> None:
-        """Wait for a wave's end, and have decoded what it finished."""
-
-    def advance(self) -> None:
-        """Hand out what is decoded, and ask for more."""
-
-    def finish(self) -> None:
-        """Wait until all that waits for the decoder is handed out."""
-
-    def export(self) -> None:
-        """Tell Prometheus how much there is to do."""
-
-    def fail(self, error: Exception) -> None:
-        """A step failed: fail what is in flight."""
-
-    def retire(self, reason: str) -> None:
-        """The thread ends, or the model leaves: fail what is left, and refuse what comes."""
 
 
 class AtWork(NamedTuple):
@@ -187,7 +123,7 @@ class DeviceThread:
         Returns the wave that is now at work, if any. Raises `DeviceLost` and its like.
         """
         self._come_and_go(at_work)
-        self._each(lambda member: member.capture())
+        self._capture()
         start = monotonic()
         self._each(lambda member: member.admit())
         launched = self._launch()
@@ -210,6 +146,15 @@ class DeviceThread:
         for member in list(self._members):
             with serving(member.counted_as):
                 work(member)
+
+    def _capture(self) -> None:
+        """A graph for each member that wants one, unless a model is being loaded: no wave waits for that."""
+        alone = exclusive()
+        if any(member.capturing for member in self._members) and alone.acquire(timeout=NAP):
+            try:
+                self._each(lambda member: member.capture())
+            finally:
+                alone.release()
 
     def _launch(self) -> AtWork | None:
         busy = {member: member.tasks for member in self._members if member.tasks}
@@ -312,7 +257,7 @@ class DeviceThread:
                 if any(member.decoding for member in members):
                     if not self._closed:
                         self.changed.wait(NAP)
-                elif not any(member.images for member in members):
+                elif not (self._leaving or any(member.images for member in members)):
                     self.changed.wait_for(
                         lambda: self._woken or self._closed or any(member.queue.has_tasks for member in self._members)
                     )

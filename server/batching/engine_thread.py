@@ -29,13 +29,14 @@ from server.batching.admission import Admission
 from server.batching.cancellations import Cancellations
 from server.batching.decodes import Decodes
 from server.batching.denoising import Denoising
-from server.batching.device_thread import AtWork, DeviceThread, Member
+from server.batching.device_thread import AtWork, DeviceThread
 from server.batching.fair_queue import FairQueue
 from server.batching.forecast import EngineLoad
 from server.batching.graph_captures import GraphCaptures, capture
 from server.batching.image_task import ImageResult, ImageSpec, ImageTask, Preview, macs_before
 from server.batching.images_in_flight import ImagesInFlight
 from server.batching.inflight_wave import InflightWave
+from server.batching.member import Member
 from server.batching.memory import slots_within
 from server.batching.newcomers import Newcomers
 from server.batching.shares import MARGIN, TierShares
@@ -224,6 +225,11 @@ class EngineThread(Member):
     def curve(self) -> CostCurve:
         """What its waves cost, as far as that was learnt."""
         return self._policy.curve
+
+    @property
+    def slot_bytes(self) -> int:
+        """Memory of its slots."""
+        return self._waves.slots.bytes
 
     @property
     @override

@@ -31,6 +31,7 @@ class OutcomeEvent(Document):
     time: AwareDatetime
     request_id: RequestId
     enrolment: Enrolment
+    model: Name | None = None  # events of earlier versions are told by their place
     experiment: Name
     version: Number
     arm: Name | None = None

@@ -130,6 +130,7 @@ def outcome_of(context: RequestContext, plan: Plan, seconds: float, time: dateti
         time=time,
         request_id=plan.request_id,
         enrolment=assignment.enrolment,
+        model=plan.entry.schedule.model.name,
         experiment=assignment.experiment.name,
         version=assignment.experiment.version,
         arm=assignment.arm,

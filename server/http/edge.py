@@ -88,7 +88,8 @@ class Edge:
 
     async def _admit(self, scope: Scope, receive: Receive, send: Send, context: RequestContext) -> None:
         headers = Headers(scope=scope)
-        context.key = ANONYMOUS if scope["path"].startswith(FILES) else self._identify(headers)
+        fetches = scope["path"].startswith(FILES) and scope["method"] in ("GET", "HEAD")
+        context.key = ANONYMOUS if fetches else self._identify(headers)
         if scope["method"] == "POST":
             receive = await body.checked(receive, headers)
         await self._app(_as_get(scope), receive, send)

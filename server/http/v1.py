@@ -156,7 +156,7 @@ async def images(
     """OpenAI's images API: whole, or as a stream of server-sent events."""
     served = app.served(body.model)
     generation = served.generation
-    serve_as(served.name)
+    serve_as(served.counted_as)
     wanted = body.generate_request(served.names, app.settings.max_images, request.headers)
     if not body.stream:
         await files.refuse_unkept(app, wanted)

@@ -38,11 +38,19 @@ def load_first(settings: Settings) -> Model:
 
 
 def other_sizes(settings: Settings, model: Model) -> list[ImageSize]:
-    """Those beside the model's own that requests may ask for. Raises `InvalidInput` for one that the model cannot make."""
-    try:
-        return model.other_sizes(settings.sizes)
-    except InvalidInput as error:
-        raise InvalidInput(error.text, param="sizes") from error
+    """Those beside the model's own that requests may ask for.
+
+    Raises `InvalidInput` for one that the model cannot make; of several models, one may do without sizes of the others.
+    """
+    sizes = []
+    for size in settings.sizes:
+        try:
+            sizes += model.other_sizes([size])
+        except InvalidInput as error:
+            if not settings.models:
+                raise InvalidInput(error.text, param="sizes") from error
+            log.warning("%s does not make %s: %s", model.ref.name, size, error.text)
+    return list(dict.fromkeys(sizes))
 
 
 def prompt_chunks(settings: Settings, model: Model) -> int:

@@ -8,9 +8,10 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
+from functools import cache, cached_property
 
 import torch
+from torch import Tensor
 
 from engine import compiling
 from engine.device import exclusive
@@ -19,7 +20,7 @@ from engine.loading import load
 from engine.model import Model
 from engine.model_name import folder_name
 from engine.prompt_syntax import PLAIN
-from evaluation import extractor
+from evaluation import Features, extractor
 from registry.errors import InvalidInput
 from registry.signing import TrustedKeys
 from registry.stores.address import open_store
@@ -29,11 +30,12 @@ from server.batching.admission import Admission
 from server.batching.device_thread import DeviceThread
 from server.batching.engine_thread import FULL_WAVES, EngineThread
 from server.batching.memory import bytes_within
-from server.config import ModelFolder, Settings
+from server.config import Settings
 from server.errors import NotReady
 from server.experiments.active import ActiveExperiments
 from server.experiments.recorder import Recorder
 from server.experiments.runtime import ExperimentRuntime
+from server.model_folders import ModelFolder
 from server.models.loading import compile_model, memory_for_models, other_sizes, prompt_chunks, teacher_steps, why
 from server.models.model_registry import ModelRegistry
 from server.models.residence import RETRY, Residence, Resident, free_memory
@@ -75,18 +77,27 @@ class ModelOpener:
                 settings.default_tier,
                 admission.beside() if place else admission,
                 name,
+                alone=len(folders) == 1,
             )
             for place, (name, folder) in enumerate(folders)
         ]
         self._residence = Residence(self.models, memory_for_models(settings), self._load, self._unload)
         self.follow = self._residence.follow
 
-    async def open(self, served: ServedModel, model: Model, waits: Callable[[str], None], start: Start | None = None) -> None:
-        """All that serves a model's requests, of its folder and its entries in the registry; and its engine, if it has weights.
+    async def open(
+        self,
+        served: ServedModel,
+        model: Model,
+        waits: Callable[[str], None],
+        start: Start | None = None,
+        load_seconds: float = 0.0,
+    ) -> None:
+        """All that serves a model's requests, of its folder and its entries in the registry.
 
-        Raises whatever makes this impossible.
+        With `start`, of the default model, which was loaded in `load_seconds`, its engine as well. Raises whatever makes this
+        impossible.
         """
-        settings, begin = self.settings, time.monotonic()
+        settings = self.settings
         passed = start.passed if start else lambda _: None
         others, chunks = other_sizes(settings, model), prompt_chunks(settings, model)
         names = ModelNames(model, self.open_once, (settings.state, settings.registry), self._trusted)
@@ -102,9 +113,10 @@ class ModelOpener:
                 f"{served.folder} and {taken.folder} are both called {name}: give one of them another name, as name=folder"
             )
             raise InvalidInput(message, param="models")
-        served_as(name)
-        metrics.begin()
         model = replace(model, ref=model.ref.model_copy(update={"name": name}))
+        served.model = model
+        served_as(served.counted_as)
+        metrics.begin()
         registry = ModelRegistry(settings, name, self.open_once, self._trusted)
         schedules = ActiveSchedules(lambda: registry.catalog, model, teacher_steps(settings, model), others)
         watch = Watch(schedules, lambda: registry.catalog, registry.last_good, settings.default_tier, names.elsewhere)
@@ -118,18 +130,18 @@ class ModelOpener:
             waits(watch.fault or f"FLEXI_REQUIRE_TIERS wants a tier of the registry: {unserved}")
             await asyncio.sleep(settings.watch_seconds)
         passed("registry")
-        served.model = model
         served.bytes = model.weight_bytes + bytes_within(
             model, FULL_WAVES * settings.max_wave_rows, self._cache, others, chunks
         )
         schedules.prepare = served.prepare
         if start:
             waits("the model is warming up")
+            begin = time.monotonic()
             await asyncio.to_thread(self._start_engine, served, model, schedules)
-            served.loaded(time.monotonic() - begin)
+            served.loaded(load_seconds + time.monotonic() - begin)
             passed("warm_up")
         experiments = _experiments(settings, registry, schedules)
-        shadow = await asyncio.to_thread(_shadow, settings, served, schedules, experiments)
+        shadow = await asyncio.to_thread(self._shadow, served, schedules, experiments)
         resident = Resident(self._residence, served) if len(self.models) > 1 else None
         forecast = resident.forecast if resident else served.forecast
         syntax = settings.prompt_syntax if model.prompts.reads_texts else PLAIN
@@ -143,13 +155,13 @@ class ModelOpener:
 
     async def open_beside(self, served: ServedModel) -> None:
         """Open a model that is not loaded before a request needs it; again after a while where that fails."""
-        served_as(served.name)
+        served_as(served.counted_as)
         while True:
             try:
                 model = await asyncio.to_thread(self._described, served)
                 await self.open(served, model, lambda what: setattr(served, "fault", what))
             except Exception as error:
-                log.error("the model in %s cannot be opened: %s", served.folder, reason := why(error))
+                log.error("the model in %s cannot be opened: %s", served.folder, reason := _fault(error))
                 served.failed(reason)
                 await asyncio.sleep(RETRY)
             else:
@@ -166,7 +178,7 @@ class ModelOpener:
 
     async def _load(self, served: ServedModel) -> None:
         """Into memory, warm. Raises `NotReady`, and what says that there is no memory."""
-        with serving(served.name):
+        with serving(served.counted_as):
             await asyncio.to_thread(self._load_and_start, served)
 
     def _load_and_start(self, served: ServedModel) -> None:
@@ -180,12 +192,15 @@ class ModelOpener:
                 raise InvalidInput(message, param="models")
             if settings.compiled:
                 compiling.allow()
-                compile_model(settings, model, other_sizes(settings, model), prompt_chunks(settings, model))
+                try:
+                    compile_model(settings, model, other_sizes(settings, model), prompt_chunks(settings, model))
+                finally:
+                    compiling.forbid()
             self._start_engine(served, model, served.schedules)
         except (torch.OutOfMemoryError, MemoryError):
             raise
         except Exception as error:
-            raise NotReady(why(error), param="model") from error
+            raise NotReady(_fault(error)) from error
 
     async def _unload(self, served: ServedModel) -> None:
         """Out of memory: all that comes of it is stopped, and its weights are dropped."""
@@ -197,6 +212,20 @@ class ModelOpener:
         del engine
         if served.model:
             await asyncio.to_thread(free_memory, served.model.device)
+
+    @cached_property
+    def _features(self) -> Callable[[Tensor], Features]:
+        """The extractor, one for all models."""
+        assert self.settings.features, "who asks has seen that there is one"
+        with exclusive():
+            return extractor(self.settings.features, self.settings.device).images
+
+    def _shadow(self, served: ServedModel, schedules: ActiveSchedules, experiments: ExperimentRuntime) -> ShadowTeacher:
+        """Loads the feature extractor where one is wanted."""
+        settings = self.settings
+        features = self._features if settings.shadow_share and settings.features else None
+        budget = settings.shadow_macs_per_minute
+        return ShadowTeacher(served, lambda: schedules.tier(REFERENCE), features, settings.shadow_share, budget, [experiments])
 
     def _start_engine(self, served: ServedModel, model: Model, schedules: ActiveSchedules) -> None:
         """And wait until it is warm."""
@@ -215,6 +244,12 @@ class ModelOpener:
         )
         engine.start(entry.schedule for entry in schedules.tiers())
         served.engine, served.curve = engine, engine.curve
+        served.bytes = model.weight_bytes + engine.slot_bytes
+
+
+def _fault(error: Exception) -> str:
+    """As clients read it, who did not set FLEXI_MODEL."""
+    return why(error).removeprefix("FLEXI_MODEL: ")
 
 
 def _experiments(settings: Settings, registry: ModelRegistry, schedules: ActiveSchedules) -> ExperimentRuntime:
@@ -223,15 +258,3 @@ def _experiments(settings: Settings, registry: ModelRegistry, schedules: ActiveS
     recorder.start()
     active = ActiveExperiments(lambda: registry.experiments, schedules)
     return ExperimentRuntime(active, recorder, lambda: registry.experiments, shadowed=settings.shadow_share > 0)
-
-
-def _shadow(
-    settings: Settings, served: ServedModel, schedules: ActiveSchedules, experiments: ExperimentRuntime
-) -> ShadowTeacher:
-    """Loads the feature extractor where one is wanted."""
-    features = None
-    if settings.shadow_share and settings.features:
-        with exclusive():
-            features = extractor(settings.features, settings.device).images
-    budget = settings.shadow_macs_per_minute
-    return ShadowTeacher(served, lambda: schedules.tier(REFERENCE), features, settings.shadow_share, budget, [experiments])

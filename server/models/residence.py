@@ -135,13 +135,13 @@ class Residence:
                 return
             except (torch.OutOfMemoryError, MemoryError) as error:
                 if not self._others(model):
-                    raise NotReady(f"it needs more memory than there is: {error}", param="model") from error
+                    raise NotReady(f"it needs more memory than there is: {error}") from error
             await self._unload_one(model)
 
     async def _make_room(self, model: ServedModel) -> None:
         if model.bytes > self._memory:
             message = f"it takes {model.bytes >> 20} MiB, and FLEXI_MODELS_MIB allows {self._memory >> 20}"
-            raise NotReady(message, param="model")
+            raise NotReady(message)
         while sum(other.bytes for other in self._others(model)) + model.bytes > self._memory:
             await self._unload_one(model)
 

@@ -59,11 +59,13 @@ class ServedModel(Renderer):
         default_tier: str,
         admission: Admission,
         given_name: str | None = None,
+        alone: bool = False,
     ) -> None:
         """name: what it is called until its registry entries say otherwise. aliases: what else clients may call it.
 
-        given_name: what the settings call it.
+        given_name: what the settings call it. alone: the server has no other.
         """
+        self._alone = alone
         self.given_name = given_name
         self.folder = folder
         self.admission = admission
@@ -71,7 +73,7 @@ class ServedModel(Renderer):
         self.parts: ModelParts | None = None
         self.engine: EngineThread | None = None
         self.curve: CostCurve | None = None  # what its waves cost, as far as that was learnt
-        self.state: State = "unloaded"
+        self.state: State = "loading"  # its folder and its registry entries are read
         self.fault = ""  # why it failed
         self.bytes = 0  # of its weights and its slots, in memory
         self.load_seconds: float | None = None  # what loading took the last time
@@ -86,9 +88,14 @@ class ServedModel(Renderer):
         return self.model.ref.name if self.model else self._first_name
 
     @property
+    def counted_as(self) -> str:
+        """Its name in metrics, log lines and spans: none where the server has no other model."""
+        return "" if self._alone else self.name
+
+    @property
     def names(self) -> list[str]:
         """What clients may call it: its own name first."""
-        return list(dict.fromkeys((self.name, self._first_name, *self._aliases)))
+        return list(dict.fromkeys((self.name, *self._aliases)))
 
     @property
     def schedules(self) -> ActiveSchedules:
@@ -124,14 +131,14 @@ class ServedModel(Renderer):
         """It is in memory, which took so long."""
         self.state, self.fault, self.load_seconds = "loaded", "", seconds
         self.loaded_at = self.used = monotonic()
-        with serving(self.name):
+        with serving(self.counted_as):
             metrics.model_loads_total.inc()
             metrics.model_load_seconds.set(seconds)
             self.count()
 
     def count(self) -> None:
         """Tell Prometheus whether it is in memory."""
-        with serving(self.name):
+        with serving(self.counted_as):
             metrics.model_loaded.set(self.state == "loaded")
             metrics.model_bytes.set(self.bytes)
 

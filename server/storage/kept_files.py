@@ -35,9 +35,10 @@ class KeptFiles:
     No record stands beside a file: readers and sweepers learn everything from its name.
     """
 
-    def __init__(self, store: AsyncStore, clock: Callable[[], float] = time.time) -> None:
-        """`clock`: Unix time in seconds."""
+    def __init__(self, store: AsyncStore, clock: Callable[[], float] = time.time, public: AsyncStore | None = None) -> None:
+        """clock: Unix time in seconds. public: what clients without a key read from: a flood of them delays only them."""
         self._store = store
+        self._public = public or store
         self._clock = clock
         self._written = -math.inf  # by the monotonic clock
 
@@ -65,7 +66,7 @@ class KeptFiles:
         """Raises `NotFound` for a file that is gone, or never was, and `StoreUnavailable`."""
         until = self.until(file_id)
         try:
-            data = (await self._store.get(FOLDER + file_id)).data
+            data = (await self._public.get(FOLDER + file_id)).data
         except NotFound:
             raise _gone() from None
         return KeptFile(data, f"image/{file_id.rpartition('.')[2]}", until)
@@ -75,10 +76,6 @@ class KeptFiles:
         if not re.fullmatch(FILE_ID, file_id) or (until := int(file_id[:8], 16)) <= self._clock():
             raise _gone()
         return until
-
-    async def remove(self, file_id: str) -> None:
-        """Remove a file before its time."""
-        await self._store.delete(FOLDER + file_id)
 
 
 def _gone() -> NotFound:

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from engine import random_model
 from engine.__main__ import app
+from engine.importing.whole_folder import whole_folder
 
 LAYER = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
 IMPOSSIBLE = 1  # the exit code
@@ -98,6 +99,24 @@ def test_an_error_names_the_option_that_named_the_file(folder: Path, tmp_path: P
     assert done.stderr.startswith("error: config: "), done.stderr
 
 
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite_are_refused_by_file_and_name_unless_asked_for(
+    folder: Path, tmp_path: Path, number: float
+) -> None:
+    name, file, out = "model.diffusion_model.out.2.bias", tmp_path / "model.safetensors", tmp_path / "out"
+    tensors = single_file(folder)
+    tensors[name] = tensors[name].clone()
+    tensors[name][0] = number
+    save_file(tensors, file)
+    done = run(folder, "--source", file, "--out", out)
+    assert done.exit_code == IMPOSSIBLE, done.output
+    assert done.stderr.startswith(f"error: source: {file}: {name} has 1 of "), done.stderr
+    assert not out.exists()
+    done = run(folder, "--source", file, "--allow-nonfinite", "--out", out)
+    assert done.exit_code == 0, done.output
+    assert "--allow-nonfinite" in (out / "README.md").read_text()
+
+
 @pytest.mark.parametrize("out", [".", ""])
 def test_a_folder_without_a_name_cannot_be_made(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
@@ -134,6 +153,26 @@ def test_pickles_of_odd_tensors_are_read_or_refused(folder: Path, tmp_path: Path
         assert name in done.stderr, done.output
     done = tried({"state_dict": tensors | {other: tensors[name]}})  # both in the same memory
     assert done.exit_code == 0, done.output
+
+
+def test_a_pickle_of_the_first_releases_of_torch_is_read_too(folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "model.ckpt"
+    torch.save({"state_dict": single_file(folder)}, file, _use_new_zipfile_serialization=False)
+    assert "--allow-pickle" in run(folder, "--source", file, "--out", tmp_path / "out").stderr
+    done = run(folder, "--source", file, "--allow-pickle", "--out", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+
+
+def test_what_a_killed_import_left_is_removed_by_the_next_and_what_a_running_one_makes_is_not(tmp_path: Path) -> None:
+    out = tmp_path / "mine"
+    left, other = (tmp_path / f".{name}.{'0' * 32}.tmp" for name in ("mine", "yours"))
+    for kept in (left, other, tmp_path / ".mine.notes.tmp"):
+        kept.mkdir()
+    with whole_folder(out) as running, whole_folder(tmp_path / "mine"):
+        assert not left.exists()
+        assert running.exists()
+        (running / "weights").touch()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".mine.notes.tmp", other.name, "mine"]
 
 
 @pytest.mark.timeout(60)

@@ -14,6 +14,7 @@ from simulated_engine import CPU, DEADLINES, FULL, GPU, MACS, MIX, SHALLOW, TIER
 
 from engine.buckets import EXACT, Buckets, dense
 from engine.curve import CostCurve
+from engine.image_size import ImageSize
 from engine.policy import FCFS, Balanced, fill
 from engine.program import Need
 
@@ -299,3 +300,14 @@ def test_filling_leaves_no_place_empty_that_a_later_task_fits() -> None:
     images = [Image("fast", 0.0, unet_rows=size) for size in (2, 2, 1)]
     assert fill(images, 3) == [images[0], images[2]]
     assert fill(images, 1) == [images[0]], "always one"
+
+
+def test_a_longer_context_that_never_ran_counts_as_a_short_one_of_its_kind_and_size() -> None:
+    curve, size = CostCurve(), ImageSize(64, 96)
+    for rows in (1, 4):
+        curve.observe(Need("full", 0, size), rows, 0.5 + rows)
+    long = Need("full", 0, size, 3)
+    assert curve.fit(long) == curve.fit(Need("full", 0, size)) != curve.fit(Need("full", 0, None, 3))
+    for rows in (1, 4):
+        curve.observe(long, rows, 1 + 2 * rows)
+    assert curve.seconds(long, 2) == pytest.approx(5)

@@ -189,6 +189,21 @@ def test_the_page_says_every_tiers_name_and_figures(run: Path) -> None:
     assert f"python -m search_jobs publish {run}" in text
 
 
+def test_the_page_says_what_held_at_other_sizes_and_scales_and_nothing_where_there_are_none(tmp_path: Path, run: Path) -> None:
+    report = document()
+    there, by_hand = measured(0.0777, 0.07, 0.08, 0.3), measured(0.999, 0.9, 1.1, 0.31)
+    elsewhere = {"held-out": there, "strongest_baseline": by_hand}
+    for entry in (report["tiers"]["best"], report["budgets"][2]):
+        entry["by_size"] = [{"size": "512x768"} | elsewhere, {"size": "64x96", "held-out": there}]
+        entry["by_guidance"] = [{"guidance": 7.5} | elsewhere]
+    folder = kept(tmp_path / "run", report)
+    write(read(folder))
+    text = Page(folder / "report.html").text
+    for expected in ("At every other size", "512x768", "64x96", "0.0777, 30.2 dB / 0.999, 30.2 dB", "guidance scale", "7.5"):
+        assert expected in text
+    assert "At every other" not in Page(run / "report.html").text
+
+
 def test_what_others_wrote_is_text_and_never_markup(run: Path) -> None:
     page = Page(run / "report.html")
     assert PROMPTS[0] in page.text

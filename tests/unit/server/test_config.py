@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from registry.errors import InvalidInput
@@ -94,6 +96,36 @@ def test_a_secret_in_an_address_is_refused_and_not_repeated(monkeypatch, name, u
     assert "hunter2" not in refused.value.message
 
 
+@pytest.mark.parametrize("secret", ["hunter2", "whsec_hunter2", "whsec_" + "aHVudGVyMg=="])
+def test_a_webhook_secret_that_is_none_is_refused_and_not_repeated(monkeypatch, secret):
+    monkeypatch.setenv("FLEXI_WEBHOOK_SECRET", secret)
+    with pytest.raises(InvalidInput, match="FLEXI_WEBHOOK_SECRET: give whsec_ and 24 to 64") as refused:
+        config.load()
+    assert "hunter2" not in refused.value.message
+    assert "aHVudGVyMg" not in refused.value.message
+
+
+def test_a_webhook_secret_is_shown_by_no_print_of_the_settings(monkeypatch):
+    monkeypatch.setenv("FLEXI_WEBHOOK_SECRET", f"whsec_{'QUJD' * 10}")
+    settings = config.load()
+    assert "QUJD" not in repr(settings)
+    assert settings.webhook_secret.get_secret_value() == f"whsec_{'QUJD' * 10}"
+
+
+@pytest.mark.parametrize(
+    "url", ["images.example.com", "ftp://a.example", "https://", "https://a.example?x=1", "https://me@a.example"]
+)
+def test_a_public_url_that_is_none_is_refused(monkeypatch, url):
+    monkeypatch.setenv("FLEXI_PUBLIC_URL", url)
+    with pytest.raises(InvalidInput, match="FLEXI_PUBLIC_URL: a URL without user and query"):
+        config.load()
+
+
+def test_a_public_url_loses_its_last_slash(monkeypatch):
+    monkeypatch.setenv("FLEXI_PUBLIC_URL", "https://a.example/flexi/")
+    assert config.load().public_url == "https://a.example/flexi"
+
+
 def test_trusted_keys_must_be_some(monkeypatch, tmp_path):
     monkeypatch.setenv("FLEXI_TRUSTED_KEYS", str(tmp_path))
     with pytest.raises(InvalidInput, match=r"FLEXI_TRUSTED_KEYS: there is no \*\.pem file"):
@@ -137,3 +169,43 @@ def test_origins_are_kept_as_browsers_write_them(monkeypatch):
     monkeypatch.setenv("FLEXI_CORS_ORIGINS", written)
     kept = ("https://app.example.com", "http://localhost:5173", "http://[::1]", "chrome-extension://abc", "*")
     assert config.load().cors_origins == kept
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    """Two folders that look like models' from afar, and FLEXI_MODEL says none."""
+    monkeypatch.delenv("FLEXI_MODEL")
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model_index.json").write_text("{}")
+    return tmp_path
+
+
+def test_several_models_are_folders_with_names_or_without_and_the_first_is_the_default(folders, monkeypatch):
+    monkeypatch.setenv("FLEXI_MODELS", f"{folders}/one, b={folders}/two,c={folders}/missing")
+    settings = config.load()
+    assert settings.models == ((None, folders / "one"), ("b", folders / "two"), ("c", folders / "missing"))
+    assert (settings.model, settings.model_name) == (folders / "one", None)
+    listed = folders / "models.txt"
+    listed.write_text(f"# ours\na={folders}/two  # the default\n\n{folders}/one\n")
+    monkeypatch.setenv("FLEXI_MODELS", str(listed))
+    settings = config.load()
+    assert settings.models == (("a", folders / "two"), (None, folders / "one"))
+    assert (settings.model, settings.model_name) == (folders / "two", "a")
+
+
+@pytest.mark.parametrize(
+    ("models", "other", "said"),
+    [
+        ("{0}/one,{0}/one", {}, "a folder is there twice"),
+        ("Big Name={0}/one", {}, "cannot name a model"),
+        ("{0}/missing,{0}/one", {}, "FLEXI_MODEL: {0}/missing is not a diffusers pipeline folder"),
+        ("{0}/one", {"FLEXI_MODEL": "{0}/two"}, "FLEXI_MODEL and FLEXI_MODEL_NAME say nothing"),
+        (",".join(f"m{i}={{0}}/{i}" for i in range(17)), {}, "at most 16"),
+    ],
+)
+def test_models_that_cannot_be_meant_stop_the_start(folders, monkeypatch, models, other, said):
+    for name, value in {"FLEXI_MODELS": models, **other}.items():
+        monkeypatch.setenv(name, value.format(folders))
+    with pytest.raises(InvalidInput, match=re.escape(said.format(folders))):
+        config.load()

@@ -115,7 +115,7 @@ def planner(tiny):
 
     experiments = ActiveExperiments(lambda: None, schedules)
     return Planner(
-        schedules, experiments, model, lambda program, unet_rows, images, tier, size: images * len(program.steps), Settings()
+        schedules, experiments, model, lambda program, unet_rows, images, *_: images * len(program.steps), Settings()
     )
 
 

@@ -215,6 +215,8 @@ def test_a_model_that_left_has_given_its_weights_back_and_can_come_again(models,
     ]
     engines[0].start([models[0].teacher(4)])
     pixels = engines[0].submit([spec(models[0], 1)])[0].result(60).pixels
+    (background,) = engines[0].submit([replace(spec(models[0], 1, MIXES[1]), tier="shadow", idle=True)])
+    background.cancel()  # maybe while it is in flight
     engines[0].leave()
     assert {tensor.device.type for tensor in engines[0]._model.network.unet.parameters()} == {"meta"}
     engines[1].start([models[0].teacher(4)])

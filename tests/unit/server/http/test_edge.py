@@ -178,6 +178,16 @@ def test_probes_need_no_key(locked):
     assert locked.get("/livez").status_code == 200
 
 
+def test_a_kept_file_needs_no_key_and_its_name_is_in_no_log_line(locked, caplog):
+    caplog.set_level("INFO", logger="server")
+    secret = "f" * 40
+    assert locked.get(f"/v1/images/files/{secret}.png").status_code == 404, "of the application, which has none here"
+    assert locked.get(f"/v1/images/{secret}.png").status_code == 401
+    assert locked.post(f"/v1/images/files/{secret}.png", json={}).status_code == 401
+    said = [record.fields["path"] for record in caplog.records if record.getMessage() == "request"]
+    assert said == ["/v1/images/files/", f"/v1/images/{secret}.png", "/v1/images/files/"]
+
+
 def test_logs_have_the_name_and_not_the_key(locked, caplog):
     with caplog.at_level("INFO", logger="server"):
         locked.get("/fine", headers={"X-API-Key": "s3cret"})

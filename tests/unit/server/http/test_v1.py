@@ -88,7 +88,7 @@ def app(tiny, engine, observer, monkeypatch):
     names = ["tiny", "dall-e-3", "gpt-image-1"]
     made = SimpleNamespace(generation=generation, schedules=schedules, model_names=names, size="8x8", settings=Settings)
     made.queue_seconds = "0.250"
-    made.names, made.name, made.served = names, "tiny", lambda _: made
+    made.names, made.counted_as, made.served = names, "", lambda _: made
     monkeypatch.setattr(v1.routes.state, "app", made, raising=False)
     yield made
     over.set()
@@ -252,6 +252,54 @@ def test_answers_and_events_say_the_format_of_their_files(app, name):
     assert Image.open(io.BytesIO(base64.b64decode(data))).format == name.upper()
     (event,) = [json.loads(line[6:]) for line in post(stream=True, **wanted).text.splitlines() if line.startswith("data: ")]
     assert (event["output_format"], event["request"]["output_format"], event["b64_json"]) == (name, name, data)
+
+
+class Files:
+    """Keeps what it is given, or raises `fault`: at once where `early`, else when the images are made."""
+
+    def __init__(self, fault=None, early=False):
+        self.fault, self.early, self.kept = fault, early, []
+
+    async def check(self):
+        if self.fault and self.early:
+            raise self.fault
+
+    async def keep(self, data, output_format, until):
+        if self.fault:
+            raise self.fault
+        self.kept.append(data)
+        return f"{until:08x}{len(self.kept):032x}.{output_format}"
+
+
+AWAY = StoreUnavailable("cannot write: away", param="registry")
+
+
+@pytest.mark.parametrize("public", [None, "https://images.example.com/flexi"])
+def test_urls_are_of_kept_files_at_the_address_that_clients_know(app, monkeypatch, public):
+    app.files, kept = (files := Files()), {"file_seconds": 60, "public_url": public}
+    monkeypatch.setattr(app, "settings", SimpleNamespace(max_images=4, **kept))
+    answer = post(response_format="url", n=2).json()
+    assert [data["url"].rpartition("/v1/images/files/")[0] for data in answer["data"]] == [public or "http://test"] * 2
+    assert all(data[1:4] == b"PNG" for data in files.kept)
+    assert len(files.kept) == 2
+    assert (answer["warnings"], answer["expires_at"]) == ([], int(answer["data"][0]["url"].rpartition("/")[2][:8], 16))
+
+
+def test_while_no_file_can_be_kept_urls_are_refused_before_anything_is_spent(app, engine, observer, monkeypatch):
+    app.files = Files(AWAY, early=True)
+    monkeypatch.setattr(app, "settings", SimpleNamespace(max_images=4, file_seconds=60, public_url=None))
+    reply = post(response_format="url")
+    assert (reply.status_code, reply.json()["error"]["param"], observer) == (503, "response_format", [])
+    assert "b64_json" in reply.json()["error"]["message"]
+    assert post().status_code == 200, "whoever wants no URL is not concerned"
+
+
+def test_images_that_are_made_are_answered_whatever_becomes_of_the_store(app, monkeypatch):
+    app.files = Files(AWAY)
+    monkeypatch.setattr(app, "settings", SimpleNamespace(max_images=4, file_seconds=60, public_url=None))
+    answer = post(response_format="url", tier="reference").json()
+    assert answer["data"][0]["url"].startswith("data:image/png;base64,")
+    assert [warning["code"] for warning in answer["warnings"]] == ["file_not_kept"]
 
 
 def test_a_stream_has_no_urls(app):

@@ -4,30 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import time
-from base64 import b64encode
 from collections.abc import Callable
 
 import pytest
-from job_records import answer, job
+from job_records import job
+from job_workers import LIMITS, Worker, takes_the_rest
 from memory_store import MemoryStore
 
 from registry.errors import InvalidInput, NotFound, Overloaded, StoreUnavailable, Unsupported
-from server.access.keys import ANONYMOUS, Key
-from server.api import GenerateRequest
+from server.access.keys import Key
 from server.errors import DeadlineExceeded, GenerationFailed, NotReady, QuotaExceeded
 from server.jobs import job_run, runner
-from server.jobs.job_run import JobRun
-from server.jobs.job_store import ENDED, OPEN, JobStore
-from server.jobs.jobs import JobLimits, Jobs
-from server.jobs.leases import HOLDERS, OtherHolders
+from server.jobs.job_store import ENDED, OPEN
+from server.jobs.jobs import JobLimits
+from server.jobs.leases import HOLDERS
 from server.jobs.leftovers import Leftovers
-from server.jobs.record import ImageJob, JobEnd
-from server.jobs.runner import MAX_ATTEMPTS, JobRunner
+from server.jobs.runner import MAX_ATTEMPTS
 from server.storage.async_store import AsyncStore
-from server.storage.kept_files import FOLDER, KeptFiles
+from server.storage.kept_files import FOLDER
 from server.storage.sweeper import GRACE, Sweeper
-
-LIMITS = JobLimits(most=3, seconds=3600, keep_seconds=3600)
 
 
 class FlakyStore(MemoryStore):
@@ -39,73 +34,6 @@ class FlakyStore(MemoryStore):
         if self.refuses(key):
             raise StoreUnavailable("away", param="registry")
         return super().create(key, data)
-
-
-class Worker:
-    """One of several over a store. Its engine makes a file of each prompt, or does what `engine` does."""
-
-    def __init__(self, store, *, together=4, webhooks=None, clock=time.time, limits=LIMITS):
-        self.asked: list[GenerateRequest] = []
-        self.engine = self.make
-        self.running = asyncio.Event()
-        self.go = asyncio.Event()
-        self.go.set()
-        own = AsyncStore(lambda: store)
-        run = JobRun(self.generate, KeptFiles(own, clock), clock)
-        self.runner = JobRunner(JobStore(own), run, webhooks, together, 30.0, clock)
-        self.jobs = Jobs(JobStore(own), self.runner, run, limits, webhooks is not None, private=True, clock=clock)
-
-    async def generate(self, request, context, gone):
-        gone.close()
-        self.asked.append(request)
-        self.running.set()
-        await self.go.wait()
-        return await self.engine(request, context)
-
-    async def make(self, request, context):
-        return answer(request, context.request_id, [b64encode(request.prompt.encode()).decode()])
-
-    def fails(self, *errors):
-        """With these errors, one after the other; None is no error, and so is what comes after them."""
-        left = [*errors]
-
-        async def engine(request, context):
-            if left and (error := left.pop(0)):
-                raise error
-            return await self.make(request, context)
-
-        self.engine = engine
-
-    async def bring(self, prompt="x", key=ANONYMOUS, webhook=None, idempotency=None, **fields) -> ImageJob | JobEnd:
-        new = self.jobs.new(key, "/generate", GenerateRequest(prompt=prompt, **fields), webhook, True, 1.0)
-        return await self.jobs.add(new, idempotency)
-
-    async def turn(self):
-        await self.runner.look()
-        await self.runner.fill()
-
-    async def end_of(self, kept: ImageJob) -> JobEnd:
-        """Its end, while this worker goes on looking for work."""
-        for _ in range(1000):
-            await self.turn()
-            found = await self.jobs.find(kept.owner.name, kept.id)
-            if isinstance(found, JobEnd) and kept.place not in self.runner._running:
-                return found
-            await asyncio.sleep(0.002)
-        raise AssertionError("it does not end")
-
-    async def die(self):
-        """As a killed process does: nothing is said to anybody."""
-        tasks = [*self.runner._running.values(), *self.runner._delivering.values(), self.runner._beat]
-        for task in filter(None, tasks):
-            task.cancel()
-        await asyncio.sleep(0)
-
-
-def takes_the_rest(worker: Worker) -> Worker:
-    """One that takes a beat that stands still between two looks for a death."""
-    worker.runner._others = OtherHolders(worker.runner._store.store, 0.0)
-    return worker
 
 
 class Hooks:

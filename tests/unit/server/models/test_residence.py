@@ -25,7 +25,7 @@ class Site:
         admission = Admission(max_seconds, pace=1.0)
         self.models = [ServedModel(Path(name), name, (), "balanced", admission.beside()) for name in "abcdef"[: len(sizes)]]
         for model, size in zip(self.models, sizes, strict=True):
-            model.bytes = size << 20
+            model.bytes, model.state = size << 20, "unloaded"
         self.done, self.broken, self.gate = list[str](), set[str](), asyncio.Event()
         self.gate.set()
         self.residence = Residence(self.models, MEMORY, self._load, self._unload)

@@ -51,12 +51,14 @@ class Renderer:
 
     def __init__(self):
         self.specs, self.futures, self.preview, self.keeps, self.pixels = [], [], None, False, GREY
+        self.asked = threading.Event()
 
     def submit(self, specs, preview=None):
         self.specs, self.preview = specs, preview
         self.futures = [Future() for _ in specs]
         if not self.keeps:
             self.finish()
+        self.asked.set()
         return self.futures
 
     def finish(self):
@@ -236,12 +238,15 @@ def streamed(generation, renderer, act, previews=2, context=None, **fields):
         request = GenerateRequest(prompt="x", num_images=2, seed=7, **fields)
         events = []
         renderer.keeps = True
-        asyncio.get_running_loop().call_later(0.01, lambda: asyncio.ensure_future(asyncio.to_thread(act, renderer)))
+        renderer.asked.clear()
+        acting = asyncio.ensure_future(asyncio.to_thread(lambda: renderer.asked.wait(20) and act(renderer)))
         try:
             async for event in generation.stream(request, context or RequestContext("id-1"), previews):
                 events += [event]
         except Exception as error:
             events.append(error)
+        renderer.asked.set()
+        await acting
         return events
 
     return asyncio.run(asyncio.wait_for(go(), 30))
@@ -296,7 +301,8 @@ def test_a_stream_is_measured_and_its_log_line_says_what_it_took(generation, ren
     line = context.log_fields()
     assert len(line.pop("schedule")) == 64
     assert line == {
-        "asked": "reference", "tier": "reference", "arm": None, "images": 2, "size": "8x8", "macs": 20, "predicted_ms": 250.0,
+        "asked": "reference", "tier": "reference", "arm": None, "images": 2, "size": "8x8", "prompt_chunks": 1, "macs": 20,
+        "predicted_ms": 250.0,
         "queue_ms": 2.0, "denoise_ms": 500.0,
     }  # fmt: skip
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from memory_store import MemoryStore
@@ -15,6 +17,7 @@ from registry.errors import InvalidInput
 from registry.schedule import Schedule, Segment
 from server.access.keys import ANONYMOUS
 from server.api import GenerateRequest
+from server.app import prompt_chunks
 from server.experiments.active import ActiveExperiments
 from server.requests.generation import _read_as
 from server.requests.plan import Planner
@@ -114,6 +117,17 @@ def test_a_syntax_is_the_requests_or_else_the_servers(planner, model):
     assert web.syntaxes == ["webui", "plain"]
     assert asyncio.run(web.read(GenerateRequest(prompt="(x)"))).syntax == "webui"
     assert asyncio.run(web.read(GenerateRequest(prompt="(x", prompt_syntax="plain"))).syntax == PLAIN
+
+
+def test_a_setting_that_the_models_prompts_have_no_use_for_is_one_chunk_or_stops_the_start(model):
+    set_to = {"prompt_chunks": MOST, "prompt_syntax": PLAIN}
+    assert prompt_chunks(SimpleNamespace(**set_to), model) == MOST
+    assert prompt_chunks(SimpleNamespace(**set_to | {"prompt_syntax": "webui"}), model) == MOST
+    classes = replace(model, prompts=ClassPrompts(10, model.device))
+    assert prompt_chunks(SimpleNamespace(**set_to), classes) == 1
+    with pytest.raises(InvalidInput, match="must be plain") as refused:
+        prompt_chunks(SimpleNamespace(**set_to | {"prompt_syntax": "webui"}), classes)
+    assert refused.value.param == "prompt_syntax"
 
 
 def test_prompts_that_are_no_texts_have_no_syntax_and_one_chunk(model):

@@ -46,7 +46,7 @@ def planning(model, others=(WIDE, LARGE)):
     schedules = ActiveSchedules(lambda: catalog, model, 4, others)
     Watch(schedules, lambda: catalog).refresh()
 
-    def forecast(program, unet_rows, images, tier, size):
+    def forecast(program, unet_rows, images, tier, size, chunks):
         return float((size or OWN).pixels)
 
     return Planner(schedules, ActiveExperiments(lambda: None, schedules), model, forecast, Settings(), others), schedules

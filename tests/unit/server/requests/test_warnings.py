@@ -162,7 +162,7 @@ def test_a_request_that_names_no_scale_gets_that_of_the_schedule_that_serves(mod
 def test_auto_predicts_each_tier_at_its_own_scale(model):
     """A tier without guidance takes half the rows, so that it keeps a deadline that it would miss with it."""
 
-    def forecast(program, unet_rows, images, tier, size):
+    def forecast(program, unet_rows, images, tier, size, chunks):
         return unet_rows * len(program.steps)
 
     guided = planning(model, {"draft": (3.0,), "best": (3.0,)}, forecast)
