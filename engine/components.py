@@ -59,10 +59,15 @@ def refuse_width(config: dict[str, Any], width: int, of: str) -> None:
 
 
 def _refuse_channels(files: Folder, config: dict[str, Any]) -> None:
-    """Raises `Unsupported` unless the UNet's latents have as many channels going in as coming out, and as the decoder takes."""
+    """Raises `Unsupported` unless the UNet's latents have as many channels going in as coming out, and as the decoder takes.
+
+    An inpainting UNet sees a mask and the latent of the picture around it beside them.
+    """
     channels, made = config["in_channels"], config["out_channels"]
+    if channels == 2 * made + 1 and files.decoder and files.component("text_encoder"):
+        channels = made
     if channels != made:
-        message = f"{channels} in the unet config is not out_channels {made}: inpainting, editing an image and "
+        message = f"{channels} in the unet config is not out_channels {made}: editing an image by instruction and "
         raise Unsupported(message + "a learned variance are not supported", param="in_channels")
     component = files.decoder
     if component is None:

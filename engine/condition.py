@@ -17,7 +17,8 @@ class Condition:
 
     context (rows, tokens, dim): what cross-attention looks at. pooled (rows, dim) and sizes (rows, 6): the added
     conditioning of Stable Diffusion XL, `text_embeds` and `time_ids` in diffusers. labels (rows,): class numbers. guidance
-    (rows, dim): the embedded scale of models that take it as an input, `timestep_cond` in diffusers.
+    (rows, dim): the embedded scale of models that take it as an input, `timestep_cond` in diffusers. picture
+    (rows, 1 + c, h, w): what inpainting UNets see beside the latent: where to paint, and the latent of what is around it.
     """
 
     context: Tensor | None = None
@@ -25,6 +26,7 @@ class Condition:
     sizes: Tensor | None = None
     labels: Tensor | None = None
     guidance: Tensor | None = None
+    picture: Tensor | None = None
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -59,6 +61,12 @@ class Condition:
         told = to_device(torch.tensor([[height, width, 0, 0, height, width]], dtype=self.sizes.dtype), self.sizes.device)
         return replace(self, sizes=told.repeat(len(self.sizes), 1))
 
+    def of_latents(self, height: int, width: int) -> Condition:
+        """The same kind of condition, without numbers in its picture, for latents of this size."""
+        if self.picture is None:
+            return self
+        return replace(self, picture=self.picture.new_empty(*self.picture.shape[:2], height, width))
+
     def to(self, device: torch.device | str) -> Condition:
         """This condition on another device."""
         return self.map(lambda tensor: tensor.to(device))
@@ -69,7 +77,7 @@ class Condition:
 
     @property
     def _fields(self) -> tuple[Tensor | None, ...]:
-        return self.context, self.pooled, self.sizes, self.labels, self.guidance
+        return self.context, self.pooled, self.sizes, self.labels, self.guidance, self.picture
 
 
 def embedded(scale: float, width: int) -> Tensor:

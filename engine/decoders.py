@@ -1,4 +1,4 @@
-"""Latents to images: the last stage, once per image."""
+"""Latents to images: the last stage, once per image; and images to latents, for those that start from one."""
 
 from __future__ import annotations
 
@@ -39,6 +39,12 @@ class Decoder(Protocol):
     def __call__(self, latents: Tensor) -> Tensor:
         """Latents (n, c, h, w) to images (n, channels, H, W), about −1 to 1. What overflows is not finite."""
 
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (n, 3, H, W) from −1 to 1, float32, to latents (n, c, h, w), float32. What overflows is not finite.
+
+        Of an autoencoder that makes a distribution of an image it is the mode: an image has one latent, whatever the seed.
+        """
+
 
 @dataclass
 class Autoencoder(Decoder):
@@ -72,6 +78,16 @@ class Autoencoder(Decoder):
         return True
 
     @override
+    def encode(self, images: Tensor) -> Tensor:
+        config, images = self.vae.config, images.to(self.vae.dtype)
+        encoded = self.vae.encode(images if config.in_channels == 3 else grey(images))
+        latents: Tensor = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
+        mean, std = config.get("latents_mean"), config.get("latents_std")
+        if mean is not None and std is not None:
+            latents = (latents - _per_channel(mean, latents)) / _per_channel(std, latents)
+        return (latents * config.scaling_factor).float()
+
+    @override
     def __call__(self, latents: Tensor) -> Tensor:
         config, latents = self.vae.config, latents.to(self.vae.dtype)
         mean, std = config.get("latents_mean"), config.get("latents_std")
@@ -97,6 +113,7 @@ def _per_channel(numbers: Sequence[float], latents: Tensor) -> Tensor:
 class Pixels(Decoder):
     """Models that denoise pixels: the latent is the image."""
 
+    channels: int = 3
     scale: int = 1
     overflowed: bool = False
 
@@ -105,8 +122,18 @@ class Pixels(Decoder):
         return False
 
     @override
+    def encode(self, images: Tensor) -> Tensor:
+        return images if self.channels == 3 else grey(images)
+
+    @override
     def __call__(self, latents: Tensor) -> Tensor:
         return latents
+
+
+def grey(images: Tensor) -> Tensor:
+    """Images (n, 3, H, W) without their colours, (n, 1, H, W) (ITU-R BT.601, as Pillow has it)."""
+    weights = torch.tensor((0.299, 0.587, 0.114), dtype=images.dtype, device=images.device)
+    return (images * weights.view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
 
 
 class Decoded(NamedTuple):

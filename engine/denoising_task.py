@@ -13,6 +13,7 @@ from engine.fresh_noise import Fresh
 from engine.guidance import OFF
 from engine.image_size import ImageSize
 from engine.program import Need, Program, ProgramStep
+from engine.source import EncodedSource
 
 
 @dataclass(eq=False)
@@ -21,10 +22,12 @@ class DenoisingTask:
 
     guidance: the scale of classifier-free guidance, which takes two UNet rows a step; None for one row without it.
     fresh: the image's noises (c, h, w) by place, for a program of a stochastic solver.
+    source: the image that it starts from, if it does, there by the time it joins the waves; masked: whether it keeps a part of
+    that, which takes a slot.
     size: of the image; None is the model's own. chunks: of its context. deadline: in seconds of the policy's clock. idle: it
     runs only in waves of idle tasks, while no other task is in flight. position: how many of the program's steps have run.
     waits: waves that went by since it last ran. slots: while it is in flight, one for each of its UNet rows, the conditional
-    one first.
+    one first; kept_slot: that of what it keeps.
     latent (c, h, w): the result, once done. error: why it failed, if it did.
     """
 
@@ -40,6 +43,9 @@ class DenoisingTask:
     error: Exception | None = None
     fresh: Fresh | None = None
     chunks: int = 1
+    masked: bool = False
+    source: EncodedSource | None = None
+    kept_slot: int | None = None
 
     def __post_init__(self) -> None:
         self.program = self.program.at(OFF if self.guidance is None else self.guidance)
@@ -48,6 +54,16 @@ class DenoisingTask:
     def unet_rows(self) -> int:
         """How many UNet rows each step takes."""
         return 1 if self.guidance is None else 2
+
+    @property
+    def slot_count(self) -> int:
+        """How many slots it holds while it is in flight."""
+        return self.unet_rows + self.masked
+
+    @property
+    def held(self) -> list[int]:
+        """Those that it holds now."""
+        return [*self.slots, *([] if self.kept_slot is None else [self.kept_slot])]
 
     @property
     def done(self) -> bool:

@@ -74,7 +74,7 @@ def load(
         with ThreadPoolExecutor(1, "fingerprint") as beside:  # hashing lets other threads run
             hashed = beside.submit(files.fingerprint)
             unet = _unet(files, place, torch_dtype)
-            decoder = _decoder(files, plan.pipeline, place, torch_dtype)
+            decoder = _decoder(files, plan.pipeline, plan.unet["out_channels"], place, torch_dtype)
             pixels = (height * decoder.scale, width * decoder.scale)
             prompts = _prompts(files, plan.unet, pixels, place, torch_dtype)
             fingerprint = hashed.result()
@@ -94,7 +94,7 @@ def load(
         decoder=decoder,
         device=torch_device,
         dtype=torch_dtype,
-        latent_shape=(plan.unet["in_channels"], height, width),
+        latent_shape=(plan.unet["out_channels"], height, width),
         notices=plan.notices,
         own_solver=plan.own_solver,
         few_steps=plan.few_steps,
@@ -164,13 +164,13 @@ def _unet(files: Folder, device: torch.device, dtype: torch.dtype) -> UNet:
     return unet.eval().requires_grad_(False)
 
 
-def _decoder(files: Folder, pipeline: Pipeline, device: torch.device, dtype: torch.dtype) -> Decoder:
-    """The autoencoder's decoder, or none for a model that denoises pixels."""
+def _decoder(files: Folder, pipeline: Pipeline, channels: int, device: torch.device, dtype: torch.dtype) -> Decoder:
+    """The autoencoder's decoder, or none for a model that denoises pixels, which have so many channels."""
     import diffusers
 
     component = files.decoder
     if component is None:
-        return Pixels()
+        return Pixels(channels)
     class_name = str(files.component(component))
     if dtype == torch.float16 and files.component("text_encoder_2"):
         # Stable Diffusion XL's overflows; its pipeline upcasts unless told otherwise, and no other reads the setting

@@ -92,18 +92,23 @@ def meta_unet(config: Mapping[str, Any]) -> UNet:
     return unet.eval()
 
 
-def example(config: Mapping[str, Any], tokens: int) -> Condition:
-    """A condition of one row, on the meta device, of the kind that this UNet takes; the context has `tokens` tokens."""
+def example(config: Mapping[str, Any], tokens: int, latent_shape: tuple[int, int, int]) -> Condition:
+    """A condition of one row, on the meta device, of the kind that this UNet takes; the context has `tokens` tokens.
+
+    What goes into the UNet beside latents of `latent_shape` (c, h, w) is a picture.
+    """
     width = context_width(config)
     with torch.device("meta"):
         context = torch.empty(1, tokens, width) if tokens and width is not None else None
         labels = torch.zeros(1, dtype=torch.long) if config.get("num_class_embeds") is not None else None
         embedded = config.get("time_cond_proj_dim")
         guidance = torch.empty(1, int(embedded)) if embedded is not None else None
+        beside = int(config["in_channels"]) - latent_shape[0]
+        picture = torch.empty(1, beside, *latent_shape[1:]) if beside > 0 else None
         if config.get("addition_embed_type") != "text_time":
-            return Condition(context, labels=labels, guidance=guidance)
+            return Condition(context, labels=labels, guidance=guidance, picture=picture)
         pooled = int(config["projection_class_embeddings_input_dim"]) - 6 * int(config["addition_time_embed_dim"])
-        return Condition(context, torch.empty(1, pooled), torch.empty(1, 6), labels, guidance)
+        return Condition(context, torch.empty(1, pooled), torch.empty(1, 6), labels, guidance, picture)
 
 
 def count_steps(config: Mapping[str, Any], latent_shape: tuple[int, int, int], tokens: int) -> StepMacs:
@@ -112,7 +117,7 @@ def count_steps(config: Mapping[str, Any], latent_shape: tuple[int, int, int], t
     Raises `Unsupported` for a UNet that this version cannot run, or that cannot run at this size.
     """
     unet = meta_unet(config)
-    network, condition = UnrolledUNet(unet), example(unet.config, tokens)
+    network, condition = UnrolledUNet(unet), example(unet.config, tokens, latent_shape)
     try:
         return _count_branches(network, latent_shape, condition)
     except BUILD_ERRORS as error:

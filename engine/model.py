@@ -23,6 +23,7 @@ from engine.program import Program, compile_program
 from engine.prompt_syntax import PLAIN, PromptSyntax
 from engine.prompts import Prompts
 from engine.slots import Kind, SlotLayout, SlotMemory, slot_bytes
+from engine.source import pictured
 from engine.unrolled import UnrolledUNet
 from engine.weights import networks
 from registry.errors import InvalidInput
@@ -108,6 +109,11 @@ class Model:
         height, width = latents.shape[-2:]
         return self.other_size(ImageSize(height * self.decoder.scale, width * self.decoder.scale))
 
+    @property
+    def inpaints(self) -> bool:
+        """Whether the UNet sees the picture around what it paints, as those do that were trained to inpaint."""
+        return self._condition.picture is not None
+
     def encode(
         self,
         prompts: Sequence[str],
@@ -120,13 +126,16 @@ class Model:
 
         guidance: the scale of models that embed it; all others look at it elsewhere. chunks: of the context.
         """
-        return self.at_guidance(self.prompts.encode(prompts, chunks, syntax).at(*(size or self.image_size)), guidance)
+        return self._complete(self.prompts.encode(prompts, chunks, syntax), guidance, size)
 
     def negative(
         self, prompts: Sequence[str], size: ImageSize | None = None, chunks: int = 1, syntax: PromptSyntax = PLAIN
     ) -> Condition:
         """Negative prompts to conditions, one row each. Raises `InvalidInput` for a model without classifier-free guidance."""
-        return self.at_guidance(self.prompts.negative(prompts, chunks, syntax).at(*(size or self.image_size)), OFF)
+        return self._complete(self.prompts.negative(prompts, chunks, syntax), OFF, size)
+
+    def _complete(self, condition: Condition, guidance: float, size: ImageSize | None) -> Condition:
+        return pictured(self, self.at_guidance(condition.at(*(size or self.image_size)), guidance), size=size)
 
     def at_guidance(self, condition: Condition, scale: float) -> Condition:
         """The condition with this scale in it, where the UNet takes it as an input; else the condition as it is."""
@@ -149,6 +158,30 @@ class Model:
         if not 0 <= seed < 2**63:
             raise InvalidInput(f"must be between 0 and 2^63 - 1, got {seed}", param="seed")
         return FreshNoise(seed, self.latent_shape_at(size), self.device)
+
+    @torch.inference_mode()
+    def encode_image(self, image: Tensor) -> Tensor:
+        """An image (1, 3, H, W) from −1 to 1 to its latent (c, h, w), float32. Waits for the device.
+
+        Raises `FloatingPointError` where the encoder overflows in the widest type too.
+        """
+        image = to_device(image, self.device)
+        while not (latent := self.decoder.encode(image)[0]).isfinite().all():
+            if not self.decoder.upcast():
+                raise FloatingPointError("the latent of the image is not finite")
+        return latent
+
+    def blank(self, size: ImageSize | None = None) -> Tensor:
+        """The picture (1, 1 + c, h, w) of an inpainting UNet that paints everything, which is encoded once for each size."""
+        if size not in self._blanks:
+            nothing = torch.zeros(1, 3, *(size or self.image_size))
+            latent = self.encode_image(nothing)
+            self._blanks[size] = torch.cat([torch.ones_like(latent[:1]), latent])[None]
+        return self._blanks[size]
+
+    @cached_property
+    def _blanks(self) -> dict[ImageSize | None, Tensor]:
+        return {}
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (n, c, h, w) to images (n, 3, H, W), float32 in [0, 1] on the CPU.
@@ -250,7 +283,7 @@ class Model:
     @cached_property
     def _condition(self) -> Condition:
         """One row of the kind that the network takes, without memory."""
-        return example(self.network.unet.config, self.prompts.tokens)
+        return example(self.network.unet.config, self.prompts.tokens, self.latent_shape)
 
     @cached_property
     def macs(self) -> StepMacs:

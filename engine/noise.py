@@ -40,6 +40,15 @@ class Trajectory:
         """Only these points of it, as if the others were not there."""
         return replace(self, timesteps=self.timesteps[points], alphas=self.alphas[points], sigmas=self.sigmas[points])
 
+    def before(self, other: Trajectory) -> Trajectory:
+        """The points of both, these first, to the other's end."""
+        return replace(
+            other,
+            timesteps=np.concatenate([self.timesteps, other.timesteps]),
+            alphas=np.concatenate([self.alphas, other.alphas]),
+            sigmas=np.concatenate([self.sigmas, other.sigmas]),
+        )
+
 
 class Walk(NamedTuple):
     """How a model's makers walk its noise levels back with one solver; a schedule brings its own spacing and levels.

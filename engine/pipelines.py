@@ -42,7 +42,14 @@ TWO_TEXTS = Pipeline("StableDiffusionXLPipeline", decoder=())
 LATENT = Pipeline("LDMPipeline")
 PIXEL = Pipeline("DDIMPipeline")
 CONSISTENCY = Pipeline("LatentConsistencyModelPipeline")
-_PLAIN = (TEXT, TWO_TEXTS, LATENT, PIXEL, CONSISTENCY, Pipeline("DDPMPipeline"), Pipeline("PNDMPipeline"))
+# They start from an image or from noise; without a mask an inpainting UNet paints everywhere.
+_FROM_IMAGES = (
+    Pipeline("StableDiffusionImg2ImgPipeline", TEXT.scheduler, old_size=64),
+    Pipeline("StableDiffusionInpaintPipeline", {"steps_offset": 1}, old_size=64),
+    Pipeline("StableDiffusionXLImg2ImgPipeline", decoder=()),
+    Pipeline("StableDiffusionXLInpaintPipeline", decoder=()),
+)
+_PLAIN = (TEXT, TWO_TEXTS, LATENT, PIXEL, CONSISTENCY, Pipeline("DDPMPipeline"), Pipeline("PNDMPipeline"), *_FROM_IMAGES)
 SERVED = {pipeline.name: pipeline for pipeline in _PLAIN}
 
 
@@ -75,7 +82,7 @@ def notices(files: Folder) -> list[Notice]:
     if name is not None and name not in SERVED:
         message = f"model_index.json names {name}; it is served as {served.name} would: from noise, with nothing but "
         found.append(Notice("pipeline_served_plainly", f"{message}guidance by the prompt"))
-    required = name is not None and served in (TEXT, CONSISTENCY)  # diffusers' default
+    required = name is not None and served in (TEXT, CONSISTENCY, *_FROM_IMAGES[:2])  # diffusers' default
     if files.component("safety_checker") or files.index.get("requires_safety_checker", required):
         has = "has a safety checker" if files.component("safety_checker") else "requires a safety checker"
         message = f"the model's folder {has}, which is not run: nobody here looks at images before they go out"

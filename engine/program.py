@@ -15,22 +15,25 @@ lands (`engine.fresh_noise`).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
-from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from engine.image_size import ImageSize
-from engine.noise import NoiseLevels, Prediction, Trajectory
+from engine.noise import NoiseLevels, Trajectory
+from engine.solvers import clean_of, updates_of
+from engine.source import EncodedSource
 from registry.corrections import Correction
 from registry.errors import InvalidInput, Unsupported
-from registry.schedule import Schedule
+from registry.schedule import Kind, Schedule
 
 SCALES_KEPT = 64  # of guidance, whose corrected steps a program remembers
-SIGMA_DATA = 0.5  # of latent consistency models: how far images spread
+STARTS_KEPT = 64  # places of the trajectory, whose programs a program remembers
 
 
 class Need(NamedTuple):
@@ -56,7 +59,8 @@ class ProgramStep:
     `index` is its place in the teacher's trajectory; a full step's `branch` says which feature to keep for the partial steps
     after it (0: none), `extrapolation` is the weight with which that is extrapolated (`engine.extrapolation`). The numbers are
     those of the module's two equations; `guidance` is a factor on the request's guidance scale; `noise` is that of the fresh
-    noise that is added, and `lands` the place in the teacher's trajectory whose it is.
+    noise that is added, and `lands` the place in the teacher's trajectory whose it is. `signal` and `sigma` are the level where
+    the step lands, to which what is kept of a source is noised; after the last step it is the source itself, as in diffusers.
     """
 
     index: int
@@ -74,6 +78,8 @@ class ProgramStep:
     extrapolation: float = 0.0
     noise: float = 0.0
     lands: int = 0
+    signal: float = 1.0
+    sigma: float = 0.0
 
     @cached_property
     def need(self) -> Need:
@@ -92,18 +98,46 @@ class Program:
     """What one image of `schedule` runs, in order, from `start` times unit noise. Null steps are left out: the solver jumps.
 
     `steps` hold the schedule's corrections where they are the same at all guidance scales; else `at` a scale gives them.
+    `signal`: of programs that start from an image, what its latent is multiplied with before the noise is added. `fitted`: for
+    each step the number of the computed step whose correction is its own; None where they are all there, one for each.
     """
 
     schedule: Schedule
     steps: tuple[ProgramStep, ...]
     start: float
+    levels: NoiseLevels = field(repr=False, compare=False)
     scale: float | None = None  # whose corrections the steps hold, where they depend on it
+    signal: float = 0.0
+    fitted: tuple[int | None, ...] | None = None
 
     def at(self, guidance: float) -> Program:
         """The program of images of this scale; of a program at a scale, that program itself."""
         if self.schedule.scaled_corrections is None or self.scale is not None:
             return self
         return self._scaled(guidance)
+
+    def starting(self, strength: float) -> Program:
+        """The same for images that start from another one, in the middle: see `first_place`, which raises.
+
+        Its first step lies at that place of the solver's trajectory, where the image is noised to, and is full, as no deep
+        feature is there; the others are the schedule's own behind it. They keep their corrections, though these were fitted on
+        paths from pure noise: measured, that is better than to do without. Only where the first step is none of the schedule's
+        full steps, no correction is its own, and the next full step's deep feature is not extrapolated, as what was reused
+        before it is of another place. A multistep solver begins anew.
+        """
+        return self._started(first_place(self.schedule.solver.teacher_steps, strength))
+
+    def begin(self, noise: Tensor, source: EncodedSource | None) -> Tensor:
+        """The latents that the first step sees, of unit noise and, where it starts from images, of them."""
+        latent = self.start * noise
+        return latent if source is None else latent + self.signal * source.latent
+
+    @property
+    def counts(self) -> dict[Kind, int]:
+        """How many steps of each kind one image takes, null steps included."""
+        counts = Counter[Kind](step.kind for step in self.steps)
+        null = self.schedule.solver.teacher_steps - self.steps[0].index - len(self.steps)
+        return {"full": counts["full"], "partial": counts["partial"], "null": null}
 
     @cached_property
     def _scaled(self) -> Callable[[float], Program]:
@@ -112,10 +146,30 @@ class Program:
         @lru_cache(SCALES_KEPT)
         def program(guidance: float) -> Program:
             corrections = self.schedule.corrections_at(guidance) or ()
-            steps = tuple(corrected(step, by) for step, by in zip(self.steps, corrections, strict=True))
-            return Program(self.schedule, steps, self.start, guidance)
+            return replace(self, steps=_corrected(self.steps, corrections, self.fitted), scale=guidance)
 
         return program
+
+    @cached_property
+    def _started(self) -> Callable[[int], Program]:
+        """`starting` at a place, which remembers."""
+
+        @lru_cache(STARTS_KEPT)
+        def program(place: int) -> Program:
+            return _started(self.schedule, self.levels, place)
+
+        return program
+
+
+def first_place(steps: int, strength: float) -> int:
+    """The first of the trajectory's steps that an image runs which starts from another one: as in diffusers, the last
+    ⌊steps · strength⌋ remain; at least one does, where diffusers raises.
+
+    Raises `InvalidInput` for a strength that is none.
+    """
+    if not 0 < strength <= 1:
+        raise InvalidInput(f"must be above 0 and at most 1, got {strength:g}", param="strength")
+    return steps - max(1, int(steps * strength))
 
 
 def compile_program(schedule: Schedule, levels: NoiseLevels, branches: int) -> Program:
@@ -137,35 +191,62 @@ def compile_program(schedule: Schedule, levels: NoiseLevels, branches: int) -> P
         raise Unsupported("epsilon says nothing at a level without signal (zero terminal SNR)", param="prediction_type")
     if schedule.solver.clip and not levels.clips:
         raise InvalidInput("the makers of this model bound no clean latents; take it away", param="solver.clip")
+    corrections = schedule.corrections or (Correction(),) * len(visited)  # those by scale: `Program.at`
+    plain = solved(schedule, levels, path, [(step.index, step.kind, _kept(schedule, step.index)) for step in visited])
+    return Program(schedule, _corrected(plain, corrections), path.start, levels)
+
+
+def _started(schedule: Schedule, levels: NoiseLevels, place: int) -> Program:
+    """`Program.starting` at a place."""
+    visited = [step for step in schedule.steps() if step.kind != "null"]
+    own, fitted = path_of(schedule, levels), list[int | None](range(len(visited)))
+    path, computed = own, [(step.index, step.kind, _kept(schedule, step.index)) for step in visited]
+    if place:
+        begin = levels.trajectory(schedule.solver).at([place])
+        later = [i for i, step in enumerate(visited) if step.index > place and own.alphas[i] > begin.alphas[0]]
+        same = [i for i, step in enumerate(visited) if (step.index, own.alphas[i]) == (place, begin.alphas[0])]
+        first = next((i for i in same if visited[i].kind == "full"), None)
+        path, fitted = begin.before(own.at(later)), [first, *later]
+        computed = [(place, "full", _kept(schedule, place)), *(computed[i] for i in later)]
+    plain = [replace(step, lands=step.lands - place) for step in solved(schedule, levels, path, computed)]
+    steps = plain if schedule.corrections is None else _corrected(plain, schedule.corrections, fitted)
+    return Program(schedule, tuple(steps), float(path.sigmas[0]), levels, signal=float(path.alphas[0]), fitted=tuple(fitted))
+
+
+def solved(
+    schedule: Schedule, levels: NoiseLevels, path: Trajectory, computed: Sequence[tuple[int, str, int]]
+) -> list[ProgramStep]:
+    """The steps of a path by the schedule's solver, without corrections; computed: place, kind and branch of each point."""
     # In diffusers DDIM and LCM clip as the makers say, DPM-Solver++ where it is asked to, and no other.
     clip = levels.clip if schedule.solver.name in ("ddim", "lcm") or schedule.solver.clip else math.inf
-    if schedule.solver.name == "dpmsolver++":
-        updates = _dpmsolver_2m(path)
-    elif schedule.solver.name == "lcm":
-        updates = _consistency(path, levels.walks["lcm"].boundary)
-    else:
-        updates = _ddim(path, levels.prediction, ancestral=schedule.solver.name == "euler-ancestral")
-    corrections = schedule.corrections or (Correction(),) * len(visited)  # those by scale: `Program.at`
-    steps = []
+    updates = updates_of(schedule.solver, levels, path)
     points = zip(path.timesteps.tolist(), path.alphas.tolist(), path.sigmas.tolist(), strict=True)
-    lands = [*(step.index for step in visited[1:]), schedule.solver.teacher_steps]
-    for step, (timestep, *level), update, correction, place in zip(visited, points, updates, corrections, lands, strict=True):
-        segment = schedule.segments[step.index // schedule.length]
-        branch = segment.branch if segment.partial else 0
-        clean = _clean(levels.prediction, *level)
-        plain = ProgramStep(
-            step.index,
-            step.kind,  # type: ignore[arg-type]  # null was filtered
+    levels_after = [*zip(path.alphas.tolist()[1:], path.sigmas.tolist()[1:], strict=True), (1.0, 0.0)]
+    lands = [*(place for place, _, _ in computed[1:]), schedule.solver.teacher_steps]
+    return [
+        ProgramStep(
+            place,
+            kind,  # type: ignore[arg-type]  # null steps are not computed
             branch,
             timestep,
-            *clean,
+            *clean_of(levels.prediction, *level),
             clip,
             *update[:4],
             noise=update.noise,
-            lands=place,
+            lands=land,
+            signal=after[0],
+            sigma=after[1],
         )
-        steps.append(corrected(plain, correction))
-    return Program(schedule, tuple(steps), path.start)
+        for (place, kind, branch), (timestep, *level), update, land, after in zip(
+            computed, points, updates, lands, levels_after, strict=True
+        )
+    ]
+
+
+def _kept(schedule: Schedule, place: int) -> int:
+    """The branch of the partial steps of the segment that holds this place; 0 where it has none."""
+    segment = schedule.segments[place // schedule.length]
+    return segment.branch if segment.partial else 0
 
 
 def path_of(schedule: Schedule, levels: NoiseLevels) -> Trajectory:
@@ -188,77 +269,14 @@ def corrected(step: ProgramStep, by: Correction) -> ProgramStep:
     )
 
 
-class Update(NamedTuple):
-    """The numbers of the module's second equation, and of the fresh noise."""
-
-    next_x: float
-    next_m: float
-    next_0: float
-    next_1: float
-    noise: float = 0.0
-
-
-def _clean(prediction: Prediction, alpha: float, sigma: float) -> tuple[float, float]:
-    """x₀ from x and the UNet's output m: ε-prediction (x − σm)/α; v-prediction αx − σm (arXiv 2202.00512); sample m."""
-    if prediction == "epsilon":
-        return 1 / alpha, -sigma / alpha
-    return (alpha, -sigma) if prediction == "v_prediction" else (0.0, 1.0)
-
-
-def _noise(prediction: Prediction, alpha: float, sigma: float) -> tuple[float, float]:
-    """ε from x and the UNet's output m: ε-prediction m; v-prediction σx + αm; sample (x − αm)/σ."""
-    if prediction == "epsilon":
-        return 0.0, 1.0
-    return (sigma, alpha) if prediction == "v_prediction" else (1 / sigma, -alpha / sigma)
-
-
-def _ddim(path: Trajectory, prediction: Prediction, ancestral: bool = False) -> list[Update]:
-    """Deterministic DDIM (arXiv 2010.02502, equation 12, η = 0): x′ = α′ x₀ + σ′ ε.
-
-    A jump of any length is the same equation with the next visited level. Only x₀ is clipped, ε is not, as in diffusers.
-    Euler's step x̃′ = x̃ + (σ̃′ − σ̃) ε in the exploding frame, x̃ = x/α and σ̃ = σ/α, is the same: x̃ = x₀ + σ̃ ε, so
-    x̃′ = x₀ + σ̃′ ε, and x′ = α′ x̃′ = α′ x₀ + σ′ ε. Its trajectory differs, its update does not.
-    `ancestral` goes further down and up again with fresh noise (Karras et al. arXiv 2206.00364, section 4, as k-diffusion has
-    it): of σ′ the share s = σ̃′/σ̃ stays the predicted noise, √(1 − s²) is fresh.
-    """
-    levels = [*zip(path.alphas.tolist(), path.sigmas.tolist(), strict=True), path.end]
-    updates = []
-    for level, (alpha_next, sigma_next) in pairwise(levels):
-        noise_x, noise_m = _noise(prediction, *level)
-        share = sigma_next / alpha_next * level[0] / level[1] if ancestral else 1.0
-        kept, fresh = share * sigma_next, math.sqrt(1 - share**2) * sigma_next
-        updates.append(Update(kept * noise_x, kept * noise_m, alpha_next, 0.0, fresh))
-    return updates
-
-
-def _consistency(path: Trajectory, boundary: float) -> list[Update]:
-    """Multistep consistency sampling (arXiv 2310.04378, algorithm 3): x′ = α′ f + σ′ z, and f itself at the end.
-
-    f = c_skip x + c_out x₀ is the consistency function. With τ = `boundary` · timestep and σ_data = ½,
-    c_skip = σ_data²/(τ² + σ_data²) and c_out = τ/√(τ² + σ_data²) (appendix C of it).
-    """
-    levels = [*zip(path.alphas.tolist()[1:], path.sigmas.tolist()[1:], strict=True), path.end]
-    updates = []
-    for timestep, (alpha_next, sigma_next) in zip(path.timesteps.tolist(), levels, strict=True):
-        scaled = boundary * timestep
-        skip, out = SIGMA_DATA**2 / (scaled**2 + SIGMA_DATA**2), scaled / math.hypot(scaled, SIGMA_DATA)
-        updates.append(Update(alpha_next * skip, 0.0, alpha_next * out, 0.0, sigma_next))
-    return updates
-
-
-def _dpmsolver_2m(path: Trajectory) -> list[Update]:
-    """DPM-Solver++(2M), midpoint form (arXiv 2211.01095, algorithm 2).
-
-    With λ = ln(α/σ), h = λ′ − λ, r = (λ − λ_before)/h, φ = −α′(e^{−h} − 1):
-    x′ = (σ′/σ)x + φ(1 + 1/2r)x₀ − (φ/2r)x₀_before.  The first step and the last are first order; the last goes to σ′ = 0,
-    where x′ = x₀.
-    """
-    alphas, sigmas = path.alphas.tolist(), path.sigmas.tolist()
-    lambdas = np.log(path.alphas / path.sigmas).tolist()
-    updates = []
-    for i in range(len(lambdas) - 1):
-        h = lambdas[i + 1] - lambdas[i]
-        phi = -alphas[i + 1] * math.expm1(-h)
-        half = 0.0 if i == 0 else 0.5 * h / (lambdas[i] - lambdas[i - 1])
-        updates.append(Update(sigmas[i + 1] / sigmas[i], 0.0, phi * (1.0 + half), -phi * half))
-    return [*updates, Update(0.0, 0.0, 1.0, 0.0)]
+def _corrected(
+    steps: Sequence[ProgramStep], corrections: Sequence[Correction], fitted: Sequence[int | None] | None = None
+) -> tuple[ProgramStep, ...]:
+    """The steps with their corrections: one each, or as `Program.fitted` says."""
+    if fitted is None:
+        return tuple(corrected(step, by) for step, by in zip(steps, corrections, strict=True))
+    own = [Correction() if number is None else corrections[number] for number in fitted]
+    full = [i for i, step in enumerate(steps) if step.kind == "full"]
+    for i in full[: 1 if fitted[0] is not None else 2]:  # nothing was reused before the first; before the next what it made
+        own[i] = own[i].model_copy(update={"extrapolation": 0.0})
+    return tuple(corrected(step, by) for step, by in zip(steps, own, strict=True))

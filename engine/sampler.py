@@ -9,6 +9,7 @@ from engine.condition import Condition
 from engine.extrapolation import extrapolated
 from engine.fresh_noise import Fresh
 from engine.program import Program
+from engine.source import EncodedSource
 from engine.unrolled import UnrolledUNet
 
 
@@ -30,8 +31,11 @@ def generate(
     negative: Condition | None = None,
     guidance: float = 1.0,
     fresh: Fresh | None = None,
+    source: EncodedSource | None = None,
 ) -> Tensor:
-    """Denoise unit noise (n, c, h, w) by one program. One condition per image. Returns latents (n, c, h, w).
+    """Denoise unit noise (n, c, h, w) by one program, or the images' sources noised with it. One condition per image.
+
+    Returns latents (n, c, h, w).
 
     With `negative` every UNet call has 2n rows: unconditional first, then conditional. Without, guidance is 1, or is in the
     condition. fresh: the images' noises (n, c, h, w) by place, for a program of a stochastic solver.
@@ -39,7 +43,7 @@ def generate(
     double = negative is not None
     condition = Condition.cat([negative, condition]) if negative is not None else condition
     scale = torch.full((len(noise),), guidance, dtype=noise.dtype, device=noise.device)
-    latent, before, feature = program.start * noise, torch.zeros_like(noise), torch.empty(0)
+    latent, before, feature = program.begin(noise, source), torch.zeros_like(noise), torch.empty(0)
     for step in program.at(guidance).steps:
         rows = torch.cat([latent, latent]) if double else latent
         timesteps = torch.full((len(rows),), step.timestep, device=rows.device)
@@ -58,4 +62,6 @@ def generate(
         if step.noise:
             assert fresh is not None, "a stochastic solver takes fresh noise"
             latent = latent + step.noise * fresh(step.lands)
+        if source is not None and source.kept is not None:
+            latent = torch.where(source.kept, step.signal * source.latent + step.sigma * noise, latent)
     return latent

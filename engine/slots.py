@@ -5,6 +5,8 @@ leaves. A slot holds all that the row needs on the device: its condition, its la
 before, and a cached deep feature, of whichever branch the image's current segment reuses: there is room for the largest
 branch's feature, and a smaller one uses a part of it.
 
+An image that keeps a part of a source holds one slot more, for that.
+
 Images of several sizes, and with contexts of several lengths, share one piece of memory: a slot takes the bytes of its own size
 and length, and where it lies any other may lie once it is free (`engine.room`).
 """
@@ -150,6 +152,7 @@ class Slots:
         self, rows: _Rows, layout: SlotLayout, condition: Condition, dtype: torch.dtype, channels_last: bool = False
     ) -> None:
         self._shapes, self._channels_last = layout.features, channels_last
+        condition = condition.of_latents(*layout.latent[1:])
         self._condition = condition.map(lambda row: rows.part(row.shape[1:], _stored(row, dtype)))
         self._latent = rows.part(layout.latent, torch.float32)
         self._clean = rows.part(layout.latent, torch.float32)
@@ -161,6 +164,20 @@ class Slots:
         self._clean[slot] = 0
         for memory, row in zip(self._condition.tensors, condition.tensors, strict=True):
             memory[slot] = row[0]
+
+    def keep_source(self, slot: int, latent: Tensor, noise: Tensor, kept: Tensor) -> None:
+        """Hold in a slot of its own what an image keeps: the source's latent and the image's first noise (c, h, w), and which
+        elements are kept (1, h, w). They lie where other slots have the latent, the clean latent and the feature."""
+        self._latent[slot] = latent
+        self._clean[slot] = noise
+        self._feature[slot, : kept.numel()] = kept.flatten().to(self._feature.dtype)
+
+    def source(self, slots: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What `keep_source` holds: latents and noises (n, c, h, w), and 1 where they are kept, else 0. slots (n,)."""
+        latent, noise = self._latent.index_select(0, slots), self._clean.index_select(0, slots)
+        height, width = latent.shape[-2:]
+        kept = self._feature[:, : height * width].index_select(0, slots).view(-1, 1, height, width)
+        return latent, noise, kept
 
     def latent(self, slot: int) -> Tensor:
         """A copy of one latent (c, h, w)."""
@@ -199,7 +216,9 @@ class Slots:
 def slot_bytes(layout: SlotLayout, condition: Condition, dtype: torch.dtype) -> dict[int, int]:
     """Bytes of one slot for schedules that use no branch but this one; a `SlotMemory` takes the largest of its branches."""
     own = 2 * _aligned(FLOAT32_BYTES * prod(layout.latent))
-    own += sum(_aligned(row[0].numel() * _stored(row, dtype).itemsize) for row in condition.tensors)
+    own += sum(
+        _aligned(row[0].numel() * _stored(row, dtype).itemsize) for row in condition.of_latents(*layout.latent[1:]).tensors
+    )
     return {branch: own + _aligned(dtype.itemsize * prod(shape)) for branch, shape in layout.features.items()}
 
 

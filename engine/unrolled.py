@@ -112,7 +112,7 @@ class UnrolledUNet:
         Returns the prediction (rows, c, h, w) and, for each branch in `keep`, the deep feature that entered its decoder item.
         """
         given = self.given(timesteps, condition)
-        hidden, skips = self._encode(sample, self.branches, given)
+        hidden, skips = self._encode(self._shown(sample, condition), self.branches, given)
         for item in self._middle:
             hidden = item(hidden, given)
         kept: dict[int, Tensor] = {}
@@ -129,7 +129,7 @@ class UnrolledUNet:
         """
         self.check_branch(branch)
         given = self.given(timesteps, condition)
-        _, skips = self._encode(sample, branch, given)
+        _, skips = self._encode(self._shown(sample, condition), branch, given)
         hidden = feature
         for item in range(branch, 0, -1):
             hidden = self._decode(hidden, skips, item, given)
@@ -140,9 +140,14 @@ class UnrolledUNet:
         if not 1 <= branch <= self.branches:
             raise InvalidInput(f"must be between 1 and {self.branches} for this UNet, got {branch}", param="branch")
 
+    def _shown(self, sample: Tensor, condition: Condition) -> Tensor:
+        """What goes into the UNet: the latents, and beside them the pictures of those that have any."""
+        sample = sample.to(self.dtype)
+        return sample if condition.picture is None else torch.cat([sample, condition.picture.to(self.dtype)], dim=1)
+
     def _encode(self, sample: Tensor, items: int, given: Given) -> tuple[Tensor, list[Tensor]]:
         """Run the first encoder items. Returns what the last one made, and the skips of all."""
-        hidden = sample.to(self.dtype)
+        hidden = sample
         skips: list[Tensor] = []
         if self.unet.config["center_input_sample"]:
             hidden = 2 * hidden - 1

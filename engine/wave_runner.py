@@ -127,4 +127,6 @@ def _noisy(tasks: Sequence[DenoisingTask]) -> Iterator[tuple[int, Tensor, float]
         if task.step.noise:
             assert task.fresh is not None, "a stochastic solver takes fresh noise"
             noise = task.fresh(task.step.lands)
+            if task.source is not None and task.source.kept is not None:
+                noise = noise.masked_fill(task.source.kept, 0.0)  # which has its own noise already
             yield from ((slot, noise, task.step.noise) for slot in task.slots)

@@ -1,4 +1,4 @@
-"""The device's part of a wave: gather, UNet, guidance, solver, scatter.
+"""The device's part of a wave: gather, UNet, guidance, solver, blending, scatter.
 
 One function of memory that never moves, the slots and a table, and of fixed shape: nothing in it depends on what the numbers
 are, so it can be captured once and run again for every wave of the shape (`engine.graphs`).
@@ -14,7 +14,19 @@ from torch import Tensor
 from engine.extrapolation import extrapolated
 from engine.slots import Slots
 from engine.unrolled import UnrolledUNet
-from engine.wave_table import CONDITIONAL, EXTRAPOLATION, GUIDANCE, SLOT, TIMESTEP, UNCONDITIONAL, WaveTable
+from engine.wave_table import (
+    CONDITIONAL,
+    EXTRAPOLATION,
+    GUIDANCE,
+    KEEPS,
+    SIGMA,
+    SIGNAL,
+    SLOT,
+    SOURCE,
+    TIMESTEP,
+    UNCONDITIONAL,
+    WaveTable,
+)
 
 
 @dataclass(frozen=True)
@@ -38,13 +50,20 @@ class WaveStep:
             output, features = self.network.partial(latent, timesteps, condition, need.branch, feature), {}
         latent, clean = self.solve(latent, before, self.guide(output))
         reused = [self.extrapolate(features[branch], slot, branch) for branch in kept]
-        for takers, feature in zip(self.table.indices[UNCONDITIONAL + 1 :], reused, strict=True):
+        for takers, feature in zip(self.table.indices[SOURCE + 1 :], reused, strict=True):
             self.slots.keep(takers, feature)
-        self.slots.advance(slot, latent, clean)
+        self.slots.advance(slot, self.blend(latent), clean)
 
     def extrapolate(self, feature: Tensor, slot: Tensor, branch: int) -> Tensor:
         """What rows will reuse of a full step's feature (rows, c, h, w). Rows that keep no such feature ignore it."""
         return extrapolated(feature, self.slots.feature(slot, branch), self.table.numbers[EXTRAPOLATION])
+
+    def blend(self, latent: Tensor) -> Tensor:
+        """The next latents (rows, c, h, w), and in them what rows keep of a source, noised to where the step lands."""
+        slot, numbers = self.table.indices[SOURCE], self.table.numbers[..., None, None, None]
+        source, noise, kept = self.slots.source(slot)
+        kept = kept * numbers[KEEPS] > 0.5  # of the scratch slot nothing, whatever padding has left there
+        return torch.where(kept, (numbers[SIGNAL] * source).addcmul_(numbers[SIGMA], noise), latent)
 
     def guide(self, output: Tensor) -> Tensor:
         """Classifier-free guidance, m = m_∅ + g (m_c − m_∅) (arXiv 2207.12598), for guided and unguided rows alike.

@@ -82,13 +82,19 @@ class Waves(Generic[T]):
     def add(self, task: T, noise: Tensor, condition: Condition, negative: Condition | None = None) -> None:
         """Take in a task for which slots are free; it may join the next wave.
 
-        noise (c, h, w): unit starting noise. condition and, for a guided task, negative: one row each.
+        noise (c, h, w): unit starting noise; a task with a source begins at that, noised as its program says. condition
+        and, for a guided task, negative: one row each.
         """
         conditions = [condition] if negative is None else [condition, negative]
         assert len(conditions) == task.unet_rows, "guidance takes a negative condition, and nothing else does"
-        task.slots = self.slots.take(task.unet_rows, task.size, task.chunks)
+        slots, source = self.slots.take(task.slot_count, task.size, task.chunks), task.source
+        task.slots, task.kept_slot = slots[: task.unet_rows], slots[-1] if task.masked else None
         self.tasks.append(task)  # before the device is asked for anything: if that fails, `cancel` gives the memory back
-        latent = task.program.start * noise
+        latent = task.program.begin(noise, source)
+        if task.kept_slot is not None:
+            assert source is not None, "a masked task has a source"
+            assert source.kept is not None, "and keeps something of it"
+            self.slots.at(task.size).keep_source(task.kept_slot, source.latent, noise, source.kept)
         for slot, row in zip(task.slots, conditions, strict=True):
             self.slots.at(task.size, task.chunks).put(slot, latent, row)
 
@@ -189,8 +195,8 @@ class Waves(Generic[T]):
         return [*self._attempt(tasks[:half], eager=True), *self._attempt(tasks[half:], eager=True)]
 
     def _leave(self, task: T) -> None:
-        self.slots.give_back(task.slots, task.size, task.chunks)
-        task.slots = ()
+        self.slots.give_back(task.held, task.size, task.chunks)
+        task.slots, task.kept_slot = (), None
 
 
 def _finite(latents: Sequence[Tensor]) -> Tensor:

@@ -115,6 +115,10 @@ class SimulatedDecoder:
         """There is nothing to change."""
         return False
 
+    def encode(self, images: Tensor) -> Tensor:
+        """No load starts from images."""
+        raise NotImplementedError
+
     def __call__(self, latents: Tensor) -> Tensor:
         """Latents (n, c, h, w) to images (n, 3, H, W)."""
         self.device.call(DECODING, len(latents))

@@ -18,6 +18,9 @@ MAX_SEED = 2**63 - MAX_IMAGES  # the last image of a request still has a seed of
 MAX_DEADLINE = 24 * 3600 * 1000  # milliseconds
 AUTO = "auto"  # the tier that the server chooses itself
 REF = r"^([0-9]{1,7}|[0-9a-f]{8,64})$"  # never a tier's name: those mean something else tomorrow
+TINY_PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR42mP4DwABAQEAHLCMmQAAAABJRU5ErkJggg=="  # a white pixel
+MAX_UPLOAD = 8 * 2**20  # bytes of an image file
+MAX_BASE64 = (MAX_UPLOAD + 2) // 3 * 4 + 64  # characters of one in base64, with the beginning of a data: URL
 REQUEST_ID = r"^[A-Za-z0-9._-]{1,64}$"
 FileFormat = Literal["png", "jpeg", "webp"]
 LOSSLESS: FileFormat = "png"  # and the default
@@ -56,12 +59,37 @@ WhenServed = Annotated[
 Lossless = Annotated[bool, Field(description="Files that lose nothing: webp can, png always does, jpeg cannot.")]
 
 
+FileText = Annotated[str, Field(max_length=MAX_BASE64, json_schema_extra={"format": "image-file", "examples": [TINY_PNG]})]
+ImageFile = Annotated[
+    FileText | None,
+    Field(
+        description="A PNG, JPEG or WebP file to start from, in base64 or as a data: URL. Without a mask, what is transparent "
+        "is painted anew."
+    ),
+]
+MaskFile = Annotated[
+    FileText | None,
+    Field(description="A file as large as the image: what is white, or transparent, is painted anew, the rest stays."),
+]
+Strength = Annotated[
+    float | None,
+    Field(
+        gt=0,
+        le=1,
+        description="How much is made anew: the share of the steps that run. 0.8 if absent, with a mask 1.",
+    ),
+]
+
+
 def together(**fields: dict[str, JsonValue]) -> dict[str, JsonValue]:
     """JSON Schema for objects that have all of these fields, and each fits its schema."""
     return {"required": list(fields), "properties": dict(fields)}
 
 
-REFUSED = together(tier=GIVEN, schedule=GIVEN)  # what `_fits_together` refuses; BentoML's own document could not hold it
+WITHOUT_IMAGE: list[JsonValue] = [{**together(**{name: GIVEN}), "not": together(image=GIVEN)} for name in ("mask", "strength")]
+REFUSED: dict[str, JsonValue] = {  # what `_fits_together` refuses; BentoML's own document could not hold it
+    "anyOf": [together(tier=GIVEN, schedule=GIVEN), *WITHOUT_IMAGE]
+}
 
 
 class GenerateRequest(RequestBody):
@@ -111,9 +139,15 @@ class GenerateRequest(RequestBody):
         ResponseFormat, Field(description="`images` are files in base64, or URLs from which they can be fetched for a while.")
     ] = "b64_json"
     priority: WhenServed = "normal"
+    image: ImageFile = None
+    mask: MaskFile = None
+    strength: Strength = None
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        for name in ("mask", "strength"):
+            if self.image is None and getattr(self, name) is not None:
+                raise misfit("only with image", name)
         if self.tier is not None and self.schedule is not None:
             raise misfit("give a tier or a schedule, not both", "schedule")
         return self
@@ -154,10 +188,11 @@ class GenerateResponse(BaseModel):
     seed: Annotated[int, Field(description="Of the first image; image i has seed + i.")]
     macs: Annotated[int, Field(description="UNet MACs executed for all images, guidance rows included.")]
     macs_per_image: int
-    relative_cost: Annotated[float, Field(description="MACs relative to the teacher's at the same size.")]
+    relative_cost: Annotated[float, Field(description="MACs relative to the teacher's at the same size, from the same start.")]
     steps: Steps
     predicted_ms: Annotated[float, Field(description="When the images should be there, as predicted on arrival.")]
     queue_ms: Annotated[float, Field(description="Longest wait of an image before the engine took it in.")]
+    strength: Annotated[float | None, Field(description="Of an image that started from another one, else null.")] = None
     denoise_ms: Annotated[float, Field(description="Longest time of an image in the engine, other stages excluded.")]
     warnings: Annotated[list[RequestWarning], Field(description="Wishes that were not met.")] = []
 

@@ -34,6 +34,9 @@ INSTEAD: dict[str, tuple[str, ...]] = {  # the fields that mean the same; a body
     "aspect_ratio height image_size resolution width": ("size",),
     "format image_format": ("output_format",),
     "compression jpeg_quality output_quality": ("output_compression",),
+    "image_url images init_image init_images input_image": ("image",),
+    "denoising_strength image_strength": ("strength",),
+    "mask_image mask_url": ("mask",),
     "safety_identifier session session_id unit user user_id": ("unit", "user"),
 }
 ADVICE = {  # what to do where no field means the same
@@ -48,9 +51,10 @@ ADVICE = {  # what to do where no field means the same
     "style style_preset style_type": "say it in the prompt",
     "enhance_prompt magic_prompt prompt_extend prompt_optimizer prompt_upsampling": "the prompt is taken as it is",
     "override_settings": "leave it out, the server's settings are its operator's; model chooses a model",
-    "control_image controlnet controlnets denoising_strength image image_prompt image_strength image_url images init_image "
-    "init_images input_fidelity input_image ip_adapter_image markup mask mask_image mask_url reference_images strength": (
-        "leave it out, images are made from text only"
+    "denoising_strength image image_strength image_url images init_image init_images input_image mask mask_image mask_url "
+    "strength": ("POST /v1/images/edits and POST /generate start from an image"),
+    "control_image controlnet controlnets image_prompt input_fidelity ip_adapter_image markup reference_images": (
+        "leave it out, an image can be started from, and guides nothing"
     ),
     "adapters cross_attention_kwargs embeddings hypernetwork lora lora_scale lora_weights loras textual_inversion": (
         "a request loads no weights: have a folder served into which they are merged"

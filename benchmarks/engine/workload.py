@@ -82,7 +82,7 @@ class Workload:
             )
             return made.to(self.model.device, self.model.dtype if like.is_floating_point() else like.dtype)
 
-        return example(self.model.network.unet.config, self.model.prompts.tokens).map(numbers)
+        return example(self.model.network.unet.config, self.model.prompts.tokens, self.model.latent_shape).map(numbers)
 
     def program(self, uniform: UniformSchedule, solver: SolverName = "ddim") -> Program:
         """Compiled for the model."""

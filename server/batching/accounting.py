@@ -41,13 +41,14 @@ def count_image(task: ImageTask) -> None:
     """Count steps and MACs twice: as the waves ran them, and as the schedule's document says.
 
     A document without a cost (the teacher made up at start, say) is held to nothing: its MACs count as they ran; and so do
-    those of other sizes than the model's own and of longer contexts than one chunk, which documents tell no cost of.
+    those of other sizes than the model's own and of longer contexts than one chunk, which documents tell no cost of, and of
+    images that start from another one.
     """
     spec, schedule = task.spec, task.spec.program.schedule
-    for kind, steps in schedule.counts().items():
+    for kind, steps in spec.program.counts.items():
         metrics.planned_steps_total.labels(kind, spec.tier).inc(steps)
         metrics.finished_steps_total.labels(kind, spec.tier).inc(task.steps[kind])
-    cost = schedule.cost if spec.size is None and spec.chunks == 1 else None
+    cost = schedule.cost if spec.size is None and spec.chunks == 1 and spec.edit is None else None
     metrics.teacher_macs_total.labels(spec.tier, spec.arm).inc(spec.teacher_macs)
     metrics.planned_macs_total.labels(spec.tier).inc(spec.unet_rows * cost.macs / cost.rows if cost else task.macs)
     metrics.image_macs.labels(spec.tier).observe(task.macs)

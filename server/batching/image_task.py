@@ -17,15 +17,45 @@ from engine.image_size import ImageSize
 from engine.macs import StepMacs
 from engine.program import Need, Program
 from engine.prompt_syntax import PLAIN, PromptSyntax
+from engine.source import SourceImage
 from server.telemetry.metrics import CUSTOM, NO_ARM
 from server.telemetry.tracing import NO_TRACE, ImageTrace
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """What an image starts from, and how much of it is made anew.
+
+    image_key, key: by what the encoded image is kept, and what is around its mask. image, mask: digests of the files.
+    """
+
+    source: SourceImage
+    strength: float
+    image_key: str
+    key: str
+    image: str
+    mask: str
+
+    @property
+    def size(self) -> ImageSize:
+        """Of the image, as of what is made of it."""
+        return ImageSize(*self.source.pixels.shape[:2])
+
+    def program(self, whole: Program) -> Program:
+        """What it runs of a program. What is painted anew with all strength begins at pure noise, as in diffusers.
+
+        Raises `InvalidInput` for a strength that leaves nothing.
+        """
+        from_noise = self.strength == 1 and self.source.painted is not None
+        return whole if from_noise else whole.starting(self.strength)
 
 
 @dataclass(frozen=True)
 class ImageSpec:
     """Everything that decides the image's pixels, and under which names its work is counted and admitted.
 
-    size: None is the model's own. chunks: of the context, as many as the longer of the two prompts takes.
+    size: None is the model's own. chunks: of the context, as many as the longer of the two prompts takes. `edit`: what it
+    starts from, if that is an image; `keeps`: each step blends a part of it in, which takes a slot.
     `key_seconds` bounds the predicted seconds of work that its API key may have in the queue. `previews`: how many previews
     of the unfinished image are wanted. Log lines about it say its `request_id`.
     """
@@ -46,6 +76,8 @@ class ImageSpec:
     request_id: str = ""
     background: bool = False  # somebody wants it, and it waits while there is any other client's work
     idle: bool = False  # only for what the engine does while nobody waits
+    edit: Edit | None = None
+    keeps: bool = False
     embedded: bool = False  # the guidance scale is an input of the UNet, as of latent consistency models
     chunks: int = 1
     syntax: PromptSyntax = PLAIN  # of both prompts
@@ -94,6 +126,7 @@ class ImageTask(DenoisingTask):
     ) -> None:
         guidance = spec.guidance if spec.unet_rows == 2 else None
         super().__init__(spec.program.at(spec.guidance), guidance, spec.size, spec.deadline, spec.yields, chunks=spec.chunks)
+        self.masked = spec.keeps
         self.spec = spec
         self.queued = queued
         self.macs_before = macs_before

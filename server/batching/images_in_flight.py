@@ -89,7 +89,9 @@ class ImagesInFlight:
         metrics.prompt_chunks_total.labels(str(task.chunks)).inc()
         self.leave(task, "ok")
         with suppress(InvalidStateError):  # cancelled this very moment
-            task.future.set_result(task.result(pixels.clone()))  # a batch's memory must not live as long as one of its images
+            task.future.set_result(
+                task.result(_shown(task, pixels))
+            )  # a batch's memory must not live as long as one of its images
 
     def fail(self, tasks: Iterable[ImageTask], error: Exception, doing: str) -> None:
         """These images will not be. `doing`: the work at which they failed; the message says it where the error is not ours."""
@@ -132,7 +134,7 @@ class ImagesInFlight:
         """Hand out preview number `preview` (0-based) of an unfinished image: levels (height, width, 3)."""
         try:
             if task.preview:
-                task.preview(task.spec, preview, pixels.clone())  # as in `finish`
+                task.preview(task.spec, preview, _shown(task, pixels))  # as in `finish`
         except Exception:
             log.exception("a preview failed", extra=log_fields([task]))
 
@@ -154,6 +156,12 @@ class ImagesInFlight:
         self._waves.cancel(task)
         with suppress(ValueError):  # it was still waiting, or is gone
             self._tasks.remove(task)
+
+
+def _shown(task: ImageTask, pixels: Tensor) -> Tensor:
+    """Levels of its own memory, and in them the source's pixels wherever those were to stay."""
+    edit = task.spec.edit
+    return (edit.source.shown_in(pixels) if edit else pixels).clone()
 
 
 def log_fields(tasks: Iterable[ImageTask]) -> dict[str, dict[str, str]]:

@@ -1,4 +1,4 @@
-"""From the queue into the waves: whoever has room there, with the texts encoded."""
+"""From the queue into the waves: whoever has room there, with texts and images encoded."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ class Newcomers:
     def admit(self) -> None:
         """Clients first: where there is no room, other work gives up its place, as much of it as must, and begins anew later.
 
-        One whose text cannot be encoded fails alone. Raises `DeviceLost` and its like.
+        One whose text or image cannot be encoded fails alone. Raises `DeviceLost` and its like.
         """
         yielding, room = self._images.yielding, self._waves.slots.trial()
         for task in yielding:
-            room.give_back(task.slots, task.size, task.chunks)
-        tasks = self._queue.take(lambda task: room.take(task.unet_rows, task.size, task.chunks), BATCH)
+            room.give_back(task.held, task.size, task.chunks)
+        tasks = self._queue.take(lambda task: room.take(task.slot_count, task.size, task.chunks), BATCH)
         withdrawn = list[ImageTask]()
         while yielding and len(self._fitting(tasks)) < len(tasks):
             withdrawn += self._images.withdraw([yielding.pop(0)])
@@ -84,7 +84,7 @@ class Newcomers:
     def _fitting(self, tasks: Sequence[ImageTask]) -> list[ImageTask]:
         """Those for which there is room now, the first ones before the others."""
         room = self._waves.slots.trial()
-        return [task for task in tasks if room.take(task.unet_rows, task.size, task.chunks)]
+        return [task for task in tasks if room.take(task.slot_count, task.size, task.chunks)]
 
     def _encode(self, tasks: Sequence[ImageTask]) -> None:
         start, fitting = monotonic(), self._fitting(tasks)
@@ -93,7 +93,11 @@ class Newcomers:
             tasks = fitting
         if not tasks:
             return
-        conditions, now = self._text_and_vae.encode([task.spec for task in tasks]), monotonic()
+        specs = [task.spec for task in tasks]
+        sources = [self._text_and_vae.source(spec) for spec in specs]
+        for task, source in zip(tasks, sources, strict=True):
+            task.source = source
+        conditions, now = self._text_and_vae.encode(specs), monotonic()
         inputs = ((self._model.noise(task.spec.seed, task.size), *pair) for task, pair in zip(tasks, conditions, strict=True))
         self._images.enter(tasks, inputs)
         for task in tasks:

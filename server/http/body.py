@@ -12,29 +12,38 @@ from pydantic_core import from_json
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive
 
+from server.api import MAX_BASE64
 from server.errors import BodyTooLarge, BodyTooSlow, ClientGone, InvalidJson, UnsupportedMediaType
 
 MAX_BYTES = 128 * 1024  # two prompts of `MAX_PROMPT` characters take up to 12 bytes for each: a surrogate pair as \uD83D\uDE00
+MAX_BYTES_WITH_IMAGES = MAX_BYTES + 2 * MAX_BASE64  # an image and a mask
+EDITS, FORM = "/v1/images/edits", "multipart/form-data"
+WITH_IMAGES = ("/generate", EDITS)
 SECONDS = 30.0  # for all of it, however slowly it drips
 
 
-async def checked(receive: Receive, headers: Headers) -> Receive:
-    """A `receive` that gives the same body again.
+async def checked(receive: Receive, headers: Headers, path: str = "", forms: bool = False) -> Receive:
+    """A `receive` that gives the same body again. `forms`: whether a form may come, to the route that takes any.
 
     Raises `UnsupportedMediaType`, `BodyTooLarge`, `BodyTooSlow`, `InvalidJson`, and `ClientGone` when the rest never comes.
     """
+    form = False
     if headers.get("content-length", "0") != "0" or "transfer-encoding" in headers:
-        _refuse_other_types(headers)
+        form = _refuse_other_types(headers, forms and path == EDITS)
+    limit = MAX_BYTES_WITH_IMAGES if path in WITH_IMAGES else MAX_BYTES
     declared = headers.get("content-length", "")
-    if declared.isdecimal() and int(declared[:20]) > MAX_BYTES:  # before the client sends it, which may wait for a 100
-        raise _too_large()
+    if declared.isdecimal() and int(declared[:20]) > limit:  # before the client sends it, which may wait for a 100
+        raise _too_large(limit)
     try:
         async with asyncio.timeout(SECONDS):
-            whole = await _whole(receive)
+            whole = await _whole(receive, limit)
     except TimeoutError:
         raise BodyTooSlow(f"the body did not come in {SECONDS:g} s", param="body") from None
-    if whole:
-        _refuse_other_json(whole)
+    if whole and not form:
+        if len(whole) > MAX_BYTES:
+            await asyncio.to_thread(_refuse_other_json, whole)
+        else:
+            _refuse_other_json(whole)
     first: list[Message] = [{"type": "http.request", "body": whole, "more_body": False}]
 
     async def again() -> Message:
@@ -43,27 +52,33 @@ async def checked(receive: Receive, headers: Headers) -> Receive:
     return again
 
 
-async def _whole(receive: Receive) -> bytes:
+async def _whole(receive: Receive, limit: int) -> bytes:
     body = bytearray()
     while True:
         message = await receive()
         if message["type"] != "http.request":
             raise ClientGone
         body += message.get("body", b"")
-        if len(body) > MAX_BYTES:
-            raise _too_large()
+        if len(body) > limit:
+            raise _too_large(limit)
         if not message.get("more_body", False):
             return bytes(body)
 
 
-def _refuse_other_types(headers: Headers) -> None:
+def _refuse_other_types(headers: Headers, forms: bool) -> bool:
     """JSON only, and said so. BentoML would read forms and its own binary formats too, none of which this API documents; a
-    web page may send a body without a type, or as a form, to any server that its reader's machine reaches."""
+    web page may send a body without a type, or as a form, to any server that its reader's machine reaches.
+
+    Returns whether it is a form, where forms may come.
+    """
     media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json":
-        raise UnsupportedMediaType(f"the body must be application/json, got {media_type[:64]!r}", param="Content-Type")
+    form = forms and media_type == FORM
+    if media_type != "application/json" and not form:
+        wanted = f"application/json or {FORM}" if forms else "application/json"
+        raise UnsupportedMediaType(f"the body must be {wanted}, got {media_type[:64]!r}", param="Content-Type")
     if (encoding := headers.get("content-encoding", "identity").strip().lower()) != "identity":
         raise UnsupportedMediaType(f"the body must not be encoded, got {encoding[:64]!r}", param="Content-Encoding")
+    return form
 
 
 def _refuse_other_json(body: bytes) -> None:
@@ -73,5 +88,5 @@ def _refuse_other_json(body: bytes) -> None:
         raise InvalidJson(f"invalid JSON: {error}", param="body") from None
 
 
-def _too_large() -> BodyTooLarge:
-    return BodyTooLarge(f"the body is longer than {MAX_BYTES} bytes", param="body")
+def _too_large(limit: int) -> BodyTooLarge:
+    return BodyTooLarge(f"the body is longer than {limit} bytes", param="body")

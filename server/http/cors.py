@@ -49,6 +49,12 @@ class Cors:
             headers = Headers()  # then it only says that answers vary with the origin
         return partial(self._rules.send, send=send, request_headers=headers)
 
+    def takes_forms(self, headers: Headers) -> bool:
+        """Whether a form may come: from no page, or from one that may use the server. Browsers send forms without asking first,
+        and with the page's origin."""
+        origin = headers.get("origin")
+        return origin is None or (self._allowed and self._rules.is_allowed_origin(origin))
+
     def preflight(self, scope: Scope) -> Response | None:
         """The answer to a browser that asks whether a page may send a request, which it does without the page's key.
 

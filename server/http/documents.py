@@ -15,6 +15,8 @@ from pydantic import BaseModel
 
 from server import VERSION
 from server.api import REFUSED, REQUEST_ID, ErrorView, GenerateResponse
+from server.http.body import FORM
+from server.http.edits import FORM_SCHEMA, EditsRequest
 from server.http.openai import ImagesRequest
 from server.http.unit import HEADER, PATTERN
 from server.request_body import RequestBody
@@ -29,7 +31,7 @@ WHY = {
     408: "The body did not come in time",
     409: "Cancelled by DELETE /v1/requests/{request_id}",
     413: "The body is too long",
-    415: "The body is not application/json",
+    415: "The body is of another kind than this route takes",
     429: "The queue is full, or the key's quota is used up",
     500: "A fault of the server, or an object in its store that is not what it should be",
     503: "The server is loading or stopping, or the registry is away",
@@ -83,6 +85,15 @@ UNIT: Object = {  # for the `openapi_extra` of a route
         }
     ]
 }
+EDITS_BODY: Object = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {"schema": {"$ref": REF.format(model=EditsRequest.__name__)}},
+            FORM: {"schema": FORM_SCHEMA},
+        },
+    }
+}
 SECURITY = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
@@ -104,7 +115,7 @@ def document(app: FastAPI, generate: type[RequestBody], narrowed: dict[str, Obje
     schemas: Object = spec["components"]["schemas"]
     for made_by_fastapi in ("HTTPValidationError", "ValidationError"):
         schemas.pop(made_by_fastapi, None)
-    for body in (generate, ImagesRequest):  # not FastAPI's, which rounds the limits of integers to floats
+    for body in (generate, ImagesRequest, EditsRequest):  # not FastAPI's, which rounds the limits of integers to floats
         schemas[body.__name__] = body.published_schema()
         for field in narrowed.keys() & body.model_fields.keys():
             schemas[body.__name__]["properties"][field]["anyOf"][0] |= narrowed[field]

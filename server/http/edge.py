@@ -91,7 +91,7 @@ class Edge:
         fetches = scope["path"].startswith(FILES) and scope["method"] in ("GET", "HEAD")
         context.key = ANONYMOUS if fetches else self._identify(headers)
         if scope["method"] == "POST":
-            receive = await body.checked(receive, headers)
+            receive = await body.checked(receive, headers, scope["path"], self._cors.takes_forms(headers))
         await self._app(_as_get(scope), receive, send)
 
     def _identify(self, headers: Headers) -> Key:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 from starlette.datastructures import Headers
@@ -51,6 +51,7 @@ TIERS: dict[Quality, str] = {
     "xhigh": "best",
     "max": "reference",
 }
+Kind = Literal["image_generation", "image_edit"]  # of the events of a stream
 Made = PreviewMade | ImageMade
 QUALITIES: dict[str, Quality] = {"draft": "low", "fast": "low", "balanced": "medium", "best": "high", "reference": "max"}
 MAX_PREVIEWS = 3
@@ -72,10 +73,11 @@ NO_TOKENS = {  # the official client's type wants them; a diffusion model has no
     "output_tokens": 0,
     "total_tokens": 0,
 }
+KINDS: tuple[Kind, ...] = get_args(Kind)
 EVENT: dict[str, Any] = {  # JSON Schema of a server-sent event
     "type": "object",
     "properties": {
-        "event": {"enum": ["image_generation.partial_image", "image_generation.completed", "error"]},
+        "event": {"enum": [*(f"{kind}.{what}" for kind in KINDS for what in ("partial_image", "completed")), "error"]},
         "data": {"type": "string", "contentMediaType": "application/json"},
     },
     "required": ["event", "data"],
@@ -247,7 +249,7 @@ def answer(made: GenerateResponse, are_urls: bool, created: int | None = None) -
     return ImagesAnswer(**made.model_dump(), data=data, created=created, quality=_quality(made.tier))
 
 
-async def events(first: Made, rest: AsyncGenerator[Made]) -> AsyncGenerator[bytes]:
+async def events(first: Made, rest: AsyncGenerator[Made], kind: Kind) -> AsyncGenerator[bytes]:
     """Server-sent events: `image_generation.partial_image`, `image_generation.completed` for each image, or an error.
 
     Each says what the request's wishes come to, from the first on; the last image's event holds what the whole request took.
@@ -262,13 +264,13 @@ async def events(first: Made, rest: AsyncGenerator[Made]) -> AsyncGenerator[byte
             async for made in _chain(first, rest):
                 body = {**about, "created_at": int(time.time()), "b64_json": made.file, "image_index": made.image}
                 if isinstance(made, PreviewMade):
-                    yield event("image_generation.partial_image", body | {"partial_image_index": made.index})
+                    yield event(f"{kind}.partial_image", body | {"partial_image_index": made.index})
                     continue
                 finished.append(made)
                 body |= {"seed": plan.seed + made.image, "macs": made.result.macs, "usage": NO_TOKENS}
                 if len(finished) == len(plan.specs):
                     body |= {"request": _summary(plan, finished)}
-                yield event("image_generation.completed", body)
+                yield event(f"{kind}.completed", body)
     except FlexiError as error:
         yield event("error", {"error": fault(error) | {"request_id": plan.request_id}})
 

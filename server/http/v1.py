@@ -32,10 +32,12 @@ from server.errors import ClientGone, problem
 from server.experiments.active import ActiveExperiment
 from server.http import files, jobs, openai, probes
 from server.http.context import Context
-from server.http.documents import COMMON, QUEUE, QUEUE_SECONDS, UNIT, WITH_IMAGES, errors
+from server.http.documents import COMMON, EDITS_BODY, QUEUE, QUEUE_SECONDS, UNIT, WITH_IMAGES, errors
+from server.http.edits import edits_request
 from server.http.opening import loaded_app
 from server.http.sse import EventStream
 from server.models.served_model import ServedModel
+from server.requests.context import RequestContext
 from server.requests.running import disconnected, while_wanted
 from server.telemetry import metrics
 from server.telemetry.served import begin as serve_as
@@ -154,6 +156,23 @@ async def images(
     body: openai.ImagesRequest, request: Request, sent: Response, app: LoadedApp, context: Context
 ) -> Response | openai.ImagesAnswer:
     """OpenAI's images API: whole, or as a stream of server-sent events."""
+    return await _made(body, "image_generation", request, sent, app, context)
+
+
+@routes.post(
+    "/v1/images/edits",
+    response_model=openai.ImagesAnswer,
+    responses=EVENTS | errors(*COMMON, *WITH_IMAGES),
+    openapi_extra=UNIT | EDITS_BODY,
+)
+async def image_edits(request: Request, sent: Response, app: LoadedApp, context: Context) -> Response | openai.ImagesAnswer:
+    """OpenAI's image edits: images that start from another one. The answer and the streams are as those of generations."""
+    return await _made(await edits_request(request), "image_edit", request, sent, app, context)
+
+
+async def _made(
+    body: openai.ImagesRequest, kind: openai.Kind, request: Request, sent: Response, app: App, context: RequestContext
+) -> Response | openai.ImagesAnswer:
     served = app.served(body.model)
     generation = served.generation
     serve_as(served.counted_as)
@@ -167,7 +186,7 @@ async def images(
         return openai.answer(made, body.wants_urls)
     stream = generation.stream(wanted, context, body.partial_images or 0)
     first = await while_wanted(anext(stream), [(disconnected(request), ClientGone())])  # so that a refusal has its status
-    return EventStream(openai.events(first, stream))
+    return EventStream(openai.events(first, stream, kind))
 
 
 def _model_view(app: App, served: ServedModel, name: str) -> openai.ModelView:

@@ -71,6 +71,8 @@ class RequestContext:
             "macs": usage.macs,
             "predicted_ms": milliseconds(plan.predicted),
         }
+        if plan.edit:
+            fields["strength"] = plan.edit.strength
         if plan.warnings:
             fields["warnings"] = [warning.code for warning in plan.warnings]  # their messages repeat what was sent
         if usage.images:

@@ -189,6 +189,8 @@ class Generation:
             "schedule": plan.entry.digest,
             "software": self._software,
         }
+        if edit := spec.edit:
+            parameters |= {"strength": str(edit.strength), "image": edit.image} | ({"mask": edit.mask} if edit.mask else {})
         if unmet := of_the_image(plan.warnings):
             parameters["warnings"] = ",".join(unmet)
         with tracing.span("file"):
@@ -254,6 +256,7 @@ def response(plan: Plan, results: Collection[ImageResult], files: list[str]) -> 
         predicted_ms=milliseconds(plan.predicted),
         queue_ms=milliseconds(usage.queue_seconds),
         denoise_ms=milliseconds(usage.denoise_seconds),
+        strength=plan.edit.strength if plan.edit else None,
         warnings=said(plan.warnings),
     )
 

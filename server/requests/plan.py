@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import secrets
 from collections.abc import Callable, Collection, Sequence
@@ -17,10 +18,11 @@ from registry.errors import InvalidInput
 from registry.tiers import REFERENCE
 from server.access.keys import Key
 from server.api import AUTO, BACKGROUND, GenerateRequest
-from server.batching.image_task import ImageSpec, preview_places
+from server.batching.image_task import Edit, ImageSpec, preview_places
 from server.config import Settings
 from server.requests import warnings
 from server.requests.assignment import Assigner, Assignment
+from server.requests.editing import wished
 from server.requests.image_file import ImageFormat
 from server.requests.prompt_pair import PromptPair, PromptReader
 from server.telemetry import metrics
@@ -49,6 +51,11 @@ class Plan:
     relative_cost: float
     assignment: Assignment | None = None
     warnings: tuple[Notice, ...] = ()
+
+    @property
+    def edit(self) -> Edit | None:
+        """What its images start from, if they do."""
+        return self.specs[0].edit
 
     @property
     def request_id(self) -> str:
@@ -114,9 +121,10 @@ class Planner:
         name the field.
         """
         arrived = monotonic() if arrived is None else arrived
-        size = self._size(request)
+        size, edit, unmet = await self._start(request)
         prompts = await self.prompts.read(request)
-        entry, assignment, unmet = await self._choose(request, request_id, prompts)
+        entry, assignment, unchosen = await self._choose(request, request_id, prompts, edit)
+        unmet += unchosen
         guidance = self._guidance(request, entry)
         if guidance > OFF and not self._model.prompts.guides:
             raise InvalidInput("this model has no guidance: leave it out, or say 1", param="guidance_scale")
@@ -126,7 +134,10 @@ class Planner:
             unmet.append(warnings.size_not_validated(size, measured_sizes(entry.schedule, self._model.image_size)))
         if prompts.prompt != request.prompt:
             unmet.append(warnings.prompt_ignored())
-        steps = len(entry.program.steps)
+        program, whole = (edit.program(entry.program) if edit else entry.program), entry.schedule.solver.teacher_steps
+        if edit and edit.strength * whole < 1:
+            unmet.append(warnings.one_step_runs(edit.strength, whole))
+        steps = len(program.steps)
         if (made := len(preview_places(steps, previews))) < previews:
             unmet.append(warnings.fewer_previews(previews, made, steps))
         image_format = ImageFormat(request.output_format, request.output_compression, request.lossless)
@@ -134,7 +145,7 @@ class Planner:
         if assignment and assignment.arm:
             metrics.assignment_total.labels(assignment.experiment.name, assignment.arm).inc()
         first = ImageSpec(
-            program=entry.program,
+            program=program,
             prompt=prompts.prompt,
             negative=prompts.negative,
             guidance=guidance,
@@ -147,13 +158,15 @@ class Planner:
             key_seconds=key.queue_seconds,
             previews=previews,
             request_id=request_id,
+            edit=edit,
+            keeps=edit is not None and edit.source.painted is not None and not self._model.inpaints,
             embedded=self._model.embeds_guidance,
             background=request.priority == BACKGROUND,
             chunks=prompts.chunks(rows),
             syntax=prompts.syntax,
         )
-        macs = self._model.macs_at(first.size, first.chunks).of_program(entry.program, first.unet_rows)
-        relative_cost = self._schedules.relative_cost(entry, first.size, first.chunks)
+        macs = self._model.macs_at(first.size, first.chunks).of_program(program, first.unet_rows)
+        relative_cost = self._schedules.relative_cost(entry, first.size, first.chunks, edit.program if edit else None)
         first = replace(first, teacher_macs=round(macs / relative_cost))
         specs = [replace(first, seed=first.seed + i) for i in range(request.num_images)]
         return Plan(
@@ -161,7 +174,7 @@ class Planner:
             entry=entry,
             specs=specs,
             macs=len(specs) * macs,
-            predicted=self._predicted(request, entry, prompts),
+            predicted=self._predicted(request, entry, prompts, edit),
             image_format=image_format,
             size=size,
             relative_cost=relative_cost,
@@ -177,18 +190,28 @@ class Planner:
             raise InvalidInput(f"this server makes {made}: leave size out, or say auto", param="size")
         return asked[request.size]
 
+    async def _start(self, request: GenerateRequest) -> tuple[ImageSize, Edit | None, list[Notice]]:
+        """The size of the request's images, what they start from, and what is to be said of that."""
+        size = self._size(request)
+        if request.image is None:
+            return size, None, []
+        wish = await asyncio.to_thread(wished, request, self.sizes, self._model.decoder.scale)
+        stretched = [] if wish.stretched is None else [warnings.aspect_changed(wish.stretched, wish.size)]
+        return wish.size, wish.edit, stretched
+
     def _guidance(self, request: GenerateRequest, entry: ActiveSchedule) -> float:
         """The scale that the request gets from a schedule."""
         asked = request.guidance_scale
         return self.default_guidance.of(entry) if asked is None else meant(asked)
 
-    def _predicted(self, request: GenerateRequest, entry: ActiveSchedule, prompts: PromptPair) -> float:
+    def _predicted(self, request: GenerateRequest, entry: ActiveSchedule, prompts: PromptPair, edit: Edit | None) -> float:
         rows = self._model.rows(self._guidance(request, entry))
-        size = self._model.other_size(self._size(request))
-        return self._forecast(entry.program, rows, request.num_images, entry.label, size, prompts.chunks(rows))
+        size = self._model.other_size(edit.size if edit else self._size(request))
+        program = edit.program(entry.program) if edit else entry.program
+        return self._forecast(program, rows, request.num_images, entry.label, size, prompts.chunks(rows))
 
     async def _choose(
-        self, request: GenerateRequest, request_id: str, prompts: PromptPair
+        self, request: GenerateRequest, request_id: str, prompts: PromptPair, edit: Edit | None
     ) -> tuple[ActiveSchedule, Assignment | None, list[Notice]]:
         """The schedule that the request names, or what its tier means, as an experiment on it says; and unmet wishes.
 
@@ -198,7 +221,7 @@ class Planner:
         if request.schedule is not None:
             entry = await self._schedules.find(request.schedule)
             return entry, None if in_background else self._assigner.bypassed(entry.digest), []
-        tier, unmet = self._tier(request, prompts)
+        tier, unmet = self._tier(request, prompts, edit)
         if in_background:
             return tier, None, unmet
         entry, assignment = self._assigner.assign(tier, request.unit, request_id)
@@ -206,7 +229,7 @@ class Planner:
             unmet.append(warnings.arm_not_served(assignment.experiment.name, assignment.arm))
         return entry, assignment, unmet
 
-    def _tier(self, request: GenerateRequest, prompts: PromptPair) -> tuple[ActiveSchedule, list[Notice]]:
+    def _tier(self, request: GenerateRequest, prompts: PromptPair, edit: Edit | None) -> tuple[ActiveSchedule, list[Notice]]:
         """What the request's tier means, before any experiment (who is enrolled must not depend on the arm), and unmet wishes.
 
         `auto` with a deadline means the dearest tier below the teacher that should keep it, or the cheapest when none
@@ -222,7 +245,7 @@ class Planner:
         if not offers:
             return self._schedules.tier(REFERENCE), [warnings.no_tier_served()]
         for offer in reversed(offers):
-            if self._predicted(request, offer, prompts) <= _deadline(request):
+            if self._predicted(request, offer, prompts, edit) <= _deadline(request):
                 return offer, []
         return offers[0], [warnings.deadline_at_risk(offers[0].label, request.deadline_ms)]
 

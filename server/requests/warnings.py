@@ -27,6 +27,8 @@ FEWER_PREVIEWS = "fewer_previews"
 COMPRESSION_IGNORED = "compression_ignored"
 LOSSLESS_IGNORED = "lossless_ignored"
 FILE_NOT_KEPT = "file_not_kept"
+ASPECT_CHANGED = "aspect_changed"
+ONE_STEP_RUNS = "one_step_runs"
 
 # What tells of a request and not of its pixels: it is in the answer, and not in the files.
 NOT_OF_THE_IMAGE = {
@@ -138,6 +140,18 @@ def of_the_format(wanted: ImageFormat) -> list[Notice]:
 def file_not_kept() -> Notice:
     """The images are made, and the store does not take them any more."""
     return Notice(FILE_NOT_KEPT, "response_format: the store did not take the files: the URLs are data: URLs, which hold them")
+
+
+def aspect_changed(came: ImageSize, size: ImageSize) -> Notice:
+    """The image to start from has other proportions than what is made of it."""
+    what = f"it is {came} and was stretched to {size}: send it in these proportions, or name a size that has its own"
+    return Notice(ASPECT_CHANGED, f"image: {what}")
+
+
+def one_step_runs(strength: float, steps: int) -> Notice:
+    """The strength is less than one of the schedule's steps."""
+    what = f"{strength:g} is less than one of the schedule's {steps} steps, of which the last runs"
+    return Notice(ONE_STEP_RUNS, f"strength: {what}")
 
 
 def of_the_image(warnings: Sequence[Notice]) -> list[str]:

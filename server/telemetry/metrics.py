@@ -70,7 +70,9 @@ request_seconds = ModelHistogram(
     "flexi_request_seconds", "Time from a valid request to its answer.", ["tier", "arm", "outcome"], buckets=SECONDS
 )
 stage_seconds = ModelHistogram(
-    "flexi_stage_seconds", "Time in a stage: queue and denoise per image, encode, decode and file per batch.", ["stage"],
+    "flexi_stage_seconds",
+    "Time in a stage: queue, denoise and vae_encode per image, encode, decode and file per batch.",
+    ["stage"],
     buckets=SECONDS,
 )  # fmt: skip
 forecast_ratio = ModelHistogram(
@@ -111,6 +113,12 @@ decoder_upcast = ModelGauge(
     "flexi_decoder_upcast", "1 while the decoder runs in a wider type because it overflowed in the one that was set.",
     multiprocess_mode="livemax",
 )  # fmt: skip
+source_cache_bytes = ModelGauge(
+    "flexi_source_cache_bytes", "Memory of the device for encoded images that edits started from.", multiprocess_mode="livesum"
+)
+source_latents_total = ModelCounter(
+    "flexi_source_latents_total", "Encoded images that edits asked for, by whether they were kept: hit or miss.", ["cache"]
+)
 cuda_graphs = ModelGauge(
     "flexi_cuda_graphs", "CUDA graphs: kinds and sizes of waves that are one launch.", multiprocess_mode="livesum"
 )

@@ -26,6 +26,9 @@ LOOKUPS = 2  # at work in the registry at once; nobody waits for them but other 
 WAITING = 16  # lookups that wait for those; the next one is refused
 
 
+Begun = Callable[[Program], Program]
+
+
 @dataclass(frozen=True)
 class ActiveSchedule:
     """A schedule ready to run. `tier` is None when a request named the schedule itself.
@@ -195,14 +198,19 @@ class ActiveSchedules:
         schedule, version, _ = self._open_catalog().resolve(ref)
         return replace(self.compiled(schedule), version=version)
 
-    def relative_cost(self, entry: ActiveSchedule, size: ImageSize | None, chunks: int = 1) -> float:
+    def relative_cost(
+        self, entry: ActiveSchedule, size: ImageSize | None, chunks: int = 1, begun: Begun | None = None
+    ) -> float:
         """Its MACs over those of the teacher in force, both at this size and with so many chunks of context.
 
-        It differs a little, as attention's share does.
+        It differs a little, as attention's share does. begun: what both run of their programs, where they start from an image.
         """
-        if size is None and chunks == 1:
+        if size is None and chunks == 1 and begun is None:
             return entry.relative_cost
-        return self._model.macs_at(size, chunks).relative(entry.program, self._tiers[REFERENCE].program)
+        ours, teachers = entry.program, self._tiers[REFERENCE].program
+        if begun is not None:
+            ours, teachers = begun(ours), begun(teachers)
+        return self._model.macs_at(size, chunks).relative(ours, teachers)
 
     def _rated(self, entry: ActiveSchedule, teacher: ActiveSchedule) -> ActiveSchedule:
         return replace(entry, relative_cost=self._model.macs.relative(entry.program, teacher.program))

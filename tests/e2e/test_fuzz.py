@@ -18,17 +18,17 @@ from pathlib import Path
 import httpx
 import pytest
 from api_keys import keys
+from places import ROOT
 from served import PATIENCE, SETTINGS, publish
 
 from examples.launch import serving
 from registry.stores.address import open_store
 
 CONFIG = Path(__file__).with_name("schemathesis.toml")
-HOOKS = Path(__file__).parents[1] / "support" / "fuzz_hooks.py"
 ARGUMENTS = os.environ.get("FUZZ", "--workers 4 --phases fuzzing --max-examples 50 --seed 1")
 LEAST = int(os.environ.get("FUZZ_LEAST", "200"))  # requests
 FEW = ("--workers", "4", "--phases", "fuzzing", "--max-examples", "20", "--seed", "1")  # where nearly all are refused
-IMAGES = ("--include-path", "/generate", "--include-path", "/v1/images/generations")
+IMAGES = ("--include-path-regex", "^/generate$|^/v1/images/")
 DEAREST = {"prompt": "red heart", "tier": "reference", "num_images": 4}
 SERVED = 'flexi_http_responses_total{status="200"}'  # without the probes
 
@@ -125,8 +125,8 @@ def fuzz(document: object, folder: Path, *arguments: str) -> int:
     """How many requests were made."""
     command = [sys.executable, "-m", "schemathesis.cli", "--config-file", str(CONFIG), "run", str(document), *arguments]
     command += ["--no-color", "--generation-database", "none", "--continue-on-failure"]
-    environment = {**os.environ, "SCHEMATHESIS_HOOKS": str(HOOKS)}
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
+    hooks = {"SCHEMATHESIS_HOOKS": "fuzz_hooks", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'support'}"}
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=os.environ | hooks)
     sys.stdout.write(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
     return int(re.search(r"(\d[\d,]*) generated", done.stdout)[1].replace(",", ""))

@@ -1,7 +1,8 @@
-"""What schemathesis cannot read in /docs.json: JSON Schema has no words for brackets that fit together.
+"""What schemathesis has to be told (SCHEMATHESIS_HOOKS), for JSON Schema has no words for it.
 
-tests/e2e/test_fuzz.py names this file in the environment. A request whose prompts weigh words gets prompts without brackets, so
-that being allowed still means being answered; what brackets that do not fit come to is tested where they are read.
+Strings of the format `image-file` are image files: others are refused, as they should be. Forms are left to
+tests/e2e/test_edits.py. A request whose prompts weigh words gets prompts without brackets, so that being allowed still means
+being answered: what brackets that do not fit together come to is tested where they are read.
 """
 
 from __future__ import annotations
@@ -9,8 +10,18 @@ from __future__ import annotations
 from typing import Any
 
 import schemathesis
+from hypothesis import strategies as st
+
+from server.api import TINY_PNG
 
 BRACKETS = str.maketrans("()[]", "....")
+
+schemathesis.openapi.format("image-file", st.sampled_from([TINY_PNG, f"data:image/png;base64,{TINY_PNG}"]))
+
+
+@schemathesis.hook
+def before_load_schema(context: Any, raw_schema: dict[str, Any]) -> None:
+    raw_schema["paths"]["/v1/images/edits"]["post"]["requestBody"]["content"].pop("multipart/form-data")
 
 
 @schemathesis.hook

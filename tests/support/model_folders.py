@@ -72,6 +72,13 @@ def sd(folder: Path, unet: Mapping[str, Any]) -> Path:
     return folder
 
 
+def inpainting(folder: Path, unet: Mapping[str, Any]) -> Path:
+    """Stable Diffusion 1 whose UNet sees a mask and the picture around it."""
+    sd(folder, {**unet, "in_channels": 9})
+    change(folder / "model_index.json", _class_name="StableDiffusionInpaintPipeline")
+    return folder
+
+
 def sdxl(folder: Path, unet: Mapping[str, Any]) -> Path:
     """Stable Diffusion XL."""
     torch.manual_seed(0)

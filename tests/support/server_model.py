@@ -44,6 +44,9 @@ class FakeText(Prompts):
 class ThreeChannels(Pixels):
     """Its images are three channels of the latent."""
 
+    def encode(self, images: Tensor) -> Tensor:
+        return torch.cat([images, images.mean(dim=1, keepdim=True)], dim=1)
+
     def __call__(self, latents: Tensor) -> Tensor:
         return 2 * latents[:, :3].sigmoid() - 1
 

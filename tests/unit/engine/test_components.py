@@ -93,7 +93,7 @@ def test_the_folder_is_whole_until_it_is_spoilt(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("unet", "param"),
     [
-        ({"in_channels": 9}, "in_channels"),  # inpainting
+        ({"in_channels": 10}, "in_channels"),
         ({"in_channels": 8}, "in_channels"),  # InstructPix2Pix
         ({"out_channels": 8}, "in_channels"),  # learned variance
         ({"in_channels": 3, "out_channels": 3}, "in_channels"),  # the autoencoder has 4

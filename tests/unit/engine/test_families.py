@@ -290,7 +290,7 @@ def test_real_sizes_are_counted_as_torch_counts_diffusers_own_forward(name: str)
     config, macs = counted(name)
     latent, tokens, parameters = REAL[name]
     assert macs.parameters == parameters
-    unet, one = meta_unet(config), example(config, tokens)
+    unet, one = meta_unet(config), example(config, tokens, latent)
     named = {"encoder_hidden_states": one.context} if tokens else {}
     if one.pooled is not None:
         named["added_cond_kwargs"] = {"text_embeds": one.pooled, "time_ids": one.sizes}  # type: ignore[dict-item]

@@ -254,7 +254,6 @@ def test_a_safety_checker_that_nobody_runs_is_said_once(
         ({"unet_ema": ["diffusers", "UNet2DConditionModel"]}, "component_not_run", "unet_ema"),
         ({"add_watermarker": True}, "watermark_not_added", "watermark"),
         ({"_class_name": "StableDiffusionPAGPipeline"}, "pipeline_served_plainly", "StableDiffusionPAGPipeline"),
-        ({"_class_name": "StableDiffusionImg2ImgPipeline"}, "pipeline_served_plainly", "StableDiffusionImg2ImgPipeline"),
         ({"_class_name": ["my_pipeline", "MyPipeline"]}, "pipeline_served_plainly", "MyPipeline"),
     ],
 )

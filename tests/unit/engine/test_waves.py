@@ -32,6 +32,7 @@ from engine.room import Room
 from engine.sampler import generate
 from engine.schedulers import noise_levels
 from engine.slots import Shape, SlotLayout, SlotMemory, slot_bytes
+from engine.source import EncodedSource
 from engine.unrolled import UnrolledUNet
 from engine.waves import Waves
 from registry.schedule import ModelRef, Schedule, Segment, Solver, SolverName
@@ -46,6 +47,7 @@ CONTEXTS = torch.randn(2, 1, CHUNKS * 5, 6, generator=torch.Generator().manual_s
 WANTED, UNWANTED = (Condition(context[:, :5]) for context in CONTEXTS)
 LONG, UNLONG = map(Condition, CONTEXTS)
 Job = tuple[Schedule, int, float | None]  # schedule, seed, guidance
+Edit = tuple[float, bool]  # the strength, and whether half of the source is kept
 OTHERS = (ImageSize(4, 8), ImageSize(12, 8), ImageSize(8, 16))  # beside 8×8, of latents
 
 
@@ -81,9 +83,12 @@ def noise(seed: int, size: ImageSize | None = None) -> Tensor:
     return torch.randn(latent_of(size), generator=torch.Generator().manual_seed(seed))
 
 
-def task_of(job: Job, size: ImageSize | None = None, chunks: int = 1) -> DenoisingTask:
-    schedule, _, guidance = job
-    return DenoisingTask(program_of(schedule), guidance, size, chunks=chunks)
+def source_of(seed: int, size: ImageSize | None, masked: bool) -> EncodedSource:
+    """Another latent than the noise; of a masked one the left half is kept, and one element on the right."""
+    latent = noise(seed + 100, size)
+    kept = torch.zeros(1, *latent.shape[1:], dtype=torch.bool)
+    kept[..., : latent.shape[2] // 2], kept[0, 0, -1] = True, True
+    return EncodedSource(latent, kept if masked else None)
 
 
 def conditions(guidance: float | None, chunks: int = 1) -> tuple[Condition, Condition | None]:
@@ -91,9 +96,18 @@ def conditions(guidance: float | None, chunks: int = 1) -> tuple[Condition, Cond
     return wanted, None if guidance is None else unwanted
 
 
-def join(waves: Waves, job: Job, size: ImageSize | None = None, chunks: int = 1) -> DenoisingTask:
+def task_of(job: Job, size: ImageSize | None = None, chunks: int = 1, edit: Edit | None = None) -> DenoisingTask:
+    schedule, seed, guidance = job
+    if edit is None:
+        return DenoisingTask(program_of(schedule), guidance, size, chunks=chunks)
+    strength, masked = edit
+    program, source = program_of(schedule).starting(strength), source_of(seed, size, masked)
+    return DenoisingTask(program, guidance, size, chunks=chunks, masked=masked, source=source)
+
+
+def join(waves: Waves, job: Job, size: ImageSize | None = None, chunks: int = 1, edit: Edit | None = None) -> DenoisingTask:
     """Take a job in."""
-    task = task_of(job, size, chunks)
+    task = task_of(job, size, chunks, edit)
     waves.add(task, noise(job[1], size), *conditions(task.guidance, chunks))
     return task
 
@@ -123,11 +137,15 @@ def features_of(network: UnrolledUNet, size: ImageSize | None = None) -> Mapping
     return COUNTED[size]
 
 
-def plain(network: UnrolledUNet, job: Job, size: ImageSize | None = None, chunks: int = 1) -> Tensor:
+def plain(network: UnrolledUNet, job: Job, size: ImageSize | None = None, chunks: int = 1, edit: Edit | None = None) -> Tensor:
     """What the plain loop makes of the same task, alone."""
     schedule, seed, guidance = job
+    program, source = program_of(schedule), None
+    if edit is not None:
+        program, one = program.starting(edit[0]), source_of(seed, size, edit[1])
+        source = EncodedSource(one.latent[None], None if one.kept is None else one.kept[None])
     given = *conditions(guidance, chunks), guidance or 1.0
-    return generate(network, program_of(schedule), noise(seed, size)[None], *given)[0]
+    return generate(network, program, noise(seed, size)[None], *given, source=source)[0]
 
 
 def longest_wait(tasks: list[DenoisingTask], place: int, limit: int) -> int:
@@ -151,6 +169,7 @@ class Traffic(RuleBasedStateMachine):
         super().__init__()
         self.network = network
         self.jobs: dict[DenoisingTask, Job] = {}
+        self.edits: dict[DenoisingTask, Edit | None] = {}
         self.due: dict[DenoisingTask, int] = {}
         self.now = 0
 
@@ -196,18 +215,28 @@ class Traffic(RuleBasedStateMachine):
         which=st.integers(0, len(OTHERS)),
         deadline=st.sampled_from((math.inf, 0.01, 0.03)),
         chunks=st.integers(1, CHUNKS),
+        edit=st.none() | st.tuples(st.sampled_from((1.0, 0.7, 0.4)), st.booleans()),
     )
     def join(
-        self, schedule: Schedule, seed: int, guidance: float | None, copies: int, which: int, deadline: float, chunks: int
+        self,
+        schedule: Schedule,
+        seed: int,
+        guidance: float | None,
+        copies: int,
+        which: int,
+        deadline: float,
+        chunks: int,
+        edit: Edit | None,
     ) -> None:
+        edit = edit if edit and int(schedule.solver.teacher_steps * edit[0]) else None
         size, chunks = self.sizes[which % len(self.sizes)], min(chunks, self.chunks)
         for copy in range(copies):
             job = (schedule, seed + copy, guidance)
-            if not self.waves.slots.trial().take(task_of(job).unet_rows, size, chunks):
+            if not self.waves.slots.trial().take(task_of(job, size, chunks, edit).slot_count, size, chunks):
                 return
-            task = join(self.waves, job, size, chunks)
+            task = join(self.waves, job, size, chunks, edit)
             task.deadline = deadline
-            self.jobs[task] = job
+            self.jobs[task], self.edits[task] = job, edit
             self._expect(task)
 
     @precondition(lambda self: self.jobs)
@@ -240,7 +269,7 @@ class Traffic(RuleBasedStateMachine):
     def _places(self, task: DenoisingTask) -> Iterator[tuple[int, int]]:
         """The bytes that its slots are."""
         each = self.slot_bytes[task.size, task.chunks]
-        return ((slot * each, (slot + 1) * each) for slot in task.slots)
+        return ((slot * each, (slot + 1) * each) for slot in task.held)
 
     def _expect(self, task: DenoisingTask) -> None:
         wait = longest_wait(self.waves.tasks, self.waves.tasks.index(task), self.limit)
@@ -262,7 +291,7 @@ class Traffic(RuleBasedStateMachine):
             elif task.done:
                 job = self.jobs.pop(task)
                 del self.due[task]
-                want = plain(self.network, job, task.size, task.chunks)
+                want = plain(self.network, job, task.size, task.chunks, self.edits[task])
                 torch.testing.assert_close(task.latent, want, rtol=0, atol=ATOL)
             else:
                 self._expect(task)
@@ -407,6 +436,25 @@ def test_graphs_are_captured_for_no_more_rows_than_there_are_slots_for(network: 
         most = slots.most(size, chunks)
         assert max(sizes) == dense(8).padded(min(most, 8)), "what is padded to it may come"
     assert min(max(sizes) for sizes in rows.values()) < 8
+
+
+def test_images_with_and_without_a_source_share_waves_and_end_as_alone(network: UnrolledUNet) -> None:
+    """As captured graphs, beside padding that has left what is not finite in the scratch slot."""
+    waves = waves_of(network, capacity=12, buckets=Buckets((4, 8)), graphs=FakeGraphs())
+    list(waves.prepare({2}))
+    waves.slots.at()._feature[0] = waves.slots.at()._latent[0] = math.nan
+    edits: list[Edit | None] = [None, (0.5, False), (0.5, True), (1.0, True)]
+    job = (schedule_of(PARTIAL, PARTIAL), 0, 3.0)
+    tasks = [join(waves, job, edit=edit) for edit in edits]
+    assert waves.slots.free == 12 - 4 * 2 - 2, "a slot more for what is kept"
+    rows = [wave.unet_rows for wave in iter(waves.tick, None) if wave.captured]
+    assert rows[0] == 8
+    for task, edit in zip(tasks, edits, strict=True):
+        torch.testing.assert_close(task.latent, plain(network, job, edit=edit), rtol=0, atol=ATOL)
+        if edit and edit[1]:
+            source = source_of(0, None, masked=True)
+            assert torch.equal(task.latent.where(source.kept, 0), source.latent.where(source.kept, 0))
+    assert waves.slots.free == 12
 
 
 def test_a_smaller_size_takes_its_own_bytes_and_a_larger_one_the_place_of_several(network: UnrolledUNet) -> None:

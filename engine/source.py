@@ -1,0 +1,87 @@
+"""An image to start from: as it comes, and as the engine holds it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from engine.condition import Condition
+from engine.device import to_device
+from engine.image_size import ImageSize
+
+if TYPE_CHECKING:
+    from engine.model import Model
+
+
+@dataclass(frozen=True, eq=False)
+class SourceImage:
+    """One image at the size of what is to be made of it, on the CPU.
+
+    pixels (H, W, 3): levels, uint8. painted (H, W), bool: where it is to be painted anew; None is everywhere.
+    """
+
+    pixels: Tensor
+    painted: Tensor | None = None
+
+    @property
+    def whole(self) -> Tensor:
+        """As autoencoders take it: (1, 3, H, W), float32, from −1 to 1."""
+        return (self.pixels.float() / 127.5 - 1).movedim(-1, 0)[None]
+
+    @property
+    def around(self) -> Tensor:
+        """The same with grey where it is to be painted."""
+        return torch.zeros_like(self.whole) if self.painted is None else self.whole.masked_fill(self.painted, 0.0)
+
+    def shown_in(self, levels: Tensor) -> Tensor:
+        """Levels (H, W, 3) of what was made of it, with its own pixels wherever it was not to be painted."""
+        return levels if self.painted is None else torch.where(self.painted[..., None], levels, self.pixels)
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedSource:
+    """Of one image, or of n images that are denoised together (a dimension more in front).
+
+    latent (c, h, w): the encoded image. kept (1, h, w), bool: which of its elements every step gets back, noised to the level
+    where it lands (latent blending, as diffusers' inpainting pipeline does it with a UNet of four channels; RePaint, arXiv
+    2201.09865, equation 8, without its resampling); None where all may change, or where the UNet is shown what is to stay.
+    """
+
+    latent: Tensor
+    kept: Tensor | None = None
+
+
+def kept_of(model: Model, image: SourceImage) -> Tensor | None:
+    """What an `EncodedSource` of it keeps: elements of the latent whose first pixel is not to be painted, as in diffusers."""
+    if image.painted is None or model.inpaints:
+        return None
+    return to_device(~_reduced(model, image.painted), model.device)
+
+
+def pictured(model: Model, condition: Condition, picture: Tensor | None = None, size: ImageSize | None = None) -> Condition:
+    """The condition of an inpainting UNet with a picture (1, 1 + c, h, w) in each row; without one, it paints everywhere.
+
+    Of any other model it is the condition as it is.
+    """
+    if not model.inpaints:
+        return condition
+    picture = model.blank(size) if picture is None else picture
+    assert condition.context is not None, "inpainting UNets without a text are refused at load"
+    return replace(condition, picture=picture.expand(len(condition.context), -1, -1, -1))
+
+
+def picture_of(model: Model, image: SourceImage, around: Tensor) -> Tensor:
+    """What an inpainting UNet sees of an image beside the latent: 1 where it paints, and the latent of what is around it.
+
+    around (c, h, w): of `SourceImage.around`. Returns (1, 1 + c, h, w).
+    """
+    painted = torch.ones(1, *around.shape[1:], dtype=torch.bool) if image.painted is None else _reduced(model, image.painted)
+    return torch.cat([to_device(painted.to(around.dtype), around.device), around])[None]
+
+
+def _reduced(model: Model, painted: Tensor) -> Tensor:
+    """A mask (H, W) at the latent's size: (1, h, w). The nearest pixel counts, which is the first of each square."""
+    return painted[None, :: model.decoder.scale, :: model.decoder.scale]

@@ -1,0 +1,103 @@
+"""OpenAI's image edits: a form, as its clients send it, or the same fields as JSON."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from typing import Annotated, Any
+
+from pydantic import Field, JsonValue, ValidationError
+from pydantic_core import from_json
+from starlette.datastructures import FormData, Headers, UploadFile
+from starlette.formparsers import MultiPartException
+from starlette.requests import Request
+from typing_extensions import override
+
+from registry.document import first_fault
+from registry.errors import InvalidInput
+from server.api import MAX_UPLOAD, FileText, GenerateRequest, MaskFile, Strength
+from server.errors import BodyTooLarge
+from server.http.body import FORM
+from server.http.openai import ImagesRequest
+
+FILES = ("image", "mask")
+NUMBERS = ("n", "seed", "output_compression", "partial_images", "deadline_ms", "guidance_scale", "strength")
+MAX_FIELDS = 64
+MAX_TEXT = 128 * 1024  # bytes of a field that is no file
+SWITCHES: dict[str, JsonValue] = {"true": True, "false": False}
+FORM_SCHEMA: dict[str, JsonValue] = {  # in JSON Schema; the other fields are those of the JSON body, as texts
+    "type": "object",
+    "properties": {
+        "image": {"type": "string", "format": "binary"},
+        "mask": {"type": "string", "format": "binary"},
+        "prompt": {"type": "string", "minLength": 1},
+    },
+    "required": ["image", "prompt"],
+}
+
+
+class EditsRequest(ImagesRequest):
+    """`POST /v1/images/edits`: `POST /v1/images/generations` from an image. `strength` is this server's own, as `seed` is."""
+
+    image: Annotated[FileText, Field(min_length=1, description="The file to start from. Transparent parts are painted anew.")]
+    mask: MaskFile = None
+    strength: Strength = None
+
+    @override
+    def generate_request(self, names: Any, max_images: int, headers: Headers) -> GenerateRequest:
+        request = super().generate_request(names, max_images, headers)
+        return request.model_copy(update={"image": self.image, "mask": self.mask, "strength": self.strength})
+
+
+async def edits_request(request: Request) -> EditsRequest:
+    """What a request's body says, whichever kind it is. Raises `InvalidInput` naming the field."""
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() == FORM:
+        try:
+            async with request.form(max_files=8, max_fields=MAX_FIELDS, max_part_size=MAX_TEXT) as form:
+                said = await _fields(form)
+        except MultiPartException as error:
+            raise InvalidInput(error.message, param="body") from None
+    else:
+        body = await request.body()
+        if not body:
+            raise InvalidInput("must be a JSON object or a form", param="body")
+        said = from_json(body)
+    try:
+        return EditsRequest.model_validate(said)
+    except ValidationError as error:
+        fault = first_fault(error)
+        raise InvalidInput(fault.text, param=fault.param or "body") from None
+
+
+async def _fields(form: FormData) -> dict[str, Any]:
+    """The form's fields as JSON would have them: files in base64, numbers and switches as such."""
+    fields = dict[str, Any]()
+    for name, value in form.multi_items():
+        if name.removesuffix("[]") == "image" and ("image" in fields or name == "image[]"):
+            if "image" in fields:
+                raise InvalidInput("this server starts from one image: several cannot be combined", param="image")
+            name = "image"
+        if isinstance(value, UploadFile):
+            if name not in FILES:
+                raise InvalidInput("a file where none is taken", param=name[:64])
+            fields[name] = await _base64(value, name)
+        elif name in FILES:
+            fields[name] = value
+        elif name in NUMBERS:
+            fields[name] = _number(value)
+        else:
+            fields[name] = SWITCHES.get(value, value) if name == "stream" else value
+    return fields
+
+
+async def _base64(file: UploadFile, name: str) -> str:
+    if (file.size or 0) > MAX_UPLOAD:
+        raise BodyTooLarge(f"must be a file of at most {MAX_UPLOAD // 2**20} MiB", param=name)
+    return b64encode(await file.read()).decode()
+
+
+def _number(text: str) -> object:
+    """The number, or the text where it is none: then the field's own refusal says so."""
+    try:
+        return from_json(text, allow_inf_nan=False)
+    except ValueError:
+        return text
