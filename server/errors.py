@@ -6,7 +6,7 @@ import math
 
 from starlette.responses import JSONResponse
 
-from registry.errors import FlexiError, InvalidInput, Overloaded
+from registry.errors import Conflict, FlexiError, InvalidInput, Overloaded
 
 
 class NotReady(FlexiError):
@@ -103,7 +103,7 @@ def fault(error: FlexiError) -> dict[str, str | None]:
 def problem(error: FlexiError) -> JSONResponse:
     """The answer that says it. The edge adds the request id."""
     response = JSONResponse({"error": fault(error)}, status_code=error.status)
-    if isinstance(error, Cancelled | DeadlineExceeded):
+    if isinstance(error, Cancelled | Conflict | DeadlineExceeded):
         response.headers["X-Should-Retry"] = "false"  # the official openai client would try again, which nobody wants
     if (seconds := getattr(error, "retry_after", None)) is not None:
         response.headers["Retry-After"] = str(math.ceil(seconds))

@@ -124,6 +124,8 @@ service.add_asgi_middleware(OwnProbes, routes=v1.routes)
 async def docs() -> dict[str, Any]:
     """The OpenAPI document, instead of BentoML's own: this route comes before it."""
     narrowed: dict[str, dict[str, Any]] = {"n": {"maximum": settings.max_images}}
+    if settings.webhook_secret is None:
+        narrowed["webhook"] = {"maxLength": 0}  # all are refused
     if app := getattr(v1.routes.state, "app", None):
         sizes = ["auto", *map(str, app.generation.planner.sizes)]
         syntaxes: list[Any] = list(app.generation.planner.prompts.syntaxes)

@@ -17,6 +17,7 @@ from server import VERSION
 from server.api import REFUSED, REQUEST_ID, ErrorView, GenerateResponse
 from server.http.body import FORM
 from server.http.edits import FORM_SCHEMA, EditsRequest
+from server.http.job_request import FITTING, JobRequest
 from server.http.openai import ImagesRequest
 from server.http.unit import HEADER, PATTERN
 from server.request_body import RequestBody
@@ -29,7 +30,7 @@ WHY = {
     403: "The schedule is not signed by a trusted key",
     404: "There is no such thing",
     408: "The body did not come in time",
-    409: "Cancelled by DELETE /v1/requests/{request_id}",
+    409: "Cancelled by DELETE /v1/requests/{request_id}; or of a job, its Idempotency-Key came with another one before",
     413: "The body is too long",
     415: "The body is of another kind than this route takes",
     429: "The queue is full, or the key's quota is used up",
@@ -115,11 +116,12 @@ def document(app: FastAPI, generate: type[RequestBody], narrowed: dict[str, Obje
     schemas: Object = spec["components"]["schemas"]
     for made_by_fastapi in ("HTTPValidationError", "ValidationError"):
         schemas.pop(made_by_fastapi, None)
-    for body in (generate, ImagesRequest, EditsRequest):  # not FastAPI's, which rounds the limits of integers to floats
+    for body in (generate, ImagesRequest, EditsRequest, JobRequest):  # not FastAPI's, which rounds the limits of integers
         schemas[body.__name__] = body.published_schema()
         for field in narrowed.keys() & body.model_fields.keys():
             schemas[body.__name__]["properties"][field]["anyOf"][0] |= narrowed[field]
     schemas[generate.__name__]["not"] = REFUSED
+    schemas[JobRequest.__name__] |= FITTING
     spec["paths"] |= _of_bentoml()
     for operations in spec["paths"].values():
         for operation in operations.values():

@@ -65,7 +65,7 @@ def url_of(app: App, request: Request, file_id: str) -> str:
 @router.get(
     FILES + "{file_id}", response_class=Response, responses=ANSWERS | errors(400, 404, *COMMON), openapi_extra={"security": []}
 )
-async def file(
+async def kept_file(
     file_id: Annotated[str, Path(pattern=FILE_ID)], request: Request, app: Annotated[App, Depends(loaded_app)]
 ) -> Response:
     """An image file of an answer with URLs, until its time is over. It needs no API key: its name is the secret."""

@@ -7,7 +7,7 @@ from base64 import b64encode
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Path, Query, Response
-from pydantic import BaseModel, Field, JsonValue, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from starlette.requests import Request
 
 from registry.document import first_fault
@@ -19,18 +19,16 @@ from server.http import openai
 from server.http.context import Context
 from server.http.documents import COMMON, UNIT, errors
 from server.http.files import url_of
+from server.http.job_request import JobRequest
 from server.http.opening import loaded_app
 from server.http.unit import unit_of
-from server.jobs.addresses import MAX_URL
 from server.jobs.jobs import digest_of
 from server.jobs.record import JOB_ID, Endpoint, ImageJob, JobEnd
-from server.request_body import RequestBody
 
 router = APIRouter(prefix="/v1/jobs")
 IDEMPOTENCY = "Idempotency-Key"
 IDEMPOTENCY_PATTERN = r"^([!-~][ -~]{0,254})?$"
 MAX_PAGE = 100
-BODIES: dict[str, Any] = {"anyOf": [{"$ref": f"#/components/schemas/{name}"} for name in ("Generate", "ImagesRequest")]}
 HEADERS: dict[str, Any] = {  # for the `openapi_extra` of the route that takes jobs
     "parameters": [
         *UNIT["parameters"],
@@ -44,19 +42,6 @@ HEADERS: dict[str, Any] = {  # for the `openapi_extra` of the route that takes j
 }
 LOCATION = {"Location": {"description": "Of the job.", "required": True, "schema": {"type": "string"}}}
 KEPT: dict[int | str, dict[str, Any]] = {202: {"description": "The job is kept", "headers": LOCATION}}
-
-
-class JobRequest(RequestBody):
-    """A request of one of the two routes that make images, to be served when there is nothing more urgent."""
-
-    endpoint: Annotated[Endpoint, Field(description="Whose `body` it is.")] = "/generate"
-    body: Annotated[
-        dict[str, JsonValue],
-        Field(description="What that route takes, without `stream`; its deadline_ms runs from now.", json_schema_extra=BODIES),
-    ]
-    webhook: Annotated[
-        str | None, Field(max_length=MAX_URL, description="A URL that is called when the job has ended, signed.")
-    ] = None
 
 
 class JobView(BaseModel):
@@ -94,10 +79,10 @@ JobId = Annotated[str, Path(pattern=JOB_ID)]
 @router.post(
     "",
     status_code=202,
-    responses=KEPT | errors(*COMMON, 400, 403, 404, 408, 413, 415, 429),
+    responses=KEPT | errors(*COMMON, 400, 403, 404, 408, 409, 413, 415, 429),
     openapi_extra=HEADERS,
 )
-async def add(body: JobRequest, request: Request, response: Response, app: LoadedApp, context: Context) -> JobView:
+async def add_job(body: JobRequest, request: Request, response: Response, app: LoadedApp, context: Context) -> JobView:
     """Have images made when there is nothing more urgent, even if this connection or this server ends."""
     key = context.key or ANONYMOUS
     idempotency = request.headers.get(IDEMPOTENCY)
@@ -114,7 +99,7 @@ async def add(body: JobRequest, request: Request, response: Response, app: Loade
 
 
 @router.get("", responses=errors(400, *COMMON))
-async def page(
+async def list_jobs(
     request: Request,
     app: LoadedApp,
     context: Context,
@@ -127,13 +112,13 @@ async def page(
 
 
 @router.get("/{job_id}", responses=errors(400, 404, *COMMON))
-async def find(job_id: JobId, request: Request, app: LoadedApp, context: Context) -> JobView:
+async def find_job(job_id: JobId, request: Request, app: LoadedApp, context: Context) -> JobView:
     """How far a job is, and its images, if it is done. Jobs of other API keys are not found."""
     return await _view(app, request, await app.jobs.find((context.key or ANONYMOUS).name, job_id))
 
 
 @router.delete("/{job_id}", responses=errors(400, 404, *COMMON))
-async def cancel(job_id: JobId, request: Request, app: LoadedApp, context: Context) -> JobView:
+async def cancel_job(job_id: JobId, request: Request, app: LoadedApp, context: Context) -> JobView:
     """Cancel a job, wherever it runs. One that has ended stays as it is."""
     return await _view(app, request, await app.jobs.cancel((context.key or ANONYMOUS).name, job_id))
 

@@ -96,7 +96,7 @@ class Jobs:
     async def add(self, job: ImageJob, idempotency: tuple[str, bytes] | None = None) -> ImageJob | JobEnd:
         """Keep a job, and return it; or the one that the same idempotency key has brought before.
 
-        idempotency: the key, and what was asked, in bytes. Raises `StoreUnavailable`, and `InvalidInput` where the key has come
+        idempotency: the key, and what was asked, in bytes. Raises `StoreUnavailable`, and `Conflict` where the key has come
         with something else.
         """
         if idempotency:
@@ -104,7 +104,7 @@ class Jobs:
             place = hashlib.sha256(asked.encode()).hexdigest()
             meant = await self._store.remember(job.owner.name, place, Idempotence(job_id=job.id, digest=digest))
             if meant.digest != digest:
-                raise InvalidInput("it came with another job before: take a new one", param="Idempotency-Key")
+                raise Conflict("it came with another job before: take a new one", param="Idempotency-Key")
             job = job.model_copy(update={"id": meant.job_id})
             if known := await self._store.find(job.place):
                 return known

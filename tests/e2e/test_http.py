@@ -97,9 +97,8 @@ def test_other_content_types(client, path, headers):
     assert error_of(reply, 415, "Content-Type")["code"] == "unsupported_media_type"
 
 
-@pytest.mark.parametrize("path", GENERATES)
-def test_a_body_past_the_limit(client, path):
-    reply = client.post(path, json={"prompt": "x" * 200_000})
+def test_a_body_past_the_limit(client):
+    reply = client.post("/v1/images/generations", json={"prompt": "x" * 200_000})
     assert error_of(reply, 413, "body")["code"] == "body_too_large"
 
 

@@ -158,7 +158,7 @@ def test_a_job_of_an_openai_body_is_answered_as_the_route_would_have_answered(cl
     assert kept.headers["location"] == f"/v1/jobs/{job['id']}"
     assert client.post("/v1/jobs", json=asked, headers={"Idempotency-Key": "order 17"}).json()["id"] == job["id"]
     other = client.post("/v1/jobs", json={"body": {"prompt": "another"}}, headers={"Idempotency-Key": "order 17"})
-    assert (other.status_code, other.json()["error"]["param"]) == (400, "Idempotency-Key")
+    assert (other.status_code, other.json()["error"]["param"]) == (409, "Idempotency-Key")
     done = ended_job(client, job["id"])
     whole = api.images.generate(prompt=PROMPT, quality="low", n=2, output_format="webp", extra_body={"seed": 5}).model_dump()
     assert (done["state"], done["error"]) == ("succeeded", None)

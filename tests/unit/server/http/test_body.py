@@ -14,7 +14,7 @@ from server.http import body
 from server.http.openai import ImagesRequest
 
 
-def read(*chunks, ends=True, **headers):
+def read(*chunks, ends=True, path="", forms=False, **headers):
     """What the application reads of a body that comes in these chunks."""
     given = Headers({name.replace("_", "-"): value for name, value in ({"transfer_encoding": "chunked"} | headers).items()})
     messages = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
@@ -26,7 +26,7 @@ def read(*chunks, ends=True, **headers):
         return messages.pop(0)
 
     async def go():
-        again = await body.checked(receive, given)
+        again = await body.checked(receive, given, path, forms)
         return await again()
 
     return asyncio.run(go())
@@ -81,6 +81,18 @@ def test_compressed_bodies():
 
 def test_too_long():
     assert refused(*[b" " * 1024] * (body.MAX_BYTES // 1024 + 1)) == (413, "body_too_large")
+
+
+def test_only_routes_that_start_from_images_take_long_bodies_and_one_of_them_forms():
+    text = json.dumps({"image": "A" * (2 * body.MAX_BYTES)}).encode()
+    for path in body.WITH_IMAGES:
+        assert read(text, path=path, content_type="application/json")["body"] == text
+        assert refused(*[b" " * 2**20] * 22, path=path) == (413, "body_too_large")
+    assert refused(text, path="/v1/images/generations") == (413, "body_too_large")
+    form = {"content_type": "multipart/form-data; boundary=x"}
+    assert read(b"--x--", path=body.EDITS, forms=True, **form)["body"] == b"--x--"
+    for path, forms in ((body.EDITS, False), ("/generate", True), ("/v1/images/generations", True)):
+        assert refused(b"--x--", path=path, forms=forms, **form) == (415, "unsupported_media_type")
 
 
 @pytest.mark.parametrize("length", [body.MAX_BYTES + 1, 10**30])

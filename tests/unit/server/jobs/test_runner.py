@@ -11,7 +11,7 @@ from job_records import job
 from job_workers import LIMITS, Worker, takes_the_rest
 from memory_store import MemoryStore
 
-from registry.errors import InvalidInput, NotFound, Overloaded, StoreUnavailable, Unsupported
+from registry.errors import Conflict, InvalidInput, NotFound, Overloaded, StoreUnavailable, Unsupported
 from server.access.keys import Key
 from server.errors import DeadlineExceeded, GenerationFailed, NotReady, QuotaExceeded
 from server.jobs import job_run, runner
@@ -212,12 +212,13 @@ def test_while_the_store_is_away_what_is_done_waits_and_nothing_is_made_twice(st
     asyncio.run(go())
 
 
+@pytest.mark.parametrize("webhook", [None, "http://127.0.0.1/done"])
 @pytest.mark.parametrize("here", [True, False], ids=["its own worker", "another worker"])
-def test_a_cancelled_job_stops_wherever_it_runs(store, here):
+def test_a_cancelled_job_stops_wherever_it_runs(store, here, webhook):
     async def go():
-        worker, other = Worker(store), Worker(store)
+        worker, other = (Worker(store, webhooks=Hooks()) for _ in range(2))
         worker.go.clear()
-        kept = await worker.bring()
+        kept = await worker.bring(webhook=webhook)
         await worker.turn()
         await worker.running.wait()
         end = await (worker if here else other).jobs.cancel("anonymous", kept.id)
@@ -280,7 +281,7 @@ def test_an_idempotency_key_means_one_job_also_at_the_same_time_and_on_several_w
         many = await asyncio.gather(*(worker.bring(idempotency=("k", b"same")) for worker in workers for _ in range(3)))
         assert len({job.id for job in many}) == 1
         assert len(keys(store, OPEN)) == 1
-        with pytest.raises(InvalidInput, match="Idempotency-Key"):
+        with pytest.raises(Conflict, match="Idempotency-Key"):
             await workers[0].bring(idempotency=("k", b"other"))
         assert (await workers[0].bring(idempotency=("k2", b"other"))).id != many[0].id
         assert (await workers[0].bring(key=Key("anna", None, None), idempotency=("k", b"other"))).owner.name == "anna"
