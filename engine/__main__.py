@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from math import inf, prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -91,7 +90,7 @@ def generate(
     from engine.importing.lora import parse_lora
     from engine.prompts import NoPrompts
 
-    added = read_loras(model, [parse_lora(text) for text in lora or ()])  # before the weights, which take longer
+    added = read_loras(model, [parse_lora(text) for text in lora]) if lora else []  # before the weights, which take longer
     loaded = adapted(loading.load(model, device, dtype, name, compiled=compiled), added)
     shown_size = asked_size or loaded.image_size
     other_size = loaded.other_size(shown_size)
@@ -204,8 +203,9 @@ def macs(
     chosen = {number: value for number, value in counted.partial.items() if branch in (None, number)}
     if as_json:
         features = {number: counted.features[number] for number in chosen}  # (c, h, w) of what a row caches
-        partial = {number: asdict(value) for number, value in chosen.items()}
-        print(json.dumps({**asdict(counted), "partial": partial, "features": features}))
+        full, *partial = ({"macs": one.macs, "paper_macs": one.paper_macs} for one in (counted.full, *chosen.values()))
+        by_branch = dict(zip(chosen, partial, strict=True))
+        print(json.dumps({"parameters": counted.parameters, "full": full, "partial": by_branch, "features": features}))
     else:
         _print_table(counted, list(chosen), shape, length)
 

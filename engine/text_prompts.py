@@ -68,7 +68,8 @@ class TextPrompts(Prompts):
             return self._run(tokens.input_ids)
         texts = [parts(prompt, syntax) for prompt in prompts]
         states, first = self._run(torch.cat([self._chunked.ids(text, chunks) for text in texts]))
-        states, first = states.unflatten(0, (-1, chunks)).flatten(1, 2), first.unflatten(0, (-1, chunks))[:, 0]
+        states = states.unflatten(0, (-1, chunks)).flatten(1, 2)
+        first = first[::chunks].clone(memory_format=torch.contiguous_format)  # compiled regions know tensors by their strides
         for row, text in zip(states, texts, strict=True):
             if any(part.weight != 1 for part in text):
                 weighted = self._weights.states(self._chunked.kept(text, chunks))[: len(row)]

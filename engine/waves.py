@@ -94,7 +94,7 @@ class Waves(Generic[T]):
         if task.kept_slot is not None:
             assert source is not None, "a masked task has a source"
             assert source.kept is not None, "and keeps something of it"
-            self.slots.at(task.size).keep_source(task.kept_slot, source.latent, noise, source.kept)
+            self.slots.at(task.size, task.chunks).keep_source(task.kept_slot, source.latent, noise, source.kept)
         for slot, row in zip(task.slots, conditions, strict=True):
             self.slots.at(task.size, task.chunks).put(slot, latent, row)
 

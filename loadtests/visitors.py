@@ -33,7 +33,7 @@ NONSENSE: tuple[tuple[str, int, bytes], ...] = (  # path, status that is due, bo
     (GENERATE, 400, b'{"prompt": "cat", "tier": "draft", "schedule": "1"}'),
     (GENERATE, 404, b'{"prompt": "cat", "tier": "nosuch"}'),
     (GENERATE, 404, b'{"prompt": "cat", "schedule": "' + b"f" * 64 + b'"}'),
-    (GENERATE, 413, b'{"prompt": "' + b"x" * 140_000 + b'"}'),
+    (IMAGES, 413, b'{"prompt": "' + b"x" * 140_000 + b'"}'),
     (IMAGES, 400, b"["),
     (IMAGES, 400, b'{"prompt": "cat", "quality": "lurid"}'),
     (IMAGES, 400, b'{"prompt": "cat", "partial_images": 2}'),

@@ -86,10 +86,7 @@ def together(**fields: dict[str, JsonValue]) -> dict[str, JsonValue]:
     return {"required": list(fields), "properties": dict(fields)}
 
 
-WITHOUT_IMAGE: list[JsonValue] = [{**together(**{name: GIVEN}), "not": together(image=GIVEN)} for name in ("mask", "strength")]
-REFUSED: dict[str, JsonValue] = {  # what `_fits_together` refuses; BentoML's own document could not hold it
-    "anyOf": [together(tier=GIVEN, schedule=GIVEN), *WITHOUT_IMAGE]
-}
+REFUSED = together(tier=GIVEN, schedule=GIVEN)  # what `_fits_together` refuses; BentoML's own document could not hold it
 
 
 class GenerateRequest(RequestBody):

@@ -161,11 +161,11 @@ async def open_app(settings: Settings, waits: Callable[[str], None], start: Star
     `start` what is done. Raises whatever makes this impossible: see `why`.
     """
     waits("the model is loading")
-    opener = ModelOpener(settings)
     begin = time.monotonic()
     model = await asyncio.to_thread(load_first, settings)
     load_seconds = time.monotonic() - begin
     start.passed("load")
+    opener = ModelOpener(settings)  # which asks the device for its memory, now that there is one
     await opener.open(opener.models[0], model, waits, start, load_seconds)
     app = App(opener, settings)
     app.follow(opener)

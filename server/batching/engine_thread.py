@@ -24,6 +24,7 @@ from engine.model import Model
 from engine.policy import Balanced
 from engine.program import Program
 from engine.waves import Waves
+from registry.errors import InvalidInput
 from registry.schedule import Schedule
 from server.batching.admission import Admission
 from server.batching.cancellations import Cancellations
@@ -169,13 +170,19 @@ class EngineThread(Member):
         return self._device_thread.end
 
     def submit(self, specs: Sequence[ImageSpec], preview: Preview | None = None) -> list[Future[ImageResult]]:
-        """Queue all of these images or none. Raises `Overloaded`, and `NotReady` when the engine is stopping.
+        """Queue all of these images or none.
+
+        Raises `Overloaded`, `NotReady` when the engine is stopping, and `InvalidInput` for a mask that there is no memory for
+        beside the image's rows.
 
         All must be of one key and one class: background work runs while no other client's image is in flight, and idle work,
         which whoever submits it bounds, only while nobody waits at all.
         `preview` is called in the engine's thread.
         """
         now, first = monotonic(), specs[0]
+        if first.keeps and self._waves.slots.most(first.size, first.chunks) < first.unet_rows + 1:
+            message = f"the memory of this server holds {first.unet_rows} rows of this size and no mask beside them"
+            raise InvalidInput(f"{message}: FLEXI_CACHE_MIB says how much it is", param="mask")
         tasks = [
             ImageTask(spec, now, macs_before(spec, self._model.macs_at(spec.size, spec.chunks)), preview, image_trace())
             for spec in specs

@@ -13,7 +13,7 @@ from registry.errors import InvalidInput
 
 log = logging.getLogger(__name__)
 
-IMAGE = 3  # slots: two rows with guidance, and what it keeps of a source
+IMAGE = 2  # rows, with guidance
 
 
 def slots_within(
@@ -31,7 +31,7 @@ def slots_within(
         shown = f"{size or model.image_size}" + (f" and prompts of {length} chunks" if length > 1 else "")
         if rows < IMAGE:
             got = (cache_bytes or 0) / 2**20
-            message = f"an image of {shown}, guided and masked, is {IMAGE * each:.1f} MiB, which do not fit into {got:.1f} MiB"
+            message = f"an image of {shown} with guidance takes {IMAGE * each:.1f} MiB, which do not fit into {got:.1f} MiB"
             raise InvalidInput(message, param="cache_mib")
         log.info("%d UNet rows of %s fit in flight, %.1f MiB each", rows, shown, each)
     return slots

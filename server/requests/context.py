@@ -61,7 +61,6 @@ class RequestContext:
     def _plan_fields(self, plan: Plan) -> dict[str, Any]:
         usage, entry = self.usage, plan.entry
         fields: dict[str, Any] = {
-            "model": entry.schedule.model.name,
             "tier": entry.tier,
             "schedule": entry.digest,
             "arm": plan.arm,

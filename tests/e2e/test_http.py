@@ -112,7 +112,9 @@ def test_a_unit_in_a_header(client, path):
 def test_head_works_wherever_get_does(client):
     paths = [path for path, operations in client.get("/docs.json").json()["paths"].items() if "get" in operations]
     assert len(paths) > 10
-    for path in (path.format(ref="1", model="emoji64") for path in paths):
+    for path in (
+        path.format(ref="1", model="emoji64") for path in paths if "_id}" not in path
+    ):  # of jobs and files there is none
         head, get = client.head(path), client.get(path)
         assert (head.status_code, head.content, head.headers["content-type"]) == (200, b"", get.headers["content-type"]), path
 

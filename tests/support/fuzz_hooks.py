@@ -1,8 +1,9 @@
 """What schemathesis has to be told (SCHEMATHESIS_HOOKS), for JSON Schema has no words for it.
 
 Strings of the format `image-file` are image files: others are refused, as they should be. Forms are left to
-tests/e2e/test_edits.py. A request whose prompts weigh words gets prompts without brackets, so that being allowed still means
-being answered: what brackets that do not fit together come to is tested where they are read.
+tests/e2e/test_edits.py. A mask and a strength come with an image only. A request whose prompts weigh words gets prompts without
+brackets, so that being allowed still means being answered: what brackets that do not fit together come to is tested where they
+are read.
 """
 
 from __future__ import annotations
@@ -26,7 +27,13 @@ def before_load_schema(context: Any, raw_schema: dict[str, Any]) -> None:
 
 @schemathesis.hook
 def map_body(context: Any, body: Any) -> Any:
-    if not isinstance(body, dict) or body.get("prompt_syntax") != "webui":
+    if not isinstance(body, dict):
+        return body
+    if isinstance(body.get("body"), dict):  # of a job
+        return body | {"body": map_body(context, body["body"])}
+    if not body.get("image"):
+        body = {field: value for field, value in body.items() if field not in ("mask", "strength")}
+    if body.get("prompt_syntax") != "webui":
         return body
     texts = {field: body[field] for field in ("prompt", "negative_prompt") if isinstance(body.get(field), str)}
     return body | {field: text.translate(BRACKETS) for field, text in texts.items()}

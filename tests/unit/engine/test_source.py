@@ -27,9 +27,9 @@ from engine.fresh_noise import stacked
 from engine.loading import load
 from engine.model import Model
 from engine.program import Program
-from engine.prompts import TextPrompts
 from engine.sampler import generate
 from engine.source import EncodedSource, SourceImage, kept_of, picture_of, pictured
+from engine.text_prompts import TextPrompts
 from registry.corrections import Correction
 from registry.errors import InvalidInput
 from registry.schedule import Schedule, Segment, SolverName, teacher

@@ -15,6 +15,7 @@ from engine.loading import load
 from engine.program import Program
 from engine.sampler import generate
 from engine.source import EncodedSource, SourceImage, kept_of, picture_of, pictured
+from registry.errors import InvalidInput
 from registry.schedule import Schedule, Segment
 from server.batching.admission import Admission
 from server.batching.engine_thread import EngineThread
@@ -146,6 +147,14 @@ def test_an_image_that_cannot_be_encoded_fails_alone(model, engine, monkeypatch)
     assert "encoding" in str(bad.exception())
     assert good.result().pixels.shape == (8, 8, 3)
     assert engine._waves.slots.free == engine._waves.slots.capacity
+
+
+def test_a_mask_that_there_is_no_memory_for_is_refused_by_name_and_waits_for_nothing(model):
+    engine = EngineThread(model, Admission(max_seconds=600), 4, cache_bytes=2 * model.slot_bytes())
+    with pytest.raises(InvalidInput, match="FLEXI_CACHE_MIB") as refused:
+        engine.submit([spec(model, 1, edit_of(1, 0.5, True))])
+    assert refused.value.param == "mask"
+    finish(engine, engine.submit([spec(model, 1, edit_of(1, 0.5, True), guidance=1.0)]))
 
 
 def test_the_cache_is_bounded_in_bytes_and_drops_what_was_not_used(model):

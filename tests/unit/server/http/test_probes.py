@@ -15,6 +15,7 @@ from server.http.drain import Drain
 from server.http.edge import Edge
 from server.http.opening import Opening
 from server.http.probes import OwnProbes
+from server.requests.prompt_pair import PromptReader
 from server.tiers.active import ActiveSchedules
 
 
@@ -38,7 +39,10 @@ class Server:
             model=model, schedules=schedules, engine_thread=engine, default_tier="reference", warnings=[WARNING]
         )
         guidance = SimpleNamespace(of=lambda _: 3.0)
-        app.generation = SimpleNamespace(planner=SimpleNamespace(default_guidance=guidance, sizes=[model.image_size]))
+        planner = SimpleNamespace(
+            default_guidance=guidance, sizes=[model.image_size], prompts=PromptReader(model.prompts, 1, "plain")
+        )
+        app.generation = SimpleNamespace(planner=planner)
         app.served = lambda _: app
         self.set("app", app)
         return app

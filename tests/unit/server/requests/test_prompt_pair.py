@@ -17,8 +17,8 @@ from registry.errors import InvalidInput
 from registry.schedule import Schedule, Segment
 from server.access.keys import ANONYMOUS
 from server.api import GenerateRequest
-from server.app import prompt_chunks
 from server.experiments.active import ActiveExperiments
+from server.models.loading import prompt_chunks
 from server.requests.generation import _read_as
 from server.requests.plan import Planner
 from server.requests.prompt_pair import LONG, PromptReader
@@ -120,7 +120,7 @@ def test_a_syntax_is_the_requests_or_else_the_servers(planner, model):
 
 
 def test_a_setting_that_the_models_prompts_have_no_use_for_is_one_chunk_or_stops_the_start(model):
-    set_to = {"prompt_chunks": MOST, "prompt_syntax": PLAIN}
+    set_to = {"prompt_chunks": MOST, "prompt_syntax": PLAIN, "models": ()}
     assert prompt_chunks(SimpleNamespace(**set_to), model) == MOST
     assert prompt_chunks(SimpleNamespace(**set_to | {"prompt_syntax": "webui"}), model) == MOST
     classes = replace(model, prompts=ClassPrompts(10, model.device))
