@@ -39,7 +39,8 @@ Size = Annotated[
     str | None,
     Field(
         max_length=32,
-        description="WIDTHxHEIGHT in pixels, one of GET /v1/tiers; without it, or with `auto`, the model's own size.",
+        description="WIDTHxHEIGHT in pixels, one of GET /v1/tiers; without it, or with `auto`, the model's own size, or that "
+        "nearest to the image to start from.",
     ),
 ]
 Syntax = Annotated[

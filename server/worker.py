@@ -48,7 +48,7 @@ class Generate(GenerateRequest):
 @bentoml.service(**OPTIONS)
 @bentoml.asgi_app(v1.routes, path="/")
 class Flexiffusion:
-    """Text to image at a chosen cost: clients name a tier, operators decide which schedule it means."""
+    """Images at a chosen cost: clients name a tier, operators decide which schedule it means."""
 
     def __init__(self) -> None:
         configure()

@@ -45,7 +45,7 @@ from server.tiers.active import ActiveSchedule
 
 routes = FastAPI(
     title="Flexiffusion Serve",
-    description="Text to image at a chosen cost: clients name a tier, operators decide which schedule it means.",
+    description="Images at a chosen cost: clients name a tier, operators decide which schedule it means.",
     openapi_url=None,  # server.http.documents writes one for this and for BentoML's routes
 )
 routes.include_router(probes.router)
