@@ -155,7 +155,7 @@ def cache_bytes(folder: Path) -> int:
 def _run_steps(model: Model, rows: int, size: ImageSize | None, chunks: int) -> None:
     """A full step, and a partial one of each branch."""
     network, sample = model.network, _latents(model, rows, size)
-    condition = model.encode([model.prompts.sample], chunks=chunks)
+    condition = model.encode([model.prompts.sample], size=size, chunks=chunks)
     given = sample, torch.ones(rows, device=model.device), condition.expand(rows)
     _, features = network.full(*given, keep=range(1, network.branches + 1))
     for branch, feature in features.items():

@@ -40,7 +40,8 @@ class App:
     def __init__(self, opener: ModelOpener, settings: Settings) -> None:
         self.models, self.engine_thread, self.settings = opener.models, opener.device_thread, settings
         self.storage = AsyncStore(opener.open_once)
-        self.files = KeptFiles(self.storage, public=AsyncStore(opener.open_once))
+        self._public = AsyncStore(opener.open_once)  # whoever reads files holds up no jobs
+        self.files = KeptFiles(self.storage, public=self._public)
         self.jobs = self._jobs()
         self.following: list[asyncio.Task[None]] = []
         self.opened = int(time.time())  # Unix time
@@ -143,13 +144,19 @@ class App:
         for model in self.models:
             await model.close()
         self.storage.close()
+        self._public.close()
+
+    def _serves(self, name: str | None) -> bool:
+        """Whether a model is one of those here, and its folder understood: others' jobs are for other servers."""
+        return name is None or any(name in served.names and served.parts for served in self.models)
 
     def _jobs(self) -> Jobs:
         """As many run at once as fill two waves without guidance: one is at work while the next is encoded."""
         settings, secret, private = self.settings, self.settings.webhook_secret, self.settings.webhook_private
         webhooks = WebhookSender(webhook_secret(secret.get_secret_value()), private) if secret else None
         store, run = JobStore(self.storage), JobRun(self.answer, self.files)
-        runner = JobRunner(store, run, webhooks, settings.max_wave_rows, settings.job_lease_seconds)
+        lease = settings.job_lease_seconds
+        runner = JobRunner(store, run, webhooks, settings.max_wave_rows, lease, serves=self._serves)
         limits = JobLimits(settings.max_jobs, settings.job_seconds, settings.job_keep_seconds)
         return Jobs(store, runner, run, limits, webhooks is not None, private)
 

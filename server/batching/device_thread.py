@@ -108,6 +108,11 @@ class DeviceThread:
         others = [other for other in self._members if other is not member]
         return not any(len(other.queue) or any(not task.idle for task in other.images) for other in others)
 
+    def idle_beside(self, member: Member) -> bool:
+        """Whether nobody at all waits for an image of another model, in the background either."""
+        others = [other for other in self._members if other is not member]
+        return not any(other.queue.is_wanted or any(not task.spec.idle for task in other.images) for other in others)
+
     def close(self) -> None:
         """Finish the current step, and the decoding of what is denoised; fail what is left, stop. Blocks as long."""
         with self.changed:

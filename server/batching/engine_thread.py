@@ -102,6 +102,7 @@ class EngineThread(Member):
             self._cancellations,
             max_wave_rows,
             self._quiet_beside,
+            self._idle_beside,
         )
         self._denoising = Denoising(
             self._waves,
@@ -153,6 +154,9 @@ class EngineThread(Member):
     def leave(self) -> None:
         """Give the device and the weights' memory up, once nothing is in flight; nobody submits any more. Blocks as long."""
         self._device_thread.leave(self).result()
+        with served.serving(self._counted_as):
+            for gauge in (metrics.cache_bytes, metrics.source_cache_bytes, metrics.cuda_graphs, metrics.cuda_graph_bytes):
+                gauge.set(0)
         self._model.drop_weights()
 
     def close(self) -> None:
@@ -315,3 +319,6 @@ class EngineThread(Member):
 
     def _quiet_beside(self) -> bool:
         return self._device_thread.quiet_beside(self)
+
+    def _idle_beside(self) -> bool:
+        return self._device_thread.idle_beside(self)

@@ -35,6 +35,11 @@ class FairQueue:
         return bool(self._clients or self._background or self._idle)
 
     @property
+    def is_wanted(self) -> bool:
+        """Whether anybody waits: a client, or background work."""
+        return bool(self._clients or self._background)
+
+    @property
     def is_open(self) -> bool:
         """Whether `put` takes anything."""
         return not self._closed

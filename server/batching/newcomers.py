@@ -28,12 +28,13 @@ class Newcomers:
         cancellations: Cancellations,
         background_rows: int,
         quiet_beside: Callable[[], bool] = lambda: True,
+        idle_beside: Callable[[], bool] = lambda: True,
     ) -> None:
         """background_rows: UNet rows of background work in flight at most. More than fill a wave would gain nothing.
 
-        quiet_beside: whether no client waits for an image of another model.
+        quiet_beside: whether no client waits for an image of another model; idle_beside: whether nobody at all does.
         """
-        self._quiet_beside = quiet_beside
+        self._quiet_beside, self._idle_beside = quiet_beside, idle_beside
         self._model = model
         self._waves = waves
         self._queue = queue
@@ -58,7 +59,7 @@ class Newcomers:
         self._queue.put_back(withdrawn)
         if not tasks and all(task.idle for task in self._images) and self._quiet_beside():
             tasks = self._background()
-        if not tasks and not self._images and self._quiet_beside():
+        if not tasks and not self._images and self._idle_beside():
             tasks = self._queue.take_idle()
         try:
             self._images.attempt(tasks, self._encode, "encoding")
@@ -76,7 +77,7 @@ class Newcomers:
             nonlocal rows
             rows += task.unet_rows
             return (rows == task.unet_rows or rows <= self._background_rows) and room.take(
-                task.unet_rows, task.size, task.chunks
+                task.slot_count, task.size, task.chunks
             )
 
         return self._queue.take_background(fits, BATCH)

@@ -24,6 +24,7 @@ NUMBERS = ("n", "seed", "output_compression", "partial_images", "deadline_ms", "
 MAX_FIELDS = 64
 MAX_TEXT = 128 * 1024  # bytes of a field that is no file
 SWITCHES: dict[str, JsonValue] = {"true": True, "false": False}
+BOOLEANS = ("stream", "lossless")
 FORM_SCHEMA: dict[str, JsonValue] = {  # in JSON Schema; the other fields are those of the JSON body, as texts
     "type": "object",
     "properties": {
@@ -85,7 +86,7 @@ async def _fields(form: FormData) -> dict[str, Any]:
         elif name in NUMBERS:
             fields[name] = _number(value)
         else:
-            fields[name] = SWITCHES.get(value, value) if name == "stream" else value
+            fields[name] = SWITCHES.get(value, value) if name in BOOLEANS else value
     return fields
 
 

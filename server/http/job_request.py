@@ -14,10 +14,11 @@ from server.request_body import NOTHING, RequestBody
 IMAGES: Endpoint = "/v1/images/generations"
 REF = "#/components/schemas/"
 WITHOUT_STREAM: dict[str, Any] = {"properties": {"stream": {"enum": [*NOTHING["enum"], False]}}}  # type: ignore[misc]
+WITHOUT_IMAGE: dict[str, Any] = {"properties": dict.fromkeys(("image", "mask", "strength"), NOTHING)}
 FITTING: dict[str, Any] = {  # JSON Schema: whose body it is. Only a whole document has what it refers to
     "if": {"properties": {"endpoint": {"const": IMAGES}}, "required": ["endpoint"]},
     "then": {"properties": {"body": {"allOf": [{"$ref": REF + ImagesRequest.__name__}, WITHOUT_STREAM]}}},
-    "else": {"properties": {"body": {"$ref": f"{REF}Generate"}}},
+    "else": {"properties": {"body": {"allOf": [{"$ref": f"{REF}Generate"}, WITHOUT_IMAGE]}}},
 }
 URL = (
     r"^https://[a-z0-9-]{1,63}(\.[a-z0-9-]{1,63}){0,3}\.[a-z]{2,10}(/[!-~]{0,100})?$"  # of those that pass: it is for documents

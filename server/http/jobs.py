@@ -129,6 +129,8 @@ def _wanted(app: App, job: JobRequest, request: Request) -> tuple[GenerateReques
     try:
         if job.endpoint == "/generate":
             plain = GenerateRequest.model_validate(job.body)
+            if plain.image is not None:
+                raise InvalidInput("a job starts from no image: POST /generate with priority background does", param="image")
             served = app.served(plain.model)
             if plain.num_images > most:
                 raise InvalidInput(f"Input should be less than or equal to {most}", param="num_images")

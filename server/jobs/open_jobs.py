@@ -17,7 +17,7 @@ class OpenJobs:
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._jobs: dict[str, OpenJob] = {}
-        self._paused: dict[str, float] = {}  # by owner: until when, by the monotonic clock, it runs nothing
+        self._paused: dict[tuple[str, str | None], float] = {}  # by owner and model, None being all: until when, monotonic
 
     def __iter__(self) -> Iterator[OpenJob]:
         return iter(list(self._jobs.values()))
@@ -46,23 +46,27 @@ class OpenJobs:
         """How many wait, of all owners."""
         return sum(known.job.state == "queued" for known in self)
 
-    def pause(self, owner: str, seconds: float) -> None:
-        """An owner's jobs wait for so long: its quota is used up, or a queue is full."""
-        self._paused[owner] = monotonic() + seconds
+    def pause(self, owner: str, seconds: float, model: str | None = None) -> None:
+        """An owner's jobs wait for so long: its quota is used up, or a queue is full. model: only those of one that is away."""
+        self._paused[owner, model] = monotonic() + seconds
 
-    def next(self, running: Collection[str], gone: Collection[str]) -> OpenJob | None:
+    def next(
+        self, running: Collection[str], gone: Collection[str], serves: Callable[[str | None], bool] = lambda _: True
+    ) -> OpenJob | None:
         """A job to run: the oldest of the owner of whom the fewest run here. None where there is none.
 
-        running: places of those that this worker has in hand. gone: holders that have lost theirs.
+        running: places of those that this worker has in hand. gone: holders that have lost theirs. serves: whether this server
+        has a job's model; others' jobs are for other servers.
         """
         now = monotonic()
-        self._paused = {owner: until for owner, until in self._paused.items() if until > now}
+        self._paused = {paused: until for paused, until in self._paused.items() if until > now}
         share = Counter(place.partition("/")[0] for place in running)
         free = [
             known
             for known in self
             if known.job.place not in running
-            and known.job.owner.name not in self._paused
+            and serves(known.job.request.model)
+            and not {(known.job.owner.name, None), (known.job.owner.name, known.job.request.model)} & self._paused.keys()
             and (known.job.holder is None or known.job.holder in gone)
         ]
         return min(free, key=lambda known: (share[known.job.owner.name], known.job.created), default=None)

@@ -34,6 +34,7 @@ MAX_ATTEMPTS = 3  # workers that may die on a job before it counts as the job's 
 BEATS = 3  # in the time of a lease
 CLOSE_SECONDS = 5.0  # for giving back what this worker holds
 RETRY_SECONDS = 2.0  # after the store did not take a record
+MODEL_SECONDS = 30.0  # after a model could not serve a job: as long as a failed one waits for its next load
 
 
 class JobRunner:
@@ -47,8 +48,13 @@ class JobRunner:
         together: int,
         lease_seconds: float,
         clock: Callable[[], float] = time.time,
+        serves: Callable[[str | None], bool] = lambda _: True,
     ) -> None:
-        """together: jobs that run here at once at most. lease_seconds: until a worker without a beat has lost its jobs."""
+        """together: jobs that run here at once at most. lease_seconds: until a worker without a beat has lost its jobs.
+
+        serves: whether a job's model is one of those here.
+        """
+        self._serves = serves
         self.known = OpenJobs(clock)
         self._store = store
         self._run = run
@@ -110,7 +116,7 @@ class JobRunner:
                 await self._claim(overdue)
         while len(self._running) < self._together:
             in_hand = self._running.keys() | self._delivering.keys()
-            known = self.known.next(in_hand, self._gone)
+            known = self.known.next(in_hand, self._gone, self._serves)
             if known is None:
                 return
             async with self._holding:
@@ -187,7 +193,9 @@ class JobRunner:
                 raise GenerationFailed(f"{MAX_ATTEMPTS} workers ended while they were at this job")
             end = await self._run(job)
         except (NotReady, StoreUnavailable, Overloaded) as error:  # not the job's fault
-            self.known.pause(job.owner.name, getattr(error, "retry_after", RETRY_SECONDS))
+            of_model = isinstance(error, NotReady) and error.param == "model"
+            seconds = MODEL_SECONDS if of_model else getattr(error, "retry_after", RETRY_SECONDS)
+            self.known.pause(job.owner.name, seconds, job.request.model if of_model else None)
             await self._insist(job, lambda: self._give_back(claimed))
             return
         except FlexiError as error:

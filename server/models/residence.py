@@ -48,6 +48,8 @@ class Residence:
         self._leaving: ServedModel | None = None  # lets no more requests begin
         self._began = 0.0  # the load at work
         self._waiting = Counter[ServedModel]()  # requests
+        self._clients = {model: set[int]() for model in models}  # plans that are no background work, waiting or under way
+        self._patient = 0  # background requests that wait until no client needs another model
         self._failed_at = dict[ServedModel, float]()
         self._changed = asyncio.Condition()
 
@@ -63,15 +65,19 @@ class Residence:
 
     async def enter(self, model: ServedModel, plan: Plan) -> None:
         """Wait until the model is in memory; it stays until `leave`. Raises `Overloaded`, and `NotReady` where it cannot be."""
+        if not plan.in_background:
+            self._clients[model].add(id(plan))  # until `leave`, which follows whatever happens
         if not self._may_begin(model):
-            key, first = plan.key, plan.specs[0]
-            model.admission.enter(key.name, plan.macs, first.key_seconds, before=self.seconds(model))
+            name, seconds, background = plan.key.name, plan.specs[0].key_seconds, plan.in_background
+            model.admission.enter(name, plan.macs, seconds, before=self.seconds(model), background=background)
             self._waiting[model] += 1
             try:
+                if background:
+                    await self._until_quiet(model)
                 await self._arrive(model)
             finally:
                 self._waiting[model] -= 1
-                model.admission.done(key.name, plan.macs)
+                model.admission.done(name, plan.macs, background=background)
                 self._tell_soon()
         model.holders.add(id(plan))
         model.used = monotonic()
@@ -79,7 +85,8 @@ class Residence:
     def leave(self, model: ServedModel, plan: Plan) -> None:
         """This request needs it no longer."""
         model.holders.discard(id(plan))
-        if not model.holders:
+        self._clients[model].discard(id(plan))
+        if not model.holders or self._patient:
             self._tell_soon()
 
     async def follow(self) -> None:
@@ -106,6 +113,19 @@ class Residence:
             )
         if model.state == "failed":
             raise model.refusal()
+
+    async def _until_quiet(self, model: ServedModel) -> None:
+        """Background work would not run beside clients of other models, so it has none of these unloaded."""
+        self._patient += 1
+        try:
+            async with self._changed:
+                await self._changed.wait_for(
+                    lambda: (
+                        self._may_begin(model) or not any(plans for other, plans in self._clients.items() if other is not model)
+                    )
+                )
+        finally:
+            self._patient -= 1
 
     def _may_begin(self, model: ServedModel) -> bool:
         return model.state == "loaded" and model is not self._leaving
@@ -149,7 +169,8 @@ class Residence:
         """The one used least recently that nobody needs. Where all are needed, the first that is free, or has had its time."""
         async with self._changed:
             if not self._free(model):
-                oldest = min(self._others(model), key=self._stays_until)
+                # one that background work alone holds is free only when the clients of all others are gone
+                oldest = min(self._others(model), key=lambda one: (not self._clients[one], self._stays_until(one)))
                 with suppress(TimeoutError):
                     seconds = max(self._stays_until(oldest) - monotonic(), 0.0)
                     await asyncio.wait_for(self._changed.wait_for(lambda: self._free(model)), seconds)
@@ -183,7 +204,7 @@ class Residence:
         return model.bytes * pace
 
     def _tell_soon(self) -> None:
-        if self._wanted:
+        if self._wanted or self._patient:
             self._telling = asyncio.ensure_future(self._tell())
 
     async def _tell(self) -> None:

@@ -166,4 +166,5 @@ class ShadowTeacher(RequestObserver):
 def shadow_of(spec: ImageSpec, teacher: ActiveSchedule) -> ImageSpec:
     """The spec of the same image made by the teacher, from the same start, in idle time."""
     program = spec.edit.program(teacher.program) if spec.edit else teacher.program
-    return replace(spec, program=program, tier=LABEL, arm=metrics.NO_ARM, deadline=math.inf, previews=0, idle=True)
+    own = replace(spec, program=program, tier=LABEL, arm=metrics.NO_ARM, deadline=math.inf, previews=0)
+    return replace(own, idle=True, background=False)

@@ -114,3 +114,19 @@ def test_broken_forms_and_large_bodies_are_refused(client):
     large = {"prompt": PROMPT, "image": "A" * 200_000}
     assert client.post("/generate", json=large).status_code == 400, "read, and no image"
     assert client.post("/v1/images/generations", json=large).status_code == 413
+
+
+def test_a_form_says_lossless_and_urls_as_json_does(client, api):
+    fields = {"lossless": True, "output_format": "webp", "seed": 3, "tier": "draft"}
+    made = api.images.edit(image=IMAGE, prompt=PROMPT, response_format="url", extra_body=fields)
+    file = client.get(made.data[0].url).raise_for_status()
+    assert (file.headers["content-type"], b"VP8L" in file.content) == ("image/webp", True)
+    as_json = {"prompt": PROMPT, "image": base64.b64encode(IMAGE).decode()} | fields
+    whole = client.post("/v1/images/edits", json=as_json).raise_for_status().json()
+    assert base64.b64decode(whole["data"][0]["b64_json"]) == file.content
+
+
+def test_a_job_starts_from_no_image_and_says_so(client):
+    body = {"prompt": PROMPT, "image": base64.b64encode(IMAGE).decode()}
+    answer = client.post("/v1/jobs", json={"body": body})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "body.image")

@@ -8,6 +8,7 @@ are read.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import schemathesis
@@ -15,9 +16,14 @@ from hypothesis import strategies as st
 
 from server.api import TINY_PNG
 
+FILES = (TINY_PNG, f"data:image/png;base64,{TINY_PNG}")
+ALLOWED: dict[str, Callable[[Any], bool]] = {
+    "mask": FILES.__contains__,
+    "strength": lambda value: type(value) in (int, float) and 0 < value <= 1,
+}
 BRACKETS = str.maketrans("()[]", "....")
 
-schemathesis.openapi.format("image-file", st.sampled_from([TINY_PNG, f"data:image/png;base64,{TINY_PNG}"]))
+schemathesis.openapi.format("image-file", st.sampled_from(FILES))
 
 
 @schemathesis.hook
@@ -31,8 +37,8 @@ def map_body(context: Any, body: Any) -> Any:
         return body
     if isinstance(body.get("body"), dict):  # of a job
         return body | {"body": map_body(context, body["body"])}
-    if not body.get("image"):
-        body = {field: value for field, value in body.items() if field not in ("mask", "strength")}
+    if not body.get("image"):  # what is wrong in itself stays, to be refused
+        body = {field: value for field, value in body.items() if not ALLOWED.get(field, lambda _: False)(value)}
     if body.get("prompt_syntax") != "webui":
         return body
     texts = {field: body[field] for field in ("prompt", "negative_prompt") if isinstance(body.get(field), str)}

@@ -25,7 +25,7 @@ LIMITS = JobLimits(most=3, seconds=3600, keep_seconds=3600)
 class Worker:
     """One of several over a store. Its engine makes a file of each prompt, or does what `engine` does."""
 
-    def __init__(self, store, *, together=4, webhooks=None, clock=time.time, limits=LIMITS):
+    def __init__(self, store, *, together=4, webhooks=None, clock=time.time, limits=LIMITS, serves=lambda _: True):
         self.asked: list[GenerateRequest] = []
         self.engine = self.make
         self.running = asyncio.Event()
@@ -33,7 +33,7 @@ class Worker:
         self.go.set()
         own = AsyncStore(lambda: store)
         run = JobRun(self.generate, KeptFiles(own, clock), clock)
-        self.runner = JobRunner(JobStore(own), run, webhooks, together, 30.0, clock)
+        self.runner = JobRunner(JobStore(own), run, webhooks, together, 30.0, clock, serves)
         self.jobs = Jobs(JobStore(own), self.runner, run, limits, webhooks is not None, private=True, clock=clock)
 
     async def generate(self, request, context, gone):

@@ -93,6 +93,15 @@ def test_after_warming_nothing_compiles_and_all_is_as_without(
     assert counter.frame_count == compiled.graphs
 
 
+def test_a_model_that_sees_pictures_is_warmed_at_other_sizes_too(
+    tmp_path: Path, tiny_config: Mapping[str, Any], counter: CompileCounter
+) -> None:
+    model = loading.load(model_folders.inpainting(tmp_path / "model", tiny_config), compiled=True)
+    height, width = model.image_size
+    compiled = compiling.warm(model, 2, images=(), others=model.other_sizes([ImageSize(height + model.size_multiple, width)]))
+    assert compiled.graphs == counter.frame_count > 0
+
+
 def layer(channels: int = 64) -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(nn.GroupNorm(32, channels), nn.SiLU(), nn.Conv2d(channels, 8, 3)).requires_grad_(False)

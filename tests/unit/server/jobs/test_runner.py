@@ -19,6 +19,7 @@ from server.jobs.job_store import ENDED, OPEN
 from server.jobs.jobs import JobLimits
 from server.jobs.leases import HOLDERS
 from server.jobs.leftovers import Leftovers
+from server.jobs.record import ImageJob
 from server.jobs.runner import MAX_ATTEMPTS
 from server.storage.async_store import AsyncStore
 from server.storage.kept_files import FOLDER
@@ -326,6 +327,31 @@ def test_owners_take_turns_and_one_whose_quota_is_used_up_holds_up_nobody(store)
         await several.turn()
         await asyncio.sleep(0.01)
         assert [request.prompt for request in several.asked] == ["a1", "b1"]
+
+    asyncio.run(go())
+
+
+def test_a_job_of_a_model_that_is_elsewhere_waits_for_a_server_that_has_it(store):
+    async def go():
+        here, there = Worker(store, serves=lambda model: model == "mine"), Worker(store)
+        kept = await here.bring(model="theirs")
+        for _ in range(3):
+            await here.turn()
+        assert isinstance(await here.jobs.find("anonymous", kept.id), ImageJob)
+        assert (await there.end_of(kept)).state == "succeeded"
+        assert here.asked == []
+
+    asyncio.run(go())
+
+
+def test_a_model_that_is_away_holds_up_no_jobs_of_others(store):
+    async def go():
+        worker = Worker(store, together=1)
+        worker.fails(NotReady("the model broken cannot be served", param="model"))
+        waits, runs = await worker.bring(model="broken"), await worker.bring(model="well")
+        assert (await worker.end_of(runs)).state == "succeeded"
+        assert isinstance(await worker.jobs.find("anonymous", waits.id), ImageJob)
+        assert [request.model for request in worker.asked] == ["broken", "well"]
 
     asyncio.run(go())
 

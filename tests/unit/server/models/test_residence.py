@@ -48,8 +48,9 @@ class Site:
         self.residence.leave(self.models[which], plan)
 
 
-def made_plan(macs=1):
-    return SimpleNamespace(key=SimpleNamespace(name="anna"), specs=[SimpleNamespace(key_seconds=None)], macs=macs)
+def made_plan(macs=1, in_background=False):
+    key, specs = SimpleNamespace(name="anna"), [SimpleNamespace(key_seconds=None)]
+    return SimpleNamespace(key=key, specs=specs, macs=macs, in_background=in_background)
 
 
 def run(scene, **options):
@@ -213,5 +214,41 @@ def test_where_memory_is_short_all_the_same_another_model_goes():
         site.residence._load = load
         await site.use(1)
         assert site.done == ["+a", "-a", "+b"]
+
+    run(scene)
+
+
+def test_background_work_has_no_model_unloaded_that_clients_use(monkeypatch):
+    monkeypatch.setattr(residence, "STAY", 0.0)
+
+    async def scene(site):
+        held = [made_plan(), made_plan()]
+        for model, plan in zip(site.models, held, strict=False):
+            await site.residence.enter(model, plan)
+        job = made_plan(in_background=True)
+        waiting = asyncio.create_task(site.residence.enter(site.models[2], job))
+        await settle()
+        await site.use(0)
+        assert site.done == ["+a", "+b"]
+        for model, plan in zip(site.models, held, strict=False):
+            site.residence.leave(model, plan)
+        await waiting
+        assert site.done == ["+a", "+b", "-b", "+c"]
+
+    run(scene)
+
+
+def test_background_work_that_waits_for_a_load_is_no_clients_work():
+    async def scene(site):
+        site.gate.clear()
+        waiting = asyncio.create_task(site.residence.enter(site.models[0], made_plan(5, in_background=True)))
+        await settle()
+        assert (site.admission.seconds, site.admission.background_seconds) == (
+            0.0,
+            5 * site.models[0].admission.seconds_per_mac,
+        )
+        site.gate.set()
+        await waiting
+        assert site.admission.background_seconds == 0.0
 
     run(scene)
