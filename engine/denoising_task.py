@@ -24,8 +24,8 @@ class DenoisingTask:
     fresh: the image's noises (c, h, w) by place, for a program of a stochastic solver.
     source: the image that it starts from, if it does, there by the time it joins the waves; masked: whether it keeps a part of
     that, which takes a slot.
-    size: of the image; None is the model's own. chunks: of its context. deadline: in seconds of the policy's clock. idle: it
-    runs only in waves of idle tasks, while no other task is in flight. position: how many of the program's steps have run.
+    size: of the image; None is the model's own. chunks: of its context. deadline: in seconds of the policy's clock. yields: it
+    runs only in waves of such tasks, while no other task is in flight. position: how many of the program's steps have run.
     waits: waves that went by since it last ran. slots: while it is in flight, one for each of its UNet rows, the conditional
     one first; kept_slot: that of what it keeps.
     latent (c, h, w): the result, once done. error: why it failed, if it did.
@@ -35,7 +35,7 @@ class DenoisingTask:
     guidance: float | None = None
     size: ImageSize | None = None
     deadline: float = math.inf
-    idle: bool = False
+    yields: bool = False
     position: int = 0
     waits: int = 0
     slots: Sequence[int] = ()

@@ -127,7 +127,7 @@ class Waves(Generic[T]):
         """
         if not self.tasks:
             return None
-        chosen = self.policy.choose([task for task in self.tasks if not task.idle] or self.tasks, now)
+        chosen = self.policy.choose([task for task in self.tasks if not task.yields] or self.tasks, now)
         need, unet_rows, begin = chosen[0].need, sum(task.unet_rows for task in chosen), self.network.fence()
         launches = self._attempt(chosen)
         finished = [task for task in chosen if task.done and not task.error]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -31,13 +30,12 @@ from registry.stores.address import DEFAULT_ADDRESS
 from registry.stores.urls import refuse_secrets
 from server.api import MAX_IMAGES
 from server.model_folders import ModelFolder
-from server.webhook_signature import webhook_secret
+from server.setting_values import Listed, as_origin, as_public_url, as_secret, as_size, as_switch
 
 PREFIX = "FLEXI_"
 
 DAY = 86_400  # seconds
 MAX_MODELS = 16  # of one server: a label of its metrics
-PORTS = {"http": 80, "https": 443}
 FORMS = {  # what to give instead of what does not match a field's pattern
     "device": "give cpu, cuda or cuda:1",
     "model_aliases": "give names of at most 128 letters, digits, '.', '_', ':', '/' and '-', the first a letter or a digit",
@@ -46,56 +44,6 @@ FORMS = {  # what to give instead of what does not match a field's pattern
 
 
 GONE = {"channels_last": "is part of FLEXI_COMPILE now"}  # settings that there were
-SWITCH = {"true": "on", "1": "on", "yes": "on", "false": "off", "0": "off", "no": "off"}
-
-
-def _switch(value: object) -> object:
-    return SWITCH.get(str(value).lower(), str(value).lower())
-
-
-def _parts(text: object) -> object:
-    return [part.strip() for part in text.split(",") if part.strip()] if isinstance(text, str) else text
-
-
-def _origin(text: str) -> str:
-    """As browsers write it in the header Origin. Raises `ValueError`."""
-    if text == "*":
-        return text
-    url = urlsplit(text.lower())
-    port = url.port  # raises for what is none
-    host = f"[{url.hostname}]" if ":" in (url.hostname or "") else url.hostname
-    origin = f"{url.scheme}://{host}" + (f":{port}" if port else "")
-    if not (url.scheme and url.hostname) or origin != text.lower() or "*" in text:
-        raise ValueError("an origin is a scheme, a host and maybe a port, as in https://app.example.com:8443, or *")
-    return origin.removesuffix(f":{PORTS.get(url.scheme)}")
-
-
-def _public_url(text: str | None) -> str | None:
-    """Without the last slash. Raises `ValueError`."""
-    if not text:
-        return None
-    url = urlsplit(text)
-    if url.scheme not in PORTS or not url.hostname or url.query or url.fragment or url.username:
-        raise ValueError("a URL without user and query, as in https://images.example.com")
-    return text.rstrip("/")
-
-
-def _webhook_secret(secret: SecretStr | None) -> SecretStr | None:
-    """Raises `ValueError` for what is no secret of Standard Webhooks."""
-    if secret is None or not secret.get_secret_value():
-        return None
-    webhook_secret(secret.get_secret_value())
-    return secret
-
-
-def _size(text: object) -> object:
-    try:
-        return ImageSize.parse(text) if isinstance(text, str) else text
-    except InvalidInput as error:
-        raise ValueError(error.text) from error
-
-
-Listed = [NoDecode, BeforeValidator(_parts)]  # in the environment, with commas between
 
 
 class Settings(BaseSettings):
@@ -136,7 +84,7 @@ class Settings(BaseSettings):
         Literal["float32", "float16", "bfloat16"], Field(description="Of the weights; latents are float32 always.")
     ] = "float32"
     compile: Annotated[
-        CompileChoice, BeforeValidator(_switch), Field(description="Compile UNet and decoder; auto: on CUDA.")
+        CompileChoice, BeforeValidator(as_switch), Field(description="Compile UNet and decoder; auto: on CUDA.")
     ] = "auto"
     compile_cache: Annotated[Path, Field(description="Folder of what was compiled, for the next start.")] = Path(
         ".flexi/compile"
@@ -171,14 +119,14 @@ class Settings(BaseSettings):
         *Listed,
     ] = ()
     cors_origins: Annotated[
-        tuple[Annotated[str, AfterValidator(_origin)], ...],
+        tuple[Annotated[str, AfterValidator(as_origin)], ...],
         Field(
             max_length=64, description="Origins whose pages may use the server from a browser, with commas between; * is any."
         ),
         *Listed,
     ] = ()
     sizes: Annotated[
-        tuple[Annotated[ImageSize, BeforeValidator(_size)], ...],
+        tuple[Annotated[ImageSize, BeforeValidator(as_size)], ...],
         Field(
             max_length=16,
             description="Sizes that requests may ask for beside the model's own, WIDTHxHEIGHT in pixels, with commas between.",
@@ -202,7 +150,7 @@ class Settings(BaseSettings):
     ] = 240.0
     public_url: Annotated[
         str | None,
-        AfterValidator(_public_url),
+        AfterValidator(as_public_url),
         Field(description="Where clients reach the server, for the URLs of image files; without it, where the request did."),
     ] = None
     file_seconds: Annotated[
@@ -223,7 +171,7 @@ class Settings(BaseSettings):
     ] = 30.0
     webhook_secret: Annotated[
         SecretStr | None,
-        AfterValidator(_webhook_secret),
+        AfterValidator(as_secret),
         Field(
             description="Signs the calls to jobs' webhooks: whsec_ and 24 to 64 bytes in base64; without it, none is called."
         ),

@@ -106,7 +106,7 @@ class DeviceThread:
     def quiet_beside(self, member: Member) -> bool:
         """Whether no client waits for an image of another model."""
         others = [other for other in self._members if other is not member]
-        return not any(len(other.queue) or any(not task.idle for task in other.images) for other in others)
+        return not any(len(other.queue) or any(not task.yields for task in other.images) for other in others)
 
     def idle_beside(self, member: Member) -> bool:
         """Whether nobody at all waits for an image of another model, in the background either."""

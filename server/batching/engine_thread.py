@@ -216,7 +216,7 @@ class EngineThread(Member):
 
         Any thread may ask.
         """
-        clients = [task for task in self._images if not task.idle]
+        clients = [task for task in self._images if not task.yields]
         beside = self._text_and_vae.seconds_per_image(size, edited=program.signal > 0)
         load = EngineLoad(self._queue.macs(), clients, self._admission.seconds_per_mac, beside)
         alone = sum(self._policy.curve.seconds(step.need.at(size, chunks), unet_rows) for step in program.steps)

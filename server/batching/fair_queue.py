@@ -39,11 +39,6 @@ class FairQueue:
         """Whether anybody waits: a client, or background work."""
         return bool(self._clients or self._background)
 
-    @property
-    def is_open(self) -> bool:
-        """Whether `put` takes anything."""
-        return not self._closed
-
     def put(self, tasks: Sequence[ImageTask]) -> None:
         """Raises `NotReady` when the queue is closed. Background and idle tasks wait apart."""
         with self._changed:

@@ -46,7 +46,7 @@ class ImagesInFlight:
     @property
     def yielding(self) -> list[ImageTask]:
         """Background and idle tasks with steps to run; idle ones first, then those that would lose least by leaving."""
-        tasks = [task for task in self._tasks if task.idle and task.slots]
+        tasks = [task for task in self._tasks if task.yields and task.slots]
         return sorted(tasks, key=lambda task: (task.spec.background, task.macs))
 
     @property
@@ -82,7 +82,7 @@ class ImagesInFlight:
 
     def finish(self, task: ImageTask, pixels: Tensor) -> None:
         """The image is there: levels (height, width, 3)."""
-        if not task.idle:  # which may have lain still for most of it
+        if not task.yields:  # which may have lain still for most of it
             metrics.stage_seconds.labels("denoise").observe(task.denoised - task.taken)
         accounting.count_image(task)
         metrics.image_sizes_total.labels(str(ImageSize(*pixels.shape[:2]))).inc()

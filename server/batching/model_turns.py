@@ -36,7 +36,7 @@ class ModelTurns:
 
     def next(self, inflight: Mapping[S, Collection[ImageTask]], now: float) -> S:
         """The model whose wave is next. inflight: the images in the waves of each, at least one."""
-        clients = {model: [task for task in tasks if not task.idle] for model, tasks in inflight.items()}
+        clients = {model: [task for task in tasks if not task.yields] for model, tasks in inflight.items()}
         clients = {model: tasks for model, tasks in clients.items() if tasks}
         wanting = clients or {model: list(tasks) for model, tasks in inflight.items()}
         classes = {(model, task.tier): model for model, tasks in wanting.items() for task in tasks}

@@ -57,7 +57,7 @@ class Newcomers:
             withdrawn += self._images.withdraw([yielding.pop(0)])
         self._cancellations.watch(withdrawn)
         self._queue.put_back(withdrawn)
-        if not tasks and all(task.idle for task in self._images) and self._quiet_beside():
+        if not tasks and all(task.yields for task in self._images) and self._quiet_beside():
             tasks = self._background()
         if not tasks and not self._images and self._idle_beside():
             tasks = self._queue.take_idle()
@@ -104,7 +104,7 @@ class Newcomers:
         for task in tasks:
             task.fresh = self._model.noises(task.spec.seed, task.size)
             task.taken = start
-            if not task.idle:  # others may wait for as long as there are clients, and no alert should take it for load
+            if not task.yields:  # others may wait for as long as there are clients, and no alert should take it for load
                 metrics.stage_seconds.labels("queue").observe(start - task.queued)
             task.trace.add("queue", task.queued, start)
             task.trace.add("encode", start, now, images=len(tasks))

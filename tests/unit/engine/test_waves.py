@@ -617,7 +617,7 @@ def test_a_capture_that_fails_leaves_waves_that_run(network: UnrolledUNet, error
 def test_padding_is_counted_and_changes_nobodys_slot(network: UnrolledUNet) -> None:
     waves = waves_of(network, buckets=Buckets((4,)))
     resting = join(waves, (schedule_of(PARTIAL), 0, 3.0))
-    resting.idle = True
+    resting.yields = True
     before = [tensor.clone() for tensor in (waves.slots.at().latent(slot) for slot in resting.slots)]
     join(waves, (schedule_of(PARTIAL), 1, 3.0))
     wave = waves.tick()

@@ -7,23 +7,14 @@ from dataclasses import replace
 
 import pytest
 from server_model import small_model
+from stepped_engine import Stepped
 
 from engine.program import Program
 from registry.errors import Overloaded
 from registry.schedule import Schedule, Segment
 from server.batching.admission import Admission
-from server.batching.engine_thread import EngineThread
 from server.batching.image_task import ImageSpec
 from server.telemetry import metrics
-
-
-class Stepped(EngineThread):
-    """An engine whose steps a test takes itself."""
-
-    at_work = None
-
-    def take_step(self):
-        self.at_work = self.step(self.at_work)
 
 
 @pytest.fixture(scope="module")

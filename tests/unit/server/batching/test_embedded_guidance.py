@@ -10,6 +10,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from memory_store import MemoryStore
 from server_model import small_model
+from stepped_engine import Stepped
 
 from engine.fresh_noise import stacked
 from engine.images import levels
@@ -20,7 +21,6 @@ from registry.schedule import Schedule, Segment, Validated
 from server.access.keys import ANONYMOUS
 from server.api import GenerateRequest
 from server.batching.admission import Admission
-from server.batching.engine_thread import EngineThread
 from server.experiments.active import ActiveExperiments
 from server.requests.plan import Planner
 from server.tiers.active import ActiveSchedules
@@ -29,15 +29,6 @@ from server.tiers.watch import Watch
 
 class Settings:
     request_seconds, default_tier, default_guidance = 60.0, "fast", None
-
-
-class Stepped(EngineThread):
-    """An engine whose steps the test takes itself."""
-
-    at_work = None
-
-    def take_step(self):
-        self.at_work = self.step(self.at_work)
 
 
 @pytest.fixture(scope="module")

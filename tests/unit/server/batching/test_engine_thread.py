@@ -10,6 +10,7 @@ from itertools import groupby
 import pytest
 import torch
 from server_model import small_model
+from stepped_engine import Stepped
 
 from engine.images import levels
 from engine.program import Program
@@ -18,21 +19,11 @@ from engine.unrolled import UnrolledUNet
 from registry.errors import InvalidInput, Overloaded
 from registry.schedule import Schedule, Segment
 from server.batching.admission import Admission
-from server.batching.engine_thread import EngineThread
 from server.batching.image_task import ImageSpec, ImageTask, macs_before
 from server.errors import GenerationFailed, NotReady
 from server.requests.running import gather
 
 MIXED = (Segment(partial=(1,), branch=2), Segment())
-
-
-class Stepped(EngineThread):
-    """An engine whose steps a test may take itself."""
-
-    at_work = None
-
-    def take_step(self):
-        self.at_work = self.step(self.at_work)
 
 
 @pytest.fixture(scope="module")

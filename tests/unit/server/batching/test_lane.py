@@ -10,6 +10,7 @@ from itertools import cycle
 import pytest
 import torch
 from server_model import small_model
+from stepped_engine import Stepped
 
 from engine.device import HostFence, HostLane
 from engine.unrolled import UnrolledUNet
@@ -17,7 +18,6 @@ from registry.schedule import Schedule, Segment
 from server.batching import decodes
 from server.batching.admission import Admission
 from server.batching.chunks import Chunks
-from server.batching.engine_thread import EngineThread
 from server.batching.image_task import ImageSpec
 from server.errors import GenerationFailed, NotReady
 
@@ -54,16 +54,6 @@ class Beside(UnrolledUNet):
         lane = HostLane()
         lane.fence = lambda: GateFence(self.gate)
         return lane
-
-
-class Stepped(EngineThread):
-    """An engine whose steps a test may take itself."""
-
-    at_work = None
-
-    def take_steps(self, count=1):
-        for _ in range(count):
-            self.at_work = self.step(self.at_work)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,16 @@
+"""An engine whose steps a test takes itself."""
+
+from server.batching.engine_thread import EngineThread
+
+
+class Stepped(EngineThread):
+    """The wave at work is kept from step to step."""
+
+    at_work = None
+
+    def take_step(self):
+        self.at_work = self.step(self.at_work)
+
+    def take_steps(self, count=1):
+        for _ in range(count):
+            self.take_step()
