@@ -38,7 +38,7 @@ class App:
     """A server that is open for requests. What is said of a model without naming one is of the default, the first."""
 
     def __init__(self, opener: ModelOpener, settings: Settings) -> None:
-        self.models, self.engine_thread, self.settings = opener.models, opener.device_thread, settings
+        self.models, self.device_thread, self.settings = opener.models, opener.device_thread, settings
         self.storage = AsyncStore(opener.open_once)
         self._public = AsyncStore(opener.open_once)  # whoever reads files holds up no jobs
         self.files = KeptFiles(self.storage, public=self._public)
@@ -140,7 +140,7 @@ class App:
         for model in self.models:
             if model.parts:
                 model.parts.shadow.close()
-        await asyncio.to_thread(self.engine_thread.close)
+        await asyncio.to_thread(self.device_thread.close)
         for model in self.models:
             await model.close()
         self.storage.close()

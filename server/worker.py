@@ -99,11 +99,11 @@ class Flexiffusion:
         tiers = [entry.tier for entry in self._app.schedules.tiers()]
         log.info("ready", extra={"fields": {"registry": settings.registry, "tiers": tiers, "seconds": seconds}})
         metrics.engine_up.set(1)
-        while self._app.engine_thread.alive:
+        while self._app.device_thread.alive:
             await asyncio.sleep(1)
         metrics.engine_up.set(0)
         log.error("the engine is lost: this process ends, so that another one takes its place")
-        ends_all = supervision.lost(self._app.engine_thread.end, settings.workers)
+        ends_all = supervision.lost(self._app.device_thread.end, settings.workers)
         drain.begin(LEAVE_SECONDS, supervision.end if ends_all else None)
 
     async def _give_up(self, reason: str) -> None:

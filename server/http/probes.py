@@ -28,7 +28,7 @@ async def live(request: Request) -> AliveView:
     """A server that could not start, or lost its engine, says so with 503: it wants to be restarted."""
     state = request.app.state
     if app := getattr(state, "app", None):
-        if not app.engine_thread.alive:
+        if not app.device_thread.alive:
             raise NotReady(LOST)
     elif state.opening.failed:
         raise state.opening.refusal()
@@ -46,7 +46,7 @@ async def ready(request: Request) -> ReadyView:
     if drain.stopping:
         raise Stopping(drain.reason)
     app = await loaded_app(request)
-    if not app.engine_thread.alive:
+    if not app.device_thread.alive:
         raise NotReady(LOST)
     tiers = [entry.label for entry in app.schedules.tiers()]
     return ReadyView(model=app.model.ref.name, default=app.default_tier, tiers=tiers, warnings=app.warnings)

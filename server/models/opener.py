@@ -28,8 +28,8 @@ from registry.tiers import REFERENCE
 from server.access.quota import Quotas
 from server.batching.admission import Admission
 from server.batching.device_thread import DeviceThread
-from server.batching.engine_thread import FULL_WAVES, EngineThread
 from server.batching.memory import bytes_within
+from server.batching.model_engine import FULL_WAVES, ModelEngine
 from server.config import Settings
 from server.errors import NotReady
 from server.experiments.active import ActiveExperiments
@@ -231,7 +231,7 @@ class ModelOpener:
         """And wait until it is warm."""
         settings, others = self.settings, other_sizes(self.settings, model)
         graphs = graphs_for(model.device) if settings.cuda_graphs else None
-        engine = EngineThread(
+        engine = ModelEngine(
             model,
             served.admission,
             settings.max_wave_rows,

@@ -19,8 +19,8 @@ from engine.program import Program
 from registry.schedule import Schedule
 from server.api import RequestWarning
 from server.batching.admission import Admission
-from server.batching.engine_thread import EngineThread
 from server.batching.image_task import ImageResult, ImageSpec, Preview
+from server.batching.model_engine import ModelEngine
 from server.errors import NotReady
 from server.experiments.runtime import ExperimentRuntime
 from server.requests.generation import Generation, Renderer
@@ -71,7 +71,7 @@ class ServedModel(Renderer):
         self.admission = admission
         self.model: Model | None = None  # what plans are made with; its weights may be away
         self.parts: ModelParts | None = None
-        self.engine: EngineThread | None = None
+        self.engine: ModelEngine | None = None
         self.curve: CostCurve | None = None  # what its waves cost, as far as that was learnt
         self.state: State = "loading"  # its folder and its registry entries are read
         self.fault = ""  # why it failed

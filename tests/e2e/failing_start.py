@@ -16,6 +16,6 @@ def failing(*_: Any) -> float:
 
 
 if not supervises:
-    from server.batching import engine_thread
+    from server.batching import model_engine
 
-    engine_thread.warming = failing  # type: ignore[assignment]
+    model_engine.warming = failing  # type: ignore[assignment]

@@ -1,9 +1,9 @@
 """An engine whose steps a test takes itself."""
 
-from server.batching.engine_thread import EngineThread
+from server.batching.model_engine import ModelEngine
 
 
-class Stepped(EngineThread):
+class Stepped(ModelEngine):
     """The wave at work is kept from step to step."""
 
     at_work = None

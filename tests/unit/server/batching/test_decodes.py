@@ -16,8 +16,8 @@ from engine.unrolled import UnrolledUNet
 from engine.waves import Waves
 from registry.schedule import Schedule, Segment
 from server.batching.admission import Admission
-from server.batching.engine_thread import EngineThread
 from server.batching.image_task import ImageSpec
+from server.batching.model_engine import ModelEngine
 from server.batching.prompt_cache import PromptCache, Wording
 from server.batching.warm_up import warm_up
 from server.errors import GenerationFailed
@@ -92,7 +92,7 @@ def model(request, tiny, small):
 
 @pytest.fixture
 def engine(model):
-    return EngineThread(model, Admission(max_seconds=60), max_wave_rows=4)
+    return ModelEngine(model, Admission(max_seconds=60), max_wave_rows=4)
 
 
 @pytest.fixture
@@ -243,7 +243,7 @@ def test_a_warm_up_finds_out_before_anybody_asks(model, caplog):
     warm_up(model, Waves(model.network, model.slots(4)), ())
     assert model.decoder.overflowed
     assert upcast() == 0
-    EngineThread(model, Admission(max_seconds=60), max_wave_rows=4)
+    ModelEngine(model, Admission(max_seconds=60), max_wave_rows=4)
     assert upcast() == 1
     assert [record.levelname for record in caplog.records] == ["WARNING"], "of the decoder, once"
 

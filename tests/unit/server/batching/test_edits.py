@@ -18,8 +18,8 @@ from engine.source import EncodedSource, SourceImage, kept_of, picture_of, pictu
 from registry.errors import InvalidInput
 from registry.schedule import Schedule, Segment
 from server.batching.admission import Admission
-from server.batching.engine_thread import EngineThread
 from server.batching.image_task import Edit, ImageSpec
+from server.batching.model_engine import ModelEngine
 from server.batching.source_cache import SourceCache
 from server.telemetry import metrics
 
@@ -33,7 +33,7 @@ def model(tiny):
 
 @pytest.fixture
 def engine(model):
-    return EngineThread(model, Admission(max_seconds=600), max_wave_rows=4)
+    return ModelEngine(model, Admission(max_seconds=600), max_wave_rows=4)
 
 
 def edit_of(number: int, strength: float, masked: bool) -> Edit:
@@ -150,7 +150,7 @@ def test_an_image_that_cannot_be_encoded_fails_alone(model, engine, monkeypatch)
 
 
 def test_a_mask_that_there_is_no_memory_for_is_refused_by_name_and_waits_for_nothing(model):
-    engine = EngineThread(model, Admission(max_seconds=600), 4, cache_bytes=2 * model.slot_bytes())
+    engine = ModelEngine(model, Admission(max_seconds=600), 4, cache_bytes=2 * model.slot_bytes())
     with pytest.raises(InvalidInput, match="FLEXI_CACHE_MIB") as refused:
         engine.submit([spec(model, 1, edit_of(1, 0.5, True))])
     assert refused.value.param == "mask"
@@ -173,7 +173,7 @@ def test_an_inpainting_unet_is_shown_the_picture_in_its_slots_at_every_size(tmp_
     """Texts, which it paints everywhere, edits with a mask and without, and another size, in the same waves."""
     model = load(model_folders.inpainting(tmp_path / "inpainting", tiny_config))
     wide = ImageSize(16, 32)
-    engine = EngineThread(model, Admission(max_seconds=600), max_wave_rows=8, others=(wide,))
+    engine = ModelEngine(model, Admission(max_seconds=600), max_wave_rows=8, others=(wide,))
     specs = [
         replace(spec(model, seed, edit, guidance), keeps=False, size=size)
         for seed, (edit, size) in enumerate(

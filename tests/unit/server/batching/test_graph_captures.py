@@ -10,8 +10,8 @@ from server_model import small_model
 
 from registry.schedule import Schedule, Segment
 from server.batching.admission import Admission
-from server.batching.engine_thread import EngineThread
 from server.batching.image_task import ImageSpec
+from server.batching.model_engine import ModelEngine
 from server.telemetry import metrics
 
 ROWS = 4
@@ -39,7 +39,7 @@ def graphs():
 
 @pytest.fixture
 def engine(model, graphs):
-    engine = EngineThread(model, Admission(max_seconds=60), ROWS, graphs=graphs)
+    engine = ModelEngine(model, Admission(max_seconds=60), ROWS, graphs=graphs)
     engine.warm_up([schedule(model, 1)])
     yield engine
     if engine.alive:
@@ -106,7 +106,7 @@ def test_a_capture_that_fails_costs_speed_and_no_image(model, engine, graphs, ca
 
 
 def test_waves_that_the_slots_have_no_room_for_are_not_captured(model, graphs):
-    engine = EngineThread(model, Admission(max_seconds=60), 64, cache_bytes=ROWS * model.slot_bytes(), graphs=graphs)
+    engine = ModelEngine(model, Admission(max_seconds=60), 64, cache_bytes=ROWS * model.slot_bytes(), graphs=graphs)
     engine.warm_up([schedule(model, 1)])
     assert len(graphs.captures) == 2 * SIZES
 

@@ -16,9 +16,9 @@ from engine.sampler import generate
 from registry.errors import InvalidInput
 from registry.schedule import Schedule, Segment
 from server.batching.admission import Admission
-from server.batching.engine_thread import EngineThread
 from server.batching.image_task import ImageSpec
 from server.batching.memory import slots_within
+from server.batching.model_engine import ModelEngine
 from server.batching.prompt_cache import PromptCache, Wording
 from server.telemetry import metrics
 
@@ -54,7 +54,7 @@ def counted(counter, label) -> float:
 @pytest.mark.parametrize("graphs", [None, FakeGraphs()], ids=["eager", "graphs"])
 def test_images_of_all_lengths_and_sizes_are_the_plain_loops_and_their_macs_are_those_exported(model, graphs):
     """In random company, in which waves of all lengths take turns. Captured ones begin with the second round."""
-    engine = EngineThread(model, Admission(600), max_wave_rows=4, graphs=graphs, others=(WIDE,), chunks=MOST)
+    engine = ModelEngine(model, Admission(600), max_wave_rows=4, graphs=graphs, others=(WIDE,), chunks=MOST)
     before, threes = counted(metrics.macs_total, "lengths"), counted(metrics.prompt_chunks_total, "3")
     specs = [spec(model, seed, 1 + seed % 3, 1.0 + seed // 3, size=WIDE if seed % 2 else None) for seed in range(6)]
     random.Random(0).shuffle(specs)
@@ -77,7 +77,7 @@ def test_images_of_all_lengths_and_sizes_are_the_plain_loops_and_their_macs_are_
 
 
 def test_a_longer_prompt_is_predicted_to_take_longer_and_makes_another_image(model):
-    engine = EngineThread(model, Admission(600), max_wave_rows=4, chunks=MOST)
+    engine = ModelEngine(model, Admission(600), max_wave_rows=4, chunks=MOST)
     engine._admission.measured(1000, 1e-3)
     program = spec(model, 0, 1).program
     one, three = (engine.forecast(program, 2, 1, "lengths", None, chunks) for chunks in (1, 3))
@@ -121,7 +121,7 @@ def test_memory_too_small_for_an_image_with_the_longest_prompt_is_refused_by_it(
 
 
 def test_idle_work_of_another_length_gives_up_its_place(model):
-    engine = EngineThread(model, Admission(600), 4, cache_bytes=3 * model.slot_bytes(None, MOST), chunks=MOST)
+    engine = ModelEngine(model, Admission(600), 4, cache_bytes=3 * model.slot_bytes(None, MOST), chunks=MOST)
     (background,) = engine.submit([replace(spec(model, 1, MOST), tier="shadow", idle=True)])
     engine.step(None)
     clients = engine.submit([spec(model, seed, 1) for seed in range(4)])

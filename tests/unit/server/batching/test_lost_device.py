@@ -15,8 +15,8 @@ from engine.device import DeviceLost, HostFence, HostLane
 from engine.unrolled import UnrolledUNet
 from registry.schedule import Schedule, Segment
 from server.batching.admission import Admission
-from server.batching.engine_thread import EngineThread
 from server.batching.image_task import ImageSpec
+from server.batching.model_engine import ModelEngine
 from server.errors import NotReady
 
 
@@ -110,7 +110,7 @@ def spec(model, seed, **options) -> ImageSpec:
 
 def engine_of(device, model):
     """One that works already; and the futures of images in flight, of some that wait, and of an idle one."""
-    engine = EngineThread(on(device, model), Admission(max_seconds=math.inf, pace=1.0), max_wave_rows=2)
+    engine = ModelEngine(on(device, model), Admission(max_seconds=math.inf, pace=1.0), max_wave_rows=2)
     clients = engine.submit([spec(model, seed, previews=seed % 2) for seed in range(6)], lambda *_: None)
     futures = [*clients, *engine.submit([spec(model, 9, idle=True)])]
     engine.start()
@@ -164,7 +164,7 @@ def test_wherever_the_device_fails_all_who_wait_are_told_and_the_thread_ends(mod
 def before(model):
     """Calls that an engine makes before it works."""
     device = FailingDevice()
-    EngineThread(on(device, model), Admission(max_seconds=1), max_wave_rows=2)
+    ModelEngine(on(device, model), Admission(max_seconds=1), max_wave_rows=2)
     return len(device.calls)
 
 
@@ -192,7 +192,7 @@ def test_an_error_that_is_no_lost_device_fails_its_image_alone(model, monkeypatc
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_thread_that_dies_without_a_word_leaves_nobody_waiting(model, monkeypatch):
-    engine = EngineThread(model, Admission(max_seconds=60), max_wave_rows=2)
+    engine = ModelEngine(model, Admission(max_seconds=60), max_wave_rows=2)
     monkeypatch.setattr(engine._waves, "launch", lambda *_: (_ for _ in ()).throw(SystemExit))
     futures = engine.submit([spec(model, seed) for seed in range(6)])
     engine.start()

@@ -19,8 +19,8 @@ from engine.unrolled import UnrolledUNet
 from registry.schedule import Schedule, Segment
 from server.batching.admission import Admission
 from server.batching.device_thread import DeviceThread
-from server.batching.engine_thread import EngineThread
 from server.batching.image_task import ImageSpec
+from server.batching.model_engine import ModelEngine
 from server.errors import NotReady
 from server.telemetry.served import serving
 
@@ -76,7 +76,7 @@ def engines(models, thread, admission):
     made = []
     for model, own in zip(models, (admission, admission.beside()), strict=True):
         with serving(f"model-{len(made)}"):
-            made.append(EngineThread(model, own, max_wave_rows=4, device_thread=thread))
+            made.append(ModelEngine(model, own, max_wave_rows=4, device_thread=thread))
     for engine in made:
         thread.add(engine)
     return made
@@ -188,7 +188,7 @@ def test_a_model_leaves_only_when_nothing_of_it_is_in_flight(models, engines, th
 
 def test_a_model_that_joins_warms_up_between_the_waves_of_another(models, thread, admission):
     thread.thread = SimpleNamespace(ident=1)  # as if it were started: the test takes its steps
-    first, second = (EngineThread(model, admission.beside(), 4, device_thread=thread) for model in models)
+    first, second = (ModelEngine(model, admission.beside(), 4, device_thread=thread) for model in models)
     thread.add(first)
     futures = first.submit([spec(models[0], seed, MIXES[1]) for seed in range(12)])
     second._first = [models[1].teacher(4)]
@@ -208,7 +208,7 @@ def test_a_model_that_joins_warms_up_between_the_waves_of_another(models, thread
 def test_a_model_that_left_has_given_its_weights_back_and_can_come_again(models, admission):
     thread = DeviceThread()
     engines = [
-        EngineThread(
+        ModelEngine(
             replace(models[0], network=UnrolledUNet(deepcopy(models[0].network.unet))), admission, 4, device_thread=thread
         )
         for _ in range(2)
@@ -228,9 +228,9 @@ def test_a_model_that_left_has_given_its_weights_back_and_can_come_again(models,
 
 def test_a_model_that_cannot_be_warmed_up_takes_nobody_with_it(models, admission, monkeypatch):
     thread = DeviceThread()
-    first = EngineThread(models[0], admission, 4, device_thread=thread)
+    first = ModelEngine(models[0], admission, 4, device_thread=thread)
     first.start()
-    second = EngineThread(models[1], admission.beside(), 4, device_thread=thread)
+    second = ModelEngine(models[1], admission.beside(), 4, device_thread=thread)
     monkeypatch.setattr(second._waves, "launch", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         second.start([models[1].teacher(4)])

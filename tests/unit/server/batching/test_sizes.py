@@ -15,9 +15,9 @@ from engine.sampler import generate
 from registry.errors import InvalidInput
 from registry.schedule import Schedule, Segment
 from server.batching.admission import Admission
-from server.batching.engine_thread import EngineThread
 from server.batching.image_task import ImageSpec
 from server.batching.memory import slots_within
+from server.batching.model_engine import ModelEngine
 from server.telemetry import metrics
 
 WIDE, HIGH, LARGE = ImageSize(8, 16), ImageSize(12, 8), ImageSize(16, 16)
@@ -31,7 +31,7 @@ def model(tiny):
 
 @pytest.fixture
 def engine(model):
-    return EngineThread(model, Admission(max_seconds=600), max_wave_rows=4, others=(WIDE, HIGH, LARGE))
+    return ModelEngine(model, Admission(max_seconds=600), max_wave_rows=4, others=(WIDE, HIGH, LARGE))
 
 
 def program(model, segments=MIXED) -> Program:
@@ -91,7 +91,7 @@ def test_previews_of_an_image_have_its_size(model, engine):
 def test_a_large_image_is_not_kept_out_by_small_ones_that_come_after_it(model):
     """The memory holds two rows of the largest size: it is empty before it comes in, and nobody overtakes it."""
     largest = model.slot_bytes(LARGE)
-    engine = EngineThread(model, Admission(max_seconds=600), 4, cache_bytes=3 * largest, others=(LARGE,))
+    engine = ModelEngine(model, Admission(max_seconds=600), 4, cache_bytes=3 * largest, others=(LARGE,))
     first = engine.submit([spec(model, seed) for seed in range(3)])
     engine.step(None)
     (large,) = engine.submit([spec(model, 9, LARGE)])
@@ -102,7 +102,7 @@ def test_a_large_image_is_not_kept_out_by_small_ones_that_come_after_it(model):
 
 
 def test_idle_work_makes_room_for_a_client_of_another_size(model):
-    engine = EngineThread(model, Admission(max_seconds=600), 4, cache_bytes=3 * model.slot_bytes(LARGE), others=(LARGE,))
+    engine = ModelEngine(model, Admission(max_seconds=600), 4, cache_bytes=3 * model.slot_bytes(LARGE), others=(LARGE,))
     (background,) = engine.submit([replace(spec(model, 1, LARGE), tier="shadow", idle=True)])
     engine.step(None)
     clients = engine.submit([spec(model, seed) for seed in range(6)])

@@ -36,7 +36,7 @@ class Server:
         schedules = ActiveSchedules(lambda: None, model, teacher_steps=4)
         engine = SimpleNamespace(alive=True)
         app = SimpleNamespace(
-            model=model, schedules=schedules, engine_thread=engine, default_tier="reference", warnings=[WARNING]
+            model=model, schedules=schedules, device_thread=engine, default_tier="reference", warnings=[WARNING]
         )
         guidance = SimpleNamespace(of=lambda _: 3.0)
         planner = SimpleNamespace(
@@ -92,7 +92,7 @@ def test_a_worker_that_is_open_says_what_it_serves(server, tiny):
 
 
 def test_a_worker_that_lost_its_engine_is_neither_ready_nor_alive(server, tiny):
-    server.open(small_model(tiny)).engine_thread.alive = False
+    server.open(small_model(tiny)).device_thread.alive = False
     for path in ("/readyz", "/livez", "/healthz"):
         status, code, message = server.said(path)
         assert (status, code) == (503, "not_ready")

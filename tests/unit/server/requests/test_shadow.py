@@ -22,7 +22,7 @@ from server.access.keys import ANONYMOUS
 from server.access.quota import Quotas
 from server.api import GenerateRequest
 from server.batching.admission import Admission
-from server.batching.engine_thread import EngineThread
+from server.batching.model_engine import ModelEngine
 from server.errors import GenerationFailed
 from server.experiments.active import ActiveExperiments
 from server.requests import shadow
@@ -66,7 +66,7 @@ def schedules(model):
 
 @pytest.fixture
 def engine(model):
-    engine = EngineThread(model, Admission(60), 4)
+    engine = ModelEngine(model, Admission(60), 4)
     engine.start()
     yield engine
     engine.close()

@@ -50,7 +50,7 @@ from server.telemetry.tracing import image_trace
 FULL_WAVES = 4  # in flight at most, in UNet rows: images on different steps need company to fill one, more only make all later
 
 
-class EngineThread(Member):
+class ModelEngine(Member):
     """One model in the engine's thread, and how others reach it: `submit` image specs, and get a future for each result.
 
     Whoever cancels a future frees its memory at the engine's next step. A task that fails takes nobody with it, unless the
