@@ -5,15 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from engine.condition import Condition
 from engine.device import to_device
 from engine.image_size import ImageSize
+from engine.picture import LIGHT, Picture
+from registry.errors import InvalidInput
 
 if TYPE_CHECKING:
     from engine.model import Model
+
+
+STRENGTH = 0.8  # where nobody says one: of diffusers' image-to-image pipeline
+MASKED_STRENGTH = 1.0  # and of its inpainting pipeline: what is painted begins at pure noise
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +33,22 @@ class SourceImage:
 
     pixels: Tensor
     painted: Tensor | None = None
+
+    @classmethod
+    def of(cls, picture: Picture, mask: Picture | None, size: ImageSize, scale: int) -> SourceImage:
+        """A picture, and where it is painted anew, resized as diffusers does it.
+
+        scale: how many pixels an element of a latent is wide and high, of which the first says what becomes of the element.
+        Raises `InvalidInput` naming what is wrong, `mask` or `image`.
+        """
+        pixels, painted = np.array(_resized(picture.pixels, size)), picture.painted(mask)
+        if painted is None:
+            return cls(torch.from_numpy(pixels))
+        painted = np.array(_resized(painted.astype(np.uint8) * 255, size)) >= LIGHT
+        if not painted[::scale, ::scale].any():
+            message = f"too little is to be painted anew: at {size} it is less than {scale} pixels wide or high"
+            raise InvalidInput(message, param="image" if mask is None else "mask")
+        return cls(torch.from_numpy(pixels), torch.from_numpy(painted))
 
     @property
     def whole(self) -> Tensor:
@@ -40,6 +64,10 @@ class SourceImage:
         """Levels (H, W, 3) of what was made of it, with its own pixels wherever it was not to be painted."""
         return levels if self.painted is None else torch.where(self.painted[..., None], levels, self.pixels)
 
+    def shown_around(self, images: Tensor) -> Tensor:
+        """The same of images (n, 3, H, W) in [0, 1]."""
+        return images if self.painted is None else torch.where(self.painted, images, self.pixels.movedim(-1, 0) / 255)
+
 
 @dataclass(frozen=True, eq=False)
 class EncodedSource:
@@ -52,6 +80,11 @@ class EncodedSource:
 
     latent: Tensor
     kept: Tensor | None = None
+
+
+def usual_strength(image: SourceImage) -> float:
+    """How far back in the noise an image begins of which nobody says it."""
+    return STRENGTH if image.painted is None else MASKED_STRENGTH
 
 
 def kept_of(model: Model, image: SourceImage) -> Tensor | None:
@@ -73,6 +106,19 @@ def pictured(model: Model, condition: Condition, picture: Tensor | None = None, 
     return replace(condition, picture=picture.expand(len(condition.context), -1, -1, -1))
 
 
+def encoded(
+    model: Model, image: SourceImage, condition: Condition, negative: Condition | None = None
+) -> tuple[EncodedSource, Condition, Condition | None]:
+    """What images of these conditions start from, all from this one, for `sampler.generate`, and the conditions as it takes
+    them: an inpainting UNet sees the picture. Waits for the device."""
+    kept = kept_of(model, image)
+    source = EncodedSource(model.encode_image(image.whole)[None], None if kept is None else kept[None])
+    if not model.inpaints:
+        return source, condition, negative
+    picture = picture_of(model, image, model.encode_image(image.around))
+    return source, pictured(model, condition, picture), negative and pictured(model, negative, picture)
+
+
 def picture_of(model: Model, image: SourceImage, around: Tensor) -> Tensor:
     """What an inpainting UNet sees of an image beside the latent: 1 where it paints, and the latent of what is around it.
 
@@ -85,3 +131,10 @@ def picture_of(model: Model, image: SourceImage, around: Tensor) -> Tensor:
 def _reduced(model: Model, painted: Tensor) -> Tensor:
     """A mask (H, W) at the latent's size: (1, h, w). The nearest pixel counts, which is the first of each square."""
     return painted[None, :: model.decoder.scale, :: model.decoder.scale]
+
+
+def _resized(levels: np.ndarray, size: ImageSize) -> Image.Image:
+    image = Image.fromarray(levels)
+    return (
+        image if image.size == (size.width, size.height) else image.resize((size.width, size.height), Image.Resampling.LANCZOS)
+    )

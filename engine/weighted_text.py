@@ -15,6 +15,8 @@ from torch import Tensor
 
 from engine.prompt_syntax import Part
 
+TOO_LONG = "sequence-length-is-longer-than-the-specified-maximum"  # as transformers calls a warning of its tokenizers
+
 
 class WeightedText:
     """A tokenizer and a CLIP text encoder that weigh parts of a text. For one thread.
@@ -27,6 +29,7 @@ class WeightedText:
         kinds = compel.ReturnedEmbeddingsType
         states = kinds.PENULTIMATE_HIDDEN_STATES_NON_NORMALIZED if penultimate else kinds.LAST_HIDDEN_STATES_NORMALIZED
         self._encoder = encoder
+        tokenizer.deprecation_warnings[TOO_LONG] = True  # it is never said: compel splits what the tokenizer warns of
         self._provider = compel.EmbeddingsProvider(
             tokenizer,
             encoder,
@@ -48,6 +51,12 @@ class WeightedText:
 @cache
 def provider_module() -> Any:
     """compel's part that is used here. The first time takes half a second: it imports several of diffusers' pipelines."""
-    from compel import embeddings_provider
+    from transformers.utils import logging
 
+    said = logging.get_verbosity()
+    logging.set_verbosity_error()  # of image processors of those pipelines, which nobody uses here
+    try:
+        from compel import embeddings_provider
+    finally:
+        logging.set_verbosity(said)
     return embeddings_provider
