@@ -13,7 +13,7 @@ from torch import Tensor
 from engine.condition import Condition
 from engine.device import to_device
 from engine.image_size import ImageSize
-from engine.picture import LIGHT, Picture
+from engine.input_image import LIGHT, InputImage
 from registry.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class SourceImage:
     painted: Tensor | None = None
 
     @classmethod
-    def of(cls, picture: Picture, mask: Picture | None, size: ImageSize, scale: int) -> SourceImage:
+    def of(cls, picture: InputImage, mask: InputImage | None, size: ImageSize, scale: int) -> SourceImage:
         """A picture, and where it is painted anew, resized as diffusers does it.
 
         scale: how many pixels an element of a latent is wide and high, of which the first says what becomes of the element.

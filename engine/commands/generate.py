@@ -217,7 +217,7 @@ class _Start(NamedTuple):
     @classmethod
     def of(cls, model: Model, file: Path, mask: Path | None, size: ImageSize, strength: float | None) -> _Start:
         """Raises `NotFound` and `InvalidInput` naming the option."""
-        from engine.picture import opened
+        from engine.input_image import opened
         from engine.source import SourceImage, usual_strength
 
         picture = opened(_bytes(file, "image"), "image")

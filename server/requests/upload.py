@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from base64 import b64decode
 
-from engine.picture import Picture, opened
+from engine.input_image import InputImage, opened
 from registry.errors import InvalidInput
 from server.api import MAX_BASE64, MAX_UPLOAD
 
 
-def decoded(text: str, field: str) -> Picture:
+def decoded(text: str, field: str) -> InputImage:
     """Of a file in base64, or a data: URL of one. Raises `InvalidInput` naming the field and what is wrong with it."""
     head, comma, rest = text.partition(",")
     if comma:

@@ -15,9 +15,9 @@ from places import ROOT
 from engine import loading, sampler
 from engine.image_size import ImageSize
 from engine.images import levels
+from engine.input_image import opened
 from engine.model import Model
 from engine.notice import Notice
-from engine.picture import opened
 from engine.source import SourceImage, encoded
 from registry.corrections import Correction, ScaledCorrections
 from registry.schedule import Schedule, Segment, Validated, teacher

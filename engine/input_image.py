@@ -22,7 +22,7 @@ LIGHT = 128  # of 255: what is lighter in a mask is painted
 
 
 @dataclass(frozen=True, eq=False)
-class Picture:
+class InputImage:
     """A decoded file, upright. pixels (H, W, 3), uint8; clear (H, W), bool: where it is transparent, None where it is nowhere.
 
     digest: SHA-256 of the file.
@@ -37,7 +37,7 @@ class Picture:
         """In pixels."""
         return ImageSize(*self.pixels.shape[:2])
 
-    def painted(self, mask: Picture | None) -> NDArray[np.bool_] | None:
+    def painted(self, mask: InputImage | None) -> NDArray[np.bool_] | None:
         """Where it is to be painted anew, (H, W): where it, or the mask if there is one, is transparent; of a mask without
         transparency where that is light. None is everywhere.
 
@@ -53,7 +53,7 @@ class Picture:
         return painted
 
 
-def opened(data: bytes, field: str) -> Picture:
+def opened(data: bytes, field: str) -> InputImage:
     """Of a file. Raises `InvalidInput` naming the field and what is wrong with it."""
     try:
         with warnings.catch_warnings():
@@ -74,7 +74,7 @@ def opened(data: bytes, field: str) -> Picture:
         raise InvalidInput(f"must have at most {MAX_PIXELS} pixels", param=field) from None
     except Exception as error:  # of a dozen decoders
         raise InvalidInput("is cut short or damaged", param=field) from error
-    return Picture(pixels, clear, hashlib.sha256(data).hexdigest())
+    return InputImage(pixels, clear, hashlib.sha256(data).hexdigest())
 
 
 def _levels(image: Image.Image) -> tuple[NDArray[np.uint8], NDArray[np.bool_] | None]:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from engine.picture import MAX_PIXELS, opened
+from engine.input_image import MAX_PIXELS, opened
 from registry.errors import InvalidInput
 
 RED = np.zeros((4, 6, 3), dtype=np.uint8)
