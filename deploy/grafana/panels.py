@@ -152,6 +152,56 @@ ROWS = [
         ],
     ),
     PanelRow(
+        "Models and jobs",
+        [
+            Panel(
+                "Models in memory",
+                "Bytes of weights and slots, summed over workers; 0 while a model is away. It is loaded for a request.",
+                "bytes",
+                {"{{model}}": "sum by (model) (flexi_model_loaded{FILTER} * flexi_model_bytes{FILTER})"},
+                stacked=True,
+            ),
+            Panel(
+                "Loads of models an hour",
+                "Many, with several models: FLEXI_MODELS_MIB holds too few of those that are asked for.",
+                "none",
+                {"{{model}}": f"3600 * {rate('flexi_model_loads_total', 'model')}"},
+            ),
+            Panel(
+                "Open jobs by state",
+                "As the servers know them; all of one registry know the same.",
+                "none",
+                {"{{state}}": "max by (state) (flexi_jobs{FILTER})"},
+                stacked=True,
+            ),
+            Panel(
+                "Time of a job",
+                "From its request to its end, by how it ended; and since when the oldest one waits.",
+                "s",
+                {
+                    "oldest waits": "max(flexi_oldest_job_seconds{FILTER})",
+                    **quantiles("flexi_job_seconds", "state"),
+                },
+            ),
+            Panel(
+                "Background work",
+                "Predicted time for it if nothing else came, of the fullest worker. Clients' images go first.",
+                "s",
+                {"{{instance}}": "max by (instance) (flexi_background_seconds{FILTER})"},
+            ),
+            Panel(
+                "Webhooks and files a minute",
+                "Webhooks called and given up, files kept for a URL or not, and objects removed whose time was over.",
+                "none",
+                {
+                    "webhooks {{outcome}}": f"60 * {rate('flexi_webhooks_total', 'outcome')}",
+                    "files {{outcome}}": f"60 * {rate('flexi_files_total', 'outcome')}",
+                    "removed": f"60 * {rate('flexi_swept_objects_total')}",
+                },
+            ),
+        ],
+    ),
+    PanelRow(
         "Schedules",
         [
             Panel(

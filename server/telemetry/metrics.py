@@ -246,6 +246,9 @@ def begin() -> None:
     """Show the present model's counts from their beginning: else the first event of a kind would be none to Prometheus."""
     for metric in (cuda_graphs, cuda_graph_bytes, registry_errors_total, rollbacks_unreported, queue_images, inflight_images):
         metric.labels()
+    for by_outcome in (webhooks_total, files_total):
+        for outcome in ("ok", "failed"):
+            by_outcome.labels(outcome)
 
 
 def page() -> bytes:

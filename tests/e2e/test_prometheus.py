@@ -67,6 +67,7 @@ async def _watch(prometheus: Prometheus, address: str) -> Watched:
             assert time.monotonic() < until, "other tests' images are still in the engine"
             await asyncio.sleep(0.2)
         await client.get("/v1/tiers/nobody")  # so that there is a refusal to be shown
+        await a_job(client)
         prometheus.wait_for_scrape(after=time.time())
         before = {expr: prometheus.query(expr) for expr in EXPRESSIONS}
 
@@ -80,6 +81,16 @@ async def _watch(prometheus: Prometheus, address: str) -> Watched:
         prometheus.wait_for_scrape(after=time.time())
         after = {expr: prometheus.query(expr) for expr in EXPRESSIONS}
     return Watched(prometheus, before, after, [answer for answer, _ in done], [seconds for _, seconds in done])
+
+
+async def a_job(client: httpx.AsyncClient) -> None:
+    """Have one made, so that there is something to be shown of jobs."""
+    body = {"prompt": "red heart", "tier": "draft"}
+    job = (await client.post("/v1/jobs", json={"body": body})).raise_for_status().json()
+    until = time.monotonic() + 60
+    while (await client.get(f"/v1/jobs/{job['id']}")).raise_for_status().json()["state"] != "succeeded":
+        assert time.monotonic() < until, "the job was not done"
+        await asyncio.sleep(0.1)
 
 
 def by_tier(watched: Watched, field: str) -> dict[tuple[str, ...], float]:
