@@ -17,6 +17,7 @@ from registry.errors import FlexiError
 Address = Annotated[str, typer.Argument(help="Of Prometheus, such as http://prometheus:9090.")]
 Window = Annotated[str, typer.Option(help="What rates and quantiles are taken over; several scrapes at least.")]
 Instance = Annotated[str, typer.Option(help="Regular expression of the servers' `instance`.")]
+Model = Annotated[str, typer.Option(help="Regular expression of models' names; what is of no model shows only without it.")]
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -26,7 +27,7 @@ class NoAnswer(FlexiError):
 
 
 @app.command(help=__doc__, cls=OneLineErrorsCommand)
-def main(address: Address, window: Window = "5m", instance: Instance = ".*") -> None:
+def main(address: Address, window: Window = "5m", instance: Instance = ".*", model: Model = ".*") -> None:
     """Print what every panel asks and what Prometheus answers, all at one moment. Exit code 1: it does not answer."""
     with httpx.Client(base_url=address, timeout=30) as client:
         now = float(ask(client, "time()")[1])  # its clock, not ours
@@ -35,14 +36,14 @@ def main(address: Address, window: Window = "5m", instance: Instance = ".*") -> 
         for row in ROWS:
             typer.echo(f"\n== {row.title} ==")
             for panel in row.panels:
-                typer.echo("\n".join(["", *lines(client, panel, window, instance, now)]))
+                typer.echo("\n".join(["", *lines(client, panel, panel.asked(window, instance, model), now)]))
 
 
-def lines(client: httpx.Client, panel: Panel, window: str, instance: str, now: float) -> Iterator[str]:
-    """The lines of a panel: title, meaning, and every query with its answers."""
+def lines(client: httpx.Client, panel: Panel, asked: dict[str, str], now: float) -> Iterator[str]:
+    """The lines of a panel: title, meaning, and every query of `asked` with its answers."""
     yield f"{panel.title} [{panel.unit}]"
     yield panel.about
-    for legend, expr in panel.asked(window, instance).items():
+    for legend, expr in asked.items():
         yield f"  {expr}"
         answers = [(named(legend, sample["metric"]), float(sample["value"][1])) for sample in ask(client, expr, now)]
         yield from [f"    {name}: {value:.6g}" for name, value in sorted(answers)] or ["    (nothing)"]

@@ -36,24 +36,27 @@ def dashboard() -> dict[str, Any]:
         "editable": True,
         "refresh": "30s",
         "time": {"from": "now-1h", "to": "now"},
-        "templating": {"list": [_SOURCES, _INSTANCES]},
+        "templating": {"list": [_SOURCES, *_CHOICES]},
         "panels": panels,
     }
 
 
 _SOURCES = {"name": "source", "label": "Prometheus", "type": "datasource", "query": "prometheus"}
-_INSTANCES = {
-    "name": "instance",
-    "label": "Server",
-    "type": "query",
-    "datasource": SOURCE,
-    "query": {"query": "label_values(flexi_engine_up, instance)", "refId": "instance"},
-    "refresh": 2,
-    "multi": True,
-    "includeAll": True,
-    "allValue": ".*",
-    "current": {"text": ["All"], "value": ["$__all"]},
-}
+_CHOICES = [
+    {
+        "name": name,
+        "label": label,
+        "type": "query",
+        "datasource": SOURCE,
+        "query": {"query": f"label_values({metric}, {name})", "refId": name},
+        "refresh": 2,
+        "multi": True,
+        "includeAll": True,
+        "allValue": ".*",
+        "current": {"text": ["All"], "value": ["$__all"]},
+    }
+    for name, label, metric in (("instance", "Server", "flexi_engine_up"), ("model", "Model", "flexi_model_loaded"))
+]
 
 
 def _place(x: int, y: int, w: int, h: int) -> dict[str, int]:
@@ -81,7 +84,7 @@ def _panel(panel: Panel, place: dict[str, int]) -> dict[str, Any]:
                 "range": not table,
                 "format": "table" if table else "time_series",
             }
-            for i, (legend, expr) in enumerate(panel.asked("$__rate_interval", "$instance").items())
+            for i, (legend, expr) in enumerate(panel.asked("$__rate_interval", "$instance", "$model").items())
         ],
     }
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Panel:
-    """A graph. `queries` are {legend: PromQL}; FILTER stands for the chosen servers, WINDOW for Grafana's own choice."""
+    """A graph. `queries` are {legend: PromQL}; FILTER stands for the chosen servers and models, WINDOW for Grafana's choice."""
 
     title: str
     about: str
@@ -20,9 +20,13 @@ class Panel:
     stacked: bool = False
     kind: str = "timeseries"
 
-    def asked(self, window: str = "5m", instance: str = ".*") -> dict[str, str]:
-        """The queries as Prometheus takes them, of the servers whose `instance` matches a regular expression."""
-        chosen = f"instance=~{json.dumps(instance, ensure_ascii=False)}"  # quoted as PromQL quotes: a backslash is two
+    def asked(self, window: str = "5m", instance: str = ".*", model: str = ".*") -> dict[str, str]:
+        """The queries as Prometheus takes them, of the servers and models that match regular expressions.
+
+        What is of no model (HTTP, jobs, the registry) matches only where all models are chosen.
+        """
+        quoted = {"instance": json.dumps(instance, ensure_ascii=False), "model": json.dumps(model, ensure_ascii=False)}
+        chosen = ", ".join(f"{label}=~{value}" for label, value in quoted.items())  # as PromQL quotes: a backslash is two
         return {legend: expr.replace("WINDOW", window).replace("FILTER", chosen) for legend, expr in self.queries.items()}
 
 
