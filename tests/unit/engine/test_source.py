@@ -17,6 +17,7 @@ from diffusers import (
     EulerAncestralDiscreteScheduler,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
+    StableDiffusionXLImg2ImgPipeline,
 )
 from model_folders import EMOJI
 from PIL import Image
@@ -28,7 +29,7 @@ from engine.loading import load
 from engine.model import Model
 from engine.program import Program
 from engine.sampler import generate
-from engine.source import EncodedSource, SourceImage, kept_of, picture_of, pictured
+from engine.source import EncodedSource, SourceImage, encoded
 from engine.text_prompts import TextPrompts
 from registry.corrections import Correction
 from registry.errors import InvalidInput
@@ -90,12 +91,7 @@ def started(
 ) -> Tensor:
     """Our latent (1, c, h, w) of an image that starts from this one."""
     fresh = stacked([model.noises(seed)])
-    condition, negative = model.encode([prompt]), model.negative([""])
-    if model.inpaints:
-        picture = picture_of(model, image, model.encode_image(image.around))
-        condition, negative = (pictured(model, one, picture) for one in (condition, negative))
-    kept = kept_of(model, image)
-    source = EncodedSource(model.encode_image(image.whole)[None], None if kept is None else kept[None])
+    source, condition, negative = encoded(model, image, model.encode([prompt]), model.negative([""]))
     return generate(model.network, program, fresh(0), condition, negative, guidance, fresh, source)
 
 
@@ -122,6 +118,29 @@ def test_all_full_it_is_diffusers_own_pipeline(model: Model, solver: SolverName,
     program = full(model, solver).starting(strength)
     assert len(program.steps) == int(STEPS * strength)
     assert (started(model, program, image) - want).abs().max().item() <= SAME
+
+
+@pytest.mark.usefixtures("modes")
+def test_a_model_of_two_encoders_and_sizes_starts_from_images_as_its_own_pipeline_does(
+    tmp_path: Path, tiny_config: Mapping[str, Any]
+) -> None:
+    folder = model_folders.sdxl(tmp_path / "sdxl", tiny_config)
+    model = load(folder)
+    pipe = StableDiffusionXLImg2ImgPipeline.from_pretrained(folder)
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)  # which its own scheduler does not do
+    pipe.set_progress_bar_config(disable=True)
+    image = SourceImage(pixels(model.image_size.height))
+    want = pipe(
+        "red heart",
+        image=Image.fromarray(image.pixels.numpy()),
+        strength=0.5,
+        num_inference_steps=STEPS,
+        guidance_scale=3.0,
+        generator=torch.Generator().manual_seed(5),
+        output_type="latent",
+    ).images
+    got = started(model, full(model, "ddim").starting(0.5), image)
+    assert (got - want).abs().max().item() <= SAME * max(1, want.abs().max().item())
 
 
 def inpainted(model: Model, image: SourceImage, solver: SolverName, strength: float, folder: Path = EMOJI) -> Tensor:
