@@ -48,7 +48,7 @@ def measured(model: Model, schedule: Schedule, settings: Settings) -> Card:
         decoding[images] = median(decodes)
     about = "; ".join(f"{_kind(branch)} {_shown(times)}" for branch, times in sorted(calls.items()))
     return Card(
-        f"measured before the servers started, ms by UNet rows: {about}; decoding by images {_shown(decoding)}",
+        f"measured alone, ms by UNet rows: {about}; decoding by images {_shown(decoding)}",
         {branch: CallCost(times) for branch, times in calls.items()},
         CallCost(decoding),
     )

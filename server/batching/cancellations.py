@@ -23,7 +23,7 @@ class Cancellations:
                 lambda future, task=task: self._cancelled.append(task) if future.cancelled() else None  # type: ignore[misc]
             )
 
-    def drop(self, queue: FairQueue, images: ImagesInFlight) -> None:
+    def drop(self, queue: FairQueue[ImageTask], images: ImagesInFlight) -> None:
         """Take those that were cancelled out of the queue, or out of flight."""
         while self._cancelled:
             task = self._cancelled.popleft()

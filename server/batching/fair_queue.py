@@ -7,21 +7,53 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from time import monotonic
+from typing import Generic, Protocol, TypeVar
 
-from server.batching.image_task import ImageTask
-from server.batching.shares import TierShares
+from server.batching.shares import TierShares, Waiting
 from server.errors import NotReady
 
 
-class FairQueue:
+class Classed(Protocol):
+    """What says whose class a task is."""
+
+    @property
+    def background(self) -> bool:
+        """Whether it waits behind all clients' tasks."""
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody waits for it."""
+
+
+class Queued(Waiting, Protocol):
+    """A task as the queue sees it."""
+
+    @property
+    def spec(self) -> Classed:
+        """Its class."""
+
+    @property
+    def remaining_macs(self) -> int:
+        """Of all its steps that did not run."""
+
+
+Q = TypeVar("Q", bound=Queued)
+
+
+class FairQueue(Generic[Q]):
     """Any thread may put, the engine's thread takes; tiers share the MACs that it takes."""
 
-    def __init__(self, shares: TierShares, changed: threading.Condition | None = None) -> None:
-        """changed: guards all that is here, and wakes who waits for a task of any of several queues."""
-        self._shares = shares
-        self._clients: deque[ImageTask] = deque()
-        self._background: deque[ImageTask] = deque()
-        self._idle: deque[ImageTask] = deque()
+    def __init__(
+        self, shares: TierShares, changed: threading.Condition | None = None, clock: Callable[[], float] = monotonic
+    ) -> None:
+        """changed: guards all that is here, and wakes who waits for a task of any of several queues.
+
+        clock: of the tasks' deadlines.
+        """
+        self._shares, self._clock = shares, clock
+        self._clients: deque[Q] = deque()
+        self._background: deque[Q] = deque()
+        self._idle: deque[Q] = deque()
         self._changed = changed or threading.Condition()
         self._closed = ""  # why
 
@@ -39,7 +71,7 @@ class FairQueue:
         """Whether anybody waits: a client, or background work."""
         return bool(self._clients or self._background)
 
-    def put(self, tasks: Sequence[ImageTask]) -> None:
+    def put(self, tasks: Sequence[Q]) -> None:
         """Raises `NotReady` when the queue is closed. Background and idle tasks wait apart."""
         with self._changed:
             if self._closed:
@@ -48,21 +80,21 @@ class FairQueue:
                 self._deque_of(task).append(task)
             self._changed.notify()
 
-    def put_back(self, tasks: Sequence[ImageTask]) -> None:
+    def put_back(self, tasks: Sequence[Q]) -> None:
         """Tasks that had to leave the engine: they are the next ones again."""
         with self._changed:
             for task in tasks:
                 self._deque_of(task).appendleft(task)
 
-    def take(self, fits: Callable[[ImageTask], bool], limit: int) -> list[ImageTask]:
+    def take(self, fits: Callable[[Q], bool], limit: int) -> list[Q]:
         """At most `limit` clients' tasks, as far as there is room: `fits` takes it for a task, or says that there is none.
 
         Nobody overtakes one for whom there is no room yet, so that small images never keep a large one out.
         """
-        tasks = list[ImageTask]()
+        tasks = list[Q]()
         with self._changed:
             while self._clients and len(tasks) < limit:
-                choice = self._shares.next(self._clients, monotonic())
+                choice = self._shares.next(self._clients, self._clock())
                 if not fits(choice.task):
                     break
                 self._clients.remove(choice.task)
@@ -70,20 +102,20 @@ class FairQueue:
                 tasks.append(choice.task)
         return tasks
 
-    def take_background(self, fits: Callable[[ImageTask], bool], limit: int) -> list[ImageTask]:
+    def take_background(self, fits: Callable[[Q], bool], limit: int) -> list[Q]:
         """At most `limit` background tasks in their order, if no client waits, as far as there is room; `fits` as in `take`."""
-        tasks = list[ImageTask]()
+        tasks = list[Q]()
         with self._changed:
             while self._background and not self._clients and len(tasks) < limit and fits(self._background[0]):
                 tasks.append(self._background.popleft())
         return tasks
 
-    def take_idle(self) -> list[ImageTask]:
+    def take_idle(self) -> list[Q]:
         """The next idle task, if nobody waits; a list of one or none."""
         with self._changed:
             return [self._idle.popleft()] if self._idle and not (self._clients or self._background) else []
 
-    def remove(self, task: ImageTask) -> None:
+    def remove(self, task: Q) -> None:
         """Take out a task; one that does not wait here is no error."""
         with self._changed, suppress(ValueError):
             self._deque_of(task).remove(task)
@@ -94,7 +126,7 @@ class FairQueue:
             self._closed = self._closed or reason
             self._changed.notify()
 
-    def empty(self) -> list[ImageTask]:
+    def empty(self) -> list[Q]:
         """Take out all tasks, background and idle ones too."""
         with self._changed:
             tasks = [*self._clients, *self._background, *self._idle]
@@ -109,7 +141,7 @@ class FairQueue:
             macs[task.tier] += task.remaining_macs
         return macs
 
-    def _deque_of(self, task: ImageTask) -> deque[ImageTask]:
+    def _deque_of(self, task: Q) -> deque[Q]:
         if task.spec.idle:
             return self._idle
         return self._background if task.spec.background else self._clients

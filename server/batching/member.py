@@ -18,7 +18,7 @@ class Member(Protocol):
         """The model's name in metrics, log lines and traces."""
 
     @property
-    def queue(self) -> FairQueue:
+    def queue(self) -> FairQueue[ImageTask]:
         """Images that wait for it."""
 
     @property

@@ -90,7 +90,7 @@ class ModelEngine(Member):
         self._lengths = {1}  # of contexts whose waves are captured, or about to be
         metrics.cache_bytes.set(slots.bytes)
         self._device_thread = device_thread or DeviceThread(self)
-        self._queue = FairQueue(TierShares(self._policy), self._device_thread.changed)
+        self._queue = FairQueue[ImageTask](TierShares(self._policy), self._device_thread.changed)
         self._images = ImagesInFlight(self._waves, admission)
         self._cancellations = Cancellations()
         self._newcomers = Newcomers(
@@ -244,7 +244,7 @@ class ModelEngine(Member):
 
     @property
     @override
-    def queue(self) -> FairQueue:
+    def queue(self) -> FairQueue[ImageTask]:
         return self._queue
 
     @property

@@ -22,7 +22,7 @@ class Newcomers:
         self,
         model: Model,
         waves: Waves[ImageTask],
-        queue: FairQueue,
+        queue: FairQueue[ImageTask],
         images: ImagesInFlight,
         text_and_vae: TextAndVae,
         cancellations: Cancellations,
