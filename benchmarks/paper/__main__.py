@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -61,7 +62,7 @@ def run(
     if (features or real) and len(model or ()) != 1:
         raise InvalidInput("are of one model: name it", param="model")
     folders = [Path(name) if (Path(name) / "model_index.json").is_file() else MODELS / name for name in model or BUNDLED]
-    command = "python -m benchmarks.paper run " + shlex.join(sys.argv[2:])
+    command = "python -m benchmarks.paper run " + shlex.join(_without(sys.argv[2:], "--out", "--docs"))
     for folder in folders:
         if not model and not (folder / "model_index.json").is_file():
             err.print(f"{folder} is not there: left out")
@@ -72,6 +73,17 @@ def run(
             ModelTable(subject, effort, place, bars, command.strip(), device, dtype).run()
         write(to, docs)
     print(write(to, docs))
+
+
+def _without(arguments: Sequence[str], *options: str) -> list[str]:
+    """A command line without options that say where things go, and not what they are."""
+    kept, left = list[str](), iter(arguments)
+    for argument in left:
+        if argument in options:
+            next(left, None)
+        elif argument.partition("=")[0] not in options:
+            kept.append(argument)
+    return kept
 
 
 @app.command()

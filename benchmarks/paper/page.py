@@ -116,7 +116,7 @@ def _facts(about: Mapping[str, Any]) -> str:
         f"* Date: {about['date']}\n* Machine: {about['machine']}, torch {about['torch']}\n* Command: `{about['command']}`\n"
         f"* Teacher: {about['teacher']}, {macs(about['macs'])} an image; guidance {about['guidance']:g}\n"
         f"* {count(about['images'])} images of each schedule; features {about['features']}; "
-        f"{about['seeds']} searches of each space ({settings})\n\n{size}"
+        f"{about['seeds']} {'search' if about['seeds'] == 1 else 'searches'} of each space ({settings})\n\n{size}"
     )
 
 
@@ -124,7 +124,6 @@ def _differences(summary: Summary) -> str:
     """At which speed-up each kind's images are first worse than the teacher's."""
     about = summary["about"]
     measures = ["distance to real images"] * about["real"] + [about["score"]] * bool(about["score"])
-    last = max((entry["speedup"] for entry in summary["entries"]), default=0.0)
     lines = [
         f"First worse than the teacher: in quality, where the paired interval of {' or '.join(measures) or 'a score'}, "
         f"less the teacher's, excludes 0 in the wrong direction; to the eye, where PSNR is below {EYE:g} dB.\n",
@@ -132,6 +131,7 @@ def _differences(summary: Summary) -> str:
     ]
     for kind in KINDS:
         entries = [entry for entry in summary["entries"] if entry["kind"] == kind and entry["middle"]]
+        last = max((entry["speedup"] for entry in entries), default=0.0)  # of some kinds there is nothing as cheap
         quality, eye = (f"{at:g}×" if at else f"not up to {last:g}×" for at in first_difference(entries))
         cells = (quality if measures else NONE, eye) if entries else (NOT_MEASURED, NOT_MEASURED)
         lines.append(f"| {kind} | {' | '.join(cells)} |")

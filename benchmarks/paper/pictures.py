@@ -15,6 +15,7 @@ from benchmarks.paper.differences import PSNR, RFID
 from search_jobs.report.style import FAMILIES, HALO, INK, SEARCHED, WIDTH, decades, dress, figure, headline
 
 IMAGES = 2  # of the same noise, in a strip
+FRAME = "#d5dae0"
 LOOKS = {  # marker and colour of each kind
     "fewer DDIM steps": FAMILIES["fewer-step ddim"],
     "fewer DPM-Solver++ steps": FAMILIES["fewer-step dpmsolver++"],
@@ -83,7 +84,7 @@ def strip(summary: Summary, shown: Path) -> Figure:
             cell, entry = grid[row][column], (None, ours, hand)[row % 3]
             digest = summary["teacher"]["digest"] if row % 3 == 0 else entry["digest"] if entry else None
             cell.set(xticks=[], yticks=[])
-            cell.spines[:].set_visible(False)
+            cell.spines[:].set(color=FRAME, lw=0.5)  # images may be as white as the page
             if digest in images:
                 cell.imshow(images[digest][row // 3], interpolation="nearest")
             if entry and row < 3:

@@ -16,6 +16,7 @@ from PIL import Image
 from places import ROOT
 
 from benchmarks.paper import page
+from benchmarks.paper.__main__ import _without
 from benchmarks.paper.contenders import BY_HAND, OURS, PAPER, Place, strongest
 from benchmarks.paper.differences import first_difference
 from benchmarks.paper.subject import Effort, Subject
@@ -217,3 +218,8 @@ def test_images_differ_first_where_the_paired_interval_leaves_zero_in_the_wrong_
     worse = {"speedup": 2, "figures": {"psnr": {"value": 50}}, "less_teacher": {"score": {"low": -3, "high": -1}}}
     assert first_difference([worse]) == (2, None)
     assert first_difference([{"speedup": 3, "figures": {}, "less_teacher": {}}]) == (3, 3), "not finite"
+
+
+def test_the_command_that_the_page_tells_says_nothing_of_where_things_went() -> None:
+    said = _without(["--model", "m", "--out", "a b", "--images", "8", "--docs=c", "--out=d"], "--out", "--docs")
+    assert said == ["--model", "m", "--images", "8"]
