@@ -4,8 +4,12 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /install
 RUN python -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
-COPY requirements.lock .
-RUN pip install -r requirements.lock
+# Which build of torch: cpu, or cu130 with CUDA 13. The lock file pins torch's version, that of CUDA's libraries is torch's own choice.
+ARG CUDA=cpu
+COPY requirements.lock requirements-dev.lock ./
+# distributed is for a search on several GPUs, the exporter for spans; both at the versions that the tests run with.
+RUN pip install --extra-index-url "https://download.pytorch.org/whl/$CUDA" -r requirements.lock && \
+    pip install --constraint requirements-dev.lock distributed opentelemetry-exporter-otlp-proto-http
 
 FROM python:3.11-slim-bookworm
 ARG COMMIT=unknown
@@ -25,7 +29,8 @@ COPY --chown=flexi search_jobs search_jobs
 COPY --chown=flexi server server
 COPY --chown=flexi models/emoji64 models/emoji64
 COPY --chown=flexi NOTICE LICENSE ./
-RUN mkdir -p .flexi && chown flexi .flexi
+# Where volumes are mounted: a new one of Docker's takes its owner from here.
+RUN mkdir -p .flexi/state .flexi/compile .flexi/keys && chown -R flexi .flexi
 USER 10001
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \

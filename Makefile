@@ -10,10 +10,10 @@ export BENTOML_DO_NOT_TRACK := true
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo test fuzz lint format serve search paper load peers soak gpu lock image clean
+.PHONY: help demo test fuzz lint format serve search paper load peers soak gpu lock image up deploy-check clean
 
 help: ## print this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 demo: $(VENV)/.runtime ## search, publish, serve and generate on a bundled model; MODEL=glyphs-ldm or glyphs-ddpm (emoji64: some 6 minutes after the installation)
 	$(BIN)/python -m examples.demo --model $(MODEL)
@@ -35,12 +35,16 @@ fuzz: $(VENV)/.dev ## schemathesis against a real service: every answer is decla
 	FUZZ="--workers 1 --max-examples $(or $(EXAMPLES),1000)" FUZZ_LEAST=$(if $(EXAMPLES),200,10000) OMP_NUM_THREADS=1 \
 		$(BIN)/python -m pytest -s --timeout 7200 tests/e2e/test_fuzz.py
 
-lint: $(VENV)/.dev ## formatting, style, types, import layers, Dockerfile
+lint: $(VENV)/.dev deploy-check ## formatting, style, types, import layers, Dockerfile, deploy/
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/hadolint Dockerfile
+
+deploy-check: $(VENV)/.dev ## render and validate deploy/: manifests, compose file, rules; no cluster or engine needed
+	@tests/fetch-prometheus.sh $(BIN)
+	$(BIN)/python -m deploy.check
 
 format: $(VENV)/.dev ## format the code
 	$(BIN)/ruff format .
@@ -67,8 +71,16 @@ lock: $(VENV)/.dev ## resolve pyproject.toml anew into the two lock files
 	sed -i -E 's/^(torch==[0-9.]+)\+cpu/\1/' requirements.lock requirements-dev.lock
 LOCK_OPTIONS := --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-annotate --no-header
 
-image: ## build the container image (needs a Docker engine)
-	docker build --build-arg COMMIT=$$(git rev-parse HEAD) -t flexiffusion-serve .
+image: ## build the container image (needs a Docker engine); CUDA=cu130 for GPUs
+	docker build --build-arg COMMIT=$$(git rev-parse HEAD) --build-arg CUDA=$(CUDA) -t flexiffusion-serve:$(IMAGE_TAG) .
+CUDA ?= cpu
+IMAGE_TAG = 0.1.0$(if $(filter-out cpu,$(CUDA)),-$(CUDA))
+
+up: deploy/.env ## service, S3, Prometheus and Grafana in containers on this machine (needs a Docker engine): docs/deploy.md
+	COMMIT=$$(git rev-parse HEAD) docker compose -f deploy/compose.yaml up --build --wait
+
+deploy/.env:
+	@sed "s/^AWS_SECRET_ACCESS_KEY=$$/&$$($(PYTHON) -c 'import secrets; print(secrets.token_hex(20))')/" deploy/.env.example >$@ && chmod 600 $@
 
 clean: ## remove what the commands made, but not the registry
 	rm -rf demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -13,6 +13,7 @@ import yaml
 from places import ROOT
 from prometheus_client.metrics import MetricWrapperBase
 
+from deploy import check
 from deploy.grafana.dashboard import FILE, dashboard
 from server.telemetry import metrics
 
@@ -27,6 +28,7 @@ def rules() -> list[dict[str, Any]]:
 
 ALERTS = [rule for rule in rules() if "alert" in rule]
 QUERIES = [target["expr"] for panel in dashboard()["panels"] for target in panel.get("targets", [])]
+QUERIES += check.queries(check.rendered(ROOT / "deploy" / "kubernetes" / "overlays" / "gpu-canary"))
 
 
 @pytest.mark.parametrize(
