@@ -7,6 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from matplotlib.figure import Figure
+from PIL import Image
+
 from benchmarks.paper.contenders import BY_HAND, OURS, PAPER
 from benchmarks.paper.differences import EYE, PSNR, REAL, RFID, SCORE, first_difference
 from benchmarks.paper.pictures import front, strip
@@ -55,7 +58,7 @@ def write(out: Path, docs: Path) -> Path:
     known = read(out)
     parts = [HEAD]
     if known:
-        save(front([one.summary for one in known.values()]), docs / FRONT)
+        _save(front([one.summary for one in known.values()]), docs / FRONT)
         parts.append(f"![rFID against speed-up, a panel for each model]({FRONT})\n")
     for model in dict.fromkeys((*BUNDLED, *known)):
         parts.append(f"## {model}\n")
@@ -63,11 +66,17 @@ def write(out: Path, docs: Path) -> Path:
             parts.append(f"{NOT_MEASURED.capitalize()}.\n")
             continue
         picture = f"results-{model}.png"
-        save(strip(known[model].summary, known[model].folder / SHOWN), docs / picture)
+        _save(strip(known[model].summary, known[model].folder / SHOWN), docs / picture)
         parts += _model(known[model].summary, picture)
     page = docs / PAGE
     page.write_text("\n".join(parts), encoding="utf-8")
     return page
+
+
+def _save(picture: Figure, path: Path) -> None:
+    """In 256 colours, which makes a half of the file, and nobody sees it: the page is kept with the code."""
+    with Image.open(save(picture, path)) as drawn:
+        drawn.convert("RGB").quantize(256).save(path, optimize=True)
 
 
 def read(out: Path) -> dict[str, Measured]:
