@@ -91,9 +91,38 @@ def parse_lora(text: str) -> tuple[Path, float]:
     return Path(path), scale
 
 
+@dataclass(frozen=True)
+class FittingLora:
+    """A file that fits a model, by its header: nothing else was read. parts: the names of each layer's tensors, by their role.
+
+    notes: what of the file is left out.
+    """
+
+    file: TensorFile
+    parts: Mapping[Layer, Mapping[str, str]]
+    notes: tuple[str, ...]
+    _stems: Mapping[Layer, str]
+
+    @property
+    def settings_beside(self) -> bool:
+        """Whether peft's settings are in a file of their own beside it."""
+        return METADATA not in self.file.metadata and any(name.startswith(PEFT) for name in self.file.shapes)
+
+    def read(self, scale: float) -> Lora:
+        """Its numbers, at a scale. Raises `Unsupported` for those that are not finite, or cannot be read."""
+        said = _settings(self.file)
+        changes = {layer: _change(self.file, names, layer, said, self._stems[layer]) for layer, names in self.parts.items()}
+        return Lora(self.file, scale, changes, self.notes)
+
+
 def read_lora(
     path: Path, scale: float, layers: Mapping[str, Layer], wanted: Mapping[str, Shapes], allow_pickle: bool = False
 ) -> Lora:
+    """A LoRA for a model. Raises what `fit_lora` and `FittingLora.read` raise."""
+    return fit_lora(path, layers, wanted, allow_pickle).read(scale)
+
+
+def fit_lora(path: Path, layers: Mapping[str, Layer], wanted: Mapping[str, Shapes], allow_pickle: bool = False) -> FittingLora:
     """Every tensor of the file finds its layer, or it is refused. layers: by all of their names; wanted: shapes of the weights.
 
     Raises `NotFound`, and `Unsupported` naming the tensors that fit nothing, or the kind of change that is no LoRA's.
@@ -119,12 +148,13 @@ def read_lora(
             parts[layer][ROLES[ending]], prefixes[layer] = name, stem
     if lost:
         raise Unsupported(f"{path}: nothing in this model is called {named(lost)}{_hint(file, wanted)}", param="lora")
-    said = _settings(file)
-    changes = {layer: _change(file, names, wanted, layer, said, prefixes[layer]) for layer, names in parts.items() if names}
-    if not changes:
+    fitting = {layer: names for layer, names in parts.items() if names}
+    if not fitting:
         raise Unsupported(f"{path} is no LoRA: none of its {len(file.shapes)} tensors is a change of a layer", param="lora")
+    for layer, names in fitting.items():
+        _refuse_misshapen(file, names, wanted, layer)
     notes = tuple(f"{path.name}: {count} tensors are left out: {what}" for what, count in left_out.items())
-    return Lora(file, scale, changes, notes)
+    return FittingLora(file, fitting, notes, prefixes)
 
 
 def fused(weight: Tensor, layer: Layer, loras: Iterable[Lora]) -> Tensor:
@@ -148,22 +178,28 @@ def fused(weight: Tensor, layer: Layer, loras: Iterable[Lora]) -> Tensor:
     return rounded
 
 
-def _change(
-    file: TensorFile, names: Mapping[str, str], wanted: Mapping[str, Shapes], layer: Layer, said: Mapping[str, Any], stem: str
-) -> Change:
+def _refuse_misshapen(file: TensorFile, names: Mapping[str, str], wanted: Mapping[str, Shapes], layer: Layer) -> None:
     """Raises `Unsupported` where a half is missing, or the product has not the shape of the layer's weight."""
     if absent := {"down", "up"} - names.keys():
         message = f"{file.path}: {next(iter(names.values()))} stands alone, its {absent.pop()} half is missing"
         raise Unsupported(message, param="lora")
+    for name in names.values():
+        file.dtype(name)
+    down, up = file.shapes[names["down"]], file.shapes[names["up"]]
+    shape, rank = wanted[layer.component][layer.weight], down[0] if down else 0
+    product = (up[0], math.prod(down[1:])) if down and up and rank else ()
+    if product != (shape[0], math.prod(shape[1:])) or math.prod(up[1:]) != rank:
+        made, expected = f"{up} · {down}", f"a change of {shape}"
+        message = f"{file.path}: {names['up']} · {names['down']} is {made}, expected {expected}{_hint(file, wanted)}"
+        raise Unsupported(message, param="lora")
+
+
+def _change(file: TensorFile, names: Mapping[str, str], layer: Layer, said: Mapping[str, Any], stem: str) -> Change:
+    """Of a layer whose halves fit. Raises `Unsupported` for numbers that are not finite."""
     down, up = file.read(names["down"]), file.read(names["up"])
     if spoilt := [names[half] for half, part in (("down", down), ("up", up)) if not part.isfinite().all()]:
         raise Unsupported(f"{file.path}: {spoilt[0]} has numbers that are not finite", param="lora")
-    shape, rank = wanted[layer.component][layer.weight], down.shape[0] if down.ndim else 0
-    product = (up.shape[0], math.prod(down.shape[1:])) if down.ndim and up.ndim and rank else ()
-    if product != (shape[0], math.prod(shape[1:])) or math.prod(up.shape[1:]) != rank:
-        made, expected = f"{tuple(up.shape)} · {tuple(down.shape)}", f"a change of {shape}"
-        message = f"{file.path}: {names['up']} · {names['down']} is {made}, expected {expected}{_hint(file, wanted)}"
-        raise Unsupported(message, param="lora")
+    rank = down.shape[0]
     alpha = (
         _number(file, names["alpha"], file.read(names["alpha"])) if "alpha" in names else _alpha(file, said, layer, stem, rank)
     )

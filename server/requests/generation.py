@@ -18,7 +18,7 @@ from registry.errors import FlexiError, Overloaded
 from server import VERSION
 from server.access.keys import ANONYMOUS
 from server.access.quota import Quotas
-from server.api import GenerateRequest, GenerateResponse, Steps
+from server.api import GenerateRequest, GenerateResponse, LoraView, Steps
 from server.batching.image_task import ImageResult, ImageSpec, Preview
 from server.errors import Cancelled, ClientGone, DeadlineExceeded, QuotaExceeded
 from server.requests.context import OK, RequestContext
@@ -45,10 +45,10 @@ class Renderer(Protocol):
 
 
 class Residency(Protocol):
-    """Keeps a model in memory while somebody needs it."""
+    """Keeps a model, or LoRAs that were added to it, in memory while somebody needs it."""
 
     async def enter(self, plan: Plan) -> None:
-        """Wait until the model is there; it stays until `leave`. Raises `Overloaded` and `NotReady`."""
+        """Wait until it is there; it stays until `leave`. Raises `FlexiError`, such as `Overloaded`, where it cannot be."""
 
     def leave(self, plan: Plan) -> None:
         """It is needed for this plan no longer, or never was."""
@@ -91,10 +91,12 @@ class Generation:
         quotas: Quotas,
         observers: Sequence[RequestObserver] = (),
         commit: str = "",
-        residency: Residency | None = None,
+        residencies: Sequence[Residency] = (),
     ) -> None:
-        """`commit`: of this build; it is in every file, where it is known. `residency`: of a model that may be unloaded."""
-        self._residency = residency
+        """`commit`: of this build; it is in every file, where it is known. `residencies`: of what may not be in memory, in the
+        order in which it must come there.
+        """
+        self._residencies = residencies
         self.planner = planner
         self.running = RunningRequests()
         self._renderer = renderer
@@ -146,8 +148,8 @@ class Generation:
     async def _plan(self, request: GenerateRequest, context: RequestContext, previews: int = 0) -> Plan:
         key = context.key or ANONYMOUS
         context.plan = await self.planner.plan(request, context.request_id, key, context.arrived, previews)
-        if self._residency:
-            await self._residency.enter(context.plan)
+        for residency in self._residencies:
+            await residency.enter(context.plan)
         return context.plan
 
     async def _make(self, request: GenerateRequest, context: RequestContext) -> GenerateResponse:
@@ -184,6 +186,7 @@ class Generation:
             "guidance_scale": str(spec.guidance),
             "size": str(plan.size),
             **_read_as(spec),
+            **spec.adapters.parameters,
             "model": plan.entry.schedule.model.name,
             "tier": plan.entry.tier or "",
             "schedule": plan.entry.digest,
@@ -214,8 +217,9 @@ class Generation:
                 outcome, context.code = "cancelled", ClientGone.code
                 raise
             finally:
-                if self._residency and context.plan:
-                    self._residency.leave(context.plan)
+                if context.plan:
+                    for residency in reversed(self._residencies):
+                        residency.leave(context.plan)
                 self._count(context, outcome)
 
     def _count(self, context: RequestContext, outcome: str) -> None:
@@ -241,6 +245,7 @@ def response(plan: Plan, results: Collection[ImageResult], files: list[str]) -> 
         output_format=plan.image_format.name,
         size=str(plan.size),
         prompt_chunks=plan.specs[0].chunks,
+        loras=[LoraView(name=use.name, scale=use.scale, digest=use.digest) for use in plan.adapters.uses],
         request_id=plan.request_id,
         model=entry.schedule.model.name,
         tier=entry.tier,

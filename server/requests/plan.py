@@ -17,13 +17,16 @@ from engine.program import Program
 from registry.errors import InvalidInput
 from registry.tiers import REFERENCE
 from server.access.keys import Key
-from server.api import AUTO, BACKGROUND, GenerateRequest
+from server.api import AUTO, GenerateRequest
 from server.batching.image_task import Edit, ImageSpec, preview_places
 from server.config import Settings
+from server.loras.adapter_set import AdapterSet
+from server.request_fields import BACKGROUND
 from server.requests import warnings
 from server.requests.assignment import Assigner, Assignment
 from server.requests.editing import wished
 from server.requests.image_file import ImageFormat
+from server.requests.lora_choice import LoraChoice
 from server.requests.prompt_pair import PromptPair, PromptReader
 from server.telemetry import metrics
 from server.tiers.active import ActiveSchedule, ActiveSchedules
@@ -56,6 +59,11 @@ class Plan:
     def edit(self) -> Edit | None:
         """What its images start from, if they do."""
         return self.specs[0].edit
+
+    @property
+    def adapters(self) -> AdapterSet:
+        """The LoRAs of its images."""
+        return self.specs[0].adapters
 
     @property
     def request_id(self) -> str:
@@ -95,8 +103,12 @@ class Planner:
         settings: Settings,
         others: Collection[ImageSize] = (),
         prompts: PromptReader | None = None,
+        loras: LoraChoice | None = None,
     ) -> None:
-        """`others`: sizes that requests may ask for beside the model's own. prompts: without it, prompts are of one chunk."""
+        """`others`: sizes that requests may ask for beside the model's own. prompts: without it, prompts are of one chunk.
+
+        loras: without it, there are none.
+        """
         self.sizes = (model.image_size, *others)
         self.default_guidance = DefaultGuidance(schedules, model, settings.default_guidance, settings.default_tier)
         self._schedules = schedules
@@ -105,6 +117,7 @@ class Planner:
         self._forecast = forecast
         self._settings = settings
         self.prompts = prompts or PromptReader(model.prompts)
+        self._loras = loras or LoraChoice()
 
     def limit(self, request: GenerateRequest) -> float:
         """The seconds that it may take at most, from its arrival on."""
@@ -121,10 +134,11 @@ class Planner:
         name the field.
         """
         arrived = monotonic() if arrived is None else arrived
+        adapters = self._loras.of(request)
         size, edit, unmet = await self._start(request)
         prompts = await self.prompts.read(request)
         entry, assignment, unchosen = await self._choose(request, request_id, prompts, edit)
-        unmet += unchosen
+        unmet += [*unchosen, *self._loras.unmet(adapters, entry.schedule)]
         guidance = self._guidance(request, entry)
         if guidance > OFF and not self._model.prompts.guides:
             raise InvalidInput("this model has no guidance: leave it out, or say 1", param="guidance_scale")
@@ -164,6 +178,7 @@ class Planner:
             background=request.priority == BACKGROUND,
             chunks=prompts.chunks(rows),
             syntax=prompts.syntax,
+            adapters=adapters,
         )
         macs = self._model.macs_at(first.size, first.chunks).of_program(program, first.unet_rows)
         relative_cost = self._schedules.relative_cost(entry, first.size, first.chunks, edit.program if edit else None)
@@ -174,7 +189,7 @@ class Planner:
             entry=entry,
             specs=specs,
             macs=len(specs) * macs,
-            predicted=self._predicted(request, entry, prompts, edit),
+            predicted=self._loras.seconds(adapters) + self._predicted(request, entry, prompts, edit),
             image_format=image_format,
             size=size,
             relative_cost=relative_cost,

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from registry.errors import InvalidInput
-from server.api import MAX_BASE64, MAX_UPLOAD
+from server.request_fields import MAX_BASE64, MAX_UPLOAD
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS = 16 * 2**20

@@ -14,7 +14,7 @@ from typing import Any
 import schemathesis
 from hypothesis import strategies as st
 
-from server.api import TINY_PNG
+from server.request_fields import TINY_PNG
 
 FILES = (TINY_PNG, f"data:image/png;base64,{TINY_PNG}")
 ALLOWED: dict[str, Callable[[Any], bool]] = {

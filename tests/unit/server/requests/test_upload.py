@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from registry.errors import InvalidInput
-from server.api import MAX_BASE64, MAX_UPLOAD, TINY_PNG
+from server.request_fields import MAX_BASE64, MAX_UPLOAD, TINY_PNG
 from server.requests.upload import MAX_PIXELS, decoded, opened
 
 RED = np.zeros((4, 6, 3), dtype=np.uint8)
