@@ -86,11 +86,9 @@ class LoraWish(RequestBody):
     ] = 1.0
 
 
+LoraList = Annotated[
+    list[LoraWish], Field(max_length=MAX_LORAS, json_schema_extra={"examples": [[{"name": "grey", "scale": 0.8}]]})
+]
 Loras = Annotated[
-    list[LoraWish] | None,
-    Field(
-        max_length=MAX_LORAS,
-        description="LoRAs to add to the model for this request, each once, in any order.",
-        json_schema_extra={"examples": [[{"name": "grey", "scale": 0.8}]]},
-    ),
+    LoraList | None, Field(description="LoRAs to add to the model for this request, each named once, in any order.")
 ]
