@@ -256,10 +256,9 @@ def _of(said: Mapping[str, Any], component: str) -> Mapping[str, Any]:
 
 def _hint(file: TensorFile, wanted: Mapping[str, Shapes]) -> str:
     """Whether it was trained for a model whose context is as wide: the usual reason why a LoRA does not fit."""
-    keys = [
-        shape for name, shape in file.shapes.items() if "attn2" in name and "to_k" in name and ("down" in name or "_A" in name)
-    ]
+    downs = tuple(ending for ending, role in ROLES.items() if role == "down")
+    keys = [shape for name, shape in file.shapes.items() if "attn2" in name and "to_k" in name and name.endswith(downs)]
     own = next((shape[1] for name, shape in wanted["unet"].items() if name.endswith("attn2.to_k.weight")), None)
-    if not keys or own is None or keys[0][1] == own:
+    if not keys or own is None or len(keys[0]) < 2 or keys[0][1] == own:
         return ""
     return f" (it was trained for a model whose context is {keys[0][1]} wide; here it is {own})"

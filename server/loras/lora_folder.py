@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from engine.adapters import LoraReader
+from engine.config import reason
 from engine.importing.tensor_file import PICKLES
 from engine.model import Model
 from registry.errors import FlexiError, Unsupported
@@ -46,8 +47,8 @@ class LoraFolder:
                 continue
             try:
                 yield self._offered(path, reader)
-            except (FlexiError, OSError) as error:
-                said = error.text if isinstance(error, FlexiError) else str(error)
+            except Exception as error:  # whatever somebody put there, the server starts
+                said = error.text if isinstance(error, FlexiError) else reason(error)
                 log.log(self._level, "the LoRA %s is not offered with %s: %s", printable(path.name), model.ref.name, said)
 
     def _offered(self, path: Path, reader: LoraReader) -> OfferedLora:

@@ -189,7 +189,7 @@ class Planner:
             entry=entry,
             specs=specs,
             macs=len(specs) * macs,
-            predicted=self._loras.seconds(adapters) + self._predicted(request, entry, prompts, edit),
+            predicted=self._predicted(request, entry, prompts, edit),
             image_format=image_format,
             size=size,
             relative_cost=relative_cost,
@@ -223,7 +223,8 @@ class Planner:
         rows = self._model.rows(self._guidance(request, entry))
         size = self._model.other_size(edit.size if edit else self._size(request))
         program = edit.program(entry.program) if edit else entry.program
-        return self._forecast(program, rows, request.num_images, entry.label, size, prompts.chunks(rows))
+        seconds = self._loras.seconds(self._loras.of(request))
+        return seconds + self._forecast(program, rows, request.num_images, entry.label, size, prompts.chunks(rows))
 
     async def _choose(
         self, request: GenerateRequest, request_id: str, prompts: PromptPair, edit: Edit | None

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
+from fake_graphs import FakeGraphs
 from lora_files import changed_by_hand, write_lora
 from stepped_engine import Stepped
 
 from engine import random_model
 from engine.adapters import adapted, read_loras
 from engine.images import levels
+from engine.items import as_it_is
 from engine.loading import load
 from engine.model import Model
 from engine.sampler import generate
+from engine.unrolled import UnrolledUNet
 from engine.wave_runner import WaveRunner
 from registry.schedule import Schedule, Segment, teacher
 from server.batching.admission import Admission
@@ -166,3 +169,26 @@ def test_an_image_whose_set_is_not_in_memory_is_refused_and_nothing_is_queued(si
     assert caught.value.param == "loras"
     assert not engine._queue
     assert engine._admission.seconds == 0
+
+
+def test_waves_with_loras_run_eagerly_beside_captured_ones_and_are_the_same(site):
+    """As on a GPU, where the model's own waves are graphs, padded to a few sizes, and its features lie channels last."""
+    model = load(site.folder)
+    compiled = replace(model, network=UnrolledUNet(model.network.unet, as_it_is))
+    assert compiled.network.channels_last
+    style, graphs = site.chosen(style=0.8), FakeGraphs()
+    made = {style: site.offered.adapted(compiled, style)}
+    engine = Stepped(compiled, Admission(600), max_wave_rows=8, graphs=graphs, adapted=made.__getitem__)
+    engine.warm_up([spec(site, 1, BASE).program.schedule])
+    captured = len(graphs.captures)
+    specs = [spec(site, seed, adapters) for seed in (1, 2, 3) for adapters in (BASE, style)]
+    futures = [future for one in specs for future in engine.submit([one])]
+    before = graphs.replays
+    finish(engine, futures)
+    assert graphs.replays > before, "the model's own"
+    assert len(graphs.captures) == captured
+    for one, future in zip(specs, futures, strict=True):
+        own = site.by_plain_code(one.adapters)
+        condition, negative = own.encode(["a red heart"]), own.negative(["blue"])
+        want = levels(own.decode(generate(own.network, one.program, own.noise(one.seed)[None], condition, negative, 3.0))[0])
+        torch.testing.assert_close(future.result().pixels, want, rtol=0, atol=1)
