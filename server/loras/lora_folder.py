@@ -42,7 +42,12 @@ class LoraFolder:
         return found
 
     def _fitting(self, folder: Path, reader: LoraReader, model: Model) -> Iterator[OfferedLora]:
-        for path in sorted(folder.iterdir()):
+        try:
+            paths = sorted(folder.iterdir())
+        except OSError as error:
+            log.error("no LoRA is offered: %s", reason(error))
+            return
+        for path in paths:
             if path.suffix not in (SUFFIX, *PICKLES):
                 continue
             try:

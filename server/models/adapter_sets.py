@@ -20,7 +20,7 @@ from server.errors import GenerationFailed, NotReady
 from server.loras.adapter_set import AdapterSet
 from server.requests.generation import Residency
 from server.requests.plan import Plan
-from server.telemetry import metrics
+from server.telemetry import metrics, tracing
 
 log = logging.getLogger(__name__)
 
@@ -65,8 +65,9 @@ class AdapterSets(Residency):
             return
         self._admission.enter(key, plan.macs, plan.specs[0].key_seconds, background=plan.in_background)
         try:
-            while adapters not in self._kept:
-                await asyncio.shield(self._made(adapters))
+            with tracing.span("adapt"):
+                while adapters not in self._kept:
+                    await asyncio.shield(self._made(adapters))
         finally:
             self._admission.done(key, plan.macs, background=plan.in_background)
 

@@ -161,6 +161,11 @@ def test_the_bytes_of_a_choice_are_those_of_the_tensors_that_are_not_the_models_
     assert both.bytes == sum(tensor.nbytes for tensor in tensors if id(tensor) not in own) > 0
 
 
+def test_a_folder_that_is_gone_when_it_is_looked_through_offers_nothing_and_ends_nothing(folder, model, tmp_path, caplog):
+    assert offered(tmp_path / "gone", folder, model).loras == {}
+    assert "no LoRA is offered" in caplog.text
+
+
 @pytest.mark.parametrize("how", ["replaced", "changed in place", "removed", "its time restored"])
 def test_a_file_that_is_not_what_it_was_fails_a_new_set_and_is_never_used(folder, model, loras, how):
     import os
