@@ -29,7 +29,8 @@ class AdapterSets(Residency):
     """One model's; what is kept are its networks with other weights in some layers. For one event loop.
 
     A set stays as long as a request needs it. One after the other is made, in the order in which they were asked for; where
-    there is no room, the set that was used least recently and that nobody needs goes, and if all are needed, who comes waits.
+    there is no room, the set that was used least recently and that nobody needs goes, and if all are needed, who comes waits:
+    a client until background work has given its set up, background work until one is free.
     """
 
     def __init__(self, make: Callable[[AdapterSet], Model], admission: Admission, most: int) -> None:
@@ -37,9 +38,10 @@ class AdapterSets(Residency):
         self._make, self._admission, self._most = make, admission, most
         self._kept = OrderedDict[AdapterSet, Model]()  # the one used least recently first
         self._needed = defaultdict[AdapterSet, set[int]](set)  # by plans, from `enter` to `leave`
+        self._gives_way = dict[int, asyncio.Event]()  # background plans: set when its set has to go
         self._borrowed = defaultdict[AdapterSet, WeakSet["asyncio.Task[None]"]](WeakSet)
         self._making = dict[AdapterSet, "asyncio.Task[None]"]()
-        self._turn, self._left = asyncio.Lock(), asyncio.Event()
+        self._turn, self._changed = asyncio.Lock(), asyncio.Event()
         self._pace = MovingAverage()  # seconds per byte
 
     def model(self, adapters: AdapterSet) -> Model:
@@ -59,12 +61,15 @@ class AdapterSets(Residency):
         if not adapters:
             return
         self._needed[adapters].add(id(plan))  # until `leave`, which follows whatever happens
+        if plan.in_background:
+            self._gives_way[id(plan)] = asyncio.Event()
         if adapters in self._kept:
             self._kept.move_to_end(adapters)
             metrics.adapter_sets_total.labels("kept").inc()
             return
         self._admission.enter(key, plan.macs, plan.specs[0].key_seconds, background=plan.in_background)
         try:
+            self._changed.set()  # background work may have waited for it outside of its turn
             with tracing.span("adapt"):
                 while adapters not in self._kept:
                     await asyncio.shield(self._made(adapters))
@@ -72,12 +77,17 @@ class AdapterSets(Residency):
             self._admission.done(key, plan.macs, background=plan.in_background)
 
     @override
+    async def gives_way(self, plan: Plan) -> None:
+        await self._gives_way.get(id(plan), asyncio.Event()).wait()
+
+    @override
     def leave(self, plan: Plan) -> None:
+        self._gives_way.pop(id(plan), None)
         if needed := self._needed.get(plan.adapters):
             needed.discard(id(plan))
             if not needed:
                 del self._needed[plan.adapters]
-                self._left.set()
+            self._changed.set()
 
     def borrow(self, adapters: AdapterSet, task: asyncio.Task[None]) -> None:
         """A task that works with a set, as long as nobody needs the room: then it is cancelled."""
@@ -98,11 +108,15 @@ class AdapterSets(Residency):
 
     async def _bring(self, adapters: AdapterSet) -> None:
         try:
-            async with self._turn:
-                if await self._has_room(adapters):
-                    begin = monotonic()
-                    self._kept[adapters] = await asyncio.to_thread(self._try, adapters)
-                    self._report(adapters, monotonic() - begin)
+            while adapters in self._needed and adapters not in self._kept:
+                async with self._turn:
+                    if await self._has_room(adapters):
+                        begin = monotonic()
+                        self._kept[adapters] = await asyncio.to_thread(self._try, adapters)
+                        self._report(adapters, monotonic() - begin)
+                        return
+                if adapters in self._needed:
+                    await self._change()
         except FlexiError:
             metrics.adapter_sets_total.labels("failed").inc()
             raise
@@ -120,16 +134,32 @@ class AdapterSets(Residency):
             raise GenerationFailed(f"adding {adapters} failed: {reason(error)}", param="loras") from error
 
     async def _has_room(self, adapters: AdapterSet) -> bool:
-        """Make room, and wait for it. False where nobody needs the set any more."""
+        """Make room. A client's set waits for it, and has background work give one up.
+
+        False where nobody needs the set any more, or only background work does, which must wait without keeping others.
+        """
         while adapters in self._needed:
             if self._bytes + adapters.bytes <= self._most:
                 return True
             if victim := next((kept for kept in self._kept if kept not in self._needed), None):
                 self._drop(victim)
                 continue
-            self._left.clear()
-            await self._left.wait()
+            if self._in_background(adapters):
+                return False
+            if yielding := next(filter(self._in_background, self._kept), None):
+                for plan in self._needed[yielding]:
+                    self._gives_way[plan].set()
+            await self._change()
         return False
+
+    def _in_background(self, adapters: AdapterSet) -> bool:
+        """Whether no client needs the set."""
+        return self._needed.get(adapters, set()) <= self._gives_way.keys()
+
+    async def _change(self) -> None:
+        """Wait until somebody needs a set no more, or one more does."""
+        self._changed.clear()
+        await self._changed.wait()
 
     @property
     def _bytes(self) -> int:

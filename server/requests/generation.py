@@ -20,10 +20,10 @@ from server.access.keys import ANONYMOUS
 from server.access.quota import Quotas
 from server.api import GenerateRequest, GenerateResponse, LoraView, Steps
 from server.batching.image_task import ImageResult, ImageSpec, Preview
-from server.errors import Cancelled, ClientGone, DeadlineExceeded, QuotaExceeded
+from server.errors import Cancelled, ClientGone, DeadlineExceeded, GaveWay, QuotaExceeded
 from server.requests.context import OK, RequestContext
 from server.requests.plan import Plan, Planner
-from server.requests.running import Patience, RunningRequests, gather
+from server.requests.running import Patience, RunningRequests, gather, while_wanted
 from server.requests.usage import Usage, milliseconds
 from server.requests.warnings import of_the_image, said
 from server.telemetry import metrics, tracing
@@ -32,6 +32,7 @@ OUTCOMES: dict[type[FlexiError], str] = {
     Cancelled: "cancelled",
     ClientGone: "cancelled",
     DeadlineExceeded: "deadline",
+    GaveWay: "rejected",
     Overloaded: "rejected",
     QuotaExceeded: "rejected",
 }
@@ -52,6 +53,10 @@ class Residency(Protocol):
 
     def leave(self, plan: Plan) -> None:
         """It is needed for this plan no longer, or never was."""
+
+    async def gives_way(self, plan: Plan) -> None:
+        """Wait until background work has to make room for clients; it then leaves, and may come again."""
+        await asyncio.Event().wait()
 
 
 @dataclass(frozen=True)
@@ -131,7 +136,7 @@ class Generation:
                 future.add_done_callback(partial(arrive, image))
             try:
                 while len(context.results) < len(futures):
-                    arrival = await patience.wait(arrivals.get())
+                    arrival = await patience.wait(arrivals.get(), *self._ends(plan))
                     image, spec = arrival.image, specs[arrival.image]
                     if not isinstance(arrival.made, Future):
                         index, pixels = arrival.made
@@ -155,11 +160,25 @@ class Generation:
     async def _make(self, request: GenerateRequest, context: RequestContext) -> GenerateResponse:
         plan = await self._plan(request, context)
         start = monotonic()
-        results = await gather(self._submit(plan, plan.specs))
+        futures = self._submit(plan, plan.specs)
+        try:
+            results = await while_wanted(gather(futures), self._ends(plan))
+        except GaveWay:  # it is made again, or never
+            self._quotas.give_back(plan.key, plan.macs)
+            raise
+        finally:
+            for future in futures:
+                future.cancel()  # of a wait that was given up before it began, too
         context.results.update(enumerate(results))
         _observe_forecast(plan, monotonic() - start)
         files = await self._files(plan, [(spec, result.pixels) for spec, result in zip(plan.specs, results, strict=True)])
         return response(plan, results, files)
+
+    def _ends(self, plan: Plan) -> list[tuple[Coroutine[Any, Any, None], FlexiError]]:
+        """What ends background work before it is done, and with which error."""
+        if not plan.in_background:
+            return []
+        return [(residency.gives_way(plan), GaveWay()) for residency in self._residencies]
 
     def _submit(self, plan: Plan, specs: Sequence[ImageSpec], preview: Preview | None = None) -> list[Future[ImageResult]]:
         """Pay, then queue. What is refused is paid back; what was begun is not, whatever becomes of it."""

@@ -33,10 +33,10 @@ def set_of(name: str, taken: int = 40) -> AdapterSet:
 A, B, C = map(set_of, "abc")
 
 
-def plan(adapters: AdapterSet, macs: int = 1) -> Any:
+def plan(adapters: AdapterSet, macs: int = 1, background: bool = False) -> Any:
     """As much of a plan as is looked at."""
     return SimpleNamespace(
-        adapters=adapters, key=ANONYMOUS, macs=macs, in_background=False, specs=[SimpleNamespace(key_seconds=None)]
+        adapters=adapters, key=ANONYMOUS, macs=macs, in_background=background, specs=[SimpleNamespace(key_seconds=None)]
     )
 
 
@@ -184,6 +184,49 @@ def test_who_gives_up_waiting_for_room_lets_the_next_one_try(sets, maker):
         sets.leave(impatient)
         await behind
         assert maker.made == [A, small]
+
+    run(test)
+
+
+def test_a_client_without_room_has_background_work_give_a_set_up_and_no_client(sets, maker):
+    async def test() -> None:
+        client, worker, other = plan(A), plan(B, background=True), plan(C)
+        await sets.enter(client)
+        await sets.enter(worker)
+        ends = [asyncio.create_task(sets.gives_way(one)) for one in (client, worker)]
+        waiting = asyncio.create_task(sets.enter(other))
+        await settle()
+        assert [end.done() for end in ends] == [False, True]
+        assert not waiting.done()
+        assert sets.model(B), "until it has left"
+        sets.leave(worker)
+        await waiting
+        assert sets.model(A)
+        with pytest.raises(NotReady):
+            sets.model(B)
+        ends[0].cancel()
+
+    run(test)
+
+
+def test_background_work_without_room_waits_and_keeps_no_client_waiting_behind_it(sets, maker):
+    async def test() -> None:
+        small = set_of("small", 20)
+        first, second, worker = plan(A), plan(B), plan(C, background=True)
+        await sets.enter(first)
+        await sets.enter(second)
+        waiting, end = asyncio.create_task(sets.enter(worker)), asyncio.create_task(sets.gives_way(second))
+        await settle()
+        assert not end.done(), "a client gives nothing up"
+        async with using(sets, small):
+            assert not waiting.done()
+        joins = asyncio.create_task(sets.enter(plan(C)))
+        await settle()
+        assert not joins.done()
+        sets.leave(second)
+        await asyncio.gather(waiting, joins)
+        assert maker.made == [A, B, small, C]
+        end.cancel()
 
     run(test)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import Future
 from types import SimpleNamespace
 
 import pytest
@@ -13,10 +14,10 @@ from registry.catalog import Catalog
 from registry.corrections import Correction
 from registry.errors import FlexiError, InvalidInput
 from registry.schedule import Schedule, Segment
-from server.access.keys import ANONYMOUS
+from server.access.keys import ANONYMOUS, Key
 from server.access.quota import Quotas
 from server.api import GenerateRequest
-from server.errors import Cancelled, ClientGone, DeadlineExceeded
+from server.errors import Cancelled, ClientGone, DeadlineExceeded, GaveWay
 from server.experiments.active import ActiveExperiments
 from server.loras.adapter_set import BASE, AdapterSet, LoraUse
 from server.request_fields import LoraWish
@@ -136,5 +137,44 @@ def test_a_deadline_delete_and_a_closed_connection_end_the_wait(model, schedules
         with pytest.raises(error):
             await generation.answer(request, RequestContext("id", ANONYMOUS), gone())
         assert residency.entered == residency.left != []
+
+    asyncio.run(asyncio.wait_for(go(), 60))
+
+
+class HasToGo(Residency):
+    """What a client wants once images are queued."""
+
+    def __init__(self):
+        self.wanted = asyncio.Event()
+
+    async def enter(self, plan):
+        pass
+
+    def leave(self, plan):
+        pass
+
+    async def gives_way(self, plan):
+        await self.wanted.wait()
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_background_work_gives_way_is_not_billed_and_may_come_again(model, schedules, background):
+    async def go():
+        residency, futures = HasToGo(), [Future()]
+        planner = planner_of(model, schedules, LoraChoice(OFFERED))
+        key = Key("worker", (await planner.plan(GenerateRequest(**ASKED), "id", ANONYMOUS)).macs, None)
+
+        def submit(specs, preview=None):
+            residency.wanted.set()
+            return futures
+
+        generation = Generation(planner, SimpleNamespace(submit=submit), Quotas(), residencies=[residency])
+        request = GenerateRequest(**ASKED, priority="background" if background else "normal", deadline_ms=500)
+        with pytest.raises(GaveWay if background else DeadlineExceeded) as caught:
+            await generation.answer(request, RequestContext("id", key), asyncio.Event().wait())
+        assert futures[0].cancelled()
+        if background:
+            assert caught.value.retry_after
+            generation._quotas.take(key, key.macs_per_minute)  # all of a minute's is there
 
     asyncio.run(asyncio.wait_for(go(), 60))
