@@ -68,7 +68,7 @@ def sets(maker: Maker) -> AdapterSets:
 async def settle() -> None:
     """Let everything that can go on do so, threads too."""
     for _ in range(20):
-        await asyncio.sleep(0.005)
+        await asyncio.sleep(0.001)
 
 
 @asynccontextmanager
