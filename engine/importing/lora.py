@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import defaultdict
@@ -14,11 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.config import reason
-from engine.importing.lora_names import PEFT, Layer
+from engine.importing.lora_names import Layer
+from engine.importing.lora_settings import alpha_of, are_beside, number_of, of_component, settings_of
 from engine.importing.networks import Shapes
 from engine.importing.tensor_file import TensorFile, named, open_tensors
-from engine.stored_file import read_object
 from registry.errors import InvalidInput, Unsupported
 
 ROLES = {  # how a tensor's name ends, and which part of the change it is
@@ -48,7 +46,6 @@ OTHER_KINDS = {  # of changes that are no LoRA's: what is found in a tensor's na
     r"\.diff(_b)?$": "whole weights beside low-rank ones",
 }
 LEFT_OUT = {"bundle_emb.": "textual inversions that came with it"}  # they change prompts that say their name, and nothing else
-METADATA, PEFT_CONFIG = "lora_adapter_metadata", "adapter_config.json"  # diffusers' in the header; peft's beside the file
 
 
 @dataclass(frozen=True)
@@ -106,11 +103,11 @@ class FittingLora:
     @property
     def settings_beside(self) -> bool:
         """Whether peft's settings are in a file of their own beside it."""
-        return METADATA not in self.file.metadata and any(name.startswith(PEFT) for name in self.file.shapes)
+        return are_beside(self.file)
 
     def read(self, scale: float) -> Lora:
         """Its numbers, at a scale. Raises `Unsupported` for those that are not finite, or cannot be read."""
-        said = _settings(self.file)
+        said = settings_of(self.file)
         changes = {layer: _change(self.file, names, layer, said, self._stems[layer]) for layer, names in self.parts.items()}
         return Lora(self.file, scale, changes, self.notes)
 
@@ -199,59 +196,10 @@ def _change(file: TensorFile, names: Mapping[str, str], layer: Layer, said: Mapp
     down, up = file.read(names["down"]), file.read(names["up"])
     if spoilt := [names[half] for half, part in (("down", down), ("up", up)) if not part.isfinite().all()]:
         raise Unsupported(f"{file.path}: {spoilt[0]} has numbers that are not finite", param="lora")
-    rank = down.shape[0]
-    alpha = (
-        _number(file, names["alpha"], file.read(names["alpha"])) if "alpha" in names else _alpha(file, said, layer, stem, rank)
-    )
-    root = rank**0.5 if _of(said, layer.component).get("use_rslora") and "alpha" not in names else rank
+    rank, own = down.shape[0], names.get("alpha")
+    alpha = number_of(file, own, file.read(own)) if own else alpha_of(file, said, layer, stem, rank)
+    root = rank**0.5 if of_component(said, layer.component).get("use_rslora") and not own else rank
     return Change(down, up, alpha / root)
-
-
-def _alpha(file: TensorFile, said: Mapping[str, Any], layer: Layer, stem: str, rank: int) -> float:
-    """α of a layer, where no tensor says it: the rank, unless the trainer's settings say another. Raises `Unsupported`."""
-    own = _of(said, layer.component)
-    try:
-        for pattern, alpha in (own.get("alpha_pattern") or {}).items():
-            if re.match(rf"(.*\.)?({pattern})$", stem):  # as peft matches it
-                return _number(file, "alpha_pattern", alpha)
-    except (AttributeError, re.error) as error:
-        message = f"{file.path}: alpha_pattern must say α by regular expressions: {reason(error)}"
-        raise Unsupported(message, param="lora") from error
-    return _number(file, "lora_alpha", own.get("lora_alpha") or rank)
-
-
-def _number(file: TensorFile, name: str, value: Any) -> float:
-    """What a file, or the settings of whoever trained it, say α is. Raises `Unsupported`."""
-    try:
-        number = float(value)
-    except (RuntimeError, TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise Unsupported(f"{file.path}: {name} must be one finite number", param="lora")
-    return number
-
-
-def _settings(file: TensorFile) -> Mapping[str, Any]:
-    """peft's settings: by component (diffusers writes them into the header), or for all (peft's own file beside it)."""
-    if METADATA in file.metadata:
-        try:
-            flat = json.loads(file.metadata[METADATA])
-            nested: dict[str, dict[str, Any]] = defaultdict(dict)
-            for key, value in flat.items():
-                component, _, setting = str(key).partition(".")
-                nested[component][setting] = value
-        except (AttributeError, ValueError, RecursionError) as error:
-            raise Unsupported(f"{file.path}: {METADATA} in its header is no JSON object: {error}", param="lora") from error
-        return nested
-    if not any(name.startswith(PEFT) for name in file.shapes):
-        return {}
-    settings = read_object(file.path.with_name(PEFT_CONFIG), "lora")  # α is nowhere else
-    return {"": settings}
-
-
-def _of(said: Mapping[str, Any], component: str) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = said.get(component) or said.get("") or {}
-    return found
 
 
 def _hint(file: TensorFile, wanted: Mapping[str, Shapes]) -> str:
