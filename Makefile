@@ -50,7 +50,7 @@ format: $(VENV)/.dev ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-load: $(VENV)/.dev ## a load test held to its limits; PROFILE=steady, burst, mixed, sizes, arms or abandonment
+load: $(VENV)/.dev ## a load test held to its limits; PROFILE=steady, burst, mixed, sizes, loras, arms or abandonment
 	$(BIN)/python -m loadtests.run --profile $(PROFILE)
 PROFILE ?= mixed
 

@@ -3,7 +3,8 @@
     python -m benchmarks.lora --lora models/emoji64-lora/grey.safetensors:1
 
 Three hand-set schedules, each with corrections fitted on the base, with corrections fitted on the fused model, and without any;
-all are held against the fused model's own teacher, from other prompts and noise than those of the fits.
+all are held against the fused model's own teacher, from other prompts and noise than those of the fits. What the first are
+worth on the base itself, against its teacher, stands beside them.
 """
 
 from __future__ import annotations
@@ -59,18 +60,19 @@ def main(
         objective = Objective(one, looks, fitted_on, steps, guidance, fitting=True)
         return [evaluation.schedule for evaluation in objective.evaluate_all(plain(one), fitting=True)]
 
+    own = fitted(base)
+    objective, without = (Objective(one, looks, measured_on, steps, guidance) for one in (fused, base))
     rows = {
-        "fitted on the base": [schedule.model_copy(update={"model": fused.ref}) for schedule in fitted(base)],
-        "fitted on the fused model": fitted(fused),
-        "without corrections": plain(fused),
+        "of the base, on the base": (without, own),
+        "fitted on the base": (objective, [schedule.model_copy(update={"model": fused.ref}) for schedule in own]),
+        "fitted on the fused model": (objective, fitted(fused)),
+        "without corrections": (objective, plain(fused)),
     }
-    objective = Objective(fused, looks, measured_on, steps, guidance)
-    for what, schedules in rows.items():
-        for name, evaluation in zip(SCHEDULES, objective.evaluate_all(schedules), strict=True):
+    for what, (measured, schedules) in rows.items():
+        for name, evaluation in zip(SCHEDULES, measured.evaluate_all(schedules), strict=True):
             found = evaluation.measurement
             print(f"{name:<20} {what:<26} cost {found.cost:.3f}  PSNR {found.psnr:.2f} dB  rFID {found.rfid:.3f}", flush=True)
-    others = Objective(base, looks, measured_on, steps, guidance).teacher_outputs.images
-    apart = objective.measure(objective.teacher, others)
+    apart = objective.measure(objective.teacher, without.teacher_outputs.images)
     print(f"the base's own images, from the same noise: PSNR {apart.psnr:.2f} dB  rFID {apart.rfid:.1f}")
 
 

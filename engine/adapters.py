@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,9 +15,9 @@ from torch import nn
 from engine.components import fitting_unet
 from engine.config import complete
 from engine.folder import Folder
-from engine.importing.lora import Lora, fused, read_lora
+from engine.importing.lora import FittingLora, Lora, fit_lora, fused
 from engine.importing.lora_names import Layer, layers_by_name
-from engine.importing.networks import expected, networks
+from engine.importing.networks import Shapes, expected, networks
 from engine.model import Model
 from engine.prompts import Prompts
 from engine.text_prompts import TextPrompts, TwoTextPrompts
@@ -25,15 +26,31 @@ from engine.unrolled import UnrolledUNet
 N = TypeVar("N", bound=nn.Module)
 
 
+class LoraReader:
+    """Finds the layers of a folder's model that LoRA files change: from the configurations alone, without any weights."""
+
+    def __init__(self, folder: str | Path) -> None:
+        """Raises what is wrong with the folder."""
+        files = Folder(folder)
+        self.wanted: Mapping[str, Shapes] = {name: expected(files, name) for name in networks(files)}
+        self._layers = layers_by_name(self.wanted, complete(fitting_unet(files)))
+
+    def fit(self, path: Path) -> FittingLora:
+        """A file, of which the header is read. Raises as `fit_lora`, with the param `lora`; pickles are refused."""
+        return fit_lora(path, self._layers, self.wanted)
+
+    def numbers(self, layers: Iterable[Layer]) -> int:
+        """How many weights these layers have together: what a model with other ones takes beside the model itself."""
+        return sum(prod(self.wanted[layer.component][layer.weight]) for layer in set(layers))
+
+
 def read_loras(folder: str | Path, loras: Sequence[tuple[Path, float]]) -> list[Lora]:
     """LoRA files, each with its scale, for the model in a folder.
 
     Raises `NotFound`, and `Unsupported` with the param `lora` naming what fits nothing in this model, or is no plain LoRA.
     """
-    files = Folder(folder)
-    wanted = {name: expected(files, name) for name in networks(files)}
-    layers = layers_by_name(wanted, complete(fitting_unet(files)))
-    return [read_lora(path, scale, layers, wanted) for path, scale in loras]
+    reader = LoraReader(folder)
+    return [reader.fit(path).read(scale) for path, scale in loras]
 
 
 def adapted(model: Model, loras: Sequence[Lora]) -> Model:

@@ -19,7 +19,8 @@ class CostCurve:
     """Seconds of a wave of one kind = own + per_row · rows, fitted by least squares in which older waves count less and less.
 
     `own` is the call's own cost, and rows are those of the UNet's batch, which `buckets` may pad. A kind that never ran counts
-    as `guess` seconds a row; one with a longer context, which no warm-up ran, as the same with a context of one chunk.
+    as `guess` seconds a row; one with a longer context, or with LoRAs, which no warm-up ran, as the same without. All sets of
+    LoRAs count as one kind: their waves are the same work.
     """
 
     guess: float = 1e-3
@@ -29,15 +30,17 @@ class CostCurve:
 
     def observe(self, kind: Hashable, rows: int, seconds: float) -> None:
         """A wave of `rows` UNet rows took so long, its padding included."""
-        rows = self.buckets.padded(rows)
+        rows, kind = self.buckets.padded(rows), _counted_as(kind)
         old = self._sums.get(kind, np.zeros(5))
         self._sums[kind] = MEMORY * old + np.array([1.0, rows, rows * rows, seconds, rows * seconds])
         self._fits[kind] = self._fit(kind)
 
     def fit(self, kind: Hashable) -> tuple[float, float]:
         """(own, per_row) in seconds, neither below 0. Waves of one size only cannot tell them apart: then all is per row."""
-        if kind not in self._fits and isinstance(kind, Need) and kind.chunks > 1:
-            kind = kind.at(kind.size)
+        kind = _counted_as(kind)
+        if isinstance(kind, Need):
+            likest = (kind, kind._replace(adapters=""), kind.at(kind.size))
+            kind = next((known for known in likest if known in self._fits), kind)
         return self._fits.get(kind, (0.0, self.guess))
 
     def seconds(self, kind: Hashable, rows: int) -> float:
@@ -63,7 +66,12 @@ class CostCurve:
 
     def _tells(self, kind: Hashable) -> bool:
         """Whether the sizes of its waves differ enough to tell the call's own cost from its rows'."""
+        kind = _counted_as(kind)
         if kind not in self._sums:
             return False
         n, rows, squares, *_ = self._sums[kind].tolist()
         return bool(n * squares - rows * rows > 1e-3 * squares * n)
+
+
+def _counted_as(kind: Hashable) -> Hashable:
+    return kind._replace(adapters="any") if isinstance(kind, Need) and kind.adapters else kind

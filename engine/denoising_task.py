@@ -14,6 +14,7 @@ from engine.guidance import OFF
 from engine.image_size import ImageSize
 from engine.program import Need, Program, ProgramStep
 from engine.source import EncodedSource
+from engine.unrolled import UnrolledUNet
 
 
 @dataclass(eq=False)
@@ -24,6 +25,7 @@ class DenoisingTask:
     fresh: the image's noises (c, h, w) by place, for a program of a stochastic solver.
     source: the image that it starts from, if it does, there by the time it joins the waves; masked: whether it keeps a part of
     that, which takes a slot.
+    network: with LoRAs, called `adapters`; without, it runs on the model's own.
     size: of the image; None is the model's own. chunks: of its context. deadline: in seconds of the policy's clock. yields: it
     runs only in waves of such tasks, while no other task is in flight. position: how many of the program's steps have run.
     waits: waves that went by since it last ran. slots: while it is in flight, one for each of its UNet rows, the conditional
@@ -46,6 +48,8 @@ class DenoisingTask:
     masked: bool = False
     source: EncodedSource | None = None
     kept_slot: int | None = None
+    network: UnrolledUNet | None = None
+    adapters: str = ""
 
     def __post_init__(self) -> None:
         self.program = self.program.at(OFF if self.guidance is None else self.guidance)
@@ -87,4 +91,4 @@ class DenoisingTask:
 
     @cached_property
     def _needs(self) -> list[Need]:
-        return [step.need.at(self.size, self.chunks) for step in self.program.steps]
+        return [step.need.at(self.size, self.chunks, self.adapters) for step in self.program.steps]

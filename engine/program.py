@@ -39,17 +39,19 @@ STARTS_KEPT = 64  # places of the trajectory, whose programs a program remembers
 class Need(NamedTuple):
     """What a step asks of the UNet: ("full", 0) or ("partial", branch), at a size of images; None is the model's own.
 
-    `chunks`: of the context, as long prompts take several. Images whose next steps need the same share a call.
+    `chunks`: of the context, as long prompts take several. `adapters`: which LoRAs the weights have; "" are the model's own.
+    Images whose next steps need the same share a call.
     """
 
     kind: str
     branch: int
     size: ImageSize | None = None
     chunks: int = 1
+    adapters: str = ""
 
-    def at(self, size: ImageSize | None, chunks: int = 1) -> Need:
-        """The same at a size, with so many chunks of context."""
-        return self._replace(size=size, chunks=chunks)
+    def at(self, size: ImageSize | None, chunks: int = 1, adapters: str = "") -> Need:
+        """The same at a size, with so many chunks of context, on the weights with these LoRAs."""
+        return self._replace(size=size, chunks=chunks, adapters=adapters)
 
 
 @dataclass(frozen=True)

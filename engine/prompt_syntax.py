@@ -116,7 +116,7 @@ def _factor(sign: str, weight: str | None, place: int) -> float:
 def _refuse_others(prompt: str) -> None:
     found = _ELSEWHERE.search(prompt)
     if found and found["lora"]:
-        what = f"{found[0]!r} at character {found.start() + 1}: a prompt loads no weights here"
+        what = f"{found[0]!r} at character {found.start() + 1}: a prompt loads no weights here, the field loras does"
         raise InvalidInput(what, param="prompt")
     if found:
         what = f"{found[0]} at character {found.start() + 1} would split the prompt, which is not done here"

@@ -31,7 +31,8 @@ class Launch:
 class WaveRunner:
     """Runs waves, padded to a size: as graphs where `prepare` captured fitting ones, else eagerly.
 
-    A `WaveStep` that runs eagerly is the plain twin of its graph.
+    A `WaveStep` that runs eagerly is the plain twin of its graph. Waves of a network with LoRAs always run so: a graph would be
+    of its weights alone.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class WaveRunner:
         if captured:
             captured[1].replay()
         else:
-            WaveStep(self._network, self._slots.at(need.size, need.chunks), table)()
+            WaveStep(tasks[0].network or self._network, self._slots.at(need.size, need.chunks), table)()
         for slot, noise, level in noisy:
             self._slots.at(need.size, need.chunks).add(slot, noise, level)
         return Launch(shape.rows - rows, captured is not None)

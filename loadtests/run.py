@@ -44,6 +44,7 @@ def main() -> int:
         mixes()["partial"].publish(arguments.registry)
     settings = {"FLEXI_REGISTRY": arguments.registry, "FLEXI_STATE": str(out / "state"), "FLEXI_WATCH_SECONDS": "1"}
     settings |= {"FLEXI_SIZES": ",".join(profile["sizes"])} if "sizes" in profile else {}
+    settings |= {"FLEXI_LORAS": profile["loras"]} if "loras" in profile else {}
     users, seconds = arguments.users or profile.get("users"), arguments.seconds or profile.get("seconds")
     weights = profile.get("arms")
     with (

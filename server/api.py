@@ -4,82 +4,34 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, Field, JsonValue, model_validator
+from pydantic import BaseModel, Field, JsonValue, model_validator
 
 from engine.guidance import MAX_SCALE
-from engine.prompt_syntax import PromptSyntax
 from registry.document import misfit
 from registry.schedule import Fidelity, Schedule
 from server.request_body import CLIENTS, GIVEN, WHOLE, RequestBody
+from server.request_fields import (
+    LOSSLESS,
+    FileFormat,
+    ImageFile,
+    Loras,
+    Lossless,
+    MaskFile,
+    OutputCompression,
+    OutputFormat,
+    ResponseFormat,
+    Seed,
+    Size,
+    Strength,
+    Syntax,
+    WhenServed,
+)
 
-MAX_IMAGES = 64  # in one request, whatever FLEXI_MAX_IMAGES says
 MAX_PROMPT = 4000  # characters, as Unicode code points: what OpenAI's dall-e-3 takes
-MAX_SEED = 2**63 - MAX_IMAGES  # the last image of a request still has a seed of 63 bits
 MAX_DEADLINE = 24 * 3600 * 1000  # milliseconds
 AUTO = "auto"  # the tier that the server chooses itself
 REF = r"^([0-9]{1,7}|[0-9a-f]{8,64})$"  # never a tier's name: those mean something else tomorrow
-TINY_PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR42mP4DwABAQEAHLCMmQAAAABJRU5ErkJggg=="  # a white pixel
-MAX_UPLOAD = 8 * 2**20  # bytes of an image file
-MAX_BASE64 = (MAX_UPLOAD + 2) // 3 * 4 + 64  # characters of one in base64, with the beginning of a data: URL
 REQUEST_ID = r"^[A-Za-z0-9._-]{1,64}$"
-FileFormat = Literal["png", "jpeg", "webp"]
-LOSSLESS: FileFormat = "png"  # and the default
-ResponseFormat = Literal["b64_json", "url"]
-Priority = Literal["normal", "background"]
-BACKGROUND: Priority = "background"
-
-Seed = Annotated[
-    int | None,
-    Field(ge=-1, le=MAX_SEED, description="Image i uses seed + i. Drawn at random if -1 or absent; the answer says which."),
-    WHOLE,
-    AfterValidator(lambda seed: None if seed == -1 else seed),
-]
-
-Size = Annotated[
-    str | None,
-    Field(
-        max_length=32,
-        description="WIDTHxHEIGHT in pixels, one of GET /v1/tiers; without it, or with `auto`, the model's own size, or that "
-        "nearest to the image to start from.",
-    ),
-]
-Syntax = Annotated[
-    PromptSyntax | None,
-    Field(
-        description="Of prompt and negative_prompt: `plain` text, or `webui`, where (word), (word:1.3) and [word] weigh words; "
-        "without it, the server's default."
-    ),
-]
-OutputFormat = Annotated[FileFormat, Field(description="Of the image files; their metadata hold the parameters.")]
-OutputCompression = Annotated[
-    int, Field(ge=0, le=100, description="Per cent of quality that jpeg and webp files keep. png files lose nothing."), WHOLE
-]
-WhenServed = Annotated[
-    Priority, Field(description="`background` waits while there is any other work, and never delays it by more than a wave.")
-]
-Lossless = Annotated[bool, Field(description="Files that lose nothing: webp can, png always does, jpeg cannot.")]
-
-
-FileText = Annotated[str, Field(max_length=MAX_BASE64, json_schema_extra={"format": "image-file", "examples": [TINY_PNG]})]
-ImageFile = Annotated[
-    FileText | None,
-    Field(
-        description="A PNG, JPEG or WebP file to start from, in base64 or as a data: URL. Without a mask, what is transparent "
-        "is painted anew."
-    ),
-]
-MaskFile = Annotated[
-    FileText | None,
-    Field(description="A file as large as the image: what is white, or transparent, is painted anew, the rest stays."),
-]
-Strength = Annotated[
-    float | None,
-    Field(
-        gt=0,
-        le=1,
-        description="How much is made anew: the share of the steps that run. 0.8 if absent, with a mask 1.",
-    ),
-]
 
 
 def together(**fields: dict[str, JsonValue]) -> dict[str, JsonValue]:
@@ -126,6 +78,7 @@ class GenerateRequest(RequestBody):
         ),
     ] = None
     prompt_syntax: Syntax = None
+    loras: Loras = None
     unit: Annotated[str | None, Field(min_length=1, max_length=128, description="User or session, for experiments.")] = None
     deadline_ms: Annotated[
         int | None, Field(ge=1, le=MAX_DEADLINE, description="Give up after so many milliseconds, with status 504."), WHOLE
@@ -166,6 +119,14 @@ class RequestWarning(BaseModel):
     message: str
 
 
+class LoraView(BaseModel):
+    """A LoRA that was added to the model."""
+
+    name: str
+    scale: float
+    digest: Annotated[str, Field(description="SHA-256 of its file, in hex.")]
+
+
 class GenerateResponse(BaseModel):
     """The images, and what they cost."""
 
@@ -176,6 +137,7 @@ class GenerateResponse(BaseModel):
     output_format: Annotated[FileFormat, Field(description="Of the files.")]
     size: Annotated[str, Field(description="Of the images, WIDTHxHEIGHT in pixels.")]
     prompt_chunks: Annotated[int, Field(description="Of the text encoder's length, that the longer of the prompts takes.")] = 1
+    loras: Annotated[list[LoraView], Field(description="Those that the model had, by name.")] = []
     request_id: str
     model: str
     tier: Annotated[str | None, Field(description="Null when the request named a schedule.")]
@@ -224,6 +186,7 @@ class TiersView(BaseModel):
     sizes: Annotated[list[str], Field(description="Those that requests may ask for, WIDTHxHEIGHT; the model's own first.")]
     prompt_chunks: Annotated[int, Field(description="How many chunks of the text encoder's length are read of a prompt.")]
     prompt_syntaxes: Annotated[list[str], Field(description="Values of prompt_syntax, the default first.")]
+    loras: Annotated[list[str], Field(description="Names that `loras` may say; GET /v1/models says more of them.")]
     tiers: list[TierView]
     not_served: list[UnservedTier]
     warnings: Annotated[list[RequestWarning], Field(description="What an operator should mend or know.")]

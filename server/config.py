@@ -28,8 +28,8 @@ from registry.errors import FlexiError, InvalidInput
 from registry.signing import TrustedKeys
 from registry.stores.address import DEFAULT_ADDRESS
 from registry.stores.urls import refuse_secrets
-from server.api import MAX_IMAGES
 from server.model_folders import ModelFolder
+from server.request_fields import MAX_IMAGES
 from server.setting_values import Listed, as_origin, as_public_url, as_secret, as_size, as_switch
 
 PREFIX = "FLEXI_"
@@ -144,6 +144,16 @@ class Settings(BaseSettings):
     prompt_syntax: Annotated[
         PromptSyntax, Field(description="Of requests that name none: plain text, or webui, in which (word:1.3) weighs words.")
     ] = PLAIN
+    loras: Annotated[
+        Path | None,
+        Field(description="Folder of NAME.safetensors: LoRAs that requests may name, of each model that they fit."),
+    ] = None
+    loras_mib: Annotated[
+        int, Field(ge=1, description="Memory for weights that LoRAs changed, of each model, in MiB; beside weights and slots.")
+    ] = 2048
+    loras_on_schedules: Annotated[
+        bool, Field(description="Let schedules that were searched without LoRAs run with them; else only the full model does.")
+    ] = True
     max_images: Annotated[int, Field(ge=1, le=MAX_IMAGES, description="Images in one request.")] = 4
     request_seconds: Annotated[
         float, Field(gt=0, le=280, description="Longest time a request may take, whatever its deadline_ms.")
@@ -231,6 +241,13 @@ class Settings(BaseSettings):
         if not (folder / "model_index.json").is_file():
             raise ValueError(f"{folder} is not a diffusers pipeline folder (it has no model_index.json)")
         return folder
+
+    @field_validator("loras")
+    @classmethod
+    def _is_a_folder(cls, path: Path | None) -> Path | None:
+        if path and not path.is_dir():
+            raise ValueError(f"{path} is no folder; name one with NAME.safetensors in it")
+        return path
 
     @field_validator("features")
     @classmethod

@@ -35,6 +35,13 @@ class QuotaExceeded(Overloaded):
     code = "quota_exceeded"
 
 
+class GaveWay(Overloaded):
+    """Background work whose LoRAs had to leave memory for a client's."""
+
+    def __init__(self) -> None:
+        super().__init__("clients need the memory of its LoRAs: try again later", retry_after=10, param="loras")
+
+
 class DeadlineExceeded(FlexiError):
     """The request's time is over; its images are given up."""
 

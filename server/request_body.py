@@ -37,6 +37,7 @@ INSTEAD: dict[str, tuple[str, ...]] = {  # the fields that mean the same; a body
     "image_url images init_image init_images input_image": ("image",),
     "denoising_strength image_strength": ("strength",),
     "mask_image mask_url": ("mask",),
+    "adapters lora lora_weights loras": ("loras",),
     "safety_identifier session session_id unit user user_id": ("unit", "user"),
 }
 ADVICE = {  # what to do where no field means the same
@@ -56,8 +57,8 @@ ADVICE = {  # what to do where no field means the same
     "control_image controlnet controlnets image_prompt input_fidelity ip_adapter_image markup reference_images": (
         "leave it out, an image can be started from, and guides nothing"
     ),
-    "adapters cross_attention_kwargs embeddings hypernetwork lora lora_scale lora_weights loras textual_inversion": (
-        "a request loads no weights: have a folder served into which they are merged"
+    "cross_attention_kwargs embeddings hypernetwork lora_scale textual_inversion": (
+        "a request loads no weights; loras names those that its operator offers, each with a scale"
     ),
     "clip_skip denoising_end enable_hr face_restoration freeu hires hires_fix hr_scale refiner restore_faces tiling upscale "
     "upscaler": "leave it out, this server does not do it",
@@ -124,7 +125,21 @@ class RequestBody(BaseModel):
         """JSON Schema, with the foreign fields that may only be empty: `patternProperties`, which BentoML's cannot hold."""
         others = sorted((_INSTEAD.keys() | _ADVICE.keys()) - cls.model_fields.keys())
         pattern = f"^({'|'.join(map(re.escape, others))})$"
-        return cls.model_json_schema() | {"patternProperties": {pattern: NOTHING}}
+        schema = cls.model_json_schema()
+        whole: dict[str, Any] = _inlined(schema, schema.pop("$defs", {}))
+        return whole | {"patternProperties": {pattern: NOTHING}}
+
+
+def _inlined(schema: Any, parts: dict[str, Any]) -> Any:
+    """JSON Schema with its parts where it refers to them: elsewhere than in a document of its own, nobody would find them."""
+    if isinstance(schema, list):
+        return [_inlined(item, parts) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    named = schema.get("$ref", "").removeprefix("#/$defs/") if isinstance(schema.get("$ref"), str) else ""
+    if named in parts:
+        return _inlined(parts[named], parts)
+    return {key: _inlined(value, parts) for key, value in schema.items()}
 
 
 def _is_nothing(value: object) -> bool:

@@ -132,6 +132,7 @@ async def docs() -> dict[str, Any]:
         narrowed |= {"model": {"enum": [name for served in app.models for name in served.names]}}
         if len(app.models) == 1:
             narrowed |= {"size": {"enum": sizes}, "prompt_syntax": {"enum": syntaxes}}
+            narrowed["loras"] = documents.named_loras(list(app.default.loras.loras) if app.default.loras else [])
     return documents.document(v1.routes, Generate, narrowed, needs_key=keys is not None)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import defaultdict
@@ -14,11 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.config import reason
-from engine.importing.lora_names import PEFT, Layer
+from engine.importing.lora_names import Layer
+from engine.importing.lora_settings import alpha_of, are_beside, number_of, of_component, settings_of
 from engine.importing.networks import Shapes
 from engine.importing.tensor_file import TensorFile, named, open_tensors
-from engine.stored_file import read_object
 from registry.errors import InvalidInput, Unsupported
 
 ROLES = {  # how a tensor's name ends, and which part of the change it is
@@ -48,7 +46,6 @@ OTHER_KINDS = {  # of changes that are no LoRA's: what is found in a tensor's na
     r"\.diff(_b)?$": "whole weights beside low-rank ones",
 }
 LEFT_OUT = {"bundle_emb.": "textual inversions that came with it"}  # they change prompts that say their name, and nothing else
-METADATA, PEFT_CONFIG = "lora_adapter_metadata", "adapter_config.json"  # diffusers' in the header; peft's beside the file
 
 
 @dataclass(frozen=True)
@@ -91,9 +88,38 @@ def parse_lora(text: str) -> tuple[Path, float]:
     return Path(path), scale
 
 
+@dataclass(frozen=True)
+class FittingLora:
+    """A file that fits a model, by its header: nothing else was read. parts: the names of each layer's tensors, by their role.
+
+    notes: what of the file is left out.
+    """
+
+    file: TensorFile
+    parts: Mapping[Layer, Mapping[str, str]]
+    notes: tuple[str, ...]
+    _stems: Mapping[Layer, str]
+
+    @property
+    def settings_beside(self) -> bool:
+        """Whether peft's settings are in a file of their own beside it."""
+        return are_beside(self.file)
+
+    def read(self, scale: float) -> Lora:
+        """Its numbers, at a scale. Raises `Unsupported` for those that are not finite, or cannot be read."""
+        said = settings_of(self.file)
+        changes = {layer: _change(self.file, names, layer, said, self._stems[layer]) for layer, names in self.parts.items()}
+        return Lora(self.file, scale, changes, self.notes)
+
+
 def read_lora(
     path: Path, scale: float, layers: Mapping[str, Layer], wanted: Mapping[str, Shapes], allow_pickle: bool = False
 ) -> Lora:
+    """A LoRA for a model. Raises what `fit_lora` and `FittingLora.read` raise."""
+    return fit_lora(path, layers, wanted, allow_pickle).read(scale)
+
+
+def fit_lora(path: Path, layers: Mapping[str, Layer], wanted: Mapping[str, Shapes], allow_pickle: bool = False) -> FittingLora:
     """Every tensor of the file finds its layer, or it is refused. layers: by all of their names; wanted: shapes of the weights.
 
     Raises `NotFound`, and `Unsupported` naming the tensors that fit nothing, or the kind of change that is no LoRA's.
@@ -119,12 +145,13 @@ def read_lora(
             parts[layer][ROLES[ending]], prefixes[layer] = name, stem
     if lost:
         raise Unsupported(f"{path}: nothing in this model is called {named(lost)}{_hint(file, wanted)}", param="lora")
-    said = _settings(file)
-    changes = {layer: _change(file, names, wanted, layer, said, prefixes[layer]) for layer, names in parts.items() if names}
-    if not changes:
+    fitting = {layer: names for layer, names in parts.items() if names}
+    if not fitting:
         raise Unsupported(f"{path} is no LoRA: none of its {len(file.shapes)} tensors is a change of a layer", param="lora")
+    for layer, names in fitting.items():
+        _refuse_misshapen(file, names, wanted, layer)
     notes = tuple(f"{path.name}: {count} tensors are left out: {what}" for what, count in left_out.items())
-    return Lora(file, scale, changes, notes)
+    return FittingLora(file, fitting, notes, prefixes)
 
 
 def fused(weight: Tensor, layer: Layer, loras: Iterable[Lora]) -> Tensor:
@@ -148,82 +175,38 @@ def fused(weight: Tensor, layer: Layer, loras: Iterable[Lora]) -> Tensor:
     return rounded
 
 
-def _change(
-    file: TensorFile, names: Mapping[str, str], wanted: Mapping[str, Shapes], layer: Layer, said: Mapping[str, Any], stem: str
-) -> Change:
+def _refuse_misshapen(file: TensorFile, names: Mapping[str, str], wanted: Mapping[str, Shapes], layer: Layer) -> None:
     """Raises `Unsupported` where a half is missing, or the product has not the shape of the layer's weight."""
     if absent := {"down", "up"} - names.keys():
         message = f"{file.path}: {next(iter(names.values()))} stands alone, its {absent.pop()} half is missing"
         raise Unsupported(message, param="lora")
+    for name in names.values():
+        file.dtype(name)
+    down, up = file.shapes[names["down"]], file.shapes[names["up"]]
+    shape, rank = wanted[layer.component][layer.weight], down[0] if down else 0
+    product = (up[0], math.prod(down[1:])) if down and up and rank else ()
+    if product != (shape[0], math.prod(shape[1:])) or math.prod(up[1:]) != rank:
+        made, expected = f"{up} · {down}", f"a change of {shape}"
+        message = f"{file.path}: {names['up']} · {names['down']} is {made}, expected {expected}{_hint(file, wanted)}"
+        raise Unsupported(message, param="lora")
+
+
+def _change(file: TensorFile, names: Mapping[str, str], layer: Layer, said: Mapping[str, Any], stem: str) -> Change:
+    """Of a layer whose halves fit. Raises `Unsupported` for numbers that are not finite."""
     down, up = file.read(names["down"]), file.read(names["up"])
     if spoilt := [names[half] for half, part in (("down", down), ("up", up)) if not part.isfinite().all()]:
         raise Unsupported(f"{file.path}: {spoilt[0]} has numbers that are not finite", param="lora")
-    shape, rank = wanted[layer.component][layer.weight], down.shape[0] if down.ndim else 0
-    product = (up.shape[0], math.prod(down.shape[1:])) if down.ndim and up.ndim and rank else ()
-    if product != (shape[0], math.prod(shape[1:])) or math.prod(up.shape[1:]) != rank:
-        made, expected = f"{tuple(up.shape)} · {tuple(down.shape)}", f"a change of {shape}"
-        message = f"{file.path}: {names['up']} · {names['down']} is {made}, expected {expected}{_hint(file, wanted)}"
-        raise Unsupported(message, param="lora")
-    alpha = (
-        _number(file, names["alpha"], file.read(names["alpha"])) if "alpha" in names else _alpha(file, said, layer, stem, rank)
-    )
-    root = rank**0.5 if _of(said, layer.component).get("use_rslora") and "alpha" not in names else rank
+    rank, own = down.shape[0], names.get("alpha")
+    alpha = number_of(file, own, file.read(own)) if own else alpha_of(file, said, layer, stem, rank)
+    root = rank**0.5 if of_component(said, layer.component).get("use_rslora") and not own else rank
     return Change(down, up, alpha / root)
-
-
-def _alpha(file: TensorFile, said: Mapping[str, Any], layer: Layer, stem: str, rank: int) -> float:
-    """α of a layer, where no tensor says it: the rank, unless the trainer's settings say another. Raises `Unsupported`."""
-    own = _of(said, layer.component)
-    try:
-        for pattern, alpha in (own.get("alpha_pattern") or {}).items():
-            if re.match(rf"(.*\.)?({pattern})$", stem):  # as peft matches it
-                return _number(file, "alpha_pattern", alpha)
-    except (AttributeError, re.error) as error:
-        message = f"{file.path}: alpha_pattern must say α by regular expressions: {reason(error)}"
-        raise Unsupported(message, param="lora") from error
-    return _number(file, "lora_alpha", own.get("lora_alpha") or rank)
-
-
-def _number(file: TensorFile, name: str, value: Any) -> float:
-    """What a file, or the settings of whoever trained it, say α is. Raises `Unsupported`."""
-    try:
-        number = float(value)
-    except (RuntimeError, TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise Unsupported(f"{file.path}: {name} must be one finite number", param="lora")
-    return number
-
-
-def _settings(file: TensorFile) -> Mapping[str, Any]:
-    """peft's settings: by component (diffusers writes them into the header), or for all (peft's own file beside it)."""
-    if METADATA in file.metadata:
-        try:
-            flat = json.loads(file.metadata[METADATA])
-            nested: dict[str, dict[str, Any]] = defaultdict(dict)
-            for key, value in flat.items():
-                component, _, setting = str(key).partition(".")
-                nested[component][setting] = value
-        except (AttributeError, ValueError, RecursionError) as error:
-            raise Unsupported(f"{file.path}: {METADATA} in its header is no JSON object: {error}", param="lora") from error
-        return nested
-    if not any(name.startswith(PEFT) for name in file.shapes):
-        return {}
-    settings = read_object(file.path.with_name(PEFT_CONFIG), "lora")  # α is nowhere else
-    return {"": settings}
-
-
-def _of(said: Mapping[str, Any], component: str) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = said.get(component) or said.get("") or {}
-    return found
 
 
 def _hint(file: TensorFile, wanted: Mapping[str, Shapes]) -> str:
     """Whether it was trained for a model whose context is as wide: the usual reason why a LoRA does not fit."""
-    keys = [
-        shape for name, shape in file.shapes.items() if "attn2" in name and "to_k" in name and ("down" in name or "_A" in name)
-    ]
+    downs = tuple(ending for ending, role in ROLES.items() if role == "down")
+    keys = [shape for name, shape in file.shapes.items() if "attn2" in name and "to_k" in name and name.endswith(downs)]
     own = next((shape[1] for name, shape in wanted["unet"].items() if name.endswith("attn2.to_k.weight")), None)
-    if not keys or own is None or keys[0][1] == own:
+    if not keys or own is None or len(keys[0]) < 2 or keys[0][1] == own:
         return ""
     return f" (it was trained for a model whose context is {keys[0][1]} wide; here it is {own})"

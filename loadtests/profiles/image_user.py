@@ -34,11 +34,12 @@ class ImageUser(HttpUser):
     abstract = True
 
     def on_start(self) -> None:
-        """Take a number, and ask the service for its tiers and sizes."""
+        """Take a number, and ask the service for its tiers, sizes and LoRAs."""
         self.number = next(_numbers)
         stats.joined(self.number)
         page = self.client.get("/v1/tiers", name="tiers").json()
         self.offered, self.sizes = {tier["tier"]: tier for tier in page["tiers"]}, page["sizes"]
+        self.loras: list[str] = page["loras"]
 
     def ask(self, name: str, unit: str | None = None, **choice: Any) -> None:
         """One image by a tier or a schedule; the answer must be what was asked for and bill its MACs.
@@ -83,5 +84,6 @@ def _fault(reply: Any, choice: dict[str, Any]) -> str | None:
     if reply.status_code != 200:
         return f"status {reply.status_code}: {reply.text[:200]}"
     answer = reply.json()
+    answer["loras"] = [{"name": lora["name"], "scale": lora["scale"]} for lora in answer["loras"]]
     wrong = [f"asked for {field} {value}, got {answer[field]}" for field, value in choice.items() if answer[field] != value]
     return wrong[0] if wrong else None if answer["macs"] > 0 else f"billed {answer['macs']} MACs"

@@ -15,9 +15,11 @@ from torch import Tensor
 from engine.denoising_task import DenoisingTask
 from engine.image_size import ImageSize
 from engine.macs import StepMacs
+from engine.model import Model
 from engine.program import Need, Program
 from engine.prompt_syntax import PLAIN, PromptSyntax
 from engine.source import SourceImage
+from server.loras.adapter_set import BASE, AdapterSet
 from server.telemetry.metrics import CUSTOM, NO_ARM
 from server.telemetry.tracing import NO_TRACE, ImageTrace
 
@@ -54,8 +56,9 @@ class Edit:
 class ImageSpec:
     """Everything that decides the image's pixels, and under which names its work is counted and admitted.
 
-    size: None is the model's own. chunks: of the context, as many as the longer of the two prompts takes. `edit`: what it
-    starts from, if that is an image; `keeps`: each step blends a part of it in, which takes a slot.
+    size: None is the model's own. chunks: of the context, as many as the longer of the two prompts takes. adapters: the LoRAs
+    that the model's weights have for it. `edit`: what it starts from, if that is an image; `keeps`: each step blends a part of
+    it in, which takes a slot.
     `key_seconds` bounds the predicted seconds of work that its API key may have in the queue. `previews`: how many previews
     of the unfinished image are wanted. Log lines about it say its `request_id`.
     """
@@ -81,6 +84,7 @@ class ImageSpec:
     embedded: bool = False  # the guidance scale is an input of the UNet, as of latent consistency models
     chunks: int = 1
     syntax: PromptSyntax = PLAIN  # of both prompts
+    adapters: AdapterSet = BASE
 
     @property
     def unet_rows(self) -> int:
@@ -111,6 +115,7 @@ class ImageResult:
 class ImageTask(DenoisingTask):
     """The one record of an image from the moment it is queued until it leaves. Times are of a monotonic clock, in seconds.
 
+    adapted: the model with the LoRAs of its spec, where there are any; it stays in memory as long as somebody has it.
     `macs_before[p]` are the MACs of the steps before position p; its last entry is the whole image's. The future is a
     `concurrent.futures.Future`, because it may be cancelled in one thread and resolved in another.
     """
@@ -123,10 +128,14 @@ class ImageTask(DenoisingTask):
         preview: Preview | None = None,
         trace: ImageTrace = NO_TRACE,
         future: Future[ImageResult] | None = None,
+        adapted: Model | None = None,
     ) -> None:
         guidance = spec.guidance if spec.unet_rows == 2 else None
         super().__init__(spec.program.at(spec.guidance), guidance, spec.size, spec.deadline, spec.yields, chunks=spec.chunks)
         self.masked = spec.keeps
+        self.adapted = adapted
+        if adapted:
+            self.network, self.adapters = adapted.network, spec.adapters.key
         self.spec = spec
         self.queued = queued
         self.macs_before = macs_before
@@ -141,7 +150,7 @@ class ImageTask(DenoisingTask):
 
     def again(self) -> ImageTask:
         """The same image from its beginning, for the same future: what ran of this task is lost."""
-        return ImageTask(self.spec, self.queued, self.macs_before, self.preview, self.trace, self.future)
+        return ImageTask(self.spec, self.queued, self.macs_before, self.preview, self.trace, self.future, self.adapted)
 
     @property
     def tier(self) -> str:

@@ -143,7 +143,8 @@ class ImagesInFlight:
         self._remove(task)
         self.settle(task, task.macs_before[-1] - task.settled)
         metrics.images_total.labels(task.spec.tier, task.spec.arm, outcome).inc()
-        task.trace.end(monotonic(), tier=task.spec.tier, outcome=outcome)
+        named = {"loras": str(task.spec.adapters)} if task.spec.adapters else {}
+        task.trace.end(monotonic(), tier=task.spec.tier, outcome=outcome, **named)
 
     def settle(self, task: ImageTask, macs: int) -> None:
         """So much of its work ran, or never will: admission counts it no longer."""

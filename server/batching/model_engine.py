@@ -10,9 +10,8 @@ finished is decoded in a lane of the device's own, beside the waves that follow.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Iterable, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from concurrent.futures import Future
-from time import monotonic
 
 from typing_extensions import override
 
@@ -24,7 +23,6 @@ from engine.model import Model
 from engine.policy import Balanced
 from engine.program import Program
 from engine.waves import Waves
-from registry.errors import InvalidInput
 from registry.schedule import Schedule
 from server.batching.admission import Admission
 from server.batching.cancellations import Cancellations
@@ -34,9 +32,10 @@ from server.batching.device_thread import AtWork, DeviceThread
 from server.batching.fair_queue import FairQueue
 from server.batching.forecast import EngineLoad
 from server.batching.graph_captures import GraphCaptures, capture
-from server.batching.image_task import ImageResult, ImageSpec, ImageTask, Preview, macs_before
+from server.batching.image_task import ImageResult, ImageSpec, ImageTask, Preview
 from server.batching.images_in_flight import ImagesInFlight
 from server.batching.inflight_wave import InflightWave
+from server.batching.intake import Intake, no_loras
 from server.batching.member import Member
 from server.batching.memory import slots_within
 from server.batching.newcomers import Newcomers
@@ -44,8 +43,8 @@ from server.batching.shares import MARGIN, TierShares
 from server.batching.text_and_vae import TextAndVae
 from server.batching.warm_up import warming
 from server.errors import NotReady
+from server.loras.adapter_set import AdapterSet
 from server.telemetry import metrics, served
-from server.telemetry.tracing import image_trace
 
 FULL_WAVES = 4  # in flight at most, in UNet rows: images on different steps need company to fill one, more only make all later
 
@@ -68,12 +67,13 @@ class ModelEngine(Member):
         chunks: int = 1,
         device_thread: DeviceThread | None = None,
         curve: CostCurve | None = None,
+        adapted: Callable[[AdapterSet], Model] = no_loras,
     ) -> None:
         """At most four full waves of UNet rows are in flight, or as many as fit into `cache_bytes`. With `graphs` waves come in
         few sizes, and are one launch each. `others`: sizes of images beside the model's own. chunks: the most of a context.
 
         `device_thread`: that of other models; without it, the model has one of its own. `curve`: what its waves cost when it
-        was here before.
+        was here before. adapted: the model with LoRAs, in memory as long as an image with them is wanted.
 
         Raises `InvalidInput` when that is not even one image.
         """
@@ -87,7 +87,6 @@ class ModelEngine(Member):
         self._policy = Balanced(curve or CostCurve(buckets=buckets), max_wave_rows)
         self._waves = Waves[ImageTask](model.network, slots, self._policy, buckets, graphs)
         self._has_graphs, self._captures = graphs is not None, GraphCaptures(self._waves)
-        self._lengths = {1}  # of contexts whose waves are captured, or about to be
         metrics.cache_bytes.set(slots.bytes)
         self._device_thread = device_thread or DeviceThread(self)
         self._queue = FairQueue[ImageTask](TierShares(self._policy), self._device_thread.changed)
@@ -114,6 +113,8 @@ class ModelEngine(Member):
             self._device_thread.failed_waves,
         )
         self._decodes = Decodes(model.network, self._text_and_vae, self._images)
+        captures = self._captures if self._has_graphs else None
+        self._intake = Intake(model, admission, self._waves.slots, self._queue, self._cancellations, captures, adapted)
         self._first: Sequence[Schedule] = ()  # that it warms up for
 
     def warm_up(self, schedules: Iterable[Schedule]) -> None:
@@ -174,39 +175,8 @@ class ModelEngine(Member):
         return self._device_thread.end
 
     def submit(self, specs: Sequence[ImageSpec], preview: Preview | None = None) -> list[Future[ImageResult]]:
-        """Queue all of these images or none.
-
-        Raises `Overloaded`, `NotReady` when the engine is stopping, and `InvalidInput` for a mask that there is no memory for
-        beside the image's rows.
-
-        All must be of one key and one class: background work runs while no other client's image is in flight, and idle work,
-        which whoever submits it bounds, only while nobody waits at all.
-        `preview` is called in the engine's thread.
-        """
-        now, first = monotonic(), specs[0]
-        if first.keeps and self._waves.slots.most(first.size, first.chunks) < first.unet_rows + 1:
-            message = f"the memory of this server holds {first.unet_rows} rows of this size and no mask beside them"
-            raise InvalidInput(f"{message}: FLEXI_CACHE_MIB says how much it is", param="mask")
-        tasks = [
-            ImageTask(spec, now, macs_before(spec, self._model.macs_at(spec.size, spec.chunks)), preview, image_trace())
-            for spec in specs
-        ]
-        self._cancellations.watch(tasks)
-        macs = sum(task.remaining_macs for task in tasks)
-        if not first.idle:
-            self._admission.enter(first.key, macs, first.key_seconds, background=first.background)
-        try:
-            self._queue.put(tasks)
-        except NotReady:
-            if not first.idle:
-                self._admission.done(first.key, macs, background=first.background)
-            raise
-        metrics.queue_images.set(len(self._queue))
-        if self._has_graphs:
-            for chunks in {spec.chunks for spec in specs} - self._lengths:  # until they are captured, such waves run eagerly
-                self._lengths.add(chunks)
-                self._captures.want((), chunks)
-        return [task.future for task in tasks]
+        """Queue all of these images or none: see `Intake.submit`, which raises."""
+        return self._intake.submit(specs, preview)
 
     def forecast(
         self, program: Program, unet_rows: int, images: int, tier: str, size: ImageSize | None = None, chunks: int = 1
@@ -231,6 +201,11 @@ class ModelEngine(Member):
     @override
     def counted_as(self) -> str:
         return self._counted_as
+
+    @property
+    def model(self) -> Model:
+        """As it is in memory."""
+        return self._model
 
     @property
     def curve(self) -> CostCurve:

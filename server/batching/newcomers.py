@@ -98,7 +98,7 @@ class Newcomers:
         sources = [self._text_and_vae.source(spec) for spec in specs]
         for task, source in zip(tasks, sources, strict=True):
             task.source = source
-        conditions, now = self._text_and_vae.encode(specs), monotonic()
+        conditions, now = self._text_and_vae.encode(tasks), monotonic()
         inputs = ((self._model.noise(task.spec.seed, task.size), *pair) for task, pair in zip(tasks, conditions, strict=True))
         self._images.enter(tasks, inputs)
         for task in tasks:

@@ -3,45 +3,48 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from cachetools import LRUCache
 
 from engine.condition import Condition
+from engine.model import Model
 from engine.prompt_syntax import PLAIN, PromptSyntax
 
 KEPT = 64  # encoded prompts; 64 of Stable Diffusion v1.5 take 15 MB, more where they are of several chunks
 
 
 class Wording(NamedTuple):
-    """A prompt, and how it is to be read: in a context of so many chunks, with a syntax."""
+    """A prompt, and how it is to be read: in a context of so many chunks, with a syntax, by text encoders with these LoRAs."""
 
     text: str
     chunks: int = 1
     syntax: PromptSyntax = PLAIN
+    adapters: str = ""
 
 
 class PromptCache:
     """Conditions by prompt, one row each. Many requests bring the same prompt, and nearly all the same negative one."""
 
-    def __init__(self, encode: Callable[[Sequence[str], int, PromptSyntax], Condition]) -> None:
-        """`encode`: of texts, chunks and syntax."""
+    def __init__(self, encode: Callable[[Model, Sequence[str], int, PromptSyntax], Condition]) -> None:
+        """`encode`: by a model, of texts, chunks and syntax."""
         self._encode = encode
         self._conditions = LRUCache[Wording, Condition](KEPT)
 
-    def of(self, prompts: Sequence[Wording]) -> dict[Wording, Condition]:
-        """Encodes those that are not kept, those that are read alike in one batch. Raises what the encoder raises, and keeps
-        nothing then.
+    def of(self, prompts: Sequence[Wording], models: Mapping[str, Model]) -> dict[Wording, Condition]:
+        """Encodes those that are not kept, those that are read alike in one batch; models: by their `adapters`.
+
+        Raises what the encoder raises, and keeps nothing then.
         """
         distinct = list(dict.fromkeys(prompts))
         conditions = {prompt: self._conditions[prompt] for prompt in distinct if prompt in self._conditions}
-        alike = defaultdict[tuple[int, PromptSyntax], list[Wording]](list)
+        alike = defaultdict[tuple[int, PromptSyntax, str], list[Wording]](list)
         for prompt in distinct:
             if prompt not in conditions:
-                alike[prompt.chunks, prompt.syntax].append(prompt)
-        for (chunks, syntax), missing in alike.items():
-            encoded = self._encode([prompt.text for prompt in missing], chunks, syntax)
+                alike[prompt.chunks, prompt.syntax, prompt.adapters].append(prompt)
+        for (chunks, syntax, adapters), missing in alike.items():
+            encoded = self._encode(models[adapters], [prompt.text for prompt in missing], chunks, syntax)
             conditions |= {prompt: encoded[i : i + 1] for i, prompt in enumerate(missing)}
         self._conditions.update(conditions)
         return conditions

@@ -15,10 +15,11 @@ from engine.image_size import ImageSize
 from engine.images import NOT_FINITE
 from engine.model import Model
 from engine.source import EncodedSource, kept_of, picture_of, pictured
-from server.batching.image_task import ImageSpec
+from server.batching.image_task import ImageSpec, ImageTask
 from server.batching.moving_average import MovingAverage
 from server.batching.prompt_cache import PromptCache, Wording
 from server.batching.source_cache import SourceCache
+from server.loras.adapter_set import BASE
 from server.telemetry import metrics
 
 Work = Literal["encode", "vae_encode", "decode"]
@@ -32,8 +33,8 @@ class TextAndVae:
         self._model = model
         self._seconds = {work: MovingAverage() for work in WORK}
         self._latents = SourceCache()
-        self._prompts = PromptCache(lambda texts, chunks, syntax: model.encode(texts, chunks=chunks, syntax=syntax))
-        self._negatives = PromptCache(lambda texts, chunks, syntax: model.negative(texts, chunks=chunks, syntax=syntax))
+        self._prompts = PromptCache(lambda by, texts, chunks, syntax: by.encode(texts, chunks=chunks, syntax=syntax))
+        self._negatives = PromptCache(lambda by, texts, chunks, syntax: by.negative(texts, chunks=chunks, syntax=syntax))
         metrics.decoder_upcast.set(model.decoder.overflowed)  # its weights, or in the warm-up
 
     def seconds_per_image(self, size: ImageSize | None = None, edited: bool = False) -> float:
@@ -44,11 +45,13 @@ class TextAndVae:
         of_a_pixel = self._seconds["decode"].value + (self._seconds["vae_encode"].value if edited else 0.0)
         return self._seconds["encode"].value + (size or self._model.image_size).pixels * of_a_pixel
 
-    def encode(self, specs: Sequence[ImageSpec]) -> list[tuple[Condition, Condition | None]]:
+    def encode(self, tasks: Sequence[ImageTask]) -> list[tuple[Condition, Condition | None]]:
         """A condition of one row for each image, at its size, and a negative one where it is guided."""
-        start = monotonic()
-        conditions = self._prompts.of([_prompt(spec) for spec in specs])
-        negatives = self._negatives.of([_negative(spec) for spec in specs if spec.unet_rows == 2])
+        start, specs = monotonic(), [task.spec for task in tasks]
+        readers = {task.spec.adapters.key_of_texts: task.adapted for task in tasks if task.adapted}
+        models = readers | {BASE.key_of_texts: self._model}
+        conditions = self._prompts.of([_prompt(spec) for spec in specs], models)
+        negatives = self._negatives.of([_negative(spec) for spec in specs if spec.unet_rows == 2], models)
         self._took("encode", monotonic() - start, len(specs))  # of a GPU only the host's part
         own = [self._model.at_guidance(self._at(spec.size, conditions[_prompt(spec)]), spec.guidance) for spec in specs]
         away = [self._at(spec.size, negatives[_negative(spec)]) if spec.unet_rows == 2 else None for spec in specs]
@@ -125,8 +128,8 @@ class TextAndVae:
 
 
 def _prompt(spec: ImageSpec) -> Wording:
-    return Wording(spec.prompt, spec.chunks, spec.syntax)
+    return Wording(spec.prompt, spec.chunks, spec.syntax, spec.adapters.key_of_texts)
 
 
 def _negative(spec: ImageSpec) -> Wording:
-    return Wording(spec.negative, spec.chunks, spec.syntax)
+    return Wording(spec.negative, spec.chunks, spec.syntax, spec.adapters.key_of_texts)

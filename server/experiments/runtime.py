@@ -139,6 +139,7 @@ def outcome_of(context: RequestContext, plan: Plan, seconds: float, time: dateti
         digest=plan.entry.digest,
         fallback=assignment.fallback,
         size=str(plan.size),
+        loras=tuple(map(str, plan.adapters.uses)),
         outcome=context.code or "",
         queue_seconds=usage.queue_seconds,
         service_seconds=max(seconds - usage.queue_seconds, 0.0),

@@ -12,8 +12,8 @@ from pydantic_core import from_json
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive
 
-from server.api import MAX_BASE64
 from server.errors import BodyTooLarge, BodyTooSlow, ClientGone, InvalidJson, UnsupportedMediaType
+from server.request_fields import MAX_BASE64
 
 MAX_BYTES = 128 * 1024  # two prompts of `MAX_PROMPT` characters take up to 12 bytes for each: a surrogate pair as \uD83D\uDE00
 MAX_BYTES_WITH_IMAGES = MAX_BYTES + 2 * MAX_BASE64  # an image and a mask

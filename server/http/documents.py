@@ -21,6 +21,7 @@ from server.http.job_request import FITTING, JobRequest
 from server.http.openai import ImagesRequest
 from server.http.unit import HEADER, PATTERN
 from server.request_body import RequestBody
+from server.request_fields import LoraWish
 
 Object = dict[str, Any]
 
@@ -30,7 +31,8 @@ WHY = {
     403: "The schedule is not signed by a trusted key",
     404: "There is no such thing",
     408: "The body did not come in time",
-    409: "Cancelled by DELETE /v1/requests/{request_id}; or of a job, its Idempotency-Key came with another one before",
+    409: "Cancelled by DELETE /v1/requests/{request_id}; or a LoRA's file was changed; or of a job, its Idempotency-Key came "
+    "with another one before",
     413: "The body is too long",
     415: "The body is of another kind than this route takes",
     429: "The queue is full, or the key's quota is used up",
@@ -129,6 +131,15 @@ def document(app: FastAPI, generate: type[RequestBody], narrowed: dict[str, Obje
     if needs_key:
         spec["components"]["securitySchemes"], spec["security"] = SECURITY, [{name: []} for name in SECURITY]
     return spec
+
+
+def named_loras(names: list[str]) -> Object:
+    """Keywords for the field `loras` of a server with these, or with none."""
+    if not names:
+        return {"maxItems": 0}
+    wish = LoraWish.model_json_schema()
+    wish["properties"]["name"] = {"enum": names}
+    return {"items": wish}
 
 
 def _generate_route(generate: type[BaseModel]) -> APIRoute:

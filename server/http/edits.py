@@ -14,10 +14,11 @@ from typing_extensions import override
 
 from registry.document import first_fault
 from registry.errors import InvalidInput
-from server.api import MAX_UPLOAD, FileText, GenerateRequest, MaskFile, Strength
+from server.api import GenerateRequest
 from server.errors import BodyTooLarge
 from server.http.body import FORM
 from server.http.openai import ImagesRequest
+from server.request_fields import MAX_UPLOAD, FileText, MaskFile, Strength
 
 FILES = ("image", "mask")
 NUMBERS = ("n", "seed", "output_compression", "partial_images", "deadline_ms", "guidance_scale", "strength")
@@ -25,6 +26,7 @@ MAX_FIELDS = 64
 MAX_TEXT = 128 * 1024  # bytes of a field that is no file
 SWITCHES: dict[str, JsonValue] = {"true": True, "false": False}
 BOOLEANS = ("stream", "lossless")
+OBJECTS = ("loras",)  # which a form has as JSON
 FORM_SCHEMA: dict[str, JsonValue] = {  # in JSON Schema; the other fields are those of the JSON body, as texts
     "type": "object",
     "properties": {
@@ -83,8 +85,8 @@ async def _fields(form: FormData) -> dict[str, Any]:
             fields[name] = await _base64(value, name)
         elif name in FILES:
             fields[name] = value
-        elif name in NUMBERS:
-            fields[name] = _number(value)
+        elif name in (*NUMBERS, *OBJECTS):
+            fields[name] = _read(value)
         else:
             fields[name] = SWITCHES.get(value, value) if name in BOOLEANS else value
     return fields
@@ -96,8 +98,8 @@ async def _base64(file: UploadFile, name: str) -> str:
     return b64encode(await file.read()).decode()
 
 
-def _number(text: str) -> object:
-    """The number, or the text where it is none: then the field's own refusal says so."""
+def _read(text: str) -> object:
+    """What stands there in JSON, or the text where that is none: then the field's own refusal says so."""
     try:
         return from_json(text, allow_inf_nan=False)
     except ValueError:

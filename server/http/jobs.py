@@ -13,7 +13,7 @@ from starlette.requests import Request
 from registry.document import first_fault
 from registry.errors import InvalidInput, NotFound
 from server.access.keys import ANONYMOUS, Key
-from server.api import BACKGROUND, ErrorBody, GenerateRequest, GenerateResponse
+from server.api import ErrorBody, GenerateRequest, GenerateResponse
 from server.app import App
 from server.http import openai
 from server.http.context import Context
@@ -24,6 +24,7 @@ from server.http.opening import loaded_app
 from server.http.unit import unit_of
 from server.jobs.jobs import digest_of
 from server.jobs.record import JOB_ID, Endpoint, ImageJob, JobEnd
+from server.request_fields import BACKGROUND
 
 router = APIRouter(prefix="/v1/jobs")
 IDEMPOTENCY = "Idempotency-Key"

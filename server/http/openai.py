@@ -13,15 +13,15 @@ from starlette.datastructures import Headers
 from engine.guidance import MAX_SCALE
 from registry.document import misfit
 from registry.errors import FlexiError, InvalidInput
-from server.api import (
-    AUTO,
+from server.api import AUTO, MAX_DEADLINE, MAX_PROMPT, REF, GenerateRequest, GenerateResponse, together
+from server.errors import fault
+from server.http.sse import event
+from server.http.unit import unit_of
+from server.request_body import CLIENTS, GIVEN, WHOLE, RequestBody
+from server.request_fields import (
     LOSSLESS,
-    MAX_DEADLINE,
-    MAX_PROMPT,
-    REF,
     FileFormat,
-    GenerateRequest,
-    GenerateResponse,
+    Loras,
     Lossless,
     OutputCompression,
     OutputFormat,
@@ -30,12 +30,7 @@ from server.api import (
     Size,
     Syntax,
     WhenServed,
-    together,
 )
-from server.errors import fault
-from server.http.sse import event
-from server.http.unit import unit_of
-from server.request_body import CLIENTS, GIVEN, WHOLE, RequestBody
 from server.requests.generation import ImageMade, PreviewMade, response
 from server.requests.plan import Plan
 from server.requests.warnings import said
@@ -121,6 +116,7 @@ class ImagesRequest(RequestBody):
     negative_prompt: Annotated[str, Field(max_length=MAX_PROMPT, description="What to keep away from.")] = ""
     guidance_scale: Annotated[float | None, Field(ge=0, le=MAX_SCALE, description="How strongly the prompt pulls.")] = None
     prompt_syntax: Syntax = None
+    loras: Loras = None
     deadline_ms: Annotated[
         int | None, Field(ge=1, le=MAX_DEADLINE, description="Give up after so many milliseconds, with status 504."), WHOLE
     ] = None
@@ -167,6 +163,7 @@ class ImagesRequest(RequestBody):
             num_images=self.n or 1,
             guidance_scale=self.guidance_scale,
             prompt_syntax=self.prompt_syntax,
+            loras=self.loras,
             unit=unit_of(self.safety_identifier or self.user, headers),
             deadline_ms=self.deadline_ms,
             output_format=self.output_format,
@@ -206,6 +203,14 @@ class ImagesAnswer(ImageAttributes, GenerateResponse):
     images: Annotated[list[str], Field(exclude=True)]
 
 
+class LoraOffer(BaseModel):
+    """A LoRA that requests of a model may name."""
+
+    name: str
+    digest: Annotated[str, Field(description="SHA-256 of its file when the server started, in hex.")]
+    layers: Annotated[dict[str, int], Field(description="How many layers of each network it changes.")]
+
+
 class ModelView(BaseModel):
     """A model as OpenAI's clients list it."""
 
@@ -223,6 +228,7 @@ class ModelView(BaseModel):
     memory_bytes: Annotated[int, Field(description="What its weights and its slots take while it is loaded.")]
     sizes: Annotated[list[str], Field(description="Those that requests may ask for, WIDTHxHEIGHT; its own first.")]
     tiers: Annotated[list[str], Field(description="The tiers in force, cheapest first.")]
+    loras: Annotated[list[LoraOffer], Field(description="Those that `loras` of a request may name.")]
 
 
 class ModelsView(BaseModel):

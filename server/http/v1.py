@@ -36,6 +36,7 @@ from server.http.documents import COMMON, EDITS_BODY, QUEUE, QUEUE_SECONDS, UNIT
 from server.http.edits import edits_request
 from server.http.opening import loaded_app
 from server.http.sse import EventStream
+from server.loras.offered_loras import OfferedLora
 from server.models.served_model import ServedModel
 from server.requests.context import RequestContext
 from server.requests.running import disconnected, while_wanted
@@ -95,6 +96,7 @@ async def tiers(app: LoadedApp, model: ModelName = None) -> TiersView:
         sizes=[str(size) for size in served.generation.planner.sizes],
         prompt_chunks=served.generation.planner.prompts.most,
         prompt_syntaxes=list(served.generation.planner.prompts.syntaxes),
+        loras=list(served.loras.loras) if served.loras else [],
         tiers=[_tier_view(served, entry) for entry in entries],
         not_served=[UnservedTier(tier=tier, reason=why) for tier, why in sorted(served.schedules.refused.items())],
         warnings=served.warnings,
@@ -201,7 +203,12 @@ def _model_view(app: App, served: ServedModel, name: str) -> openai.ModelView:
         memory_bytes=served.bytes,
         sizes=[str(size) for size in parts.generation.planner.sizes] if parts else [],
         tiers=[entry.label for entry in parts.schedules.tiers()] if parts else [],
+        loras=[_lora_offer(lora) for lora in served.loras.loras.values()] if served.loras else [],
     )
+
+
+def _lora_offer(lora: OfferedLora) -> openai.LoraOffer:
+    return openai.LoraOffer(name=lora.name, digest=lora.digest, layers=lora.counts)
 
 
 def _experiment_view(model: str, running: ActiveExperiment) -> ExperimentView:

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ from registry.tiers import REFERENCE
 from server.access.quota import Quotas
 from server.batching.admission import Admission
 from server.batching.device_thread import DeviceThread
+from server.batching.intake import no_loras
 from server.batching.memory import bytes_within
 from server.batching.model_engine import FULL_WAVES, ModelEngine
 from server.config import Settings
@@ -35,12 +36,15 @@ from server.errors import NotReady
 from server.experiments.active import ActiveExperiments
 from server.experiments.recorder import Recorder
 from server.experiments.runtime import ExperimentRuntime
+from server.loras.lora_folder import LoraFolder
 from server.model_folders import ModelFolder
+from server.models.adapter_sets import AdapterSets
 from server.models.loading import compile_model, memory_for_models, other_sizes, prompt_chunks, teacher_steps, why
 from server.models.model_registry import ModelRegistry
 from server.models.residence import RETRY, Residence, Resident, free_memory
 from server.models.served_model import ModelParts, ServedModel
-from server.requests.generation import Generation
+from server.requests.generation import Generation, Residency
+from server.requests.lora_choice import LoraChoice
 from server.requests.plan import Planner
 from server.requests.prompt_pair import PromptReader
 from server.requests.shadow import ShadowTeacher
@@ -81,6 +85,7 @@ class ModelOpener:
             )
             for place, (name, folder) in enumerate(folders)
         ]
+        self._loras = LoraFolder(settings.loras, settings.loras_mib * 2**20, alone=len(folders) == 1)
         self._residence = Residence(self.models, memory_for_models(settings), self._load, self._unload)
         self.follow = self._residence.follow
 
@@ -117,6 +122,8 @@ class ModelOpener:
         served.model = model
         served_as(served.counted_as)
         metrics.begin()
+        loras = served.loras = await asyncio.to_thread(self._loras.offered, served.folder, model)
+        sets = served.adapter_sets = AdapterSets(served.adapted, served.admission, settings.loras_mib * 2**20)
         registry = ModelRegistry(settings, name, self.open_once, self._trusted)
         schedules = ActiveSchedules(lambda: registry.catalog, model, teacher_steps(settings, model), others)
         watch = Watch(schedules, lambda: registry.catalog, registry.last_good, settings.default_tier, names.elsewhere)
@@ -141,15 +148,17 @@ class ModelOpener:
             served.loaded(load_seconds + time.monotonic() - begin)
             passed("warm_up")
         experiments = _experiments(settings, registry, schedules)
-        shadow = await asyncio.to_thread(self._shadow, served, schedules, experiments)
+        shadow = await asyncio.to_thread(self._shadow, served, schedules, experiments, sets)
         resident = Resident(self._residence, served) if len(self.models) > 1 else None
         forecast = resident.forecast if resident else served.forecast
         syntax = settings.prompt_syntax if model.prompts.reads_texts else PLAIN
         prompts = PromptReader(model.prompts, chunks, syntax)
-        planner = Planner(schedules, experiments.active, model, forecast, settings, others, prompts)
+        choice = LoraChoice(loras, settings.loras_on_schedules, sets.seconds)
+        planner = Planner(schedules, experiments.active, model, forecast, settings, others, prompts, choice)
         if overruled := planner.default_guidance.overruled():
             log.warning("%s", overruled)
-        generation = Generation(planner, served, self._quotas, [experiments, shadow], settings.commit, resident)
+        residencies: list[Residency] = [*([resident] if resident else []), sets]
+        generation = Generation(planner, served, self._quotas, [experiments, shadow], settings.commit, residencies)
         following = [asyncio.create_task(follower.follow(settings.watch_seconds)) for follower in (watch, experiments)]
         served.parts = ModelParts(schedules, generation, experiments, shadow, following)
 
@@ -207,6 +216,9 @@ class ModelOpener:
         engine, served.engine = served.engine, None
         if served.parts:
             served.parts.shadow.close()
+        if served.adapter_sets:
+            with serving(served.counted_as):
+                served.adapter_sets.forget()
         if engine:
             await asyncio.to_thread(engine.leave)
         del engine
@@ -220,12 +232,15 @@ class ModelOpener:
         with exclusive():
             return extractor(self.settings.features, self.settings.device).images
 
-    def _shadow(self, served: ServedModel, schedules: ActiveSchedules, experiments: ExperimentRuntime) -> ShadowTeacher:
+    def _shadow(
+        self, served: ServedModel, schedules: ActiveSchedules, experiments: ExperimentRuntime, sets: AdapterSets
+    ) -> ShadowTeacher:
         """Loads the feature extractor where one is wanted."""
         settings = self.settings
         features = self._features if settings.shadow_share and settings.features else None
         budget = settings.shadow_macs_per_minute
-        return ShadowTeacher(served, lambda: schedules.tier(REFERENCE), features, settings.shadow_share, budget, [experiments])
+        teacher, share = partial(schedules.tier, REFERENCE), settings.shadow_share
+        return ShadowTeacher(served, teacher, features, share, budget, [experiments], borrow=sets.borrow)
 
     def _start_engine(self, served: ServedModel, model: Model, schedules: ActiveSchedules) -> None:
         """And wait until it is warm."""
@@ -241,6 +256,7 @@ class ModelOpener:
             prompt_chunks(settings, model),
             self.device_thread,
             served.curve,
+            no_loras if served.adapter_sets is None else served.adapter_sets.model,
         )
         engine.start(entry.schedule for entry in schedules.tiers())
         served.engine, served.curve = engine, engine.curve

@@ -23,6 +23,9 @@ from server.batching.image_task import ImageResult, ImageSpec, Preview
 from server.batching.model_engine import ModelEngine
 from server.errors import NotReady
 from server.experiments.runtime import ExperimentRuntime
+from server.loras.adapter_set import AdapterSet
+from server.loras.offered_loras import OfferedLoras
+from server.models.adapter_sets import AdapterSets
 from server.requests.generation import Generation, Renderer
 from server.requests.shadow import ShadowTeacher
 from server.requests.warnings import said
@@ -72,6 +75,8 @@ class ServedModel(Renderer):
         self.model: Model | None = None  # what plans are made with; its weights may be away
         self.parts: ModelParts | None = None
         self.engine: ModelEngine | None = None
+        self.loras: OfferedLoras | None = None  # once its folder was understood
+        self.adapter_sets: AdapterSets | None = None
         self.curve: CostCurve | None = None  # what its waves cost, as far as that was learnt
         self.state: State = "loading"  # its folder and its registry entries are read
         self.fault = ""  # why it failed
@@ -152,6 +157,12 @@ class ServedModel(Renderer):
         if self.engine is None:
             raise NotReady(f"the model {self.name} is not in memory", param="model")
         return self.engine.submit(specs, preview)
+
+    def adapted(self, adapters: AdapterSet) -> Model:
+        """The model in memory with these LoRAs, newly made: see `OfferedLoras.adapted`, which raises. Blocks."""
+        if self.engine is None or self.loras is None:
+            raise NotReady(f"the model {self.name} is not in memory", param="model")
+        return self.loras.adapted(self.engine.model, adapters)
 
     def prepare(self, schedule: Schedule) -> None:
         """Before a schedule comes into force; what is not in memory is prepared when it is loaded. Blocks."""

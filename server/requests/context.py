@@ -70,6 +70,8 @@ class RequestContext:
             "macs": usage.macs,
             "predicted_ms": milliseconds(plan.predicted),
         }
+        if plan.adapters:
+            fields["loras"] = str(plan.adapters)
         if plan.edit:
             fields["strength"] = plan.edit.strength
         if plan.warnings:

@@ -18,12 +18,12 @@ from registry.errors import FlexiError, Overloaded
 from server import VERSION
 from server.access.keys import ANONYMOUS
 from server.access.quota import Quotas
-from server.api import GenerateRequest, GenerateResponse, Steps
+from server.api import GenerateRequest, GenerateResponse, LoraView, Steps
 from server.batching.image_task import ImageResult, ImageSpec, Preview
-from server.errors import Cancelled, ClientGone, DeadlineExceeded, QuotaExceeded
+from server.errors import Cancelled, ClientGone, DeadlineExceeded, GaveWay, QuotaExceeded
 from server.requests.context import OK, RequestContext
 from server.requests.plan import Plan, Planner
-from server.requests.running import Patience, RunningRequests, gather
+from server.requests.running import Patience, RunningRequests, gather, while_wanted
 from server.requests.usage import Usage, milliseconds
 from server.requests.warnings import of_the_image, said
 from server.telemetry import metrics, tracing
@@ -32,6 +32,7 @@ OUTCOMES: dict[type[FlexiError], str] = {
     Cancelled: "cancelled",
     ClientGone: "cancelled",
     DeadlineExceeded: "deadline",
+    GaveWay: "rejected",
     Overloaded: "rejected",
     QuotaExceeded: "rejected",
 }
@@ -45,13 +46,17 @@ class Renderer(Protocol):
 
 
 class Residency(Protocol):
-    """Keeps a model in memory while somebody needs it."""
+    """Keeps a model, or LoRAs that were added to it, in memory while somebody needs it."""
 
     async def enter(self, plan: Plan) -> None:
-        """Wait until the model is there; it stays until `leave`. Raises `Overloaded` and `NotReady`."""
+        """Wait until it is there; it stays until `leave`. Raises `FlexiError`, such as `Overloaded`, where it cannot be."""
 
     def leave(self, plan: Plan) -> None:
         """It is needed for this plan no longer, or never was."""
+
+    async def gives_way(self, plan: Plan) -> None:
+        """Wait until background work has to make room for clients; it then leaves, and may come again."""
+        await asyncio.Event().wait()
 
 
 @dataclass(frozen=True)
@@ -91,10 +96,12 @@ class Generation:
         quotas: Quotas,
         observers: Sequence[RequestObserver] = (),
         commit: str = "",
-        residency: Residency | None = None,
+        residencies: Sequence[Residency] = (),
     ) -> None:
-        """`commit`: of this build; it is in every file, where it is known. `residency`: of a model that may be unloaded."""
-        self._residency = residency
+        """`commit`: of this build; it is in every file, where it is known. `residencies`: of what may not be in memory, in the
+        order in which it must come there.
+        """
+        self._residencies = residencies
         self.planner = planner
         self.running = RunningRequests()
         self._renderer = renderer
@@ -129,7 +136,7 @@ class Generation:
                 future.add_done_callback(partial(arrive, image))
             try:
                 while len(context.results) < len(futures):
-                    arrival = await patience.wait(arrivals.get())
+                    arrival = await patience.wait(arrivals.get(), *self._ends(plan))
                     image, spec = arrival.image, specs[arrival.image]
                     if not isinstance(arrival.made, Future):
                         index, pixels = arrival.made
@@ -146,18 +153,32 @@ class Generation:
     async def _plan(self, request: GenerateRequest, context: RequestContext, previews: int = 0) -> Plan:
         key = context.key or ANONYMOUS
         context.plan = await self.planner.plan(request, context.request_id, key, context.arrived, previews)
-        if self._residency:
-            await self._residency.enter(context.plan)
+        for residency in self._residencies:
+            await residency.enter(context.plan)
         return context.plan
 
     async def _make(self, request: GenerateRequest, context: RequestContext) -> GenerateResponse:
         plan = await self._plan(request, context)
         start = monotonic()
-        results = await gather(self._submit(plan, plan.specs))
+        futures = self._submit(plan, plan.specs)
+        try:
+            results = await while_wanted(gather(futures), self._ends(plan))
+        except GaveWay:  # it is made again, or never
+            self._quotas.give_back(plan.key, plan.macs)
+            raise
+        finally:
+            for future in futures:
+                future.cancel()  # of a wait that was given up before it began, too
         context.results.update(enumerate(results))
         _observe_forecast(plan, monotonic() - start)
         files = await self._files(plan, [(spec, result.pixels) for spec, result in zip(plan.specs, results, strict=True)])
         return response(plan, results, files)
+
+    def _ends(self, plan: Plan) -> list[tuple[Coroutine[Any, Any, None], FlexiError]]:
+        """What ends background work before it is done, and with which error."""
+        if not plan.in_background:
+            return []
+        return [(residency.gives_way(plan), GaveWay()) for residency in self._residencies]
 
     def _submit(self, plan: Plan, specs: Sequence[ImageSpec], preview: Preview | None = None) -> list[Future[ImageResult]]:
         """Pay, then queue. What is refused is paid back; what was begun is not, whatever becomes of it."""
@@ -184,6 +205,7 @@ class Generation:
             "guidance_scale": str(spec.guidance),
             "size": str(plan.size),
             **_read_as(spec),
+            **spec.adapters.parameters,
             "model": plan.entry.schedule.model.name,
             "tier": plan.entry.tier or "",
             "schedule": plan.entry.digest,
@@ -214,8 +236,9 @@ class Generation:
                 outcome, context.code = "cancelled", ClientGone.code
                 raise
             finally:
-                if self._residency and context.plan:
-                    self._residency.leave(context.plan)
+                if context.plan:
+                    for residency in reversed(self._residencies):
+                        residency.leave(context.plan)
                 self._count(context, outcome)
 
     def _count(self, context: RequestContext, outcome: str) -> None:
@@ -241,6 +264,7 @@ def response(plan: Plan, results: Collection[ImageResult], files: list[str]) -> 
         output_format=plan.image_format.name,
         size=str(plan.size),
         prompt_chunks=plan.specs[0].chunks,
+        loras=[LoraView(name=use.name, scale=use.scale, digest=use.digest) for use in plan.adapters.uses],
         request_id=plan.request_id,
         model=entry.schedule.model.name,
         tier=entry.tier,

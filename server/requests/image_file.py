@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
-from server.api import LOSSLESS, FileFormat
+from server.request_fields import LOSSLESS, FileFormat
 from server.requests.png import png
 
 UNDEFINED = b"\0" * 8  # EXIF's name for an encoding of UserComment that it has no name for: here UTF-8

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import secrets
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
@@ -15,16 +14,19 @@ from engine.model import Model
 from engine.notice import Notice
 from engine.program import Program
 from registry.errors import InvalidInput
-from registry.tiers import REFERENCE
 from server.access.keys import Key
-from server.api import AUTO, BACKGROUND, GenerateRequest
+from server.api import AUTO, GenerateRequest
 from server.batching.image_task import Edit, ImageSpec, preview_places
 from server.config import Settings
+from server.loras.adapter_set import AdapterSet
+from server.request_fields import BACKGROUND
 from server.requests import warnings
 from server.requests.assignment import Assigner, Assignment
 from server.requests.editing import wished
 from server.requests.image_file import ImageFormat
+from server.requests.lora_choice import LoraChoice
 from server.requests.prompt_pair import PromptPair, PromptReader
+from server.requests.tier_choice import TierChoice, seconds_of
 from server.telemetry import metrics
 from server.tiers.active import ActiveSchedule, ActiveSchedules
 from server.tiers.guidance import DefaultGuidance
@@ -56,6 +58,11 @@ class Plan:
     def edit(self) -> Edit | None:
         """What its images start from, if they do."""
         return self.specs[0].edit
+
+    @property
+    def adapters(self) -> AdapterSet:
+        """The LoRAs of its images."""
+        return self.specs[0].adapters
 
     @property
     def request_id(self) -> str:
@@ -95,8 +102,12 @@ class Planner:
         settings: Settings,
         others: Collection[ImageSize] = (),
         prompts: PromptReader | None = None,
+        loras: LoraChoice | None = None,
     ) -> None:
-        """`others`: sizes that requests may ask for beside the model's own. prompts: without it, prompts are of one chunk."""
+        """`others`: sizes that requests may ask for beside the model's own. prompts: without it, prompts are of one chunk.
+
+        loras: without it, there are none.
+        """
         self.sizes = (model.image_size, *others)
         self.default_guidance = DefaultGuidance(schedules, model, settings.default_guidance, settings.default_tier)
         self._schedules = schedules
@@ -104,11 +115,13 @@ class Planner:
         self._model = model
         self._forecast = forecast
         self._settings = settings
+        self._tiers = TierChoice(schedules, settings.default_tier)
         self.prompts = prompts or PromptReader(model.prompts)
+        self._loras = loras or LoraChoice()
 
     def limit(self, request: GenerateRequest) -> float:
         """The seconds that it may take at most, from its arrival on."""
-        return min(_deadline(request), self._settings.request_seconds)
+        return min(seconds_of(request), self._settings.request_seconds)
 
     async def plan(
         self, request: GenerateRequest, request_id: str, key: Key, arrived: float | None = None, previews: int = 0
@@ -121,10 +134,11 @@ class Planner:
         name the field.
         """
         arrived = monotonic() if arrived is None else arrived
+        adapters = self._loras.of(request)
         size, edit, unmet = await self._start(request)
         prompts = await self.prompts.read(request)
         entry, assignment, unchosen = await self._choose(request, request_id, prompts, edit)
-        unmet += unchosen
+        unmet += [*unchosen, *self._loras.unmet(adapters, entry.schedule)]
         guidance = self._guidance(request, entry)
         if guidance > OFF and not self._model.prompts.guides:
             raise InvalidInput("this model has no guidance: leave it out, or say 1", param="guidance_scale")
@@ -153,7 +167,7 @@ class Planner:
             size=self._model.other_size(size),
             tier=entry.label,
             arm=(assignment and assignment.arm) or metrics.NO_ARM,
-            deadline=arrived + _deadline(request),
+            deadline=arrived + seconds_of(request),
             key=key.name,
             key_seconds=key.queue_seconds,
             previews=previews,
@@ -164,6 +178,7 @@ class Planner:
             background=request.priority == BACKGROUND,
             chunks=prompts.chunks(rows),
             syntax=prompts.syntax,
+            adapters=adapters,
         )
         macs = self._model.macs_at(first.size, first.chunks).of_program(program, first.unet_rows)
         relative_cost = self._schedules.relative_cost(entry, first.size, first.chunks, edit.program if edit else None)
@@ -208,7 +223,8 @@ class Planner:
         rows = self._model.rows(self._guidance(request, entry))
         size = self._model.other_size(edit.size if edit else self._size(request))
         program = edit.program(entry.program) if edit else entry.program
-        return self._forecast(program, rows, request.num_images, entry.label, size, prompts.chunks(rows))
+        seconds = self._loras.seconds(self._loras.of(request))
+        return seconds + self._forecast(program, rows, request.num_images, entry.label, size, prompts.chunks(rows))
 
     async def _choose(
         self, request: GenerateRequest, request_id: str, prompts: PromptPair, edit: Edit | None
@@ -221,33 +237,13 @@ class Planner:
         if request.schedule is not None:
             entry = await self._schedules.find(request.schedule)
             return entry, None if in_background else self._assigner.bypassed(entry.digest), []
-        tier, unmet = self._tier(request, prompts, edit)
+        tier, unmet = self._tiers.of(request, lambda offer: self._predicted(request, offer, prompts, edit))
         if in_background:
             return tier, None, unmet
         entry, assignment = self._assigner.assign(tier, request.unit, request_id)
         if assignment and assignment.arm and assignment.fallback:
             unmet.append(warnings.arm_not_served(assignment.experiment.name, assignment.arm))
         return entry, assignment, unmet
-
-    def _tier(self, request: GenerateRequest, prompts: PromptPair, edit: Edit | None) -> tuple[ActiveSchedule, list[Notice]]:
-        """What the request's tier means, before any experiment (who is enrolled must not depend on the arm), and unmet wishes.
-
-        `auto` with a deadline means the dearest tier below the teacher that should keep it, or the cheapest when none
-        should; without a deadline, the default tier.
-        """
-        if request.tier not in (None, AUTO):
-            return self._schedules.tier(request.tier), []
-        if request.tier is None or request.deadline_ms is None:
-            wanted = self._settings.default_tier
-            default = self._schedules.tier(self._schedules.default(wanted))
-            return default, [] if default.tier == wanted else [warnings.default_tier_not_served(wanted)]
-        offers = [entry for entry in self._schedules.tiers() if entry.tier != REFERENCE]  # the cheapest first
-        if not offers:
-            return self._schedules.tier(REFERENCE), [warnings.no_tier_served()]
-        for offer in reversed(offers):
-            if self._predicted(request, offer, prompts, edit) <= _deadline(request):
-                return offer, []
-        return offers[0], [warnings.deadline_at_risk(offers[0].label, request.deadline_ms)]
 
     def _guidance_warnings(self, request: GenerateRequest, entry: ActiveSchedule, guidance: float) -> list[Notice]:
         """What is to be said of the scale that the request gets from its schedule."""
@@ -260,8 +256,3 @@ class Planner:
         if rows == 1 and request.negative_prompt:
             unmet.append(warnings.negative_prompt_ignored(self._model.embeds_guidance))
         return unmet
-
-
-def _deadline(request: GenerateRequest) -> float:
-    """How many seconds after its arrival a request must be done."""
-    return math.inf if request.deadline_ms is None else request.deadline_ms / 1000

@@ -23,6 +23,7 @@ from registry.errors import FlexiError
 from server.access.keys import Key
 from server.access.quota import Quotas
 from server.batching.image_task import ImageResult, ImageSpec
+from server.loras.adapter_set import AdapterSet
 from server.requests.context import OK, RequestContext
 from server.requests.generation import Renderer, RequestObserver
 from server.requests.plan import Plan
@@ -92,8 +93,13 @@ class ShadowTeacher(RequestObserver):
         macs_per_minute: int | None,
         observers: Sequence[ComparisonObserver] = (),
         dice: Callable[[], float] = random.random,
+        borrow: Callable[[AdapterSet, asyncio.Task[None]], None] = lambda *_: None,
     ) -> None:
-        """features: (n, 3, h, w) in [0, 1] -> (n, d). `share` of the images is sampled, 0 for none."""
+        """features: (n, 3, h, w) in [0, 1] -> (n, d). `share` of the images is sampled, 0 for none.
+
+        borrow: has a task cancelled when the LoRAs that it works with leave memory.
+        """
+        self._borrow = borrow
         self._renderer = renderer
         self._teacher = teacher
         self._features = features
@@ -121,6 +127,7 @@ class ShadowTeacher(RequestObserver):
                     metrics.shadow_images_total.labels("over_budget").inc()
                     continue
                 task = asyncio.create_task(self._compare(plan, result, spec))
+                self._borrow(spec.adapters, task)
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
 
@@ -134,6 +141,9 @@ class ShadowTeacher(RequestObserver):
             (again,) = await gather(self._renderer.submit([spec]))
             async with self._measuring:
                 comparison = await asyncio.to_thread(self._measure, plan, result.pixels, again.pixels)
+        except asyncio.CancelledError:
+            metrics.shadow_images_total.labels("given_up").inc()
+            raise
         except FlexiError as error:
             log.warning("a shadow image failed: %s", error, extra={"fields": {"request_id": plan.request_id}})
             metrics.shadow_images_total.labels("failed").inc()
@@ -164,7 +174,7 @@ class ShadowTeacher(RequestObserver):
 
 
 def shadow_of(spec: ImageSpec, teacher: ActiveSchedule) -> ImageSpec:
-    """The spec of the same image made by the teacher, from the same start, in idle time."""
+    """The spec of the same image made by the teacher, with the same LoRAs, from the same start, in idle time."""
     program = spec.edit.program(teacher.program) if spec.edit else teacher.program
     own = replace(spec, program=program, tier=LABEL, arm=metrics.NO_ARM, deadline=math.inf, previews=0)
     return replace(own, idle=True, background=False)

@@ -6,7 +6,7 @@ from base64 import b64decode
 
 from engine.input_image import InputImage, opened
 from registry.errors import InvalidInput
-from server.api import MAX_BASE64, MAX_UPLOAD
+from server.request_fields import MAX_BASE64, MAX_UPLOAD
 
 
 def decoded(text: str, field: str) -> InputImage:

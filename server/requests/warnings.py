@@ -29,6 +29,7 @@ LOSSLESS_IGNORED = "lossless_ignored"
 FILE_NOT_KEPT = "file_not_kept"
 ASPECT_CHANGED = "aspect_changed"
 ONE_STEP_RUNS = "one_step_runs"
+LORA_NOT_VALIDATED = "lora_not_validated"
 
 # What tells of a request and not of its pixels: it is in the answer, and not in the files.
 NOT_OF_THE_IMAGE = {
@@ -85,6 +86,12 @@ def guidance_on_distilled_model(scale: float, steps: int) -> Notice:
         f"the model was distilled to {steps} step{'s' * (steps > 1)} without guidance; {scale:g} doubles the cost of its images"
     )
     return Notice(GUIDANCE_ON_DISTILLED_MODEL, f"guidance_scale: {what}, and may spoil them")
+
+
+def lora_not_validated(names: str) -> Notice:
+    """names: the LoRAs, which the schedule was not searched with."""
+    what = f"the schedule was searched on the model without {names}: how near its images are to the full model's with it is not"
+    return Notice(LORA_NOT_VALIDATED, f"loras: {what} known")
 
 
 def size_not_validated(size: ImageSize, validated: Sequence[ImageSize]) -> Notice:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from time import monotonic
 
 from registry.errors import NotFound, StoreUnavailable
-from server.api import FileFormat
+from server.request_fields import FileFormat
 from server.storage.async_store import AsyncStore
 
 FOLDER = "_files/"  # no model can be called so: see registry.document.NAME

@@ -71,7 +71,7 @@ request_seconds = ModelHistogram(
 )
 stage_seconds = ModelHistogram(
     "flexi_stage_seconds",
-    "Time in a stage: queue, denoise and vae_encode per image, encode, decode and file per batch.",
+    "Time in a stage: queue, denoise and vae_encode per image, encode, decode and file per batch, adapt per set of LoRAs.",
     ["stage"],
     buckets=SECONDS,
 )  # fmt: skip
@@ -118,6 +118,12 @@ source_cache_bytes = ModelGauge(
 )
 source_latents_total = ModelCounter(
     "flexi_source_latents_total", "Encoded images that edits asked for, by whether they were kept: hit or miss.", ["cache"]
+)
+adapter_sets_total = ModelCounter(
+    "flexi_adapter_sets_total", "Sets of LoRAs that requests asked for: kept in memory, made, or failed to be.", ["outcome"]
+)
+adapter_set_bytes = ModelGauge(
+    "flexi_adapter_set_bytes", "Memory for weights that LoRAs changed, of all sets in memory.", multiprocess_mode="livesum"
 )
 cuda_graphs = ModelGauge(
     "flexi_cuda_graphs", "CUDA graphs: kinds and sizes of waves that are one launch.", multiprocess_mode="livesum"

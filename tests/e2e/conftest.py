@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
-from served import ALIASES, MODEL, ORIGIN, OTHER_SIZE, PATIENCE, SETTINGS, publish
+from served import ALIASES, LORAS, MODEL, ORIGIN, OTHER_SIZE, PATIENCE, SETTINGS, publish
 
 from examples.launch import serving
 from registry.catalog import Catalog
@@ -57,6 +57,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     own = {"FLEXI_REGISTRY": str(folder / "registry"), "FLEXI_STATE": str(folder / "state"), "FLEXI_MODEL": str(model)}
     own["BENTOML_HOME"] = str(folder / "bentoml")  # which the start of another server clears of our metrics
     own |= {"FLEXI_MODEL_ALIASES": ",".join(ALIASES), "FLEXI_CORS_ORIGINS": ORIGIN, "FLEXI_SIZES": OTHER_SIZE}
+    own |= {"FLEXI_LORAS": str(LORAS)}
     with serving(SETTINGS | own, log, patience=PATIENCE) as address:
         yield Server(address, Catalog(store, "emoji64"), schedules, log)
 

@@ -24,7 +24,7 @@ def at_the_root(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
-@pytest.mark.parametrize("profile", ["steady", "mixed", "sizes", "abandonment"])
+@pytest.mark.parametrize("profile", ["steady", "mixed", "sizes", "loras", "abandonment"])
 def test_the_books_of_a_profile_balance(server, profile, tmp_path):
     result = measure(profile, server.address, users=2, seconds=2, out=tmp_path)
     assert_served(result)

@@ -13,7 +13,7 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
-from served import PATIENCE
+from served import LORAS, PATIENCE
 
 from examples.launch import serving
 from models.bundled import BUNDLED
@@ -31,6 +31,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     listed.write_text("\n".join(["# the first is the default", *lines, f"broken={folder / 'nothing'}"]))
     own = {"FLEXI_MODELS": str(listed), "FLEXI_MODELS_MIB": str(MEMORY), "FLEXI_TEACHER_STEPS": "3"}
     own |= {"FLEXI_REGISTRY": str(folder / "registry"), "FLEXI_STATE": str(folder / "state")}
+    own |= {"FLEXI_LORAS": str(LORAS)}
     with serving(own, folder / "log", patience=PATIENCE) as address, httpx.Client(base_url=address, timeout=240) as client:
         for _ in range(600):  # the others open beside the default, which is ready
             states = {model["id"]: model["state"] for model in client.get("/v1/models").json()["data"]}
@@ -110,3 +111,17 @@ def test_a_deadline_holds_while_a_model_is_loaded(client: httpx.Client) -> None:
     reply = client.post("/generate", json={"prompt": "R", "model": "glyphs-ldm", "deadline_ms": 1})
     assert (reply.status_code, reply.json()["error"]["code"]) == (504, "deadline_exceeded")
     assert generate(client, "glyphs-ldm", 1)["model"] == "glyphs-ldm"
+
+
+def test_each_model_offers_the_loras_that_fit_it_and_adds_them_anew_after_it_was_unloaded(client: httpx.Client) -> None:
+    models = {model["id"]: [lora["name"] for lora in model["loras"]] for model in client.get("/v1/models").json()["data"]}
+    assert models == {"emoji64": ["grey"], "glyphs-ldm": [], "glyphs-ddpm": [], "broken": []}
+    asked = {"prompt": "red heart", "seed": 2, "loras": [{"name": "grey"}]}
+    first = client.post("/generate", json=asked).raise_for_status().json()
+    for name in ("glyphs-ldm", "glyphs-ddpm"):
+        generate(client, name, 1)
+    states = {model["id"]: model["state"] for model in client.get("/v1/models").json()["data"]}
+    assert states["emoji64"] == "unloaded"
+    assert pixels(client.post("/generate", json=asked).raise_for_status().json()).tolist() == pixels(first).tolist()
+    refused = client.post("/generate", json=asked | {"prompt": "R", "model": "glyphs-ldm"})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "loras")

@@ -1,9 +1,9 @@
 """What schemathesis has to be told (SCHEMATHESIS_HOOKS), for JSON Schema has no words for it.
 
 Strings of the format `image-file` are image files: others are refused, as they should be. Forms are left to
-tests/e2e/test_edits.py. A mask and a strength come with an image only. A request whose prompts weigh words gets prompts without
-brackets, so that being allowed still means being answered: what brackets that do not fit together come to is tested where they
-are read.
+tests/e2e/test_edits.py. A LoRA is named once. A mask and a strength come with an image only. A request whose prompts weigh
+words gets prompts without brackets, so that being allowed still means being answered: what brackets that do not fit together
+come to is tested where they are read.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import schemathesis
 from hypothesis import strategies as st
 
-from server.api import TINY_PNG
+from server.request_fields import TINY_PNG
 
 FILES = (TINY_PNG, f"data:image/png;base64,{TINY_PNG}")
 ALLOWED: dict[str, Callable[[Any], bool]] = {
@@ -39,7 +39,15 @@ def map_body(context: Any, body: Any) -> Any:
         return body | {"body": map_body(context, body["body"])}
     if not body.get("image"):  # what is wrong in itself stays, to be refused
         body = {field: value for field, value in body.items() if not ALLOWED.get(field, lambda _: False)(value)}
+    if isinstance(body.get("loras"), list):
+        body = body | {"loras": _each_once(body["loras"])}
     if body.get("prompt_syntax") != "webui":
         return body
     texts = {field: body[field] for field in ("prompt", "negative_prompt") if isinstance(body.get(field), str)}
     return body | {field: text.translate(BRACKETS) for field, text in texts.items()}
+
+
+def _each_once(wishes: list[Any]) -> list[Any]:
+    """The first wish for each LoRA; what is none stays, to be refused."""
+    named = [wish.get("name") if isinstance(wish, dict) else None for wish in wishes]
+    return [wish for i, wish in enumerate(wishes) if not isinstance(named[i], str) or named[i] not in named[:i]]

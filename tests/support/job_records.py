@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 
-from server.api import BACKGROUND, ErrorBody, GenerateRequest, GenerateResponse, Steps
+from server.api import ErrorBody, GenerateRequest, GenerateResponse, Steps
 from server.jobs.record import EndState, ImageJob, JobEnd, JobOwner, new_id
+from server.request_fields import BACKGROUND
 
 
 def job(owner: str = "anna", **fields: object) -> ImageJob:

@@ -10,6 +10,7 @@ from registry.schedule import ModelRef, Schedule, Segment, Solver, SolverName, t
 from registry.stores.base import ObjectStore
 
 MODEL = ROOT / "models" / "emoji64"
+LORAS = ROOT / "models" / "emoji64-lora"  # with one file, grey
 TEACHER_STEPS = 10
 SETTINGS = {"FLEXI_MODEL": str(MODEL), "FLEXI_TEACHER_STEPS": str(TEACHER_STEPS), "FLEXI_WATCH_SECONDS": "0.2"}
 ALIASES, ORIGIN = ("dall-e-2", "dall-e-3", "gpt-image-1"), "http://localhost:5173"

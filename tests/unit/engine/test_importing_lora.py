@@ -260,3 +260,14 @@ def test_a_folder_with_a_lora_is_another_model_and_says_so(tmp_path: Path) -> No
     assert torch.equal(after[f"{layer}.weight"], (before[f"{layer}.weight"].float() + change).half())
     assert "| LoRA × 0.5 | style.safetensors | `" in (tmp_path / "out" / "README.md").read_text()
     assert Folder(tmp_path / "out").fingerprint() != Folder(emoji).fingerprint()
+
+
+def test_a_lora_of_kohyas_for_a_model_of_another_width_is_refused_by_the_widths(
+    wanted: Wanted, layers: dict[str, Layer], tmp_path: Path
+) -> None:
+    """Its first tensor is α, which has no width."""
+    layer = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"
+    rows, width = wanted["unet"][f"{layer}.weight"]
+    tensors = spelt("kohya", "unet", layer, halves((rows, width + 8)))
+    with pytest.raises(Unsupported, match=rf"trained for a model whose context is {width + 8} wide; here it is {width}"):
+        read_lora(saved(tmp_path, dict(sorted(tensors.items()))), 1.0, layers, wanted)

@@ -32,6 +32,7 @@ from server.batching import (
     fair_queue,
     graph_captures,
     images_in_flight,
+    intake,
     model_engine,
     newcomers,
     overlap,

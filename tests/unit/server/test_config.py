@@ -48,6 +48,8 @@ def test_values_are_read_once_and_frozen(monkeypatch):
         ("FLEXI_REGISTRY", "http://elsewhere", "s3://bucket/prefix"),
         ("FLEXI_REGISTRY", "s3://", "s3://bucket/prefix"),
         ("FLEXI_MODEL", "/nowhere", "model_index.json"),
+        ("FLEXI_LORAS", "/nowhere", "/nowhere is no folder"),
+        ("FLEXI_LORAS_MIB", "0", "greater than or equal to 1"),
         ("FLEXI_DRAIN_SECONDS", "-1", "greater than or equal to 0"),
         ("FLEXI_ALLOW_ANONYMOUS", "perhaps", "boolean"),
         ("FLEXI_MAX_IMAGE", "2", "no such setting"),

@@ -258,8 +258,8 @@ def test_a_warm_up_says_where_no_type_is_wide_enough(model, caplog):
 def test_a_condition_that_is_not_finite_fails_its_image_alone_and_is_not_kept(model, engine, monkeypatch):
     ruined, plain = [Wording("a")], PromptCache.of
 
-    def of(self, prompts):
-        conditions = plain(self, prompts)
+    def of(self, prompts, models):
+        conditions = plain(self, prompts, models)
         for prompt in ruined:
             if prompt in conditions:
                 conditions[prompt].context.fill_(float("nan"))  # in the cache, too

@@ -91,19 +91,19 @@ def test_a_longer_prompt_is_predicted_to_take_longer_and_makes_another_image(mod
 def test_a_prompt_is_kept_by_its_text_its_length_and_its_syntax(model):
     asked = []
 
-    def encode(texts, chunks, syntax):
+    def encode(by, texts, chunks, syntax):
         asked.append((texts, chunks, syntax))
-        return model.encode(texts, chunks=chunks, syntax=syntax)
+        return by.encode(texts, chunks=chunks, syntax=syntax)
 
     cache = PromptCache(encode)
     wordings = [Wording("a"), Wording("b"), Wording("a", 2), Wording("a", 2, "webui"), Wording("a")]
-    made = cache.of(wordings)
+    made = cache.of(wordings, {"": model})
     assert [made[wording].context.shape[1] for wording in wordings] == [3, 3, 6, 6, 3]
     assert asked == [(["a", "b"], 1, "plain"), (["a"], 2, "plain"), (["a"], 2, "webui")]
-    assert cache.of(wordings).keys() == made.keys()
+    assert cache.of(wordings, {"": model}).keys() == made.keys()
     assert len(asked) == 3
     cache.forget(Wording("a", 2))
-    cache.of(wordings)
+    cache.of(wordings, {"": model})
     assert asked[3:] == [(["a"], 2, "plain")]
 
 

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections import Counter
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,8 +24,12 @@ from server.api import GenerateRequest
 from server.batching.image_task import ImageResult
 from server.experiments.active import ActiveExperiments
 from server.experiments.assign import arm_of, hashed_unit
+from server.experiments.events import read, write
 from server.experiments.runtime import ExperimentRuntime
+from server.loras.adapter_set import AdapterSet, LoraUse
+from server.request_fields import LoraWish
 from server.requests.context import RequestContext
+from server.requests.lora_choice import LoraChoice
 from server.requests.plan import Planner
 from server.telemetry import metrics
 from server.tiers.active import ActiveSchedules
@@ -150,6 +155,21 @@ def test_the_event_of_a_request(site):
     site.end(site.plan(unit="u", num_images=3))
     site.end(site.plan(unit="u", num_images=3, guidance_scale=1.0))
     assert [event.unet_rows for _, event in site.recorder] == [2, 6, 3]
+
+
+def test_loras_move_no_unit_to_another_arm_and_are_in_its_event(site):
+    site.start()
+    asked = AdapterSet.of([LoraUse("style", "0" * 64, 0.5), LoraUse("ink", "1" * 64, 1.0)], 1)
+    site.planner._loras = LoraChoice(SimpleNamespace(chosen=lambda wishes: asked))
+    for unit in map(str, range(10)):
+        plain, styled = (site.plan(unit=unit, loras=loras) for loras in ([], [LoraWish(name="style")]))
+        assert (plain.arm, plain.entry.digest) == (styled.arm, styled.entry.digest)
+    site.end(plain)
+    site.end(styled)
+    without, event = (event for _, event in site.recorder)
+    assert event.loras == ("ink:1", "style:0.5")
+    assert b"loras" not in write([without]), "events without any are as they ever were"
+    assert list(read("key", write([without, event]))) == [without, event]
 
 
 def test_a_pause_an_end_and_a_kill_give_the_traffic_back(site):

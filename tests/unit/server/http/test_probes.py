@@ -36,7 +36,7 @@ class Server:
         schedules = ActiveSchedules(lambda: None, model, teacher_steps=4)
         engine = SimpleNamespace(alive=True)
         app = SimpleNamespace(
-            model=model, schedules=schedules, device_thread=engine, default_tier="reference", warnings=[WARNING]
+            model=model, schedules=schedules, device_thread=engine, default_tier="reference", warnings=[WARNING], loras=None
         )
         guidance = SimpleNamespace(of=lambda _: 3.0)
         planner = SimpleNamespace(

@@ -5,15 +5,20 @@ from __future__ import annotations
 import asyncio
 import math
 from concurrent.futures import Future
+from copy import deepcopy
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from memory_store import MemoryStore
 from server_model import small_model
 from typing_extensions import override
 
 from engine.images import levels
 from engine.sampler import generate
+from engine.unrolled import UnrolledUNet
 from evaluation import frechet_distance, psnr
 from registry.catalog import Catalog
 from registry.schedule import Schedule, Segment
@@ -25,9 +30,12 @@ from server.batching.admission import Admission
 from server.batching.model_engine import ModelEngine
 from server.errors import GenerationFailed
 from server.experiments.active import ActiveExperiments
+from server.loras.adapter_set import AdapterSet, LoraUse
+from server.request_fields import LoraWish
 from server.requests import shadow
 from server.requests.context import OK, RequestContext
 from server.requests.generation import Generation
+from server.requests.lora_choice import LoraChoice
 from server.requests.plan import Planner
 from server.requests.shadow import ComparisonObserver, ShadowTeacher
 from server.telemetry import metrics
@@ -76,11 +84,12 @@ async def never():
     await asyncio.Event().wait()
 
 
-def served(model, schedules, engine, shadow_teacher, *requests):
+def served(model, schedules, engine, shadow_teacher, *requests, loras=None):
     """The answers; the shadow has finished too."""
 
     async def go():
-        planner = Planner(schedules, ActiveExperiments(lambda: None, schedules), model, engine.forecast, Settings())
+        active = ActiveExperiments(lambda: None, schedules)
+        planner = Planner(schedules, active, model, engine.forecast, Settings(), loras=loras)
         generation = Generation(planner, engine, Quotas(), [shadow_teacher])
         answers = [await generation.answer(GenerateRequest(**fields), RequestContext("id"), never()) for fields in requests]
         while shadow_teacher._tasks:
@@ -110,6 +119,32 @@ def test_it_compares_with_the_teachers_image_of_the_same_noise(model, schedules,
         ]
         expected.append(psnr(float(((images[0] - images[1]) ** 2).mean())))
     assert sorted(comparison.psnr for _, comparison in comparisons) == pytest.approx(sorted(expected), abs=0.01)
+
+
+def test_an_image_with_loras_is_compared_with_the_teachers_image_with_the_same(model, schedules):
+    """Which are stood for by a network with other weights."""
+    unet = deepcopy(model.network.unet)
+    with torch.no_grad():
+        unet.conv_out.weight *= 1.5
+    other, asked = replace(model, network=UnrolledUNet(unet)), AdapterSet.of([LoraUse("style", "0" * 64, 1.0)], 1)
+    loras = LoraChoice(SimpleNamespace(chosen=lambda wishes: asked))
+    engine, borrowed = ModelEngine(model, Admission(60), 4, adapted={asked: other}.__getitem__), []
+    engine.start()
+    comparisons = ComparisonLog()
+    shadow_teacher = shadowing(engine, schedules, comparisons)
+    shadow_teacher._borrow = lambda *lent: borrowed.append(lent[0])
+    wish = {"prompt": "a", "seed": 5, "loras": [LoraWish(name="style")]}
+    (answer,) = served(model, schedules, engine, shadow_teacher, wish, loras=loras)
+    engine.close()
+    assert [(lora.name, lora.scale) for lora in answer.loras] == [("style", 1.0)]
+    assert borrowed == [asked]
+    condition, negative = model.encode(["a"]), model.negative([""])
+    images = [
+        levels(model.decode(generate(other.network, entry.program, model.noise(5)[None], condition, negative, 2.0)))[0] / 255
+        for entry in (schedules.tier("fast"), schedules.tier(REFERENCE))
+    ]
+    ((_, comparison),) = comparisons
+    assert comparison.psnr == pytest.approx(psnr(float(((images[0] - images[1]) ** 2).mean())), abs=0.01)
 
 
 def test_the_teacher_is_not_held_against_itself_and_failures_not_at_all(model, schedules, engine):

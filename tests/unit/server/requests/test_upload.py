@@ -7,7 +7,7 @@ from base64 import b64encode
 import pytest
 
 from registry.errors import InvalidInput
-from server.api import MAX_BASE64, MAX_UPLOAD, TINY_PNG
+from server.request_fields import MAX_BASE64, MAX_UPLOAD, TINY_PNG
 from server.requests.upload import decoded
 
 
