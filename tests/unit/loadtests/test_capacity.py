@@ -74,6 +74,7 @@ def clock(monkeypatch) -> VirtualClock:
         fair_queue,
         graph_captures,
         images_in_flight,
+        intake,
         model_engine,
         newcomers,
         overlap,
