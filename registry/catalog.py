@@ -168,8 +168,12 @@ class Catalog:
         """All moves of a tier, or only the `last` so many; the newest at the end."""
         return tuple(islice(self.tier_aliases.backwards(self.alias(tier)), last))[::-1]
 
-    def promote(self, tier: str, ref: str | int, reason: str = "") -> Alias:
-        """Let a tier mean this schedule from now on. Nothing changes if it means this version already."""
+    def promote(self, tier: str, ref: str | int, reason: str = "", *, moves: int | None = None) -> Alias:
+        """Let a tier mean this schedule from now on. Nothing changes if it means this version already.
+
+        moves: how often the tier was moved when this was decided on (`Alias.moves`; 0 for a new one): raises `Conflict`, which
+        says what happened since, if that is not so any more.
+        """
         schedule, number, _ = self.resolve(ref)
         if tier == REFERENCE and schedule.counts()["full"] < schedule.solver.teacher_steps:
             raise InvalidInput("reference is the teacher, whose steps are all full", param="tier")
@@ -179,24 +183,36 @@ class Catalog:
                 raise NotFound("has no version yet: publish it", param=schedule.digest)
             number = published.number
         target = Target(digest=schedule.digest, version=number)
-        return self._move("promote", tier, schedule, lambda before: target, reason)
 
-    def rollback(self, tier: str, reason: str = "") -> Alias:
+        def choose(before: Alias | None) -> Target:
+            if moves is not None and moves != (before.moves if before else 0):
+                raise _moved(tier, before)
+            return target
+
+        return self._move("promote", tier, schedule, choose, reason)
+
+    def rollback(self, tier: str, reason: str = "", *, moves: int | None = None) -> Alias:
         """Let a tier mean what it meant before its current schedule. This too becomes a new entry of its history.
 
-        Raises `Conflict` if somebody else moves the tier meanwhile: nobody meant to undo that.
+        Raises `Conflict` if somebody else moves the tier meanwhile, since it had so many `moves`: nobody meant to undo that.
         """
         seen = self.alias(tier)
-        target = next((move for move in self.tier_aliases.backwards(seen) if move.digest != seen.digest), None)
+        if moves is not None and moves != seen.moves:
+            raise _moved(tier, seen)
+        target = self.move_before(seen)
         if target is None:
             raise NotFound("never meant another schedule", param=f"tier {tier}")
 
         def choose(before: Alias | None) -> Target:
             if before != seen:
-                raise Conflict("was moved by somebody else meanwhile: look again", param=f"tier {tier}")
+                raise _moved(tier, before)
             return target
 
         return self._move("rollback", tier, self.schedule(target.digest), choose, reason)
+
+    def move_before(self, alias: Alias) -> Move | None:
+        """What a rollback leads to: the newest move that meant another schedule; None where there never was one."""
+        return next((move for move in self.tier_aliases.backwards(alias) if move.digest != alias.digest), None)
 
     def schedule_key(self, digest: str) -> str:
         """Where the schedule with this digest is kept."""
@@ -252,3 +268,13 @@ class Catalog:
 
     def _signature_key(self, digest: str, by: str) -> str:
         return f"{self.model}/signatures/{digest}/{by}.json"
+
+
+def _moved(tier: str, now: Alias | None) -> Conflict:
+    """For who decided on what a tier meant before its newest move."""
+    if now is None:
+        return Conflict("was removed meanwhile: look again", param=f"tier {tier}")
+    newest = now.history[-1]
+    reason = f" ({newest.reason})" if newest.reason else ""
+    said = f"{newest.action} to version {newest.version} by {newest.author} at {newest.time:%Y-%m-%d %H:%M:%S} UTC{reason}"
+    return Conflict(f"was moved by somebody else meanwhile: {said}; look again", param=f"tier {tier}")

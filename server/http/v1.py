@@ -30,7 +30,7 @@ from server.api import (
 from server.app import App
 from server.errors import ClientGone, problem
 from server.experiments.active import ActiveExperiment
-from server.http import files, jobs, openai, probes
+from server.http import files, jobs, openai, operator, probes
 from server.http.context import Context
 from server.http.documents import COMMON, EDITS_BODY, QUEUE, QUEUE_SECONDS, UNIT, WITH_IMAGES, errors
 from server.http.edits import edits_request
@@ -51,6 +51,7 @@ routes = FastAPI(
 routes.include_router(probes.router)
 routes.include_router(files.router)
 routes.include_router(jobs.router)
+routes.include_router(operator.router)
 
 
 @routes.exception_handler(FlexiError)

@@ -23,6 +23,7 @@ from server.batching.image_task import ImageResult, ImageSpec, Preview
 from server.batching.model_engine import ModelEngine
 from server.errors import NotReady
 from server.experiments.runtime import ExperimentRuntime
+from server.models.model_registry import ModelRegistry
 from server.requests.generation import Generation, Renderer
 from server.requests.shadow import ShadowTeacher
 from server.requests.warnings import said
@@ -38,6 +39,7 @@ State = Literal["loaded", "loading", "unloaded", "failed"]
 class ModelParts:
     """What plans, serves and watches a model's requests, whether or not its weights are in memory."""
 
+    registry: ModelRegistry
     schedules: ActiveSchedules
     generation: Generation
     experiments: ExperimentRuntime
@@ -111,6 +113,11 @@ class ServedModel(Renderer):
     def experiments(self) -> ExperimentRuntime:
         """Its own."""
         return self._parts().experiments
+
+    @property
+    def registry(self) -> ModelRegistry:
+        """Its part of the registry."""
+        return self._parts().registry
 
     @property
     def default_tier(self) -> str:

@@ -1,0 +1,82 @@
+"""Blocking questions, such as of the registry's store, for the event loop: bounded, and not asked twice at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Hashable
+from concurrent.futures import ThreadPoolExecutor
+from time import monotonic
+from typing import Any, NamedTuple, TypeVar
+
+from cachetools import LRUCache
+
+from registry.errors import Overloaded, StoreUnavailable
+
+T = TypeVar("T")
+
+THREADS = 4  # at work at once
+WAITING = 32  # questions that wait for those, or are at work; the next one is refused
+SECONDS = 30.0  # until a question counts as unanswered; its thread stays taken until it ends
+KEPT = 256  # answers
+BUSY_SECONDS = 1.0  # after which it is worth to ask again
+
+
+class _Asked(NamedTuple):
+    """A question on its way or answered, and until when its answer, or its fault, is good for others."""
+
+    until: float
+    answer: asyncio.Task[Any]
+
+
+class Answers:
+    """One event loop's own. However many ask, a question is answered once in its time: pages that refresh cost little."""
+
+    def __init__(self, seconds: float = SECONDS, clock: Callable[[], float] = monotonic) -> None:
+        self._seconds = seconds
+        self._clock = clock
+        self._threads = ThreadPoolExecutor(THREADS, "operator")
+        self._asked: LRUCache[Hashable, _Asked] = LRUCache(KEPT)
+        self._waiting = 0
+
+    async def kept(self, name: Hashable, seconds: float, question: Callable[[], T]) -> T:
+        """The answer to the question of this name, at most so many seconds old. Raises what the question raises."""
+        asked = self._asked.get(name)
+        if asked is None or (asked.answer.done() and self._clock() >= asked.until):
+            asked = _Asked(self._clock() + seconds, asyncio.create_task(self.fresh(question)))
+            asked.answer.add_done_callback(_seen)
+            self._asked[name] = asked
+        answer: T = await asyncio.shield(asked.answer)  # one who leaves takes it from nobody
+        return answer
+
+    async def fresh(self, question: Callable[[], T]) -> T:
+        """The answer of now. Raises `Overloaded`, and `StoreUnavailable` without one in time: who asked for a change then does
+        not know whether it was made."""
+        if self._waiting >= WAITING:
+            raise Overloaded(f"{WAITING} questions of operators wait already", retry_after=BUSY_SECONDS)
+        self._waiting += 1
+        work = asyncio.get_running_loop().run_in_executor(self._threads, question)
+        work.add_done_callback(self._done)
+        try:
+            async with asyncio.timeout(self._seconds):
+                return await asyncio.shield(work)
+        except TimeoutError:
+            message = f"no answer of the store in {self._seconds:g} s; if something was to change, look whether it did"
+            raise StoreUnavailable(message, param="registry") from None
+
+    def forget(self) -> None:
+        """Something was changed: all is asked anew."""
+        self._asked.clear()
+
+    def close(self) -> None:
+        """Ask nothing any more. What is under way goes on in its thread."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _done(self, work: asyncio.Future[Any]) -> None:
+        self._waiting -= 1
+        if not work.cancelled():
+            work.exception()  # nobody may be left to look at it
+
+
+def _seen(answer: asyncio.Task[Any]) -> None:
+    if not answer.cancelled():
+        answer.exception()
