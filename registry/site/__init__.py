@@ -1,1 +1,6 @@
-"""What people are shown of a registry: documents for the console and for the static site, and what shows them."""
+"""Pages about a registry: what those of the server and of a static export have in common."""
+
+from pathlib import Path
+
+ASSETS = Path(__file__).parent / "assets"
+"""Scripts, style sheets and libraries, served and exported under `assets/`; imports in them are relative."""
