@@ -14,7 +14,7 @@ from registry.site import ASSETS
 from server.http.pages.assets import Asset, asset, assets_in
 
 HERE = Path(__file__).parent
-PAGES = {"/": "playground.html"}  # file by path
+PAGES = {"/": "playground.html", "/console": "console.html"}  # file by path
 FOLDER = "/assets/"
 
 
