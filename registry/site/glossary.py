@@ -1,4 +1,4 @@
-"""The glossary's words for pages: `python -m registry.site.glossary` makes a script of docs/glossary.md; a test holds it to that."""
+"""The glossary's words for pages: `python -m registry.site.glossary` makes a script of docs/glossary.md; a test compares."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from server.http.cors import OPERATOR
 from server.http.documents import COMMON, errors
 from server.http.opening import loaded_app
 from server.http.operator_access import Acting, Looking, why_not
-from server.operator.views import LiveView, OperatorTiers, OperatorView, ReportView
+from server.operator.views import ServerWork, OperatorTiers, OperatorView, ReportView
 from server.request_body import CLIENTS, WHOLE
 
 router = APIRouter(prefix=OPERATOR, tags=["operators"])
@@ -94,10 +94,10 @@ async def operator(key: Looking, app: LoadedApp) -> OperatorView:
     )
 
 
-@router.get("/live", responses=errors(400, 403, 429, *COMMON))
-async def live(_: Looking, app: LoadedApp) -> LiveView:
+@router.get("/work", responses=errors(400, 403, 429, *COMMON))
+async def work(_: Looking, app: LoadedApp) -> ServerWork:
     """What the server does now, by its own metrics."""
-    return await app.operator.live()
+    return await app.operator.work()
 
 
 @router.get("/front", responses=errors(*READ))

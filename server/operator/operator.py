@@ -26,8 +26,8 @@ from server.experiments.events import Event
 from server.models.model_registry import ModelRegistry
 from server.models.served_model import ServedModel
 from server.operator.answers import Answers
-from server.operator.live import live
-from server.operator.views import CourseView, IntervalView, LiveView, OperatorTiers, ReportView, TierInForce
+from server.operator.work import work
+from server.operator.views import CourseView, IntervalView, ServerWork, OperatorTiers, ReportView, TierInForce
 from server.telemetry import metrics
 from server.telemetry.served import serving
 
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 REGISTRY_SECONDS = 2.0  # how old what is shown of tiers and experiments may be
 DOCUMENT_SECONDS = 60.0  # of schedules, which never change, and who signed them
 REPORT_SECONDS = 60.0  # of an experiment's report, which reads all of its events
-LIVE_SECONDS = 1.0
+WORK_SECONDS = 1.0
 MAX_EVENTS = 50_000  # that a report is made of here: more would keep the device's thread waiting for this process
 MARKS = 6  # of an experiment's course
 
@@ -52,9 +52,9 @@ class Operator:
         self._answers = answers or Answers()
         self._reports = Answers()  # which take long: they keep nothing else waiting
 
-    async def live(self) -> LiveView:
+    async def work(self) -> ServerWork:
         """What the server does now."""
-        return await self._answers.kept("live", LIVE_SECONDS, lambda: live(self._models, self._settings.workers))
+        return await self._answers.kept("work", WORK_SECONDS, lambda: work(self._models, self._settings.workers))
 
     async def front(self, served: ServedModel, last: int) -> ShownFront:
         """The newest versions of its schedules."""

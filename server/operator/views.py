@@ -72,7 +72,7 @@ class ReportView(BaseModel):
     time: Annotated[AwareDatetime, Field(description="When it was computed.")]
 
 
-class LiveHistogram(BaseModel):
+class LatencyHistogram(BaseModel):
     """How many observations were at most so large: cumulative counts by upper bound, without the infinite one."""
 
     count: float
@@ -81,19 +81,19 @@ class LiveHistogram(BaseModel):
     counts: list[float]
 
 
-class LiveTier(BaseModel):
+class TierWork(BaseModel):
     """A tier's work since the processes began. Whoever wants rates keeps an earlier answer and subtracts."""
 
     tier: str
     requests: Outcomes
-    latency: Annotated[LiveHistogram, Field(description="Seconds from a valid request to its answer, of those that went well.")]
+    latency: Annotated[LatencyHistogram, Field(description="Seconds from a valid request to its answer, of those that went well.")]
     images: Annotated[float, Field(description="Finished ones.")]
     macs: Annotated[float, Field(description="UNet MACs executed for the finished images.")]
     teacher_macs: Annotated[float, Field(description="What the teacher would have taken for the finished images.")]
     steps: ByKind
 
 
-class LiveWaves(BaseModel):
+class WaveWork(BaseModel):
     """Waves of one kind of step since the processes began."""
 
     kind: str
@@ -102,7 +102,7 @@ class LiveWaves(BaseModel):
     seconds: float
 
 
-class LiveModel(BaseModel):
+class ModelWork(BaseModel):
     """A model's part of the work."""
 
     model: str
@@ -112,11 +112,11 @@ class LiveModel(BaseModel):
     memory_bytes: float
     queue_images: float
     inflight_images: float
-    waves: list[LiveWaves]
-    tiers: list[LiveTier]
+    waves: list[WaveWork]
+    tiers: list[TierWork]
 
 
-class LiveView(BaseModel):
+class ServerWork(BaseModel):
     """What the server does now, by its own metrics."""
 
     time: Annotated[float, Field(description="Unix time.")]
@@ -126,4 +126,4 @@ class LiveView(BaseModel):
     background_seconds: Annotated[float, Field(description="The same for background work.")]
     refused: Annotated[dict[str, float], Field(description="Requests refused since the processes began, by error code.")]
     jobs: Annotated[dict[str, float], Field(description="Open jobs by state.")]
-    models: list[LiveModel]
+    models: list[ModelWork]

@@ -11,7 +11,7 @@ import { Tiers } from "./tiers.js";
 /** @typedef {import("./types.js").Source} Source */
 /** @typedef {import("./source.js").Refusal} Refusal */
 
-const SECONDS = 10;
+const SECONDS = 5; // between two looks at the registry
 
 /**
  * @param {{source: Source, model: string, several: boolean, mayAct: boolean, children?: import("../ui.js").Children}} props

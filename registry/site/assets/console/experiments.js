@@ -114,20 +114,26 @@ function Ramp({ experiment, gate }) {
 /** @param {{experiment: Experiment, report: Report | null, open: (digest: string) => void}} props */
 function Arms({ experiment, report, open }) {
   const { arms, control } = experiment.declaration;
-  const did = new Map(report?.report.arms.map((arm) => [arm.name, arm]));
+  const did = report && new Map(report.report.arms.map((arm) => [arm.name, arm]));
   return html`<div class="scroll" role="region" aria-label=${`Arms of ${experiment.name}`} tabindex="0"><table>
     <thead><tr><th scope="col"><${Term} word="arm" /></th><th scope="col"><${Term} word="schedule" /></th><th class="number" scope="col">weight</th>
-      <th class="number" scope="col"><${Term} word="unit">units<//></th><th class="number" scope="col">requests</th>
-      <th class="number" scope="col"><${Term} word="p95">service p95<//></th><th class="number" scope="col"><${Term} word="rFID" /></th></tr></thead>
+      ${
+        did &&
+        html`<th class="number" scope="col"><${Term} word="unit">units<//></th><th class="number" scope="col">requests</th>
+      <th class="number" scope="col"><${Term} word="p95">service p95<//></th><th class="number" scope="col"><${Term} word="rFID" /></th>`
+      }</tr></thead>
     <tbody>${arms.map(
       (arm) => html`<tr>
       <th scope="row">${arm.name}${arm.name === control && html`<span class="soft"> (control)</span>`}</th>
       <td><button type="button" class="quiet link mono" aria-label=${`Schedule ${short(arm.digest)} of ${arm.name}`} onClick=${() => open(arm.digest)}>${short(arm.digest)}</button></td>
       <td class="number">${arm.weight}</td>
-      <td class="number">${known(did.get(arm.name)?.units, String)}</td>
+      ${
+        did &&
+        html`<td class="number">${known(did.get(arm.name)?.units, String)}</td>
       <td class="number">${known(did.get(arm.name)?.requests, String)}</td>
       <td class="number">${known(did.get(arm.name)?.service_p95, (value) => `${value.toPrecision(3)} s`)}</td>
-      <td class="number">${known(did.get(arm.name)?.rfid, rfid)}</td></tr>`,
+      <td class="number">${known(did.get(arm.name)?.rfid, rfid)}</td>`
+      }</tr>`,
     )}</tbody>
   </table></div>`;
 }

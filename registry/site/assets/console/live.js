@@ -27,7 +27,7 @@ export function LiveView({ source }) {
     let timer = 0;
     const look = async () => {
       try {
-        const live = /** @type {Live} */ (document.hidden ? null : await source.get("live"));
+        const live = /** @type {Live} */ (document.hidden ? null : await source.get("work"));
         if (over) return;
         if (live) setSeen((before) => [...before.slice(1 - KEPT), live]);
         setFault("");

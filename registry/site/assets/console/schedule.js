@@ -10,6 +10,18 @@ import { Cells, cost, decibels, known, rfid, short, stepsInWords } from "./words
 /** @typedef {import("./types.js").Difference} DifferenceDocument */
 /** @typedef {import("./types.js").Version} Version */
 
+/** @type {Record<string, import("./term.js").Word>} */
+const TERMS = {
+  "full steps": "full step",
+  "partial steps": "partial step",
+  "null steps": "null step",
+  "relative cost": "relative cost",
+  MACs: "MACs",
+  rFID: "rFID",
+  PSNR: "PSNR",
+  accuracy: "accuracy",
+};
+
 /**
  * @param {{source: Source, query: string, digest: string, versions: Version[], close: () => void}} props
  *   query: what names the model; versions: those that it may be held against
@@ -100,15 +112,18 @@ export function DifferenceView({ source, query, a, b, names }) {
   if (!difference) return html`<p class="soft small">Comparing …</p>`;
   if (difference.same) return html`<p class="note">It is the same schedule.</p>`;
   const { steps } = difference;
-  const figures = Object.entries(difference.figures).filter(([, [one, other]]) => one !== null || other !== null);
+  const figures = Object.entries(difference.figures).filter(([, [one, other]]) => one !== other);
   return html`<div class="stack tight difference">
     <div class="pair"><span class="small">${names[0]}</span><${Cells} figures=${difference.a} marks=${steps ?? []} /></div>
     <div class="pair"><span class="small">${names[1]}</span><${Cells} figures=${difference.b} marks=${steps ?? []} /></div>
     <p class="small soft">${steps ? `${steps.length} of ${difference.a.strip.length} steps differ.` : "Their steps do not line up."}</p>
     <table>
-      <thead><tr><th scope="col"></th><th class="number" scope="col">from</th><th class="number" scope="col">to</th><th class="number" scope="col">change</th></tr></thead>
+      <thead><tr><th scope="col">figure</th><th class="number" scope="col">from</th><th class="number" scope="col">to</th><th class="number" scope="col">change</th></tr></thead>
       <tbody>${figures.map(
-        ([name, [one, other]]) => html`<tr><th scope="row">${name}</th>
+        ([
+          name,
+          [one, other],
+        ]) => html`<tr><th scope="row">${name in TERMS ? html`<${Term} word=${TERMS[name]}>${name}<//>` : name}</th>
         <td class="number">${known(one, number)}</td><td class="number">${known(other, number)}</td><td class="number">${change(one, other)}</td></tr>`,
       )}</tbody>
     </table>

@@ -143,7 +143,7 @@ ACTIONS = {
     f"/experiments/{NAME}/stop": {"reason": "enough", "version": 1, "transitions": 2},
     f"/experiments/{NAME}/kill": {"reason": "harm", "version": 1, "transitions": 2},
 }
-READS = ["", "/live", "/front", "/tiers", "/tiers/balanced/moves", "/schedules/balanced", "/experiments"]
+READS = ["", "/work", "/front", "/tiers", "/tiers/balanced/moves", "/schedules/balanced", "/experiments"]
 
 
 def everything(store):
@@ -381,7 +381,7 @@ def test_a_store_that_is_away_or_can_only_be_read_is_said_to_be(console):
     console.store.away = True
     for read in ("/front", "/tiers", "/experiments", "/schedules/balanced"):
         assert console.get(read, 503)["error"]["code"] == "store_unavailable"
-    assert console.get("/live")["queue_seconds"] >= 0, "what the server knows itself"
+    assert console.get("/work")["queue_seconds"] >= 0, "what the server knows itself"
 
 
 def test_however_many_pages_ask_the_store_is_read_once(console, monkeypatch):

@@ -10,7 +10,7 @@ from prometheus_client.samples import Sample
 
 from registry.schedule import Kind
 from server.models.served_model import ServedModel
-from server.operator.views import LiveHistogram, LiveModel, LiveTier, LiveView, LiveWaves
+from server.operator.views import LatencyHistogram, ModelWork, TierWork, ServerWork, WaveWork
 from server.telemetry import metrics
 
 KINDS: tuple[Kind, ...] = ("full", "partial", "null")
@@ -38,11 +38,11 @@ class Samples:
                 sums[own[label]] += value
         return dict(sorted(sums.items()))
 
-    def histogram(self, name: str, **labels: str) -> LiveHistogram:
+    def histogram(self, name: str, **labels: str) -> LatencyHistogram:
         """Cumulative counts by upper bound."""
         bounds = self.by("le", f"{name}_bucket", **labels)
         finite = sorted((float(bound), count) for bound, count in bounds.items() if bound != "+Inf")
-        return LiveHistogram(
+        return LatencyHistogram(
             count=self.total(f"{name}_count", **labels),
             sum=self.total(f"{name}_sum", **labels),
             bounds=[bound for bound, _ in finite],
@@ -50,12 +50,12 @@ class Samples:
         )
 
 
-def live(models: Iterable[ServedModel], processes: int, clock: Callable[[], float] = time.time) -> LiveView:
+def work(models: Iterable[ServedModel], processes: int, clock: Callable[[], float] = time.time) -> ServerWork:
     """Of all worker processes, as `/metrics` has it; a model's state is that of this one."""
     models = list(models)
     found = (sample for metric in metrics.present() for sample in metric.samples)
     samples = Samples(found, models[0].name)
-    return LiveView(
+    return ServerWork(
         time=clock(),
         of="all processes" if metrics.of_all_processes() else "this process",
         processes=processes,
@@ -67,13 +67,13 @@ def live(models: Iterable[ServedModel], processes: int, clock: Callable[[], floa
     )
 
 
-def _model(samples: Samples, served: ServedModel) -> LiveModel:
+def _model(samples: Samples, served: ServedModel) -> ModelWork:
     model = served.name
     kinds = samples.by("kind", "flexi_wave_rows_count", model=model)
     tiers = samples.by("tier", "flexi_request_seconds_count", model=model) | samples.by(
         "tier", "flexi_image_macs_count", model=model
     )
-    return LiveModel(
+    return ModelWork(
         model=model,
         state=served.state,
         fault=served.fault or None,
@@ -82,7 +82,7 @@ def _model(samples: Samples, served: ServedModel) -> LiveModel:
         queue_images=samples.total("flexi_queue_images", model=model),
         inflight_images=samples.total("flexi_inflight_images", model=model),
         waves=[
-            LiveWaves(
+            WaveWork(
                 kind=kind,
                 waves=waves,
                 rows=samples.total("flexi_wave_rows_sum", model=model, kind=kind),
@@ -94,9 +94,9 @@ def _model(samples: Samples, served: ServedModel) -> LiveModel:
     )
 
 
-def _tier(samples: Samples, model: str, tier: str) -> LiveTier:
+def _tier(samples: Samples, model: str, tier: str) -> TierWork:
     own = {"model": model, "tier": tier}
-    return LiveTier(
+    return TierWork(
         tier=tier,
         requests=samples.by("outcome", "flexi_request_seconds_count", **own),
         latency=samples.histogram("flexi_request_seconds", outcome="ok", **own),
