@@ -34,7 +34,7 @@ from server.batching.device_thread import AtWork, DeviceThread
 from server.batching.fair_queue import FairQueue
 from server.batching.forecast import EngineLoad
 from server.batching.graph_captures import GraphCaptures, capture
-from server.batching.image_task import ImageResult, ImageSpec, ImageTask, Preview, macs_before
+from server.batching.image_task import ImageResult, ImageSpec, ImageTask, Preview, Progress, macs_before
 from server.batching.images_in_flight import ImagesInFlight
 from server.batching.inflight_wave import InflightWave
 from server.batching.member import Member
@@ -173,7 +173,9 @@ class ModelEngine(Member):
         """Why the thread ended, once it has."""
         return self._device_thread.end
 
-    def submit(self, specs: Sequence[ImageSpec], preview: Preview | None = None) -> list[Future[ImageResult]]:
+    def submit(
+        self, specs: Sequence[ImageSpec], preview: Preview | None = None, progress: Progress | None = None
+    ) -> list[Future[ImageResult]]:
         """Queue all of these images or none.
 
         Raises `Overloaded`, `NotReady` when the engine is stopping, and `InvalidInput` for a mask that there is no memory for
@@ -181,16 +183,16 @@ class ModelEngine(Member):
 
         All must be of one key and one class: background work runs while no other client's image is in flight, and idle work,
         which whoever submits it bounds, only while nobody waits at all.
-        `preview` is called in the engine's thread.
+        `preview` and `progress` are called in the engine's thread.
         """
         now, first = monotonic(), specs[0]
         if first.keeps and self._waves.slots.most(first.size, first.chunks) < first.unet_rows + 1:
             message = f"the memory of this server holds {first.unet_rows} rows of this size and no mask beside them"
             raise InvalidInput(f"{message}: FLEXI_CACHE_MIB says how much it is", param="mask")
-        tasks = [
-            ImageTask(spec, now, macs_before(spec, self._model.macs_at(spec.size, spec.chunks)), preview, image_trace())
-            for spec in specs
-        ]
+        tasks = list[ImageTask]()
+        for spec in specs:
+            before = macs_before(spec, self._model.macs_at(spec.size, spec.chunks))
+            tasks.append(ImageTask(spec, now, before, preview, image_trace(), progress=progress))
         self._cancellations.watch(tasks)
         macs = sum(task.remaining_macs for task in tasks)
         if not first.idle:

@@ -18,7 +18,7 @@ from server.http.cors import OPERATOR
 from server.http.documents import COMMON, errors
 from server.http.opening import loaded_app
 from server.http.operator_access import Acting, Looking, why_not
-from server.operator.views import ServerWork, OperatorTiers, OperatorView, ReportView
+from server.operator.views import OperatorTiers, OperatorView, ReportView, ServerWork
 from server.request_body import CLIENTS, WHOLE
 
 router = APIRouter(prefix=OPERATOR, tags=["operators"])

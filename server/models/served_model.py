@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from time import monotonic
 from typing import Literal
@@ -17,9 +18,9 @@ from engine.image_size import ImageSize
 from engine.model import Model
 from engine.program import Program
 from registry.schedule import Schedule
-from server.api import RequestWarning
+from server.api import MAX_PROMPT, RequestWarning
 from server.batching.admission import Admission
-from server.batching.image_task import ImageResult, ImageSpec, Preview
+from server.batching.image_task import ImageResult, ImageSpec, Preview, Progress
 from server.batching.model_engine import ModelEngine
 from server.errors import NotReady
 from server.experiments.runtime import ExperimentRuntime
@@ -32,6 +33,7 @@ from server.telemetry.served import serving
 from server.tiers.active import ActiveSchedules
 from server.tiers.warnings import tier_warnings
 
+MAX_EXAMPLES = 12
 State = Literal["loaded", "loading", "unloaded", "failed"]
 
 
@@ -130,6 +132,15 @@ class ServedModel(Renderer):
         notices = self.model.notices if self.model else ()
         return said([*notices, *tier_warnings(self.schedules, self._default_tier)])
 
+    @cached_property
+    def examples(self) -> list[str]:
+        """Prompts that show what the model draws, one a line in `examples.txt` of its folder, if that is there."""
+        try:
+            lines = (self.folder / "examples.txt").read_text().splitlines()
+        except (OSError, UnicodeDecodeError):
+            return []
+        return [line.strip() for line in lines if line.strip() and len(line) <= MAX_PROMPT][:MAX_EXAMPLES]
+
     def failed(self, reason: str) -> None:
         """It cannot be served, for this reason."""
         self.state, self.fault = "failed", reason
@@ -155,10 +166,12 @@ class ServedModel(Renderer):
         return NotReady(f"the model {self.name} {why}", param="model")
 
     @override
-    def submit(self, specs: Sequence[ImageSpec], preview: Preview | None = None) -> list[Future[ImageResult]]:
+    def submit(
+        self, specs: Sequence[ImageSpec], preview: Preview | None = None, progress: Progress | None = None
+    ) -> list[Future[ImageResult]]:
         if self.engine is None:
             raise NotReady(f"the model {self.name} is not in memory", param="model")
-        return self.engine.submit(specs, preview)
+        return self.engine.submit(specs, preview, progress)
 
     def prepare(self, schedule: Schedule) -> None:
         """Before a schedule comes into force; what is not in memory is prepared when it is loaded. Blocks."""

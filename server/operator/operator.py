@@ -26,8 +26,8 @@ from server.experiments.events import Event
 from server.models.model_registry import ModelRegistry
 from server.models.served_model import ServedModel
 from server.operator.answers import Answers
+from server.operator.views import CourseView, IntervalView, OperatorTiers, ReportView, ServerWork, TierInForce
 from server.operator.work import work
-from server.operator.views import CourseView, IntervalView, ServerWork, OperatorTiers, ReportView, TierInForce
 from server.telemetry import metrics
 from server.telemetry.served import serving
 

@@ -86,7 +86,9 @@ class TierWork(BaseModel):
 
     tier: str
     requests: Outcomes
-    latency: Annotated[LatencyHistogram, Field(description="Seconds from a valid request to its answer, of those that went well.")]
+    latency: Annotated[
+        LatencyHistogram, Field(description="Seconds from a valid request to its answer, of those that went well.")
+    ]
     images: Annotated[float, Field(description="Finished ones.")]
     macs: Annotated[float, Field(description="UNet MACs executed for the finished images.")]
     teacher_macs: Annotated[float, Field(description="What the teacher would have taken for the finished images.")]

@@ -10,7 +10,7 @@ from prometheus_client.samples import Sample
 
 from registry.schedule import Kind
 from server.models.served_model import ServedModel
-from server.operator.views import LatencyHistogram, ModelWork, TierWork, ServerWork, WaveWork
+from server.operator.views import LatencyHistogram, ModelWork, ServerWork, TierWork, WaveWork
 from server.telemetry import metrics
 
 KINDS: tuple[Kind, ...] = ("full", "partial", "null")

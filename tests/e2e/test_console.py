@@ -56,8 +56,8 @@ class Guarded:
 
     def enter(self, page: Page) -> None:
         page.goto(f"{self.address}/console")
-        page.get_by_label("Key").fill(self.olga)
-        page.get_by_role("button", name="Enter").click()
+        page.get_by_label("Operator’s key").fill(self.olga)
+        page.get_by_role("button", name="Open").click()
         page.get_by_text("acting as olga").wait_for()
 
 
@@ -113,8 +113,8 @@ def test_with_keys_it_opens_to_an_operators_only(chromium, guarded, scheme):
     with visiting(chromium, guarded.address, (401, 403), viewport=NARROW, color_scheme=scheme) as page:
         page.goto(f"{guarded.address}/console")
         for key, said in (("wrong", "give a valid API key"), (guarded.shop, "the key shop has not the role operator")):
-            page.get_by_label("Key").fill(key)
-            page.get_by_role("button", name="Enter").click()
+            page.get_by_label("Operator’s key").fill(key)
+            page.get_by_role("button", name="Open").click()
             expect(page.get_by_role("alert")).to_contain_text(said)
         assert violations(page) == []
         guarded.enter(page)
@@ -124,7 +124,7 @@ def test_with_keys_it_opens_to_an_operators_only(chromium, guarded, scheme):
         page.reload()
         page.get_by_text("acting as olga").wait_for()
         page.get_by_role("button", name="Forget the key").click()
-        page.get_by_label("Key").wait_for()
+        page.get_by_label("Operator’s key").wait_for()
 
 
 def test_a_tier_is_promoted_and_rolled_back_in_the_page_and_the_alias_really_moves(guarded, page):

@@ -206,6 +206,12 @@ def test_tiers(server, client):
         assert (by_name[name]["digest"], by_name[name]["steps"]) == (schedule.digest, schedule.counts())
     costs = [tier["relative_cost"] for tier in page["tiers"]]
     assert costs == sorted(costs)
+    dearest = page["tiers"][-1]
+    for tier in page["tiers"]:
+        assert tier["macs"] / dearest["macs"] == pytest.approx(tier["relative_cost"])
+        assert tier["predicted_ms"] > 0
+    assert (page["max_images"], page["prompt_kind"], page["classes"], page["guides"]) == (4, "text", [], True)
+    assert "tiger face" in page["examples"]
 
 
 def test_schedule_page(server, client):

@@ -9,7 +9,7 @@ import { Term } from "./term.js";
 import { Tiers } from "./tiers.js";
 
 /** @typedef {import("./types.js").Source} Source */
-/** @typedef {import("./source.js").Refusal} Refusal */
+/** @typedef {import("./types.js").Refusal} Refusal */
 
 const SECONDS = 5; // between two looks at the registry
 

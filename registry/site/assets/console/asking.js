@@ -2,7 +2,7 @@
 import { useCallback, useEffect, useRef, useState } from "../ui.js";
 
 /** @typedef {import("./types.js").Source} Source */
-/** @typedef {import("./source.js").Refusal} Refusal */
+/** @typedef {import("./types.js").Refusal} Refusal */
 
 /**
  * @template T

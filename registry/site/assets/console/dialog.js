@@ -1,7 +1,7 @@
 // Windows above the page, and the questions in them: nothing is done without a reason, and without having seen what changes.
 import { html, useEffect, useId, useRef, useState } from "../ui.js";
 
-/** @typedef {import("./source.js").Refusal} Refusal */
+/** @typedef {import("./types.js").Refusal} Refusal */
 /** @typedef {import("../ui.js").Children} Children */
 
 /** @param {{title: string, close: () => void, wide?: boolean, children?: Children}} props */

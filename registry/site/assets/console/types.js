@@ -239,3 +239,5 @@ export {};
  *   compares(a: string, b: string): boolean;
  * }} Source
  */
+
+/** @typedef {{status: number, message: string}} Refusal  what a server, or the way to it, says no with; its status, 0 where none came */

@@ -1,41 +1,50 @@
 // The console of a running server: asks for a key where there is need of one, and shows what it opens.
+import { json, key } from "./api.js";
 import { Console } from "./console/app.js";
-import { server } from "./console/source.js";
-import { Fragment, html, render, useCallback, useEffect, useMemo, useState } from "./ui.js";
+import { Fragment, html, render, useCallback, useEffect, useState } from "./ui.js";
 
 /** @typedef {import("./console/types.js").Operator} Operator */
-/** @typedef {import("./console/source.js").Refusal} Refusal */
+/** @typedef {import("./console/types.js").Refusal} Refusal */
 
-const STORED = "flexi-operator-key"; // until the tab is closed
+const ROUTES = "v1/operator";
+
+/** @type {import("./console/types.js").Source} */
+const source = {
+  live: true,
+  get: (path) => json(`${ROUTES}/${path}`),
+  act: (path, body) => json(`${ROUTES}/${path}`, { method: "POST", body: JSON.stringify(body) }),
+  compares: () => true,
+};
 
 function Page() {
-  const [key, setKey] = useState(sessionStorage.getItem(STORED) ?? "");
   const [operator, setOperator] = useState(/** @type {Operator | null} */ (null));
   const [fault, setFault] = useState(/** @type {Refusal | null} */ (null));
   const [model, setModel] = useState("");
-  const source = useMemo(() => server(() => key), [key]);
   const ask = useCallback(async () => {
     try {
-      const found = /** @type {Operator} */ (await source.get(""));
-      if (key) sessionStorage.setItem(STORED, key);
-      setOperator(found);
+      setOperator(await json(ROUTES));
       setFault(null);
     } catch (error) {
       setOperator(null);
       setFault(/** @type {Refusal} */ (error));
     }
-  }, [source, key]);
+  }, []);
   useEffect(() => {
     void ask();
   }, [ask]);
-  function leave() {
-    sessionStorage.removeItem(STORED);
-    setKey("");
+  function enter(/** @type {string} */ typed) {
+    key.set(typed);
+    void ask();
   }
-  if (fault && [401, 403].includes(fault.status)) return html`<${Door} fault=${fault} given=${key !== ""} enter=${setKey} />`;
+  function leave() {
+    key.forget();
+    void ask();
+  }
+  if (fault && [401, 403].includes(fault.status))
+    return html`<${KeyForm} fault=${fault} given=${key.get() !== ""} enter=${enter} />`;
   if (fault) {
-    return html`<h1>Console</h1><p class="note bad" role="alert">${fault.message}</p>
-      <p><button type="button" onClick=${ask}>Try again</button></p>`;
+    return html`<${Fragment}><h1>Console</h1><p class="note bad" role="alert">${fault.message}</p>
+      <p><button type="button" onClick=${ask}>Try again</button></p><//>`;
   }
   if (!operator) return html`<h1>Console</h1>`;
   const chosen = model || operator.models[0] || "";
@@ -49,7 +58,7 @@ function Page() {
           ${operator.models.map((name) => html`<option key=${name}>${name}</option>`)}</select></label>`
         }
         <span class="soft">${operator.may_act ? `acting as ${operator.name}` : "read-only"}</span>
-        ${key && html`<button type="button" class="quiet" onClick=${leave}>Forget the key</button>`}
+        ${key.get() && html`<button type="button" class="quiet" onClick=${leave}>Forget the key</button>`}
       </span>
     </div>
     ${operator.why_not && html`<p class="note">Read-only: ${operator.why_not}</p>`}
@@ -59,7 +68,7 @@ function Page() {
 }
 
 /** @param {{fault: Refusal, given: boolean, enter: (key: string) => void}} props */
-function Door({ fault, given, enter }) {
+function KeyForm({ fault, given, enter }) {
   const [typed, setTyped] = useState("");
   /** @param {Event} event */
   function submit(event) {
@@ -68,11 +77,11 @@ function Door({ fault, given, enter }) {
   }
   return html`<form class="card door stack" onSubmit=${submit}>
     <h1>Console</h1>
-    <p>This server asks for an operator’s key. It is kept until this tab is closed.</p>
+    <p>This server asks for an operator’s key. It is kept until you close this tab, and sent to this server only.</p>
     ${given && html`<p class="note bad" role="alert">${fault.message}</p>`}
-    <div class="field"><label for="key">Key</label>
+    <div class="field"><label for="key">Operator’s key</label>
       <input id="key" type="password" autocomplete="off" spellcheck=${false} value=${typed} onInput=${(/** @type {any} */ event) => setTyped(event.currentTarget.value)} /></div>
-    <p><button type="submit" class="primary">Enter</button></p>
+    <p><button type="submit" class="primary">Open</button></p>
   </form>`;
 }
 

@@ -1,0 +1,118 @@
+// What to draw, and how: the form.
+import { counted } from "./format.js";
+import { AUTO, drawnSeed } from "./request.js";
+import { html } from "./ui.js";
+
+/** @typedef {import("./request.js").Wish} Wish */
+/** @typedef {import("./api.js").Tiers} Tiers */
+
+const MAX_SEED = 2 ** 53 - 1; // the API takes more, this language counts no further
+
+/** @param {any} event @returns {number | null} */
+const numberOf = (event) => (event.target.value === "" ? null : Number(event.target.value));
+
+/**
+ * @param {{wish: Wish, tiers: Tiers, onChange: (change: Partial<Wish>) => void, onSubmit: () => void, onCompare: () => void,
+ *   busy: boolean, seconds: number}} props  seconds: until the server takes requests again
+ */
+export function Form({ wish, tiers, onChange, onSubmit, onCompare, busy, seconds }) {
+  const submit = (/** @type {Event} */ event) => {
+    event.preventDefault();
+    onSubmit();
+  };
+  const keys = (/** @type {KeyboardEvent} */ event) => {
+    if (event.key === "Enter" && (event.metaKey || event.ctrlKey) && !busy && !seconds) onSubmit();
+  };
+  const chosen = tiers.tiers.find((tier) => tier.tier === (wish.tier === AUTO ? tiers.default : wish.tier));
+  return html`<form class="card form stack" onSubmit=${submit} onKeyDown=${keys} aria-label="What to draw">
+    <${Subject} wish=${wish} tiers=${tiers} onChange=${onChange} />
+    ${
+      tiers.prompt_kind === "text" &&
+      tiers.guides &&
+      html`<div class="field">
+        <label for="negative">Negative prompt</label>
+        <input id="negative" maxlength="4000" placeholder="what to keep away from" value=${wish.negative}
+          onInput=${(/** @type {any} */ event) => onChange({ negative: event.target.value })} />
+      </div>`
+    }
+    <div class="pair">
+      <div class="field">
+        <label for="seed">Seed</label>
+        <div class="joined">
+          <input id="seed" type="number" inputmode="numeric" min="0" max=${MAX_SEED} step="1" required value=${wish.seed}
+            onInput=${(/** @type {any} */ event) => onChange({ seed: numberOf(event) ?? 0 })} />
+          <button type="button" aria-label="Draw another seed" title="Draw another seed" onClick=${() => onChange({ seed: drawnSeed() })}>
+            <span class="die" aria-hidden="true" />
+          </button>
+        </div>
+      </div>
+      <div class="field">
+        <label for="count">Images</label>
+        <select id="count" value=${String(wish.count)} onChange=${(/** @type {any} */ event) => onChange({ count: Number(event.target.value) })}>
+          ${Array.from({ length: tiers.max_images }, (_, i) => html`<option value=${String(i + 1)}>${i + 1}</option>`)}
+        </select>
+      </div>
+      ${
+        tiers.guides &&
+        html`<div class="field">
+          <label for="guidance">Guidance</label>
+          <input id="guidance" type="number" inputmode="decimal" min="0" max="30" step="any" value=${wish.guidance ?? ""}
+            placeholder=${chosen ? `${chosen.default_guidance}, the tier's` : ""}
+            onInput=${(/** @type {any} */ event) => onChange({ guidance: numberOf(event) })} />
+        </div>`
+      }
+      ${
+        tiers.sizes.length > 1 &&
+        html`<div class="field">
+          <label for="size">Size</label>
+          <select id="size" value=${wish.size || tiers.sizes[0]} onChange=${(/** @type {any} */ event) => onChange({ size: event.target.value })}>
+            ${tiers.sizes.map((size) => html`<option value=${size}>${size.replace("x", " × ")}</option>`)}
+          </select>
+        </div>`
+      }
+      ${
+        wish.tier === AUTO &&
+        html`<div class="field">
+          <label for="deadline">Done within, seconds</label>
+          <input id="deadline" type="number" inputmode="decimal" min="0.001" max="86400" step="any" placeholder="no limit" value=${wish.deadline ?? ""}
+            onInput=${(/** @type {any} */ event) => onChange({ deadline: numberOf(event) })} />
+        </div>`
+      }
+    </div>
+    <div class="actions">
+      <button class="primary" type="submit" disabled=${busy || seconds > 0}>
+        ${seconds > 0 ? `Wait ${counted(seconds, "second")}` : `Generate by ${wish.tier}`}
+      </button>
+      <button type="button" disabled=${busy || seconds > 0} onClick=${onCompare}>Compare all tiers</button>
+    </div>
+  </form>`;
+}
+
+/** @param {{wish: Wish, tiers: Tiers, onChange: (change: Partial<Wish>) => void}} props */
+function Subject({ wish, tiers, onChange }) {
+  const take = (/** @type {any} */ event) => onChange({ prompt: event.target.value });
+  if (tiers.prompt_kind === "none") {
+    return html`<p class="note">This model takes no prompt: it draws what it likes. The seed decides what.</p>`;
+  }
+  if (tiers.prompt_kind === "class") {
+    return html`<div class="field">
+      <label for="prompt">Class</label>
+      <select id="prompt" value=${wish.prompt} onChange=${take}>
+        ${tiers.classes.map((name) => html`<option value=${name}>${name}</option>`)}
+      </select>
+    </div>`;
+  }
+  return html`<div class="field">
+    <label for="prompt">Prompt</label>
+    <textarea id="prompt" rows="2" maxlength="4000" required value=${wish.prompt} onInput=${take} />
+    ${
+      tiers.examples.length > 0 &&
+      html`<div class="row examples" role="group" aria-label="Examples">
+        ${tiers.examples.map(
+          (example) =>
+            html`<button type="button" class="chip" aria-pressed=${example === wish.prompt} onClick=${() => onChange({ prompt: example })}>${example}</button>`,
+        )}
+      </div>`
+    }
+  </div>`;
+}
