@@ -119,6 +119,14 @@ def test_whose_queue_is_full_is_refused_as_declared(guarded, tmp_path):
     assert guarded.count('flexi_rejected_total{reason="overloaded"}') >= 1
 
 
+def test_what_operators_do_is_answered_as_declared(guarded, tmp_path):
+    """With a key that may act: tiers and experiments are moved, or it is said why not. What they ask is fuzzed above."""
+    token = guarded.new("olga", "--role", "operator")
+    served = guarded.count(SERVED)
+    assert guarded.fuzz(tmp_path, "--include-path-regex", "^/v1/operator", "--include-method", "POST", *with_key(token)) >= 50
+    assert guarded.count(SERVED) > served
+
+
 def with_key(token: str) -> tuple[str, ...]:
     return "--header", f"X-API-Key: {token}", "--generation-with-security-parameters", "false"
 
