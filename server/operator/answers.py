@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from time import monotonic
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from cachetools import LRUCache
 
@@ -18,14 +20,23 @@ THREADS = 4  # at work at once
 WAITING = 32  # questions that wait for those, or are at work; the next one is refused
 SECONDS = 30.0  # until a question counts as unanswered; its thread stays taken until it ends
 KEPT = 256  # answers
+PATIENCE = 5.0  # times what a question took: so much of a thread's time at most goes to one that is asked all the time
 BUSY_SECONDS = 1.0  # after which it is worth to ask again
 
 
-class _Asked(NamedTuple):
+@dataclass
+class _Asked:
     """A question on its way or answered, and until when its answer, or its fault, is good for others."""
 
-    until: float
     answer: asyncio.Task[Any]
+    since: float
+    until: float
+
+    def answered(self, now: float) -> None:
+        """What took long is good for longer."""
+        self.until = max(self.until, now + PATIENCE * (now - self.since))
+        if not self.answer.cancelled():
+            self.answer.exception()  # nobody may be left to look at it
 
 
 class Answers:
@@ -39,11 +50,14 @@ class Answers:
         self._waiting = 0
 
     async def kept(self, name: Hashable, seconds: float, question: Callable[[], T]) -> T:
-        """The answer to the question of this name, at most so many seconds old. Raises what the question raises."""
-        asked = self._asked.get(name)
-        if asked is None or (asked.answer.done() and self._clock() >= asked.until):
-            asked = _Asked(self._clock() + seconds, asyncio.create_task(self.fresh(question)))
-            asked.answer.add_done_callback(_seen)
+        """The answer to the question of this name, at most so many seconds old, or as old as a few times what it took.
+
+        Raises what the question raises.
+        """
+        asked, now = self._asked.get(name), self._clock()
+        if asked is None or (asked.answer.done() and now >= asked.until):
+            asked = _Asked(asyncio.create_task(self.fresh(question)), now, now + seconds)
+            asked.answer.add_done_callback(partial(self._answered, asked))
             self._asked[name] = asked
         answer: T = await asyncio.shield(asked.answer)  # one who leaves takes it from nobody
         return answer
@@ -71,12 +85,10 @@ class Answers:
         """Ask nothing any more. What is under way goes on in its thread."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
+    def _answered(self, asked: _Asked, _: asyncio.Task[Any]) -> None:
+        asked.answered(self._clock())
+
     def _done(self, work: asyncio.Future[Any]) -> None:
         self._waiting -= 1
         if not work.cancelled():
             work.exception()  # nobody may be left to look at it
-
-
-def _seen(answer: asyncio.Task[Any]) -> None:
-    if not answer.cancelled():
-        answer.exception()

@@ -152,7 +152,7 @@ class Operator:
         finally:
             with serving(served.counted_as):
                 metrics.operator_actions_total.labels(action, outcome).inc()
-            log.warning("operator", extra={"fields": {"key": actor, "action": action, "outcome": outcome}})
+            log.info("operator", extra={"fields": {"key": actor, "action": action, "outcome": outcome}})
             self._answers.forget()
             self._reports.forget()
         return done

@@ -1,5 +1,5 @@
 // What the server does now: its own metrics, asked for every few seconds. Rates are of what this page has seen go by.
-import { macs, percent, time } from "../format.js";
+import { counted, macs, percent, time } from "../format.js";
 import { html, useEffect, useState } from "../ui.js";
 import { Term } from "./term.js";
 import { known } from "./words.js";
@@ -12,7 +12,7 @@ import { known } from "./words.js";
 /** @typedef {import("./term.js").Word} Word */
 
 const SECONDS = 3;
-const KEPT = 100; // answers: five minutes
+const KEPT = 60; // answers: three minutes
 const WINDOW = 20; // answers that a rate is over: a minute
 const KINDS = /** @type {Kind[]} */ (["full", "partial", "null"]);
 
@@ -88,9 +88,12 @@ function Tiles({ seen, now }) {
   const jobs = Object.values(now.jobs).reduce((all, count) => all + count, 0);
   return html`<div class="tiles">
     <${Tile} word="queue" label="queue" value=${time(1000 * now.queue_seconds)} line=${seen.map((live) => live.queue_seconds)}
-      note=${`${sum(now, (model) => model.queue_images)} images wait`} />
+      note=${`${counted(
+        sum(now, (model) => model.queue_images),
+        "image",
+      )} in it`} />
     <${Tile} word="in flight" label="in flight" value=${`${sum(now, (model) => model.inflight_images)}`} line=${seen.map((live) => sum(live, (model) => model.inflight_images))}
-      note=${now.background_seconds ? `background ${time(1000 * now.background_seconds)}` : `${jobs} open jobs`} />
+      note=${now.background_seconds ? `background ${time(1000 * now.background_seconds)}` : `${counted(jobs, "open job")}`} />
     <${Tile} word="row" label="rows a wave" value=${known(recent(seen, rows), (value) => value.toFixed(1))} line=${rates(seen, rows)}
       note=${`${known(rows(nothing(now), now), (value) => value.toFixed(1))} since the start`} />
     <${Tile} word="MACs saved" label="MACs saved" value=${known(recent(seen, saved), percent)} line=${rates(seen, saved)}
@@ -152,7 +155,9 @@ function Mix({ counts }) {
 
 /** @param {{seen: Live[], model: LiveModel, alone: boolean}} props */
 function ModelView({ seen, model, alone }) {
-  const tiers = model.tiers.filter((tier) => Object.values(tier.requests).some((count) => count > 0));
+  const price = (/** @type {LiveTier} */ tier) => share(tier.macs, tier.images) ?? Number.POSITIVE_INFINITY;
+  const asked = model.tiers.filter((tier) => Object.values(tier.requests).some((count) => count > 0));
+  const tiers = asked.sort((a, b) => price(a) - price(b));
   const before = (seen.at(-WINDOW) ?? seen[0])?.models.find((one) => one.model === model.model);
   return html`<div class="stack tight">
     <p class="small"><${Term} word="model (of a server)">model<//> <b>${model.model}</b> <span class="soft">${model.state}${model.memory_bytes ? `, ${(model.memory_bytes / 2 ** 20).toFixed(0)} MiB` : ""}${alone ? "" : `, in ${model.loaded_in} processes`}</span>

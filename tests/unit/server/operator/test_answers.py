@@ -66,6 +66,23 @@ def test_an_answer_is_good_for_its_time_and_until_something_changed(question):
     run(answers, going)
 
 
+def test_what_takes_long_is_asked_less_often(question):
+    answers = Answers(clock=(clock := Clock()))
+
+    def slow():
+        clock.now += 10.0
+        return question()
+
+    async def going():
+        assert await answers.kept("q", 2.0, slow) == 1
+        clock.now += 49.0
+        assert await answers.kept("q", 2.0, slow) == 1
+        clock.now += 1.0
+        assert await answers.kept("q", 2.0, slow) == 2
+
+    run(answers, going)
+
+
 def test_who_asks_while_it_is_asked_waits_for_the_same_answer_and_may_leave(question):
     answers = Answers()
     question.go_on.clear()
