@@ -47,10 +47,11 @@ def chromium_running() -> Iterator[Browser]:
 
 
 @contextmanager
-def visiting(browser: Browser, address: str, expected: Collection[int] = (), **options: Any) -> Iterator[Page]:
+def visiting(browser: Browser, address: str, expected: Collection[object] = (), **options: Any) -> Iterator[Page]:
     """A visitor with nothing stored. At the end: nothing was loaded from elsewhere, and the console has no error.
 
-    expected: statuses of answers that the console may name, beside 200 and the like. options: of Playwright's `new_context`.
+    expected: statuses of answers that the console may name, beside 200 and the like, or "lost" connections. options: of
+    Playwright's `new_context`.
     """
     with browser.new_context(**options) as context:
         page, faults = context.new_page(), list[str]()
@@ -60,7 +61,8 @@ def visiting(browser: Browser, address: str, expected: Collection[int] = (), **o
                 faults.append(f"asked elsewhere: {request.url}")
 
         def said(kind: str, text: str) -> None:
-            announced = (f"the server responded with a status of {status} " for status in expected)
+            announced = [f"the server responded with a status of {status} " for status in expected]
+            announced += ["net::ERR_"] * ("lost" in expected)
             if kind in ("error", "warning") and not any(status in text for status in announced):
                 faults.append(f"{kind}: {text}")
 

@@ -1,11 +1,13 @@
 // What to draw, and how: the form.
-import { counted } from "./format.js";
+import { counted, percent } from "./format.js";
 import { AUTO, drawnSeed } from "./request.js";
-import { html } from "./ui.js";
+import { html, useState } from "./ui.js";
 
 /** @typedef {import("./request.js").Wish} Wish */
 /** @typedef {import("./api.js").Tiers} Tiers */
 
+const PICTURES = ["image/png", "image/jpeg", "image/webp"];
+const MAX_PICTURE = 8 * 2 ** 20; // bytes
 const MAX_SEED = 2 ** 53 - 1; // the API takes more, this language counts no further
 
 /** @param {any} event @returns {number | null} */
@@ -79,6 +81,7 @@ export function Form({ wish, tiers, onChange, onSubmit, onCompare, busy, seconds
         </div>`
       }
     </div>
+    <${Start} wish=${wish} onChange=${onChange} />
     <div class="actions">
       <button class="primary" type="submit" disabled=${busy || seconds > 0}>
         ${seconds > 0 ? `Wait ${counted(seconds, "second")}` : `Generate by ${wish.tier}`}
@@ -86,6 +89,45 @@ export function Form({ wish, tiers, onChange, onSubmit, onCompare, busy, seconds
       <button type="button" disabled=${busy || seconds > 0} onClick=${onCompare}>Compare all tiers</button>
     </div>
   </form>`;
+}
+
+/** @param {File | undefined} file @param {(change: Partial<Wish>) => void} onChange @param {(text: string) => void} refuse */
+function readPicture(file, onChange, refuse) {
+  if (!file) return;
+  if (!PICTURES.includes(file.type)) return refuse("Take a PNG, JPEG or WebP file.");
+  if (file.size > MAX_PICTURE) return refuse("The file may have 8 MiB at most.");
+  const reader = new FileReader();
+  reader.onload = () => onChange({ image: String(reader.result) });
+  reader.readAsDataURL(file);
+}
+
+/** A picture to start from, chosen or dropped. @param {{wish: Wish, onChange: (change: Partial<Wish>) => void}} props */
+function Start({ wish, onChange }) {
+  const [refusal, refuse] = useState("");
+  const take = (/** @type {FileList | null | undefined} */ files) => {
+    refuse("");
+    readPicture(files?.[0], onChange, refuse);
+  };
+  const drop = (/** @type {DragEvent} */ event) => {
+    event.preventDefault();
+    take(event.dataTransfer?.files);
+  };
+  if (!wish.image) {
+    return html`<div class="field drop" onDragOver=${(/** @type {Event} */ event) => event.preventDefault()} onDrop=${drop}>
+      <label for="start">Start from a picture <span class="soft">(or drop one here)</span></label>
+      <input id="start" type="file" accept=${PICTURES.join(",")} onChange=${(/** @type {any} */ event) => take(event.target.files)} />
+      ${refusal && html`<p class="note bad" role="alert">${refusal}</p>`}
+    </div>`;
+  }
+  return html`<div class="start">
+    <img src=${wish.image} alt="The picture to start from" />
+    <div class="field">
+      <label for="strength">Made anew: ${percent(wish.strength)} of the steps</label>
+      <input id="strength" type="range" min="0.05" max="1" step="0.05" value=${wish.strength}
+        onInput=${(/** @type {any} */ event) => onChange({ strength: Number(event.target.value) })} />
+      <button type="button" class="quiet" onClick=${() => onChange({ image: null })}>Remove the picture</button>
+    </div>
+  </div>`;
 }
 
 /** @param {{wish: Wish, tiers: Tiers, onChange: (change: Partial<Wish>) => void}} props */

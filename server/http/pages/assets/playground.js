@@ -260,6 +260,7 @@ function Shell({ tiers, choice, children }) {
 function Empty({ tiers, strips, subject, disabled, onCompare }) {
   const all = tiers.tiers.reduce((sum, tier) => sum + tier.predicted_ms, 0);
   return html`<section class="stack" aria-label="Nothing drawn yet">
+    <h2 class="unseen">All tiers, not drawn yet</h2>
     <div class="compared">
       ${tiers.tiers.map(
         (tier) => html`<div class="card compared-one blank" key=${tier.tier}>

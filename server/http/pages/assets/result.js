@@ -68,24 +68,38 @@ export function Unmet({ run }) {
   </ul>`;
 }
 
-/** @param {{wish: Wish, withKey: boolean, say: (text: string) => void}} props */
+/**
+ * The request as a program: shown, and copied where the browser lets a page do that (only over HTTPS, or on this machine).
+ * @param {{wish: Wish, withKey: boolean, say: (text: string) => void}} props
+ */
 export function CopyAs({ wish, withKey, say }) {
-  const [copied, setCopied] = useState("");
-  const copy = async (/** @type {string} */ format) => {
-    const server = new URL(".", document.baseURI).href.replace(/\/$/, "");
-    await navigator.clipboard.writeText(FORMATS[format]?.(wish, server, withKey) ?? "");
-    setCopied(format);
-    say(`Copied as ${format}.`);
-    setTimeout(() => setCopied(""), 2000);
+  const [shown, setShown] = useState("");
+  const [copied, setCopied] = useState(false);
+  const server = new URL(".", document.baseURI).href.replace(/\/$/, "");
+  const text = FORMATS[shown]?.(wish, server, withKey) ?? "";
+  const choose = async (/** @type {string} */ format) => {
+    if (format === shown) return setShown("");
+    setShown(format);
+    setCopied(false);
+    try {
+      await navigator.clipboard.writeText(FORMATS[format]?.(wish, server, withKey) ?? "");
+      setCopied(true);
+      say(`Copied as ${format}.`);
+    } catch {
+      say(`Here it is as ${format}, to copy by hand.`);
+    }
   };
-  return html`<span class="row" role="group" aria-label="Copy the request">
-    <span class="soft small">Copy as</span>
-    ${Object.keys(FORMATS).map(
-      (format) => html`<button type="button" class="quiet" onClick=${() => copy(format)}>
-        ${copied === format ? "copied" : format}
-      </button>`,
-    )}
-  </span>`;
+  return html`<div class="stack tight">
+    <span class="row" role="group" aria-label="Copy the request">
+      <span class="soft small">Copy as</span>
+      ${Object.keys(FORMATS).map(
+        (format) =>
+          html`<button type="button" class="quiet" aria-pressed=${format === shown} onClick=${() => choose(format)}>${format}</button>`,
+      )}
+      ${shown && html`<span class="soft small">${copied ? "copied" : "copy it by hand"}</span>`}
+    </span>
+    ${shown && html`<pre class="code" tabindex="0" aria-label=${`The request as ${shown}`}>${text}</pre>`}
+  </div>`;
 }
 
 /** @param {Wish} wish @param {Picture} picture @param {string} tier @returns {string} */
