@@ -27,9 +27,9 @@ def test_counts_are_of_their_model_and_tier_and_latencies_of_what_went_well():
             metrics.request_seconds.labels("fast", "treatment", "error").observe(9)
             metrics.wave_rows.labels("full").observe(6)
             metrics.queue_images.set(images)
-    found = work([served(name) for name in NAMES], 1, clock=lambda: 5.0)
-    assert (found.time, found.processes, [model.model for model in found.models]) == (5.0, 1, list(NAMES))
-    for model, images in zip(found.models, (2, 1), strict=True):
+    found = work([served(name) for name in ("default", *NAMES)], 1, clock=lambda: 5.0)  # whose is what names no model
+    assert (found.time, found.processes, [model.model for model in found.models]) == (5.0, 1, ["default", *NAMES])
+    for model, images in zip(found.models[1:], (2, 1), strict=True):
         (tier,) = model.tiers
         assert (tier.requests, tier.images) == ({"error": 1, "ok": images}, images)
         assert (tier.macs, tier.teacher_macs, tier.steps["partial"]) == (25 * images, 100 * images, 4 * images)
