@@ -11,7 +11,7 @@ export BENTOML_DO_NOT_TRACK := true
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo test fuzz lint format serve search paper load peers soak gpu lock image clean
+.PHONY: help demo test fuzz lint format serve search paper screenshots load peers soak gpu lock image clean
 
 help: ## print this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -49,6 +49,9 @@ format: $(VENV)/.dev node_modules/.installed ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 	$(if $(NPM),npm run --silent format)
+
+screenshots: $(VENV)/.dev ## the pages as they are, into docs/images, of the tiers that `make demo` published; REGISTRY=…
+	PYTHONPATH=.:tests/support $(BIN)/python tests/e2e/screenshots.py --registry $(or $(REGISTRY),.flexi/registry)
 
 load: $(VENV)/.dev ## a load test held to its limits; PROFILE=steady, burst, mixed, sizes, arms or abandonment
 	$(BIN)/python -m loadtests.run --profile $(PROFILE)

@@ -306,6 +306,7 @@ def test_a_request_can_be_copied_as_a_program_that_makes_the_image(chromium, gua
 
 def test_a_picture_to_start_from_is_drawn_anew_in_part(page, tmp_path):
     Image.new("RGB", (64, 64), (220, 30, 30)).save(tmp_path / "red.png")
+    page.get_by_text("More", exact=True).click()
     page.get_by_label("Start from a picture").set_input_files(tmp_path / "red.png")
     page.get_by_label("Made anew").fill("0.2")
     generate(page, "reference")

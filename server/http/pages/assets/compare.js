@@ -40,11 +40,14 @@ function useFidelity(runs) {
 }
 
 /**
- * @param {{runs: Run[], tiers: Tier[], strips: Strips, withKey: boolean, onCancel: () => void, say: (text: string) => void}} props
+ * @param {{runs: Run[], tiers: Tier[], strips: Strips, withKey: boolean, onCancel: () => void,
+ *   onAgain: (wish: import("./request.js").Wish) => void, say: (text: string) => void}} props
  */
-export function Comparison({ runs, tiers, strips, withKey, onCancel, say }) {
+export function Comparison({ runs, tiers, strips, withKey, onCancel, onAgain, say }) {
+  const [picked, pick] = useState(runs[0]?.wish.tier ?? "");
   const fidelity = useFidelity(runs);
   const done = runs.filter((run) => run.state === "done");
+  const chosen = /** @type {Run} */ (runs.find((run) => run.wish.tier === picked) ?? runs[0]);
   const busy = runs.some(isUnderWay);
   const subject = runs[0]?.wish.prompt || "an image";
   return html`<section class="stack" aria-label="Comparison">
@@ -77,11 +80,19 @@ export function Comparison({ runs, tiers, strips, withKey, onCancel, say }) {
       })}
     </div>
     <p class="soft small">
-      One after the other, the cheapest first. PSNR is against ${runs.at(-1)?.wish.tier}, from the pixels: at 40 dB and more hardly
-      anybody sees a difference.
+      Drawn one after the other, the cheapest first. PSNR is against ${runs.at(-1)?.wish.tier}, over the pixels: the higher, the closer.
     </p>
     ${done.length > 1 && !busy && html`<${Wipe} runs=${done} />`}
-    ${!busy && html`<${CopyAs} wish=${/** @type {Run} */ (runs[0]).wish} withKey=${withKey} say=${say} />`}
+    ${
+      !busy &&
+      html`<div class="row">
+        <select class="picked" aria-label="Tier to go on with" value=${picked} onChange=${(/** @type {any} */ event) => pick(event.target.value)}>
+          ${runs.map(({ wish }) => html`<option value=${wish.tier}>${wish.tier}</option>`)}
+        </select>
+        <button type="button" onClick=${() => onAgain(chosen.wish)}>Same again</button>
+        <${CopyAs} key=${picked} wish=${chosen.wish} withKey=${withKey} say=${say} />
+      </div>`
+    }
   </section>`;
 }
 

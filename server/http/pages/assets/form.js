@@ -28,15 +28,6 @@ export function Form({ wish, tiers, onChange, onSubmit, onCompare, busy, seconds
   const chosen = tiers.tiers.find((tier) => tier.tier === (wish.tier === AUTO ? tiers.default : wish.tier));
   return html`<form class="card form stack" onSubmit=${submit} onKeyDown=${keys} aria-label="What to draw">
     <${Subject} wish=${wish} tiers=${tiers} onChange=${onChange} />
-    ${
-      tiers.prompt_kind === "text" &&
-      tiers.guides &&
-      html`<div class="field">
-        <label for="negative">Negative prompt</label>
-        <input id="negative" maxlength="4000" placeholder="what to keep away from" value=${wish.negative}
-          onInput=${(/** @type {any} */ event) => onChange({ negative: event.target.value })} />
-      </div>`
-    }
     <div class="pair">
       <div class="field">
         <label for="seed">Seed</label>
@@ -64,15 +55,6 @@ export function Form({ wish, tiers, onChange, onSubmit, onCompare, busy, seconds
         </div>`
       }
       ${
-        tiers.sizes.length > 1 &&
-        html`<div class="field">
-          <label for="size">Size</label>
-          <select id="size" value=${wish.size || tiers.sizes[0]} onChange=${(/** @type {any} */ event) => onChange({ size: event.target.value })}>
-            ${tiers.sizes.map((size) => html`<option value=${size}>${size.replace("x", " × ")}</option>`)}
-          </select>
-        </div>`
-      }
-      ${
         wish.tier === AUTO &&
         html`<div class="field">
           <label for="deadline">Done within, seconds</label>
@@ -81,7 +63,30 @@ export function Form({ wish, tiers, onChange, onSubmit, onCompare, busy, seconds
         </div>`
       }
     </div>
-    <${Start} wish=${wish} onChange=${onChange} />
+    <details class="more">
+      <summary>More</summary>
+      <div class="stack">
+    ${
+      tiers.prompt_kind === "text" &&
+      tiers.guides &&
+      html`<div class="field">
+        <label for="negative">Negative prompt</label>
+        <input id="negative" maxlength="4000" placeholder="what to keep away from" value=${wish.negative}
+          onInput=${(/** @type {any} */ event) => onChange({ negative: event.target.value })} />
+      </div>`
+    }
+      ${
+        tiers.sizes.length > 1 &&
+        html`<div class="field">
+          <label for="size">Size</label>
+          <select id="size" value=${wish.size || tiers.sizes[0]} onChange=${(/** @type {any} */ event) => onChange({ size: event.target.value })}>
+            ${tiers.sizes.map((size) => html`<option value=${size}>${size.replace("x", " × ")}</option>`)}
+          </select>
+        </div>`
+      }
+        <${Start} wish=${wish} onChange=${onChange} />
+      </div>
+    </details>
     <div class="actions">
       <button class="primary" type="submit" disabled=${busy || seconds > 0}>
         ${seconds > 0 ? `Wait ${counted(seconds, "second")}` : `Generate by ${wish.tier}`}

@@ -19,6 +19,7 @@ import { html, render, useCallback, useEffect, useRef, useState } from "./ui.js"
 /** @typedef {import("./api.js").Tiers} Tiers */
 /** @typedef {import("./tiers.js").Strips} Strips */
 
+const ALL = "all tiers"; // what the history calls a comparison
 const AGAIN = 2000; // milliseconds between two questions whether the server is ready
 const FRESH = 30_000; // after so many the predicted times are asked for again
 
@@ -148,28 +149,32 @@ function Playground() {
     look();
   };
 
-  const compare = async () => {
+  const compare = async (/** @type {Wish} */ asked) => {
     if (!tiers) return;
     begin();
     setRun(null);
     stopped.current = false;
     const guidance =
-      wish.guidance ??
+      asked.guidance ??
       (tiers.guides ? (tiers.tiers.find((tier) => tier.tier === tiers.default)?.default_guidance ?? null) : null);
-    const runs = tiers.tiers.map((tier) => beginning({ ...wish, tier: tier.tier, count: 1, guidance }));
+    const runs = tiers.tiers.map((tier) => beginning({ ...asked, tier: tier.tier, count: 1, guidance }));
     setCompared(runs);
     say(`Comparing ${runs.length} tiers.`);
+    let last = "";
     for (const one of runs) {
       if (stopped.current) break;
       const done = await make(one.wish, (now) =>
         setCompared((all) => all.map((old) => (old.wish.tier === one.wish.tier ? now : old))),
       );
       say(done.error ? "" : `${one.wish.tier}: ${time(done.milliseconds)}.`);
+      last = done.pictures[0]?.url ?? "";
       if (done.error) {
         stopped.current = true;
         fail(done.error);
       }
     }
+    if (!stopped.current)
+      setKept(remember({ at: Date.now(), wish: { ...asked, image: null }, tier: ALL, picture: await thumbnail(last) }));
     look();
   };
 
@@ -179,9 +184,9 @@ function Playground() {
     const now = run ?? compared.find((one) => one.state === "running" || one.state === "asking");
     if (now) cancel(now);
   };
-  const again = (/** @type {Wish} */ asked) => {
+  const again = (/** @type {Wish} */ asked, tier = "") => {
     setWish(asked);
-    generate(asked);
+    return tier === ALL ? compare(asked) : generate(asked);
   };
 
   if (error?.status === 401) {
@@ -203,7 +208,7 @@ function Playground() {
     <${TierCards} tiers=${tiers.tiers} strips=${strips} chosen=${wish.tier} onChoose=${(/** @type {string} */ tier) => change({ tier })} />
     <div class="work">
       <div class="stack">
-        <${Form} wish=${wish} tiers=${tiers} onChange=${change} onSubmit=${() => generate(wish)} onCompare=${compare} busy=${busy} seconds=${seconds} />
+        <${Form} wish=${wish} tiers=${tiers} onChange=${change} onSubmit=${() => generate(wish)} onCompare=${() => compare(wish)} busy=${busy} seconds=${seconds} />
         ${
           key.get() &&
           html`<button type="button" class="quiet" onClick=${() => {
@@ -215,8 +220,8 @@ function Playground() {
       <div class="stack stage" ref=${stage}>
         ${problem && html`<${Problem} error=${problem} seconds=${seconds} />`}
         ${run && html`<${Result} run=${run} strips=${strips} withKey=${key.get() !== ""} onCancel=${stop} onAgain=${again} say=${say} />`}
-        ${compared.length > 0 && html`<${Comparison} runs=${compared} tiers=${tiers.tiers} strips=${strips} withKey=${key.get() !== ""} onCancel=${stop} say=${say} />`}
-        ${!run && compared.length === 0 && !problem && html`<${Empty} tiers=${tiers} strips=${strips} subject=${wish.prompt} disabled=${busy || seconds > 0} onCompare=${compare} />`}
+        ${compared.length > 0 && html`<${Comparison} runs=${compared} tiers=${tiers.tiers} strips=${strips} withKey=${key.get() !== ""} onAgain=${again} onCancel=${stop} say=${say} />`}
+        ${!run && compared.length === 0 && !problem && html`<${Empty} tiers=${tiers} strips=${strips} subject=${wish.prompt} disabled=${busy || seconds > 0} onCompare=${() => compare(wish)} />`}
         <${Kept} kept=${kept} busy=${busy || seconds > 0} onAgain=${again} onForget=${() => {
           forget();
           setKept([]);
@@ -259,7 +264,7 @@ function Shell({ tiers, choice, children }) {
 /** What Compare will fill. @param {{tiers: Tiers, strips: Strips, subject: string, disabled: boolean, onCompare: () => void}} props */
 function Empty({ tiers, strips, subject, disabled, onCompare }) {
   const all = tiers.tiers.reduce((sum, tier) => sum + tier.predicted_ms, 0);
-  return html`<section class="stack" aria-label="Nothing drawn yet">
+  return html`<section class="stack nothing" aria-label="Nothing drawn yet">
     <h2 class="unseen">All tiers, not drawn yet</h2>
     <div class="compared">
       ${tiers.tiers.map(
@@ -282,7 +287,7 @@ function Empty({ tiers, strips, subject, disabled, onCompare }) {
 }
 
 /**
- * @param {{kept: import("./history.js").Remembered[], busy: boolean, onAgain: (wish: Wish) => void, onForget: () => void}} props
+ * @param {{kept: import("./history.js").Remembered[], busy: boolean, onAgain: (wish: Wish, tier: string) => void, onForget: () => void}} props
  */
 function Kept({ kept, busy, onAgain, onForget }) {
   if (kept.length === 0) return null;
@@ -294,7 +299,7 @@ function Kept({ kept, busy, onAgain, onForget }) {
     <ul class="kept">
       ${kept.map(
         ({ at, wish, tier, picture }) => html`<li key=${at}>
-          <button type="button" disabled=${busy} title="Same again" onClick=${() => onAgain(wish)}>
+          <button type="button" disabled=${busy} title="Same again" onClick=${() => onAgain(wish, tier)}>
             <img src=${picture} alt="" />
             <span class="small">${wish.prompt || "an image"}<span class="soft">${tier}, seed ${wish.seed}</span></span>
             <span class="unseen">: same again</span>

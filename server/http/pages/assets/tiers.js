@@ -32,15 +32,17 @@ export function TierCards({ tiers, strips, chosen, onChoose }) {
           ${strips[tier.digest] ? html`<${Strip} steps=${strips[tier.digest]} />` : html`<span class="strip" />`}
           <span class="tier-facts soft small">
             <span title="Multiply-accumulates of the UNet for one image">${macs(tier.macs)} MACs</span>
-            <span title="Predicted for one image under the present load">≈ ${time(tier.predicted_ms)}</span>
-            ${tier.fidelity && html`<span title="How close its images are to the original's, as its search measured">${tier.fidelity.psnr.toFixed(0)} dB</span>`}
+            <span>
+              <span title="Predicted for one image under the present load">≈ ${time(tier.predicted_ms)}</span>
+              ${tier.fidelity && html`<span title="How close its images are to the original's, as its search measured">, ${tier.fidelity.psnr.toFixed(0)} dB</span>`}
+            </span>
           </span>`,
       ),
     )}
     ${card(
       AUTO,
-      html`<span class="gain original">as dear as time allows</span>
-        <span class="tier-facts soft small">predicted to meet your limit</span>`,
+      html`<span class="gain original">in time</span>
+        <span class="tier-facts soft small">the dearest tier that is predicted to meet your time limit</span>`,
     )}
   </fieldset>`;
 }
