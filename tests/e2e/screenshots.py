@@ -66,7 +66,7 @@ def console(browser: Browser, address: str) -> None:
             page.wait_for_timeout(20_000)  # a line over time takes some
             if narrow:
                 page.get_by_role("heading", name="Front").evaluate("front => scrollTo(0, front.offsetTop - 24)")
-            write(page, name, None if narrow else 1180)
+            write(page, name, None if narrow else 1060)
 
 
 def compare(page: Page) -> None:

@@ -4,7 +4,7 @@ import uPlot from "../vendor/uplot.js";
 
 /** @typedef {import("uplot")} Plot */
 /** @typedef {import("uplot").Options} Options */
-/** @typedef {Record<"text" | "soft" | "line" | "accent" | "surface" | "full" | "partial" | "null" | "good" | "bad", string>} Palette */
+/** @typedef {Record<"text" | "soft" | "line" | "accent" | "surface" | "page" | "full" | "partial" | "null" | "good" | "bad", string>} Palette */
 
 const TOKENS = /** @type {const} */ ({
   text: "--text",
@@ -12,6 +12,7 @@ const TOKENS = /** @type {const} */ ({
   line: "--line",
   accent: "--accent",
   surface: "--surface",
+  page: "--page",
   full: "--full",
   partial: "--partial",
   null: "--null",

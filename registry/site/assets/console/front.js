@@ -137,14 +137,31 @@ function tierNames(plot, points, colours) {
   ctx.save();
   ctx.font = FONT.replace("12px", `600 ${12 * scale}px`);
   ctx.fillStyle = colours.text;
+  ctx.strokeStyle = colours.page;
+  ctx.lineWidth = 4 * scale;
+  ctx.lineJoin = "round";
+  ctx.textAlign = "left";
   const right = plot.bbox.left + plot.bbox.width;
-  for (const { figures, tiers } of points.filter((version) => version.tiers.length)) {
-    const x = plot.valToPos(figures.relative_cost, "x", true);
-    const y = plot.valToPos(figures.rfid, "y", true);
+  const height = 14 * scale;
+  const named = points.filter((version) => version.tiers.length);
+  const place = (/** @type {Measured} */ { figures }) => ({
+    x: plot.valToPos(figures.relative_cost, "x", true),
+    y: plot.valToPos(figures.rfid, "y", true),
+  });
+  // What no name may cover: the rings, and the names before it.
+  const taken = named.map(place).map(({ x, y }) => ({ left: x - 8 * scale, right: x + 8 * scale, y: y + 4 * scale }));
+  for (const version of named) {
+    const { tiers } = version;
+    const { x, y } = place(version);
     const text = tiers.join(", ");
-    const fits = x + 12 * scale + ctx.measureText(text).width < right;
-    ctx.textAlign = fits ? "left" : "right";
-    ctx.fillText(text, x + (fits ? 11 : -11) * scale, y - 7 * scale);
+    const { width } = ctx.measureText(text);
+    const left = x + 12 * scale + width < right ? x + 11 * scale : x - 11 * scale - width;
+    const free = (/** @type {number} */ at) =>
+      taken.every((other) => other.left > left + width || other.right < left || Math.abs(other.y - at) > height);
+    const at = [y - 7 * scale, y + 17 * scale, y - 23 * scale].find(free) ?? y - 7 * scale;
+    taken.push({ left, right: left + width, y: at });
+    ctx.strokeText(text, left, at);
+    ctx.fillText(text, left, at);
   }
   ctx.restore();
 }

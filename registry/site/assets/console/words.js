@@ -19,7 +19,7 @@ export const short = (digest) => digest.slice(0, 8);
 export const cost = (cost) => cost.toFixed(3);
 
 /** @param {number} rfid */
-export const rfid = (rfid) => significant(rfid);
+export const rfid = (rfid) => (rfid < 0.095 ? String(Number(rfid.toPrecision(2))) : significant(rfid));
 
 /** @param {number} decibels */
 export const decibels = (decibels) => `${decibels.toFixed(1)} dB`;
