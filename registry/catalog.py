@@ -17,7 +17,7 @@ from registry.errors import Conflict, FlexiError, InvalidInput, NotFound, Tamper
 from registry.records import Action, Alias, Move, Removal, Resolved, Target, Text, Version, checked
 from registry.schedule import Schedule
 from registry.stores.base import ObjectStore
-from registry.tiers import REFERENCE, TierAliases
+from registry.tiers import REFERENCE, TierAliases, moved_meanwhile
 from registry.versions import VersionLog
 from registry.writer import Writer, now
 
@@ -186,7 +186,7 @@ class Catalog:
 
         def choose(before: Alias | None) -> Target:
             if moves is not None and moves != (before.moves if before else 0):
-                raise _moved(tier, before)
+                raise moved_meanwhile(tier, before)
             return target
 
         return self._move("promote", tier, schedule, choose, reason)
@@ -198,21 +198,17 @@ class Catalog:
         """
         seen = self.alias(tier)
         if moves is not None and moves != seen.moves:
-            raise _moved(tier, seen)
-        target = self.move_before(seen)
+            raise moved_meanwhile(tier, seen)
+        target = self.tier_aliases.before(seen)
         if target is None:
             raise NotFound("never meant another schedule", param=f"tier {tier}")
 
         def choose(before: Alias | None) -> Target:
             if before != seen:
-                raise _moved(tier, before)
+                raise moved_meanwhile(tier, before)
             return target
 
         return self._move("rollback", tier, self.schedule(target.digest), choose, reason)
-
-    def move_before(self, alias: Alias) -> Move | None:
-        """What a rollback leads to: the newest move that meant another schedule; None where there never was one."""
-        return next((move for move in self.tier_aliases.backwards(alias) if move.digest != alias.digest), None)
 
     def schedule_key(self, digest: str) -> str:
         """Where the schedule with this digest is kept."""
@@ -268,13 +264,3 @@ class Catalog:
 
     def _signature_key(self, digest: str, by: str) -> str:
         return f"{self.model}/signatures/{digest}/{by}.json"
-
-
-def _moved(tier: str, now: Alias | None) -> Conflict:
-    """For who decided on what a tier meant before its newest move."""
-    if now is None:
-        return Conflict("was removed meanwhile: look again", param=f"tier {tier}")
-    newest = now.history[-1]
-    reason = f" ({newest.reason})" if newest.reason else ""
-    said = f"{newest.action} to version {newest.version} by {newest.author} at {newest.time:%Y-%m-%d %H:%M:%S} UTC{reason}"
-    return Conflict(f"was moved by somebody else meanwhile: {said}; look again", param=f"tier {tier}")

@@ -130,7 +130,7 @@ class RegistryReader:
     def _tier(self, name: str) -> ShownTier:
         try:
             alias = self._catalog.alias(name)
-            back = self._catalog.move_before(alias)
+            back = self._catalog.tier_aliases.before(alias)
         except StoreUnavailable:
             raise
         except FlexiError as error:

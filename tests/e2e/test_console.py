@@ -143,6 +143,7 @@ def test_a_tier_is_promoted_and_rolled_back_in_the_page_and_the_alias_really_mov
     assert violations(page) == []
     do.click()
     dialog.wait_for(state="detached")
+    expect(tier(page, "fast").get_by_role("button", name="Promote …")).to_be_focused()
     moved = guarded.catalog.alias("fast")
     assert (moved.digest, moved.moves) == (target, before.moves + 1)
     newest = audited_moves(guarded.catalog, "fast")[-1].audit

@@ -9,7 +9,9 @@ export function Dialog({ title, close, wide = false, children }) {
   const dialog = useRef(/** @type {HTMLDialogElement | null} */ (null));
   const id = useId();
   useEffect(() => {
-    dialog.current?.showModal();
+    const shown = dialog.current;
+    shown?.showModal();
+    return () => shown?.close(); // however it goes away, whoever opened it has the focus again
   }, []);
   return html`<dialog ref=${dialog} class=${wide ? "wide" : ""} aria-labelledby=${id} onClose=${close}>
     <div class="row spread head"><h2 id=${id}>${title}</h2>

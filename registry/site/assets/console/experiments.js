@@ -1,9 +1,9 @@
 // Experiments: what each splits, what its arms did, how sure that is, and raising its share or ending it.
-import { macs } from "../format.js";
-import { html, useCallback, useMemo, useState } from "../ui.js";
+import { html, useState } from "../ui.js";
 import { useAsked } from "./asking.js";
-import { Chart, dressed } from "./chart.js";
-import { ReasonDialog } from "./dialog.js";
+import { Course } from "./course.js";
+import { figure, span } from "./effects.js";
+import { ExperimentAction } from "./experiment_action.js";
 import { Term } from "./term.js";
 import { known, rfid, short, When } from "./words.js";
 
@@ -11,12 +11,10 @@ import { known, rfid, short, When } from "./words.js";
 /** @typedef {import("./types.js").Experiment} Experiment */
 /** @typedef {import("./types.js").Experiments} ExperimentsDocument */
 /** @typedef {import("./types.js").Report} Report */
-/** @typedef {import("./types.js").Interval} Interval */
 /** @typedef {{source: Source, query: string, mayAct: boolean, again: () => Promise<void>, open: (digest: string) => void}} Context */
 
 const REPORT_SECONDS = 60;
 const OPEN = ["draft", "running", "paused"]; // what can still be ended
-const SHARES = ["errors", "abandoned", "unplanned_steps"];
 const RATIOS = ["queue_seconds", "service_seconds", "macs", "feature_distance"];
 
 /** @param {Context & {experiments: ExperimentsDocument}} props */
@@ -88,7 +86,7 @@ function ExperimentCard({ experiment, ...context }) {
     <details><summary class="small">History: ${experiment.history.length}</summary><ol class="history small">
       ${experiment.history.map((entry) => html`<li><b>${entry.action.replace("_", " ")}</b> → ${entry.status.replace("_", " ")}, <${When} when=${entry.time} />, ${entry.author}${entry.reason && html`<span class="soft">: ${entry.reason}</span>`}</li>`)}
     </ol></details>
-    ${asking && html`<${Action} key=${asking} action=${asking} experiment=${experiment} report=${report} close=${() => setAsking("")} ...${context} />`}
+    ${asking && html`<${ExperimentAction} key=${asking} action=${asking} experiment=${experiment} report=${report} close=${() => setAsking("")} ...${context} />`}
   </article>`;
 }
 
@@ -182,99 +180,4 @@ function effect(one) {
   const ratio = RATIOS.includes(one.metric);
   const interval = ratio ? one.ratio : one.difference;
   return interval ? span(interval, one.metric, ratio) : "too few yet";
-}
-
-/** @param {Interval} interval @param {string} metric @param {boolean} ratio */
-function span(interval, metric, ratio) {
-  const write = (/** @type {number} */ value) => (ratio ? `×${value.toFixed(3)}` : figure(value, metric));
-  return `${write(interval.estimate)} [${write(interval.low)}, ${write(interval.high)}]`;
-}
-
-/** @param {number} value @param {string} metric */
-function figure(value, metric) {
-  if (SHARES.includes(metric)) return `${(100 * value).toFixed(2)} %`;
-  if (metric === "macs") return macs(value);
-  return String(Number(value.toPrecision(3)));
-}
-
-/** @param {{experiment: Experiment, report: Report}} props */
-function Course({ experiment, report }) {
-  const { primary, arms, control } = experiment.declaration;
-  const treatments = arms.map((arm) => arm.name).filter((name) => name !== control);
-  const neutral = report.by_ratio ? 1 : 0;
-  const points = useMemo(
-    () => report.course.filter((point) => point.effect && point.arm === treatments[0]),
-    [report, treatments[0]],
-  );
-  const data = useMemo(
-    () =>
-      /** @type {import("uplot").AlignedData} */ ([
-        points.map((point) => new Date(point.time).getTime() / 1000),
-        points.map((point) => point.effect?.estimate ?? null),
-        points.map((point) => point.effect?.high ?? null),
-        points.map((point) => point.effect?.low ?? null),
-        points.map(() => neutral),
-      ]),
-    [points, neutral],
-  );
-  const options = useCallback(
-    (/** @type {import("./chart.js").Palette} */ colours) =>
-      /** @type {Omit<import("uplot").Options, "width" | "height">} */ ({
-        scales: { y: { range: (_, low, high) => [Math.min(low, neutral) - 0.02, Math.max(high, neutral) + 0.02] } },
-        series: [
-          {},
-          { stroke: colours.accent, width: 2, points: { show: true, size: 6, fill: colours.accent } },
-          { stroke: colours.accent, width: 1, points: { show: false } },
-          { stroke: colours.accent, width: 1, points: { show: false } },
-          { stroke: colours.soft, width: 1, dash: [4, 4], points: { show: false } },
-        ],
-        bands: [{ series: [2, 3], fill: `color-mix(in srgb, ${colours.accent} 16%, transparent)` }],
-        axes: [
-          dressed(colours, {}),
-          dressed(colours, { size: 56, label: report.by_ratio ? "ratio to control" : "difference" }),
-        ],
-        cursor: { show: false },
-        padding: [12, 12, 0, 0],
-      }),
-    [neutral, report.by_ratio],
-  );
-  const last = points.at(-1);
-  if (!last?.effect) {
-    return html`<p class="small soft">The <${Term} word="confidence sequence">interval<//> of ${primary.metric.replaceAll("_", " ")} appears when each <${Term} word="arm" /> has 200 <${Term} word="unit">units<//>.</p>`;
-  }
-  const text = `${primary.metric.replaceAll("_", " ")} of ${last.arm}: ${span(last.effect, primary.metric, report.by_ratio)}`;
-  return html`<figure class="stack tight">
-    <figcaption class="small"><b>${text}</b> <span class="soft">over time; the band is its <${Term} word="confidence sequence" /></span></figcaption>
-    <${Chart} data=${data} options=${options} height=${180} label=${`${text}, over ${points.length} times`} />
-  </figure>`;
-}
-
-/** @param {Context & {action: string, experiment: Experiment, report: Report | null, close: () => void}} props */
-function Action({ action, experiment, report, close, source, query, again }) {
-  const [force, setForce] = useState(false);
-  const { declaration, name, version, transitions, stage } = experiment;
-  const next = declaration.ramp[stage + 1];
-  const gate = action === "ramp" ? report?.gate : null;
-  const said = {
-    ramp: `From ${experiment.share} % to ${next?.share ?? "?"} % of the units of ${declaration.tier}.`,
-    stop: `It ends, and ${declaration.tier} serves everybody its own schedule. Its events stay.`,
-    kill: `It ends because of harm: ${declaration.tier} serves everybody its own schedule, on every server within its watch interval.`,
-  }[action];
-  const verb = { ramp: `Raise the share to ${next?.share} %`, stop: "Stop it", kill: "Kill it" }[action];
-  /** @param {string} reason */
-  async function act(reason) {
-    const body = { version, transitions, reason };
-    await source.act(`experiments/${name}/${action}${query}`, action === "ramp" ? { ...body, force } : body);
-    await again();
-  }
-  return html`<${ReasonDialog} title=${`${action[0]?.toUpperCase()}${action.slice(1)} ${name}`} verb=${verb} danger=${action !== "ramp"} close=${close}
-    ready=${!gate || force} act=${act} again=${again}>
-    <p>${said}</p>
-    ${action !== "ramp" && html`<p class="small soft">It is ${experiment.status} at ${experiment.share} % with ${declaration.arms.length} arms: ${declaration.arms.map((arm) => arm.name).join(", ")}.</p>`}
-    ${
-      gate &&
-      html`<p class="note warn">The gate of this stage is not passed: ${gate}.</p>
-      <label class="row"><input type="checkbox" checked=${force} onChange=${(/** @type {any} */ event) => setForce(event.currentTarget.checked)} /> Go on all the same</label>`
-    }
-  <//>`;
 }
