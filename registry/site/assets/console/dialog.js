@@ -9,9 +9,12 @@ export function Dialog({ title, close, wide = false, children }) {
   const dialog = useRef(/** @type {HTMLDialogElement | null} */ (null));
   const id = useId();
   useEffect(() => {
-    const shown = dialog.current;
+    const [shown, before] = [dialog.current, document.activeElement];
     shown?.showModal();
-    return () => shown?.close(); // however it goes away, whoever opened it has the focus again
+    return () => {
+      shown?.close(); // else all beside it takes no focus
+      if (before instanceof HTMLElement) before.focus();
+    };
   }, []);
   return html`<dialog ref=${dialog} class=${wide ? "wide" : ""} aria-labelledby=${id} onClose=${close}>
     <div class="row spread head"><h2 id=${id}>${title}</h2>
