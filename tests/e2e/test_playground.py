@@ -176,7 +176,7 @@ def test_a_request_that_is_cancelled_ends_on_the_server_too(chromium, guarded):
 def test_tiers_are_compared_with_their_cost_and_how_close_they_are(page, guarded):
     page.get_by_label("Prompt", exact=True).fill("red heart")
     page.get_by_role("button", name="Compare all tiers").click()
-    page.get_by_role("heading", name="Look closer").wait_for(timeout=60_000)
+    page.get_by_role("heading", name="Look closer").wait_for()
     asked = {tier: guarded.post(prompt="red heart", tier=tier, seed=7, guidance_scale=3).json() for tier in TIERS}
     images = {tier: pixels(answer["images"][0]) for tier, answer in asked.items()}
     for tier in TIERS:
@@ -227,7 +227,7 @@ def test_a_used_up_quota_is_said_with_a_countdown_that_gives_the_button_back(chr
         button = page.get_by_role("button", name=re.compile(r"^Wait \d+ seconds?$"))
         expect(button).to_be_disabled()
         expect(page.get_by_text(re.compile(r"Try again in \d+ seconds?\."))).to_be_visible()
-        page.get_by_role("button", name="Generate by draft").click(timeout=30_000)
+        page.get_by_role("button", name="Generate by draft").click()
         page.get_by_role("link", name="Download").wait_for()
 
 
@@ -250,6 +250,21 @@ def test_errors_are_said_in_plain_words(chromium, guarded, status, code, words):
         generate(page, "draft")
         expect(page.get_by_role("alert")).to_contain_text(words)
         expect(page.get_by_role("button", name="Generate by draft")).to_be_enabled()
+
+
+def test_a_server_that_is_starting_is_waited_for(chromium, guarded):
+    def refuse(route):
+        error = {"code": "not_ready", "message": "the model is loading (3 s)", "param": None, "request_id": "id-1"}
+        route.fulfill(status=503, json={"error": error}, headers={"Retry-After": "5"})
+
+    with visiting(chromium, guarded.address, expected=[503]) as page:
+        page.add_init_script(f"sessionStorage.setItem('flexi.key', {json.dumps(guarded.boss)})")
+        page.route("**/v1/tiers", refuse)
+        page.goto(guarded.address)
+        expect(page.get_by_role("alert")).to_contain_text("the model is loading (3 s)")
+        page.unroute("**/v1/tiers")
+        page.get_by_role("button", name="Compare all tiers").wait_for()
+        expect(page.get_by_role("alert")).to_have_count(0)
 
 
 def test_a_server_that_goes_away_in_the_middle_is_said(chromium, guarded):

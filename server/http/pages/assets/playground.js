@@ -45,11 +45,14 @@ function useServer(model) {
   const [strips, setStrips] = useState(/** @type {Strips} */ ({}));
   const [error, setError] = useState(/** @type {ApiError | null} */ (null));
   const known = useRef(new Set());
+  const wanted = useRef(model);
+  wanted.current = model;
 
   const look = useCallback(async () => {
     const query = model ? `?model=${encodeURIComponent(model)}` : "";
     try {
       const found = /** @type {Tiers} */ (await json(`v1/tiers${query}`));
+      if (wanted.current !== model) return; // the visitor went on to another one meanwhile
       setTiers(found);
       setError(null);
       for (const { digest } of found.tiers.filter((tier) => !known.current.has(tier.digest))) {
@@ -178,7 +181,8 @@ function Playground() {
     look();
   };
 
-  const busy = (run !== null && isUnderWay(run)) || (compared.some(isUnderWay) && !stopped.current);
+  const fits = !wish.model || tiers?.model === wish.model; // else what is shown is still another model's
+  const busy = !fits || (run !== null && isUnderWay(run)) || (compared.some(isUnderWay) && !stopped.current);
   const stop = () => {
     stopped.current = true;
     const now = run ?? compared.find((one) => one.state === "running" || one.state === "asking");
@@ -199,12 +203,13 @@ function Playground() {
     models.length > 1 &&
     html`<div class="field model">
       <label for="model">Model</label>
-      <select id="model" value=${tiers.model} disabled=${busy} onChange=${(/** @type {any} */ event) => change({ model: event.target.value })}>
+      <select id="model" value=${wish.model || tiers.model} disabled=${busy && fits} onChange=${(/** @type {any} */ event) => change({ model: event.target.value })}>
         ${models.map((name) => html`<option value=${name}>${name}</option>`)}
       </select>
     </div>`;
   return html`<${Shell} tiers=${tiers} choice=${choice}>
     <p class="unseen" role="status">${spoken}</p>
+    ${error && html`<${Problem} error=${error} seconds=${0} />`}
     <${TierCards} tiers=${tiers.tiers} strips=${strips} chosen=${wish.tier} onChoose=${(/** @type {string} */ tier) => change({ tier })} />
     <div class="work">
       <div class="stack">
