@@ -133,6 +133,14 @@ def test_a_strip_shows_each_step_of_the_schedule_in_its_order(page):
         assert cells == [step.kind for step in schedule.steps()]
 
 
+def test_a_schedule_of_fewer_steps_is_drawn_in_the_time_of_the_original(page):
+    spread = (
+        "async (of) => (await import('/assets/strip.js')).spread([{kind: 'full'}, {kind: 'full'}], of).map((step) => step.kind)"
+    )
+    assert page.evaluate(spread, 5) == ["full", "null", "null", "full", "null"]
+    assert page.evaluate(spread, 2) == page.evaluate(spread, 0) == ["full", "full"]
+
+
 def test_an_image_comes_with_previews_and_steps_and_is_the_one_that_the_api_makes(page, guarded):
     seen = page.evaluate_handle(
         """() => {
@@ -271,7 +279,7 @@ def test_a_server_that_goes_away_in_the_middle_is_said(chromium, guarded):
     with busy(guarded), cut_off(guarded.address) as way, opened(chromium, way.address, guarded.boss, expected=["lost"]) as page:
         page.get_by_label("Images", exact=True).select_option("4")
         generate(page, "reference")
-        page.get_by_text("to compute").wait_for()  # the plan is there: the stream has begun
+        page.get_by_text("computed, of").wait_for()  # the plan is there: the stream has begun
         way.cut()
         expect(page.get_by_role("alert")).to_contain_text("connection to the server was lost")
         expect(page.get_by_role("button", name="Cancel")).to_have_count(0)
@@ -326,6 +334,8 @@ def test_a_picture_to_start_from_is_drawn_anew_in_part(page, tmp_path):
     page.get_by_label("Made anew").fill("0.2")
     generate(page, "reference")
     page.get_by_role("link", name="Download").wait_for()
+    expect(page.locator(".result .strip i.full")).to_have_count(2)  # of the teacher's ten steps, the last two
+    expect(page.locator(".result .strip i")).to_have_count(2)
     red, green, _ = pixels(page.locator(".result img").get_attribute("src")).mean(axis=(0, 1))
     assert red > 150 > 100 > green, "little of it was made anew"
     assert violations(page) == []

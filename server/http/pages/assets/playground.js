@@ -11,7 +11,7 @@ import { AUTO } from "./request.js";
 import { Result } from "./result.js";
 import { beginning, cancel, follow, isUnderWay } from "./run.js";
 import { Strip, stepsOf } from "./strip.js";
-import { Gain, TierCards } from "./tiers.js";
+import { Gain, TierCards, wholeOf } from "./tiers.js";
 import { html, render, useCallback, useEffect, useRef, useState } from "./ui.js";
 
 /** @typedef {import("./request.js").Wish} Wish */
@@ -224,7 +224,7 @@ function Playground() {
       </div>
       <div class="stack stage" ref=${stage}>
         ${problem && html`<${Problem} error=${problem} seconds=${seconds} />`}
-        ${run && html`<${Result} run=${run} strips=${strips} withKey=${key.get() !== ""} onCancel=${stop} onAgain=${again} say=${say} />`}
+        ${run && html`<${Result} run=${run} strips=${strips} whole=${wholeOf(tiers.tiers)} withKey=${key.get() !== ""} onCancel=${stop} onAgain=${again} say=${say} />`}
         ${compared.length > 0 && html`<${Comparison} runs=${compared} tiers=${tiers.tiers} strips=${strips} withKey=${key.get() !== ""} onAgain=${again} onCancel=${stop} say=${say} />`}
         ${!run && compared.length === 0 && !problem && html`<${Empty} tiers=${tiers} strips=${strips} subject=${wish.prompt} disabled=${busy || seconds > 0} onCompare=${() => compare(wish)} />`}
         <${Kept} kept=${kept} busy=${busy || seconds > 0} onAgain=${again} onForget=${() => {
@@ -277,7 +277,7 @@ function Empty({ tiers, strips, subject, disabled, onCompare }) {
           <div class="frame" />
           <div class="stack tight caption">
             <div><h3>${tier.tier}</h3><${Gain} tier=${tier} /></div>
-            ${strips[tier.digest] && html`<${Strip} steps=${strips[tier.digest]} />`}
+            ${strips[tier.digest] && html`<${Strip} steps=${strips[tier.digest]} of=${wholeOf(tiers.tiers)} />`}
           </div>
         </div>`,
       )}
