@@ -3,7 +3,9 @@
 # needs root. It never fails: what is missing then is said by the tests that want it.
 set -euo pipefail
 
-type -P chromium chromium-browser google-chrome >/dev/null && exit 0
+for name in chromium chromium-browser google-chrome; do
+    type -P "$name" >/dev/null && exit 0
+done
 { type -P apt-get && [ "$(id -u)" = 0 ]; } >/dev/null || exit 0
 
 echo "Installing chromium for the tests"

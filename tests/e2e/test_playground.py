@@ -133,6 +133,14 @@ def test_a_strip_shows_each_step_of_the_schedule_in_its_order(page):
         assert cells == [step.kind for step in schedule.steps()]
 
 
+def test_a_schedule_of_fewer_steps_is_drawn_in_the_time_of_the_original(page):
+    spread = (
+        "async (of) => (await import('/assets/strip.js')).spread([{kind: 'full'}, {kind: 'full'}], of).map((step) => step.kind)"
+    )
+    assert page.evaluate(spread, 5) == ["full", "null", "null", "full", "null"]
+    assert page.evaluate(spread, 2) == page.evaluate(spread, 0) == ["full", "full"]
+
+
 def test_an_image_comes_with_previews_and_steps_and_is_the_one_that_the_api_makes(page, guarded):
     seen = page.evaluate_handle(
         """() => {
@@ -176,7 +184,7 @@ def test_a_request_that_is_cancelled_ends_on_the_server_too(chromium, guarded):
 def test_tiers_are_compared_with_their_cost_and_how_close_they_are(page, guarded):
     page.get_by_label("Prompt", exact=True).fill("red heart")
     page.get_by_role("button", name="Compare all tiers").click()
-    page.get_by_role("heading", name="Look closer").wait_for(timeout=60_000)
+    page.get_by_role("heading", name="Look closer").wait_for()
     asked = {tier: guarded.post(prompt="red heart", tier=tier, seed=7, guidance_scale=3).json() for tier in TIERS}
     images = {tier: pixels(answer["images"][0]) for tier, answer in asked.items()}
     for tier in TIERS:
@@ -227,7 +235,7 @@ def test_a_used_up_quota_is_said_with_a_countdown_that_gives_the_button_back(chr
         button = page.get_by_role("button", name=re.compile(r"^Wait \d+ seconds?$"))
         expect(button).to_be_disabled()
         expect(page.get_by_text(re.compile(r"Try again in \d+ seconds?\."))).to_be_visible()
-        page.get_by_role("button", name="Generate by draft").click(timeout=30_000)
+        page.get_by_role("button", name="Generate by draft").click()
         page.get_by_role("link", name="Download").wait_for()
 
 
@@ -252,11 +260,26 @@ def test_errors_are_said_in_plain_words(chromium, guarded, status, code, words):
         expect(page.get_by_role("button", name="Generate by draft")).to_be_enabled()
 
 
+def test_a_server_that_is_starting_is_waited_for(chromium, guarded):
+    def refuse(route):
+        error = {"code": "not_ready", "message": "the model is loading (3 s)", "param": None, "request_id": "id-1"}
+        route.fulfill(status=503, json={"error": error}, headers={"Retry-After": "5"})
+
+    with visiting(chromium, guarded.address, expected=[503]) as page:
+        page.add_init_script(f"sessionStorage.setItem('flexi.key', {json.dumps(guarded.boss)})")
+        page.route("**/v1/tiers", refuse)
+        page.goto(guarded.address)
+        expect(page.get_by_role("alert")).to_contain_text("the model is loading (3 s)")
+        page.unroute("**/v1/tiers")
+        page.get_by_role("button", name="Compare all tiers").wait_for()
+        expect(page.get_by_role("alert")).to_have_count(0)
+
+
 def test_a_server_that_goes_away_in_the_middle_is_said(chromium, guarded):
     with busy(guarded), cut_off(guarded.address) as way, opened(chromium, way.address, guarded.boss, expected=["lost"]) as page:
         page.get_by_label("Images", exact=True).select_option("4")
         generate(page, "reference")
-        page.get_by_text("to compute").wait_for()  # the plan is there: the stream has begun
+        page.get_by_text("computed, of").wait_for()  # the plan is there: the stream has begun
         way.cut()
         expect(page.get_by_role("alert")).to_contain_text("connection to the server was lost")
         expect(page.get_by_role("button", name="Cancel")).to_have_count(0)
@@ -311,6 +334,8 @@ def test_a_picture_to_start_from_is_drawn_anew_in_part(page, tmp_path):
     page.get_by_label("Made anew").fill("0.2")
     generate(page, "reference")
     page.get_by_role("link", name="Download").wait_for()
+    expect(page.locator(".result .strip i.full")).to_have_count(2)  # of the teacher's ten steps, the last two
+    expect(page.locator(".result .strip i")).to_have_count(2)
     red, green, _ = pixels(page.locator(".result img").get_attribute("src")).mean(axis=(0, 1))
     assert red > 150 > 100 > green, "little of it was made anew"
     assert violations(page) == []

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 from places import ROOT
-from playwright.sync_api import Browser, Page, Request, sync_playwright
+from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
 
+PATIENCE = 60_000  # milliseconds that a page may take, on a machine with other work
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 QUIET = (
     "--no-sandbox",  # which a container gives nobody, and nothing of others is loaded
@@ -40,6 +41,7 @@ def chromium_running() -> Iterator[Browser]:
     path = next(filter(None, map(shutil.which, NAMES)), None)
     if path is None:
         missing("chromium", "apt install chromium")
+    expect.set_options(timeout=PATIENCE)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=list(QUIET))
         yield browser
@@ -69,7 +71,7 @@ def visiting(browser: Browser, address: str, expected: Collection[object] = (), 
         page.on("request", asked)
         page.on("console", lambda message: said(message.type, message.text))
         page.on("pageerror", lambda error: said("error", str(error)))
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(PATIENCE)
         yield page
     assert faults == []
 

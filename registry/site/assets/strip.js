@@ -21,6 +21,25 @@ export function stepsOf(schedule) {
   );
 }
 
+/**
+ * The same in a trajectory of `of` steps: what a solver of fewer steps jumps over is drawn as null steps are, so that strips of one
+ * model can be compared.
+ * @param {Step[]} steps
+ * @param {number} of
+ * @returns {Step[]}
+ */
+export function spread(steps, of) {
+  if (steps.length >= of) return steps;
+  const start = (/** @type {number} */ i) => Math.round((i * of) / steps.length);
+  return steps.flatMap((step, i) => {
+    const jumped = Array.from({ length: start(i + 1) - start(i) - 1 }, () => ({
+      kind: /** @type {Kind} */ ("null"),
+      branch: 0,
+    }));
+    return [step, ...jumped];
+  });
+}
+
 /** @param {Step[]} steps @returns {string} */
 export function inWords(steps) {
   const count = (/** @type {Kind} */ kind) => steps.filter((step) => step.kind === kind).length;
@@ -40,12 +59,14 @@ export function cellsDone(steps, computed) {
 }
 
 /**
- * @param {{steps: Step[], computed?: number | undefined, label?: string | undefined}} props  computed: of a run that is under
- * way, how many steps it has behind it; label: instead of the counts
+ * @param {{steps: Step[], of?: number | undefined, computed?: number | undefined, label?: string | undefined}} props  of: the steps of
+ * the trajectory that it is compared with; computed: of a run that is under way, how many steps it has behind it; label: instead of
+ * the counts
  */
-export function Strip({ steps, computed, label }) {
-  const done = computed === undefined ? steps.length : cellsDone(steps, computed);
+export function Strip({ steps, of = 0, computed, label }) {
+  const cells = spread(steps, of);
+  const done = computed === undefined ? cells.length : cellsDone(cells, computed);
   return html`<div class=${computed === undefined ? "strip" : "strip filling"} role="img" aria-label=${label ?? inWords(steps)}>
-    ${steps.map((step, i) => html`<i class=${i < done ? step.kind : `${step.kind} ahead`} />`)}
+    ${cells.map((step, i) => html`<i class=${i < done ? step.kind : `${step.kind} ahead`} />`)}
   </div>`;
 }

@@ -3,7 +3,7 @@ import { macs, time } from "./format.js";
 import { pixelsOf, psnr } from "./pixels.js";
 import { CopyAs, Frame, fileName, Progress, Unmet } from "./result.js";
 import { isUnderWay } from "./run.js";
-import { Gain } from "./tiers.js";
+import { Gain, wholeOf } from "./tiers.js";
 import { html, useEffect, useState } from "./ui.js";
 
 /** @typedef {import("./run.js").Run} Run */
@@ -64,7 +64,7 @@ export function Comparison({ runs, tiers, strips, withKey, onCancel, onAgain, sa
           <${Frame} run=${run} picture=${picture} alt=${`${subject}, by ${tier.tier}`} />
           <figcaption class="stack tight">
             <div><h3>${tier.tier}</h3><${Gain} tier=${tier} /></div>
-            <${Progress} run=${run} picture=${picture} strips=${strips} name=${`Steps of ${tier.tier}`} />
+            <${Progress} run=${run} picture=${picture} strips=${strips} whole=${wholeOf(tiers)} name=${`Steps of ${tier.tier}`} />
             <dl class="compared-facts small">
               <div><dt>MACs</dt><dd>${macs(run.plan?.macs ?? tier.macs)}</dd></div>
               <div><dt>Took</dt><dd>${run.state === "done" ? time(run.milliseconds) : "–"}</dd></div>

@@ -11,7 +11,7 @@ import { AUTO } from "./request.js";
 import { Result } from "./result.js";
 import { beginning, cancel, follow, isUnderWay } from "./run.js";
 import { Strip, stepsOf } from "./strip.js";
-import { Gain, TierCards } from "./tiers.js";
+import { Gain, TierCards, wholeOf } from "./tiers.js";
 import { html, render, useCallback, useEffect, useRef, useState } from "./ui.js";
 
 /** @typedef {import("./request.js").Wish} Wish */
@@ -45,11 +45,14 @@ function useServer(model) {
   const [strips, setStrips] = useState(/** @type {Strips} */ ({}));
   const [error, setError] = useState(/** @type {ApiError | null} */ (null));
   const known = useRef(new Set());
+  const wanted = useRef(model);
+  wanted.current = model;
 
   const look = useCallback(async () => {
     const query = model ? `?model=${encodeURIComponent(model)}` : "";
     try {
       const found = /** @type {Tiers} */ (await json(`v1/tiers${query}`));
+      if (wanted.current !== model) return; // the visitor went on to another one meanwhile
       setTiers(found);
       setError(null);
       for (const { digest } of found.tiers.filter((tier) => !known.current.has(tier.digest))) {
@@ -178,7 +181,8 @@ function Playground() {
     look();
   };
 
-  const busy = (run !== null && isUnderWay(run)) || (compared.some(isUnderWay) && !stopped.current);
+  const fits = !wish.model || tiers?.model === wish.model; // else what is shown is still another model's
+  const busy = !fits || (run !== null && isUnderWay(run)) || (compared.some(isUnderWay) && !stopped.current);
   const stop = () => {
     stopped.current = true;
     const now = run ?? compared.find((one) => one.state === "running" || one.state === "asking");
@@ -199,12 +203,13 @@ function Playground() {
     models.length > 1 &&
     html`<div class="field model">
       <label for="model">Model</label>
-      <select id="model" value=${tiers.model} disabled=${busy} onChange=${(/** @type {any} */ event) => change({ model: event.target.value })}>
+      <select id="model" value=${wish.model || tiers.model} disabled=${busy && fits} onChange=${(/** @type {any} */ event) => change({ model: event.target.value })}>
         ${models.map((name) => html`<option value=${name}>${name}</option>`)}
       </select>
     </div>`;
   return html`<${Shell} tiers=${tiers} choice=${choice}>
     <p class="unseen" role="status">${spoken}</p>
+    ${error && html`<${Problem} error=${error} seconds=${0} />`}
     <${TierCards} tiers=${tiers.tiers} strips=${strips} chosen=${wish.tier} onChoose=${(/** @type {string} */ tier) => change({ tier })} />
     <div class="work">
       <div class="stack">
@@ -219,7 +224,7 @@ function Playground() {
       </div>
       <div class="stack stage" ref=${stage}>
         ${problem && html`<${Problem} error=${problem} seconds=${seconds} />`}
-        ${run && html`<${Result} run=${run} strips=${strips} withKey=${key.get() !== ""} onCancel=${stop} onAgain=${again} say=${say} />`}
+        ${run && html`<${Result} run=${run} strips=${strips} whole=${wholeOf(tiers.tiers)} withKey=${key.get() !== ""} onCancel=${stop} onAgain=${again} say=${say} />`}
         ${compared.length > 0 && html`<${Comparison} runs=${compared} tiers=${tiers.tiers} strips=${strips} withKey=${key.get() !== ""} onAgain=${again} onCancel=${stop} say=${say} />`}
         ${!run && compared.length === 0 && !problem && html`<${Empty} tiers=${tiers} strips=${strips} subject=${wish.prompt} disabled=${busy || seconds > 0} onCompare=${() => compare(wish)} />`}
         <${Kept} kept=${kept} busy=${busy || seconds > 0} onAgain=${again} onForget=${() => {
@@ -272,7 +277,7 @@ function Empty({ tiers, strips, subject, disabled, onCompare }) {
           <div class="frame" />
           <div class="stack tight caption">
             <div><h3>${tier.tier}</h3><${Gain} tier=${tier} /></div>
-            ${strips[tier.digest] && html`<${Strip} steps=${strips[tier.digest]} />`}
+            ${strips[tier.digest] && html`<${Strip} steps=${strips[tier.digest]} of=${wholeOf(tiers.tiers)} />`}
           </div>
         </div>`,
       )}

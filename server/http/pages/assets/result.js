@@ -25,32 +25,44 @@ export function Frame({ run, picture, alt }) {
 }
 
 /**
- * How far an image is: the schedule's strip, which fills as its steps land.
- * @param {{run: Run, picture: Picture, strips: Strips, name: string}} props
+ * What runs of a schedule that starts from a picture: a full step, and its last computed steps.
+ * @param {import("./strip.js").Step[]} steps
+ * @param {number} computed  steps that run
+ * @returns {import("./strip.js").Step[]}
  */
-export function Progress({ run, picture, strips, name }) {
-  const steps = strips[run.plan?.schedule ?? ""];
+export function lastOf(steps, computed) {
+  const places = steps.flatMap((step, i) => (step.kind === "null" ? [] : [i]));
+  const rest = computed > 1 ? steps.slice(places.at(1 - computed)) : [];
+  return [{ kind: "full", branch: 0 }, ...rest];
+}
+
+/**
+ * How far an image is: the schedule's strip, which fills as its steps land.
+ * @param {{run: Run, picture: Picture, strips: Strips, whole: number, name: string}} props  whole: steps of the original
+ */
+export function Progress({ run, picture, strips, whole, name }) {
   const of = run.plan?.steps ?? 1;
+  const schedule = strips[run.plan?.schedule ?? ""];
+  const steps = schedule && run.wish.image ? lastOf(schedule, of) : schedule;
   return html`<div role="progressbar" aria-label=${name} aria-valuemin="0" aria-valuemax=${of} aria-valuenow=${picture.step}
     aria-valuetext=${`${picture.step} of ${counted(of, "computed step")}`}>
     ${
       steps
-        ? html`<${Strip} steps=${steps} computed=${picture.done ? undefined : picture.step} />`
+        ? html`<${Strip} steps=${steps} of=${run.wish.image ? 0 : whole} computed=${picture.done ? undefined : picture.step} />`
         : html`<div class="strip filling" />`
     }
   </div>`;
 }
 
-/** @param {{run: Run}} props */
-export function Facts({ run }) {
+/** @param {{run: Run, whole: number}} props */
+export function Facts({ run, whole }) {
   const { answer, plan } = run;
   if (!plan) return html`<p class="soft small">${run.state === "asking" ? "In the queue…" : ""}</p>`;
-  const computed = answer && answer.steps.full + answer.steps.partial;
   const facts = [
     ["Tier", answer?.tier ?? plan.tier ?? "a schedule"],
     [answer ? "Took" : "Predicted", time(answer ? run.milliseconds : plan.predicted_ms)],
     ["MACs", `${macs(plan.macs)}, ${percent(plan.relative_cost)} of the original's`],
-    ["Steps", answer ? `${computed} computed of ${computed + answer.steps.null}` : `${plan.steps} to compute`],
+    ["Steps", `${plan.steps} computed, of ${whole}`],
     ["Seed", String(plan.seed)],
     ...(plan.guidance_scale > 1 ? [["Guidance", String(plan.guidance_scale)]] : []),
   ];
@@ -109,13 +121,14 @@ export function fileName(wish, picture, tier) {
 }
 
 /**
- * @param {{run: Run, strips: Strips, withKey: boolean, onCancel: () => void, onAgain: (wish: Wish) => void,
+ * @param {{run: Run, strips: Strips, whole: number, withKey: boolean, onCancel: () => void, onAgain: (wish: Wish) => void,
  *   say: (text: string) => void}} props
  */
-export function Result({ run, strips, withKey, onCancel, onAgain, say }) {
+export function Result({ run, strips, whole, withKey, onCancel, onAgain, say }) {
   const busy = isUnderWay(run);
   const subject = run.wish.prompt || "an image";
   const exact = { ...run.wish, tier: run.plan?.tier ?? run.wish.tier };
+  if (run.state === "failed" && run.pictures.every((picture) => !picture.url)) return null; // why is said above
   const several = run.pictures.length > 1;
   const only = several ? undefined : run.pictures[0];
   const tier = run.plan?.tier ?? run.wish.tier;
@@ -124,7 +137,7 @@ export function Result({ run, strips, withKey, onCancel, onAgain, say }) {
       ${run.pictures.map(
         (picture, i) => html`<figure class="stack tight" key=${i}>
           <${Frame} run=${run} picture=${picture} alt=${`${subject}, by ${tier}`} />
-          <${Progress} run=${run} picture=${picture} strips=${strips} name=${several ? `Image ${i + 1}` : "Steps"} />
+          <${Progress} run=${run} picture=${picture} strips=${strips} whole=${whole} name=${several ? `Image ${i + 1}` : "Steps"} />
           ${
             picture.done &&
             several &&
@@ -134,7 +147,7 @@ export function Result({ run, strips, withKey, onCancel, onAgain, say }) {
       )}
     </div>
     <div class="stack">
-      <${Facts} run=${run} />
+      <${Facts} run=${run} whole=${whole} />
       <${Unmet} run=${run} />
       <div class="row">
         ${busy && html`<button type="button" class="danger" onClick=${onCancel}>Cancel</button>`}

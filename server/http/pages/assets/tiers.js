@@ -14,6 +14,12 @@ export function Gain({ tier }) {
   return html`<span class="gain"><b>${timesCheaper(tier.relative_cost)}</b> cheaper</span>`;
 }
 
+/** The steps of the dearest tier: the trajectory that strips are drawn in. @param {Tier[]} tiers @returns {number} */
+export function wholeOf(tiers) {
+  const steps = tiers.at(-1)?.steps;
+  return steps ? steps.full + steps.partial + steps.null : 0;
+}
+
 /**
  * @param {{tiers: Tier[], strips: Strips, chosen: string, onChoose: (tier: string) => void}} props
  */
@@ -29,7 +35,7 @@ export function TierCards({ tiers, strips, chosen, onChoose }) {
       card(
         tier.tier,
         html`<${Gain} tier=${tier} />
-          ${strips[tier.digest] ? html`<${Strip} steps=${strips[tier.digest]} />` : html`<span class="strip" />`}
+          ${strips[tier.digest] ? html`<${Strip} steps=${strips[tier.digest]} of=${wholeOf(tiers)} />` : html`<span class="strip" />`}
           <span class="tier-facts soft small">
             <span title="Multiply-accumulates of the UNet for one image">${macs(tier.macs)} MACs</span>
             <span>
