@@ -4,13 +4,14 @@ PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3.13 python
 VENV := .venv
 CLIENTS := $(patsubst tests/clients/%.txt,$(VENV)/clients/%.installed,$(wildcard tests/clients/*.txt))
 BIN := $(VENV)/bin
+NPM := $(shell command -v npm)
 PORT ?= 3000
 MODEL ?= emoji64
 export BENTOML_DO_NOT_TRACK := true
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo test fuzz lint format serve search paper load peers soak gpu lock image up deploy-check clean
+.PHONY: help demo test fuzz lint format serve search paper screenshots load peers soak gpu lock image up deploy-check clean
 
 help: ## print this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -27,28 +28,34 @@ search: $(VENV)/.runtime ## a longer search than the demo's, into .flexi/runs/MO
 paper: $(VENV)/.runtime ## the paper's table on every bundled model, into .flexi/paper and docs/results.md (hours; resumes; OPTIONS=--quick: minutes)
 	$(BIN)/python -m benchmarks.paper run $(OPTIONS)
 
-test: $(VENV)/.dev $(CLIENTS) ## the whole test suite (10 to 15 minutes on 2 cores); JOBS=1 one file after the other
+test: $(VENV)/.dev node_modules/.installed $(CLIENTS) ## the whole test suite (10 to 15 minutes on 2 cores); JOBS=1 one file after the other
 	@tests/fetch-prometheus.sh $(BIN)
+	@tests/fetch-chromium.sh
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder
 
 fuzz: $(VENV)/.dev ## schemathesis against a real service: every answer is declared, no 5xx; EXAMPLES=1000 a route
 	FUZZ="--workers 1 --max-examples $(or $(EXAMPLES),1000)" FUZZ_LEAST=$(if $(EXAMPLES),200,10000) OMP_NUM_THREADS=1 \
 		$(BIN)/python -m pytest -s --timeout 7200 tests/e2e/test_fuzz.py
 
-lint: $(VENV)/.dev deploy-check ## formatting, style, types, import layers, Dockerfile, deploy/
+lint: $(VENV)/.dev node_modules/.installed deploy-check ## formatting, style, types (of the pages, too), import layers, Dockerfile, deploy/
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/hadolint Dockerfile
+	$(if $(NPM),npm run --silent lint,@echo "No npm: the pages' scripts were not checked"$(if $(CI),; false))
 
 deploy-check: $(VENV)/.dev ## render and validate deploy/: manifests, compose file, rules; no cluster or engine needed
 	@tests/fetch-prometheus.sh $(BIN)
 	$(BIN)/python -m deploy.check
 
-format: $(VENV)/.dev ## format the code
+format: $(VENV)/.dev node_modules/.installed ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+	$(if $(NPM),npm run --silent format)
+
+screenshots: $(VENV)/.dev ## the pages as they are, into docs/images, of the tiers that `make demo` published; REGISTRY=…
+	PYTHONPATH=.:tests/support $(BIN)/python tests/e2e/screenshots.py --registry $(or $(REGISTRY),.flexi/registry)
 
 load: $(VENV)/.dev ## a load test held to its limits; PROFILE=steady, burst, mixed, sizes, loras, arms or abandonment
 	$(BIN)/python -m loadtests.run --profile $(PROFILE)
@@ -98,6 +105,10 @@ $(VENV)/.runtime: $(BIN)/pip requirements.lock
 $(VENV)/.dev: $(VENV)/.runtime requirements-dev.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.lock
 	@touch $@
+
+# For those who change the pages: types, style, and what the tests look at them with. Who serves them needs no node.
+node_modules/.installed: package-lock.json
+	@$(if $(NPM),npm ci --silent,mkdir -p node_modules) && touch $@
 
 # Clients that tests run as their users do. Each has a folder of its own: they want different versions of the same packages.
 $(VENV)/clients/%.installed: tests/clients/%.txt $(VENV)/.dev

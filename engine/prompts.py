@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -23,6 +23,8 @@ from engine.device import to_device
 from engine.prompt_chunks import Reading
 from engine.prompt_syntax import PLAIN, PromptSyntax
 from registry.errors import InvalidInput
+
+PromptKind = Literal["text", "class", "none"]
 
 
 class Prompts(Protocol):
@@ -44,6 +46,11 @@ class Prompts(Protocol):
     def reads_texts(self) -> bool:
         """Whether a prompt may take several chunks, and weigh its words."""
         return False
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """What a prompt may be, where the model draws classes: each one's name, or its number where it has none."""
+        return ()
 
     def encode(self, prompts: Sequence[str], chunks: int = 1, syntax: PromptSyntax = PLAIN) -> Condition:
         """The condition of these prompts, one UNet row each; texts in so many chunks, and what goes beyond is cut.
@@ -67,6 +74,11 @@ class Prompts(Protocol):
     def cut(self, prompt: str) -> str:
         """The end of a prompt that a single chunk has no room for."""
         return self.reading(prompt).cut
+
+
+def prompt_kind(prompts: Prompts) -> PromptKind:
+    """What a model reads a prompt as."""
+    return "text" if prompts.reads_texts else "class" if prompts.classes else "none"
 
 
 @dataclass(frozen=True)
@@ -93,6 +105,12 @@ class ClassPrompts(Prompts):
     @override
     def guides(self) -> bool:
         return self.null is not None
+
+    @property
+    @override
+    def classes(self) -> Sequence[str]:
+        named = {number: name for name, number in self.names.items()}
+        return [named.get(number, str(number)) for number in range(self.count) if number != self.null]
 
     @override
     def encode(self, prompts: Sequence[str], chunks: int = 1, syntax: PromptSyntax = PLAIN) -> Condition:

@@ -59,6 +59,7 @@ SEARCH = (
     32,
 )
 USERS = 480  # of the experiment; the report wants 200 in each arm
+PLAYGROUND = "http://127.0.0.1:3000/"
 REPEATS = 3  # latency is the median of so many requests
 
 console = Console(width=None if sys.stdout.isatty() else 110)
@@ -88,7 +89,8 @@ def main() -> None:
         show_metrics(client.get("/metrics").text)
         experiment(client, model)
     console.print(f"\n{sum(1 for _ in OUT.rglob('*.png'))} pictures and summary.json in {OUT}/: see {OUT}/tiers.png first.")
-    console.print(f"Done in {(time.monotonic() - started) / 60:.1f} minutes. `make serve` keeps a service running.")
+    console.print(f"Done in {(time.monotonic() - started) / 60:.1f} minutes. `make serve` keeps a service running:")
+    console.print(f"the playground is then at {PLAYGROUND}, and the API's document at {PLAYGROUND}docs.json.")
 
 
 def search(model: BundledModel) -> None:

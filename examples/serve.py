@@ -45,7 +45,7 @@ def main() -> None:
             "  | python3 -c 'import base64, json, sys; a = json.load(sys.stdin); "
             'open("image.png", "wb").write(base64.b64decode(a.pop("images")[0])); print(json.dumps(a, indent=1))\'\n'
         )
-        print("Ctrl-C ends it.", flush=True)
+        print(f"Or look: {address}/ is a playground.\nCtrl-C ends it.", flush=True)
         with suppress(KeyboardInterrupt):
             signal.pause()
 

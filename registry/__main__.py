@@ -12,7 +12,7 @@ from rich.text import Text
 
 from registry.audit_trail import audited_moves, experiment_transitions
 from registry.catalog import Catalog
-from registry.commands import maintenance
+from registry.commands import maintenance, site
 from registry.commands.command_line import EXIT_CODES, command_line
 from registry.commands.display import (
     COLUMNS,
@@ -229,6 +229,7 @@ def _read(path: Path) -> Schedule:
 
 
 app.add_typer(maintenance.app)
+app.add_typer(site.app)
 
 if __name__ == "__main__":
     app(prog_name="python -m registry")

@@ -17,7 +17,7 @@ from registry.errors import Conflict, FlexiError, InvalidInput, NotFound, Tamper
 from registry.records import Action, Alias, Move, Removal, Resolved, Target, Text, Version, checked
 from registry.schedule import Schedule
 from registry.stores.base import ObjectStore
-from registry.tiers import REFERENCE, TierAliases
+from registry.tiers import REFERENCE, TierAliases, moved_meanwhile
 from registry.versions import VersionLog
 from registry.writer import Writer, now
 
@@ -168,8 +168,12 @@ class Catalog:
         """All moves of a tier, or only the `last` so many; the newest at the end."""
         return tuple(islice(self.tier_aliases.backwards(self.alias(tier)), last))[::-1]
 
-    def promote(self, tier: str, ref: str | int, reason: str = "") -> Alias:
-        """Let a tier mean this schedule from now on. Nothing changes if it means this version already."""
+    def promote(self, tier: str, ref: str | int, reason: str = "", *, moves: int | None = None) -> Alias:
+        """Let a tier mean this schedule from now on. Nothing changes if it means this version already.
+
+        moves: how often the tier was moved when this was decided on (`Alias.moves`; 0 for a new one): raises `Conflict`, which
+        says what happened since, if that is not so any more.
+        """
         schedule, number, _ = self.resolve(ref)
         if tier == REFERENCE and schedule.counts()["full"] < schedule.solver.teacher_steps:
             raise InvalidInput("reference is the teacher, whose steps are all full", param="tier")
@@ -179,21 +183,29 @@ class Catalog:
                 raise NotFound("has no version yet: publish it", param=schedule.digest)
             number = published.number
         target = Target(digest=schedule.digest, version=number)
-        return self._move("promote", tier, schedule, lambda before: target, reason)
 
-    def rollback(self, tier: str, reason: str = "") -> Alias:
+        def choose(before: Alias | None) -> Target:
+            if moves is not None and moves != (before.moves if before else 0):
+                raise moved_meanwhile(tier, before)
+            return target
+
+        return self._move("promote", tier, schedule, choose, reason)
+
+    def rollback(self, tier: str, reason: str = "", *, moves: int | None = None) -> Alias:
         """Let a tier mean what it meant before its current schedule. This too becomes a new entry of its history.
 
-        Raises `Conflict` if somebody else moves the tier meanwhile: nobody meant to undo that.
+        Raises `Conflict` if somebody else moves the tier meanwhile, since it had so many `moves`: nobody meant to undo that.
         """
         seen = self.alias(tier)
-        target = next((move for move in self.tier_aliases.backwards(seen) if move.digest != seen.digest), None)
+        if moves is not None and moves != seen.moves:
+            raise moved_meanwhile(tier, seen)
+        target = self.tier_aliases.before(seen)
         if target is None:
             raise NotFound("never meant another schedule", param=f"tier {tier}")
 
         def choose(before: Alias | None) -> Target:
             if before != seen:
-                raise Conflict("was moved by somebody else meanwhile: look again", param=f"tier {tier}")
+                raise moved_meanwhile(tier, before)
             return target
 
         return self._move("rollback", tier, self.schedule(target.digest), choose, reason)

@@ -63,6 +63,10 @@ class TierAliases:
         for first in reversed(range(1, alias.archived + 1, PAGE)):
             yield from reversed(self.page(alias.tier, first).history)
 
+    def before(self, alias: Alias) -> Move | None:
+        """What a rollback leads to: the newest move that meant another schedule; None where there never was one."""
+        return next((move for move in self.backwards(alias) if move.digest != alias.digest), None)
+
     def page(self, tier: str, first: int) -> Page:
         """The page that begins with this move."""
         key = self.page_key(tier, first)
@@ -173,3 +177,13 @@ def audit_of(tier: str, number: int, move: Move, before: Move | None) -> Audit:
         after=Target(digest=move.digest, version=move.version),
         reason=move.reason,
     )
+
+
+def moved_meanwhile(tier: str, now: Alias | None) -> Conflict:
+    """For who decided on what a tier meant before its newest move: it says what that was."""
+    if now is None:
+        return Conflict("was removed meanwhile: look again", param=f"tier {tier}")
+    newest = now.history[-1]
+    reason = f" ({newest.reason})" if newest.reason else ""
+    said = f"{newest.action} to version {newest.version} by {newest.author} at {newest.time:%Y-%m-%d %H:%M:%S} UTC{reason}"
+    return Conflict(f"was moved by somebody else meanwhile: {said}; look again", param=f"tier {tier}")

@@ -165,6 +165,8 @@ class TierView(BaseModel):
     version: int | None
     steps: Steps
     relative_cost: float
+    macs: Annotated[int, Field(description="Of one image of the model's own size at `default_guidance`.")]
+    predicted_ms: Annotated[float, Field(description="When such an image would be there, if it were asked for now.")]
     fidelity: Fidelity | None
     default_guidance: Annotated[float, Field(description="The guidance_scale of requests that name none.")]
     validated_guidance: Annotated[list[float], Field(description="The scales that it was measured at, where that is known.")]
@@ -184,6 +186,16 @@ class TiersView(BaseModel):
     model: str
     default: str
     sizes: Annotated[list[str], Field(description="Those that requests may ask for, WIDTHxHEIGHT; the model's own first.")]
+    max_images: Annotated[int, Field(description="How many images one request may ask for.")]
+    prompt_kind: Annotated[
+        Literal["text", "class", "none"],
+        Field(description="What the model reads a prompt as. It ignores any of kind `none`, though a request must have one."),
+    ]
+    classes: Annotated[list[str], Field(description="What a prompt of kind `class` may be; the numbers from 0 on are, too.")]
+    guides: Annotated[
+        bool, Field(description="Whether it can be guided: by `guidance_scale`, and away from a negative prompt.")
+    ]
+    examples: Annotated[list[str], Field(description="Prompts that show the model, from `examples.txt` of its folder.")]
     prompt_chunks: Annotated[int, Field(description="How many chunks of the text encoder's length are read of a prompt.")]
     prompt_syntaxes: Annotated[list[str], Field(description="Values of prompt_syntax, the default first.")]
     loras: Annotated[list[str], Field(description="Names that `loras` may say; GET /v1/models says more of them.")]

@@ -22,6 +22,7 @@ from server.jobs.webhooks import WebhookSender
 from server.models.loading import load_first
 from server.models.opener import ModelOpener
 from server.models.served_model import ServedModel
+from server.operator.operator import Operator
 from server.requests.context import RequestContext
 from server.requests.generation import Generation
 from server.storage import kept_files
@@ -43,6 +44,7 @@ class App:
         self._public = AsyncStore(opener.open_once)  # whoever reads files holds up no jobs
         self.files = KeptFiles(self.storage, public=self._public)
         self.jobs = self._jobs()
+        self.operator = Operator(self.models, settings)
         self.following: list[asyncio.Task[None]] = []
         self.opened = int(time.time())  # Unix time
 
@@ -145,6 +147,7 @@ class App:
             await model.close()
         self.storage.close()
         self._public.close()
+        self.operator.close()
 
     def _serves(self, name: str | None) -> bool:
         """Whether a model is one of those here, and its folder understood: others' jobs are for other servers."""

@@ -125,6 +125,7 @@ class Settings(BaseSettings):
         ),
         *Listed,
     ] = ()
+    pages: Annotated[bool, Field(description="Serve the pages for people: the playground at / and what it loads.")] = True
     sizes: Annotated[
         tuple[Annotated[ImageSize, BeforeValidator(as_size)], ...],
         Field(

@@ -29,6 +29,13 @@ class Unauthorized(FlexiError):
     code = "unauthorized"
 
 
+class Forbidden(FlexiError):
+    """Somebody who is known, and may not do this."""
+
+    status = 403
+    code = "forbidden"
+
+
 class QuotaExceeded(Overloaded):
     """The key has used what it may use in a minute. `retry_after` is in seconds."""
 

@@ -68,7 +68,7 @@ ADVICE = {  # what to do where no field means the same
     "output_type response_type svg": "leave it out, images are files in base64 or have URLs; output_format says which files",
     "fps frame_count frame_duration_ms num_frames": "leave it out, an image has one frame",
     "complexity effort": "this server plans nothing; a tier says what an image may cost",
-    "background moderation partial_images stream": "only the routes below /v1/images take it",
+    "background moderation partial_images progress stream": "only the routes below /v1/images take it",
     "async callback_url sync_mode wait webhook webhook_url": "leave it out, the answer holds the images: POST /v1/jobs",
     "extra_body options parameters request": "its fields belong into the body itself, beside prompt",
 }

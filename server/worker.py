@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import bentoml
 from pydantic import Field
-from starlette.responses import RedirectResponse
 
 from registry.errors import FlexiError
 from server import supervision
@@ -19,6 +18,7 @@ from server.http import connection, documents, files, v1
 from server.http.drain import Drain
 from server.http.edge import Edge
 from server.http.opening import Opening
+from server.http.pages.routes import no_pages, pages
 from server.http.probes import OwnProbes
 from server.http.unit import unit_of
 from server.models.loading import why
@@ -136,7 +136,4 @@ async def docs() -> dict[str, Any]:
     return documents.document(v1.routes, Generate, narrowed, needs_key=keys is not None)
 
 
-@v1.routes.get("/", include_in_schema=False)
-async def index() -> RedirectResponse:
-    """Instead of BentoML's page, which loads scripts from elsewhere."""
-    return RedirectResponse("/docs.json")
+v1.routes.include_router(pages() if settings.pages else no_pages())

@@ -109,16 +109,19 @@ class ExperimentCatalog:
         *,
         version: int | None = None,
         stage: int | None = None,
+        transitions: int | None = None,
         evidence: dict[str, JsonValue] | None = None,
     ) -> ExperimentState:
         """Start, ramp, pause, stop, kill, roll back or finish.
 
         Raises `InvalidInput` for a move that cannot be made now, and `Conflict` if the experiment is not at `version` or
-        `stage` any more or, at a start, if another one runs on its tier.
+        `stage` any more, if its history has more than so many `transitions` or, at a start, if another one runs on its tier.
         """
         experiment = self.declared(name).experiment
 
         def following(state: ExperimentState | None) -> ExperimentState:
+            if state and transitions is not None and len(state.history) != transitions:
+                raise _changed(state)
             if state and version is not None and state.version != version:
                 raise Conflict(f"{name} is at version {state.version}, not {version}", param="version")
             if state and stage is not None and state.stage != stage:
@@ -223,3 +226,11 @@ class ExperimentCatalog:
 
 def _taken(tier: str, holder: str) -> Conflict:
     return Conflict(f"tier {tier} is taken by the experiment {holder}: stop that one first", param="tier")
+
+
+def _changed(state: ExperimentState) -> Conflict:
+    """For who decided on what an experiment was before its newest transition."""
+    newest = state.history[-1]
+    reason = f" ({newest.reason})" if newest.reason else ""
+    said = f"{newest.action} by {newest.author} at {newest.time:%Y-%m-%d %H:%M:%S} UTC{reason}: it is {newest.status} now"
+    return Conflict(f"was changed by somebody else meanwhile: {said}; look again", param=state.name)

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from registry.commands.command_line import command_line
 from registry.document import first_fault
 from registry.errors import Conflict, InvalidInput, NotFound
-from server.access.key_file import KeyEntry, changing, read, sha256
+from server.access.key_file import KeyEntry, Role, changing, read, sha256
 
 app = command_line(
     help="Make, list and revoke API keys. A running server takes a change over within two seconds.",
@@ -24,16 +24,21 @@ Macs = Annotated[int | None, typer.Option("--macs-per-minute", help="UNet MACs i
 Seconds = Annotated[
     float | None, typer.Option("--queue-seconds", help="Predicted seconds of its queued work; without it, the server's limit.")
 ]
+AsRole = Annotated[
+    Role | None, typer.Option("--role", help="operator: may also move tiers and end experiments, in the console at /console.")
+]
 Note = Annotated[str, typer.Option("--note", "-m", help="What it is for.")]
 
 
 @app.command()
-def new(name: Holder, file: File, macs_per_minute: Macs = None, queue_seconds: Seconds = None, note: Note = "") -> None:
+def new(
+    name: Holder, file: File, macs_per_minute: Macs = None, queue_seconds: Seconds = None, role: AsRole = None, note: Note = ""
+) -> None:
     """Make a key and print it. It is shown this once: the file keeps only its SHA-256."""
     token = f"flexi-{secrets.token_urlsafe(32)}"  # 256 bits; the beginning lets scanners find keys where none should be
     limits = {"macs_per_minute": macs_per_minute, "queue_seconds": queue_seconds}
     try:
-        entry = KeyEntry.model_validate({"name": name, "sha256": sha256(token), "note": note, **limits})
+        entry = KeyEntry.model_validate({"name": name, "sha256": sha256(token), "role": role, "note": note, **limits})
     except ValidationError as error:
         fault = first_fault(error)
         raise InvalidInput(fault.text, param=fault.param) from None
@@ -49,6 +54,7 @@ def list_(file: File) -> None:
     """Who has a key, and what they may use."""
     for entry in read(file).keys:
         limits = f"macs_per_minute={entry.macs_per_minute or '-'} queue_seconds={entry.queue_seconds or '-'}"
+        limits += f" role={entry.role}" if entry.role else ""
         typer.echo(f"{entry.name}  {limits}  {entry.note}".rstrip())
 
 

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
@@ -18,6 +18,8 @@ from registry.document import Document, Name, first_fault
 from registry.errors import InvalidInput, StoreUnavailable
 from registry.files import SECRET, locked, replace_file
 
+Role = Literal["operator"]
+OPERATOR: Role = "operator"  # may move tiers and end experiments, beside what every key may
 EVERYBODY = "anonymous"  # the name of requests without a key: no key may have it
 
 
@@ -28,6 +30,7 @@ class KeyEntry(Document):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     macs_per_minute: Annotated[int | None, Field(ge=1)] = None
     queue_seconds: Annotated[float | None, Field(gt=0)] = None
+    role: Annotated[Role | None, Field(exclude_if=lambda role: role is None)] = None  # left out: older servers read the file
     note: str = ""
 
     @field_validator("name")

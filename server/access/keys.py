@@ -10,7 +10,7 @@ from pathlib import Path
 from time import monotonic
 
 from registry.errors import InvalidInput
-from server.access.key_file import EVERYBODY, read, sha256
+from server.access.key_file import EVERYBODY, Role, read, sha256
 from server.telemetry import metrics
 
 log = logging.getLogger(__name__)
@@ -22,12 +22,13 @@ LOOK_SECONDS = 1.0  # at least, between two looks at the file
 class Key:
     """Whom a request comes from and what they may use: MACs in a minute, predicted seconds of their queued work.
 
-    None is no limit. The secret is not in it, so it may be logged.
+    None is no limit, and no role. The secret is not in it, so it may be logged.
     """
 
     name: str
     macs_per_minute: int | None
     queue_seconds: float | None
+    role: Role | None = None
 
 
 ANONYMOUS = Key(EVERYBODY, None, None)  # who everybody is where the server has no keys
@@ -53,7 +54,7 @@ class Keys:
         digest, owner = sha256(token), None
         for entry in self._entries:
             if hmac.compare_digest(entry.sha256, digest):
-                owner = Key(entry.name, entry.macs_per_minute, entry.queue_seconds)
+                owner = Key(entry.name, entry.macs_per_minute, entry.queue_seconds, entry.role)
         return owner
 
     def _look(self) -> None:

@@ -100,6 +100,9 @@ class ImageSpec:
 Preview = Callable[[ImageSpec, int, Tensor], None]
 """Called with the spec, which preview of its image it is (0-based), and its levels (height, width, 3), uint8."""
 
+Progress = Callable[[ImageSpec, int], None]
+"""Called with the spec, and how many of its computed steps are behind it."""
+
 
 @dataclass(frozen=True)
 class ImageResult:
@@ -129,6 +132,7 @@ class ImageTask(DenoisingTask):
         trace: ImageTrace = NO_TRACE,
         future: Future[ImageResult] | None = None,
         adapted: Model | None = None,
+        progress: Progress | None = None,
     ) -> None:
         guidance = spec.guidance if spec.unet_rows == 2 else None
         super().__init__(spec.program.at(spec.guidance), guidance, spec.size, spec.deadline, spec.yields, chunks=spec.chunks)
@@ -140,6 +144,8 @@ class ImageTask(DenoisingTask):
         self.queued = queued
         self.macs_before = macs_before
         self.preview = preview
+        self.progress = progress
+        self.landed = 0  # computed steps whose waves have ended; `position` is of launches
         self.trace = trace
         self.future = future or Future[ImageResult]()
         self.steps = Counter[str]()  # run, and null steps jumped over, by kind
@@ -150,7 +156,16 @@ class ImageTask(DenoisingTask):
 
     def again(self) -> ImageTask:
         """The same image from its beginning, for the same future: what ran of this task is lost."""
-        return ImageTask(self.spec, self.queued, self.macs_before, self.preview, self.trace, self.future, self.adapted)
+        return ImageTask(
+            self.spec,
+            self.queued,
+            self.macs_before,
+            self.preview,
+            self.trace,
+            self.future,
+            self.adapted,
+            self.progress,
+        )
 
     @property
     def tier(self) -> str:

@@ -138,6 +138,15 @@ class ImagesInFlight:
         except Exception:
             log.exception("a preview failed", extra=log_fields([task]))
 
+    def advance(self, task: ImageTask) -> None:
+        """One more step of it has landed."""
+        task.landed += 1
+        try:
+            if task.progress:
+                task.progress(task.spec, task.landed)
+        except Exception:
+            log.exception("progress could not be told", extra=log_fields([task]))
+
     def leave(self, task: ImageTask, outcome: str) -> None:
         """The one way out, from the queue too: its memory is free, no work is owed, and the image is counted."""
         self._remove(task)

@@ -13,7 +13,7 @@ from server.batching.admission import Admission
 from server.batching.cancellations import Cancellations
 from server.batching.fair_queue import FairQueue
 from server.batching.graph_captures import GraphCaptures
-from server.batching.image_task import ImageResult, ImageSpec, ImageTask, Preview, macs_before
+from server.batching.image_task import ImageResult, ImageSpec, ImageTask, Preview, Progress, macs_before
 from server.errors import NotReady
 from server.loras.adapter_set import AdapterSet
 from server.telemetry import metrics
@@ -43,7 +43,9 @@ class Intake:
         self._cancellations, self._captures, self._adapted = cancellations, captures, adapted
         self._lengths = {1}  # of contexts whose waves are captured, or about to be
 
-    def submit(self, specs: Sequence[ImageSpec], preview: Preview | None = None) -> list[Future[ImageResult]]:
+    def submit(
+        self, specs: Sequence[ImageSpec], preview: Preview | None = None, progress: Progress | None = None
+    ) -> list[Future[ImageResult]]:
         """Queue all of these images or none.
 
         Raises `Overloaded`, `NotReady` when the engine is stopping or LoRAs are not there, and `InvalidInput` for a mask that
@@ -51,7 +53,7 @@ class Intake:
 
         All must be of one key, one class and one set of LoRAs: background work runs while no other client's image is in flight,
         and idle work, which whoever submits it bounds, only while nobody waits at all.
-        `preview` is called in the engine's thread.
+        `preview` and `progress` are called in the engine's thread.
         """
         now, first = monotonic(), specs[0]
         if first.keeps and self._slots.most(first.size, first.chunks) < first.unet_rows + 1:
@@ -66,6 +68,7 @@ class Intake:
                 preview,
                 image_trace(),
                 adapted=adapted,
+                progress=progress,
             )
             for spec in specs
         ]

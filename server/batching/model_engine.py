@@ -32,7 +32,7 @@ from server.batching.device_thread import AtWork, DeviceThread
 from server.batching.fair_queue import FairQueue
 from server.batching.forecast import EngineLoad
 from server.batching.graph_captures import GraphCaptures, capture
-from server.batching.image_task import ImageResult, ImageSpec, ImageTask, Preview
+from server.batching.image_task import ImageResult, ImageSpec, ImageTask, Preview, Progress
 from server.batching.images_in_flight import ImagesInFlight
 from server.batching.inflight_wave import InflightWave
 from server.batching.intake import Intake, no_loras
@@ -174,9 +174,11 @@ class ModelEngine(Member):
         """Why the thread ended, once it has."""
         return self._device_thread.end
 
-    def submit(self, specs: Sequence[ImageSpec], preview: Preview | None = None) -> list[Future[ImageResult]]:
+    def submit(
+        self, specs: Sequence[ImageSpec], preview: Preview | None = None, progress: Progress | None = None
+    ) -> list[Future[ImageResult]]:
         """Queue all of these images or none: see `Intake.submit`, which raises."""
-        return self._intake.submit(specs, preview)
+        return self._intake.submit(specs, preview, progress)
 
     def forecast(
         self, program: Program, unet_rows: int, images: int, tier: str, size: ImageSize | None = None, chunks: int = 1

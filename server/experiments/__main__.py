@@ -18,7 +18,7 @@ from registry.experiments.declaration import Action, Experiment, ExperimentState
 from registry.stores.address import DEFAULT_ADDRESS
 from registry.tiers import REFERENCE
 from server.experiments.analysis.archive import stored_events
-from server.experiments.analysis.judge import Conclusion
+from server.experiments.analysis.gate import missing
 from server.experiments.analysis.report import Report, as_json, as_tables, report
 from server.experiments.analysis.summary import summarise
 
@@ -26,9 +26,6 @@ app = command_line(
     help="A/B test schedules in production.",
     epilog=f"{EXIT_CODES} The guide is docs/experiments.md.",
 )
-
-AGAINST: tuple[Conclusion, ...] = ("sample_ratio_mismatch", "stop", "undecided")
-"""What the report may say that keeps a share from being raised."""
 
 Name = Annotated[str, typer.Argument(help="The experiment's name.")]
 File = Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True, help="The declaration, JSON.")]
@@ -81,8 +78,10 @@ def ramp(
     """Go to the next stage's share, if this stage's gate is passed and no conclusion is blocked."""
     catalog = open_catalog(registry, model)
     declared = _experiments(catalog).declared(name)
-    if not force and (missing := _gate(catalog, declared)):
-        raise InvalidInput(f"the gate is not passed: {missing}; --force goes on all the same", param="ramp")
+    if not force:
+        page = _report(catalog, declared.experiment, declared.state, [])
+        if waits_for := missing(declared, page, datetime.now(UTC)):
+            raise InvalidInput(f"the gate is not passed: {waits_for}; --force goes on all the same", param="ramp")
     _act(catalog, name, "ramp", reason, as_json, declared.state)
 
 
@@ -209,16 +208,6 @@ def _act(catalog: Catalog, name: str, action: Action, reason: str, as_json: bool
     version, stage = (seen.version, seen.stage) if seen else (None, None)  # nothing keeps an operator from ending it
     state = experiments.act(name, action, reason, version=version, stage=stage)
     _say(state, experiments.experiment(name, state.version), as_json)
-
-
-def _gate(catalog: Catalog, declared: DeclaredExperiment) -> str | None:
-    """What the stage still waits for, or what speaks against a larger share; None if nothing does."""
-    page = _report(catalog, declared.experiment, declared.state, [])
-    verdict = page.verdict
-    if verdict.conclusion in AGAINST or any(finding.decision == "harm" for finding in verdict.findings):
-        return f"{verdict.conclusion}: {verdict.reason}"
-    minutes = (datetime.now(UTC) - declared.state.history[-1].time).total_seconds() / 60
-    return declared.experiment.ramp[declared.state.stage].missing(minutes, min(summary.units for summary in page.summaries))
 
 
 def _report(catalog: Catalog, experiment: Experiment, state: ExperimentState, damaged: list[str]) -> Report:

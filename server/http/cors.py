@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Scope, Send
 from registry.errors import InvalidInput
 
 METHODS = ("GET", "HEAD", "POST", "DELETE")
+OPERATOR = "/v1/operator"  # routes that no page of another origin may use, whatever the setting says
 READABLE = (
     "X-Request-Id",
     "Retry-After",
@@ -42,7 +43,7 @@ class Cors:
 
     def sending(self, scope: Scope, send: Send) -> Send:
         """A `send` that adds the headers to whatever is answered, errors too: a page could not read them otherwise."""
-        if not self._allowed:
+        if not self._allowed or _of_operators(scope):
             return send
         headers = Headers(scope=scope)
         if not self._rules.is_allowed_origin(headers.get("origin", "")):
@@ -63,6 +64,8 @@ class Cors:
         headers = Headers(scope=scope)
         if scope["method"] != "OPTIONS" or "origin" not in headers or "access-control-request-method" not in headers:
             return None
+        if _of_operators(scope):
+            raise InvalidInput("pages of other origins may not use the routes of operators", param="Origin")
         response = self._rules.preflight_response(headers)
         if response.status_code >= 400:
             origin = headers["origin"]
@@ -72,3 +75,7 @@ class Cors:
                 )
             raise InvalidInput(f"one of {', '.join(METHODS)}", param="Access-Control-Request-Method")
         return response
+
+
+def _of_operators(scope: Scope) -> bool:
+    return scope["path"] == OPERATOR or str(scope["path"]).startswith(f"{OPERATOR}/")

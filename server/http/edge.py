@@ -27,6 +27,7 @@ from server.errors import ClientGone, Unauthorized, problem
 from server.http import body
 from server.http.cors import Cors
 from server.http.drain import Drain
+from server.http.pages.routes import is_page
 from server.requests.context import RequestContext
 from server.telemetry import metrics
 
@@ -88,7 +89,7 @@ class Edge:
 
     async def _admit(self, scope: Scope, receive: Receive, send: Send, context: RequestContext) -> None:
         headers = Headers(scope=scope)
-        fetches = scope["path"].startswith(FILES) and scope["method"] in ("GET", "HEAD")
+        fetches = (scope["path"].startswith(FILES) or is_page(scope["path"])) and scope["method"] in ("GET", "HEAD")
         context.key = ANONYMOUS if fetches else self._identify(headers)
         if scope["method"] == "POST":
             receive = await body.checked(receive, headers, scope["path"], self._cors.takes_forms(headers))

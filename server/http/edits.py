@@ -25,7 +25,7 @@ NUMBERS = ("n", "seed", "output_compression", "partial_images", "deadline_ms", "
 MAX_FIELDS = 64
 MAX_TEXT = 128 * 1024  # bytes of a field that is no file
 SWITCHES: dict[str, JsonValue] = {"true": True, "false": False}
-BOOLEANS = ("stream", "lossless")
+BOOLEANS = ("stream", "lossless", "progress")
 OBJECTS = ("loras",)  # which a form has as JSON
 FORM_SCHEMA: dict[str, JsonValue] = {  # in JSON Schema; the other fields are those of the JSON body, as texts
     "type": "object",

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing
-from typing import Annotated, Any, Literal, Self, get_args
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 from starlette.datastructures import Headers
 
 from engine.guidance import MAX_SCALE
 from registry.document import misfit
-from registry.errors import FlexiError, InvalidInput
+from registry.errors import InvalidInput
 from server.api import AUTO, MAX_DEADLINE, MAX_PROMPT, REF, GenerateRequest, GenerateResponse, together
-from server.errors import fault
-from server.http.sse import event
 from server.http.unit import unit_of
 from server.request_body import CLIENTS, GIVEN, WHOLE, RequestBody
 from server.request_fields import (
@@ -31,9 +28,6 @@ from server.request_fields import (
     Syntax,
     WhenServed,
 )
-from server.requests.generation import ImageMade, PreviewMade, response
-from server.requests.plan import Plan
-from server.requests.warnings import said
 
 Quality = Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"]
 TIERS: dict[Quality, str] = {
@@ -46,8 +40,6 @@ TIERS: dict[Quality, str] = {
     "xhigh": "best",
     "max": "reference",
 }
-Kind = Literal["image_generation", "image_edit"]  # of the events of a stream
-Made = PreviewMade | ImageMade
 QUALITIES: dict[str, Quality] = {"draft": "low", "fast": "low", "balanced": "medium", "best": "high", "reference": "max"}
 MAX_PREVIEWS = 3
 PREFERRED: dict[str, JsonValue] = {"enum": [quality for quality in TIERS if quality != "auto"]}
@@ -60,22 +52,7 @@ FITTING: dict[str, Any] = {  # the same in JSON Schema, and what is refused of a
     "not": {"anyOf": REFUSED},
     "if": together(stream={"const": True}),
     "then": {"properties": {"response_format": {"not": {"const": "url"}}}},
-    "else": {"properties": {"partial_images": {"enum": [None, "", 0]}}},
-}
-NO_TOKENS = {  # the official client's type wants them; a diffusion model has none
-    "input_tokens": 0,
-    "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
-    "output_tokens": 0,
-    "total_tokens": 0,
-}
-KINDS: tuple[Kind, ...] = get_args(Kind)
-EVENT: dict[str, Any] = {  # JSON Schema of a server-sent event
-    "type": "object",
-    "properties": {
-        "event": {"enum": [*(f"{kind}.{what}" for kind in KINDS for what in ("partial_image", "completed")), "error"]},
-        "data": {"type": "string", "contentMediaType": "application/json"},
-    },
-    "required": ["event", "data"],
+    "else": {"properties": {"partial_images": {"enum": [None, "", 0]}, "progress": {"enum": [None, "", False]}}},
 }
 
 
@@ -122,6 +99,9 @@ class ImagesRequest(RequestBody):
     ] = None
     lossless: Lossless = False
     priority: WhenServed = "normal"
+    progress: Annotated[
+        bool, Field(description="An event with the plan at first, and one for each computed step; needs `stream`.")
+    ] = False
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -132,6 +112,8 @@ class ImagesRequest(RequestBody):
             raise misfit("give one of quality, tier and schedule", chosen[1])
         if self.partial_images and not self.stream:
             raise misfit("only with stream true", "partial_images")
+        if self.progress and not self.stream:
+            raise misfit("only with stream true", "progress")
         if self.response_format == "url" and self.stream:
             raise misfit("the events of a stream hold b64_json", "response_format")
         return self
@@ -252,45 +234,9 @@ def answer(made: GenerateResponse, are_urls: bool, created: int | None = None) -
         [ImageUrl(url=image) for image in made.images] if are_urls else [ImageData(b64_json=image) for image in made.images]
     )
     created = int(time.time()) if created is None else created
-    return ImagesAnswer(**made.model_dump(), data=data, created=created, quality=_quality(made.tier))
+    return ImagesAnswer(**made.model_dump(), data=data, created=created, quality=quality_of(made.tier))
 
 
-async def events(first: Made, rest: AsyncGenerator[Made], kind: Kind) -> AsyncGenerator[bytes]:
-    """Server-sent events: `image_generation.partial_image`, `image_generation.completed` for each image, or an error.
-
-    Each says what the request's wishes come to, from the first on; the last image's event holds what the whole request took.
-    """
-    plan, finished = first.plan, list[ImageMade]()
-    about: dict[str, Any] = ImageAttributes(
-        output_format=plan.image_format.name, quality=_quality(plan.entry.tier), size=str(plan.size)
-    ).model_dump()
-    about["warnings"] = [warning.model_dump() for warning in said(plan.warnings)]
-    try:
-        async with aclosing(rest):
-            async for made in _chain(first, rest):
-                body = {**about, "created_at": int(time.time()), "b64_json": made.file, "image_index": made.image}
-                if isinstance(made, PreviewMade):
-                    yield event(f"{kind}.partial_image", body | {"partial_image_index": made.index})
-                    continue
-                finished.append(made)
-                body |= {"seed": plan.seed + made.image, "macs": made.result.macs, "usage": NO_TOKENS}
-                if len(finished) == len(plan.specs):
-                    body |= {"request": _summary(plan, finished)}
-                yield event(f"{kind}.completed", body)
-    except FlexiError as error:
-        yield event("error", {"error": fault(error) | {"request_id": plan.request_id}})
-
-
-async def _chain(first: Made, rest: AsyncIterator[Made]) -> AsyncIterator[Made]:
-    yield first
-    async for made in rest:
-        yield made
-
-
-def _summary(plan: Plan, finished: Sequence[ImageMade]) -> dict[str, Any]:
-    in_order = sorted(finished, key=lambda made: made.image)
-    return response(plan, [made.result for made in in_order], []).model_dump(mode="json", exclude={"images"})
-
-
-def _quality(tier: str | None) -> Quality:
+def quality_of(tier: str | None) -> Quality:
+    """What OpenAI's answers call it."""
     return QUALITIES.get(tier or "", "auto")

@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from engine.guidance import validated_scales
 from engine.image_size import measured_sizes
+from engine.prompts import prompt_kind
 from registry.errors import FlexiError, NotFound
 from server.access.keys import ANONYMOUS
 from server.api import (
@@ -30,7 +31,7 @@ from server.api import (
 from server.app import App
 from server.errors import ClientGone, problem
 from server.experiments.active import ActiveExperiment
-from server.http import files, jobs, openai, probes
+from server.http import files, image_events, jobs, openai, operator, probes
 from server.http.context import Context
 from server.http.documents import COMMON, EDITS_BODY, QUEUE, QUEUE_SECONDS, UNIT, WITH_IMAGES, errors
 from server.http.edits import edits_request
@@ -40,6 +41,7 @@ from server.loras.offered_loras import OfferedLora
 from server.models.served_model import ServedModel
 from server.requests.context import RequestContext
 from server.requests.running import disconnected, while_wanted
+from server.requests.usage import milliseconds
 from server.telemetry import metrics
 from server.telemetry.served import begin as serve_as
 from server.tiers.active import ActiveSchedule
@@ -52,6 +54,7 @@ routes = FastAPI(
 routes.include_router(probes.router)
 routes.include_router(files.router)
 routes.include_router(jobs.router)
+routes.include_router(operator.router)
 
 
 @routes.exception_handler(FlexiError)
@@ -72,7 +75,7 @@ EVENTS: dict[int | str, dict[str, Any]] = {
     200: QUEUE[200]
     | {
         "description": "The images; with `stream` true, events as they come",
-        "content": {"text/event-stream": {"schema": openai.EVENT}},
+        "content": {"text/event-stream": {"schema": image_events.EVENT}},
     }
 }
 LoadedApp = Annotated[App, Depends(loaded_app)]
@@ -89,13 +92,18 @@ def metrics_page() -> Response:
 async def tiers(app: LoadedApp, model: ModelName = None) -> TiersView:
     """What each tier of a model means now."""
     served = app.served(model)
-    entries = served.schedules.tiers()
+    entries, planner = served.schedules.tiers(), served.generation.planner
     return TiersView(
         model=entries[0].schedule.model.name,
         default=served.default_tier,
-        sizes=[str(size) for size in served.generation.planner.sizes],
-        prompt_chunks=served.generation.planner.prompts.most,
-        prompt_syntaxes=list(served.generation.planner.prompts.syntaxes),
+        sizes=[str(size) for size in planner.sizes],
+        max_images=app.settings.max_images,
+        prompt_kind=prompt_kind(planner.model.prompts),
+        classes=list(planner.model.prompts.classes),
+        guides=planner.model.prompts.guides,
+        examples=served.examples,
+        prompt_chunks=planner.prompts.most,
+        prompt_syntaxes=list(planner.prompts.syntaxes),
         loras=list(served.loras.loras) if served.loras else [],
         tiers=[_tier_view(served, entry) for entry in entries],
         not_served=[UnservedTier(tier=tier, reason=why) for tier, why in sorted(served.schedules.refused.items())],
@@ -173,7 +181,7 @@ async def image_edits(request: Request, sent: Response, app: LoadedApp, context:
 
 
 async def _made(
-    body: openai.ImagesRequest, kind: openai.Kind, request: Request, sent: Response, app: App, context: RequestContext
+    body: openai.ImagesRequest, kind: image_events.Kind, request: Request, sent: Response, app: App, context: RequestContext
 ) -> Response | openai.ImagesAnswer:
     served = app.served(body.model)
     generation = served.generation
@@ -186,9 +194,9 @@ async def _made(
             made = await files.with_urls(app, made, request)
         sent.headers[QUEUE_SECONDS] = app.queue_seconds
         return openai.answer(made, body.wants_urls)
-    stream = generation.stream(wanted, context, body.partial_images or 0)
+    stream = generation.stream(wanted, context, body.partial_images or 0, body.progress)
     first = await while_wanted(anext(stream), [(disconnected(request), ClientGone())])  # so that a refusal has its status
-    return EventStream(openai.events(first, stream, kind))
+    return EventStream(image_events.events(first, stream, kind))
 
 
 def _model_view(app: App, served: ServedModel, name: str) -> openai.ModelView:
@@ -224,12 +232,15 @@ def _experiment_view(model: str, running: ActiveExperiment) -> ExperimentView:
 
 
 def _tier_view(served: ServedModel, entry: ActiveSchedule) -> TierView:
+    macs, seconds = served.generation.planner.usual(entry)
     return TierView(
         tier=entry.label,
         digest=entry.digest,
         version=entry.version,
         steps=Steps.model_validate(entry.schedule.counts()),
         relative_cost=entry.relative_cost,
+        macs=macs,
+        predicted_ms=milliseconds(seconds),
         fidelity=entry.schedule.fidelity,
         default_guidance=served.generation.planner.default_guidance.of(entry),
         validated_guidance=list(validated_scales(entry.schedule)),

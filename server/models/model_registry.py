@@ -8,6 +8,7 @@ from functools import cached_property
 from registry.catalog import Catalog
 from registry.experiments.catalog import ExperimentCatalog
 from registry.signing import TrustedKeys
+from registry.site.reader import RegistryReader
 from registry.stores.base import ObjectStore
 from server.config import Settings
 from server.tiers.last_good import LastGood
@@ -21,12 +22,18 @@ class ModelRegistry:
     ) -> None:
         self.model = model
         self.last_good = LastGood(settings.state, settings.registry, model, trusted)
-        self._open, self._trusted = open_once, trusted
+        self.trusted = trusted
+        self._open = open_once
 
     @cached_property
     def catalog(self) -> Catalog:
         """Raises what is wrong with the store; an error is not kept."""
-        return Catalog(self._open(), self.model, trusted=self._trusted)
+        return Catalog(self._open(), self.model, trusted=self.trusted)
+
+    @cached_property
+    def reader(self) -> RegistryReader:
+        """What operators are shown of it. Raises what `catalog` raises."""
+        return RegistryReader(Catalog(self._open(), self.model), self.trusted)
 
     @cached_property
     def experiments(self) -> ExperimentCatalog:

@@ -160,7 +160,7 @@ class ModelOpener:
         residencies: list[Residency] = [*([resident] if resident else []), sets]
         generation = Generation(planner, served, self._quotas, [experiments, shadow], settings.commit, residencies)
         following = [asyncio.create_task(follower.follow(settings.watch_seconds)) for follower in (watch, experiments)]
-        served.parts = ModelParts(schedules, generation, experiments, shadow, following)
+        served.parts = ModelParts(registry, schedules, generation, experiments, shadow, following)
 
     async def open_beside(self, served: ServedModel) -> None:
         """Open a model that is not loaded before a request needs it; again after a while where that fails."""

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from time import monotonic
 from typing import Literal
@@ -17,15 +18,16 @@ from engine.image_size import ImageSize
 from engine.model import Model
 from engine.program import Program
 from registry.schedule import Schedule
-from server.api import RequestWarning
+from server.api import MAX_PROMPT, RequestWarning
 from server.batching.admission import Admission
-from server.batching.image_task import ImageResult, ImageSpec, Preview
+from server.batching.image_task import ImageResult, ImageSpec, Preview, Progress
 from server.batching.model_engine import ModelEngine
 from server.errors import NotReady
 from server.experiments.runtime import ExperimentRuntime
 from server.loras.adapter_set import AdapterSet
 from server.loras.offered_loras import OfferedLoras
 from server.models.adapter_sets import AdapterSets
+from server.models.model_registry import ModelRegistry
 from server.requests.generation import Generation, Renderer
 from server.requests.shadow import ShadowTeacher
 from server.requests.warnings import said
@@ -34,6 +36,7 @@ from server.telemetry.served import serving
 from server.tiers.active import ActiveSchedules
 from server.tiers.warnings import tier_warnings
 
+MAX_EXAMPLES = 12
 State = Literal["loaded", "loading", "unloaded", "failed"]
 
 
@@ -41,6 +44,7 @@ State = Literal["loaded", "loading", "unloaded", "failed"]
 class ModelParts:
     """What plans, serves and watches a model's requests, whether or not its weights are in memory."""
 
+    registry: ModelRegistry
     schedules: ActiveSchedules
     generation: Generation
     experiments: ExperimentRuntime
@@ -118,6 +122,11 @@ class ServedModel(Renderer):
         return self._parts().experiments
 
     @property
+    def registry(self) -> ModelRegistry:
+        """Its part of the registry."""
+        return self._parts().registry
+
+    @property
     def default_tier(self) -> str:
         """What a request gets that names no tier."""
         return self.schedules.default(self._default_tier)
@@ -127,6 +136,15 @@ class ServedModel(Renderer):
         """What the model's folder asks for and nobody does, and the tiers that are not served."""
         notices = self.model.notices if self.model else ()
         return said([*notices, *tier_warnings(self.schedules, self._default_tier)])
+
+    @cached_property
+    def examples(self) -> list[str]:
+        """Prompts that show what the model draws, one a line in `examples.txt` of its folder, if that is there."""
+        try:
+            lines = (self.folder / "examples.txt").read_text().splitlines()
+        except (OSError, UnicodeDecodeError):
+            return []
+        return [line.strip() for line in lines if line.strip() and len(line) <= MAX_PROMPT][:MAX_EXAMPLES]
 
     def failed(self, reason: str) -> None:
         """It cannot be served, for this reason."""
@@ -153,10 +171,12 @@ class ServedModel(Renderer):
         return NotReady(f"the model {self.name} {why}", param="model")
 
     @override
-    def submit(self, specs: Sequence[ImageSpec], preview: Preview | None = None) -> list[Future[ImageResult]]:
+    def submit(
+        self, specs: Sequence[ImageSpec], preview: Preview | None = None, progress: Progress | None = None
+    ) -> list[Future[ImageResult]]:
         if self.engine is None:
             raise NotReady(f"the model {self.name} is not in memory", param="model")
-        return self.engine.submit(specs, preview)
+        return self.engine.submit(specs, preview, progress)
 
     def adapted(self, adapters: AdapterSet) -> Model:
         """The model in memory with these LoRAs, newly made: see `OfferedLoras.adapted`, which raises. Blocks."""

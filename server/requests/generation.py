@@ -19,9 +19,10 @@ from server import VERSION
 from server.access.keys import ANONYMOUS
 from server.access.quota import Quotas
 from server.api import GenerateRequest, GenerateResponse, LoraView, Steps
-from server.batching.image_task import ImageResult, ImageSpec, Preview
+from server.batching.image_task import ImageResult, ImageSpec, Preview, Progress
 from server.errors import Cancelled, ClientGone, DeadlineExceeded, GaveWay, QuotaExceeded
 from server.requests.context import OK, RequestContext
+from server.requests.made import ImageMade, Made, PreviewMade, RequestPlanned, StepMade
 from server.requests.plan import Plan, Planner
 from server.requests.running import Patience, RunningRequests, gather, while_wanted
 from server.requests.usage import Usage, milliseconds
@@ -41,7 +42,9 @@ OUTCOMES: dict[type[FlexiError], str] = {
 class Renderer(Protocol):
     """What generation needs of the engine's thread."""
 
-    def submit(self, specs: Sequence[ImageSpec], preview: Preview | None = None) -> list[Future[ImageResult]]:
+    def submit(
+        self, specs: Sequence[ImageSpec], preview: Preview | None = None, progress: Progress | None = None
+    ) -> list[Future[ImageResult]]:
         """A future for each image, all of them queued or none. Raises `Overloaded` and `NotReady`."""
 
 
@@ -57,26 +60,6 @@ class Residency(Protocol):
     async def gives_way(self, plan: Plan) -> None:
         """Wait until background work has to make room for clients; it then leaves, and may come again."""
         await asyncio.Event().wait()
-
-
-@dataclass(frozen=True)
-class PreviewMade:
-    """Preview `index` of image `image` of a plan, both 0-based, as a file in base64."""
-
-    plan: Plan
-    image: int
-    index: int
-    file: str
-
-
-@dataclass(frozen=True)
-class ImageMade:
-    """Image `image` of a plan, 0-based, as a file in base64, and what it took."""
-
-    plan: Plan
-    image: int
-    file: str
-    result: ImageResult
 
 
 class RequestObserver(Protocol):
@@ -117,27 +100,38 @@ class Generation:
             return await patience.wait(self._make(request, context), (gone, ClientGone()))
 
     async def stream(
-        self, request: GenerateRequest, context: RequestContext, previews: int
-    ) -> AsyncGenerator[PreviewMade | ImageMade]:
-        """Previews of each image as they come, and each image as soon as it is done. Raises members of `FlexiError`.
+        self, request: GenerateRequest, context: RequestContext, previews: int, progress: bool = False
+    ) -> AsyncGenerator[Made]:
+        """Previews of each image as they come, and each image as soon as it is done; with `progress`, first the plan, and each
+        step. Raises members of `FlexiError`.
 
         Who stops listening closes the iterator, and the images are given up.
         """
         loop, arrivals = asyncio.get_running_loop(), asyncio.Queue[_Arrival]()
 
-        def arrive(image: int, made: tuple[int, Tensor] | Future[ImageResult]) -> None:  # in the engine's thread
+        def arrive(image: int, made: int | tuple[int, Tensor] | Future[ImageResult]) -> None:  # in the engine's thread
             loop.call_soon_threadsafe(arrivals.put_nowait, _Arrival(image, made))
 
         with self._underway(request, context) as patience:
             plan = await patience.wait(self._plan(request, context, previews))
             start, specs = monotonic(), plan.specs
-            futures = self._submit(plan, specs, lambda spec, i, pixels: arrive(spec.seed - plan.seed, (i, pixels)))
+            futures = self._submit(
+                plan,
+                specs,
+                lambda spec, i, pixels: arrive(spec.seed - plan.seed, (i, pixels)),
+                (lambda spec, step: arrive(spec.seed - plan.seed, step)) if progress else None,
+            )
             for image, future in enumerate(futures):
                 future.add_done_callback(partial(arrive, image))
             try:
+                if progress:
+                    yield RequestPlanned(plan)
                 while len(context.results) < len(futures):
                     arrival = await patience.wait(arrivals.get(), *self._ends(plan))
                     image, spec = arrival.image, specs[arrival.image]
+                    if isinstance(arrival.made, int):
+                        yield StepMade(plan, image, arrival.made)
+                        continue
                     if not isinstance(arrival.made, Future):
                         index, pixels = arrival.made
                         yield PreviewMade(plan, image, index, (await self._files(plan, [(spec, pixels)]))[0])
@@ -180,11 +174,13 @@ class Generation:
             return []
         return [(residency.gives_way(plan), GaveWay()) for residency in self._residencies]
 
-    def _submit(self, plan: Plan, specs: Sequence[ImageSpec], preview: Preview | None = None) -> list[Future[ImageResult]]:
+    def _submit(
+        self, plan: Plan, specs: Sequence[ImageSpec], preview: Preview | None = None, progress: Progress | None = None
+    ) -> list[Future[ImageResult]]:
         """Pay, then queue. What is refused is paid back; what was begun is not, whatever becomes of it."""
         self._quotas.take(plan.key, plan.macs)
         try:
-            return self._renderer.submit(specs, preview)
+            return self._renderer.submit(specs, preview, progress)
         except FlexiError:
             self._quotas.give_back(plan.key, plan.macs)
             raise
@@ -293,10 +289,10 @@ def _read_as(spec: ImageSpec) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class _Arrival:
-    """What the engine's thread has of an image: a preview's number and pixels, or the end of the image."""
+    """What the engine's thread has of an image: how many steps are behind it, a preview's number and pixels, or its end."""
 
     image: int
-    made: tuple[int, Tensor] | Future[ImageResult]
+    made: int | tuple[int, Tensor] | Future[ImageResult]
 
 
 def _observe_forecast(plan: Plan, seconds: float) -> None:

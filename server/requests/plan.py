@@ -112,7 +112,7 @@ class Planner:
         self.default_guidance = DefaultGuidance(schedules, model, settings.default_guidance, settings.default_tier)
         self._schedules = schedules
         self._assigner = assigner
-        self._model = model
+        self.model = model
         self._forecast = forecast
         self._settings = settings
         self._tiers = TierChoice(schedules, settings.default_tier)
@@ -122,6 +122,12 @@ class Planner:
     def limit(self, request: GenerateRequest) -> float:
         """The seconds that it may take at most, from its arrival on."""
         return min(seconds_of(request), self._settings.request_seconds)
+
+    def usual(self, entry: ActiveSchedule) -> tuple[int, float]:
+        """(MACs, predicted seconds) of one image by a schedule, for a request that says nothing else."""
+        rows = self.model.rows(self.default_guidance.of(entry))
+        macs = self.model.macs.of_program(entry.program, rows)
+        return macs, self._forecast(entry.program, rows, 1, entry.label, None, 1)
 
     async def plan(
         self, request: GenerateRequest, request_id: str, key: Key, arrived: float | None = None, previews: int = 0
@@ -140,12 +146,12 @@ class Planner:
         entry, assignment, unchosen = await self._choose(request, request_id, prompts, edit)
         unmet += [*unchosen, *self._loras.unmet(adapters, entry.schedule)]
         guidance = self._guidance(request, entry)
-        if guidance > OFF and not self._model.prompts.guides:
+        if guidance > OFF and not self.model.prompts.guides:
             raise InvalidInput("this model has no guidance: leave it out, or say 1", param="guidance_scale")
-        rows = self._model.rows(guidance)
-        unmet += [*self._guidance_warnings(request, entry, guidance), *prompts.cut(rows, self._model.prompts.tokens)]
-        if not covers_size(entry.schedule, size, self._model.image_size):
-            unmet.append(warnings.size_not_validated(size, measured_sizes(entry.schedule, self._model.image_size)))
+        rows = self.model.rows(guidance)
+        unmet += [*self._guidance_warnings(request, entry, guidance), *prompts.cut(rows, self.model.prompts.tokens)]
+        if not covers_size(entry.schedule, size, self.model.image_size):
+            unmet.append(warnings.size_not_validated(size, measured_sizes(entry.schedule, self.model.image_size)))
         if prompts.prompt != request.prompt:
             unmet.append(warnings.prompt_ignored())
         program, whole = (edit.program(entry.program) if edit else entry.program), entry.schedule.solver.teacher_steps
@@ -164,7 +170,7 @@ class Planner:
             negative=prompts.negative,
             guidance=guidance,
             seed=secrets.randbelow(2**32) if request.seed is None else request.seed,
-            size=self._model.other_size(size),
+            size=self.model.other_size(size),
             tier=entry.label,
             arm=(assignment and assignment.arm) or metrics.NO_ARM,
             deadline=arrived + seconds_of(request),
@@ -173,14 +179,14 @@ class Planner:
             previews=previews,
             request_id=request_id,
             edit=edit,
-            keeps=edit is not None and edit.source.painted is not None and not self._model.inpaints,
-            embedded=self._model.embeds_guidance,
+            keeps=edit is not None and edit.source.painted is not None and not self.model.inpaints,
+            embedded=self.model.embeds_guidance,
             background=request.priority == BACKGROUND,
             chunks=prompts.chunks(rows),
             syntax=prompts.syntax,
             adapters=adapters,
         )
-        macs = self._model.macs_at(first.size, first.chunks).of_program(program, first.unet_rows)
+        macs = self.model.macs_at(first.size, first.chunks).of_program(program, first.unet_rows)
         relative_cost = self._schedules.relative_cost(entry, first.size, first.chunks, edit.program if edit else None)
         first = replace(first, teacher_macs=round(macs / relative_cost))
         specs = [replace(first, seed=first.seed + i) for i in range(request.num_images)]
@@ -194,7 +200,7 @@ class Planner:
             size=size,
             relative_cost=relative_cost,
             assignment=assignment,
-            warnings=(*self._model.notices, *unmet),
+            warnings=(*self.model.notices, *unmet),
         )
 
     def _size(self, request: GenerateRequest) -> ImageSize:
@@ -210,7 +216,7 @@ class Planner:
         size = self._size(request)
         if request.image is None:
             return size, None, []
-        wish = await asyncio.to_thread(wished, request, self.sizes, self._model.decoder.scale)
+        wish = await asyncio.to_thread(wished, request, self.sizes, self.model.decoder.scale)
         stretched = [] if wish.stretched is None else [warnings.aspect_changed(wish.stretched, wish.size)]
         return wish.size, wish.edit, stretched
 
@@ -220,8 +226,8 @@ class Planner:
         return self.default_guidance.of(entry) if asked is None else meant(asked)
 
     def _predicted(self, request: GenerateRequest, entry: ActiveSchedule, prompts: PromptPair, edit: Edit | None) -> float:
-        rows = self._model.rows(self._guidance(request, entry))
-        size = self._model.other_size(edit.size if edit else self._size(request))
+        rows = self.model.rows(self._guidance(request, entry))
+        size = self.model.other_size(edit.size if edit else self._size(request))
         program = edit.program(entry.program) if edit else entry.program
         seconds = self._loras.seconds(self._loras.of(request))
         return seconds + self._forecast(program, rows, request.num_images, entry.label, size, prompts.chunks(rows))
@@ -250,9 +256,9 @@ class Planner:
         unmet, validated = list[Notice](), validated_scales(entry.schedule)
         if validated and not covers(entry.schedule, guidance):
             unmet.append(warnings.guidance_not_validated(guidance, validated, entry.schedule.scaled_corrections is not None))
-        rows = self._model.rows(guidance)
-        if rows == 2 and self._model.few_steps:
-            unmet.append(warnings.guidance_on_distilled_model(guidance, self._model.few_steps))
+        rows = self.model.rows(guidance)
+        if rows == 2 and self.model.few_steps:
+            unmet.append(warnings.guidance_on_distilled_model(guidance, self.model.few_steps))
         if rows == 1 and request.negative_prompt:
-            unmet.append(warnings.negative_prompt_ignored(self._model.embeds_guidance))
+            unmet.append(warnings.negative_prompt_ignored(self.model.embeds_guidance))
         return unmet

@@ -10,10 +10,10 @@ import os
 import re
 import struct
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
 from prometheus_client.metrics import MetricWrapperBase
@@ -31,6 +31,7 @@ CUSTOM = "custom"  # tier label of requests that name a schedule
 NO_ARM = "none"  # arm label outside experiments
 PAGE_TRIES, PAGE_WAIT = 5, 0.02  # seconds
 MODEL = "model"
+T = TypeVar("T")
 
 
 class _OfModel(MetricWrapperBase):
@@ -245,6 +246,9 @@ files_total = Counter("flexi_files_total", "Files that were to be kept for a URL
 swept_objects_total = Counter("flexi_swept_objects_total", "Objects of the store that had had their time, and were removed.")
 events_total = Counter("flexi_events_total", "Events of experiments written to disk, on their way to the store.")
 events_lost_total = Counter("flexi_events_lost_total", "Events that could not be kept, or that a killed process had in memory.")
+operator_actions_total = ModelCounter(
+    "flexi_operator_actions_total", "What operators did or were refused by its routes, by how it went.", ["action", "outcome"]
+)
 api_keys_errors_total = Counter("flexi_api_keys_errors_total", "Changed API key files that could not be used.")
 
 
@@ -260,12 +264,18 @@ def begin() -> None:
 def page() -> bytes:
     """The text for Prometheus: of all workers where there are several processes, and of this one else."""
     registry = CollectorRegistry()
-    registry.register(_Present(MultiProcessCollector(None) if _folder() else REGISTRY))
-    for _ in range(PAGE_TRIES - 1):
-        with suppress(struct.error):  # another process has made its file a moment ago, and nothing is in it yet
-            return generate_latest(registry)
-        time.sleep(PAGE_WAIT)
-    return generate_latest(registry)
+    registry.register(_present())
+    return _patiently(lambda: generate_latest(registry))
+
+
+def present() -> list[Metric]:
+    """What `page` writes, not yet as text."""
+    return _patiently(lambda: list(_present().collect()))
+
+
+def of_all_processes() -> bool:
+    """Whether worker processes share their metrics; if not, they are of this process."""
+    return _folder() is not None
 
 
 def forget_dead_workers() -> None:
@@ -294,6 +304,18 @@ class _Present(Collector):
                     del sample.labels[MODEL]
             if metric.name.startswith("flexi_"):
                 yield metric
+
+
+def _present() -> _Present:
+    return _Present(MultiProcessCollector(None) if _folder() else REGISTRY)
+
+
+def _patiently(read: Callable[[], T]) -> T:
+    for _ in range(PAGE_TRIES - 1):
+        with suppress(struct.error):  # another process has made its file a moment ago, and nothing is in it yet
+            return read()
+        time.sleep(PAGE_WAIT)
+    return read()
 
 
 def _folder() -> Path | None:

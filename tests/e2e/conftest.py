@@ -12,6 +12,8 @@ from typing import Any
 
 import httpx
 import pytest
+from browser import chromium_running
+from playwright.sync_api import Browser
 from served import ALIASES, LORAS, MODEL, ORIGIN, OTHER_SIZE, PATIENCE, SETTINGS, publish
 
 from examples.launch import serving
@@ -67,3 +69,10 @@ def client(server: Server) -> Iterator[httpx.Client]:
     """An HTTP client of it."""
     with httpx.Client(base_url=server.address, timeout=120) as client:
         yield client
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    """A browser, for one module: no other test shall find its event loop."""
+    with chromium_running() as browser:
+        yield browser

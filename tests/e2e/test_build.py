@@ -10,6 +10,7 @@ import pytest
 from places import ROOT
 
 from examples.launch import started
+from server.http.pages.assets import MEDIA_TYPES
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +29,11 @@ def test_it_holds_the_model_and_every_module_of_what_serves(packed: Path) -> Non
     for package in ("server", "registry", "engine", "evaluation"):
         ours, theirs = ({path.relative_to(root) for path in (root / package).rglob("*.py")} for root in (ROOT, packed))
         assert ours == theirs
+    kept = {path.relative_to(packed).as_posix() for path in packed.rglob("*")}
+    for folder in ("registry/site/assets", "server/http/pages"):
+        assert {
+            path.relative_to(ROOT).as_posix() for path in (ROOT / folder).rglob("*.*") if path.suffix in MEDIA_TYPES
+        } <= kept
 
 
 def test_it_serves_from_its_own_files(packed: Path, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ LEAST = int(os.environ.get("FUZZ_LEAST", "200"))  # requests
 CPYTHON_FAULT = "SystemError: AST constructor recursion depth mismatch"
 FEW = ("--workers", "4", "--phases", "fuzzing", "--max-examples", "20", "--seed", "1")  # where nearly all are refused
 IMAGES = ("--include-path-regex", "^/generate$|^/v1/images/")
+ACTIONS = "^/v1/operator/.+/(promote|rollback|ramp|stop|kill)$"
 DEAREST = {"prompt": "red heart", "tier": "reference", "num_images": 4}
 SERVED = 'flexi_http_responses_total{status="200"}'  # without the probes
 
@@ -117,6 +118,14 @@ def test_whose_queue_is_full_is_refused_as_declared(guarded, tmp_path):
     """The key has room for one request: the two routes that make images are asked at the same time."""
     guarded.fuzz(tmp_path, *IMAGES, *with_key(guarded.new("hurried", "--queue-seconds", 0.001)))
     assert guarded.count('flexi_rejected_total{reason="overloaded"}') >= 1
+
+
+def test_what_operators_do_is_answered_as_declared(guarded, tmp_path):
+    """With a key that may act: tiers and experiments are moved, or it is said why not. What they ask is fuzzed above."""
+    token = guarded.new("olga", "--role", "operator")
+    served = guarded.count(SERVED)
+    assert guarded.fuzz(tmp_path, "--include-path-regex", ACTIONS, *with_key(token)) >= 50
+    assert guarded.count(SERVED) > served
 
 
 def with_key(token: str) -> tuple[str, ...]:

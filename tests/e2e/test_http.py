@@ -160,9 +160,12 @@ def test_a_client_that_shuts_its_writing_side_down_gets_its_answer(server, path,
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["tier"] == "reference"
 
 
-def test_the_first_page_is_the_document_and_loads_nothing_from_elsewhere(client):
-    reply = client.get("/", follow_redirects=True)
-    assert reply.json()["openapi"].startswith("3.1")
+def test_the_first_page_is_the_playground_and_leads_to_the_document(client):
+    """What it loads is in tests/unit/server/http/pages, what it does in test_playground.py."""
+    reply = client.get("/")
+    assert (reply.status_code, reply.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    (address,) = re.findall(r'href="([^"]+)">API document', reply.text)
+    assert client.get(f"/{address}").json()["openapi"].startswith("3.1")
 
 
 def test_deadline(client):
@@ -203,6 +206,12 @@ def test_tiers(server, client):
         assert (by_name[name]["digest"], by_name[name]["steps"]) == (schedule.digest, schedule.counts())
     costs = [tier["relative_cost"] for tier in page["tiers"]]
     assert costs == sorted(costs)
+    dearest = page["tiers"][-1]
+    for tier in page["tiers"]:
+        assert tier["macs"] / dearest["macs"] == pytest.approx(tier["relative_cost"])
+        assert tier["predicted_ms"] > 0
+    assert (page["max_images"], page["prompt_kind"], page["classes"], page["guides"]) == (4, "text", [], True)
+    assert "tiger face" in page["examples"]
 
 
 def test_schedule_page(server, client):

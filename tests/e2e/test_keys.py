@@ -55,7 +55,9 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
 
 
 @pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer wrong-key"}, {"X-API-Key": "wrong-key"}])
-@pytest.mark.parametrize(("method", "path"), [("POST", "/generate"), ("GET", "/v1/tiers"), ("GET", "/docs.json"), ("GET", "/")])
+@pytest.mark.parametrize(
+    ("method", "path"), [("POST", "/generate"), ("GET", "/v1/tiers"), ("GET", "/docs.json"), ("POST", "/")]
+)
 def test_nobody_gets_in_without_a_key(guarded, headers, method, path):
     reply = httpx.request(method, guarded.address + path, headers=headers, json=BODY if method == "POST" else None)
     assert (reply.status_code, reply.headers["www-authenticate"]) == (401, "Bearer")
@@ -75,8 +77,8 @@ def test_bentoml_client_with_its_token(guarded):
         assert client.generate(prompt=PROMPT, tier="reference")["images"]
 
 
-@pytest.mark.parametrize("path", ["/livez", "/readyz", "/healthz", "/metrics"])
-def test_probes_need_no_key(guarded, path):
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/healthz", "/metrics", "/", "/assets/ui.js"])
+def test_probes_and_pages_need_no_key(guarded, path):
     assert httpx.get(guarded.address + path).status_code == 200
 
 

@@ -202,6 +202,17 @@ def parameters(image: Image.Image) -> dict[str, str]:
     return image.text if image.format == "PNG" else json.loads(image.getexif().get_ifd(0x8769)[0x9286][8:])
 
 
+def test_a_stream_that_shall_tell_progress_says_the_plan_and_each_computed_step(server, api):
+    planned, *events = stream(api, n=2, quality="low", partial_images=0, extra_body={"seed": 1, "progress": True})
+    assert (planned.type, planned.tier, planned.seed) == ("image_generation.planned", "draft", 1)
+    assert planned.schedule == server.schedules["draft"].digest
+    last = [event for event in events if event.type == "image_generation.completed"][-1]
+    assert (planned.macs, planned.predicted_ms) == (last.request["macs"], last.request["predicted_ms"])
+    for image in range(2):
+        steps = [event for event in events if event.type == "image_generation.step" and event.image_index == image]
+        assert [event.step for event in steps] == list(range(1, planned.steps + 1)) == list(range(1, steps[0].steps + 1))
+
+
 def test_a_stream_of_several_images_tells_which_is_which(api):
     events = stream(api, n=2)
     done = {event.image_index: event for event in events if event.type == "image_generation.completed"}

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from places import ROOT
 
 from engine.model import Model
-from engine.prompts import ClassPrompts, NoPrompts
+from engine.prompts import ClassPrompts, NoPrompts, prompt_kind
 from engine.text_prompts import TextPrompts, TwoTextPrompts
 
 EMOJI = ROOT / "models" / "emoji64"
@@ -69,6 +69,12 @@ def test_what_is_cut_is_what_diffusers_says_it_removed(
     cut = short.cut(prompt)
     assert len(removed) == bool(cut)
     assert "".join("".join(removed).split()) == "".join(cut.lower().split())
+
+
+def test_what_a_prompt_may_be_is_told_by_the_model() -> None:
+    classes = ClassPrompts(4, torch.device("cpu"), null=3, names={"cat": 0, "dog": 2})
+    assert (prompt_kind(classes), classes.classes) == ("class", ["cat", "1", "dog"])
+    assert (prompt_kind(NoPrompts()), NoPrompts().classes) == ("none", ())
 
 
 def test_of_two_encoders_the_one_that_reads_less_decides(short: TextPrompts) -> None:

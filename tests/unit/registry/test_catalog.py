@@ -323,6 +323,17 @@ class TestTiers:
         assert sorted(move.reason for move in history) == [f"racer {i}" for i in range(RACERS)]
         assert len(list(store.list("emoji64/audit/"))) == RACERS
 
+    def test_of_racers_who_saw_the_same_only_one_moves_the_tier(self, catalog: Catalog, store: Watched) -> None:
+        versions = [catalog.publish(schedule(7, branch=i + 1)).number for i in range(RACERS)]
+        catalog.promote("fast", 1)
+        results = race(lambda i: Catalog(store, "emoji64", author=f"racer {i}").promote("fast", versions[i], moves=1))
+        (winner,) = [result for result in results if isinstance(result, Alias)]
+        refused = [result for result in results if isinstance(result, Conflict)]
+        assert len(refused) == RACERS - 1
+        assert catalog.alias("fast") == winner
+        assert winner.moves == 2
+        assert all(winner.history[-1].author in error.message for error in refused)
+
     def test_racing_rollbacks_go_back_once(self, catalog: Catalog, store: Watched) -> None:
         for version in (1, 2, 3):
             catalog.promote("fast", version)

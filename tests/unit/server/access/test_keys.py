@@ -157,3 +157,14 @@ def test_writers_at_the_same_time_lose_no_key(path):
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(add, range(40)))
     assert {entry.name for entry in read(path).keys} == {f"k{i}" for i in range(40)}
+
+
+def test_an_operators_key_has_the_role_and_any_other_stands_in_the_file_as_before(path):
+    token, other = run("new", "olga", "--role", "operator", "--file", path), run("new", "shop", "--file", path)
+    keys = Keys(path)
+    assert (keys.find(token).role, keys.find(other).role) == ("operator", None)
+    entries = {entry["name"]: entry for entry in json.loads(path.read_text())["keys"]}
+    assert entries["olga"]["role"] == "operator"
+    assert "role" not in entries["shop"], "an older server reads the file, and knows no roles"
+    assert "role=operator" in run("list", "--file", path).splitlines()[0]
+    assert "operator" in run("new", "bob", "--role", "boss", "--file", path, code=2)

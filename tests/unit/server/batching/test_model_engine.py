@@ -256,6 +256,23 @@ def test_a_preview_that_fails_costs_nobody_an_image(model, engine):
     assert futures[0].result().macs > 0
 
 
+def test_progress_counts_the_computed_steps_of_each_image_that_have_landed(model, engine):
+    wanted = [spec(model, seed, segments=(Segment(partial=(1,), branch=1),) * 2) for seed in (5, 6)]
+    seen = []
+    futures = engine.submit(wanted, None, lambda one, step: seen.append((one.seed, step)))
+    finish(engine, futures)
+    assert sorted(seen) == [(seed, step) for seed in (5, 6) for step in (1, 2, 3, 4)]
+
+
+def test_a_listener_to_progress_that_fails_costs_no_image(model, engine):
+    def broken(*_):
+        raise RuntimeError("it does not listen")
+
+    futures = engine.submit([spec(model, 5)], None, broken)
+    finish(engine, futures)
+    assert futures[0].result().macs > 0
+
+
 @pytest.mark.parametrize(("previews", "positions"), [(0, []), (1, [2]), (2, [1, 2]), (3, [1, 2, 3]), (9, [1, 2, 3])])
 def test_previews_are_spread_and_never_the_image_itself(model, previews, positions):
     wanted = replace(spec(model, segments=(Segment(),) * 4), previews=previews)

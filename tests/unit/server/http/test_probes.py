@@ -15,7 +15,7 @@ from server.http.drain import Drain
 from server.http.edge import Edge
 from server.http.opening import Opening
 from server.http.probes import OwnProbes
-from server.requests.prompt_pair import PromptReader
+from server.requests.plan import Planner
 from server.tiers.active import ActiveSchedules
 
 
@@ -38,11 +38,9 @@ class Server:
         app = SimpleNamespace(
             model=model, schedules=schedules, device_thread=engine, default_tier="reference", warnings=[WARNING], loras=None
         )
-        guidance = SimpleNamespace(of=lambda _: 3.0)
-        planner = SimpleNamespace(
-            default_guidance=guidance, sizes=[model.image_size], prompts=PromptReader(model.prompts, 1, "plain")
-        )
-        app.generation = SimpleNamespace(planner=planner)
+        app.settings = SimpleNamespace(max_images=4, default_guidance=3.0, default_tier="reference")
+        planner = Planner(schedules, None, model, lambda *_: 0.5, app.settings)
+        app.generation, app.examples = SimpleNamespace(planner=planner), ["a cat"]
         app.served = lambda _: app
         self.set("app", app)
         return app
@@ -122,3 +120,12 @@ def test_tiers_that_are_not_served_are_listed_with_their_reasons(server, tiny):
     assert (status, body["default"], [tier["tier"] for tier in body["tiers"]]) == (200, "reference", ["reference"])
     assert body["not_served"] == [{"tier": "best", "reason": "damaged"}, {"tier": "fast", "reason": "of other weights"}]
     assert body["warnings"] == [{"code": "no_tiers", "message": "none"}]
+
+
+def test_tiers_say_what_an_image_costs_and_what_the_model_draws(server, tiny):
+    app = server.open(small_model(tiny))
+    _, body = server.said("/v1/tiers")
+    (reference,) = body["tiers"]
+    assert reference["macs"] == app.model.macs.of_program(app.schedules.tier("reference").program, 2)
+    assert (reference["predicted_ms"], body["prompt_kind"], body["guides"]) == (500.0, "text", True)
+    assert (body["examples"], body["classes"], body["max_images"]) == (["a cat"], [], 4)

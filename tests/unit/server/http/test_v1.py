@@ -45,7 +45,7 @@ class Engine:
     def __init__(self):
         self.outcomes = [IMAGE] * 4
 
-    def submit(self, specs, preview=None):
+    def submit(self, specs, preview=None, progress=None):
         futures = [Future() for _ in specs]
         for future, outcome in zip(futures, self.outcomes, strict=False):
             if isinstance(outcome, Exception):

@@ -25,7 +25,8 @@ from server.batching.image_task import ImageResult
 from server.errors import Cancelled, ClientGone, DeadlineExceeded, GenerationFailed
 from server.experiments.active import ActiveExperiments
 from server.requests.context import RequestContext
-from server.requests.generation import Generation, ImageMade, PreviewMade, RequestObserver
+from server.requests.generation import Generation, RequestObserver
+from server.requests.made import ImageMade, PreviewMade, RequestPlanned, StepMade
 from server.requests.plan import Planner
 from server.requests.running import while_wanted
 from server.telemetry import metrics
@@ -53,8 +54,8 @@ class Renderer:
         self.specs, self.futures, self.preview, self.keeps, self.pixels = [], [], None, False, GREY
         self.asked = threading.Event()
 
-    def submit(self, specs, preview=None):
-        self.specs, self.preview = specs, preview
+    def submit(self, specs, preview=None, progress=None):
+        self.specs, self.preview, self.progress = specs, preview, progress
         self.futures = [Future() for _ in specs]
         if not self.keeps:
             self.finish()
@@ -231,7 +232,7 @@ def test_the_deadline_runs_from_the_arrival(generation):
     assert {spec.request_id for spec in plan.specs} == {"id-1"}
 
 
-def streamed(generation, renderer, act, previews=2, context=None, **fields):
+def streamed(generation, renderer, act, previews=2, context=None, progress=False, **fields):
     """What a stream of two images gives while `act(renderer)` plays the engine in another thread."""
 
     async def go():
@@ -241,7 +242,7 @@ def streamed(generation, renderer, act, previews=2, context=None, **fields):
         renderer.asked.clear()
         acting = asyncio.ensure_future(asyncio.to_thread(lambda: renderer.asked.wait(20) and act(renderer)))
         try:
-            async for event in generation.stream(request, context or RequestContext("id-1"), previews):
+            async for event in generation.stream(request, context or RequestContext("id-1"), previews, progress):
                 events += [event]
         except Exception as error:
             events.append(error)
@@ -268,6 +269,20 @@ def test_a_stream_gives_previews_and_each_image_when_it_is_done(generation, rend
     ]
     assert {spec.previews for spec in renderer.specs} == {2}
     assert {Image.open(io.BytesIO(base64.b64decode(event.file))).format for event in events} == {"JPEG"}
+
+
+def test_a_stream_that_shall_tell_progress_begins_with_the_plan_and_counts_steps_of_each_image(generation, renderer):
+    def act(renderer):
+        for step, image in ((1, 1), (1, 0), (2, 1)):
+            renderer.progress(renderer.specs[image], step)
+        renderer.finish()
+
+    first, *rest = streamed(generation, renderer, act, previews=0, progress=True)
+    assert (type(first), first.plan.seed) == (RequestPlanned, 7)
+    assert [(event.image, event.step) for event in rest if isinstance(event, StepMade)] == [(1, 1), (0, 1), (1, 2)]
+    assert [type(event) for event in rest[3:]] == [ImageMade, ImageMade]
+    streamed(generation, renderer, Renderer.finish)
+    assert renderer.progress is None, "nobody asked for it"
 
 
 def test_a_stream_ends_with_the_error_of_an_image_and_gives_up_the_others(generation, renderer):

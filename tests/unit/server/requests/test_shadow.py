@@ -176,7 +176,7 @@ def test_what_waits_is_bounded(model, schedules, monkeypatch):
     class Busy:
         """An engine that never idles."""
 
-        def submit(self, specs, preview=None):
+        def submit(self, specs, preview=None, progress=None):
             return [Future() for _ in specs]
 
     async def go():

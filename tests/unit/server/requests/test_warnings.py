@@ -263,7 +263,7 @@ def test_an_unconditional_model_draws_whatever_the_prompt_and_says_that_it_has_n
 
 
 class Renderer:
-    def submit(self, specs, preview=None):
+    def submit(self, specs, preview=None, progress=None):
         futures = [Future() for _ in specs]
         for future in futures:
             future.set_result(ImageResult(torch.full((8, 8, 3), 128, dtype=torch.uint8), 10, Counter(full=1), 0.0, 0.5))

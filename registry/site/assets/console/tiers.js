@@ -1,0 +1,118 @@
+// The tiers: what each means, what it meant, and moving it.
+import { html, useState } from "../ui.js";
+import { ReasonDialog } from "./dialog.js";
+import { DifferenceView, named } from "./schedule.js";
+import { Term } from "./term.js";
+import { Cells, cost, decibels, known, rfid, short, When } from "./words.js";
+
+/** @typedef {import("./types.js").Source} Source */
+/** @typedef {import("./types.js").Tier} Tier */
+/** @typedef {import("./types.js").Tiers} TiersDocument */
+/** @typedef {import("./types.js").Version} Version */
+/** @typedef {{source: Source, query: string, versions: Version[], mayAct: boolean, again: () => Promise<void>, open: (digest: string) => void}} Context */
+
+/** @param {Context & {tiers: TiersDocument}} props */
+export function Tiers({ tiers, ...context }) {
+  if (!tiers.tiers.length) {
+    return html`<p class="note">The registry has no tier yet: python -m registry promote makes one of a published schedule.</p>`;
+  }
+  return html`<div class="stack">
+    ${(tiers.not_served ?? []).map(({ tier, reason }) => html`<p class="note bad" key=${tier}>${tier} is not served: ${reason}</p>`)}
+    ${[...tiers.tiers].sort((a, b) => price(a) - price(b)).map((tier) => html`<${TierCard} key=${tier.tier} tier=${tier} all=${tiers} ...${context} />`)}
+  </div>`;
+}
+
+/** @param {Tier} tier @returns {number} the cheapest first, and the teacher, whose cost no document says, last */
+const price = (tier) => tier.figures?.relative_cost ?? Number.POSITIVE_INFINITY;
+
+/** @param {Context & {tier: Tier, all: TiersDocument}} props */
+function TierCard({ tier, all, ...context }) {
+  const [asking, setAsking] = useState("");
+  const here = all.in_force?.find((one) => one.tier === tier.tier);
+  const follows = here && tier.digest && here.digest !== tier.digest;
+  const close = () => setAsking("");
+  return html`<article class="tier" aria-label=${`Tier ${tier.tier}`}>
+    <div class="row spread">
+      <h3>${tier.tier} ${all.default === tier.tier && html`<span class="chip">default</span>`}</h3>
+      ${
+        context.mayAct &&
+        !tier.fault &&
+        html`<span class="row">
+        <button type="button" onClick=${() => setAsking("promote")}>Promote …</button>
+        <button type="button" disabled=${!tier.back} onClick=${() => setAsking("rollback")}>Roll back …</button>
+      </span>`
+      }
+    </div>
+    ${tier.fault && html`<p class="note bad">${tier.fault}</p>`}
+    ${tier.figures && html`<${Cells} figures=${tier.figures} />`}
+    ${
+      tier.digest &&
+      html`<p class="small figures">
+      <button type="button" class="quiet link mono" aria-label=${`Schedule ${short(tier.digest)} of ${tier.tier}`} onClick=${() => tier.digest && context.open(tier.digest)}>${short(tier.digest)}</button>
+      <span><${Term} word="version" /> ${tier.version}</span>
+      <span><${Term} word="relative cost">cost<//> ${known(tier.figures?.relative_cost, cost)}</span>
+      <span><${Term} word="rFID" /> ${known(tier.figures?.rfid, rfid)}</span>
+      <span><${Term} word="PSNR" /> ${known(tier.figures?.psnr, decibels)}</span>
+      <span><${Term} word="move">moves<//> ${tier.moves}</span>
+    </p>`
+    }
+    ${follows && html`<p class="note warn">This server still serves version ${here.version ?? "?"}, ${short(here.digest)}.</p>`}
+    <details><summary class="small">History</summary><${History} tier=${tier} /></details>
+    ${asking === "promote" && html`<${Promote} tier=${tier} close=${close} ...${context} />`}
+    ${asking === "rollback" && tier.back && html`<${Rollback} tier=${tier} close=${close} ...${context} />`}
+  </article>`;
+}
+
+/** @param {{tier: Tier}} props */
+function History({ tier }) {
+  return html`<ol class="history small">
+    ${tier.history.map(
+      (move, i) => html`<li><b>${move.action === "rollback" ? "rolled back" : "promoted"}</b> to version ${move.version}
+      <span class="mono"> ${short(move.digest)}</span>, <${When} when=${move.time} />, ${move.author}${i === 0 ? " (now)" : ""}
+      ${move.reason && html`<span class="soft">: ${move.reason}</span>`}</li>`,
+    )}
+  </ol>`;
+}
+
+/** @param {Context & {tier: Tier, close: () => void}} props */
+function Promote({ tier, close, source, query, versions, again }) {
+  const [number, setNumber] = useState("");
+  const choices = versions.filter((version) => version.figures && version.digest !== tier.digest);
+  const chosen = choices.find((version) => String(version.version) === number);
+  /** @param {string} reason */
+  async function act(reason) {
+    await source.act(`tiers/${tier.tier}/promote${query}`, { schedule: number, moves: tier.moves, reason });
+    await again();
+  }
+  return html`<${ReasonDialog} title=${`Promote ${tier.tier}`} verb=${chosen ? `Let ${tier.tier} mean version ${chosen.version}` : "Promote"}
+    ready=${Boolean(chosen)} close=${close} act=${act} again=${again}>
+    <div class="field">
+      <label for="chosen">To</label>
+      <select id="chosen" required value=${number} onChange=${(/** @type {any} */ event) => setNumber(event.currentTarget.value)}>
+        <option value="">choose a version</option>
+        ${choices.map((version) => html`<option key=${version.version} value=${version.version}>${named(version)}</option>`)}
+      </select>
+    </div>
+    ${
+      chosen &&
+      tier.digest &&
+      html`<${DifferenceView} source=${source} query=${query} a=${tier.digest} b=${chosen.digest}
+      names=${[`now: version ${tier.version}, ${short(tier.digest)}`, `then: version ${chosen.version}, ${short(chosen.digest)}`]} />`
+    }
+  <//>`;
+}
+
+/** @param {Context & {tier: Tier, close: () => void}} props */
+function Rollback({ tier, close, source, query, again }) {
+  const { back } = tier;
+  if (!back || !tier.digest) return null;
+  /** @param {string} reason */
+  async function act(reason) {
+    await source.act(`tiers/${tier.tier}/rollback${query}`, { moves: tier.moves, reason });
+    await again();
+  }
+  return html`<${ReasonDialog} title=${`Roll back ${tier.tier}`} verb=${`Let ${tier.tier} mean version ${back.version} again`} close=${close} act=${act} again=${again}>
+    <${DifferenceView} source=${source} query=${query} a=${tier.digest} b=${back.digest}
+      names=${[`now: version ${tier.version}, ${short(tier.digest)}`, `then: version ${back.version}, ${short(back.digest)}`]} />
+  <//>`;
+}

@@ -1,0 +1,325 @@
+// The playground: a page to try the tiers.
+import { ApiError, json, key } from "./api.js";
+import { Comparison } from "./compare.js";
+import { Form } from "./form.js";
+import { percent, time } from "./format.js";
+import { forget, KEPT, remember, remembered } from "./history.js";
+import { KeyForm } from "./key.js";
+import { thumbnail } from "./pixels.js";
+import { Problem, useCountdown, waitOf } from "./problem.js";
+import { AUTO } from "./request.js";
+import { Result } from "./result.js";
+import { beginning, cancel, follow, isUnderWay } from "./run.js";
+import { Strip, stepsOf } from "./strip.js";
+import { Gain, TierCards, wholeOf } from "./tiers.js";
+import { html, render, useCallback, useEffect, useRef, useState } from "./ui.js";
+
+/** @typedef {import("./request.js").Wish} Wish */
+/** @typedef {import("./run.js").Run} Run */
+/** @typedef {import("./api.js").Tiers} Tiers */
+/** @typedef {import("./tiers.js").Strips} Strips */
+
+const ALL = "all tiers"; // what the history calls a comparison
+const AGAIN = 2000; // milliseconds between two questions whether the server is ready
+const FRESH = 30_000; // after so many the predicted times are asked for again
+
+/** @type {Wish} */
+const FIRST = {
+  model: "",
+  prompt: "",
+  negative: "",
+  seed: 7,
+  guidance: null,
+  size: "",
+  count: 1,
+  tier: "",
+  deadline: null,
+  image: null,
+  strength: 0.6,
+};
+
+/** What the server has: its models, the tiers of one of them, and their schedules. @param {string} model */
+function useServer(model) {
+  const [tiers, setTiers] = useState(/** @type {Tiers | null} */ (null));
+  const [models, setModels] = useState(/** @type {string[]} */ ([]));
+  const [strips, setStrips] = useState(/** @type {Strips} */ ({}));
+  const [error, setError] = useState(/** @type {ApiError | null} */ (null));
+  const known = useRef(new Set());
+  const wanted = useRef(model);
+  wanted.current = model;
+
+  const look = useCallback(async () => {
+    const query = model ? `?model=${encodeURIComponent(model)}` : "";
+    try {
+      const found = /** @type {Tiers} */ (await json(`v1/tiers${query}`));
+      if (wanted.current !== model) return; // the visitor went on to another one meanwhile
+      setTiers(found);
+      setError(null);
+      for (const { digest } of found.tiers.filter((tier) => !known.current.has(tier.digest))) {
+        known.current.add(digest);
+        json(`v1/schedules/${digest}${query}`).then(
+          (one) => setStrips((before) => ({ ...before, [digest]: stepsOf(one.schedule) })),
+          () => known.current.delete(digest),
+        );
+      }
+      const listed = /** @type {import("./api.js").Model[]} */ ((await json("v1/models")).data);
+      setModels([...new Set(listed.map((one) => one.root))]);
+    } catch (fault) {
+      setError(fault instanceof ApiError ? fault : new ApiError(0, { code: "page_fault", message: String(fault) }));
+    }
+  }, [model]);
+
+  useEffect(() => {
+    look();
+  }, [look]);
+  useEffect(() => {
+    const waits = error && error.status !== 401;
+    const timer = setInterval(
+      () => document.visibilityState === "visible" && (waits || tiers) && look(),
+      waits ? AGAIN : FRESH,
+    );
+    return () => clearInterval(timer);
+  }, [look, error, tiers === null]);
+  return { tiers, models, strips, error, look };
+}
+
+function Playground() {
+  const [wish, setWish] = useState(FIRST);
+  const [run, setRun] = useState(/** @type {Run | null} */ (null));
+  const [compared, setCompared] = useState(/** @type {Run[]} */ ([]));
+  const [problem, setProblem] = useState(/** @type {ApiError | null} */ (null));
+  const [until, setUntil] = useState(0);
+  const [kept, setKept] = useState(remembered);
+  const [spoken, say] = useState("");
+  const { tiers, models, strips, error, look } = useServer(wish.model);
+  const stopped = useRef(false);
+  const stage = useRef(/** @type {HTMLElement | null} */ (null));
+  const seconds = useCountdown(until);
+  const change = (/** @type {Partial<Wish>} */ some) => setWish((before) => ({ ...before, ...some }));
+
+  useEffect(() => {
+    if (!tiers) return;
+    const offered = [AUTO, ...tiers.tiers.map((tier) => tier.tier)];
+    const drawable = tiers.prompt_kind !== "class" || tiers.classes.includes(wish.prompt);
+    change({
+      ...(offered.includes(wish.tier) ? {} : { tier: cheapBest(tiers) }),
+      ...(tiers.prompt_kind === "none"
+        ? { prompt: "" }
+        : !wish.prompt || !drawable
+          ? { prompt: tiers.examples[0] ?? tiers.classes[0] ?? "a red apple" }
+          : {}),
+      ...(tiers.sizes.includes(wish.size) ? {} : { size: "" }),
+    });
+  }, [tiers?.model]);
+
+  const fail = (/** @type {ApiError} */ fault) => {
+    if (fault.status === 401) look();
+    setProblem(fault);
+    setUntil(waitOf(fault));
+  };
+
+  /** @param {Wish} asked @param {(run: Run) => void} show @returns {Promise<Run>} */
+  const make = (asked, show) => {
+    const tier = tiers?.tiers.find((one) => one.tier === asked.tier) ?? tiers?.tiers[0];
+    return follow(beginning(asked), tier ? tier.steps.full + tier.steps.partial : 1, show);
+  };
+
+  /** On a small screen the images are far below the button. */
+  const begin = () => {
+    setProblem(null);
+    requestAnimationFrame(() => {
+      const top = stage.current?.getBoundingClientRect().top ?? 0;
+      if (top < 0 || top > 0.6 * innerHeight) stage.current?.scrollIntoView({ behavior: "smooth", block: "start" });
+    });
+  };
+
+  const generate = async (/** @type {Wish} */ asked) => {
+    begin();
+    setCompared([]);
+    say(`Asked for ${asked.prompt || "an image"}, by ${asked.tier}.`);
+    const done = await make(asked, setRun);
+    if (done.error) return fail(done.error);
+    say(`Done in ${time(done.milliseconds)}, for ${percent(done.answer.relative_cost)} of the original's work.`);
+    const picture = await thumbnail(done.pictures[0]?.url ?? "");
+    setKept(
+      remember({
+        at: Date.now(),
+        wish: { ...asked, image: null, seed: done.answer.seed },
+        tier: done.answer.tier ?? asked.tier,
+        picture,
+      }),
+    );
+    look();
+  };
+
+  const compare = async (/** @type {Wish} */ asked) => {
+    if (!tiers) return;
+    begin();
+    setRun(null);
+    stopped.current = false;
+    const guidance =
+      asked.guidance ??
+      (tiers.guides ? (tiers.tiers.find((tier) => tier.tier === tiers.default)?.default_guidance ?? null) : null);
+    const runs = tiers.tiers.map((tier) => beginning({ ...asked, tier: tier.tier, count: 1, guidance }));
+    setCompared(runs);
+    say(`Comparing ${runs.length} tiers.`);
+    let last = "";
+    for (const one of runs) {
+      if (stopped.current) break;
+      const done = await make(one.wish, (now) =>
+        setCompared((all) => all.map((old) => (old.wish.tier === one.wish.tier ? now : old))),
+      );
+      say(done.error ? "" : `${one.wish.tier}: ${time(done.milliseconds)}.`);
+      last = done.pictures[0]?.url ?? "";
+      if (done.error) {
+        stopped.current = true;
+        fail(done.error);
+      }
+    }
+    if (!stopped.current)
+      setKept(remember({ at: Date.now(), wish: { ...asked, image: null }, tier: ALL, picture: await thumbnail(last) }));
+    look();
+  };
+
+  const fits = !wish.model || tiers?.model === wish.model; // else what is shown is still another model's
+  const busy = !fits || (run !== null && isUnderWay(run)) || (compared.some(isUnderWay) && !stopped.current);
+  const stop = () => {
+    stopped.current = true;
+    const now = run ?? compared.find((one) => one.state === "running" || one.state === "asking");
+    if (now) cancel(now);
+  };
+  const again = (/** @type {Wish} */ asked, tier = "") => {
+    setWish(asked);
+    return tier === ALL ? compare(asked) : generate(asked);
+  };
+
+  if (error?.status === 401) {
+    return html`<${Shell}><${KeyForm} refused=${key.get() !== ""} onKey=${look} /></${Shell}>`;
+  }
+  if (!tiers) {
+    return html`<${Shell}>${error ? html`<${Problem} error=${error} seconds=${0} />` : html`<p class="soft">Asking the server what it has…</p>`}</${Shell}>`;
+  }
+  const choice =
+    models.length > 1 &&
+    html`<div class="field model">
+      <label for="model">Model</label>
+      <select id="model" value=${wish.model || tiers.model} disabled=${busy && fits} onChange=${(/** @type {any} */ event) => change({ model: event.target.value })}>
+        ${models.map((name) => html`<option value=${name}>${name}</option>`)}
+      </select>
+    </div>`;
+  return html`<${Shell} tiers=${tiers} choice=${choice}>
+    <p class="unseen" role="status">${spoken}</p>
+    ${error && html`<${Problem} error=${error} seconds=${0} />`}
+    <${TierCards} tiers=${tiers.tiers} strips=${strips} chosen=${wish.tier} onChoose=${(/** @type {string} */ tier) => change({ tier })} />
+    <div class="work">
+      <div class="stack">
+        <${Form} wish=${wish} tiers=${tiers} onChange=${change} onSubmit=${() => generate(wish)} onCompare=${() => compare(wish)} busy=${busy} seconds=${seconds} />
+        ${
+          key.get() &&
+          html`<button type="button" class="quiet" onClick=${() => {
+            key.forget();
+            look();
+          }}>Forget my API key</button>`
+        }
+      </div>
+      <div class="stack stage" ref=${stage}>
+        ${problem && html`<${Problem} error=${problem} seconds=${seconds} />`}
+        ${run && html`<${Result} run=${run} strips=${strips} whole=${wholeOf(tiers.tiers)} withKey=${key.get() !== ""} onCancel=${stop} onAgain=${again} say=${say} />`}
+        ${compared.length > 0 && html`<${Comparison} runs=${compared} tiers=${tiers.tiers} strips=${strips} withKey=${key.get() !== ""} onAgain=${again} onCancel=${stop} say=${say} />`}
+        ${!run && compared.length === 0 && !problem && html`<${Empty} tiers=${tiers} strips=${strips} subject=${wish.prompt} disabled=${busy || seconds > 0} onCompare=${() => compare(wish)} />`}
+        <${Kept} kept=${kept} busy=${busy || seconds > 0} onAgain=${again} onForget=${() => {
+          forget();
+          setKept([]);
+        }} />
+      </div>
+    </div>
+  </${Shell}>`;
+}
+
+/** The tier to begin with: the default one, or the cheapest. @param {Tiers} tiers @returns {string} */
+function cheapBest(tiers) {
+  return tiers.tiers.some((tier) => tier.tier === tiers.default) ? tiers.default : (tiers.tiers[0]?.tier ?? AUTO);
+}
+
+/** @param {{tiers?: Tiers, choice?: any, children?: any}} props  choice: of the model */
+function Shell({ tiers, choice, children }) {
+  const cheapest = tiers?.tiers[0];
+  const dearest = tiers?.tiers.at(-1);
+  return html`<div class="stack">
+    <div class="lede">
+      <div>
+      <h1>Same model, same seed, a fraction of the work</h1>
+      <p class="soft">
+        A tier says for each denoising step whether it is computed in <span class="key full">full</span>, in${" "}
+        <span class="key partial">part</span>, with features of an earlier step, or <span class="key">not at all</span>.
+        ${
+          cheapest &&
+          dearest &&
+          cheapest !== dearest &&
+          html`${" "}Here <b>${cheapest.tier}</b> takes ${percent(cheapest.relative_cost)} of the work of <b>${dearest.tier}</b>.`
+        }
+      </p>
+      </div>
+      ${choice}
+    </div>
+    ${children}
+  </div>`;
+}
+
+/** What Compare will fill. @param {{tiers: Tiers, strips: Strips, subject: string, disabled: boolean, onCompare: () => void}} props */
+function Empty({ tiers, strips, subject, disabled, onCompare }) {
+  const all = tiers.tiers.reduce((sum, tier) => sum + tier.predicted_ms, 0);
+  return html`<section class="stack nothing" aria-label="Nothing drawn yet">
+    <h2 class="unseen">All tiers, not drawn yet</h2>
+    <div class="compared">
+      ${tiers.tiers.map(
+        (tier) => html`<div class="card compared-one blank" key=${tier.tier}>
+          <div class="frame" />
+          <div class="stack tight caption">
+            <div><h3>${tier.tier}</h3><${Gain} tier=${tier} /></div>
+            ${strips[tier.digest] && html`<${Strip} steps=${strips[tier.digest]} of=${wholeOf(tiers.tiers)} />`}
+          </div>
+        </div>`,
+      )}
+    </div>
+    <div class="row">
+      <button type="button" class="primary" disabled=${disabled} onClick=${onCompare}>
+        See ${subject ? `“${subject}”` : "one seed"} by all ${tiers.tiers.length} tiers
+      </button>
+      <span class="soft small">takes about ${time(all)} on this server, as it is now</span>
+    </div>
+  </section>`;
+}
+
+/**
+ * @param {{kept: import("./history.js").Remembered[], busy: boolean, onAgain: (wish: Wish, tier: string) => void, onForget: () => void}} props
+ */
+function Kept({ kept, busy, onAgain, onForget }) {
+  if (kept.length === 0) return null;
+  return html`<section class="stack tight" aria-label="History">
+    <div class="row spread">
+      <h2>History</h2>
+      <button type="button" class="quiet" onClick=${onForget}>Clear</button>
+    </div>
+    <ul class="kept">
+      ${kept.map(
+        ({ at, wish, tier, picture }) => html`<li key=${at}>
+          <button type="button" disabled=${busy} title="Same again" onClick=${() => onAgain(wish, tier)}>
+            <img src=${picture} alt="" />
+            <span class="small">${wish.prompt || "an image"}<span class="soft">${tier}, seed ${wish.seed}</span></span>
+            <span class="unseen">: same again</span>
+          </button>
+        </li>`,
+      )}
+    </ul>
+    <p class="soft small">
+      Your last ${KEPT} requests, with their prompts, settings and a small picture each: in this browser's storage only, until you clear it.
+    </p>
+  </section>`;
+}
+
+const main = document.getElementById("main");
+if (main) {
+  main.replaceChildren();
+  render(html`<${Playground} />`, main);
+}

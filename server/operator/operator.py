@@ -1,0 +1,216 @@
+"""What operators are shown and what they do. All of it asks or changes the registry, as the command lines do."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Literal, TypeVar
+
+from registry.catalog import Catalog
+from registry.errors import FlexiError, InvalidInput
+from registry.experiments.catalog import DeclaredExperiment, ExperimentCatalog
+from registry.experiments.declaration import BY_RATIO, ExperimentState
+from registry.records import Alias
+from registry.site.views import ShownDifference, ShownExperiments, ShownFront, ShownMoves, ShownSchedule
+from registry.writer import Writer
+from server.api import UnservedTier
+from server.config import Settings
+from server.experiments.analysis.archive import stored_events
+from server.experiments.analysis.course import course
+from server.experiments.analysis.gate import missing
+from server.experiments.analysis.report import as_json, report
+from server.experiments.analysis.summary import summarise
+from server.experiments.events import Event
+from server.models.model_registry import ModelRegistry
+from server.models.served_model import ServedModel
+from server.operator.answers import Answers
+from server.operator.views import CourseView, IntervalView, OperatorTiers, ReportView, ServerWork, TierInForce
+from server.operator.work import work
+from server.telemetry import metrics
+from server.telemetry.served import serving
+
+T = TypeVar("T")
+Ending = Literal["stop", "kill"]
+
+log = logging.getLogger(__name__)
+
+REGISTRY_SECONDS = 2.0  # how old what is shown of tiers and experiments may be
+DOCUMENT_SECONDS = 60.0  # of schedules, which never change, and who signed them
+REPORT_SECONDS = 60.0  # of an experiment's report, which reads all of its events
+WORK_SECONDS = 1.0
+MAX_EVENTS = 50_000  # that a report is made of here: more would keep the device's thread waiting for this process
+MARKS = 6  # of an experiment's course
+
+
+class Operator:
+    """Reads are kept for a moment, and few are at work at once (`Answers`). Actions are the registry's, by the actor's name."""
+
+    def __init__(self, models: Sequence[ServedModel], settings: Settings, answers: Answers | None = None) -> None:
+        self._models, self._settings = models, settings
+        self._answers = answers or Answers()
+        self._reports = Answers()  # which take long: they keep nothing else waiting
+
+    async def work(self) -> ServerWork:
+        """What the server does now."""
+        return await self._answers.kept("work", WORK_SECONDS, lambda: work(self._models, self._settings.workers))
+
+    async def front(self, served: ServedModel, last: int) -> ShownFront:
+        """The newest versions of its schedules."""
+        return await self._shown(served, ("front", last), lambda registry: registry.reader.front(last))
+
+    async def tiers(self, served: ServedModel) -> OperatorTiers:
+        """What tiers mean in the registry, and here."""
+        shown = await self._shown(served, "tiers", lambda registry: registry.reader.tiers())
+        entries = [entry for entry in served.schedules.tiers() if entry.tier]
+        return OperatorTiers(
+            **dict(shown),
+            default=served.default_tier,
+            in_force=[TierInForce(tier=entry.label, digest=entry.digest, version=entry.version) for entry in entries],
+            not_served=[UnservedTier(tier=tier, reason=why) for tier, why in sorted(served.schedules.refused.items())],
+        )
+
+    async def moves(self, served: ServedModel, tier: str, last: int) -> ShownMoves:
+        """A tier's history."""
+        return await self._shown(served, ("moves", tier, last), lambda registry: registry.reader.moves(tier, last))
+
+    async def schedule(self, served: ServedModel, ref: str) -> ShownSchedule:
+        """One schedule, with all that is known of it."""
+        return await self._shown(served, ("schedule", ref), lambda registry: registry.reader.schedule(ref), DOCUMENT_SECONDS)
+
+    async def difference(self, served: ServedModel, a: str, b: str) -> ShownDifference:
+        """What changes from one schedule to another."""
+        return await self._shown(served, ("difference", a, b), lambda registry: registry.reader.difference(a, b))
+
+    async def experiments(self, served: ServedModel) -> ShownExperiments:
+        """All of them, with their states."""
+        return await self._shown(served, "experiments", lambda registry: registry.reader.experiments())
+
+    async def report(self, served: ServedModel, name: str) -> ReportView:
+        """What an experiment's arms did. Raises `InvalidInput` where it has too many events to be analysed here."""
+        question = self._asking(served, lambda registry: _report(registry, name))
+        return await self._reports.kept((served.name, "report", name), REPORT_SECONDS, question)
+
+    async def promote(self, served: ServedModel, actor: str, tier: str, ref: str, reason: str, moves: int) -> Alias:
+        """Let a tier mean another schedule. Raises `Conflict` if it was moved since it had so many moves."""
+        return await self._done(
+            served, actor, "promote", lambda registry: _catalog(registry, actor).promote(tier, ref, reason, moves=moves)
+        )
+
+    async def rollback(self, served: ServedModel, actor: str, tier: str, reason: str, moves: int) -> Alias:
+        """Let a tier mean what it meant before. Raises `Conflict` if it was moved since it had so many moves."""
+        return await self._done(
+            served, actor, "rollback", lambda registry: _catalog(registry, actor).rollback(tier, reason, moves=moves)
+        )
+
+    async def ramp(
+        self, served: ServedModel, actor: str, name: str, reason: str, version: int, transitions: int, force: bool
+    ) -> ExperimentState:
+        """Raise an experiment's share to its next stage. Raises `InvalidInput` if its gate is not passed, without `force`."""
+
+        def act(registry: ModelRegistry) -> ExperimentState:
+            experiments = _experiments(registry, actor)
+            declared = experiments.declared(name)
+            stage = declared.state.stage
+            if not force and len(declared.state.history) == transitions and (waits_for := _gate(registry, declared)):
+                raise InvalidInput(f"the gate is not passed: {waits_for}; force goes on all the same", param="ramp")
+            return experiments.act(name, "ramp", reason, version=version, stage=stage, transitions=transitions)
+
+        return await self._done(served, actor, "ramp", act)
+
+    async def end(
+        self, served: ServedModel, actor: str, name: str, ending: Ending, reason: str, version: int, transitions: int | None
+    ) -> ExperimentState:
+        """Stop or kill a version of an experiment: the tier's own schedule serves everybody."""
+        return await self._done(
+            served,
+            actor,
+            ending,
+            lambda registry: _experiments(registry, actor).act(name, ending, reason, version=version, transitions=transitions),
+        )
+
+    def close(self) -> None:
+        """Ask nothing any more."""
+        self._answers.close()
+        self._reports.close()
+
+    async def _shown(
+        self, served: ServedModel, what: object, read: Callable[[ModelRegistry], T], seconds: float = REGISTRY_SECONDS
+    ) -> T:
+        return await self._answers.kept((served.name, what), seconds, self._asking(served, read))
+
+    async def _done(self, served: ServedModel, actor: str, action: str, act: Callable[[ModelRegistry], T]) -> T:
+        """What is changed is logged and counted, and so is what is refused."""
+        outcome = "failed"
+        try:
+            done = await self._answers.fresh(self._asking(served, act))
+            outcome = "ok"
+        except FlexiError as error:
+            outcome = error.code
+            raise
+        finally:
+            with serving(served.counted_as):
+                metrics.operator_actions_total.labels(action, outcome).inc()
+            log.info("operator", extra={"fields": {"key": actor, "action": action, "outcome": outcome}})
+            self._answers.forget()
+            self._reports.forget()
+        return done
+
+    @staticmethod
+    def _asking(served: ServedModel, question: Callable[[ModelRegistry], T]) -> Callable[[], T]:
+        """For a thread. Raises `NotReady` at once where the model is not understood yet."""
+        registry = served.registry
+        return lambda: question(registry)
+
+
+def _catalog(registry: ModelRegistry, actor: str) -> Catalog:
+    """As this server's own: what its trusted keys did not sign makes no tier."""
+    return Catalog(registry.catalog.store, registry.model, author=actor, trusted=registry.trusted)
+
+
+def _experiments(registry: ModelRegistry, actor: str) -> ExperimentCatalog:
+    return ExperimentCatalog(registry.catalog.store, registry.model, Writer.here(actor))
+
+
+def _events(registry: ModelRegistry, declared: DeclaredExperiment, damaged: list[str]) -> list[Event]:
+    found = stored_events(registry.catalog.store, registry.model, declared.state, declared.experiment.version, damaged)
+    events = list(islice(found, MAX_EVENTS + 1))
+    if len(events) > MAX_EVENTS:
+        command = f"python -m server.experiments report {declared.state.name}"
+        message = f"has more than {MAX_EVENTS:,} events, too many to be analysed beside requests: {command} reads them all"
+        raise InvalidInput(message, param=declared.state.name)
+    return events
+
+
+def _gate(registry: ModelRegistry, declared: DeclaredExperiment) -> str | None:
+    """What the stage waits for, or what speaks against a larger share."""
+    now, events = datetime.now(UTC), _events(registry, declared, [])
+    return missing(declared, report(declared.experiment, summarise(declared.experiment, events), now), now)
+
+
+def _report(registry: ModelRegistry, name: str) -> ReportView:
+    damaged, now = list[str](), datetime.now(UTC)
+    declared = registry.experiments.declared(name)
+    experiment, state = declared
+    events = _events(registry, declared, damaged)
+    page = report(experiment, summarise(experiment, events), now)
+    points = [
+        CourseView(
+            time=point.time,
+            arm=point.arm,
+            units=point.units,
+            effect=IntervalView(**point.effect._asdict()) if point.effect else None,
+        )
+        for point in course(experiment, events, MARKS)
+    ]
+    runs = state.status == "running" and state.stage + 1 < len(experiment.ramp)
+    return ReportView(
+        report=as_json(page),
+        course=points,
+        by_ratio=experiment.primary.metric in BY_RATIO,
+        gate=missing(declared, page, now) if runs else None,
+        events=len(events),
+        damaged=damaged,
+        time=now,
+    )

@@ -1,0 +1,378 @@
+"""The playground at `/`, as visitors see it: in Chromium, against a real service of the bundled model that has API keys."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import shlex
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from api_keys import keys
+from browser import overflow, violations, visiting
+from cut_off import cut_off
+from PIL import Image
+from playwright.sync_api import Browser, Page, expect
+from served import PATIENCE, SETTINGS, publish
+from served import tiers as published
+
+from examples.launch import serving
+from registry.stores.address import open_store
+
+WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+TIERS = ("draft", "fast", "balanced", "best", "reference")
+QUOTA = 20  # draft images a minute of the poor key
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """The server, a key without limits and one with few MACs a minute."""
+
+    address: str
+    boss: str
+    poor: str
+
+    def post(self, path: str = "/generate", token: str | None = None, **body: object) -> httpx.Response:
+        return httpx.post(self.address + path, json=body, headers={"X-API-Key": token or self.boss}, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
+    folder = tmp_path_factory.mktemp("playground")
+    registry, file = folder / "registry", folder / "keys.json"
+    publish(open_store(str(registry)))
+    boss = keys("new", "boss", "--file", file)
+    settings = {"FLEXI_REGISTRY": str(registry), "FLEXI_STATE": str(folder / "state"), "FLEXI_API_KEYS": str(file)}
+    with serving(SETTINGS | settings, folder / "server.log", patience=PATIENCE) as address:
+        asked = Guarded(address, boss, "")
+        draft = asked.post(prompt="red heart", tier="draft").json()["macs"]
+        poor = keys("new", "poor", "--file", file, "--macs-per-minute", QUOTA * draft)
+        while httpx.get(f"{address}/v1/tiers", headers={"X-API-Key": poor}).status_code == 401:
+            threading.Event().wait(0.1)
+        yield Guarded(address, boss, poor)
+
+
+@pytest.fixture
+def page(chromium: Browser, guarded: Guarded) -> Iterator[Page]:
+    """The playground of somebody who gave a key, on a wide screen."""
+    with opened(chromium, guarded.address, guarded.boss) as page:
+        yield page
+
+
+@contextmanager
+def opened(chromium: Browser, address: str, token: str, **options: object) -> Iterator[Page]:
+    with visiting(chromium, address, **{"viewport": WIDE} | options) as page:
+        page.add_init_script(f"sessionStorage.setItem('flexi.key', {json.dumps(token)})")
+        page.goto(address)
+        page.get_by_role("button", name="Compare all tiers").wait_for()
+        yield page
+
+
+def generate(page: Page, tier: str) -> None:
+    page.get_by_role("radio", name=tier).check()
+    page.get_by_role("button", name=f"Generate by {tier}").click()
+
+
+def pixels(data: str | bytes) -> np.ndarray:
+    """Of a file, or of a data: URL or base64 of one."""
+    raw = base64.b64decode(data.rpartition(",")[2]) if isinstance(data, str) else data
+    return np.asarray(Image.open(io.BytesIO(raw)).convert("RGB"), dtype=float)
+
+
+def psnr(one: np.ndarray, other: np.ndarray) -> float:
+    return float(10 * np.log10(255**2 / np.mean((one - other) ** 2)))
+
+
+@contextmanager
+def busy(guarded: Guarded) -> Iterator[None]:
+    """Others' requests, one after the other, so that ours takes a while, however quick the machine is."""
+    over = threading.Event()
+
+    def work() -> None:
+        while not over.is_set():
+            guarded.post(prompt="tulip", tier="reference", num_images=4)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("window", [WIDE, NARROW], ids=["wide", "narrow"])
+def test_it_says_what_the_tiers_are_worth_before_anything_is_typed(chromium, guarded, window, scheme):
+    with opened(chromium, guarded.address, guarded.boss, viewport=window, color_scheme=scheme) as page:
+        told = httpx.get(f"{guarded.address}/v1/tiers", headers={"X-API-Key": guarded.boss}).json()
+        for tier in told["tiers"][:-1]:
+            times = re.search(r"([\d.]+)×", page.locator("label.tier", has_text=tier["tier"]).inner_text())
+            assert float(times[1]) == pytest.approx(1 / tier["relative_cost"], rel=0.06)
+        expect(page.get_by_label("Prompt", exact=True)).to_have_value("tiger face")
+        expect(page.get_by_role("img", name=re.compile(r"10 steps: 10 full, 0 partial, 0 null"))).not_to_have_count(0)
+        dark = page.evaluate("() => getComputedStyle(document.body).backgroundColor") == "rgb(14, 17, 22)"
+        assert dark == (scheme == "dark")
+        assert violations(page) == []
+        assert overflow(page) <= 0
+
+
+def test_a_strip_shows_each_step_of_the_schedule_in_its_order(page):
+    for tier, schedule in published().items():
+        strip = page.locator("label.tier", has_text=tier).locator(".strip")
+        strip.locator("i").first.wait_for()
+        cells = strip.locator("i").evaluate_all("cells => cells.map((cell) => cell.className)")
+        assert cells == [step.kind for step in schedule.steps()]
+
+
+def test_a_schedule_of_fewer_steps_is_drawn_in_the_time_of_the_original(page):
+    spread = (
+        "async (of) => (await import('/assets/strip.js')).spread([{kind: 'full'}, {kind: 'full'}], of).map((step) => step.kind)"
+    )
+    assert page.evaluate(spread, 5) == ["full", "null", "null", "full", "null"]
+    assert page.evaluate(spread, 2) == page.evaluate(spread, 0) == ["full", "full"]
+
+
+def test_an_image_comes_with_previews_and_steps_and_is_the_one_that_the_api_makes(page, guarded):
+    seen = page.evaluate_handle(
+        """() => {
+          const seen = {steps: new Set(), pictures: new Set()};
+          new MutationObserver(() => {
+            const bar = document.querySelector("[role=progressbar]"), image = document.querySelector(".result .frame img");
+            if (bar) seen.steps.add(Number(bar.getAttribute("aria-valuenow")));
+            if (image) seen.pictures.add(image.src);
+          }).observe(document.body, {subtree: true, childList: true, attributes: true});
+          return seen;
+        }"""
+    )
+    generate(page, "best")
+    page.get_by_role("link", name="Download").wait_for()
+    steps, pictures = seen.evaluate("seen => [[...seen.steps], [...seen.pictures]]")
+    assert len(steps) > 2, "the bar moved on the way"
+    assert sorted(steps)[-1] == 10
+    assert len(pictures) > 1, "there were previews"
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download").click()
+    file = Path(download.value.path()).read_bytes()
+    assert download.value.suggested_filename == "tiger-face-best-7.png"
+    assert Image.open(io.BytesIO(file)).text["tier"] == "best"
+    whole = guarded.post(prompt="tiger face", tier="best", seed=7).json()
+    assert np.abs(pixels(file) - pixels(whole["images"][0])).max() <= 1
+    expect(page.get_by_role("status")).to_contain_text("Done in")
+    assert violations(page) == []
+
+
+def test_a_request_that_is_cancelled_ends_on_the_server_too(chromium, guarded):
+    with busy(guarded), opened(chromium, guarded.address, guarded.boss, expected=[404]) as page:
+        page.get_by_label("Images", exact=True).select_option("4")
+        with page.expect_response(lambda answer: answer.request.method == "DELETE") as deleted:
+            generate(page, "reference")
+            page.get_by_role("button", name="Cancel").click()
+        assert deleted.value.json() == {"cancelled": 1}
+        expect(page.get_by_role("alert")).to_contain_text("Cancelled")
+        expect(page.get_by_role("button", name="Generate by reference")).to_be_enabled()
+
+
+def test_tiers_are_compared_with_their_cost_and_how_close_they_are(page, guarded):
+    page.get_by_label("Prompt", exact=True).fill("red heart")
+    page.get_by_role("button", name="Compare all tiers").click()
+    page.get_by_role("heading", name="Look closer").wait_for()
+    asked = {tier: guarded.post(prompt="red heart", tier=tier, seed=7, guidance_scale=3).json() for tier in TIERS}
+    images = {tier: pixels(answer["images"][0]) for tier, answer in asked.items()}
+    for tier in TIERS:
+        tile = page.locator("figure", has=page.get_by_role("heading", name=tier, exact=True))
+        shown = pixels(tile.get_by_role("img").first.get_attribute("src"))
+        assert np.abs(shown - images[tier]).max() <= 1
+        said = tile.inner_text()
+        assert re.search(r"Took\s+[\d.]+ m?s", said)
+        if tier != "reference":
+            assert float(re.search(r"PSNR\s+([\d.]+) dB", said)[1]) == pytest.approx(
+                psnr(images[tier], images["reference"]), abs=0.5
+            )
+    slider = page.get_by_role("slider", name=re.compile("draft"))
+    slider.focus()
+    for _ in range(5):
+        page.keyboard.press("ArrowRight")
+    assert slider.input_value() == "55"
+    assert page.evaluate("() => document.querySelector('.wipe-frame').style.getPropertyValue('--at')") == "55%"
+    assert violations(page) == []
+    page.set_viewport_size(NARROW)
+    assert overflow(page) <= 0
+
+
+def test_a_key_is_asked_for_and_kept_in_this_tab_only(chromium, guarded):
+    with visiting(chromium, guarded.address, expected=[401]) as page:
+        page.goto(guarded.address)
+        page.get_by_label("API key").fill("wrong-key")
+        assert violations(page) == []
+        page.get_by_role("button", name="Open").click()
+        expect(page.get_by_role("alert")).to_contain_text("does not know this key")
+        page.get_by_label("API key").fill(guarded.boss)
+        page.keyboard.press("Enter")
+        generate(page, "draft")
+        page.get_by_role("link", name="Download").wait_for()
+        stored = page.evaluate("() => [JSON.stringify(sessionStorage), JSON.stringify(localStorage) + document.cookie]")
+        assert [guarded.boss in one for one in stored] == [True, False]
+        page.get_by_role("button", name="Forget my API key").click()
+        expect(page.get_by_label("API key")).to_be_visible()
+
+
+def test_a_used_up_quota_is_said_with_a_countdown_that_gives_the_button_back(chromium, guarded):
+    with opened(chromium, guarded.address, guarded.poor, expected=[429]) as page:
+        for count in (4, 1):
+            while guarded.post(token=guarded.poor, prompt="x", tier="draft", num_images=count).status_code == 200:
+                pass
+        generate(page, "draft")
+        expect(page.get_by_role("alert")).to_contain_text("quota")
+        button = page.get_by_role("button", name=re.compile(r"^Wait \d+ seconds?$"))
+        expect(button).to_be_disabled()
+        expect(page.get_by_text(re.compile(r"Try again in \d+ seconds?\."))).to_be_visible()
+        page.get_by_role("button", name="Generate by draft").click()
+        page.get_by_role("link", name="Download").wait_for()
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "words"),
+    [
+        (429, "overloaded", "busy"),
+        (503, "stopping", "going down"),
+        (504, "deadline_exceeded", "time limit"),
+        (500, "internal_error", "fault"),
+    ],
+)
+def test_errors_are_said_in_plain_words(chromium, guarded, status, code, words):
+    def refuse(route):
+        error = {"code": code, "message": "a message for programs", "param": None, "request_id": "id-1"}
+        route.fulfill(status=status, json={"error": error}, headers={"Retry-After": "1"})
+
+    with opened(chromium, guarded.address, guarded.boss, expected=[status]) as page:
+        page.route("**/v1/images/generations", refuse)
+        generate(page, "draft")
+        expect(page.get_by_role("alert")).to_contain_text(words)
+        expect(page.get_by_role("button", name="Generate by draft")).to_be_enabled()
+
+
+def test_a_server_that_is_starting_is_waited_for(chromium, guarded):
+    def refuse(route):
+        error = {"code": "not_ready", "message": "the model is loading (3 s)", "param": None, "request_id": "id-1"}
+        route.fulfill(status=503, json={"error": error}, headers={"Retry-After": "5"})
+
+    with visiting(chromium, guarded.address, expected=[503]) as page:
+        page.add_init_script(f"sessionStorage.setItem('flexi.key', {json.dumps(guarded.boss)})")
+        page.route("**/v1/tiers", refuse)
+        page.goto(guarded.address)
+        expect(page.get_by_role("alert")).to_contain_text("the model is loading (3 s)")
+        page.unroute("**/v1/tiers")
+        page.get_by_role("button", name="Compare all tiers").wait_for()
+        expect(page.get_by_role("alert")).to_have_count(0)
+
+
+def test_a_server_that_goes_away_in_the_middle_is_said(chromium, guarded):
+    with busy(guarded), cut_off(guarded.address) as way, opened(chromium, way.address, guarded.boss, expected=["lost"]) as page:
+        page.get_by_label("Images", exact=True).select_option("4")
+        generate(page, "reference")
+        page.get_by_text("computed, of").wait_for()  # the plan is there: the stream has begun
+        way.cut()
+        expect(page.get_by_role("alert")).to_contain_text("connection to the server was lost")
+        expect(page.get_by_role("button", name="Cancel")).to_have_count(0)
+
+
+def test_what_was_made_is_remembered_can_be_made_again_and_be_forgotten(page):
+    page.get_by_label("Prompt", exact=True).fill("penguin")
+    page.get_by_label("Seed", exact=True).fill("11")
+    generate(page, "draft")
+    page.get_by_role("link", name="Download").wait_for()
+    first = page.locator(".result img").get_attribute("src")
+    page.reload()
+    page.get_by_role("button", name=re.compile("penguin.*same again")).click()
+    page.get_by_role("link", name="Download").wait_for()
+    again = page.locator(".result img").get_attribute("src")
+    assert np.abs(pixels(first) - pixels(again)).max() <= 1
+    expect(page.get_by_label("Seed", exact=True)).to_have_value("11")
+    assert page.evaluate("() => localStorage.length") == 1
+    page.get_by_role("button", name="Clear").click()
+    assert page.evaluate("() => localStorage.length") == 0
+
+
+def test_a_request_can_be_copied_as_a_program_that_makes_the_image(chromium, guarded, tmp_path, monkeypatch):
+    monkeypatch.setenv("FLEXI_KEY", guarded.boss)
+    monkeypatch.chdir(tmp_path)
+    with opened(chromium, guarded.address, guarded.boss, permissions=["clipboard-read", "clipboard-write"]) as page:
+        page.get_by_label("Prompt", exact=True).fill('it\'s a "red" heart')
+        generate(page, "draft")
+        page.get_by_role("link", name="Download").wait_for()
+        shown, copied = pixels(page.locator(".result img").get_attribute("src")), {}
+        for form in ("curl", "Python", "OpenAI"):
+            page.get_by_role("button", name=form, exact=True).click()
+            page.get_by_text("copied", exact=True).wait_for()
+            copied[form] = page.evaluate("() => navigator.clipboard.readText()")
+            assert guarded.boss not in copied[form]
+    words = shlex.split(copied["curl"].partition("|")[0])
+    assert words[:3] == ["curl", "-s", f"{guarded.address}/generate"]
+    answer = guarded.post(**json.loads(words[words.index("-d") + 1])).json()
+    assert np.abs(pixels(answer["images"][0]) - shown).max() <= 1
+    for form in ("Python", "OpenAI"):
+        program = threading.Thread(target=exec, args=(compile(copied[form], form, "exec"), {"__name__": form}))
+        program.start()  # in a thread of its own, as the browser's event loop runs in this one
+        program.join()
+        assert np.abs(pixels(Path("image-0.png").read_bytes()) - shown).max() <= 1
+        Path("image-0.png").unlink()
+
+
+def test_a_picture_to_start_from_is_drawn_anew_in_part(page, tmp_path):
+    Image.new("RGB", (64, 64), (220, 30, 30)).save(tmp_path / "red.png")
+    page.get_by_text("More", exact=True).click()
+    page.get_by_label("Start from a picture").set_input_files(tmp_path / "red.png")
+    page.get_by_label("Made anew").fill("0.2")
+    generate(page, "reference")
+    page.get_by_role("link", name="Download").wait_for()
+    expect(page.locator(".result .strip i.full")).to_have_count(2)  # of the teacher's ten steps, the last two
+    expect(page.locator(".result .strip i")).to_have_count(2)
+    red, green, _ = pixels(page.locator(".result img").get_attribute("src")).mean(axis=(0, 1))
+    assert red > 150 > 100 > green, "little of it was made anew"
+    assert violations(page) == []
+
+
+@pytest.mark.parametrize("kind", ["class", "none"])
+def test_a_model_that_reads_no_texts_has_a_field_for_classes_or_none(chromium, guarded, kind):
+    def other(route):
+        told = httpx.get(route.request.url, headers={"X-API-Key": guarded.boss}).json()
+        route.fulfill(
+            json=told
+            | {"prompt_kind": kind, "classes": ["cat", "dog"][: 2 * (kind == "class")], "examples": [], "guides": False}
+        )
+
+    with visiting(chromium, guarded.address) as page:
+        page.add_init_script(f"sessionStorage.setItem('flexi.key', {json.dumps(guarded.boss)})")
+        page.route("**/v1/tiers", other)
+        page.goto(guarded.address)
+        page.get_by_role("button", name="Compare all tiers").wait_for()
+        for label in ("Prompt", "Negative prompt", "Guidance"):
+            expect(page.get_by_label(label, exact=True)).to_have_count(0)
+        if kind == "class":
+            page.get_by_label("Class").select_option("dog")
+        with page.expect_request("**/v1/images/generations") as sent:
+            generate(page, "draft")
+        assert sent.value.post_data_json["prompt"] == ("dog" if kind == "class" else "anything")
+        page.get_by_role("link", name="Download").wait_for()
+
+
+def test_all_of_it_can_be_done_by_keyboard(page):
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="To the playground")).to_be_focused()
+    page.get_by_role("radio", name="balanced").focus()
+    page.keyboard.press("ArrowLeft")
+    expect(page.get_by_role("radio", name="fast")).to_be_checked()
+    page.keyboard.press("Tab")
+    expect(page.get_by_label("Prompt", exact=True)).to_be_focused()
+    page.keyboard.press("Control+Enter")
+    page.get_by_role("link", name="Download").wait_for()
+    expect(page.locator(".result")).to_contain_text("fast")
