@@ -108,7 +108,8 @@ $(VENV)/.dev: $(VENV)/.runtime requirements-dev.lock
 
 # For those who change the pages: types, style, and what the tests look at them with. Who serves them needs no node.
 node_modules/.installed: package-lock.json
-	@$(if $(NPM),npm ci --silent,mkdir -p node_modules) && touch $@
+	@$(if $(NPM),npm ci --silent,mkdir -p node_modules) && touch $@ || \
+		echo "npm could not install what package-lock.json names: what wants it says so (make tries again)"
 
 # Clients that tests run as their users do. Each has a folder of its own: they want different versions of the same packages.
 $(VENV)/clients/%.installed: tests/clients/%.txt $(VENV)/.dev

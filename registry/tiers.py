@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 REFERENCE = "reference"  # the teacher's tier: every server has it, moved or not
 PAGE = 25  # moves in a page, a constant of the format; an alias carries fewer than twice as many
 _NAME: TypeAdapter[str] = TypeAdapter(Name)
-_OTHER_MEANING = re.compile(r"auto|[0-9]{1,7}|[0-9a-f]{8,64}")
+OTHER_MEANING = r"auto|[0-9]{1,7}|[0-9a-f]{8,64}"  # what cannot name a tier
 
 
 class TierAliases:
@@ -97,7 +97,7 @@ class TierAliases:
 
     def key(self, tier: str) -> str:
         """Where the alias of a tier is kept. Raises `InvalidInput` for what cannot name one."""
-        if _OTHER_MEANING.fullmatch(tier):
+        if re.fullmatch(OTHER_MEANING, tier):
             raise InvalidInput(f"{tier} cannot name a tier: it means something else", param="tier")
         return f"{self._model}/aliases/{checked(_NAME, tier, 'tier')}.json"
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Query
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, JsonValue
 
 from registry.document import NAME
 from registry.experiments.declaration import ExperimentState
 from registry.records import Alias
 from registry.site.reader import VERSIONS
 from registry.site.views import ShownDifference, ShownExperiments, ShownFront, ShownMoves, ShownSchedule
-from server.api import REF
+from registry.tiers import OTHER_MEANING
+from server.api import AUTO, REF
 from server.app import App
 from server.http.cors import OPERATOR
 from server.http.documents import COMMON, errors
@@ -49,7 +50,10 @@ class RollbackRequest(_Action):
 class PromoteRequest(RollbackRequest):
     """Let a tier mean another schedule."""
 
-    schedule: Annotated[str, Field(pattern=REF, description="A version number, or a digest or its beginning.", examples=["12"])]
+    schedule: Annotated[
+        str,
+        Field(pattern=REF, description="A version number, or a digest or its beginning.", examples=["12"]),
+    ]
 
 
 class EndRequest(_Action):
@@ -71,12 +75,28 @@ class RampRequest(EndRequest):
 
 LoadedApp = Annotated[App, Depends(loaded_app)]
 ModelName = Annotated[str | None, Query(max_length=128, description="One of GET /v1/models; without it, the first.")]
-Tier = Annotated[str, Path(pattern=NAME, examples=["balanced"])]
+NO_TIER: dict[str, JsonValue] = {"not": {"pattern": f"^({OTHER_MEANING})$"}}
+NO_REF: dict[str, JsonValue] = {"not": {"const": AUTO}}
+Tier = Annotated[str, Path(pattern=NAME, examples=["balanced"], json_schema_extra=NO_TIER)]
 Name = Annotated[str, Path(pattern=NAME, description="Of the experiment.", examples=["fewer-full-steps"])]
 Ref = Annotated[
-    str, Path(pattern=NAME, description="A tier, a version number, a digest or its beginning.", examples=["balanced"])
+    str,
+    Path(
+        pattern=NAME,
+        description="A tier, a version number, a digest or its beginning.",
+        examples=["balanced"],
+        json_schema_extra=NO_REF,
+    ),
 ]
-Other = Annotated[str, Query(pattern=NAME, description="A tier, a version number, a digest or its beginning.", examples=["12"])]
+Other = Annotated[
+    str,
+    Query(
+        pattern=NAME,
+        description="A tier, a version number, a digest or its beginning.",
+        examples=["12"],
+        json_schema_extra=NO_REF,
+    ),
+]
 
 
 @router.get("", responses=errors(400, 403, *COMMON))

@@ -18,7 +18,7 @@ const FORMATS = { curl: asCurl, Python: asPython, OpenAI: asOpenAI };
 export function Frame({ run, picture, alt }) {
   const size = (run.plan ? /** @type {any} */ (run.plan).size : run.wish.size) || "1x1";
   const [width, height] = size.split("x").map(Number);
-  const waiting = isUnderWay(run) ? "waiting for the first preview" : "no image";
+  const waiting = isUnderWay(run) ? "drawing…" : "no image";
   return html`<div class=${picture.done ? "frame" : "frame unfinished"} ref=${(/** @type {HTMLElement | null} */ box) => box?.style.setProperty("aspect-ratio", `${width} / ${height}`)}>
     ${picture.url ? html`<img src=${picture.url} alt=${picture.done ? alt : `Preview: ${alt}`} />` : html`<span class="soft small">${waiting}</span>`}
   </div>`;
