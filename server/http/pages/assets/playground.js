@@ -1,27 +1,27 @@
 // The playground: a page to try the tiers.
-import { ApiError, json, key } from "./api.js";
+import { key } from "./api.js";
 import { Comparison } from "./compare.js";
 import { Form } from "./form.js";
 import { percent, time } from "./format.js";
-import { forget, KEPT, remember, remembered } from "./history.js";
+import { forget, remember, remembered } from "./history.js";
+import { Kept } from "./kept.js";
 import { KeyForm } from "./key.js";
+import { Empty, Shell } from "./opening.js";
 import { thumbnail } from "./pixels.js";
 import { Problem, useCountdown, waitOf } from "./problem.js";
 import { AUTO } from "./request.js";
 import { Result } from "./result.js";
 import { beginning, cancel, follow, isUnderWay } from "./run.js";
-import { Strip, stepsOf } from "./strip.js";
-import { Gain, TierCards, wholeOf } from "./tiers.js";
-import { html, render, useCallback, useEffect, useRef, useState } from "./ui.js";
+import { useServer } from "./server.js";
+import { TierCards, wholeOf } from "./tiers.js";
+import { html, render, useEffect, useRef, useState } from "./ui.js";
 
 /** @typedef {import("./request.js").Wish} Wish */
 /** @typedef {import("./run.js").Run} Run */
 /** @typedef {import("./api.js").Tiers} Tiers */
-/** @typedef {import("./tiers.js").Strips} Strips */
+/** @typedef {import("./api.js").ApiError} ApiError */
 
 const ALL = "all tiers"; // what the history calls a comparison
-const AGAIN = 2000; // milliseconds between two questions whether the server is ready
-const FRESH = 30_000; // after so many the predicted times are asked for again
 
 /** @type {Wish} */
 const FIRST = {
@@ -37,51 +37,6 @@ const FIRST = {
   image: null,
   strength: 0.6,
 };
-
-/** What the server has: its models, the tiers of one of them, and their schedules. @param {string} model */
-function useServer(model) {
-  const [tiers, setTiers] = useState(/** @type {Tiers | null} */ (null));
-  const [models, setModels] = useState(/** @type {string[]} */ ([]));
-  const [strips, setStrips] = useState(/** @type {Strips} */ ({}));
-  const [error, setError] = useState(/** @type {ApiError | null} */ (null));
-  const known = useRef(new Set());
-  const wanted = useRef(model);
-  wanted.current = model;
-
-  const look = useCallback(async () => {
-    const query = model ? `?model=${encodeURIComponent(model)}` : "";
-    try {
-      const found = /** @type {Tiers} */ (await json(`v1/tiers${query}`));
-      if (wanted.current !== model) return; // the visitor went on to another one meanwhile
-      setTiers(found);
-      setError(null);
-      for (const { digest } of found.tiers.filter((tier) => !known.current.has(tier.digest))) {
-        known.current.add(digest);
-        json(`v1/schedules/${digest}${query}`).then(
-          (one) => setStrips((before) => ({ ...before, [digest]: stepsOf(one.schedule) })),
-          () => known.current.delete(digest),
-        );
-      }
-      const listed = /** @type {import("./api.js").Model[]} */ ((await json("v1/models")).data);
-      setModels([...new Set(listed.map((one) => one.root))]);
-    } catch (fault) {
-      setError(fault instanceof ApiError ? fault : new ApiError(0, { code: "page_fault", message: String(fault) }));
-    }
-  }, [model]);
-
-  useEffect(() => {
-    look();
-  }, [look]);
-  useEffect(() => {
-    const waits = error && error.status !== 401;
-    const timer = setInterval(
-      () => document.visibilityState === "visible" && (waits || tiers) && look(),
-      waits ? AGAIN : FRESH,
-    );
-    return () => clearInterval(timer);
-  }, [look, error, tiers === null]);
-  return { tiers, models, strips, error, look };
-}
 
 function Playground() {
   const [wish, setWish] = useState(FIRST);
@@ -240,83 +195,6 @@ function Playground() {
 /** The tier to begin with: the default one, or the cheapest. @param {Tiers} tiers @returns {string} */
 function cheapBest(tiers) {
   return tiers.tiers.some((tier) => tier.tier === tiers.default) ? tiers.default : (tiers.tiers[0]?.tier ?? AUTO);
-}
-
-/** @param {{tiers?: Tiers, choice?: any, children?: any}} props  choice: of the model */
-function Shell({ tiers, choice, children }) {
-  const cheapest = tiers?.tiers[0];
-  const dearest = tiers?.tiers.at(-1);
-  return html`<div class="stack">
-    <div class="lede">
-      <div>
-      <h1>Same model, same seed, a fraction of the work</h1>
-      <p class="soft">
-        A tier says for each denoising step whether it is computed in <span class="key full">full</span>, in${" "}
-        <span class="key partial">part</span>, with features of an earlier step, or <span class="key">not at all</span>.
-        ${
-          cheapest &&
-          dearest &&
-          cheapest !== dearest &&
-          html`${" "}Here <b>${cheapest.tier}</b> takes ${percent(cheapest.relative_cost)} of the work of <b>${dearest.tier}</b>.`
-        }
-      </p>
-      </div>
-      ${choice}
-    </div>
-    ${children}
-  </div>`;
-}
-
-/** What Compare will fill. @param {{tiers: Tiers, strips: Strips, subject: string, disabled: boolean, onCompare: () => void}} props */
-function Empty({ tiers, strips, subject, disabled, onCompare }) {
-  const all = tiers.tiers.reduce((sum, tier) => sum + tier.predicted_ms, 0);
-  return html`<section class="stack nothing" aria-label="Nothing drawn yet">
-    <h2 class="unseen">All tiers, not drawn yet</h2>
-    <div class="compared">
-      ${tiers.tiers.map(
-        (tier) => html`<div class="card compared-one blank" key=${tier.tier}>
-          <div class="frame" />
-          <div class="stack tight caption">
-            <div><h3>${tier.tier}</h3><${Gain} tier=${tier} /></div>
-            ${strips[tier.digest] && html`<${Strip} steps=${strips[tier.digest]} of=${wholeOf(tiers.tiers)} />`}
-          </div>
-        </div>`,
-      )}
-    </div>
-    <div class="row">
-      <button type="button" class="primary" disabled=${disabled} onClick=${onCompare}>
-        See ${subject ? `“${subject}”` : "one seed"} by all ${tiers.tiers.length} tiers
-      </button>
-      <span class="soft small">takes about ${time(all)} on this server, as it is now</span>
-    </div>
-  </section>`;
-}
-
-/**
- * @param {{kept: import("./history.js").Remembered[], busy: boolean, onAgain: (wish: Wish, tier: string) => void, onForget: () => void}} props
- */
-function Kept({ kept, busy, onAgain, onForget }) {
-  if (kept.length === 0) return null;
-  return html`<section class="stack tight" aria-label="History">
-    <div class="row spread">
-      <h2>History</h2>
-      <button type="button" class="quiet" onClick=${onForget}>Clear</button>
-    </div>
-    <ul class="kept">
-      ${kept.map(
-        ({ at, wish, tier, picture }) => html`<li key=${at}>
-          <button type="button" disabled=${busy} title="Same again" onClick=${() => onAgain(wish, tier)}>
-            <img src=${picture} alt="" />
-            <span class="small">${wish.prompt || "an image"}<span class="soft">${tier}, seed ${wish.seed}</span></span>
-            <span class="unseen">: same again</span>
-          </button>
-        </li>`,
-      )}
-    </ul>
-    <p class="soft small">
-      Your last ${KEPT} requests, with their prompts, settings and a small picture each: in this browser's storage only, until you clear it.
-    </p>
-  </section>`;
 }
 
 const main = document.getElementById("main");
