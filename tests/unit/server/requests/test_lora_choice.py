@@ -164,7 +164,7 @@ def test_background_work_gives_way_is_not_billed_and_may_come_again(model, sched
         planner = planner_of(model, schedules, LoraChoice(OFFERED))
         key = Key("worker", (await planner.plan(GenerateRequest(**ASKED), "id", ANONYMOUS)).macs, None)
 
-        def submit(specs, preview=None):
+        def submit(specs, preview=None, progress=None):
             residency.wanted.set()
             return futures
 
