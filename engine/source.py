@@ -18,6 +18,7 @@ from registry.errors import InvalidInput
 
 if TYPE_CHECKING:
     from engine.model import Model
+    from engine.program import Program
 
 
 STRENGTH = 0.8  # where nobody says one: of diffusers' image-to-image pipeline
@@ -59,6 +60,15 @@ class SourceImage:
     def around(self) -> Tensor:
         """The same with grey where it is to be painted."""
         return torch.zeros_like(self.whole) if self.painted is None else self.whole.masked_fill(self.painted, 0.0)
+
+    def started(self, program: Program, strength: float) -> Program:
+        """What images that start from it run of a program. What is painted anew with all strength begins at pure noise, as in
+        diffusers.
+
+        Raises `InvalidInput` for a strength that leaves nothing.
+        """
+        from_noise = strength == 1 and self.painted is not None
+        return program if from_noise else program.starting(strength)
 
     def shown_in(self, levels: Tensor) -> Tensor:
         """Levels (H, W, 3) of what was made of it, with its own pixels wherever it was not to be painted."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
+from typing_extensions import override
 
 from engine.prompt_syntax import PromptSyntax
 from server.request_body import WHOLE, RequestBody
@@ -85,7 +86,16 @@ class LoraWish(RequestBody):
         float, Field(ge=-MAX_LORA_SCALE, le=MAX_LORA_SCALE, description="What its change is multiplied with; 0 leaves it out.")
     ] = 1.0
 
+    @classmethod
+    @override
+    def _advice(cls, name: str) -> str:
+        return next((f"use {field}" for field, others in _LORA_WORDS.items() if name in others), super()._advice(name))
 
+
+_LORA_WORDS = {  # for what other programs call a LoRA's fields
+    "name": ("adapter", "adapter_name", "file", "id", "lora", "model", "path", "weights"),
+    "scale": ("alpha", "lora_scale", "multiplier", "strength", "weight"),
+}
 LoraList = Annotated[
     list[LoraWish], Field(max_length=MAX_LORAS, json_schema_extra={"examples": [[{"name": "grey", "scale": 0.8}]]})
 ]

@@ -94,7 +94,7 @@ def generate(
     texts = [prompt, negative] if _guided(loaded, scale, negative) else [prompt]
     start = None if image is None else _Start.of(loaded, image, mask, at, strength)
     if start:
-        program, whole = program.starting(start.strength), whole.starting(start.strength)
+        program, whole = (start.image.started(one, start.strength) for one in (program, whole))
     chunks = _chunks(loaded, texts, prompt_chunks, prompt_syntax)
     for notice in loaded.notices:
         _say(notice.message)

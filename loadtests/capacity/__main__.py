@@ -6,6 +6,7 @@ take comes from measured curves. Nothing is served, and no GPU is needed.
 
 from __future__ import annotations
 
+from math import ceil
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +25,8 @@ from registry.commands.command_line import OneLineErrorsCommand
 from registry.errors import InvalidInput
 from registry.schedule import Schedule
 from registry.stores.address import open_store
+
+LASTING = 10  # times the promised seconds: for so long the load comes at least
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -47,7 +50,9 @@ def main(
     max_wave_rows: Annotated[int, typer.Option(min=2, help="As the server's FLEXI_MAX_WAVE_ROWS.")] = 16,
     max_queue_seconds: Annotated[float, typer.Option(min=0.1, help="As the server's FLEXI_MAX_QUEUE_SECONDS.")] = 30.0,
     guided: Annotated[bool, typer.Option(help="With classifier-free guidance an image takes two UNet rows.")] = True,
-    requests: Annotated[int, typer.Option(min=100, help="How many are simulated for each number of GPUs.")] = 10_000,
+    requests: Annotated[
+        int, typer.Option(min=100, help="How many are simulated for each number of GPUs; more, where these are over too soon.")
+    ] = 10_000,
     seed: int = 0,
     out: Annotated[Path | None, typer.Option(help="A PNG file for the plot.")] = None,
 ) -> None:
@@ -60,6 +65,7 @@ def main(
     if (slowest := max(alone, key=lambda tier: alone[tier])) and alone[slowest] > p95:
         message = f"no number of GPUs keeps it: an image of {slowest} alone takes {alone[slowest]:.2f} s, got {p95:g}"
         raise InvalidInput(message, param="p95")
+    requests = max(requests, ceil(rate * max(LASTING * p95, 2 * max_queue_seconds)))  # else queues are not as long as they get
     load, promise, console = Load(rate, wanted, requests, seed), Promise(p95, refused), Console()
     console.print(f"SIMULATION by measured curves: {curves.card.about}")
 

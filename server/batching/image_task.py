@@ -44,12 +44,8 @@ class Edit:
         return ImageSize(*self.source.pixels.shape[:2])
 
     def program(self, whole: Program) -> Program:
-        """What it runs of a program. What is painted anew with all strength begins at pure noise, as in diffusers.
-
-        Raises `InvalidInput` for a strength that leaves nothing.
-        """
-        from_noise = self.strength == 1 and self.source.painted is not None
-        return whole if from_noise else whole.starting(self.strength)
+        """What it runs of a program. Raises `InvalidInput` for a strength that leaves nothing."""
+        return self.source.started(whole, self.strength)
 
 
 @dataclass(frozen=True)

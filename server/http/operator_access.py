@@ -51,8 +51,16 @@ async def _refuse_other_sites(request: Request) -> None:
     if site is None and origin is not None:
         app = await loaded_app(request)
         own = {request.headers.get("host", ""), urlsplit(app.settings.public_url or "").netloc}  # TLS may end before us
-        if not (netloc := urlsplit(origin).netloc if origin.isascii() and "[" not in origin else "") or netloc not in own:
+        if not (netloc := _netloc(origin)) or netloc not in own:
             raise Forbidden("a page of another origin may not use these routes", param="Origin")
+
+
+def _netloc(origin: str) -> str:
+    """Host and port of an origin; empty for what is none."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return ""
 
 
 Looking = Annotated[Key, Depends(_looking)]

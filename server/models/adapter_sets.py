@@ -41,6 +41,7 @@ class AdapterSets(Residency):
         self._gives_way = dict[int, asyncio.Event]()  # background plans: set when its set has to go
         self._borrowed = defaultdict[AdapterSet, WeakSet["asyncio.Task[None]"]](WeakSet)
         self._making = dict[AdapterSet, "asyncio.Task[None]"]()
+        self._unloads = 0
         self._turn, self._changed = asyncio.Lock(), asyncio.Event()
         self._pace = MovingAverage()  # seconds per byte
 
@@ -95,7 +96,8 @@ class AdapterSets(Residency):
             self._borrowed[adapters].add(task)
 
     def forget(self) -> None:
-        """Drop all, for the model leaves."""
+        """Drop all, and what is being made, for the model leaves."""
+        self._unloads += 1
         for adapters in list(self._kept):
             self._drop(adapters)
 
@@ -111,8 +113,11 @@ class AdapterSets(Residency):
             while adapters in self._needed and adapters not in self._kept:
                 async with self._turn:
                     if await self._has_room(adapters):
-                        begin = monotonic()
-                        self._kept[adapters] = await asyncio.to_thread(self._try, adapters)
+                        begin, unloads = monotonic(), self._unloads
+                        made = await asyncio.to_thread(self._try, adapters)
+                        if unloads != self._unloads:  # it would keep the weights that were to go
+                            raise NotReady("the model was unloaded while they were added", param="loras")
+                        self._kept[adapters] = made
                         self._report(adapters, monotonic() - begin)
                         return
                 if adapters in self._needed:

@@ -33,10 +33,9 @@ class _Asked:
     until: float
 
     def answered(self, now: float) -> None:
-        """What took long is good for longer."""
-        self.until = max(self.until, now + PATIENCE * (now - self.since))
-        if not self.answer.cancelled():
-            self.answer.exception()  # nobody may be left to look at it
+        """What took long is good for longer; a fault, which may be over in a moment, never for long."""
+        faulty = self.answer.cancelled() or self.answer.exception() is not None  # nobody else may look at that
+        self.until = (now + BUSY_SECONDS) if faulty else max(self.until, now + PATIENCE * (now - self.since))
 
 
 class Answers:

@@ -37,7 +37,6 @@ Ending = Literal["stop", "kill"]
 log = logging.getLogger(__name__)
 
 REGISTRY_SECONDS = 2.0  # how old what is shown of tiers and experiments may be
-DOCUMENT_SECONDS = 60.0  # of schedules, which never change, and who signed them
 REPORT_SECONDS = 60.0  # of an experiment's report, which reads all of its events
 WORK_SECONDS = 1.0
 MAX_EVENTS = 50_000  # that a report is made of here: more would keep the device's thread waiting for this process
@@ -77,7 +76,7 @@ class Operator:
 
     async def schedule(self, served: ServedModel, ref: str) -> ShownSchedule:
         """One schedule, with all that is known of it."""
-        return await self._shown(served, ("schedule", ref), lambda registry: registry.reader.schedule(ref), DOCUMENT_SECONDS)
+        return await self._shown(served, ("schedule", ref), lambda registry: registry.reader.schedule(ref))
 
     async def difference(self, served: ServedModel, a: str, b: str) -> ShownDifference:
         """What changes from one schedule to another."""

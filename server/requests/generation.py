@@ -114,7 +114,7 @@ class Generation:
 
         with self._underway(request, context) as patience:
             plan = await patience.wait(self._plan(request, context, previews))
-            start, specs = monotonic(), plan.specs
+            specs = plan.specs
             futures = self._submit(
                 plan,
                 specs,
@@ -138,22 +138,29 @@ class Generation:
                         continue
                     result = context.results[image] = arrival.made.result()
                     if len(context.results) == len(futures):
-                        _observe_forecast(plan, monotonic() - start)
+                        _observe_forecast(plan, monotonic() - context.arrived)
                     yield ImageMade(plan, image, (await self._files(plan, [(spec, result.pixels)]))[0], result)
+            except GaveWay:  # the images that were not done are made again, or never
+                self._quotas.give_back(plan.key, plan.macs * (len(futures) - len(context.results)) // len(futures))
+                raise
             finally:
                 for future in futures:
                     future.cancel()
 
     async def _plan(self, request: GenerateRequest, context: RequestContext, previews: int = 0) -> Plan:
         key = context.key or ANONYMOUS
-        context.plan = await self.planner.plan(request, context.request_id, key, context.arrived, previews)
-        for residency in self._residencies:
-            await residency.enter(context.plan)
-        return context.plan
+        plan = context.plan = await self.planner.plan(request, context.request_id, key, context.arrived, previews)
+        self._quotas.take(key, plan.macs)  # before anything is loaded for it
+        try:
+            for residency in self._residencies:
+                await residency.enter(plan)
+        except BaseException:  # whoever leaves while it waits, too
+            self._quotas.give_back(key, plan.macs)
+            raise
+        return plan
 
     async def _make(self, request: GenerateRequest, context: RequestContext) -> GenerateResponse:
         plan = await self._plan(request, context)
-        start = monotonic()
         futures = self._submit(plan, plan.specs)
         try:
             results = await while_wanted(gather(futures), self._ends(plan))
@@ -164,7 +171,7 @@ class Generation:
             for future in futures:
                 future.cancel()  # of a wait that was given up before it began, too
         context.results.update(enumerate(results))
-        _observe_forecast(plan, monotonic() - start)
+        _observe_forecast(plan, monotonic() - context.arrived)
         files = await self._files(plan, [(spec, result.pixels) for spec, result in zip(plan.specs, results, strict=True)])
         return response(plan, results, files)
 
@@ -177,8 +184,7 @@ class Generation:
     def _submit(
         self, plan: Plan, specs: Sequence[ImageSpec], preview: Preview | None = None, progress: Progress | None = None
     ) -> list[Future[ImageResult]]:
-        """Pay, then queue. What is refused is paid back; what was begun is not, whatever becomes of it."""
-        self._quotas.take(plan.key, plan.macs)
+        """Queue. What is refused is paid back; what was begun is not, whatever becomes of it."""
         try:
             return self._renderer.submit(specs, preview, progress)
         except FlexiError:
