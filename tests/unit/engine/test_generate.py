@@ -18,6 +18,7 @@ from engine.images import levels
 from engine.input_image import opened
 from engine.model import Model
 from engine.notice import Notice
+from engine.program import Program
 from engine.source import SourceImage, encoded
 from registry.corrections import Correction, ScaledCorrections
 from registry.schedule import Schedule, Segment, Validated, teacher
@@ -216,6 +217,20 @@ def test_from_a_picture_a_schedule_begins_in_the_middle_and_what_is_masked_out_s
     assert (made - want).abs().max() <= 1
     same = (made - image.pixels).abs().sum(dim=-1) == 0
     assert same[:, :32].all() == masked, "what is black in the mask is the picture's own"
+
+
+def test_what_is_painted_anew_with_all_strength_begins_at_pure_noise(
+    loaded: Model, tmp_path: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the server's and diffusers' do: nothing of the picture is under the mask."""
+    Image.new("L", (64, 64), 255).save(tmp_path / "mask.png")
+    begun = []
+    own = Program.begin
+    monkeypatch.setattr(Program, "begin", lambda self, *given: begun.append(self.signal) or own(self, *given))
+    asked = ("generate", "--prompt", "cat", "--steps", "2", "--image", picture, "--out", tmp_path / "x.png")
+    assert call(*asked, "--mask", tmp_path / "mask.png").exit_code == 0
+    assert call(*asked, "--strength", "1").exit_code == 0
+    assert begun[0] == 0 < begun[1]
 
 
 def test_a_picture_of_other_proportions_is_stretched_and_that_is_said(loaded: Model, tmp_path: Path, picture: Path) -> None:

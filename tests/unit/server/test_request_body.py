@@ -12,6 +12,7 @@ from registry.document import first_fault
 from server.api import GenerateRequest
 from server.http.openai import ImagesRequest
 from server.request_body import ADVICE, INSTEAD
+from server.request_fields import LoraWish
 
 BODIES = [GenerateRequest, ImagesRequest]
 OPTIONAL = [(body, name) for body in BODIES for name, field in body.model_fields.items() if not field.is_required()]
@@ -150,3 +151,9 @@ def test_the_schema_says_which_files_there_are(body):
 @pytest.mark.parametrize("fields", TOGETHER, ids=str)
 def test_the_schema_says_which_fields_fit_together(fields):
     assert schema_takes(ImagesRequest, **fields) == isinstance(read(ImagesRequest, **fields), ImagesRequest)
+
+
+def test_what_other_programs_call_a_loras_fields_is_told_by_its_own_name() -> None:
+    for word, own in (("weight", "scale"), ("strength", "scale"), ("path", "name"), ("model", "name")):
+        with pytest.raises(ValidationError, match=f"not a field here: use {own}"):
+            LoraWish.model_validate({"name": "grey", word: 1})

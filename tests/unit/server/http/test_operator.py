@@ -189,6 +189,7 @@ def test_an_operator_is_told_that_they_may_act(console):
         {"Origin": "null"},
         {"Origin": "http://test.evil.example.com"},
         {"Origin": "http://[test"},
+        {"Origin": "http://[fd00::1]:3000"},
     ],
 )
 @pytest.mark.parametrize("path", ["", "/tiers/balanced/promote"])

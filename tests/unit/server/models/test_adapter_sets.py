@@ -102,6 +102,24 @@ def test_requests_of_one_set_wait_for_one_making_and_later_ones_find_it(sets, ma
     run(test)
 
 
+def test_a_set_that_was_being_made_when_its_model_left_is_not_kept(sets, maker):
+    """Whoever asked for it is gone, and it has the weights that were to go."""
+
+    async def test() -> None:
+        maker.holds = True
+        waiting = asyncio.create_task(sets.enter(plan(A)))
+        await settle()
+        sets.forget()
+        maker.go.set()
+        with pytest.raises(NotReady):
+            await waiting
+        with pytest.raises(NotReady):
+            sets.model(A)
+        assert sets._bytes == 0
+
+    run(test)
+
+
 def test_the_model_itself_needs_nothing(sets, maker):
     run(lambda: sets.enter(plan(BASE)))
     assert maker.made == []

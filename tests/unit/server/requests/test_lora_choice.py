@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from concurrent.futures import Future
 from types import SimpleNamespace
 
 import pytest
+import torch
 from memory_store import MemoryStore
 from server_model import small_model
 
@@ -17,13 +19,15 @@ from registry.schedule import Schedule, Segment
 from server.access.keys import ANONYMOUS, Key
 from server.access.quota import Quotas
 from server.api import GenerateRequest
-from server.errors import Cancelled, ClientGone, DeadlineExceeded, GaveWay
+from server.batching.image_task import ImageResult
+from server.errors import Cancelled, ClientGone, DeadlineExceeded, GaveWay, QuotaExceeded
 from server.experiments.active import ActiveExperiments
 from server.loras.adapter_set import BASE, AdapterSet, LoraUse
 from server.request_fields import LoraWish
 from server.requests.context import RequestContext
 from server.requests.generation import Generation, Residency
 from server.requests.lora_choice import LoraChoice
+from server.requests.made import ImageMade
 from server.requests.plan import Planner
 from server.tiers.active import ActiveSchedules
 from server.tiers.watch import Watch
@@ -155,6 +159,47 @@ class HasToGo(Residency):
 
     async def gives_way(self, plan):
         await self.wanted.wait()
+
+
+def test_a_key_that_has_nothing_left_has_nothing_loaded(model, schedules):
+    async def go():
+        residency = NeverThere()
+        planner = planner_of(model, schedules, LoraChoice(OFFERED))
+        generation = Generation(planner, SimpleNamespace(submit=None), Quotas(), residencies=[residency])
+        key = Key("poor", 1, None)
+        with pytest.raises(InvalidInput, match="may use 1 in a minute"):
+            await generation.answer(GenerateRequest(**ASKED), RequestContext("id", key), asyncio.Event().wait())
+        assert not residency.entered
+        macs = (await planner.plan(GenerateRequest(**ASKED), "id", ANONYMOUS)).macs
+        key = Key("impatient", macs, None)
+        request = GenerateRequest(**ASKED, deadline_ms=50)
+        with pytest.raises(DeadlineExceeded):
+            await generation.answer(request, RequestContext("id", key), asyncio.Event().wait())
+        assert residency.entered
+        generation._quotas.take(key, macs)  # who waited in vain has all of it still
+
+    asyncio.run(asyncio.wait_for(go(), 60))
+
+
+def test_a_background_stream_that_gives_way_pays_for_the_images_it_got(model, schedules):
+    async def go():
+        residency, futures = HasToGo(), [Future(), Future()]
+        planner = planner_of(model, schedules, LoraChoice(OFFERED))
+        request = GenerateRequest(**ASKED, priority="background", num_images=2)
+        plan = await planner.plan(request, "id", ANONYMOUS)
+        key, pixels = Key("worker", plan.macs, None), torch.zeros(8, 8, 3, dtype=torch.uint8)
+        futures[0].set_result(ImageResult(pixels, plan.macs // 2, Counter(), 0.0, 0.0))
+        generation = Generation(planner, SimpleNamespace(submit=lambda *_: futures), Quotas(), residencies=[residency])
+        stream = generation.stream(request, RequestContext("id", key), 0)
+        assert isinstance(await anext(stream), ImageMade)
+        residency.wanted.set()
+        with pytest.raises(GaveWay):
+            await anext(stream)
+        generation._quotas.take(key, plan.macs // 2)  # the other half is there
+        with pytest.raises(QuotaExceeded):
+            generation._quotas.take(key, plan.macs // 2)
+
+    asyncio.run(asyncio.wait_for(go(), 60))
 
 
 @pytest.mark.parametrize("background", [True, False])
