@@ -437,6 +437,21 @@ def test_a_model_that_reads_no_texts_has_a_field_for_classes_or_none(chromium, g
         page.get_by_role("link", name="Download").wait_for()
 
 
+def test_a_model_that_went_away_is_left_for_the_servers_own(chromium, guarded):
+    def with_another(route):
+        told = route.fetch().json()
+        route.fulfill(json=told | {"data": [*told["data"], {**told["data"][0], "id": "gone", "root": "gone"}]})
+
+    with visiting(chromium, guarded.address, expected=[404]) as page:
+        page.add_init_script(f"sessionStorage.setItem('flexi.key', {json.dumps(guarded.boss)})")
+        page.route("**/v1/models", with_another)
+        page.goto(guarded.address)
+        page.get_by_label("Model", exact=True).select_option("gone")
+        expect(page.get_by_label("Model", exact=True)).to_have_value("emoji64")
+        expect(page.get_by_role("button", name="Compare all tiers")).to_be_enabled()
+        expect(page.get_by_role("alert")).to_have_count(0)
+
+
 def test_all_of_it_can_be_done_by_keyboard(page):
     page.keyboard.press("Tab")
     expect(page.get_by_role("link", name="To the playground")).to_be_focused()
