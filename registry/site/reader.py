@@ -197,14 +197,14 @@ class RegistryReader:
 
 
 def figures_of(schedule: Schedule) -> ShownFigures:
-    """What its document says."""
-    cost, fidelity, validated = schedule.cost, schedule.fidelity, schedule.validated
+    """What its document says; where it says no cost, as the server's own teacher's does not, all steps in full cost 1."""
+    cost, fidelity, validated, counts = schedule.cost, schedule.fidelity, schedule.validated, schedule.counts()
     return ShownFigures(
         strip="".join(LETTERS[step.kind] for step in schedule.steps()),
-        steps=schedule.counts(),
+        steps=counts,
         teacher_steps=schedule.solver.teacher_steps,
         solver=schedule.solver.name,
-        relative_cost=cost.relative if cost else None,
+        relative_cost=cost.relative if cost else 1.0 if counts["full"] == schedule.solver.teacher_steps else None,
         macs=cost.macs if cost else None,
         rfid=fidelity.rfid if fidelity else None,
         psnr=fidelity.psnr if fidelity else None,

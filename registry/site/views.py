@@ -25,7 +25,7 @@ class ShownFigures(BaseModel):
     steps: Annotated[dict[Kind, int], Field(examples=[{"full": 2, "partial": 4, "null": 2}])]
     teacher_steps: int
     solver: str
-    relative_cost: Annotated[float | None, Field(description="MACs of an image over the teacher's.")]
+    relative_cost: Annotated[float | None, Field(description="MACs of an image over the teacher's; 1 of the teacher itself.")]
     macs: int | None
     rfid: float | None
     psnr: float | None

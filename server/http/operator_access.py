@@ -34,7 +34,9 @@ async def _looking(request: Request, context: Context) -> Key:
     await _refuse_other_sites(request)
     key = context.key or ANONYMOUS
     if key is not ANONYMOUS and key.role != OPERATOR:
-        raise Forbidden(f"the key {key.name} has not the role {OPERATOR}: {MAKE} makes one that has", param="Authorization")
+        raise Forbidden(
+            f"the key {key.name} does not have the role {OPERATOR}: {MAKE} makes one that does", param="Authorization"
+        )
     return key
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from browser import chromium_running, visiting
+from browser import NARROW, WIDE, chromium_running, visiting
 from PIL import Image
 from places import ROOT
 from playwright.sync_api import Browser, Page
@@ -18,7 +18,6 @@ from registry.commands.command_line import argument_parser, run_program
 from registry.stores.address import DEFAULT_ADDRESS
 
 IMAGES = ROOT / "docs" / "images"
-WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 QUALITY = 86  # per cent: history keeps each byte of these files
 
 
@@ -47,7 +46,7 @@ def playground(browser: Browser, address: str) -> None:
         write(page, "playground-light", int(form["y"] + form["height"] + 20))
     with opened(browser, address, "dark") as page:
         page.get_by_label("Prompt", exact=True).fill("hamburger")
-        page.get_by_role("button", name="Generate by balanced").click()
+        page.get_by_role("button", name="Generate with balanced").click()
         page.get_by_role("link", name="Download").wait_for()
         write(page, "playground-dark", 860)
     with opened(browser, address, "light", narrow=True) as page:

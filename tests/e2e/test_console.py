@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 from api_keys import keys
-from browser import overflow, violations, visiting
+from browser import NARROW, WIDE, overflow, violations, violations_everywhere, visiting
 from playwright.sync_api import Browser, Page, expect
 from served import PATIENCE, SETTINGS, publish
 from typer.testing import CliRunner
@@ -26,7 +26,6 @@ from registry.experiments.declaration import Experiment
 from registry.schedule import Cost, Fidelity, Schedule
 from registry.stores.address import open_store
 
-WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 KEYLESS = (401,)  # what a console without a key is answered first
 MEASURED = {"draft": (0.1, 9.0), "fast": (0.2, 5.0), "balanced": (0.4, 3.0), "best": (0.6, 1.0)}
 
@@ -112,7 +111,7 @@ def test_without_keys_it_is_there_for_everybody_and_read_only(chromium, server, 
 def test_with_keys_it_opens_to_an_operators_only(chromium, guarded, scheme):
     with visiting(chromium, guarded.address, (401, 403), viewport=NARROW, color_scheme=scheme) as page:
         page.goto(f"{guarded.address}/console")
-        for key, said in (("wrong", "give a valid API key"), (guarded.shop, "the key shop has not the role operator")):
+        for key, said in (("wrong", "give a valid API key"), (guarded.shop, "the key shop does not have the role operator")):
             page.get_by_label("Operator’s key").fill(key)
             page.get_by_role("button", name="Open").click()
             expect(page.get_by_role("alert")).to_contain_text(said)
@@ -140,7 +139,7 @@ def test_a_tier_is_promoted_and_rolled_back_in_the_page_and_the_alias_really_mov
     do = dialog.get_by_role("button", name=f"Let fast mean version {version}")
     expect(do).to_be_disabled()
     dialog.get_by_label("Reason").fill("half the cost is worth it")
-    assert violations(page) == []
+    assert violations_everywhere(page) == []
     do.click()
     dialog.wait_for(state="detached")
     expect(tier(page, "fast").get_by_role("button", name="Promote …")).to_be_focused()
@@ -179,12 +178,36 @@ def test_who_confirms_what_is_not_so_any_more_is_told_and_may_look_again(guarded
     expect(dialog.get_by_role("alert")).to_contain_text("by ada")
     expect(confirm).to_be_disabled()
     assert guarded.catalog.alias("best") == before
-    dialog.get_by_role("button", name="Show what is so now").click()
+    dialog.get_by_role("button", name="Show the current state").click()
     expect(confirm).to_be_enabled()
     expect(dialog).to_contain_text(f"now: version {before.version}")
     confirm.click()
     dialog.wait_for(state="detached")
     assert guarded.catalog.alias("best").digest == guarded.schedules["best-measured"].digest
+
+
+def test_a_question_that_is_open_stays_what_it_was_while_the_page_goes_on(guarded, page):
+    was = guarded.catalog.alias("balanced")
+    tier(page, "balanced").get_by_role("button", name="Promote …").click()
+    dialog = page.get_by_role("dialog", name="Promote balanced")
+    dialog.get_by_label("To", exact=True).select_option(
+        str(guarded.catalog.version_log.of(guarded.schedules["fast"].digest).number)
+    )
+    dialog.get_by_text("steps differ").wait_for()
+    dialog.get_by_label("Reason").fill("it is cheaper")
+    guarded.catalog.promote("balanced", guarded.schedules["best-measured"].digest, "meanwhile")
+    now = guarded.catalog.alias("balanced")
+    expect(page.locator("article.tier", has_text="balanced").locator(".figures")).to_contain_text(now.digest[:8])
+    expect(dialog).to_contain_text(f"now: version {was.version},")
+    confirm = dialog.get_by_role("button", name="Let balanced mean version")
+    confirm.click()
+    expect(dialog.get_by_role("alert")).to_contain_text("meanwhile")
+    expect(confirm).to_be_disabled()
+    assert guarded.catalog.alias("balanced") == now
+    dialog.get_by_role("button", name="Show the current state").click()
+    expect(dialog).to_contain_text(f"now: version {now.version},")
+    expect(confirm).to_be_enabled()
+    expect(dialog.get_by_label("Reason")).to_have_value("it is cheaper")
 
 
 def test_an_experiment_is_killed_in_the_page_and_traffic_really_moves(guarded, page):
@@ -211,6 +234,19 @@ def test_an_experiment_is_killed_in_the_page_and_traffic_really_moves(guarded, p
     card.get_by_text("Keep collecting").wait_for()
     expect(card).to_contain_text("of 60 minutes at 50 %")
 
+    card.get_by_role("button", name="Stop …").click()
+    dialog = page.get_by_role("dialog", name="Stop drill")
+    dialog.get_by_label("Reason").fill("a drill")
+    experiments.act("drill", "pause", "meanwhile")
+    expect(page.locator("article.experiment .chip")).to_have_text("paused")
+    expect(dialog).to_contain_text("It is running at 50 %")
+    dialog.get_by_role("button", name="Stop it").click()
+    expect(dialog.get_by_role("alert")).to_contain_text("meanwhile")
+    dialog.get_by_role("button", name="Show the current state").click()
+    expect(dialog).to_contain_text("It is paused")
+    dialog.get_by_role("button", name="Cancel").click()
+    experiments.act("drill", "start")
+
     card.get_by_role("button", name="Ramp …").click()
     dialog = page.get_by_role("dialog", name="Ramp drill")
     dialog.get_by_label("Reason").fill("a drill")
@@ -228,7 +264,7 @@ def test_an_experiment_is_killed_in_the_page_and_traffic_really_moves(guarded, p
     card.get_by_role("button", name="Kill …").click()
     dialog = page.get_by_role("dialog", name="Kill drill")
     dialog.get_by_label("Reason").fill("enough")
-    assert violations(page) == []
+    assert violations_everywhere(page) == []
     dialog.get_by_role("button", name="Kill it").click()
     dialog.wait_for(state="detached")
     assert (experiments.state("drill").status, experiments.state("drill").history[-1].reason) == ("killed", "enough")
@@ -240,9 +276,15 @@ def test_an_experiment_is_killed_in_the_page_and_traffic_really_moves(guarded, p
 def test_what_the_server_does_is_shown_as_it_does_it(guarded, page):
     for name in ("draft", "reference"):
         guarded.ask("/generate", prompt="red heart", tier=name, seed=1)
+    late = {"prompt": "red heart", "tier": "reference", "deadline_ms": 1}
+    assert httpx.post(f"{guarded.address}/generate", json=late, headers={"X-API-Key": guarded.shop}).status_code == 504
     table = page.get_by_role("region", name="Tiers of emoji64 now")
     table.wait_for()
     expect(table.get_by_role("row", name="reference")).to_contain_text("0 %")
+    assert table.get_by_role("columnheader").all_inner_texts()[1:4] == ["requests", "errors", "not done"]
+    late = table.locator("tr", has=page.locator("td[title$=', 1 past their deadline']"))
+    expect(late.get_by_role("cell").nth(1)).to_have_text("0")  # a client's own limit is no error of the server
+    expect(late.get_by_role("cell").nth(2)).to_have_text("1")
     expect(page.get_by_role("region", name="Now", exact=True)).to_contain_text("of this server")
     page.get_by_role("button", name="Pause").click()
     page.get_by_role("button", name="Go on").wait_for()
@@ -267,9 +309,29 @@ def test_the_front_shows_what_it_is_pointed_at_and_opens_it(guarded, page):
     expect(dialog).to_contain_text("by hand")
     dialog.get_by_label("Compare with").select_option(guarded.schedules["best-measured"].digest)
     dialog.get_by_text("steps differ").wait_for()
-    assert violations(page) == []
+    assert violations_everywhere(page) == []
     page.keyboard.press("Escape")
     dialog.wait_for(state="detached")
+
+
+def test_each_arm_but_control_has_its_interval_over_time(page):
+    draw = """async () => {
+      const {html, render} = await import("/assets/ui.js"), {Course} = await import("/assets/console/course.js");
+      const arms = ["control", "cheap", "cheaper", "new"].map((name) => ({name}));
+      const experiment = {declaration: {primary: {metric: "macs"}, arms, control: "control"}};
+      const effect = (estimate) => ({estimate, low: estimate - 0.1, high: estimate + 0.1});
+      const course = [["cheap", 0.8], ["cheaper", 0.6]].flatMap(([arm, estimate]) =>
+        [1, 2].map((day) => ({time: `2026-11-0${day}T00:00:00Z`, arm, units: 200 * day, effect: effect(estimate)})));
+      const place = document.body.appendChild(document.createElement("div"));
+      place.id = "courses";
+      render(html`<${Course} experiment=${experiment} report=${{course, by_ratio: true}} />`, place);
+    }"""
+    page.evaluate(draw)
+    charts = page.locator("#courses .chart")
+    expect(charts).to_have_count(2)
+    for arm, chart in (("cheap: ×0.800", charts.first), ("cheaper: ×0.600", charts.last)):
+        expect(chart).to_have_accessible_name(re.compile(f"macs of {arm} .* over 2 times"))
+    expect(page.locator("#courses")).to_contain_text("of new appears when it and control have 200 units")
 
 
 def test_words_say_what_they_mean_by_keyboard_too(page):
@@ -304,3 +366,16 @@ def test_a_site_is_a_page_that_needs_no_server(chromium, guarded, tmp_path):
         page.get_by_label("Compare with").select_option(guarded.schedules["best-measured"].digest)
         page.get_by_text("steps differ").wait_for()
         assert violations(page) == []
+
+
+def test_a_site_of_no_model_yet_has_reports_of_searches(chromium, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "report.html").write_text("<h1>a search</h1>")
+    arguments = ["site", str(tmp_path / "site"), "--registry", str(tmp_path / "registry"), "--run", str(tmp_path / "run")]
+    assert CliRunner().invoke(registry_app, arguments).exit_code == 0
+    with visiting(chromium, tmp_path.as_uri(), viewport=NARROW) as page:
+        page.goto((tmp_path / "site" / "index.html").as_uri())
+        page.get_by_text("no model yet").wait_for()
+        assert (violations(page), max(overflow(page), 0)) == ([], 0)
+        page.get_by_role("link", name="search run").click()
+        page.get_by_role("heading", name="a search").wait_for()

@@ -17,17 +17,16 @@ import httpx
 import numpy as np
 import pytest
 from api_keys import keys
-from browser import overflow, violations, visiting
+from browser import NARROW, WIDE, overflow, violations, violations_everywhere, visiting
 from cut_off import cut_off
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Locator, Page, expect
 from served import PATIENCE, SETTINGS, publish
 from served import tiers as published
 
 from examples.launch import serving
 from registry.stores.address import open_store
 
-WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 TIERS = ("draft", "fast", "balanced", "best", "reference")
 QUOTA = 20  # draft images a minute of the poor key
 
@@ -76,9 +75,13 @@ def opened(chromium: Browser, address: str, token: str, **options: object) -> It
         yield page
 
 
+def card(page: Page, tier: str) -> Locator:
+    return page.locator("label.tier", has=page.locator(f"input[value={tier}]"))
+
+
 def generate(page: Page, tier: str) -> None:
-    page.get_by_role("radio", name=tier).check()
-    page.get_by_role("button", name=f"Generate by {tier}").click()
+    card(page, tier).get_by_role("radio").check()
+    page.get_by_role("button", name=f"Generate with {tier}").click()
 
 
 def pixels(data: str | bytes) -> np.ndarray:
@@ -115,7 +118,7 @@ def test_it_says_what_the_tiers_are_worth_before_anything_is_typed(chromium, gua
     with opened(chromium, guarded.address, guarded.boss, viewport=window, color_scheme=scheme) as page:
         told = httpx.get(f"{guarded.address}/v1/tiers", headers={"X-API-Key": guarded.boss}).json()
         for tier in told["tiers"][:-1]:
-            times = re.search(r"([\d.]+)×", page.locator("label.tier", has_text=tier["tier"]).inner_text())
+            times = re.search(r"([\d.]+)×", card(page, tier["tier"]).inner_text())
             assert float(times[1]) == pytest.approx(1 / tier["relative_cost"], rel=0.06)
         expect(page.get_by_label("Prompt", exact=True)).to_have_value("tiger face")
         expect(page.get_by_role("img", name=re.compile(r"10 steps: 10 full, 0 partial, 0 null"))).not_to_have_count(0)
@@ -127,7 +130,7 @@ def test_it_says_what_the_tiers_are_worth_before_anything_is_typed(chromium, gua
 
 def test_a_strip_shows_each_step_of_the_schedule_in_its_order(page):
     for tier, schedule in published().items():
-        strip = page.locator("label.tier", has_text=tier).locator(".strip")
+        strip = card(page, tier).locator(".strip")
         strip.locator("i").first.wait_for()
         cells = strip.locator("i").evaluate_all("cells => cells.map((cell) => cell.className)")
         assert cells == [step.kind for step in schedule.steps()]
@@ -167,7 +170,7 @@ def test_an_image_comes_with_previews_and_steps_and_is_the_one_that_the_api_make
     whole = guarded.post(prompt="tiger face", tier="best", seed=7).json()
     assert np.abs(pixels(file) - pixels(whole["images"][0])).max() <= 1
     expect(page.get_by_role("status")).to_contain_text("Done in")
-    assert violations(page) == []
+    assert violations_everywhere(page) == []
 
 
 def test_a_request_that_is_cancelled_ends_on_the_server_too(chromium, guarded):
@@ -179,7 +182,37 @@ def test_a_request_that_is_cancelled_ends_on_the_server_too(chromium, guarded):
             page.get_by_role("button", name="Cancel").click()
         assert deleted.value.json() == {"cancelled": 1}
         expect(page.get_by_role("alert")).to_contain_text("Cancelled")
-        expect(page.get_by_role("button", name="Generate by reference")).to_be_enabled()
+        expect(page.get_by_role("button", name="Generate with reference")).to_be_enabled()
+
+
+def ended(page: Page) -> None:
+    """A comparison that did not come to its end has none of its tiles under way, and lets another one begin."""
+    expect(page.get_by_role("button", name="Cancel")).to_have_count(0)
+    expect(page.get_by_text("drawing…")).to_have_count(0)
+    expect(page.get_by_text("no image")).not_to_have_count(0)
+    expect(page.get_by_role("button", name="Compare all tiers")).to_be_enabled()
+
+
+def test_a_comparison_that_is_cancelled_ends(chromium, guarded):
+    with busy(guarded), opened(chromium, guarded.address, guarded.boss) as page:
+        page.get_by_role("button", name="Compare all tiers").click()
+        page.get_by_role("button", name="Cancel").click()
+        ended(page)
+
+
+def test_a_comparison_that_is_refused_on_the_way_ends_with_what_it_has(chromium, guarded):
+    def refuse(route):
+        if route.request.post_data_json["tier"] == "draft":
+            return route.continue_()
+        error = {"code": "quota_exceeded", "message": "for programs", "param": None, "request_id": "id-1"}
+        route.fulfill(status=429, json={"error": error})
+
+    with opened(chromium, guarded.address, guarded.boss, expected=[429]) as page:
+        page.route("**/v1/images/generations", refuse)
+        page.get_by_role("button", name="Compare all tiers").click()
+        expect(page.get_by_role("alert")).to_contain_text("quota")
+        ended(page)
+        expect(page.get_by_role("link", name="Download draft")).to_have_count(1)
 
 
 def test_tiers_are_compared_with_their_cost_and_how_close_they_are(page, guarded):
@@ -204,7 +237,7 @@ def test_tiers_are_compared_with_their_cost_and_how_close_they_are(page, guarded
         page.keyboard.press("ArrowRight")
     assert slider.input_value() == "55"
     assert page.evaluate("() => document.querySelector('.wipe-frame').style.getPropertyValue('--at')") == "55%"
-    assert violations(page) == []
+    assert violations_everywhere(page) == []
     page.set_viewport_size(NARROW)
     assert overflow(page) <= 0
 
@@ -236,7 +269,7 @@ def test_a_used_up_quota_is_said_with_a_countdown_that_gives_the_button_back(chr
         button = page.get_by_role("button", name=re.compile(r"^Wait \d+ seconds?$"))
         expect(button).to_be_disabled()
         expect(page.get_by_text(re.compile(r"Try again in \d+ seconds?\."))).to_be_visible()
-        page.get_by_role("button", name="Generate by draft").click()
+        page.get_by_role("button", name="Generate with draft").click()
         page.get_by_role("link", name="Download").wait_for()
 
 
@@ -258,7 +291,20 @@ def test_errors_are_said_in_plain_words(chromium, guarded, status, code, words):
         page.route("**/v1/images/generations", refuse)
         generate(page, "draft")
         expect(page.get_by_role("alert")).to_contain_text(words)
-        expect(page.get_by_role("button", name="Generate by draft")).to_be_enabled()
+        expect(page.get_by_role("button", name="Generate with draft")).to_be_enabled()
+
+
+def test_whose_fault_it_was_and_what_helps_is_said(page):
+    said = page.evaluate(
+        """async () => {
+          const {inPlainWords} = await import("/assets/words.js"), error = {status: 200, message: "x is none"};
+          const codes = ["page_fault", "internal_error", "deadline_exceeded"];
+          return codes.flatMap((code) => [false, true].map((auto) => inPlainWords({...error, code}, auto)));
+        }"""
+    )
+    assert said[0] == said[1] == "This page has a fault: x is none."
+    assert said[2] == said[3] == "The server has a fault (x is none)."  # in a stream, whose status was 200
+    assert [one.partition("limit. ")[2] for one in said[4:]] == ["Take a cheaper tier.", "Allow more time."]
 
 
 def test_a_server_that_is_starting_is_waited_for(chromium, guarded):
@@ -284,6 +330,21 @@ def test_a_server_that_goes_away_in_the_middle_is_said(chromium, guarded):
         way.cut()
         expect(page.get_by_role("alert")).to_contain_text("connection to the server was lost")
         expect(page.get_by_role("button", name="Cancel")).to_have_count(0)
+
+
+def test_nothing_is_asked_for_without_a_prompt(page):
+    asked = []
+    page.on("request", lambda request: asked.append(request.url) if request.method == "POST" else None)
+    prompt = page.get_by_label("Prompt", exact=True)
+    prompt.fill("")
+    expect(page.get_by_role("button", name=re.compile("with all 5 tiers"))).to_be_disabled()
+    page.get_by_role("button", name="Compare all tiers").click()
+    prompt.press("Control+Enter")
+    page.get_by_role("button", name=re.compile("Generate with")).click()
+    expect(prompt).to_be_focused()
+    assert page.evaluate("() => document.querySelector('#prompt').validity.valueMissing")
+    assert asked == []
+    expect(page.get_by_role("button", name="Cancel")).to_have_count(0)
 
 
 def test_what_was_made_is_remembered_can_be_made_again_and_be_forgotten(page):
@@ -340,6 +401,16 @@ def test_a_picture_to_start_from_is_drawn_anew_in_part(page, tmp_path):
     red, green, _ = pixels(page.locator(".result img").get_attribute("src")).mean(axis=(0, 1))
     assert red > 150 > 100 > green, "little of it was made anew"
     assert violations(page) == []
+    expect(page.get_by_role("button", name=re.compile("same again"))).to_contain_text("without its picture")
+    page.evaluate("""() => {
+      const [one] = JSON.parse(localStorage.getItem("flexi.history"));
+      localStorage.setItem("flexi.history", JSON.stringify([{...one, wish: {...one.wish, model: "gone"}}]));
+    }""")
+    page.reload()
+    entry = page.get_by_role("button", name=re.compile("same again"))
+    expect(entry).to_contain_text("gone is not here")
+    expect(entry).to_be_disabled()
+    expect(page.get_by_role("button", name="Compare all tiers")).to_be_enabled()
 
 
 @pytest.mark.parametrize("kind", ["class", "none"])
@@ -364,6 +435,21 @@ def test_a_model_that_reads_no_texts_has_a_field_for_classes_or_none(chromium, g
             generate(page, "draft")
         assert sent.value.post_data_json["prompt"] == ("dog" if kind == "class" else "anything")
         page.get_by_role("link", name="Download").wait_for()
+
+
+def test_a_model_that_went_away_is_left_for_the_servers_own(chromium, guarded):
+    def with_another(route):
+        told = route.fetch().json()
+        route.fulfill(json=told | {"data": [*told["data"], {**told["data"][0], "id": "gone", "root": "gone"}]})
+
+    with visiting(chromium, guarded.address, expected=[404]) as page:
+        page.add_init_script(f"sessionStorage.setItem('flexi.key', {json.dumps(guarded.boss)})")
+        page.route("**/v1/models", with_another)
+        page.goto(guarded.address)
+        page.get_by_label("Model", exact=True).select_option("gone")
+        expect(page.get_by_label("Model", exact=True)).to_have_value("emoji64")
+        expect(page.get_by_role("button", name="Compare all tiers")).to_be_enabled()
+        expect(page.get_by_role("alert")).to_have_count(0)
 
 
 def test_all_of_it_can_be_done_by_keyboard(page):

@@ -24,6 +24,7 @@ QUIET = (
     "--disable-component-update",
     "--disable-sync",
 )
+WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 AXE = ROOT / "node_modules" / "axe-core" / "axe.min.js"
 
 
@@ -83,6 +84,18 @@ def violations(page: Page) -> list[str]:
     page.evaluate(f"() => {{ {AXE.read_text()} }}")
     found = json.loads(page.evaluate("async () => JSON.stringify((await axe.run()).violations)"))
     return [f"{rule['id']}: {node['html'][:200]}: {node['failureSummary']}" for rule in found for node in rule["nodes"]]
+
+
+def violations_everywhere(page: Page) -> list[str]:
+    """What axe finds on a wide screen in light colours, and on a phone in dark ones; the page is left as it was."""
+    wide, found = page.viewport_size, list[str]()
+    for scheme, window in (("light", wide), ("dark", NARROW)):
+        page.emulate_media(color_scheme=scheme)
+        page.set_viewport_size(window)
+        found += violations(page)
+    page.emulate_media(color_scheme="light")
+    page.set_viewport_size(wide)
+    return found
 
 
 def overflow(page: Page) -> int:

@@ -1,4 +1,4 @@
-// How an experiment's interval came to be what it is: its primary metric's over time.
+// How an experiment's intervals came to be what they are: its primary metric's over time, for each arm but control.
 import { html, useCallback, useMemo } from "../ui.js";
 import { Chart, dressed } from "./chart.js";
 import { span } from "./effects.js";
@@ -9,13 +9,16 @@ import { Term } from "./term.js";
 
 /** @param {{experiment: Experiment, report: Report}} props */
 export function Course({ experiment, report }) {
-  const { primary, arms, control } = experiment.declaration;
+  const { arms, control } = experiment.declaration;
   const treatments = arms.map((arm) => arm.name).filter((name) => name !== control);
+  return treatments.map((arm) => html`<${CourseOfArm} key=${arm} arm=${arm} experiment=${experiment} report=${report} />`);
+}
+
+/** @param {{arm: string, experiment: Experiment, report: Report}} props */
+function CourseOfArm({ arm, experiment, report }) {
+  const { primary } = experiment.declaration;
   const neutral = report.by_ratio ? 1 : 0;
-  const points = useMemo(
-    () => report.course.filter((point) => point.effect && point.arm === treatments[0]),
-    [report, treatments[0]],
-  );
+  const points = useMemo(() => report.course.filter((point) => point.effect && point.arm === arm), [report, arm]);
   const data = useMemo(
     () =>
       /** @type {import("uplot").AlignedData} */ ([
@@ -50,9 +53,9 @@ export function Course({ experiment, report }) {
   );
   const last = points.at(-1);
   if (!last?.effect) {
-    return html`<p class="small soft">The <${Term} word="confidence sequence">interval<//> of ${primary.metric.replaceAll("_", " ")} appears when each <${Term} word="arm" /> has 200 <${Term} word="unit">units<//>.</p>`;
+    return html`<p class="small soft">The <${Term} word="confidence sequence">interval<//> of ${primary.metric.replaceAll("_", " ")} of ${arm} appears when it and control have 200 <${Term} word="unit">units<//>.</p>`;
   }
-  const text = `${primary.metric.replaceAll("_", " ")} of ${last.arm}: ${span(last.effect, primary.metric, report.by_ratio)}`;
+  const text = `${primary.metric.replaceAll("_", " ")} of ${arm}: ${span(last.effect, primary.metric, report.by_ratio)}`;
   return html`<figure class="stack tight">
     <figcaption class="small"><b>${text}</b> <span class="soft">over time; the band is its <${Term} word="confidence sequence" /></span></figcaption>
     <${Chart} data=${data} options=${options} height=${180} label=${`${text}, over ${points.length} times`} />

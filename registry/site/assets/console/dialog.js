@@ -26,10 +26,10 @@ export function Dialog({ title, close, wide = false, children }) {
 /**
  * A question that is answered with a reason, and a button that does it.
  * @param {{title: string, verb: string, danger?: boolean, children?: Children, close: () => void, ready?: boolean,
- *   act: (reason: string) => Promise<void>, again: () => Promise<void>}} props  ready: whether all else is said; act: raises what
- *   the server refuses; again: asks for what is shown anew, after somebody else was first
+ *   act: (reason: string) => Promise<void>, renew: () => Promise<void>}} props  ready: whether all else is said; act: raises what
+ *   the server refuses; renew: asks about what is so by now, after somebody else was first: nothing else changes an open question
  */
-export function ReasonDialog({ title, verb, danger = false, children, close, ready = true, act, again }) {
+export function ReasonDialog({ title, verb, danger = false, children, close, ready = true, act, renew }) {
   const [reason, setReason] = useState("");
   const [busy, setBusy] = useState(false);
   const [fault, setFault] = useState(/** @type {Refusal | null} */ (null));
@@ -49,8 +49,12 @@ export function ReasonDialog({ title, verb, danger = false, children, close, rea
     setBusy(false);
   }
   async function look() {
-    await again();
-    setFault(null);
+    try {
+      await renew();
+      setFault(null);
+    } catch (error) {
+      setFault(/** @type {Refusal} */ (error));
+    }
   }
   return html`<${Dialog} title=${title} close=${close} wide=${true}>
     <form class="stack" onSubmit=${submit}>
@@ -63,7 +67,7 @@ export function ReasonDialog({ title, verb, danger = false, children, close, rea
       ${
         fault &&
         html`<div class="note bad" role="alert"><p>${fault.message}</p>
-        ${fault.status === 409 && html`<p><button type="button" onClick=${look}>Show what is so now</button></p>`}</div>`
+        ${fault.status === 409 && html`<p><button type="button" onClick=${look}>Show the current state</button></p>`}</div>`
       }
       <div class="row">
         <button type="submit" class=${danger ? "danger" : "primary"} disabled=${busy || !reason.trim() || !ready || fault?.status === 409}>${verb}</button>

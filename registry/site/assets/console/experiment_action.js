@@ -6,9 +6,10 @@ import { ReasonDialog } from "./dialog.js";
 /** @typedef {import("./types.js").Report} Report */
 /** @typedef {{source: import("./types.js").Source, query: string, again: () => Promise<void>}} Context */
 
-/** @param {Context & {action: string, experiment: Experiment, report: Report | null, close: () => void}} props */
-export function ExperimentAction({ action, experiment, report, close, source, query, again }) {
-  const [force, setForce] = useState(false);
+/** @param {Context & {action: string, experiment: Experiment, report: Report | null, close: () => void, renew: () => Promise<void>}} props  experiment, report: as they were when the question was asked */
+export function ExperimentAction({ action, experiment, report, close, renew, source, query, again }) {
+  const [forced, setForced] = useState(/** @type {Report | null} */ (null)); // past which report's gate: a newer one asks anew
+  const force = forced !== null && forced === report;
   const { declaration, name, version, transitions, stage } = experiment;
   const next = declaration.ramp[stage + 1];
   const gate = action === "ramp" ? report?.gate : null;
@@ -17,7 +18,9 @@ export function ExperimentAction({ action, experiment, report, close, source, qu
     stop: `It ends, and ${declaration.tier} serves everybody its own schedule. Its events stay.`,
     kill: `It ends because of harm: ${declaration.tier} serves everybody its own schedule, on every server within its watch interval.`,
   }[action];
-  const verb = { ramp: `Raise the share to ${next?.share} %`, stop: "Stop it", kill: "Kill it" }[action];
+  const verb = { ramp: next ? `Raise the share to ${next.share} %` : "Raise the share", stop: "Stop it", kill: "Kill it" }[
+    action
+  ];
   /** @param {string} reason */
   async function act(reason) {
     const body = { version, transitions, reason };
@@ -25,13 +28,13 @@ export function ExperimentAction({ action, experiment, report, close, source, qu
     await again();
   }
   return html`<${ReasonDialog} title=${`${action[0]?.toUpperCase()}${action.slice(1)} ${name}`} verb=${verb} danger=${action !== "ramp"} close=${close}
-    ready=${!gate || force} act=${act} again=${again}>
+    ready=${(action !== "ramp" || next) && (!gate || force)} act=${act} renew=${renew}>
     <p>${said}</p>
     ${action !== "ramp" && html`<p class="small soft">It is ${experiment.status} at ${experiment.share} % with ${declaration.arms.length} arms: ${declaration.arms.map((arm) => arm.name).join(", ")}.</p>`}
     ${
       gate &&
       html`<p class="note warn">The gate of this stage is not passed: ${gate}.</p>
-      <label class="row"><input type="checkbox" checked=${force} onChange=${(/** @type {any} */ event) => setForce(event.currentTarget.checked)} /> Go on all the same</label>`
+      <label class="row"><input type="checkbox" checked=${force} onChange=${(/** @type {any} */ event) => setForced(event.currentTarget.checked ? report : null)} /> Go on all the same</label>`
     }
   <//>`;
 }

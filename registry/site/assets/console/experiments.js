@@ -11,6 +11,7 @@ import { known, rfid, short, When } from "./words.js";
 /** @typedef {import("./types.js").Experiment} Experiment */
 /** @typedef {import("./types.js").Experiments} ExperimentsDocument */
 /** @typedef {import("./types.js").Report} Report */
+/** @typedef {{action: string, experiment: Experiment, report: Report | null}} Asking  as all was when the question was asked */
 /** @typedef {{source: Source, query: string, mayAct: boolean, again: () => Promise<void>, open: (digest: string) => void}} Context */
 
 const REPORT_SECONDS = 60;
@@ -19,6 +20,18 @@ const RATIOS = ["queue_seconds", "service_seconds", "macs", "feature_distance"];
 
 /** @param {Context & {experiments: ExperimentsDocument}} props */
 export function Experiments({ experiments, ...context }) {
+  const [asking, setAsking] = useState(/** @type {Asking | null} */ (null));
+  const renew = async () => {
+    if (!asking) return;
+    const { source, query } = context;
+    const { name } = asking.experiment;
+    const { experiments } = /** @type {ExperimentsDocument} */ (await source.get(`experiments${query}`));
+    const experiment = experiments.find((one) => one.name === name);
+    if (!experiment) throw new Error(`There is no experiment ${name} any more.`);
+    const report = asking.report && /** @type {Report} */ (await source.get(`experiments/${name}/report${query}`));
+    setAsking({ ...asking, experiment, report });
+    await context.again();
+  };
   const rank = (/** @type {Experiment} */ one) => ["running", "paused", "draft"].indexOf(one.status) % 4;
   const sorted = [...experiments.experiments].sort(
     (a, b) => ((rank(a) + 4) % 4) - ((rank(b) + 4) % 4) || newest(b) - newest(a),
@@ -28,16 +41,16 @@ export function Experiments({ experiments, ...context }) {
   }
   return html`<div class="stack">
     ${experiments.faults.map((fault) => html`<p class="note bad">${fault}</p>`)}
-    ${sorted.map((one) => html`<${ExperimentCard} key=${one.name} experiment=${one} ...${context} />`)}
+    ${sorted.map((one) => html`<${ExperimentCard} key=${one.name} experiment=${one} ask=${setAsking} ...${context} />`)}
+    ${asking && html`<${ExperimentAction} ...${asking} close=${() => setAsking(null)} renew=${renew} ...${context} />`}
   </div>`;
 }
 
 /** @param {Experiment} experiment */
 const newest = (experiment) => new Date(experiment.history[0]?.time ?? 0).getTime();
 
-/** @param {Context & {experiment: Experiment}} props */
-function ExperimentCard({ experiment, ...context }) {
-  const [asking, setAsking] = useState("");
+/** @param {Context & {experiment: Experiment, ask: (asking: Asking) => void}} props */
+function ExperimentCard({ experiment, ask, ...context }) {
   const [wanted, setWanted] = useState(false);
   const { declaration, status } = experiment;
   const runs = status === "running" || status === "paused";
@@ -69,9 +82,9 @@ function ExperimentCard({ experiment, ...context }) {
       ${
         ends &&
         html`<span class="row">
-        <button type="button" disabled=${status !== "running" || experiment.stage + 1 >= declaration.ramp.length} onClick=${() => setAsking("ramp")}>Ramp …</button>
-        <button type="button" onClick=${() => setAsking("stop")}>Stop …</button>
-        <button type="button" class="danger" onClick=${() => setAsking("kill")}>Kill …</button>
+        <button type="button" disabled=${status !== "running" || experiment.stage + 1 >= declaration.ramp.length} onClick=${() => ask({ action: "ramp", experiment, report })}>Ramp …</button>
+        <button type="button" onClick=${() => ask({ action: "stop", experiment, report })}>Stop …</button>
+        <button type="button" class="danger" onClick=${() => ask({ action: "kill", experiment, report })}>Kill …</button>
       </span>`
       }
     </div>
@@ -86,7 +99,6 @@ function ExperimentCard({ experiment, ...context }) {
     <details><summary class="small">History: ${experiment.history.length}</summary><ol class="history small">
       ${experiment.history.map((entry) => html`<li><b>${entry.action.replace("_", " ")}</b> → ${entry.status.replace("_", " ")}, <${When} when=${entry.time} />, ${entry.author}${entry.reason && html`<span class="soft">: ${entry.reason}</span>`}</li>`)}
     </ol></details>
-    ${asking && html`<${ExperimentAction} key=${asking} action=${asking} experiment=${experiment} report=${report} close=${() => setAsking("")} ...${context} />`}
   </article>`;
 }
 

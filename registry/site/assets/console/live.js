@@ -165,7 +165,8 @@ function ModelView({ seen, model, alone }) {
     ${
       tiers.length > 0 &&
       html`<div class="scroll" role="region" aria-label=${`Tiers of ${model.model} now`} tabindex="0"><table>
-      <thead><tr><th scope="col"><${Term} word="tier" /></th><th class="number" scope="col">requests</th><th class="number" scope="col">failed</th>
+      <thead><tr><th scope="col"><${Term} word="tier" /></th><th class="number" scope="col">requests</th><th class="number" scope="col">errors</th>
+        <th class="number" scope="col" title="cancelled, rejected, or past their deadline">not done</th>
         <th class="number" scope="col"><${Term} word="p50" /></th><th class="number" scope="col"><${Term} word="p95" /></th>
         <th class="number" scope="col"><${Term} word="MACs">MACs an image<//></th><th class="number" scope="col"><${Term} word="MACs saved" /></th></tr></thead>
       <tbody>${tiers.map((tier) => html`<${TierLine} key=${tier.tier} tier=${tier} before=${before?.tiers.find((one) => one.tier === tier.tier)} />`)}</tbody>
@@ -177,11 +178,13 @@ function ModelView({ seen, model, alone }) {
 
 /** @param {{tier: LiveTier, before: LiveTier | undefined}} props */
 function TierLine({ tier, before }) {
-  const { ok = 0, ...others } = tier.requests;
-  const failed = Object.values(others).reduce((all, count) => all + count, 0);
+  const { error = 0, cancelled = 0, rejected = 0, deadline = 0 } = tier.requests;
+  const requests = Object.values(tier.requests).reduce((all, count) => all + count, 0);
+  const parts = `${cancelled} cancelled or left by their clients, ${rejected} rejected, ${deadline} past their deadline`;
   const lately = before && tier.latency.count > before.latency.count ? before.latency : null;
   const at = (/** @type {number} */ share) => known(quantile(tier.latency, lately, share), (seconds) => time(1000 * seconds));
-  return html`<tr><th scope="row">${tier.tier}</th><td class="number">${ok + failed}</td><td class="number">${failed}</td>
+  return html`<tr><th scope="row">${tier.tier}</th><td class="number">${requests}</td><td class="number">${error}</td>
+    <td class="number" title=${parts}>${cancelled + rejected + deadline}</td>
     <td class="number">${at(0.5)}</td><td class="number">${at(0.95)}</td>
     <td class="number">${known(share(tier.macs, tier.images), macs)}</td>
     <td class="number">${known(tier.teacher_macs > 0 ? 1 - tier.macs / tier.teacher_macs : null, percent)}</td></tr>`;

@@ -11,6 +11,10 @@ function Site({ documents }) {
   const names = Object.keys(documents.models);
   const [model, setModel] = useState(names[0] ?? "");
   const source = useMemo(() => embedded(documents.models[model] ?? {}), [documents, model]);
+  const reports =
+    documents.reports.length > 0 &&
+    html`<section class="stack" aria-labelledby="reports"><h2 id="reports">Search reports</h2>
+      <ul class="plain">${documents.reports.map(({ href, title }) => html`<li key=${href}><a href=${href}>${title}</a></li>`)}</ul></section>`;
   return html`<${Fragment}>
     <div class="row spread">
       <h1>Registry</h1>
@@ -25,14 +29,9 @@ function Site({ documents }) {
     </div>
     ${!names.length && html`<p class="note">The registry has no model yet.</p>`}
     ${
-      model &&
-      html`<${Console} key=${model} source=${source} model=${model} several=${false} mayAct=${false}>
-      ${
-        documents.reports.length > 0 &&
-        html`<section class="stack" aria-labelledby="reports"><h2 id="reports">Search reports</h2>
-        <ul class="plain">${documents.reports.map(({ href, title }) => html`<li key=${href}><a href=${href}>${title}</a></li>`)}</ul></section>`
-      }
-    <//>`
+      model
+        ? html`<${Console} key=${model} source=${source} model=${model} several=${false} mayAct=${false}>${reports}<//>`
+        : html`<div class="console">${reports}</div>`
     }
     <p class="small soft foot">Registry ${documents.registry}. Nothing can be done here: python -m registry does that, and the console of a server.</p>
   <//>`;

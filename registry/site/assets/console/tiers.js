@@ -9,28 +9,40 @@ import { Cells, cost, decibels, known, rfid, short, When } from "./words.js";
 /** @typedef {import("./types.js").Tier} Tier */
 /** @typedef {import("./types.js").Tiers} TiersDocument */
 /** @typedef {import("./types.js").Version} Version */
+/** @typedef {{action: "promote" | "rollback", tier: Tier}} Asking  tier: as it was when the question was asked, whatever becomes of it */
+/** @typedef {{tier: Tier, close: () => void, renew: () => Promise<void>}} Question */
 /** @typedef {{source: Source, query: string, versions: Version[], mayAct: boolean, again: () => Promise<void>, open: (digest: string) => void}} Context */
 
 /** @param {Context & {tiers: TiersDocument}} props */
 export function Tiers({ tiers, ...context }) {
+  const [asking, setAsking] = useState(/** @type {Asking | null} */ (null));
+  const close = () => setAsking(null);
+  const renew = async () => {
+    const { tiers } = /** @type {TiersDocument} */ (await context.source.get(`tiers${context.query}`));
+    const tier = tiers.find((one) => one.tier === asking?.tier.tier);
+    if (!tier) throw new Error(`There is no tier ${asking?.tier.tier} any more.`);
+    if (asking?.action === "rollback" && !tier.back) throw new Error(`There is nothing to roll ${tier.tier} back to any more.`);
+    setAsking(asking && { ...asking, tier });
+    await context.again();
+  };
   if (!tiers.tiers.length) {
     return html`<p class="note">The registry has no tier yet: python -m registry promote makes one of a published schedule.</p>`;
   }
   return html`<div class="stack">
     ${(tiers.not_served ?? []).map(({ tier, reason }) => html`<p class="note bad" key=${tier}>${tier} is not served: ${reason}</p>`)}
-    ${[...tiers.tiers].sort((a, b) => price(a) - price(b)).map((tier) => html`<${TierCard} key=${tier.tier} tier=${tier} all=${tiers} ...${context} />`)}
+    ${[...tiers.tiers].sort((a, b) => price(a) - price(b)).map((tier) => html`<${TierCard} key=${tier.tier} tier=${tier} all=${tiers} ask=${setAsking} ...${context} />`)}
+    ${asking?.action === "promote" && html`<${Promote} tier=${asking.tier} close=${close} renew=${renew} ...${context} />`}
+    ${asking?.action === "rollback" && html`<${Rollback} tier=${asking.tier} close=${close} renew=${renew} ...${context} />`}
   </div>`;
 }
 
-/** @param {Tier} tier @returns {number} the cheapest first, and the teacher, whose cost no document says, last */
+/** @param {Tier} tier @returns {number} the cheapest first, and those whose cost no document says last */
 const price = (tier) => tier.figures?.relative_cost ?? Number.POSITIVE_INFINITY;
 
-/** @param {Context & {tier: Tier, all: TiersDocument}} props */
-function TierCard({ tier, all, ...context }) {
-  const [asking, setAsking] = useState("");
+/** @param {Context & {tier: Tier, all: TiersDocument, ask: (asking: Asking) => void}} props */
+function TierCard({ tier, all, ask, ...context }) {
   const here = all.in_force?.find((one) => one.tier === tier.tier);
   const follows = here && tier.digest && here.digest !== tier.digest;
-  const close = () => setAsking("");
   return html`<article class="tier" aria-label=${`Tier ${tier.tier}`}>
     <div class="row spread">
       <h3>${tier.tier} ${all.default === tier.tier && html`<span class="chip">default</span>`}</h3>
@@ -38,8 +50,8 @@ function TierCard({ tier, all, ...context }) {
         context.mayAct &&
         !tier.fault &&
         html`<span class="row">
-        <button type="button" onClick=${() => setAsking("promote")}>Promote …</button>
-        <button type="button" disabled=${!tier.back} onClick=${() => setAsking("rollback")}>Roll back …</button>
+        <button type="button" onClick=${() => ask({ action: "promote", tier })}>Promote …</button>
+        <button type="button" disabled=${!tier.back} onClick=${() => ask({ action: "rollback", tier })}>Roll back …</button>
       </span>`
       }
     </div>
@@ -58,8 +70,6 @@ function TierCard({ tier, all, ...context }) {
     }
     ${follows && html`<p class="note warn">This server still serves version ${here.version ?? "?"}, ${short(here.digest)}.</p>`}
     <details><summary class="small">History</summary><${History} tier=${tier} /></details>
-    ${asking === "promote" && html`<${Promote} tier=${tier} close=${close} ...${context} />`}
-    ${asking === "rollback" && tier.back && html`<${Rollback} tier=${tier} close=${close} ...${context} />`}
   </article>`;
 }
 
@@ -74,21 +84,23 @@ function History({ tier }) {
   </ol>`;
 }
 
-/** @param {Context & {tier: Tier, close: () => void}} props */
-function Promote({ tier, close, source, query, versions, again }) {
-  const [number, setNumber] = useState("");
+/** @param {Context & Question} props */
+function Promote({ tier, close, renew, source, query, versions, again }) {
+  const [wanted, setWanted] = useState(/** @type {Version | null} */ (null));
   const choices = versions.filter((version) => version.figures && version.digest !== tier.digest);
-  const chosen = choices.find((version) => String(version.version) === number);
+  const chosen = wanted?.digest === tier.digest ? null : wanted;
+  const number = chosen ? String(chosen.version) : "";
+  const choose = (/** @type {string} */ value) => setWanted(choices.find((one) => String(one.version) === value) ?? null);
   /** @param {string} reason */
   async function act(reason) {
     await source.act(`tiers/${tier.tier}/promote${query}`, { schedule: number, moves: tier.moves, reason });
     await again();
   }
   return html`<${ReasonDialog} title=${`Promote ${tier.tier}`} verb=${chosen ? `Let ${tier.tier} mean version ${chosen.version}` : "Promote"}
-    ready=${Boolean(chosen)} close=${close} act=${act} again=${again}>
+    ready=${Boolean(chosen)} close=${close} act=${act} renew=${renew}>
     <div class="field">
       <label for="chosen">To</label>
-      <select id="chosen" required value=${number} onChange=${(/** @type {any} */ event) => setNumber(event.currentTarget.value)}>
+      <select id="chosen" required value=${number} onChange=${(/** @type {any} */ event) => choose(event.currentTarget.value)}>
         <option value="">choose a version</option>
         ${choices.map((version) => html`<option key=${version.version} value=${version.version}>${named(version)}</option>`)}
       </select>
@@ -102,8 +114,8 @@ function Promote({ tier, close, source, query, versions, again }) {
   <//>`;
 }
 
-/** @param {Context & {tier: Tier, close: () => void}} props */
-function Rollback({ tier, close, source, query, again }) {
+/** @param {Context & Question} props */
+function Rollback({ tier, close, renew, source, query, again }) {
   const { back } = tier;
   if (!back || !tier.digest) return null;
   /** @param {string} reason */
@@ -111,7 +123,7 @@ function Rollback({ tier, close, source, query, again }) {
     await source.act(`tiers/${tier.tier}/rollback${query}`, { moves: tier.moves, reason });
     await again();
   }
-  return html`<${ReasonDialog} title=${`Roll back ${tier.tier}`} verb=${`Let ${tier.tier} mean version ${back.version} again`} close=${close} act=${act} again=${again}>
+  return html`<${ReasonDialog} title=${`Roll back ${tier.tier}`} verb=${`Let ${tier.tier} mean version ${back.version} again`} close=${close} act=${act} renew=${renew}>
     <${DifferenceView} source=${source} query=${query} a=${tier.digest} b=${back.digest}
       names=${[`now: version ${tier.version}, ${short(tier.digest)}`, `then: version ${back.version}, ${short(back.digest)}`]} />
   <//>`;

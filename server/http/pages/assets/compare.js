@@ -1,4 +1,4 @@
-// One prompt and one seed by all tiers, side by side, and two of the images under a slider.
+// One prompt and one seed with all tiers, side by side, and two of the images under a slider.
 import { macs, time } from "./format.js";
 import { pixelsOf, psnr } from "./pixels.js";
 import { CopyAs, Frame, fileName, Progress, Unmet } from "./result.js";
@@ -52,7 +52,7 @@ export function Comparison({ runs, tiers, strips, withKey, onCancel, onAgain, sa
   const subject = runs[0]?.wish.prompt || "an image";
   return html`<section class="stack" aria-label="Comparison">
     <div class="row spread">
-      <h2>${subject}, seed ${runs[0]?.wish.seed}, by every tier</h2>
+      <h2>${subject}, seed ${runs[0]?.wish.seed}, with every tier</h2>
       ${busy && html`<button type="button" class="danger" onClick=${onCancel}>Cancel</button>`}
     </div>
     <div class="compared">
@@ -61,7 +61,7 @@ export function Comparison({ runs, tiers, strips, withKey, onCancel, onAgain, sa
         const picture = /** @type {import("./run.js").Picture} */ (run.pictures[0]);
         const db = fidelity[run.id];
         return html`<figure class="card compared-one" key=${run.id}>
-          <${Frame} run=${run} picture=${picture} alt=${`${subject}, by ${tier.tier}`} />
+          <${Frame} run=${run} picture=${picture} alt=${`${subject}, with ${tier.tier}`} />
           <figcaption class="stack tight">
             <div><h3>${tier.tier}</h3><${Gain} tier=${tier} /></div>
             <${Progress} run=${run} picture=${picture} strips=${strips} whole=${wholeOf(tiers)} name=${`Steps of ${tier.tier}`} />
@@ -112,8 +112,8 @@ function Wipe({ runs }) {
     </div>`;
   return html`<section class="card wipe" aria-label="Two tiers over each other">
     <div class="wipe-frame" ref=${(/** @type {HTMLElement | null} */ box) => box?.style.setProperty("--at", `${at}%`)}>
-      <img src=${of(right)} alt=${`By ${right}, on the right`} />
-      <img class="over" src=${of(left)} alt=${`By ${left}, on the left`} />
+      <img src=${of(right)} alt=${`With ${right}, on the right`} />
+      <img class="over" src=${of(left)} alt=${`With ${left}, on the left`} />
       <span class="wipe-line" aria-hidden="true" />
       <input type="range" min="0" max="100" step="1" value=${at} aria-label=${`How much of ${left} is seen, in per cent`}
         onInput=${(/** @type {any} */ event) => setAt(Number(event.target.value))} />

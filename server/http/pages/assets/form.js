@@ -23,8 +23,10 @@ export function Form({ wish, tiers, onChange, onSubmit, onCompare, busy, seconds
     onSubmit();
   };
   const keys = (/** @type {KeyboardEvent} */ event) => {
-    if (event.key === "Enter" && (event.metaKey || event.ctrlKey) && !busy && !seconds) onSubmit();
+    const form = /** @type {HTMLFormElement} */ (event.currentTarget);
+    if (event.key === "Enter" && (event.metaKey || event.ctrlKey) && !busy && !seconds) form.requestSubmit();
   };
+  const compare = (/** @type {any} */ event) => event.currentTarget.form.reportValidity() && onCompare();
   const chosen = tiers.tiers.find((tier) => tier.tier === (wish.tier === AUTO ? tiers.default : wish.tier));
   return html`<form class="card form stack" onSubmit=${submit} onKeyDown=${keys} aria-label="What to draw">
     <${Subject} wish=${wish} tiers=${tiers} onChange=${onChange} />
@@ -57,7 +59,7 @@ export function Form({ wish, tiers, onChange, onSubmit, onCompare, busy, seconds
       ${
         wish.tier === AUTO &&
         html`<div class="field">
-          <label for="deadline">Done within, seconds</label>
+          <label for="deadline">Time limit (s)</label>
           <input id="deadline" type="number" inputmode="decimal" min="0.001" max="86400" step="any" placeholder="no limit" value=${wish.deadline ?? ""}
             onInput=${(/** @type {any} */ event) => onChange({ deadline: numberOf(event) })} />
         </div>`
@@ -89,9 +91,9 @@ export function Form({ wish, tiers, onChange, onSubmit, onCompare, busy, seconds
     </details>
     <div class="actions">
       <button class="primary" type="submit" disabled=${busy || seconds > 0}>
-        ${seconds > 0 ? `Wait ${counted(seconds, "second")}` : `Generate by ${wish.tier}`}
+        ${seconds > 0 ? `Wait ${counted(seconds, "second")}` : `Generate with ${wish.tier}`}
       </button>
-      <button type="button" disabled=${busy || seconds > 0} onClick=${onCompare}>Compare all tiers</button>
+      <button type="button" disabled=${busy || seconds > 0} onClick=${compare}>Compare all tiers</button>
     </div>
   </form>`;
 }

@@ -1,10 +1,18 @@
 // What this browser remembers: the newest requests, with a small picture each. Nothing of it leaves the browser.
 
 /** @typedef {import("./request.js").Wish} Wish */
-/** @typedef {{at: number, wish: Wish, tier: string, picture: string}} Remembered  at: Unix time in milliseconds */
+/**
+ * @typedef {{at: number, wish: Wish, tier: string, picture: string, started?: boolean}} Remembered  at: Unix time in
+ *   milliseconds; started: from a picture, which is not kept
+ */
 
 const STORE = "flexi.history";
 export const KEPT = 24;
+
+/** @param {Wish} wish @param {string} tier @param {string} picture @returns {Remembered} of now */
+export function entry(wish, tier, picture) {
+  return { at: Date.now(), wish: { ...wish, image: null }, tier, picture, started: wish.image !== null };
+}
 
 /** @returns {Remembered[]} the newest first; none where the store is damaged or not to be had */
 export function remembered() {

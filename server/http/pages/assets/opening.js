@@ -50,7 +50,7 @@ export function Empty({ tiers, strips, subject, disabled, onCompare }) {
     </div>
     <div class="row">
       <button type="button" class="primary" disabled=${disabled} onClick=${onCompare}>
-        See ${subject ? `“${subject}”` : "one seed"} by all ${tiers.tiers.length} tiers
+        See ${subject ? `“${subject}”` : "one seed"} with all ${tiers.tiers.length} tiers
       </button>
       <span class="soft small">takes about ${time(all)} on this server, as it is now</span>
     </div>

@@ -3,7 +3,7 @@ import { key } from "./api.js";
 import { Comparison } from "./compare.js";
 import { Form } from "./form.js";
 import { percent, time } from "./format.js";
-import { forget, remember, remembered } from "./history.js";
+import { entry, forget, remember, remembered } from "./history.js";
 import { Kept } from "./kept.js";
 import { KeyForm } from "./key.js";
 import { Empty, Shell } from "./opening.js";
@@ -67,6 +67,10 @@ function Playground() {
     });
   }, [tiers?.model]);
 
+  useEffect(() => {
+    if (error?.status === 404) change({ model: "" }); // a model that the server had, or had when the history was written
+  }, [error]);
+
   const fail = (/** @type {ApiError} */ fault) => {
     if (fault.status === 401) look();
     setProblem(fault);
@@ -91,19 +95,12 @@ function Playground() {
   const generate = async (/** @type {Wish} */ asked) => {
     begin();
     setCompared([]);
-    say(`Asked for ${asked.prompt || "an image"}, by ${asked.tier}.`);
+    say(`Asked for ${asked.prompt || "an image"}, with ${asked.tier}.`);
     const done = await make(asked, setRun);
     if (done.error) return fail(done.error);
     say(`Done in ${time(done.milliseconds)}, for ${percent(done.answer.relative_cost)} of the original's work.`);
     const picture = await thumbnail(done.pictures[0]?.url ?? "");
-    setKept(
-      remember({
-        at: Date.now(),
-        wish: { ...asked, image: null, seed: done.answer.seed },
-        tier: done.answer.tier ?? asked.tier,
-        picture,
-      }),
-    );
+    setKept(remember(entry({ ...asked, seed: done.answer.seed }, done.answer.tier ?? asked.tier, picture)));
     look();
   };
 
@@ -132,16 +129,16 @@ function Playground() {
         fail(done.error);
       }
     }
-    if (!stopped.current)
-      setKept(remember({ at: Date.now(), wish: { ...asked, image: null }, tier: ALL, picture: await thumbnail(last) }));
+    if (stopped.current) setCompared((all) => all.map((one) => (isUnderWay(one) ? { ...one, state: "failed" } : one)));
+    else setKept(remember(entry(asked, ALL, await thumbnail(last))));
     look();
   };
 
   const fits = !wish.model || tiers?.model === wish.model; // else what is shown is still another model's
-  const busy = !fits || (run !== null && isUnderWay(run)) || (compared.some(isUnderWay) && !stopped.current);
+  const busy = !fits || (run !== null && isUnderWay(run)) || compared.some(isUnderWay);
   const stop = () => {
     stopped.current = true;
-    const now = run ?? compared.find((one) => one.state === "running" || one.state === "asking");
+    const now = run ?? compared.find(isUnderWay);
     if (now) cancel(now);
   };
   const again = (/** @type {Wish} */ asked, tier = "") => {
@@ -179,11 +176,11 @@ function Playground() {
         }
       </div>
       <div class="stack stage" ref=${stage}>
-        ${problem && html`<${Problem} error=${problem} seconds=${seconds} />`}
+        ${problem && html`<${Problem} error=${problem} seconds=${seconds} auto=${run?.wish.tier === AUTO} />`}
         ${run && html`<${Result} run=${run} strips=${strips} whole=${wholeOf(tiers.tiers)} withKey=${key.get() !== ""} onCancel=${stop} onAgain=${again} say=${say} />`}
         ${compared.length > 0 && html`<${Comparison} runs=${compared} tiers=${tiers.tiers} strips=${strips} withKey=${key.get() !== ""} onAgain=${again} onCancel=${stop} say=${say} />`}
-        ${!run && compared.length === 0 && !problem && html`<${Empty} tiers=${tiers} strips=${strips} subject=${wish.prompt} disabled=${busy || seconds > 0} onCompare=${() => compare(wish)} />`}
-        <${Kept} kept=${kept} busy=${busy || seconds > 0} onAgain=${again} onForget=${() => {
+        ${!run && compared.length === 0 && !problem && html`<${Empty} tiers=${tiers} strips=${strips} subject=${wish.prompt} disabled=${busy || seconds > 0 || (tiers.prompt_kind === "text" && !wish.prompt)} onCompare=${() => compare(wish)} />`}
+        <${Kept} kept=${kept} models=${models} busy=${busy || seconds > 0} onAgain=${again} onForget=${() => {
           forget();
           setKept([]);
         }} />

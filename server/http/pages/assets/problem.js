@@ -1,6 +1,6 @@
 // What went wrong, said where it is seen and heard, with a countdown where waiting helps.
 import { html, useEffect, useState } from "./ui.js";
-import { inPlainWords, waiting } from "./words.js";
+import { inPlainWords, isServersFault, waiting } from "./words.js";
 
 /** @typedef {import("./api.js").ApiError} ApiError */
 
@@ -32,13 +32,13 @@ export function waitOf(error) {
 
 /**
  * Heard once: the countdown beside it is only seen.
- * @param {{error: ApiError, seconds: number}} props
+ * @param {{error: ApiError, seconds: number, auto?: boolean}} props  auto: whether the tier was the server's choice
  */
-export function Problem({ error, seconds }) {
+export function Problem({ error, seconds, auto = false }) {
   const calm = ["cancelled", "overloaded", "quota_exceeded", "not_ready"].includes(error.code);
   return html`<div class=${calm ? "note warn" : "note bad"}>
-    <p role="alert">${inPlainWords(error)}</p>
+    <p role="alert">${inPlainWords(error, auto)}</p>
     ${seconds > 0 && html`<p class="countdown" aria-hidden="true">${waiting(seconds)}</p>`}
-    ${error.requestId && error.status >= 500 && html`<p class="small">Request ${error.requestId}</p>`}
+    ${error.requestId && isServersFault(error) && html`<p class="small">Request ${error.requestId}</p>`}
   </div>`;
 }

@@ -136,7 +136,7 @@ export function Result({ run, strips, whole, withKey, onCancel, onAgain, say }) 
     <div class=${several ? "pictures several" : "pictures"}>
       ${run.pictures.map(
         (picture, i) => html`<figure class="stack tight" key=${i}>
-          <${Frame} run=${run} picture=${picture} alt=${`${subject}, by ${tier}`} />
+          <${Frame} run=${run} picture=${picture} alt=${`${subject}, with ${tier}`} />
           <${Progress} run=${run} picture=${picture} strips=${strips} whole=${whole} name=${several ? `Image ${i + 1}` : "Steps"} />
           ${
             picture.done &&

@@ -16,8 +16,11 @@ const FIELDS = {
   strength: "The strength",
 };
 
-/** @param {ApiError} error @returns {string} a sentence */
-export function inPlainWords(error) {
+/** Whether it is none of the visitor's. In a stream, whose status was good, only the code says so. @param {ApiError} error */
+export const isServersFault = (error) => error.status >= 500 || ["internal_error", "generation_failed"].includes(error.code);
+
+/** @param {ApiError} error @param {boolean} auto  whether the tier was the server's choice @returns {string} a sentence */
+export function inPlainWords(error, auto = false) {
   switch (error.code) {
     case "overloaded":
       return "The server is busy: its queue is full.";
@@ -30,7 +33,9 @@ export function inPlainWords(error) {
     case "connection_lost":
       return "The connection to the server was lost. It may have been stopped or restarted; nothing more will come of this request.";
     case "deadline_exceeded":
-      return "It was not done within the time limit. Allow more, or take a cheaper tier.";
+      return `It was not done within the time limit. ${auto ? "Allow more time." : "Take a cheaper tier."}`;
+    case "page_fault":
+      return `This page has a fault: ${error.message}.`;
     case "not_ready":
       return `The server is not ready: ${error.message.replace(/^the /, "the ")}.`;
     case "stopping":
@@ -45,7 +50,9 @@ export function inPlainWords(error) {
       return field ? `${field} was refused: ${text}.` : `The server refused this: ${error.message}.`;
     }
     default:
-      return error.status >= 500 ? `The server has a fault (${error.message}).` : `The server refused this: ${error.message}.`;
+      return isServersFault(error)
+        ? `The server has a fault (${error.message}).`
+        : `The server refused this: ${error.message}.`;
   }
 }
 
