@@ -111,7 +111,7 @@ def publish() -> None:
 def generate(client: httpx.Client, model: BundledModel) -> None:
     """Ask every tier for the same images; leave and show what they cost, how long they took, and how close they are."""
     requests = model.requests()
-    say(f'4. Generate: "{requests[0]["prompt"]}", seed {requests[0]["seed"]}, by every tier')
+    say(f'4. Generate: "{requests[0]["prompt"]}", seed {requests[0]["seed"]}, with every tier')
     answers = {tier: ask(client, tier, requests) for tier in tiers(client)}
     pictures = {}
     for tier, of_tier in answers.items():

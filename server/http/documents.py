@@ -28,7 +28,7 @@ Object = dict[str, Any]
 WHY = {
     400: "A field outside its limits, or a body that is not JSON",
     401: "No API key, or one that is not in force",
-    403: "The schedule is not signed by a trusted key, or the key has not the role of an operator",
+    403: "The schedule is not signed by a trusted key, or the key does not have the role of an operator",
     404: "There is no such thing",
     408: "The body did not come in time",
     409: "Cancelled by DELETE /v1/requests/{request_id}; or a LoRA's file was changed; or of a job, its Idempotency-Key came "

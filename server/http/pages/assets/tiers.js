@@ -48,7 +48,7 @@ export function TierCards({ tiers, strips, chosen, onChoose }) {
     ${card(
       AUTO,
       html`<span class="gain original">in time</span>
-        <span class="tier-facts soft small">the best tier below reference that is predicted to meet your time limit</span>`,
+        <span class="tier-facts soft small">the highest quality, short of reference, that is predicted to meet your time limit</span>`,
     )}
   </fieldset>`;
 }
