@@ -25,7 +25,7 @@ from server.models.loading import why
 from server.preconditions import OPTIONS, keys, settings
 from server.request_body import WHOLE
 from server.requests.running import disconnected
-from server.telemetry import metrics, tracing
+from server.telemetry import exposition, metrics, tracing
 from server.telemetry.log import configure
 from server.telemetry.start import Start
 
@@ -57,7 +57,7 @@ class Flexiffusion:
     @bentoml.on_startup
     async def open(self) -> None:
         """Begin to load beside the event loop: /livez answers at once, /readyz when the model is warm."""
-        metrics.forget_dead_workers()
+        exposition.forget_dead_workers()
         metrics.watch_seconds.set(settings.watch_seconds)  # before the first look, which may fail for ever
         drain.at_sigterm(settings.drain_seconds)
         self._opening = asyncio.create_task(self._open())

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import httpx
 import typer
 
-from deploy.grafana.panels import ROWS, Panel
+from deploy.grafana.panel import Panel
+from deploy.grafana.panels import ROWS
 from registry.commands.command_line import OneLineErrorsCommand
 from registry.errors import FlexiError
 

@@ -9,7 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from deploy.grafana.panels import ROWS, Panel
+from deploy.grafana.panel import Panel
+from deploy.grafana.panels import ROWS
 from registry.commands.command_line import run_program
 
 FILE = Path(__file__).with_name("flexiffusion.json")

@@ -7,7 +7,10 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Literal, get_args
+
+import numpy as np
 
 from loadtests.capacity.gpu import ServerSettings, VirtualGpu, Work
 from loadtests.capacity.images import TierPlan, VirtualImage
@@ -15,8 +18,8 @@ from loadtests.card import Card
 from registry.errors import Overloaded
 
 Balancer = Literal["round-robin", "random", "two-choices", "least-queue"]
-USUAL = ServerSettings()
 BALANCERS: tuple[Balancer, ...] = get_args(Balancer)
+USUAL = ServerSettings()
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class Outcome:
     def quantile(self, share: float, tier: str | None = None) -> float:
         """Seconds within which this share of the answered requests had their pixels: of a tier, or of all."""
         every = self.latencies[tier] if tier else [seconds for tier in self.latencies.values() for seconds in tier]
-        return sorted(every)[min(len(every) - 1, int(share * len(every)))] if every else float("nan")
+        return float(np.quantile(every, share)) if every else float("nan")
 
     @property
     def busy(self) -> float:
@@ -121,8 +124,8 @@ def simulate(
 
 def _chooser(balancer: Balancer, servers: Sequence[VirtualGpu], chance: random.Random, seen: float) -> Callable[[float], int]:
     """Which server gets the next request, by the time at which it comes."""
-    count = len(servers)
-    queues, looked = [0.0] * count, -1.0
+    gpus = len(servers)
+    queues, looked = [0.0] * gpus, -1.0
 
     def queue(number: int, now: float) -> float:
         nonlocal queues, looked
@@ -132,16 +135,16 @@ def _chooser(balancer: Balancer, servers: Sequence[VirtualGpu], chance: random.R
             queues, looked = [server.queue_seconds for server in servers], now
         return queues[number]
 
-    turn = iter(range(10**12))
-    if balancer == "round-robin" or count == 1:
-        return lambda now: next(turn) % count
+    turn = count()
+    if balancer == "round-robin" or gpus == 1:
+        return lambda now: next(turn) % gpus
     if balancer == "random":
-        return lambda now: chance.randrange(count)
+        return lambda now: chance.randrange(gpus)
     if balancer == "two-choices":
-        return lambda now: min(chance.sample(range(count), 2), key=lambda number: queue(number, now))
+        return lambda now: min(chance.sample(range(gpus), 2), key=lambda number: queue(number, now))
 
     def least(now: float) -> int:
-        first = chance.randrange(count)  # of several that are empty not always the same
-        return min(((first + place) % count for place in range(count)), key=lambda number: queue(number, now))
+        first = chance.randrange(gpus)  # of several that are empty not always the same
+        return min(((first + place) % gpus for place in range(gpus)), key=lambda number: queue(number, now))
 
     return least

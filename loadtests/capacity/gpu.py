@@ -144,10 +144,7 @@ class VirtualGpu:
         self._form_at = inf
         if self._wave:
             self._lead = max(self.now - self._due, DECAY * self._lead)
-        taken = self._queue.take(self._fits, BATCH)
-        for image in taken:
-            image.started = self.now
-        self._inside += taken
+        self._inside += self._queue.take(self._fits, BATCH)
         if not self._inside:
             return
         images = list(self._policy.choose(self._inside, self.now))

@@ -43,12 +43,12 @@ def _macs(macs: Mapping[int, float], branch: int) -> float:
 class VirtualImage:
     """A `Candidate` and a `Waiting` without tensors. Times are of the virtual clock, in seconds."""
 
-    __slots__ = ("born", "deadline", "plan", "position", "started", "waits")
+    __slots__ = ("born", "deadline", "plan", "position", "waits")
     idle = background = False
 
     def __init__(self, plan: TierPlan, born: float, deadline: float = math.inf) -> None:
         self.plan, self.born, self.deadline = plan, born, deadline
-        self.position, self.waits, self.started = 0, 0, born
+        self.position, self.waits = 0, 0
 
     @property
     def spec(self) -> VirtualImage:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -38,6 +39,7 @@ VERSIONS = 200  # that are looked at for a front; the newest
 MOVES = 20  # of each tier
 READERS = 8  # schedules that are read together
 KEPT = 1024  # schedules in memory, which never change
+WHOLE = re.compile(r"[0-9a-f]{64}")  # a digest of which nothing is left out
 
 
 class _Known(NamedTuple):
@@ -111,7 +113,7 @@ class RegistryReader:
 
     def difference(self, a: str, b: str) -> ShownDifference:
         """What changes from a to b, each as in `schedule`."""
-        one, other = (self._catalog.resolve(ref).schedule for ref in (a, b))
+        one, other = (self._schedule(ref) if WHOLE.fullmatch(ref) else self._catalog.resolve(ref).schedule for ref in (a, b))
         found = Difference(one, other).document()
         return ShownDifference(a=figures_of(one), b=figures_of(other), same=one.digest == other.digest, **found)
 
@@ -165,18 +167,22 @@ class RegistryReader:
         return tiers
 
     def _figures(self, digest: str) -> _Known:
+        try:
+            return _Known(figures_of(self._schedule(digest)))
+        except StoreUnavailable:
+            raise
+        except FlexiError as error:
+            return _Known(fault=error.message)
+
+    def _schedule(self, digest: str) -> Schedule:
+        """Read once: it never changes. Raises as `Catalog.schedule`."""
         with self._lock:
             schedule = self._schedules.get(digest)
         if schedule is None:
-            try:
-                schedule = self._catalog.schedule(digest)
-            except StoreUnavailable:
-                raise
-            except FlexiError as error:
-                return _Known(fault=error.message)
+            schedule = self._catalog.schedule(digest)
             with self._lock:
                 self._schedules[digest] = schedule
-        return _Known(figures_of(schedule))
+        return schedule
 
     def _signature(self, digest: str) -> ShownSignature:
         keys = self._catalog.store.list(f"{self._catalog.model}/signatures/{digest}/")

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Scope, Send
 from registry.errors import InvalidInput
 
 METHODS = ("GET", "HEAD", "POST", "DELETE")
-OPERATOR = "/v1/operator"  # routes that no page of another origin may use, whatever the setting says
+OPERATOR_ROUTES = "/v1/operator"  # routes that no page of another origin may use, whatever the setting says
 READABLE = (
     "X-Request-Id",
     "Retry-After",
@@ -78,4 +78,4 @@ class Cors:
 
 
 def _of_operators(scope: Scope) -> bool:
-    return scope["path"] == OPERATOR or str(scope["path"]).startswith(f"{OPERATOR}/")
+    return scope["path"] == OPERATOR_ROUTES or str(scope["path"]).startswith(f"{OPERATOR_ROUTES}/")

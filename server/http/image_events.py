@@ -11,9 +11,9 @@ from registry.errors import FlexiError
 from server.errors import fault
 from server.http.openai import ImageAttributes, quality_of
 from server.http.sse import event
-from server.requests.generation import response
 from server.requests.made import ImageMade, Made, PreviewMade, RequestPlanned, StepMade
 from server.requests.plan import Plan
+from server.requests.response import response
 from server.requests.usage import milliseconds
 from server.requests.warnings import said
 

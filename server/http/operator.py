@@ -15,14 +15,14 @@ from registry.site.views import ShownDifference, ShownExperiments, ShownFront, S
 from registry.tiers import OTHER_MEANING
 from server.api import AUTO, REF
 from server.app import App
-from server.http.cors import OPERATOR
+from server.http.cors import OPERATOR_ROUTES
 from server.http.documents import COMMON, errors
 from server.http.opening import loaded_app
 from server.http.operator_access import Acting, Looking, why_not
 from server.operator.views import OperatorTiers, OperatorView, ReportView, ServerWork
 from server.request_body import CLIENTS, WHOLE
 
-router = APIRouter(prefix=OPERATOR, tags=["operators"])
+router = APIRouter(prefix=OPERATOR_ROUTES, tags=["operators"])
 
 READ = (400, 403, 404, 429, *COMMON)
 ACT = (400, 403, 404, 408, 409, 413, 415, 429, *COMMON)

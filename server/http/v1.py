@@ -42,7 +42,7 @@ from server.models.served_model import ServedModel
 from server.requests.context import RequestContext
 from server.requests.running import disconnected, while_wanted
 from server.requests.usage import milliseconds
-from server.telemetry import metrics
+from server.telemetry import exposition
 from server.telemetry.served import begin as serve_as
 from server.tiers.active import ActiveSchedule
 
@@ -85,7 +85,7 @@ ModelName = Annotated[str | None, Query(max_length=128, description="One of GET 
 @routes.get("/metrics", include_in_schema=False)
 def metrics_page() -> Response:
     """What Prometheus reads, of all workers."""
-    return Response(metrics.page(), media_type=CONTENT_TYPE_LATEST)
+    return Response(exposition.page(), media_type=CONTENT_TYPE_LATEST)
 
 
 @routes.get("/v1/tiers", responses=errors(400, 404, *COMMON))

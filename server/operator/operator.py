@@ -36,7 +36,7 @@ Ending = Literal["stop", "kill"]
 
 log = logging.getLogger(__name__)
 
-REGISTRY_SECONDS = 2.0  # how old what is shown of tiers and experiments may be
+REGISTRY_SECONDS = 2.0  # how old what is shown of the registry may be
 REPORT_SECONDS = 60.0  # of an experiment's report, which reads all of its events
 WORK_SECONDS = 1.0
 MAX_EVENTS = 50_000  # that a report is made of here: more would keep the device's thread waiting for this process
@@ -134,10 +134,8 @@ class Operator:
         self._answers.close()
         self._reports.close()
 
-    async def _shown(
-        self, served: ServedModel, what: object, read: Callable[[ModelRegistry], T], seconds: float = REGISTRY_SECONDS
-    ) -> T:
-        return await self._answers.kept((served.name, what), seconds, self._asking(served, read))
+    async def _shown(self, served: ServedModel, what: object, read: Callable[[ModelRegistry], T]) -> T:
+        return await self._answers.kept((served.name, what), REGISTRY_SECONDS, self._asking(served, read))
 
     async def _done(self, served: ServedModel, actor: str, action: str, act: Callable[[ModelRegistry], T]) -> T:
         """What is changed is logged and counted, and so is what is refused."""

@@ -11,7 +11,7 @@ from prometheus_client.samples import Sample
 from registry.schedule import Kind
 from server.models.served_model import ServedModel
 from server.operator.views import LatencyHistogram, ModelWork, ServerWork, TierWork, WaveWork
-from server.telemetry import metrics
+from server.telemetry import exposition
 
 KINDS: tuple[Kind, ...] = ("full", "partial", "null")
 Labels = Mapping[str, str]
@@ -53,11 +53,11 @@ class Samples:
 def work(models: Iterable[ServedModel], processes: int, clock: Callable[[], float] = time.time) -> ServerWork:
     """Of all worker processes, as `/metrics` has it; a model's state is that of this one."""
     models = list(models)
-    found = (sample for metric in metrics.present() for sample in metric.samples)
+    found = (sample for metric in exposition.present() for sample in metric.samples)
     samples = Samples(found, models[0].name)
     return ServerWork(
         time=clock(),
-        of="all processes" if metrics.of_all_processes() else "this process",
+        of="all processes" if exposition.of_all_processes() else "this process",
         processes=processes,
         queue_seconds=samples.total("flexi_queue_seconds"),
         background_seconds=samples.total("flexi_background_seconds"),

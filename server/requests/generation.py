@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Collection, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,15 +18,15 @@ from registry.errors import FlexiError, Overloaded
 from server import VERSION
 from server.access.keys import ANONYMOUS
 from server.access.quota import Quotas
-from server.api import GenerateRequest, GenerateResponse, LoraView, Steps
+from server.api import GenerateRequest, GenerateResponse
 from server.batching.image_task import ImageResult, ImageSpec, Preview, Progress
 from server.errors import Cancelled, ClientGone, DeadlineExceeded, GaveWay, QuotaExceeded
 from server.requests.context import OK, RequestContext
 from server.requests.made import ImageMade, Made, PreviewMade, RequestPlanned, StepMade
 from server.requests.plan import Plan, Planner
+from server.requests.response import response
 from server.requests.running import Patience, RunningRequests, gather, while_wanted
-from server.requests.usage import Usage, milliseconds
-from server.requests.warnings import of_the_image, said
+from server.requests.warnings import of_the_image
 from server.telemetry import metrics, tracing
 
 OUTCOMES: dict[type[FlexiError], str] = {
@@ -255,36 +255,6 @@ class Generation:
                 observer.ended(context, plan, seconds)
         elif outcome in ("cancelled", "deadline"):
             metrics.request_seconds.labels(metrics.CUSTOM, metrics.NO_ARM, outcome).observe(seconds)
-
-
-def response(plan: Plan, results: Collection[ImageResult], files: list[str]) -> GenerateResponse:
-    """The answer to a plan all of whose images are done."""
-    entry, usage = plan.entry, Usage.of(results)
-    steps = next(iter(results)).steps  # the same of each image
-    return GenerateResponse(
-        images=files,
-        output_format=plan.image_format.name,
-        size=str(plan.size),
-        prompt_chunks=plan.specs[0].chunks,
-        loras=[LoraView(name=use.name, scale=use.scale, digest=use.digest) for use in plan.adapters.uses],
-        request_id=plan.request_id,
-        model=entry.schedule.model.name,
-        tier=entry.tier,
-        schedule=entry.digest,
-        version=entry.version,
-        arm=plan.arm,
-        experiment=plan.assignment.experiment.name if plan.assignment and plan.arm else None,
-        seed=plan.seed,
-        macs=usage.macs,
-        macs_per_image=usage.macs // usage.images,
-        relative_cost=plan.relative_cost,
-        steps=Steps(**{kind: steps[kind] for kind in Steps.model_fields}),
-        predicted_ms=milliseconds(plan.predicted),
-        queue_ms=milliseconds(usage.queue_seconds),
-        denoise_ms=milliseconds(usage.denoise_seconds),
-        strength=plan.edit.strength if plan.edit else None,
-        warnings=said(plan.warnings),
-    )
 
 
 def _read_as(spec: ImageSpec) -> dict[str, str]:

@@ -1,24 +1,16 @@
 """Every metric of the server; nothing else defines one. Labels have bounded sets of values.
 
 Worker processes share them through prometheus_client's multiprocess files: gauges say how values of several workers
-combine. A label set once used stays in the files, so `page` leaves out what `schedule_info` says of the past.
+combine. What of them is shown is in `exposition`.
 """
 
 from __future__ import annotations
 
-import os
-import re
-import struct
-import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
-from pathlib import Path
-from typing import Any, Self, TypeVar
+from collections.abc import Iterable
+from typing import Any, Self
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
+from prometheus_client import Counter, Gauge, Histogram
 from prometheus_client.metrics import MetricWrapperBase
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
-from prometheus_client.registry import Collector
 from typing_extensions import override
 
 from server.telemetry import served
@@ -29,9 +21,7 @@ DECIBELS = (10, 15, 20, 25, 30, 35, 40, 45, 50, 60, 80, 100)
 MACS = tuple(10.0**power * digit for power in range(8, 16) for digit in (1, 2, 5))
 CUSTOM = "custom"  # tier label of requests that name a schedule
 NO_ARM = "none"  # arm label outside experiments
-PAGE_TRIES, PAGE_WAIT = 5, 0.02  # seconds
 MODEL = "model"
-T = TypeVar("T")
 
 
 class _OfModel(MetricWrapperBase):
@@ -259,65 +249,3 @@ def begin() -> None:
     for by_outcome in (webhooks_total, files_total):
         for outcome in ("ok", "failed"):
             by_outcome.labels(outcome)
-
-
-def page() -> bytes:
-    """The text for Prometheus: of all workers where there are several processes, and of this one else."""
-    registry = CollectorRegistry()
-    registry.register(_present())
-    return _patiently(lambda: generate_latest(registry))
-
-
-def present() -> list[Metric]:
-    """What `page` writes, not yet as text."""
-    return _patiently(lambda: list(_present().collect()))
-
-
-def of_all_processes() -> bool:
-    """Whether worker processes share their metrics; if not, they are of this process."""
-    return _folder() is not None
-
-
-def forget_dead_workers() -> None:
-    """Remove the gauges of processes that ended without saying so: their queue would be counted for ever."""
-    if folder := _folder():
-        matches = (re.fullmatch(r"gauge_live\w+_(\d+)\.db", file.name) for file in folder.iterdir())
-        for pid in {int(match[1]) for match in matches if match}:
-            if not Path(f"/proc/{pid}").exists():
-                with suppress(FileNotFoundError):  # another worker that starts does the same
-                    mark_process_dead(pid)
-
-
-class _Present(Collector):
-    """Ours of another collector's metrics, without the zeros of `schedule_info`."""
-
-    def __init__(self, source: Collector) -> None:
-        self._source = source
-
-    @override
-    def collect(self) -> Iterator[Metric]:
-        for metric in self._source.collect():
-            if metric.name == "flexi_schedule_info":
-                metric.samples = [sample for sample in metric.samples if sample.value]
-            for sample in metric.samples:
-                if not sample.labels.get(MODEL, "other"):  # an empty label is none, to Prometheus
-                    del sample.labels[MODEL]
-            if metric.name.startswith("flexi_"):
-                yield metric
-
-
-def _present() -> _Present:
-    return _Present(MultiProcessCollector(None) if _folder() else REGISTRY)
-
-
-def _patiently(read: Callable[[], T]) -> T:
-    for _ in range(PAGE_TRIES - 1):
-        with suppress(struct.error):  # another process has made its file a moment ago, and nothing is in it yet
-            return read()
-        time.sleep(PAGE_WAIT)
-    return read()
-
-
-def _folder() -> Path | None:
-    name = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
-    return Path(name) if name else None

@@ -19,7 +19,7 @@ import pytest
 import yaml
 from places import ROOT
 
-from deploy.grafana.panels import Panel
+from deploy.grafana.panel import Panel
 
 SHIPPED = ROOT / "deploy" / "prometheus"
 JOB = "flexiffusion"

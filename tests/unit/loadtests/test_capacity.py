@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from statistics import mean
 from types import SimpleNamespace
@@ -25,20 +26,7 @@ from loadtests.simulated import SimulatedDecoder, SimulatedGraphs, simulated
 from loadtests.simulated_device import SimulatedDevice
 from registry.errors import FlexiError, InvalidInput, NotFound
 from registry.schedule import Schedule, Segment
-from server.batching import (
-    decodes,
-    denoising,
-    device_thread,
-    fair_queue,
-    graph_captures,
-    images_in_flight,
-    intake,
-    model_engine,
-    newcomers,
-    overlap,
-    text_and_vae,
-    warm_up,
-)
+from server.batching import fair_queue, overlap, warm_up
 from server.batching.admission import Admission
 from server.batching.image_task import ImageSpec
 from server.batching.model_engine import ModelEngine
@@ -67,20 +55,8 @@ class VirtualClock:
 def clock(monkeypatch) -> VirtualClock:
     """The clock of everything between a request and its pixels."""
     clock = VirtualClock()
-    modules = (
-        decodes,
-        denoising,
-        device_thread,
-        fair_queue,
-        graph_captures,
-        images_in_flight,
-        intake,
-        model_engine,
-        newcomers,
-        overlap,
-    )
-    for module in (*modules, text_and_vae):
-        if hasattr(module, "monotonic"):
+    for name, module in list(sys.modules.items()):
+        if name.startswith("server.batching.") and hasattr(module, "monotonic"):
             monkeypatch.setattr(module, "monotonic", clock)
     monkeypatch.setattr(overlap, "sleep", clock.sleep)
     monkeypatch.setattr(fair_queue.FairQueue.__init__, "__defaults__", (None, clock))
@@ -144,7 +120,7 @@ def really(model, clock: VirtualClock, load: Load, settings: ServerSettings) -> 
 def test_a_virtual_server_answers_as_the_real_engine_on_the_simulated_card(tiny, clock, rate: float, requests: int) -> None:
     """By ten per cent: under a light load, under a heavy one, and under one that is more than it can bear, where both refuse.
 
-    Which tier waits longest then depends on who came a millisecond before whom, so only the sums are held.
+    Which tier waits longest then depends on small differences in who came in first, so only the sums are held.
     """
     model, load, settings = small_model(tiny), Load(rate, MIX, requests), ServerSettings(max_queue_seconds=2)
     got = simulate(CAPTURED, plans(model), load, 1, settings=settings)

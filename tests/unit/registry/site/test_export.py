@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from base64 import b64decode
+from collections import Counter
 from datetime import UTC, datetime
 
 import pytest
@@ -145,3 +146,18 @@ def test_the_command_makes_it_of_all_models_and_says_where(tmp_path):
     )
     assert done.exit_code == 1
     assert "report.html" in done.output
+
+
+def test_each_document_is_read_once_however_many_it_is_compared_with() -> None:
+    """Beside the newest reading of each that the schedule's own page makes."""
+    store, read = MemoryStore(), Counter[str]()
+    catalog = Catalog(store, MODEL.name, author="ada")
+    for count in range(3, 9):
+        catalog.publish(schedule(count))
+        catalog.promote(f"tier{count}", catalog.versions(1)[0].digest)
+    get = store.get
+    store.get = lambda key: (read.update([key]), get(key))[1]
+    site(catalog)
+    documents_read = [count for key, count in read.items() if "/schedules/" in key]
+    assert len(documents_read) == 6
+    assert max(documents_read) == 2

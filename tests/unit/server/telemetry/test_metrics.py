@@ -14,7 +14,7 @@ from server_model import small_model
 from registry.schedule import Cost, Schedule, Segment
 from server.batching.accounting import count_image
 from server.batching.image_task import ImageSpec
-from server.telemetry import metrics
+from server.telemetry import exposition, metrics
 
 
 def read(page: str) -> dict[tuple[str, ...], float]:
@@ -32,7 +32,7 @@ def process(tmp_path):
 
     def run(program: str) -> str:
         environment = {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path), "PYTHONPATH": "."}
-        command = [sys.executable, "-c", f"from server.telemetry import metrics\n{program}"]
+        command = [sys.executable, "-c", f"from server.telemetry import metrics, exposition\n{program}"]
         return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
 
     return run
@@ -47,7 +47,7 @@ metrics.wave_rows.labels("full").observe(3)
 metrics.schedule_info.labels("fast", "none", "old", "1").set({old})
 metrics.schedule_info.labels("fast", "none", "new", "2").set(1)
 """
-PAGE = "print(metrics.page().decode())"
+PAGE = "print(exposition.page().decode())"
 
 
 def test_workers_are_added_up_and_the_worst_one_speaks_for_all(process):
@@ -68,7 +68,7 @@ def test_what_is_in_force_no_more_leaves_the_page(process):
 
 def test_dead_workers_keep_their_counts_and_lose_their_queue(process):
     process(WORKER.format(macs=100, queue=4, up=0, old=1))
-    page = read(process(f"metrics.forget_dead_workers()\n{WORKER.format(macs=20, queue=6, up=1, old=0)}{PAGE}"))
+    page = read(process(f"exposition.forget_dead_workers()\n{WORKER.format(macs=20, queue=6, up=1, old=0)}{PAGE}"))
     assert page["flexi_macs_total", "none", "full", "fast"] == 120
     assert page["flexi_queue_images",] == 6
     assert page["flexi_engine_up",] == 1
@@ -76,9 +76,9 @@ def test_dead_workers_keep_their_counts_and_lose_their_queue(process):
 
 def test_one_process_needs_no_folder_and_shows_only_our_metrics(monkeypatch):
     monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
-    metrics.forget_dead_workers()
+    exposition.forget_dead_workers()
     metrics.wave_rows.labels("full").observe(3)
-    assert {key[0][:6] for key in read(metrics.page().decode())} == {"flexi_"}
+    assert {key[0][:6] for key in read(exposition.page().decode())} == {"flexi_"}
 
 
 @pytest.mark.parametrize(("rows", "priced_rows"), [(1, 1), (2, 1), (1, 2)])
@@ -113,7 +113,7 @@ def drift_of(tiny, rows: int, priced_rows: int | None, ran: dict[str, int], pric
 
 
 def books() -> dict[str, float]:
-    page = read(metrics.page().decode())
+    page = read(exposition.page().decode())
 
     def total(name: str) -> float:
         return sum(value for key, value in page.items() if key[0] == name and "books" in key)
@@ -129,5 +129,5 @@ def test_a_page_waits_for_the_file_of_a_process_that_starts_now(process, tmp_pat
     new = tmp_path / "counter_1.db"
     new.touch()
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
-    monkeypatch.setattr(metrics.time, "sleep", lambda _: new.unlink())
-    assert b"flexi_queue_images 3.0" in metrics.page()
+    monkeypatch.setattr(exposition.time, "sleep", lambda _: new.unlink())
+    assert b"flexi_queue_images 3.0" in exposition.page()
