@@ -25,7 +25,7 @@ from server.experiments.analysis.summary import summarise
 from server.experiments.events import Event
 from server.models.model_registry import ModelRegistry
 from server.models.served_model import ServedModel
-from server.operator.answers import Answers
+from server.operator.questions import Questions
 from server.operator.views import CourseView, IntervalView, OperatorTiers, ReportView, ServerWork, TierInForce
 from server.operator.work import work
 from server.telemetry import metrics
@@ -44,16 +44,16 @@ MARKS = 6  # of an experiment's course
 
 
 class Operator:
-    """Reads are kept for a moment, and few are at work at once (`Answers`). Actions are the registry's, by the actor's name."""
+    """Reads are kept for a moment, few at work at once (`Questions`). Actions are the registry's, by the actor's name."""
 
-    def __init__(self, models: Sequence[ServedModel], settings: Settings, answers: Answers | None = None) -> None:
+    def __init__(self, models: Sequence[ServedModel], settings: Settings, questions: Questions | None = None) -> None:
         self._models, self._settings = models, settings
-        self._answers = answers or Answers()
-        self._reports = Answers()  # which take long: they keep nothing else waiting
+        self._questions = questions or Questions()
+        self._reports = Questions()  # which take long: they keep nothing else waiting
 
     async def work(self) -> ServerWork:
         """What the server does now."""
-        return await self._answers.kept("work", WORK_SECONDS, lambda: work(self._models, self._settings.workers))
+        return await self._questions.kept("work", WORK_SECONDS, lambda: work(self._models, self._settings.workers))
 
     async def front(self, served: ServedModel, last: int) -> ShownFront:
         """The newest versions of its schedules."""
@@ -131,17 +131,17 @@ class Operator:
 
     def close(self) -> None:
         """Ask nothing any more."""
-        self._answers.close()
+        self._questions.close()
         self._reports.close()
 
     async def _shown(self, served: ServedModel, what: object, read: Callable[[ModelRegistry], T]) -> T:
-        return await self._answers.kept((served.name, what), REGISTRY_SECONDS, self._asking(served, read))
+        return await self._questions.kept((served.name, what), REGISTRY_SECONDS, self._asking(served, read))
 
     async def _done(self, served: ServedModel, actor: str, action: str, act: Callable[[ModelRegistry], T]) -> T:
         """What is changed is logged and counted, and so is what is refused."""
         outcome = "failed"
         try:
-            done = await self._answers.fresh(self._asking(served, act))
+            done = await self._questions.fresh(self._asking(served, act))
             outcome = "ok"
         except FlexiError as error:
             outcome = error.code
@@ -150,7 +150,7 @@ class Operator:
             with serving(served.counted_as):
                 metrics.operator_actions_total.labels(action, outcome).inc()
             log.info("operator", extra={"fields": {"key": actor, "action": action, "outcome": outcome}})
-            self._answers.forget()
+            self._questions.forget()
             self._reports.forget()
         return done
 

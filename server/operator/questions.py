@@ -38,7 +38,7 @@ class _Asked:
         self.until = (now + BUSY_SECONDS) if faulty else max(self.until, now + PATIENCE * (now - self.since))
 
 
-class Answers:
+class Questions:
     """One event loop's own. However many ask, a question is answered once in its time: pages that refresh cost little."""
 
     def __init__(self, seconds: float = SECONDS, clock: Callable[[], float] = monotonic) -> None:
