@@ -6,8 +6,6 @@ import math
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from engine.buckets import EXACT, Buckets
 from engine.program import Need
 
@@ -25,18 +23,21 @@ class CostCurve:
 
     guess: float = 1e-3
     buckets: Buckets = EXACT
-    _sums: dict[Hashable, np.ndarray] = field(default_factory=dict)
-    _fits: dict[Hashable, tuple[float, float]] = field(default_factory=dict)  # of `_sums` as they are; policies ask often
+    _sums: dict[Hashable, tuple[float, ...]] = field(default_factory=dict)
+    _fits: dict[Hashable, tuple[float, float]] = field(default_factory=dict)  # of `_sums` as they are
 
     def observe(self, kind: Hashable, rows: int, seconds: float) -> None:
         """A wave of `rows` UNet rows took so long, its padding included."""
         rows, kind = self.buckets.padded(rows), _counted_as(kind)
-        old = self._sums.get(kind, np.zeros(5))
-        self._sums[kind] = MEMORY * old + np.array([1.0, rows, rows * rows, seconds, rows * seconds])
+        new = (1.0, rows, rows * rows, seconds, rows * seconds)
+        old = self._sums.get(kind, (0.0,) * len(new))
+        self._sums[kind] = tuple(MEMORY * so_far + one for so_far, one in zip(old, new, strict=True))
         self._fits[kind] = self._fit(kind)
 
     def fit(self, kind: Hashable) -> tuple[float, float]:
         """(own, per_row) in seconds, neither below 0. Waves of one size only cannot tell them apart: then all is per row."""
+        if (known := self._fits.get(kind)) is not None:  # nearly always: policies ask often
+            return known
         kind = _counted_as(kind)
         if isinstance(kind, Need):
             likest = (kind, kind._replace(adapters=""), kind.at(kind.size))
@@ -59,7 +60,7 @@ class CostCurve:
         return max(1, math.ceil(own * (1 - share) / (share * per_row)))
 
     def _fit(self, kind: Hashable) -> tuple[float, float]:
-        n, rows, squares, seconds, products = self._sums[kind].tolist()
+        n, rows, squares, seconds, products = self._sums[kind]
         per_row = (n * products - rows * seconds) / (n * squares - rows * rows) if self._tells(kind) else seconds / rows
         per_row = min(max(per_row, 0.0), seconds / rows)
         return max(seconds - per_row * rows, 0.0) / n, per_row  # rounding alone can fall below 0
@@ -69,7 +70,7 @@ class CostCurve:
         kind = _counted_as(kind)
         if kind not in self._sums:
             return False
-        n, rows, squares, *_ = self._sums[kind].tolist()
+        n, rows, squares, *_ = self._sums[kind]
         return bool(n * squares - rows * rows > 1e-3 * squares * n)
 
 

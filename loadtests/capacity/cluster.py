@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
+from math import inf
 from typing import Literal, get_args
 
 import numpy as np
@@ -91,14 +92,16 @@ def simulate(
         outcome.end = now
 
     servers = [VirtualGpu(card, list(plans.values()), settings, done) for _ in range(gpus)]
-    choose = _chooser(balancer, servers, random.Random(load.seed + 1), seen)
+    queues = [0.0] * gpus  # what each would say of its own in `X-Flexi-Queue-Seconds`
+    choose = _chooser(balancer, queues, random.Random(load.seed + 1), seen)
     ends, arrivals = list[tuple[float, int, int]](), load.arrivals()  # (when, number of the server, of its visit)
     visits = [0] * gpus
 
     def visit(number: int) -> None:
         """It has something else to do now: what was known of its next end is void."""
+        queues[number] = servers[number].queue_seconds
         visits[number] += 1
-        if (end := servers[number].next_end()) < float("inf"):
+        if (end := servers[number].next_end()) < inf:
             heapq.heappush(ends, (end, number, visits[number]))
 
     def run_until(now: float) -> None:
@@ -117,23 +120,23 @@ def simulate(
         except Overloaded:
             outcome.refused[tier] += 1
         visit(number)
-    run_until(float("inf"))
+    run_until(inf)
     outcome.work = [server.work for server in servers]
     return outcome
 
 
-def _chooser(balancer: Balancer, servers: Sequence[VirtualGpu], chance: random.Random, seen: float) -> Callable[[float], int]:
-    """Which server gets the next request, by the time at which it comes."""
-    gpus = len(servers)
-    queues, looked = [0.0] * gpus, -1.0
+def _chooser(balancer: Balancer, queues: Sequence[float], chance: random.Random, seen: float) -> Callable[[float], int]:
+    """Which server gets the next request, by the time at which it comes. queues: in seconds, as they are now."""
+    gpus, known, looked = len(queues), list(queues), -inf
 
-    def queue(number: int, now: float) -> float:
-        nonlocal queues, looked
+    def view(now: float) -> Sequence[float]:
+        """What the balancer knows of them."""
+        nonlocal known, looked
         if not seen:
-            return servers[number].queue_seconds
-        if now - looked > seen or looked < 0:
-            queues, looked = [server.queue_seconds for server in servers], now
-        return queues[number]
+            return queues
+        if now - looked > seen:
+            known, looked = list(queues), now
+        return known
 
     turn = count()
     if balancer == "round-robin" or gpus == 1:
@@ -141,10 +144,11 @@ def _chooser(balancer: Balancer, servers: Sequence[VirtualGpu], chance: random.R
     if balancer == "random":
         return lambda now: chance.randrange(gpus)
     if balancer == "two-choices":
-        return lambda now: min(chance.sample(range(gpus), 2), key=lambda number: queue(number, now))
+        return lambda now: min(chance.sample(range(gpus), 2), key=view(now).__getitem__)
 
     def least(now: float) -> int:
-        first = chance.randrange(gpus)  # of several that are empty not always the same
-        return min(((first + place) % gpus for place in range(gpus)), key=lambda number: queue(number, now))
+        view_now, first = view(now), chance.randrange(gpus)  # of several that are empty not always the same
+        shortest = min(view_now)
+        return view_now.index(shortest, first) if shortest in view_now[first:] else view_now.index(shortest)
 
     return least

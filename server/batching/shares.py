@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from engine.policy import Balanced, Candidate
@@ -48,8 +49,11 @@ class TierShares:
     def next(self, waiting: Sequence[W], now: float) -> Choice[W]:
         """Who comes in next; nothing is charged yet. waiting: in order of arrival, at least one."""
         heads: dict[str, W] = {}  # the first of each tier, in order of arrival
+        bound: list[W] = []  # who has a deadline
         for task in waiting:
             heads.setdefault(task.tier, task)
+            if task.deadline < inf:
+                bound.append(task)
         self._greet(heads.keys())
         least = min(heads.values(), key=lambda task: self.accounts[task.tier])  # of equals, the first
         credit = self.accounts[least.tier] + max(self._newest.get(tier, 0) for tier in heads)
@@ -58,7 +62,7 @@ class TierShares:
             in_turn = task is heads[task.tier] or not self._overtook.get(task.tier)
             return self.accounts[task.tier] <= credit and in_turn and self.policy.hurries(task, now, MARGIN)
 
-        chosen = min(filter(may_hurry, waiting), key=lambda task: task.deadline, default=least)
+        chosen = min(filter(may_hurry, bound), key=lambda task: task.deadline, default=least)
         return Choice(chosen, overtakes=chosen is not heads[chosen.tier])
 
     def charge(self, choice: Choice[W], macs: int) -> None:
