@@ -53,8 +53,9 @@ def an_hour(folder: Path, rate: float) -> Recorded:
 
 
 class Read(NamedTuple):
-    """seconds: of a CPU, for reading and summarising; grown: bytes of memory that it took."""
+    """requests: that the report is of; seconds: of a CPU, for reading and summarising; grown: bytes of memory that it took."""
 
+    requests: int
     seconds: float
     grown: int
 
@@ -72,8 +73,9 @@ def _read(store: ObjectStore, experiments: ExperimentCatalog, name: str) -> Read
     process, began = psutil.Process(), time.process_time()
     before = process.memory_info().rss
     state = experiments.state(name)
-    summarise(experiments.experiment(name, state.version), stored_events(store, experiments.model, state, state.version, []))
-    return Read(time.process_time() - began, process.memory_info().rss - before)
+    found = stored_events(store, experiments.model, state, state.version, [])
+    arms = summarise(experiments.experiment(name, state.version), found)
+    return Read(sum(arm.requests for arm in arms), time.process_time() - began, process.memory_info().rss - before)
 
 
 def event(number: int, name: str = "experiment-0") -> OutcomeEvent:

@@ -43,6 +43,20 @@ class ExperimentCatalog:
         """The names of all experiments, sorted."""
         return list(self.store.folders(f"{self.model}/experiments/"))
 
+    def held_tiers(self) -> list[str]:
+        """The tiers that an experiment ever held, sorted: however many there were, those that run hold one of these."""
+        folder = f"{self.model}/holds/"
+        return [key.removeprefix(folder).removesuffix(".json") for key in self.store.list(folder)]
+
+    def holder_if_changed(self, tier: str, etag: str | None) -> tuple[str, str] | None:
+        """Which experiment holds a tier, and the etag of that record; None if `etag` is still the current one.
+
+        Raises `NotFound` where none does.
+        """
+        key = self._hold_key(tier)
+        stored = self.store.get_if_changed(key, etag) if etag else self.store.get(key)
+        return stored and (Hold.read(key, stored.data).experiment, stored.etag)
+
     def state(self, name: str) -> ExperimentState:
         """What an experiment does now. Raises `NotFound`."""
         return self._read(name)[0]
@@ -164,12 +178,10 @@ class ExperimentCatalog:
 
     def _holder(self, tier: str) -> tuple[str, str]:
         """Who holds the tier, and the etag of that record; both empty while nobody does."""
-        key = self._hold_key(tier)
         try:
-            data, etag = self.store.get(key)
+            return self.holder_if_changed(tier, None) or ("", "")
         except NotFound:
             return "", ""
-        return Hold.read(key, data).experiment, etag
 
     def _move(self, name: str, following: Callable[[ExperimentState | None], ExperimentState]) -> ExperimentState:
         key = self._state_key(name)

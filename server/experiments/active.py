@@ -55,6 +55,7 @@ class ActiveExperiments(Assigner):
         self._open = open_experiments
         self._schedules = schedules
         self._clock = clock
+        self._holds: dict[str, tuple[str, str]] = {}  # by tier: who holds it, and the etag of that record
         self._seen: dict[str, _Seen] = {}  # by the experiment's name
         self._by_tier: dict[str, ActiveExperiment] = {}
         self._withdrawn: set[tuple[str, int]] = set()
@@ -105,18 +106,38 @@ class ActiveExperiments(Assigner):
         return True
 
     def refresh(self) -> None:
-        """Look at all experiments once. One whose documents are bad is not in force; an arm whose schedule is bad falls back.
-
-        Either is said once, and looked at again the next time.
+        """Look once at the experiments that hold a tier. One whose documents are bad is not in force; an arm whose schedule is
+        bad falls back. Either is said once, and looked at again the next time.
         """
         try:
             experiments = self._open()
-            looks = {name: self._look(experiments, name) for name in experiments.names()}
+            looks = {name: self._look(experiments, name) for name in self._holders(experiments)}
         except StoreUnavailable:
             return  # the watch logs it
         with self._lock:
             self._seen = {name: seen for name, seen in looks.items() if seen}
             self._enforce()
+
+    def _holders(self, experiments: ExperimentCatalog) -> list[str]:
+        """The names of those that hold a tier: all that run are among them. Raises `StoreUnavailable`.
+
+        So a look costs a list and two conditional reads for each tier that was ever split, however many experiments are over.
+        """
+        holds = dict[str, tuple[str, str]]()
+        for tier in experiments.held_tiers():
+            before = self._holds.get(tier)
+            try:
+                changed = experiments.holder_if_changed(tier, before[1] if before else None)
+                self._faults.mended(f"tier {tier}")
+            except StoreUnavailable:
+                raise
+            except FlexiError as error:
+                self._faults.failed(f"tier {tier}", f"which experiment holds tier {tier} cannot be read: {error}")
+                changed = None
+            if now_or_before := changed or before:
+                holds[tier] = now_or_before
+        self._holds = holds
+        return sorted({name for name, _ in holds.values()})
 
     def _look(self, experiments: ExperimentCatalog, name: str) -> _Seen | None:
         """What is to be seen of an experiment now; None if its documents are bad. Raises `StoreUnavailable`."""

@@ -220,6 +220,21 @@ def test_a_fault_of_an_experiment_is_said_once_and_so_is_its_end(site, caplog):
     assert ended == f"no longer: {said}"
 
 
+def test_who_holds_one_tier_is_damaged_and_all_others_go_on(site, caplog):
+    experiment = site.start()
+    key = f"{site.experiments.model}/holds/fast.json"
+    before = site.store.get(key)
+    site.store.swap(key, b"{", before.etag)
+    site.catalog.promote("other", site.digests["cheap"])
+    site.start("y", tier="other")
+    assert {active.experiment.name for active in site.active.running()} == {experiment.name, "y"}
+    assert any("which experiment holds tier fast cannot be read" in message for message in caplog.messages)
+    site.store.swap(key, before.data, site.store.get(key).etag)
+    site.experiments.act("x", "stop")
+    site.runtime.refresh()
+    assert [active.experiment.name for active in site.active.running()] == ["y"]
+
+
 @pytest.mark.parametrize(("seconds", "tier"), [({1: 3.0, 2: 1.5}, "fast"), ({1: 1.0, 2: 3.0}, "draft")], ids=["fast", "draft"])
 def test_whom_auto_enrols_does_not_depend_on_the_arm(site, seconds, tier):
     """The tier is chosen by its own schedule of two steps, whether or not the arm of one step would keep the deadline."""
