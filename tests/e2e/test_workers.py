@@ -1,4 +1,5 @@
-"""A server of two workers: both serve, one page adds them up, a dead one is replaced and its job done, SIGTERM ends both."""
+"""A server of two workers: both serve, DELETE finds a request in either, one page adds them up, a dead one's job is done by the
+other, which nobody notices while the device of the dead one is away, it is replaced, and SIGTERM ends both."""
 
 from __future__ import annotations
 
@@ -15,9 +16,11 @@ import psutil
 from prometheus_client import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.parser import text_string_to_metric_families
-from served import PATIENCE, SETTINGS, publish
+from served import PATIENCE, SETTINGS, made, publish
 
-from examples.launch import started
+from examples.launch import RunningService, started
+from registry.catalog import Catalog
+from registry.schedule import Segment, Solver, teacher
 from registry.stores.address import open_store
 
 
@@ -50,12 +53,34 @@ def found(address: str, job: str) -> dict[str, Any]:
     return seen
 
 
+def stopped_by_one_delete(served: RunningService, request_id: str) -> None:
+    """A request that would take minutes, and a DELETE on another connection, which comes to either worker."""
+
+    def in_flight() -> float:
+        return total("flexi_inflight_images", list(text_string_to_metric_families(httpx.get(f"{served.address}/metrics").text)))
+
+    body, name = {"prompt": "red heart", "tier": "long", "num_images": 4}, {"X-Request-Id": request_id}
+    with ThreadPoolExecutor(1) as client:
+        asked = client.submit(httpx.post, f"{served.address}/generate", json=body, headers=name, timeout=PATIENCE)
+        wait_for(lambda: in_flight() > 0)
+        reply = httpx.delete(f"{served.address}/v1/requests/{request_id}", timeout=PATIENCE)
+        assert (reply.status_code, reply.json()) == (200, {"cancelled": 1})
+        assert asked.result().json()["error"]["code"] == "cancelled"
+        wait_for(lambda: in_flight() == 0)
+
+
 def test_two_workers_are_one_server(tmp_path):
-    publish(open_store(str(tmp_path / "registry")))
+    publish(store := open_store(str(tmp_path / "registry")))
+    long = teacher(made("ddim", Segment()).model, Solver(name="ddim", teacher_steps=1000, spacing="trailing"))
+    catalog = Catalog(store, "emoji64", author="test")
+    catalog.publish(long)
+    catalog.promote("long", long.digest)
+    (fault := tmp_path / "fault").write_text("")
     home, log = tmp_path / "bentoml", tmp_path / "server.log"
     settings = {"FLEXI_REGISTRY": str(tmp_path / "registry"), "FLEXI_STATE": str(tmp_path / "state"), "FLEXI_WORKERS": "2"}
-    settings["FLEXI_JOB_LEASE_SECONDS"] = "2"
-    with started(SETTINGS | settings | {"BENTOML_HOME": str(home)}, log, patience=PATIENCE) as served:
+    settings |= {"FLEXI_JOB_LEASE_SECONDS": "2", "LOST_ENGINE": str(fault), "BENTOML_HOME": str(home)}
+    service = "tests.e2e.lost_engine:Flexiffusion"
+    with started(SETTINGS | settings, log, patience=PATIENCE, service=service) as served:
 
         def workers() -> dict[int, psutil.Process]:
             return {worker.pid: worker for worker in psutil.Process(served.supervisor.pid).children()}
@@ -93,14 +118,30 @@ def test_two_workers_are_one_server(tmp_path):
             assert total("flexi_request_seconds_count", page) == len(answers)
             assert total("flexi_cache_bytes", page) == sum(own(pid, "flexi_cache_bytes") for pid in pids)
             assert total("flexi_engine_up", page) == 1, "the least of both"
+            assert total("flexi_workers_up", page) == total("flexi_workers", page) == 2
             assert total("flexi_watch_seconds", page) == 0.2, "the most of both"
+
+        for number in range(4):
+            stopped_by_one_delete(served, f"long-{number}")
+        asked = total("flexi_macs_total", page := scrape())
 
         body = {"prompt": "red heart", "tier": "reference", "num_images": 4}
         job = httpx.post(f"{served.address}/v1/jobs", json={"body": body}, timeout=PATIENCE).json()["id"]
         killed = who_begins(job, log)
+        fault.write_text("away")
         workers()[killed].kill()
-        wait_for(lambda: len(now := workers().keys() - {killed}) == 2 and now <= workers_that_said("ready", log))
-        wait_for(lambda: total("flexi_engine_up", scrape()) == 1)
+        away = "a worker cannot start, and the others go on: the device is lost: it is away"
+
+        def back() -> bool:
+            """Whether both serve again; until then one does, and is the server."""
+            assert httpx.get(f"{served.address}/readyz", timeout=60).status_code == 200
+            up = total("flexi_workers_up", families := scrape())
+            assert (up in (1, 2), total("flexi_workers", families)) == (True, 2)
+            return len(now := workers().keys() - {killed}) == 2 and now <= workers_that_said("ready", log) and up == 2
+
+        wait_for(lambda: not back() and bool(workers_that_said(away, log)))
+        wait_for(back)
+        assert total("flexi_engine_up", scrape()) == 1
         wait_for(lambda: found(served.address, job)["state"] not in ("queued", "running"))
         done = found(served.address, job)
         assert (done["state"], len(done["result"]["images"])) == ("succeeded", 4), done
