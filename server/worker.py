@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from typing import Annotated, Any
 
 import bentoml
@@ -15,7 +16,7 @@ from server import supervision
 from server.api import GenerateRequest, GenerateResponse
 from server.app import App, open_app
 from server.errors import problem
-from server.http import connection, documents, files, v1
+from server.http import connection, documents, files, v1, worker_socket
 from server.http.drain import Drain
 from server.http.edge import Edge
 from server.http.opening import Opening
@@ -38,6 +39,8 @@ start = Start()
 drain = Drain()
 v1.routes.state.drain, v1.routes.state.opening = drain, (opening := Opening())
 connection.install()
+if settings.worker_sockets and place:
+    worker_socket.install(settings.worker_sockets.absolute() / f"{place.number}.sock")
 
 
 class Generate(GenerateRequest):
@@ -132,7 +135,10 @@ class Flexiffusion:
 
     def _leave_the_others(self, reason: str) -> None:
         """End this worker, which could serve once and cannot now: its successor tries again, later."""
-        log.error("a worker cannot start, and the others go on: %s", reason)
+        assert place, "only a worker with a place has others beside it"
+        seconds = max(0, round(place.record.next_try() - time.time()))
+        fields = {"worker": place.number, "next_try_seconds": seconds}
+        log.error("a worker cannot start, and the others go on: %s", reason, extra={"fields": fields})
         supervision.given_up()
         if not self._listens:
             os._exit(1)  # before anybody could connect

@@ -38,7 +38,9 @@ class PlaceRecord:
 
     def next_try(self) -> float:
         """The Unix time before which nobody should try it again."""
-        return self.taken + min(LONGEST_PAUSE, FIRST_PAUSE * PAUSE_GROWTH ** (self.tries - 1)) if self.tries else 0.0
+        if not self.tries:
+            return 0.0
+        return self.taken + min(LONGEST_PAUSE, FIRST_PAUSE * PAUSE_GROWTH ** min(self.tries - 1, 10))
 
 
 class WorkerPlace:
