@@ -18,7 +18,7 @@ from typing import Any
 
 import httpx
 import numpy as np
-import psutil  # type: ignore[import-untyped]
+import psutil
 
 from examples.launch import RunningService, started
 from loadtests.clients import Tally, drive

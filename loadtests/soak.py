@@ -21,7 +21,7 @@ from time import monotonic
 from typing import Any
 
 import httpx
-import psutil  # type: ignore[import-untyped]
+import psutil
 
 from examples.launch import started
 from loadtests import exported, visitors

@@ -9,6 +9,7 @@ from typing import Any
 
 from engine.model import Model
 from registry.errors import FlexiError, NotFound
+from server import supervision
 from server.api import GenerateRequest, GenerateResponse, RequestWarning
 from server.config import Settings
 from server.experiments.runtime import ExperimentRuntime
@@ -25,6 +26,7 @@ from server.models.served_model import ServedModel
 from server.operator.operator import Operator
 from server.requests.context import RequestContext
 from server.requests.generation import Generation
+from server.requests.other_workers import OtherWorkers
 from server.storage import kept_files
 from server.storage.async_store import AsyncStore
 from server.storage.kept_files import KeptFiles
@@ -47,6 +49,7 @@ class App:
         self.operator = Operator(self.models, settings)
         self.following: list[asyncio.Task[None]] = []
         self.opened = int(time.time())  # Unix time
+        self.other_workers = OtherWorkers(supervision.shared_folder() if settings.workers > 1 else None, self._cancel_here)
 
     async def answer(
         self, request: GenerateRequest, context: RequestContext, gone: Coroutine[Any, Any, None]
@@ -70,6 +73,10 @@ class App:
         if others := opener.models[1:]:
             works += [opener.follow(), *map(opener.open_beside, others)]
         self.following += map(asyncio.create_task, works)
+
+    async def cancel(self, key: str, request_id: str) -> int:
+        """Stop this key's requests of this id in all workers; how many there were. Raises `NotReady`: see `OtherWorkers`."""
+        return self._cancel_here(key, request_id) + await self.other_workers.cancel(key, request_id)
 
     @property
     def default(self) -> ServedModel:
@@ -138,6 +145,7 @@ class App:
         """Stop watching and working; requests still waiting fail with `NotReady`."""
         for task in self.following:
             task.cancel()
+        await self.other_workers.close()
         await self.jobs.runner.close()
         for model in self.models:
             if model.parts:
@@ -152,6 +160,9 @@ class App:
     def _serves(self, name: str | None) -> bool:
         """Whether a model is one of those here, and its folder understood: others' jobs are for other servers."""
         return name is None or any(name in served.names and served.parts for served in self.models)
+
+    def _cancel_here(self, key: str, request_id: str) -> int:
+        return sum(served.generation.running.cancel(key, request_id) for served in self.open_models)
 
     def _jobs(self) -> Jobs:
         """As many run at once as fill two waves without guidance: one is at work while the next is encoded."""
@@ -178,5 +189,6 @@ async def open_app(settings: Settings, waits: Callable[[str], None], start: Star
     opener = ModelOpener(settings)  # which asks the device for its memory, now that there is one
     await opener.open(opener.models[0], model, waits, start, load_seconds)
     app = App(opener, settings)
+    await app.other_workers.listen()
     app.follow(opener)
     return app

@@ -5,14 +5,32 @@ Nothing here imports torch: BentoML's supervisor needs the settings only, and a 
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from engine.folder_check import check
 from registry.errors import FlexiError
-from server import config, supervision
+from server import config, supervision, worker_place
 from server.access.keys import Keys
+from server.gpus import VISIBLE, gpu_for_each, visible_gpus
 from server.http import bind
 from server.telemetry import tracing
+
+
+def _place() -> worker_place.WorkerPlace | None:
+    """In a worker, the place that it has taken, and its GPU the one that CUDA will see; the supervisor lays them out."""
+    if laid_out := supervision.own_folder():
+        own = settings.device == "cuda" and settings.workers > 1
+        gpus = gpu_for_each(settings.workers, visible_gpus()) if own else []
+        (folder := laid_out / "places").mkdir()
+        worker_place.lay_out(folder, settings.workers, gpus)
+    if not (shared := supervision.shared_folder()):
+        return None
+    taken = worker_place.take(shared / "places", supervision.others_open)
+    if taken.record.gpu:
+        os.environ[VISIBLE] = taken.record.gpu
+    return taken
+
 
 supervises = supervision.supervise()
 supervision.starting()
@@ -24,6 +42,7 @@ try:
     bind.refuse_strangers(settings)
     keys = Keys(settings.api_keys) if settings.api_keys else None
     tracing.configure()
+    place = _place()
 except FlexiError as wrong:
     raise supervision.refused(config.refusal(wrong)) from None
 

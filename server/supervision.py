@@ -38,18 +38,32 @@ def supervise() -> bool:
 
 
 def starting() -> None:
-    """A worker begins to start. Raises `SystemExit` when several before it died of that without a word."""
-    if folder := _folder():
-        if (deaths := len(_dead(folder))) >= _DEATHS:
+    """A worker begins to start. Raises `SystemExit` when several before it died of that without a word, and none is open."""
+    if folder := shared_folder():
+        if (deaths := len(_dead(folder))) >= _DEATHS and not others_open():
             raise refused(f"{deaths} workers in a row were killed while they started; for memory, if dmesg says so")
         (folder / f"starting-{os.getpid()}").touch()
 
 
 def started() -> None:
     """This worker is open: whoever died before it is no reason to give up any more."""
-    if folder := _folder():
+    if folder := shared_folder():
         for file in (*_dead(folder), folder / f"starting-{os.getpid()}"):
             file.unlink(missing_ok=True)
+        (folder / f"open-{os.getpid()}").touch()
+
+
+def others_open() -> bool:
+    """Whether another worker of the server takes requests: then it goes on while this one starts, waits or fails."""
+    folder = shared_folder()
+    open_ones = folder.glob("open-*") if folder else ()
+    return any(pid != os.getpid() and _lives(pid) for pid in map(_pid, open_ones))
+
+
+def given_up() -> None:
+    """This worker could not start, and the others go on: it is none of those that died without a word."""
+    if folder := shared_folder():
+        (folder / f"starting-{os.getpid()}").unlink(missing_ok=True)
 
 
 def lost(reason: str, workers: int) -> bool:
@@ -57,8 +71,9 @@ def lost(reason: str, workers: int) -> bool:
 
     It is where nobody would take the worker's place, or its successors have lost theirs too; the reason is the last line then.
     """
-    if folder := _folder():
+    if folder := shared_folder():
         (folder / f"lost-{os.getpid()}").touch()
+        (folder / f"open-{os.getpid()}").unlink(missing_ok=True)
         recent = [file for file in folder.glob("lost-*") if time.time() - file.stat().st_mtime < _LOSS_SECONDS]
         if len(recent) < _LOSSES * workers and not any(name in os.environ for name in _IN_CONTAINERS):
             return False
@@ -68,7 +83,7 @@ def lost(reason: str, workers: int) -> bool:
 
 def note(reason: str) -> None:
     """Why the server cannot start, or go on: its last line, if no other worker was faster."""
-    if folder := _folder():
+    if folder := shared_folder():
         with suppress(FileExistsError), (folder / "reason").open("x") as file:
             file.write(reason)
     else:
@@ -77,7 +92,7 @@ def note(reason: str) -> None:
 
 def end() -> None:
     """End the server, whose supervisor will find the note; without a supervisor of ours, this process."""
-    if _folder():
+    if shared_folder():
         os.kill(os.getppid(), signal.SIGTERM)
     else:
         os._exit(1)
@@ -85,22 +100,36 @@ def end() -> None:
 
 def refused(reason: str) -> SystemExit:
     """To raise where the service is imported, in the supervisor, in a worker or anywhere else: ends the server too."""
-    if _folder():
+    if shared_folder():
         note(reason)
         end()
         return SystemExit(1)
     return SystemExit(f"error: {reason}")
 
 
-def _folder() -> Path | None:
-    """Where this process, a worker, finds its supervisor's folder; None in any other process."""
+def shared_folder() -> Path | None:
+    """The folder of this worker's supervisor, which all its workers know; None in any other process."""
     pid, _, folder = os.environ.get(_SUPERVISOR, "").partition(":")
     return Path(folder) if pid == str(os.getppid()) else None
 
 
+def own_folder() -> Path | None:
+    """In the supervisor, the folder that its workers will find."""
+    pid, _, folder = os.environ.get(_SUPERVISOR, "").partition(":")
+    return Path(folder) if pid == str(os.getpid()) else None
+
+
 def _dead(folder: Path) -> list[Path]:
     """What workers left that are gone, and were never open."""
-    return [file for file in folder.glob("starting-*") if not Path("/proc", file.name.removeprefix("starting-")).exists()]
+    return [file for file in folder.glob("starting-*") if not _lives(_pid(file))]
+
+
+def _pid(file: Path) -> int:
+    return int(file.name.rpartition("-")[2])
+
+
+def _lives(pid: int) -> bool:
+    return Path("/proc", str(pid)).exists()
 
 
 def _end(folder: Path) -> None:

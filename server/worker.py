@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import time
 from typing import Annotated, Any
 
 import bentoml
@@ -14,7 +16,7 @@ from server import supervision
 from server.api import GenerateRequest, GenerateResponse
 from server.app import App, open_app
 from server.errors import problem
-from server.http import connection, documents, files, v1
+from server.http import connection, documents, files, v1, worker_socket
 from server.http.drain import Drain
 from server.http.edge import Edge
 from server.http.opening import Opening
@@ -22,10 +24,10 @@ from server.http.pages.routes import no_pages, pages
 from server.http.probes import OwnProbes
 from server.http.unit import unit_of
 from server.models.loading import why
-from server.preconditions import OPTIONS, keys, settings
+from server.preconditions import OPTIONS, keys, place, settings
 from server.request_body import WHOLE
 from server.requests.running import disconnected
-from server.telemetry import exposition, metrics, tracing
+from server.telemetry import metrics, tracing
 from server.telemetry.log import configure
 from server.telemetry.start import Start
 
@@ -37,6 +39,8 @@ start = Start()
 drain = Drain()
 v1.routes.state.drain, v1.routes.state.opening = drain, (opening := Opening())
 connection.install()
+if settings.worker_sockets and place:
+    worker_socket.install(settings.worker_sockets.absolute() / f"{place.number}.sock")
 
 
 class Generate(GenerateRequest):
@@ -53,14 +57,21 @@ class Flexiffusion:
     def __init__(self) -> None:
         configure()
         self._app: App | None = None
+        self._listens = False
 
     @bentoml.on_startup
     async def open(self) -> None:
-        """Begin to load beside the event loop: /livez answers at once, /readyz when the model is warm."""
-        exposition.forget_dead_workers()
+        """Begin to load beside the event loop: /livez answers at once, /readyz when the model is warm.
+
+        While other workers are open they take the connections, and this one none until it is.
+        """
+        metrics.workers.set(settings.workers)
         metrics.watch_seconds.set(settings.watch_seconds)  # before the first look, which may fail for ever
         drain.at_sigterm(settings.drain_seconds)
         self._opening = asyncio.create_task(self._open())
+        while supervision.others_open() and not (self._app or opening.failed or drain.stopping):
+            await asyncio.sleep(0.1)
+        self._listens = True
 
     @bentoml.on_shutdown
     async def close(self) -> None:
@@ -95,23 +106,43 @@ class Flexiffusion:
             return
         seconds = start.ready()
         supervision.started()
+        if place:
+            place.opened()
         v1.routes.state.app = self._app
         tiers = [entry.tier for entry in self._app.schedules.tiers()]
         log.info("ready", extra={"fields": {"registry": settings.registry, "tiers": tiers, "seconds": seconds}})
         metrics.engine_up.set(1)
+        metrics.workers_up.set(1)
         while self._app.device_thread.alive:
             await asyncio.sleep(1)
         metrics.engine_up.set(0)
+        metrics.workers_up.set(0)
         log.error("the engine is lost: this process ends, so that another one takes its place")
         ends_all = supervision.lost(self._app.device_thread.end, settings.workers)
         drain.begin(LEAVE_SECONDS, supervision.end if ends_all else None)
 
     async def _give_up(self, reason: str) -> None:
+        if place and place.record.gpu:
+            reason = f"{reason} (CUDA_VISIBLE_DEVICES={place.record.gpu})"
+        if place and place.record.served and supervision.others_open():
+            self._leave_the_others(reason)
+            return
         opening.fails(reason)
         drain.reason = opening.refusal().text
         supervision.note(reason)
         await asyncio.sleep(LEAVE_SECONDS)
         supervision.end()
+
+    def _leave_the_others(self, reason: str) -> None:
+        """End this worker, which could serve once and cannot now: its successor tries again, later."""
+        assert place, "only a worker with a place has others beside it"
+        seconds = max(0, round(place.record.next_try() - time.time()))
+        fields = {"worker": place.number, "next_try_seconds": seconds}
+        log.error("a worker cannot start, and the others go on: %s", reason, extra={"fields": fields})
+        supervision.given_up()
+        if not self._listens:
+            os._exit(1)  # before anybody could connect
+        drain.begin(LEAVE_SECONDS)
 
 
 service: Any = Flexiffusion  # the decorator made a bentoml.Service of the class; its annotations do not say so

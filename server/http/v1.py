@@ -124,7 +124,7 @@ async def schedule(
 async def cancel(request_id: Annotated[str, Path(min_length=1, max_length=64)], app: LoadedApp, context: Context) -> CancelView:
     """Cancel the running requests with this X-Request-Id that came with the same API key; their images are given up at once."""
     key = (context.key or ANONYMOUS).name
-    if cancelled := sum(served.generation.running.cancel(key, request_id) for served in app.open_models):
+    if cancelled := await app.cancel(key, request_id):
         return CancelView(cancelled=cancelled)
     raise NotFound("no such request is running", param="request_id")
 

@@ -39,16 +39,6 @@ def of_all_processes() -> bool:
     return _folder() is not None
 
 
-def forget_dead_workers() -> None:
-    """Remove the gauges of processes that ended without saying so: their queue would be counted for ever."""
-    if folder := _folder():
-        matches = (re.fullmatch(r"gauge_live\w+_(\d+)\.db", file.name) for file in folder.iterdir())
-        for pid in {int(match[1]) for match in matches if match}:
-            if not Path(f"/proc/{pid}").exists():
-                with suppress(FileNotFoundError):  # another worker that starts does the same
-                    mark_process_dead(pid)
-
-
 class _Present(Collector):
     """Ours of another collector's metrics, without the zeros of `schedule_info`: a label set once used stays in the files."""
 
@@ -68,7 +58,19 @@ class _Present(Collector):
 
 
 def _present() -> _Present:
-    return _Present(MultiProcessCollector(None) if _folder() else REGISTRY)
+    if not (folder := _folder()):
+        return _Present(REGISTRY)
+    _forget_dead_workers(folder)
+    return _Present(MultiProcessCollector(None))
+
+
+def _forget_dead_workers(folder: Path) -> None:
+    """Remove the gauges of processes that ended without saying so: their queue would be counted until a successor starts."""
+    matches = (re.fullmatch(r"gauge_live\w+_(\d+)\.db", file.name) for file in folder.iterdir())
+    for pid in {int(match[1]) for match in matches if match}:
+        if not Path(f"/proc/{pid}").exists():
+            with suppress(FileNotFoundError):  # another worker that is asked does the same
+                mark_process_dead(pid)
 
 
 def _patiently(read: Callable[[], T]) -> T:

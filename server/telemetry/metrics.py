@@ -77,6 +77,10 @@ start_seconds = Gauge(
 engine_up = Gauge(
     "flexi_engine_up", "1 while the engine's thread takes images; the least of all workers.", multiprocess_mode="livemin"
 )
+workers = Gauge("flexi_workers", "Worker processes, as set.", multiprocess_mode="livemax")
+workers_up = Gauge(
+    "flexi_workers_up", "Worker processes whose engine's thread takes images, of all that live.", multiprocess_mode="livesum"
+)
 queue_seconds = Gauge(
     "flexi_queue_seconds", "Predicted time for the work accepted and not done; the most of all workers.",
     multiprocess_mode="livemax",

@@ -1,7 +1,7 @@
 """The service with a device that can be lost: `bentoml serve tests.e2e.lost_engine:Flexiffusion`.
 
 Whenever the file LOST_ENGINE names a fault, the engine's next call of that kind takes it out of the file, and this process
-keeps it.
+keeps it. The fault `away` is of the next worker's start.
 """
 
 from __future__ import annotations
@@ -11,8 +11,12 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from server.preconditions import supervises
-from server.service import Flexiffusion
+from server import worker_place
+
+worker_place.FIRST_PAUSE = 0.1
+
+from server.preconditions import supervises  # noqa: E402
+from server.service import Flexiffusion  # noqa: E402
 
 __all__ = ["Flexiffusion"]
 
@@ -43,7 +47,18 @@ if not supervises:
     from engine.device import DeviceLost
     from engine.model import Model
     from engine.waves import Waves
+    from server import app
 
+    load = app.load_first
+
+    def load_first(*arguments: Any) -> Model:
+        """Raises `DeviceLost` while the device is away."""
+        if FILE.read_text() == "away":
+            FILE.write_text("")
+            raise DeviceLost("it is away")
+        return load(*arguments)
+
+    app.load_first = load_first  # type: ignore[attr-defined]
     # SystemExit ends a thread without a word, and no `except Exception` sees it.
     faulty(Waves, "launch", {"wave": DeviceLost("of a wave"), "thread": SystemExit()})
     faulty(Model, "decode_later", {"decode": torch.AcceleratorError("CUDA error: of a decode\nand more about it")})

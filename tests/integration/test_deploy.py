@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from typing import Any
@@ -15,6 +16,8 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from deploy import check
 from deploy.grafana.dashboard import FILE, dashboard
+from server.config import Settings
+from server.http.probes import READY
 from server.telemetry import metrics
 
 PROMETHEUS = ROOT / "deploy" / "prometheus"
@@ -53,6 +56,19 @@ def test_the_rules_tests_notice_a_wrong_rule(promtool, tmp_path):
     done = subprocess.run([promtool, "test", "rules", "tests/alerts.yml"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode != 0
     assert "FlexiErrors" in done.stdout + done.stderr
+
+
+def test_the_proxy_before_the_workers_waits_longer_than_requests_may_take_and_asks_a_route_that_there_is():
+    file = ROOT / "deploy" / "haproxy" / "haproxy.cfg"
+    text = file.read_text()
+    most = next(rule.le for rule in Settings.model_fields["request_seconds"].metadata if hasattr(rule, "le"))
+    for side in ("client", "server"):
+        assert int(re.search(rf"timeout {side} (\d+)s", text)[1]) > most
+    assert re.search(r"uri (\S+)", text)[1] == READY
+    assert re.findall(r"unix@\$\{FLEXI_SOCKETS\}/(\d+)\.sock", text) == [str(number) for number in range(1, 9)]
+    if program := shutil.which("haproxy"):
+        done = subprocess.run([program, "-c", "-f", file], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_every_alert_is_tested_to_fire():

@@ -38,6 +38,7 @@ def test_values_are_read_once_and_frozen(monkeypatch):
         ("FLEXI_MAX_IMAGES", "many", "integer"),
         ("FLEXI_WORKERS", "0", "greater than or equal to 1"),
         ("FLEXI_WORKERS", "65", "less than or equal to 64"),
+        ("FLEXI_WORKER_SOCKETS", "/nowhere", "/nowhere is no folder that this user can write to"),
         ("FLEXI_MAX_WAVE_ROWS", "1", "greater than or equal to 2"),
         ("FLEXI_WATCH_SECONDS", "0", "greater than or equal to 0.1"),
         ("FLEXI_WATCH_SECONDS", "nan", "less than or equal to 3600"),

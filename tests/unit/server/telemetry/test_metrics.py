@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections import Counter
+from contextlib import ExitStack
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +16,9 @@ from registry.schedule import Cost, Schedule, Segment
 from server.batching.accounting import count_image
 from server.batching.image_task import ImageSpec
 from server.telemetry import exposition, metrics
+
+END = "that is all"
+PIPES = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
 
 
 def read(page: str) -> dict[tuple[str, ...], float]:
@@ -28,14 +32,25 @@ def read(page: str) -> dict[tuple[str, ...], float]:
 
 @pytest.fixture
 def process(tmp_path):
-    """Runs a program in a process of its own that shares metrics with all the others of this test; gives its output."""
+    """Runs a program in a process of its own that shares metrics with all the others of this test; gives its output.
 
-    def run(program: str) -> str:
-        environment = {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path), "PYTHONPATH": "."}
-        command = [sys.executable, "-c", f"from server.telemetry import metrics, exposition\n{program}"]
-        return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+    The process lives until the test is over, or, if it is a dead one, ends at once.
+    """
+    with ExitStack() as ending:
 
-    return run
+        def run(program: str, dead: bool = False) -> str:
+            environment = {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path), "PYTHONPATH": "."}
+            program = f"from server.telemetry import metrics, exposition\n{program}\nprint({END!r}, flush=True); input()"
+            worker = subprocess.Popen([sys.executable, "-c", program], env=environment, text=True, **PIPES)
+            ending.enter_context(worker)  # waits for it
+            ending.callback(worker.kill)
+            said = list(iter(worker.stdout.readline, f"{END}\n"))
+            if dead:
+                worker.kill()
+                worker.wait()
+            return "".join(said)
+
+        yield run
 
 
 WORKER = """
@@ -43,6 +58,8 @@ metrics.macs_total.labels("fast", "none", "full").inc({macs})
 metrics.queue_images.set({queue})
 metrics.queue_seconds.set({queue} / 2)
 metrics.engine_up.set({up})
+metrics.workers_up.set({up})
+metrics.workers.set(2)
 metrics.wave_rows.labels("full").observe(3)
 metrics.schedule_info.labels("fast", "none", "old", "1").set({old})
 metrics.schedule_info.labels("fast", "none", "new", "2").set(1)
@@ -58,6 +75,7 @@ def test_workers_are_added_up_and_the_worst_one_speaks_for_all(process):
     assert page["flexi_queue_images",] == 10
     assert page["flexi_queue_seconds",] == 3
     assert page["flexi_engine_up",] == 0
+    assert (page["flexi_workers_up",], page["flexi_workers",]) == (1, 2)
     assert page["flexi_schedule_info", "none", "old", "fast", "1"] == 1, "one worker has not seen the promotion yet"
 
 
@@ -67,16 +85,16 @@ def test_what_is_in_force_no_more_leaves_the_page(process):
 
 
 def test_dead_workers_keep_their_counts_and_lose_their_queue(process):
-    process(WORKER.format(macs=100, queue=4, up=0, old=1))
-    page = read(process(f"exposition.forget_dead_workers()\n{WORKER.format(macs=20, queue=6, up=1, old=0)}{PAGE}"))
+    process(WORKER.format(macs=100, queue=4, up=0, old=1), dead=True)
+    page = read(process(f"{WORKER.format(macs=20, queue=6, up=1, old=0)}{PAGE}"))
     assert page["flexi_macs_total", "none", "full", "fast"] == 120
     assert page["flexi_queue_images",] == 6
     assert page["flexi_engine_up",] == 1
+    assert (page["flexi_workers_up",], page["flexi_workers",]) == (1, 2), "that one is missing does not go with it"
 
 
 def test_one_process_needs_no_folder_and_shows_only_our_metrics(monkeypatch):
     monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
-    exposition.forget_dead_workers()
     metrics.wave_rows.labels("full").observe(3)
     assert {key[0][:6] for key in read(exposition.page().decode())} == {"flexi_"}
 
