@@ -154,6 +154,9 @@ class GenerateResponse(BaseModel):
     queue_ms: Annotated[float, Field(description="Longest wait of an image before the engine took it in.")]
     strength: Annotated[float | None, Field(description="Of an image that started from another one, else null.")] = None
     denoise_ms: Annotated[float, Field(description="Longest time of an image in the engine, other stages excluded.")]
+    marked: Annotated[
+        bool, Field(description="Whether the files hold a signed manifest (C2PA), which says that they were generated.")
+    ] = False
     warnings: Annotated[list[RequestWarning], Field(description="Wishes that were not met.")] = []
 
 

@@ -12,6 +12,7 @@ from registry.errors import FlexiError
 from server import config, supervision
 from server.access.keys import Keys
 from server.http import bind
+from server.marking.marker import marker_of
 from server.telemetry import tracing
 
 supervises = supervision.supervise()
@@ -23,6 +24,7 @@ try:
     bind.refuse_unbindable()
     bind.refuse_strangers(settings)
     keys = Keys(settings.api_keys) if settings.api_keys else None
+    marker_of(settings)
     tracing.configure()
 except FlexiError as wrong:
     raise supervision.refused(config.refusal(wrong)) from None

@@ -7,7 +7,7 @@ from server.experiments.events import OutcomeEvent
 
 ABANDONED = frozenset({"client_gone", "cancelled"})
 """Outcomes of requests that their client gave up: perhaps for its own reasons, perhaps because the arm took too long."""
-NOT_THE_ARMS_DOING = frozenset({"overloaded", "quota_exceeded", "not_ready", "stopping"})
+NOT_THE_ARMS_DOING = frozenset({"overloaded", "quota_exceeded", "not_ready", "stopping", "marking_failed"})
 """Outcomes that are no success, and no fault of the arm's but the whole server's."""
 
 

@@ -37,7 +37,7 @@ WHY = {
     415: "The body is of another kind than this route takes",
     429: "The queue is full, or the key's quota is used up",
     500: "A fault of the server, or an object in its store that is not what it should be",
-    503: "The server is loading or stopping, or the registry is away",
+    503: "The server is loading or stopping, the registry is away, or images cannot be marked as they should be",
     504: "Not done in time",
 }
 COMMON = (500, 503)

@@ -78,7 +78,8 @@ async def _chain(first: Made, rest: AsyncIterator[Made]) -> AsyncIterator[Made]:
 
 def _summary(plan: Plan, finished: Sequence[ImageMade]) -> dict[str, Any]:
     in_order = sorted(finished, key=lambda made: made.image)
-    return response(plan, [made.result for made in in_order], []).model_dump(mode="json", exclude={"images"})
+    summary = response(plan, [made.result for made in in_order], [], marked=finished[0].marked)
+    return summary.model_dump(mode="json", exclude={"images"})
 
 
 def _planned(plan: Plan) -> dict[str, Any]:

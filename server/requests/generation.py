@@ -13,21 +13,19 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from engine.prompt_syntax import PLAIN
 from registry.errors import FlexiError, Overloaded
-from server import VERSION
 from server.access.keys import ANONYMOUS
 from server.access.quota import Quotas
 from server.api import GenerateRequest, GenerateResponse
 from server.batching.image_task import ImageResult, ImageSpec, Preview, Progress
 from server.errors import Cancelled, ClientGone, DeadlineExceeded, GaveWay, QuotaExceeded
 from server.requests.context import OK, RequestContext
+from server.requests.image_files import ImageFiles
 from server.requests.made import ImageMade, Made, PreviewMade, RequestPlanned, StepMade
 from server.requests.plan import Plan, Planner
 from server.requests.response import response
 from server.requests.running import Patience, RunningRequests, gather, while_wanted
-from server.requests.warnings import of_the_image
-from server.telemetry import metrics, tracing
+from server.telemetry import metrics
 
 OUTCOMES: dict[type[FlexiError], str] = {
     Cancelled: "cancelled",
@@ -78,19 +76,17 @@ class Generation:
         renderer: Renderer,
         quotas: Quotas,
         observers: Sequence[RequestObserver] = (),
-        commit: str = "",
+        files: ImageFiles | None = None,
         residencies: Sequence[Residency] = (),
     ) -> None:
-        """`commit`: of this build; it is in every file, where it is known. `residencies`: of what may not be in memory, in the
-        order in which it must come there.
-        """
+        """`residencies`: of what may not be in memory, in the order in which it must come there."""
         self._residencies = residencies
         self.planner = planner
         self.running = RunningRequests()
         self._renderer = renderer
         self._quotas = quotas
         self._observers = observers
-        self._software = f"flexiffusion-serve {VERSION}" + (f" ({commit})" if commit else "")
+        self._files = files or ImageFiles()
 
     async def answer(
         self, request: GenerateRequest, context: RequestContext, gone: Coroutine[Any, Any, None]
@@ -134,12 +130,13 @@ class Generation:
                         continue
                     if not isinstance(arrival.made, Future):
                         index, pixels = arrival.made
-                        yield PreviewMade(plan, image, index, (await self._files(plan, [(spec, pixels)]))[0])
+                        yield PreviewMade(plan, image, index, await self._files.of_preview(plan, spec, pixels))
                         continue
                     result = context.results[image] = arrival.made.result()
                     if len(context.results) == len(futures):
                         _observe_forecast(plan, monotonic() - context.arrived)
-                    yield ImageMade(plan, image, (await self._files(plan, [(spec, result.pixels)]))[0], result)
+                    (file,) = await self._files.of(plan, [(spec, result.pixels)])
+                    yield ImageMade(plan, image, file, result, self._files.marked)
             except GaveWay:  # the images that were not done are made again, or never
                 self._quotas.give_back(plan.key, plan.macs * (len(futures) - len(context.results)) // len(futures))
                 raise
@@ -148,6 +145,7 @@ class Generation:
                     future.cancel()
 
     async def _plan(self, request: GenerateRequest, context: RequestContext, previews: int = 0) -> Plan:
+        self._files.check()
         key = context.key or ANONYMOUS
         plan = context.plan = await self.planner.plan(request, context.request_id, key, context.arrived, previews)
         self._quotas.take(key, plan.macs)  # before anything is loaded for it
@@ -172,8 +170,8 @@ class Generation:
                 future.cancel()  # of a wait that was given up before it began, too
         context.results.update(enumerate(results))
         _observe_forecast(plan, monotonic() - context.arrived)
-        files = await self._files(plan, [(spec, result.pixels) for spec, result in zip(plan.specs, results, strict=True)])
-        return response(plan, results, files)
+        files = await self._files.of(plan, [(spec, result.pixels) for spec, result in zip(plan.specs, results, strict=True)])
+        return response(plan, results, files, marked=self._files.marked)
 
     def _ends(self, plan: Plan) -> list[tuple[Coroutine[Any, Any, None], FlexiError]]:
         """What ends background work before it is done, and with which error."""
@@ -190,35 +188,6 @@ class Generation:
         except FlexiError:
             self._quotas.give_back(plan.key, plan.macs)
             raise
-
-    async def _files(self, plan: Plan, images: Sequence[tuple[ImageSpec, Tensor]]) -> list[str]:
-        """A file in base64 for each image: its spec and its levels (height, width, 3)."""
-        start = monotonic()
-        files = [await self._file(plan, spec, pixels) for spec, pixels in images]
-        metrics.stage_seconds.labels("file").observe(monotonic() - start)
-        return files
-
-    async def _file(self, plan: Plan, spec: ImageSpec, pixels: Tensor) -> str:
-        """Compressing takes a while for large images: it runs beside the event loop."""
-        parameters = {
-            "prompt": spec.prompt,
-            "negative_prompt": spec.negative,
-            "seed": str(spec.seed),
-            "guidance_scale": str(spec.guidance),
-            "size": str(plan.size),
-            **_read_as(spec),
-            **spec.adapters.parameters,
-            "model": plan.entry.schedule.model.name,
-            "tier": plan.entry.tier or "",
-            "schedule": plan.entry.digest,
-            "software": self._software,
-        }
-        if edit := spec.edit:
-            parameters |= {"strength": str(edit.strength), "image": edit.image} | ({"mask": edit.mask} if edit.mask else {})
-        if unmet := of_the_image(plan.warnings):
-            parameters["warnings"] = ",".join(unmet)
-        with tracing.span("file"):
-            return await asyncio.to_thread(lambda: plan.image_format.in_base64(pixels.numpy(), parameters))
 
     @contextmanager
     def _underway(self, request: GenerateRequest, context: RequestContext) -> Iterator[Patience]:
@@ -255,12 +224,6 @@ class Generation:
                 observer.ended(context, plan, seconds)
         elif outcome in ("cancelled", "deadline"):
             metrics.request_seconds.labels(metrics.CUSTOM, metrics.NO_ARM, outcome).observe(seconds)
-
-
-def _read_as(spec: ImageSpec) -> dict[str, str]:
-    """How its prompts were read, where that is not as plain texts that one chunk has room for."""
-    read = {"prompt_syntax": spec.syntax if spec.syntax != PLAIN else "", "prompt_chunks": str(spec.chunks)}
-    return {name: value for name, value in read.items() if value not in ("", "1")}
 
 
 @dataclass(frozen=True)

@@ -36,12 +36,13 @@ class PreviewMade:
 
 @dataclass(frozen=True)
 class ImageMade:
-    """Image `image` of a plan, 0-based, as a file in base64, and what it took."""
+    """Image `image` of a plan, 0-based, as a file in base64, and what it took. marked: whether the file is."""
 
     plan: Plan
     image: int
     file: str
     result: ImageResult
+    marked: bool = False
 
 
 Made = RequestPlanned | StepMade | PreviewMade | ImageMade

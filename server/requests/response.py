@@ -11,8 +11,8 @@ from server.requests.usage import Usage, milliseconds
 from server.requests.warnings import said
 
 
-def response(plan: Plan, results: Collection[ImageResult], files: list[str]) -> GenerateResponse:
-    """The answer to a plan all of whose images are done."""
+def response(plan: Plan, results: Collection[ImageResult], files: list[str], *, marked: bool = False) -> GenerateResponse:
+    """The answer to a plan all of whose images are done. marked: whether their files are."""
     entry, usage = plan.entry, Usage.of(results)
     steps = next(iter(results)).steps  # the same of each image
     return GenerateResponse(
@@ -37,5 +37,6 @@ def response(plan: Plan, results: Collection[ImageResult], files: list[str]) -> 
         queue_ms=milliseconds(usage.queue_seconds),
         denoise_ms=milliseconds(usage.denoise_seconds),
         strength=plan.edit.strength if plan.edit else None,
+        marked=marked,
         warnings=said(plan.warnings),
     )
