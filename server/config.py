@@ -190,6 +190,13 @@ class Settings(BaseSettings):
     webhook_private: Annotated[
         bool, Field(description="Let jobs' webhooks lead to addresses that are not public, and be plain HTTP.")
     ] = False
+    repeats_mib: Annotated[
+        int, Field(ge=0, le=2**20, description="Memory for finished images that are answered again, in MiB; 0 keeps none.")
+    ] = 0
+    repeats_seconds: Annotated[
+        int, Field(ge=1, le=30 * DAY, description="How long a finished image may be answered again.")
+    ] = 3600
+    repeats_across_keys: Annotated[bool, Field(description="Answer one API key what was made for another one.")] = False
     marking_certificate: Annotated[
         Path | None, Field(description="PEM file of a chain, the signer's first: image files are marked as generated (C2PA).")
     ] = None

@@ -12,13 +12,19 @@ NOT_THE_ARMS_DOING = frozenset({"overloaded", "quota_exceeded", "not_ready", "st
 
 
 def metric_values(outcome: OutcomeEvent) -> dict[Metric, float]:
-    """What one request says of its arm. Only a finished one has times and MACs worth comparing."""
+    """What one request says of its arm. Only a finished one has times and MACs worth comparing, and only where all its images
+    were made for it; one that got nothing but repeats says nothing.
+    """
+    if outcome.repeats and not outcome.macs_planned:
+        return {}
     if outcome.outcome in NOT_THE_ARMS_DOING:
         return {}
     if outcome.outcome in ABANDONED:
         return {"abandoned": 1.0}
     if outcome.outcome != "ok":
         return {"errors": 1.0, "abandoned": 0.0}
+    if outcome.repeats:
+        return {"errors": 0.0, "abandoned": 0.0}
     return {
         "errors": 0.0,
         "abandoned": 0.0,

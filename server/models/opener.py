@@ -49,6 +49,7 @@ from server.requests.image_files import ImageFiles
 from server.requests.lora_choice import LoraChoice
 from server.requests.plan import Planner
 from server.requests.prompt_pair import PromptReader
+from server.requests.repeats import Repeats
 from server.requests.shadow import ShadowTeacher
 from server.telemetry import metrics
 from server.telemetry.served import begin as served_as
@@ -72,6 +73,8 @@ class ModelOpener:
         self.open_once = cache(lambda: open_store(settings.registry))  # an error is not kept
         self._trusted = TrustedKeys.read(settings.trusted_keys) if settings.trusted_keys else None
         self._quotas = Quotas()
+        most, across_keys = settings.repeats_mib * 2**20, settings.repeats_across_keys
+        self.repeats = Repeats(most, settings.repeats_seconds, across_keys=across_keys) if most else None
         marker = marker_of(settings)
         if marker:
             marker.export()
@@ -164,7 +167,7 @@ class ModelOpener:
         if overruled := planner.default_guidance.overruled():
             log.warning("%s", overruled)
         residencies: list[Residency] = [*([resident] if resident else []), sets]
-        generation = Generation(planner, served, self._quotas, [experiments, shadow], self._files, residencies)
+        generation = Generation(planner, served, self._quotas, [experiments, shadow], self._files, residencies, self.repeats)
         following = [asyncio.create_task(follower.follow(settings.watch_seconds)) for follower in (watch, experiments)]
         served.parts = ModelParts(registry, schedules, generation, experiments, shadow, following)
 

@@ -23,6 +23,7 @@ from server.requests.context import OK, RequestContext
 from server.requests.image_files import ImageFiles
 from server.requests.made import ImageMade, Made, PreviewMade, RequestPlanned, StepMade
 from server.requests.plan import Plan, Planner
+from server.requests.repeats import Repeats
 from server.requests.response import response
 from server.requests.running import Patience, RunningRequests, gather, while_wanted
 from server.telemetry import metrics
@@ -35,6 +36,7 @@ OUTCOMES: dict[type[FlexiError], str] = {
     Overloaded: "rejected",
     QuotaExceeded: "rejected",
 }
+REPEAT = "repeat"  # how a request ended well of whose images some were made before
 
 
 class Renderer(Protocol):
@@ -78,8 +80,12 @@ class Generation:
         observers: Sequence[RequestObserver] = (),
         files: ImageFiles | None = None,
         residencies: Sequence[Residency] = (),
+        repeats: Repeats | None = None,
     ) -> None:
-        """`residencies`: of what may not be in memory, in the order in which it must come there."""
+        """`residencies`: of what may not be in memory, in the order in which it must come there. repeats: without it, every
+        image is made.
+        """
+        self._repeats = repeats
         self._residencies = residencies
         self.planner = planner
         self.running = RunningRequests()
@@ -110,18 +116,19 @@ class Generation:
 
         with self._underway(request, context) as patience:
             plan = await patience.wait(self._plan(request, context, previews))
-            specs = plan.specs
+            specs, to_make = plan.specs, plan.to_make
             futures = self._submit(
                 plan,
-                specs,
                 lambda spec, i, pixels: arrive(spec.seed - plan.seed, (i, pixels)),
                 (lambda spec, step: arrive(spec.seed - plan.seed, step)) if progress else None,
             )
-            for image, future in enumerate(futures):
+            for image, future in zip(to_make, futures, strict=True):
                 future.add_done_callback(partial(arrive, image))
             try:
                 if progress:
                     yield RequestPlanned(plan)
+                for image, kept in plan.repeats.items():
+                    yield await self._made(plan, image, kept)
                 while len(context.results) < len(futures):
                     arrival = await patience.wait(arrivals.get(), *self._ends(plan))
                     image, spec = arrival.image, specs[arrival.image]
@@ -133,10 +140,10 @@ class Generation:
                         yield PreviewMade(plan, image, index, await self._files.of_preview(plan, spec, pixels))
                         continue
                     result = context.results[image] = arrival.made.result()
+                    self._keep(plan, image, result)
                     if len(context.results) == len(futures):
                         _observe_forecast(plan, monotonic() - context.arrived)
-                    (file,) = await self._files.of(plan, [(spec, result.pixels)])
-                    yield ImageMade(plan, image, file, result, self._files.marked)
+                    yield await self._made(plan, image, result)
             except GaveWay:  # the images that were not done are made again, or never
                 self._quotas.give_back(plan.key, plan.macs * (len(futures) - len(context.results)) // len(futures))
                 raise
@@ -147,8 +154,11 @@ class Generation:
     async def _plan(self, request: GenerateRequest, context: RequestContext, previews: int = 0) -> Plan:
         self._files.check()
         key = context.key or ANONYMOUS
-        plan = context.plan = await self.planner.plan(request, context.request_id, key, context.arrived, previews)
+        plan = await self.planner.plan(request, context.request_id, key, context.arrived, previews)
+        plan = context.plan = self._repeats.applied(plan) if self._repeats else plan
         self._quotas.take(key, plan.macs)  # before anything is loaded for it
+        if not plan.to_make:
+            return plan
         try:
             for residency in self._residencies:
                 await residency.enter(plan)
@@ -159,7 +169,8 @@ class Generation:
 
     async def _make(self, request: GenerateRequest, context: RequestContext) -> GenerateResponse:
         plan = await self._plan(request, context)
-        futures = self._submit(plan, plan.specs)
+        to_make = plan.to_make
+        futures = self._submit(plan)
         try:
             results = await while_wanted(gather(futures), self._ends(plan))
         except GaveWay:  # it is made again, or never
@@ -168,10 +179,21 @@ class Generation:
         finally:
             for future in futures:
                 future.cancel()  # of a wait that was given up before it began, too
-        context.results.update(enumerate(results))
+        context.results.update(zip(to_make, results, strict=True))
+        for image, result in context.results.items():
+            self._keep(plan, image, result)
         _observe_forecast(plan, monotonic() - context.arrived)
-        files = await self._files.of(plan, [(spec, result.pixels) for spec, result in zip(plan.specs, results, strict=True)])
+        every = [result for _, result in sorted({**context.results, **plan.repeats}.items())]
+        files = await self._files.of(plan, [(spec, result.pixels) for spec, result in zip(plan.specs, every, strict=True)])
         return response(plan, results, files, marked=self._files.marked)
+
+    async def _made(self, plan: Plan, image: int, result: ImageResult) -> ImageMade:
+        (file,) = await self._files.of(plan, [(plan.specs[image], result.pixels)])
+        return ImageMade(plan, image, file, result, self._files.marked)
+
+    def _keep(self, plan: Plan, image: int, result: ImageResult) -> None:
+        if self._repeats:
+            self._repeats.keep(plan, image, result)
 
     def _ends(self, plan: Plan) -> list[tuple[Coroutine[Any, Any, None], FlexiError]]:
         """What ends background work before it is done, and with which error."""
@@ -180,11 +202,12 @@ class Generation:
         return [(residency.gives_way(plan), GaveWay()) for residency in self._residencies]
 
     def _submit(
-        self, plan: Plan, specs: Sequence[ImageSpec], preview: Preview | None = None, progress: Progress | None = None
+        self, plan: Plan, preview: Preview | None = None, progress: Progress | None = None
     ) -> list[Future[ImageResult]]:
-        """Queue. What is refused is paid back; what was begun is not, whatever becomes of it."""
+        """Queue what is to be made. What is refused is paid back; what was begun is not, whatever becomes of it."""
+        specs = [plan.specs[image] for image in plan.to_make]
         try:
-            return self._renderer.submit(specs, preview, progress)
+            return self._renderer.submit(specs, preview, progress) if specs else []
         except FlexiError:
             self._quotas.give_back(plan.key, plan.macs)
             raise
@@ -217,6 +240,7 @@ class Generation:
         seconds, plan = monotonic() - context.arrived, context.plan
         if plan:
             if not plan.in_background:  # which waits as long as there are others: it would look like a slow server
+                outcome = REPEAT if outcome == OK and plan.repeats else outcome  # its time says nothing of its schedule
                 metrics.request_seconds.labels(plan.entry.label, plan.arm_label, outcome).observe(seconds)
             for warning in plan.warnings:
                 metrics.warnings_total.labels(warning.code).inc()
@@ -236,5 +260,5 @@ class _Arrival:
 
 def _observe_forecast(plan: Plan, seconds: float) -> None:
     """Hold the predicted seconds against those that it took until the pixels were there."""
-    if not plan.in_background:
+    if not (plan.in_background or plan.repeats):
         metrics.forecast_ratio.labels(plan.entry.label).observe(seconds / max(plan.predicted, 1e-3))

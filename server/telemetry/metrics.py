@@ -220,6 +220,13 @@ rfid = ModelGauge(
 shadow_images_total = ModelCounter(
     "flexi_shadow_images_total", "Sampled images made again by the teacher, by how it went.", ["outcome"]
 )
+repeats_total = ModelCounter(
+    "flexi_repeats_total", "Lookups of images among those made before, by whether they were there: hit or miss.", ["cache"]
+)
+repeat_macs_total = ModelCounter(
+    "flexi_repeat_macs_total", "MACs that repeats did not take: those of their images when they were made.", ["tier"]
+)
+repeat_bytes = Gauge("flexi_repeat_bytes", "Memory for images that are kept to be repeated.", multiprocess_mode="livesum")
 jobs = Gauge(
     "flexi_jobs", "Open jobs by their state, as a worker knows them; the most of all workers.", ["state"],
     multiprocess_mode="livemax",

@@ -12,14 +12,12 @@ import torch
 from server.access.keys import ANONYMOUS
 from server.access.quota import Quotas
 from server.api import GenerateRequest
-from server.batching.image_task import ImageResult
+from server.batching.image_task import ImageResult, macs_before
 from server.experiments.active import ActiveExperiments
 from server.requests.context import RequestContext
 from server.requests.generation import Generation
 from server.requests.plan import Planner
 from server.tiers.active import ActiveSchedules
-
-MACS = 10  # of every image
 
 
 class PlannerSettings:
@@ -29,10 +27,14 @@ class PlannerSettings:
 
 
 class Painter:
-    """A renderer. `specs` are those that were painted; the images numbered in `fails`, in that order, fail with the error."""
+    """A renderer. `specs` are those that were painted; the images numbered in `fails`, in that order, fail with the error.
 
-    def __init__(self):
-        self.specs, self.fails = [], {}
+    An image takes what its spec says, less `short` MACs.
+    """
+
+    def __init__(self, model):
+        self.specs, self.fails, self.short = [], {}, 0
+        self._model = model
 
     def submit(self, specs, preview=None, progress=None):
         futures = []
@@ -43,7 +45,8 @@ class Painter:
             if error := self.fails.get(len(self.specs)):
                 future.set_exception(error)
             else:
-                future.set_result(ImageResult(self.painted(spec), MACS, Counter(full=4), 0.25, 0.5))
+                macs = macs_before(spec, self._model.macs_at(spec.size, spec.chunks))[-1] - self.short
+                future.set_result(ImageResult(self.painted(spec), macs, Counter(spec.program.counts), 0.25, 0.5))
             self.specs.append(spec)
             futures.append(future)
         return futures

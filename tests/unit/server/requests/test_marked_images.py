@@ -43,7 +43,9 @@ def marker(credential):
 
 
 def marking(model, marker, renderer=None, shows_prompt=False, **options):
-    return generation_of(model, renderer or Painter(), files=ImageFiles("1a2b3c", marker, shows_prompt=shows_prompt), **options)
+    return generation_of(
+        model, renderer or Painter(model), files=ImageFiles("1a2b3c", marker, shows_prompt=shows_prompt), **options
+    )
 
 
 def read(file, name):
@@ -112,7 +114,7 @@ def test_without_a_certificate_nothing_is_marked_and_the_answer_says_so(model):
 
 @pytest.mark.parametrize("ask", [answered, lambda *given, **fields: raised(streamed(*given, **fields))])
 def test_an_expired_certificate_refuses_a_request_before_it_costs_anything(model, credential, ask):
-    marker, painter, quotas = Marker(credential, clock=lambda: credential.ends.timestamp()), Painter(), Quotas(lambda: 0.0)
+    marker, painter, quotas = Marker(credential, clock=lambda: credential.ends.timestamp()), Painter(model), Quotas(lambda: 0.0)
     key = Key("shop", 2**50, None)
     with pytest.raises(MarkingFailed, match="expired"):
         ask(marking(model, marker, painter, quotas=quotas), key=key)
