@@ -149,11 +149,17 @@ class GenerateResponse(BaseModel):
     macs: Annotated[int, Field(description="UNet MACs executed for all images, guidance rows included.")]
     macs_per_image: int
     relative_cost: Annotated[float, Field(description="MACs relative to the teacher's at the same size, from the same start.")]
-    steps: Steps
+    steps: Annotated[Steps, Field(description="Of an image that was made; of repeats, none ran.")]
     predicted_ms: Annotated[float, Field(description="When the images should be there, as predicted on arrival.")]
     queue_ms: Annotated[float, Field(description="Longest wait of an image before the engine took it in.")]
     strength: Annotated[float | None, Field(description="Of an image that started from another one, else null.")] = None
     denoise_ms: Annotated[float, Field(description="Longest time of an image in the engine, other stages excluded.")]
+    repeats: Annotated[
+        list[int], Field(description="Which images, from 0 on, were made before: nothing ran for them, and they cost nothing.")
+    ] = []
+    marked: Annotated[
+        bool, Field(description="Whether the files hold a signed manifest (C2PA), which says that they were generated.")
+    ] = False
     warnings: Annotated[list[RequestWarning], Field(description="Wishes that were not met.")] = []
 
 

@@ -70,6 +70,8 @@ class App:
         works = [sweeper.follow()]
         if self.settings.max_jobs:
             works.append(self.jobs.runner.follow(self.settings.watch_seconds))
+        if opener.repeats:
+            works.append(opener.repeats.follow())
         if others := opener.models[1:]:
             works += [opener.follow(), *map(opener.open_beside, others)]
         self.following += map(asyncio.create_task, works)

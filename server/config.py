@@ -30,7 +30,7 @@ from registry.stores.address import DEFAULT_ADDRESS
 from registry.stores.urls import refuse_secrets
 from server.model_folders import ModelFolder
 from server.request_fields import MAX_IMAGES
-from server.setting_values import Listed, as_origin, as_public_url, as_secret, as_size, as_switch
+from server.setting_values import Listed, as_authority, as_origin, as_public_url, as_secret, as_size, as_switch
 
 PREFIX = "FLEXI_"
 
@@ -194,6 +194,23 @@ class Settings(BaseSettings):
     webhook_private: Annotated[
         bool, Field(description="Let jobs' webhooks lead to addresses that are not public, and be plain HTTP.")
     ] = False
+    repeats_mib: Annotated[
+        int, Field(ge=0, le=2**20, description="Memory for finished images that are answered again, in MiB; 0 keeps none.")
+    ] = 0
+    repeats_seconds: Annotated[
+        int, Field(ge=1, le=30 * DAY, description="How long a finished image may be answered again.")
+    ] = 3600
+    repeats_across_keys: Annotated[bool, Field(description="Answer one API key what was made for another one.")] = False
+    marking_certificate: Annotated[
+        Path | None, Field(description="PEM file of a chain, the signer's first: image files are marked as generated (C2PA).")
+    ] = None
+    marking_key: Annotated[Path | None, Field(description="PEM file of the key of its first certificate.")] = None
+    marking_timestamp_url: Annotated[
+        str | None,
+        AfterValidator(as_authority),
+        Field(description="A timestamp authority (RFC 3161) that is asked for each image file; without it, nobody is."),
+    ] = None
+    marking_prompt: Annotated[bool, Field(description="Let marks say prompt and negative prompt.")] = False
     drain_seconds: Annotated[
         float, Field(ge=0, le=600, description="After SIGTERM, how long running requests may go on; then they get 503.")
     ] = 30.0
@@ -304,9 +321,12 @@ class Settings(BaseSettings):
         return url
 
     @model_validator(mode="after")
-    def _either_keys_or_everybody(self) -> Self:
+    def _fits_together(self) -> Self:
         if self.api_keys and self.allow_anonymous:
             raise misfit("with api_keys every request needs a key; set one of the two", "allow_anonymous")
+        if (self.marking_certificate is None) != (self.marking_key is None):
+            there, missing = ("certificate", "key") if self.marking_certificate else ("key", "certificate")
+            raise misfit(f"with FLEXI_MARKING_{there.upper()} it is needed, too", f"marking_{missing}")
         return self
 
 

@@ -49,6 +49,16 @@ class GaveWay(Overloaded):
         super().__init__("clients need the memory of its LoRAs: try again later", retry_after=10, param="loras")
 
 
+class MarkingFailed(NotReady):
+    """An image could not be marked as generated, or none can be: it is not handed out without. Jobs are tried again."""
+
+    code = "marking_failed"
+    retry_after = 60  # seconds: what is tried again costs MACs
+
+    def __init__(self, text: str) -> None:
+        super().__init__(f"images cannot be marked as generated, and are not handed out without: {text}")
+
+
 class DeadlineExceeded(FlexiError):
     """The request's time is over; its images are given up."""
 

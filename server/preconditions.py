@@ -14,6 +14,7 @@ from server import config, supervision, worker_place
 from server.access.keys import Keys
 from server.gpus import VISIBLE, gpu_for_each, visible_gpus
 from server.http import bind
+from server.marking.marker import marker_of
 from server.telemetry import tracing
 
 
@@ -41,6 +42,7 @@ try:
     bind.refuse_unbindable()
     bind.refuse_strangers(settings)
     keys = Keys(settings.api_keys) if settings.api_keys else None
+    marker_of(settings)
     tracing.configure()
     place = _place()
 except FlexiError as wrong:

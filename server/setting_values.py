@@ -48,6 +48,13 @@ def as_public_url(text: str | None) -> str | None:
     return text.rstrip("/")
 
 
+def as_authority(text: str | None) -> str | None:
+    """A URL to ask for timestamps; None where it is empty. Raises `ValueError`."""
+    if text and (urlsplit(text).scheme not in PORTS or not urlsplit(text).hostname):
+        raise ValueError("a URL, as in http://timestamp.example.com")
+    return text or None
+
+
 def as_secret(secret: SecretStr | None) -> SecretStr | None:
     """None where it is empty. Raises `ValueError` for what is no secret of Standard Webhooks."""
     if secret is None or not secret.get_secret_value():

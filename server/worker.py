@@ -92,6 +92,7 @@ class Flexiffusion:
             await files.refuse_unkept(self._app, request)
             made = await self._app.answer(request, ctx.request.state.context, disconnected(ctx.request))
             ctx.response.headers[documents.QUEUE_SECONDS] = self._app.queue_seconds
+            ctx.response.headers.update(documents.repeats(made.repeats))
             return await files.with_urls(self._app, made, ctx.request) if request.response_format == "url" else made
         except FlexiError as error:
             ctx.response.status_code = error.status  # BentoML puts this one over the response's own

@@ -23,7 +23,7 @@ RETIRED = {
 PLAIN = {
     "bytes", "seconds", "timestamp", "info", "http", "responses", "errors", "success", "distance", "up",
     "running", "finished", "planned", "rejected", "unreported",
-    "served", "unserved", "oldest", "swept", "objects",
+    "served", "unserved", "oldest", "swept", "objects", "expiry",
 }  # fmt: skip
 
 

@@ -41,6 +41,7 @@ class OutcomeEvent(Document):
     fallback: bool = False
     size: Annotated[str, Field(pattern=PATTERN)] | None = None  # of the images; events of earlier versions do not say it
     loras: tuple[str, ...] = Field(default=(), exclude_if=lambda loras: not loras)  # each as name:scale
+    repeats: int = Field(default=0, ge=0, exclude_if=lambda images: not images)  # images that were made before
     outcome: Annotated[str, Field(pattern=r"^[a-z_]{1,64}$")]  # "ok", or the code of the error
     queue_seconds: Seconds
     service_seconds: Seconds

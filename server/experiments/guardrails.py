@@ -52,7 +52,7 @@ def guardrail_values(outcome: OutcomeEvent) -> dict[Harm, float]:
     values = {harm: reported[metric] for harm, metric in REPORTED_AS.items() if metric in reported}
     if outcome.outcome in UNFINISHED:
         values["service_p95"] = outcome.service_seconds
-    if outcome.outcome == "ok":
+    if outcome.outcome == "ok" and outcome.steps_planned:  # of repeats alone none is
         values["unplanned_steps"] = float(outcome.steps_executed != outcome.steps_planned)
     return values
 

@@ -19,6 +19,7 @@ READABLE = (
     "Retry-After",
     "X-Should-Retry",
     "X-Flexi-Queue-Seconds",
+    "X-Flexi-Repeats",
     "Location",
 )  # beside what every page may read
 

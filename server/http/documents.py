@@ -6,6 +6,7 @@ neither null nor our errors. What holds for all routes is said here once.
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from typing import Any
 
 from fastapi import FastAPI
@@ -37,7 +38,7 @@ WHY = {
     415: "The body is of another kind than this route takes",
     429: "The queue is full, or the key's quota is used up",
     500: "A fault of the server, or an object in its store that is not what it should be",
-    503: "The server is loading or stopping, or the registry is away",
+    503: "The server is loading or stopping, the registry is away, or images cannot be marked as they should be",
     504: "Not done in time",
 }
 COMMON = (500, 503)
@@ -67,6 +68,7 @@ SENT_WITH = {
     "504": "X-Should-Retry",
 }
 QUEUE_SECONDS = "X-Flexi-Queue-Seconds"
+REPEATS = "X-Flexi-Repeats"
 QUEUE: dict[int | str, Object] = {  # for the `responses` of a route that makes images
     200: {
         "description": "The images",
@@ -74,7 +76,11 @@ QUEUE: dict[int | str, Object] = {  # for the `responses` of a route that makes 
             QUEUE_SECONDS: {
                 "description": "Predicted seconds of the work that the server has before it, background work too.",
                 "schema": {"type": "number", "minimum": 0},
-            }
+            },
+            REPEATS: {
+                "description": "How many of the images were made before, where any was: nothing ran for them.",
+                "schema": {"type": "integer", "minimum": 1},
+            },
         },
     }
 }
@@ -101,6 +107,11 @@ SECURITY = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
 }
+
+
+def repeats(images: Sized) -> dict[str, str]:
+    """The headers of an answer of which these images are repeats."""
+    return {REPEATS: str(len(images))} if len(images) else {}
 
 
 def errors(*statuses: int) -> dict[int | str, Object]:

@@ -62,7 +62,8 @@ async def events(first: Made, rest: AsyncGenerator[Made], kind: Kind) -> AsyncGe
                     yield event(f"{kind}.partial_image", body | {"partial_image_index": made.index})
                     continue
                 finished.append(made)
-                body |= {"seed": plan.seed + made.image, "macs": made.result.macs, "usage": NO_TOKENS}
+                macs = 0 if made.is_repeat else made.result.macs
+                body |= {"seed": plan.seed + made.image, "macs": macs, "repeat": made.is_repeat, "usage": NO_TOKENS}
                 if len(finished) == len(plan.specs):
                     body |= {"request": _summary(plan, finished)}
                 yield event(f"{kind}.completed", body)
@@ -78,7 +79,9 @@ async def _chain(first: Made, rest: AsyncIterator[Made]) -> AsyncIterator[Made]:
 
 def _summary(plan: Plan, finished: Sequence[ImageMade]) -> dict[str, Any]:
     in_order = sorted(finished, key=lambda made: made.image)
-    return response(plan, [made.result for made in in_order], []).model_dump(mode="json", exclude={"images"})
+    results = [made.result for made in in_order if not made.is_repeat]
+    summary = response(plan, results, [], marked=finished[0].marked)
+    return summary.model_dump(mode="json", exclude={"images"})
 
 
 def _planned(plan: Plan) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from server.errors import ClientGone, problem
 from server.experiments.active import ActiveExperiment
 from server.http import files, image_events, jobs, openai, operator, probes
 from server.http.context import Context
-from server.http.documents import COMMON, EDITS_BODY, QUEUE, QUEUE_SECONDS, UNIT, WITH_IMAGES, errors
+from server.http.documents import COMMON, EDITS_BODY, QUEUE, QUEUE_SECONDS, UNIT, WITH_IMAGES, errors, repeats
 from server.http.edits import edits_request
 from server.http.opening import loaded_app
 from server.http.sse import EventStream
@@ -193,10 +193,11 @@ async def _made(
         if body.wants_urls:
             made = await files.with_urls(app, made, request)
         sent.headers[QUEUE_SECONDS] = app.queue_seconds
+        sent.headers.update(repeats(made.repeats))
         return openai.answer(made, body.wants_urls)
     stream = generation.stream(wanted, context, body.partial_images or 0, body.progress)
     first = await while_wanted(anext(stream), [(disconnected(request), ClientGone())])  # so that a refusal has its status
-    return EventStream(image_events.events(first, stream, kind))
+    return EventStream(image_events.events(first, stream, kind), repeats(first.plan.repeats))
 
 
 def _model_view(app: App, served: ServedModel, name: str) -> openai.ModelView:

@@ -37,6 +37,7 @@ from server.experiments.active import ActiveExperiments
 from server.experiments.recorder import Recorder
 from server.experiments.runtime import ExperimentRuntime
 from server.loras.lora_folder import LoraFolder
+from server.marking.marker import marker_of
 from server.model_folders import ModelFolder
 from server.models.adapter_sets import AdapterSets
 from server.models.loading import compile_model, memory_for_models, other_sizes, prompt_chunks, teacher_steps, why
@@ -44,9 +45,11 @@ from server.models.model_registry import ModelRegistry
 from server.models.residence import RETRY, Residence, Resident, free_memory
 from server.models.served_model import ModelParts, ServedModel
 from server.requests.generation import Generation, Residency
+from server.requests.image_files import ImageFiles
 from server.requests.lora_choice import LoraChoice
 from server.requests.plan import Planner
 from server.requests.prompt_pair import PromptReader
+from server.requests.repeats import Repeats
 from server.requests.shadow import ShadowTeacher
 from server.telemetry import metrics
 from server.telemetry.served import begin as served_as
@@ -70,6 +73,12 @@ class ModelOpener:
         self.open_once = cache(lambda: open_store(settings.registry))  # an error is not kept
         self._trusted = TrustedKeys.read(settings.trusted_keys) if settings.trusted_keys else None
         self._quotas = Quotas()
+        most, across_keys = settings.repeats_mib * 2**20, settings.repeats_across_keys
+        self.repeats = Repeats(most, settings.repeats_seconds, across_keys=across_keys) if most else None
+        marker = marker_of(settings)
+        if marker:
+            marker.export()
+        self._files = ImageFiles(settings.commit, marker, shows_prompt=settings.marking_prompt)
         self._cache = None if settings.cache_mib is None else settings.cache_mib * 2**20
         folders = settings.models or (ModelFolder(settings.model_name, settings.model),)
         admission = Admission(settings.max_queue_seconds, settings.max_key_queue_seconds or math.inf)
@@ -158,7 +167,7 @@ class ModelOpener:
         if overruled := planner.default_guidance.overruled():
             log.warning("%s", overruled)
         residencies: list[Residency] = [*([resident] if resident else []), sets]
-        generation = Generation(planner, served, self._quotas, [experiments, shadow], settings.commit, residencies)
+        generation = Generation(planner, served, self._quotas, [experiments, shadow], self._files, residencies, self.repeats)
         following = [asyncio.create_task(follower.follow(settings.watch_seconds)) for follower in (watch, experiments)]
         served.parts = ModelParts(registry, schedules, generation, experiments, shadow, following)
 

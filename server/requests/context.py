@@ -23,7 +23,8 @@ class RequestContext:
 
     limit: the seconds that a job may take from its arrival; requests have the planner's.
     arrived: when the request was found valid, by the monotonic clock. plan: once the registry has answered, where it was asked.
-    results: the images that are done, by their place in the plan. code: `OK`, or that of the error it ended with.
+    results: the images that were made for it, by their place in the plan, whose repeats are not among them. code: `OK`, or that
+    of the error it ended with.
     """
 
     request_id: str
@@ -37,7 +38,7 @@ class RequestContext:
 
     @property
     def usage(self) -> Usage:
-        """What the images that are done took together."""
+        """What the images that were made for it took together."""
         return Usage.of(self.results.values())
 
     def log_fields(self) -> dict[str, Any]:
@@ -70,6 +71,8 @@ class RequestContext:
             "macs": usage.macs,
             "predicted_ms": milliseconds(plan.predicted),
         }
+        if plan.repeats:
+            fields["repeats"] = len(plan.repeats)
         if plan.adapters:
             fields["loras"] = str(plan.adapters)
         if plan.edit:

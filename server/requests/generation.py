@@ -13,21 +13,20 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from engine.prompt_syntax import PLAIN
 from registry.errors import FlexiError, Overloaded
-from server import VERSION
 from server.access.keys import ANONYMOUS
 from server.access.quota import Quotas
 from server.api import GenerateRequest, GenerateResponse
 from server.batching.image_task import ImageResult, ImageSpec, Preview, Progress
 from server.errors import Cancelled, ClientGone, DeadlineExceeded, GaveWay, QuotaExceeded
 from server.requests.context import OK, RequestContext
+from server.requests.image_files import ImageFiles
 from server.requests.made import ImageMade, Made, PreviewMade, RequestPlanned, StepMade
 from server.requests.plan import Plan, Planner
+from server.requests.repeats import Repeats
 from server.requests.response import response
 from server.requests.running import Patience, RunningRequests, gather, while_wanted
-from server.requests.warnings import of_the_image
-from server.telemetry import metrics, tracing
+from server.telemetry import metrics
 
 OUTCOMES: dict[type[FlexiError], str] = {
     Cancelled: "cancelled",
@@ -37,6 +36,7 @@ OUTCOMES: dict[type[FlexiError], str] = {
     Overloaded: "rejected",
     QuotaExceeded: "rejected",
 }
+REPEAT = "repeat"  # how a request ended well of whose images some were made before
 
 
 class Renderer(Protocol):
@@ -78,19 +78,21 @@ class Generation:
         renderer: Renderer,
         quotas: Quotas,
         observers: Sequence[RequestObserver] = (),
-        commit: str = "",
+        files: ImageFiles | None = None,
         residencies: Sequence[Residency] = (),
+        repeats: Repeats | None = None,
     ) -> None:
-        """`commit`: of this build; it is in every file, where it is known. `residencies`: of what may not be in memory, in the
-        order in which it must come there.
+        """`residencies`: of what may not be in memory, in the order in which it must come there. repeats: without it, every
+        image is made.
         """
+        self._repeats = repeats
         self._residencies = residencies
         self.planner = planner
         self.running = RunningRequests()
         self._renderer = renderer
         self._quotas = quotas
         self._observers = observers
-        self._software = f"flexiffusion-serve {VERSION}" + (f" ({commit})" if commit else "")
+        self._files = files or ImageFiles()
 
     async def answer(
         self, request: GenerateRequest, context: RequestContext, gone: Coroutine[Any, Any, None]
@@ -114,18 +116,19 @@ class Generation:
 
         with self._underway(request, context) as patience:
             plan = await patience.wait(self._plan(request, context, previews))
-            specs = plan.specs
+            specs, to_make = plan.specs, plan.to_make
             futures = self._submit(
                 plan,
-                specs,
                 lambda spec, i, pixels: arrive(spec.seed - plan.seed, (i, pixels)),
                 (lambda spec, step: arrive(spec.seed - plan.seed, step)) if progress else None,
             )
-            for image, future in enumerate(futures):
+            for image, future in zip(to_make, futures, strict=True):
                 future.add_done_callback(partial(arrive, image))
             try:
                 if progress:
                     yield RequestPlanned(plan)
+                for image, kept in plan.repeats.items():
+                    yield await self._made(plan, image, kept)
                 while len(context.results) < len(futures):
                     arrival = await patience.wait(arrivals.get(), *self._ends(plan))
                     image, spec = arrival.image, specs[arrival.image]
@@ -134,12 +137,13 @@ class Generation:
                         continue
                     if not isinstance(arrival.made, Future):
                         index, pixels = arrival.made
-                        yield PreviewMade(plan, image, index, (await self._files(plan, [(spec, pixels)]))[0])
+                        yield PreviewMade(plan, image, index, await self._files.of_preview(plan, spec, pixels))
                         continue
                     result = context.results[image] = arrival.made.result()
+                    self._keep(plan, image, result)
                     if len(context.results) == len(futures):
                         _observe_forecast(plan, monotonic() - context.arrived)
-                    yield ImageMade(plan, image, (await self._files(plan, [(spec, result.pixels)]))[0], result)
+                    yield await self._made(plan, image, result)
             except GaveWay:  # the images that were not done are made again, or never
                 self._quotas.give_back(plan.key, plan.macs * (len(futures) - len(context.results)) // len(futures))
                 raise
@@ -148,9 +152,13 @@ class Generation:
                     future.cancel()
 
     async def _plan(self, request: GenerateRequest, context: RequestContext, previews: int = 0) -> Plan:
+        self._files.check()
         key = context.key or ANONYMOUS
-        plan = context.plan = await self.planner.plan(request, context.request_id, key, context.arrived, previews)
+        plan = await self.planner.plan(request, context.request_id, key, context.arrived, previews)
+        plan = context.plan = self._repeats.applied(plan) if self._repeats else plan
         self._quotas.take(key, plan.macs)  # before anything is loaded for it
+        if not plan.to_make:
+            return plan
         try:
             for residency in self._residencies:
                 await residency.enter(plan)
@@ -161,7 +169,8 @@ class Generation:
 
     async def _make(self, request: GenerateRequest, context: RequestContext) -> GenerateResponse:
         plan = await self._plan(request, context)
-        futures = self._submit(plan, plan.specs)
+        to_make = plan.to_make
+        futures = self._submit(plan)
         try:
             results = await while_wanted(gather(futures), self._ends(plan))
         except GaveWay:  # it is made again, or never
@@ -170,10 +179,21 @@ class Generation:
         finally:
             for future in futures:
                 future.cancel()  # of a wait that was given up before it began, too
-        context.results.update(enumerate(results))
+        context.results.update(zip(to_make, results, strict=True))
+        for image, result in context.results.items():
+            self._keep(plan, image, result)
         _observe_forecast(plan, monotonic() - context.arrived)
-        files = await self._files(plan, [(spec, result.pixels) for spec, result in zip(plan.specs, results, strict=True)])
-        return response(plan, results, files)
+        every = [result for _, result in sorted({**context.results, **plan.repeats}.items())]
+        files = await self._files.of(plan, [(spec, result.pixels) for spec, result in zip(plan.specs, every, strict=True)])
+        return response(plan, results, files, marked=self._files.marked)
+
+    async def _made(self, plan: Plan, image: int, result: ImageResult) -> ImageMade:
+        (file,) = await self._files.of(plan, [(plan.specs[image], result.pixels)])
+        return ImageMade(plan, image, file, result, self._files.marked)
+
+    def _keep(self, plan: Plan, image: int, result: ImageResult) -> None:
+        if self._repeats:
+            self._repeats.keep(plan, image, result)
 
     def _ends(self, plan: Plan) -> list[tuple[Coroutine[Any, Any, None], FlexiError]]:
         """What ends background work before it is done, and with which error."""
@@ -182,43 +202,15 @@ class Generation:
         return [(residency.gives_way(plan), GaveWay()) for residency in self._residencies]
 
     def _submit(
-        self, plan: Plan, specs: Sequence[ImageSpec], preview: Preview | None = None, progress: Progress | None = None
+        self, plan: Plan, preview: Preview | None = None, progress: Progress | None = None
     ) -> list[Future[ImageResult]]:
-        """Queue. What is refused is paid back; what was begun is not, whatever becomes of it."""
+        """Queue what is to be made. What is refused is paid back; what was begun is not, whatever becomes of it."""
+        specs = [plan.specs[image] for image in plan.to_make]
         try:
-            return self._renderer.submit(specs, preview, progress)
+            return self._renderer.submit(specs, preview, progress) if specs else []
         except FlexiError:
             self._quotas.give_back(plan.key, plan.macs)
             raise
-
-    async def _files(self, plan: Plan, images: Sequence[tuple[ImageSpec, Tensor]]) -> list[str]:
-        """A file in base64 for each image: its spec and its levels (height, width, 3)."""
-        start = monotonic()
-        files = [await self._file(plan, spec, pixels) for spec, pixels in images]
-        metrics.stage_seconds.labels("file").observe(monotonic() - start)
-        return files
-
-    async def _file(self, plan: Plan, spec: ImageSpec, pixels: Tensor) -> str:
-        """Compressing takes a while for large images: it runs beside the event loop."""
-        parameters = {
-            "prompt": spec.prompt,
-            "negative_prompt": spec.negative,
-            "seed": str(spec.seed),
-            "guidance_scale": str(spec.guidance),
-            "size": str(plan.size),
-            **_read_as(spec),
-            **spec.adapters.parameters,
-            "model": plan.entry.schedule.model.name,
-            "tier": plan.entry.tier or "",
-            "schedule": plan.entry.digest,
-            "software": self._software,
-        }
-        if edit := spec.edit:
-            parameters |= {"strength": str(edit.strength), "image": edit.image} | ({"mask": edit.mask} if edit.mask else {})
-        if unmet := of_the_image(plan.warnings):
-            parameters["warnings"] = ",".join(unmet)
-        with tracing.span("file"):
-            return await asyncio.to_thread(lambda: plan.image_format.in_base64(pixels.numpy(), parameters))
 
     @contextmanager
     def _underway(self, request: GenerateRequest, context: RequestContext) -> Iterator[Patience]:
@@ -248,6 +240,7 @@ class Generation:
         seconds, plan = monotonic() - context.arrived, context.plan
         if plan:
             if not plan.in_background:  # which waits as long as there are others: it would look like a slow server
+                outcome = REPEAT if outcome == OK and plan.repeats else outcome  # its time says nothing of its schedule
                 metrics.request_seconds.labels(plan.entry.label, plan.arm_label, outcome).observe(seconds)
             for warning in plan.warnings:
                 metrics.warnings_total.labels(warning.code).inc()
@@ -255,12 +248,6 @@ class Generation:
                 observer.ended(context, plan, seconds)
         elif outcome in ("cancelled", "deadline"):
             metrics.request_seconds.labels(metrics.CUSTOM, metrics.NO_ARM, outcome).observe(seconds)
-
-
-def _read_as(spec: ImageSpec) -> dict[str, str]:
-    """How its prompts were read, where that is not as plain texts that one chunk has room for."""
-    read = {"prompt_syntax": spec.syntax if spec.syntax != PLAIN else "", "prompt_chunks": str(spec.chunks)}
-    return {name: value for name, value in read.items() if value not in ("", "1")}
 
 
 @dataclass(frozen=True)
@@ -273,5 +260,5 @@ class _Arrival:
 
 def _observe_forecast(plan: Plan, seconds: float) -> None:
     """Hold the predicted seconds against those that it took until the pixels were there."""
-    if not plan.in_background:
+    if not (plan.in_background or plan.repeats):
         metrics.forecast_ratio.labels(plan.entry.label).observe(seconds / max(plan.predicted, 1e-3))

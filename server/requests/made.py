@@ -36,12 +36,21 @@ class PreviewMade:
 
 @dataclass(frozen=True)
 class ImageMade:
-    """Image `image` of a plan, 0-based, as a file in base64, and what it took."""
+    """Image `image` of a plan, 0-based, as a file in base64, and what it took. marked: whether the file is.
+
+    result: of a repeat, what it took when it was made.
+    """
 
     plan: Plan
     image: int
     file: str
     result: ImageResult
+    marked: bool = False
+
+    @property
+    def is_repeat(self) -> bool:
+        """Whether nothing ran for it."""
+        return self.image in self.plan.repeats
 
 
 Made = RequestPlanned | StepMade | PreviewMade | ImageMade

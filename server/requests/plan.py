@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from time import monotonic
 
 from engine.guidance import OFF, covers, meant, validated_scales
@@ -16,7 +16,7 @@ from engine.program import Program
 from registry.errors import InvalidInput
 from server.access.keys import Key
 from server.api import AUTO, GenerateRequest
-from server.batching.image_task import Edit, ImageSpec, preview_places
+from server.batching.image_task import Edit, ImageResult, ImageSpec, preview_places
 from server.config import Settings
 from server.loras.adapter_set import AdapterSet
 from server.request_fields import BACKGROUND
@@ -40,7 +40,8 @@ class Plan:
     """The schedule, a spec for each image, their MACs, the predicted seconds, and in which format their files are wanted.
 
     size: of the images. relative_cost: of the schedule, to the teacher's at that size. `assignment` says what an experiment on
-    its tier made of it, `warnings` which wishes of the request it does not meet.
+    its tier made of it, `warnings` which wishes of the request it does not meet. repeats: those of its images, by their place,
+    that were made before; MACs are of the others.
     """
 
     key: Key
@@ -53,6 +54,12 @@ class Plan:
     relative_cost: float
     assignment: Assignment | None = None
     warnings: tuple[Notice, ...] = ()
+    repeats: Mapping[int, ImageResult] = field(default_factory=dict)
+
+    @property
+    def to_make(self) -> list[int]:
+        """The places of its images that are no repeats."""
+        return [image for image in range(len(self.specs)) if image not in self.repeats]
 
     @property
     def edit(self) -> Edit | None:

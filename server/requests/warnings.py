@@ -131,6 +131,12 @@ def fewer_previews(asked: int, made: int, steps: int) -> Notice:
     return Notice(FEWER_PREVIEWS, f"partial_images: {asked} were asked for; {taken}, so there are {made} of each image")
 
 
+def no_previews_of_repeats(images: int) -> Notice:
+    """Previews were asked for, and so many of the images were made before."""
+    what = f"{images} of the images {'is a repeat' if images == 1 else 'are repeats'}, of which there are none"
+    return Notice(FEWER_PREVIEWS, f"partial_images: {what}")
+
+
 def of_the_format(wanted: ImageFormat) -> list[Notice]:
     """What a format cannot do of what was asked of its files: lose something, or nothing."""
     unmet = list[Notice]()

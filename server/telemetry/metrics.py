@@ -224,6 +224,13 @@ rfid = ModelGauge(
 shadow_images_total = ModelCounter(
     "flexi_shadow_images_total", "Sampled images made again by the teacher, by how it went.", ["outcome"]
 )
+repeats_total = ModelCounter(
+    "flexi_repeats_total", "Lookups of images among those made before, by whether they were there: hit or miss.", ["cache"]
+)
+repeat_macs_total = ModelCounter(
+    "flexi_repeat_macs_total", "MACs that repeats did not take: those of their images when they were made.", ["tier"]
+)
+repeat_bytes = Gauge("flexi_repeat_bytes", "Memory for images that are kept to be repeated.", multiprocess_mode="livesum")
 jobs = Gauge(
     "flexi_jobs", "Open jobs by their state, as a worker knows them; the most of all workers.", ["state"],
     multiprocess_mode="livemax",
@@ -237,6 +244,14 @@ job_seconds = Histogram(
 )  # fmt: skip
 webhooks_total = Counter("flexi_webhooks_total", "Webhooks that were called or given up, by how it went.", ["outcome"])
 files_total = Counter("flexi_files_total", "Files that were to be kept for a URL, by how it went.", ["outcome"])
+marked_files_total = Counter(
+    "flexi_marked_files_total", "Image files that were to be marked as generated, by how it went.", ["outcome"]
+)
+marking_certificate_expiry_timestamp_seconds = Gauge(
+    "flexi_marking_certificate_expiry_timestamp_seconds",
+    "When the certificate that images are marked with expires, in Unix time; 0 without one; the earliest of all workers.",
+    multiprocess_mode="livemin",
+)
 swept_objects_total = Counter("flexi_swept_objects_total", "Objects of the store that had had their time, and were removed.")
 events_total = Counter("flexi_events_total", "Events of experiments written to disk, on their way to the store.")
 events_lost_total = Counter("flexi_events_lost_total", "Events that could not be kept, or that a killed process had in memory.")
@@ -250,6 +265,6 @@ def begin() -> None:
     """Show the present model's counts from their beginning: else the first event of a kind would be none to Prometheus."""
     for metric in (cuda_graphs, cuda_graph_bytes, registry_errors_total, rollbacks_unreported, queue_images, inflight_images):
         metric.labels()
-    for by_outcome in (webhooks_total, files_total):
+    for by_outcome in (webhooks_total, files_total, marked_files_total):
         for outcome in ("ok", "failed"):
             by_outcome.labels(outcome)

@@ -53,6 +53,7 @@ def test_values_are_read_once_and_frozen(monkeypatch):
         ("FLEXI_LORAS_MIB", "0", "greater than or equal to 1"),
         ("FLEXI_DRAIN_SECONDS", "-1", "greater than or equal to 0"),
         ("FLEXI_ALLOW_ANONYMOUS", "perhaps", "boolean"),
+        ("FLEXI_MARKING_TIMESTAMP_URL", "timestamp.example", "a URL, as in http"),
         ("FLEXI_MAX_IMAGE", "2", "no such setting"),
         ("FLEXI_CHANNELS_LAST", "true", "is part of FLEXI_COMPILE now"),
         ("FLEXI_COMPILE", "perhaps", "'auto', 'on' or 'off'"),
@@ -80,6 +81,13 @@ def test_keys_and_everybody_exclude_each_other(monkeypatch):
     monkeypatch.setenv("FLEXI_API_KEYS", "keys.json")
     monkeypatch.setenv("FLEXI_ALLOW_ANONYMOUS", "true")
     with pytest.raises(InvalidInput, match=r"^FLEXI_ALLOW_ANONYMOUS: with api_keys every request needs a key"):
+        config.load()
+
+
+@pytest.mark.parametrize(("given", "missing"), [("CERTIFICATE", "KEY"), ("KEY", "CERTIFICATE")])
+def test_a_certificate_to_mark_with_and_its_key_need_each_other(monkeypatch, given, missing):
+    monkeypatch.setenv(f"FLEXI_MARKING_{given}", "some.pem")
+    with pytest.raises(InvalidInput, match=rf"^FLEXI_MARKING_{missing}: with FLEXI_MARKING_{given} it is needed"):
         config.load()
 
 

@@ -58,10 +58,13 @@ export function Progress({ run, picture, strips, whole, name }) {
 export function Facts({ run, whole }) {
   const { answer, plan } = run;
   if (!plan) return html`<p class="soft small">${run.state === "asking" ? "In the queue…" : ""}</p>`;
+  const repeats = answer?.repeats?.length ?? 0;
+  const made = run.pictures.length - repeats;
   const facts = [
     ["Tier", answer?.tier ?? plan.tier ?? "a schedule"],
     [answer ? "Took" : "Predicted", time(answer ? run.milliseconds : plan.predicted_ms)],
-    ["MACs", `${macs(plan.macs)}, ${percent(plan.relative_cost)} of the original's`],
+    ["MACs", made === 0 ? "none" : `${macs(plan.macs)}, ${percent(plan.relative_cost)} of the original's`],
+    ...(repeats ? [["Made before", made === 0 ? "yes" : `${repeats} of ${run.pictures.length}`]] : []),
     ["Steps", `${plan.steps} computed, of ${whole}`],
     ["Seed", String(plan.seed)],
     ...(plan.guidance_scale > 1 ? [["Guidance", String(plan.guidance_scale)]] : []),

@@ -12,7 +12,9 @@ from experiments import experiment, outcome
 
 from benchmarks import false_alarms
 from registry.experiments.declaration import Guardrail, Harm
+from server.experiments.events import OutcomeEvent, read, write
 from server.experiments.guardrails import GuardrailCheck, GuardrailMonitor, guardrail_values
+from server.experiments.request_metrics import metric_values
 
 GOOD: dict[Harm, float] = {
     "service_p95": 1.0,
@@ -33,6 +35,23 @@ HARMED: list[tuple[dict[str, Any], dict[Harm, float]]] = [
     ({"metric": "macs", "compare": "ratio", "limit": 1.1}, {"macs": 120.0}),
 ]
 NAMES = [f"{rail['metric']} {rail['compare']}" for rail, _ in HARMED]
+
+
+def test_images_that_were_made_before_say_nothing_of_times_and_macs_and_alone_nothing_at_all() -> None:
+    repeats = {"repeats": 2, "macs_planned": 0, "macs_executed": 0, "steps_planned": 0, "steps_executed": 0}
+    assert metric_values(outcome(0, "cheaper", 1, **repeats)) == {}
+    assert guardrail_values(outcome(0, "cheaper", 1, **repeats)) == {}
+    some = {"repeats": 1, "unet_rows": 2}
+    assert metric_values(outcome(0, "cheaper", 1, **some)) == {"errors": 0.0, "abandoned": 0.0}
+    assert metric_values(outcome(0, "cheaper", 1, outcome="generation_failed", **some))["errors"] == 1.0
+    assert metric_values(outcome(0, "cheaper", 1))["macs"] == 100
+
+
+def test_an_event_without_repeats_is_written_as_it_always_was() -> None:
+    assert b"repeats" not in write([outcome(0, "cheaper", 1)])
+    (event,) = read("key", write([outcome(0, "cheaper", 1, repeats=2)]))
+    assert isinstance(event, OutcomeEvent)
+    assert event.repeats == 2
 
 
 def monitor(**rail: Any) -> GuardrailMonitor:

@@ -26,6 +26,7 @@ from server.errors import Cancelled, ClientGone, DeadlineExceeded, GenerationFai
 from server.experiments.active import ActiveExperiments
 from server.requests.context import RequestContext
 from server.requests.generation import Generation, RequestObserver
+from server.requests.image_files import ImageFiles
 from server.requests.made import ImageMade, PreviewMade, RequestPlanned, StepMade
 from server.requests.plan import Planner
 from server.requests.running import while_wanted
@@ -143,7 +144,7 @@ def test_files_name_the_build(model, renderer):
     schedules = ActiveSchedules(lambda: None, model, 4)
     planner = Planner(schedules, ActiveExperiments(lambda: None, schedules), model, lambda *_: 0.25, Settings())
     for commit, said in (("", f"flexiffusion-serve {VERSION}"), ("1a2b3c", f"flexiffusion-serve {VERSION} (1a2b3c)")):
-        (image,) = answer(Generation(planner, renderer, Quotas(), commit=commit)).images
+        (image,) = answer(Generation(planner, renderer, Quotas(), files=ImageFiles(commit))).images
         assert Image.open(io.BytesIO(base64.b64decode(image))).text["software"] == said
 
 
