@@ -23,6 +23,7 @@ from server.models.loading import load_first
 from server.models.opener import ModelOpener
 from server.models.served_model import ServedModel
 from server.operator.operator import Operator
+from server.operator_events import announcer
 from server.requests.context import RequestContext
 from server.requests.generation import Generation
 from server.storage import kept_files
@@ -32,7 +33,8 @@ from server.storage.sweeper import Sweeper
 from server.telemetry.served import begin as serve_as
 from server.telemetry.start import Start
 from server.tiers.active import ActiveSchedules
-from server.webhook_signature import webhook_secret
+from server.webhooks.delivery import Delivery
+from server.webhooks.signature import webhook_secret
 
 
 class App:
@@ -46,6 +48,7 @@ class App:
         self.jobs = self._jobs()
         self.operator = Operator(self.models, settings)
         self.following: list[asyncio.Task[None]] = []
+        self._announcer = opener.announcer
         self.opened = int(time.time())  # Unix time
 
     async def answer(
@@ -63,8 +66,11 @@ class App:
 
     def follow(self, opener: ModelOpener) -> None:
         """Begin what goes on beside requests, until `close`."""
-        sweeper = Sweeper(self.storage, [kept_files.FOLDER, job_store.OPEN, job_store.ENDED], [Leftovers(self.storage).sweep])
+        folders = [kept_files.FOLDER, job_store.OPEN, job_store.ENDED, announcer.FOLDER]
+        sweeper = Sweeper(self.storage, folders, [Leftovers(self.storage).sweep])
         works = [sweeper.follow()]
+        if self._announcer:
+            works.append(self._announcer.follow())
         if self.settings.max_jobs:
             works.append(self.jobs.runner.follow(self.settings.watch_seconds))
         if others := opener.models[1:]:
@@ -148,6 +154,8 @@ class App:
         self.storage.close()
         self._public.close()
         self.operator.close()
+        if self._announcer:
+            self._announcer.close()
 
     def _serves(self, name: str | None) -> bool:
         """Whether a model is one of those here, and its folder understood: others' jobs are for other servers."""
@@ -156,7 +164,7 @@ class App:
     def _jobs(self) -> Jobs:
         """As many run at once as fill two waves without guidance: one is at work while the next is encoded."""
         settings, secret, private = self.settings, self.settings.webhook_secret, self.settings.webhook_private
-        webhooks = WebhookSender(webhook_secret(secret.get_secret_value()), private) if secret else None
+        webhooks = WebhookSender(Delivery(webhook_secret(secret.get_secret_value()), private)) if secret else None
         store, run = JobStore(self.storage), JobRun(self.answer, self.files)
         lease = settings.job_lease_seconds
         runner = JobRunner(store, run, webhooks, settings.max_wave_rows, lease, serves=self._serves)

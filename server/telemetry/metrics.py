@@ -232,6 +232,9 @@ job_seconds = Histogram(
     buckets=(1, 5, 15, 60, 300, 900, 3600, 14400, 43200, 86400),
 )  # fmt: skip
 webhooks_total = Counter("flexi_webhooks_total", "Webhooks that were called or given up, by how it went.", ["outcome"])
+operator_events_total = Counter(
+    "flexi_operator_events_total", "Events for operators' webhook, by how it went.", ["event", "outcome"]
+)
 files_total = Counter("flexi_files_total", "Files that were to be kept for a URL, by how it went.", ["outcome"])
 swept_objects_total = Counter("flexi_swept_objects_total", "Objects of the store that had had their time, and were removed.")
 events_total = Counter("flexi_events_total", "Events of experiments written to disk, on their way to the store.")
