@@ -24,6 +24,7 @@ from server.models.loading import load_first
 from server.models.opener import ModelOpener
 from server.models.served_model import ServedModel
 from server.operator.operator import Operator
+from server.operator_events import announcer
 from server.requests.context import RequestContext
 from server.requests.generation import Generation
 from server.requests.other_workers import OtherWorkers
@@ -34,7 +35,8 @@ from server.storage.sweeper import Sweeper
 from server.telemetry.served import begin as serve_as
 from server.telemetry.start import Start
 from server.tiers.active import ActiveSchedules
-from server.webhook_signature import webhook_secret
+from server.webhooks.delivery import Delivery
+from server.webhooks.signature import webhook_secret
 
 
 class App:
@@ -48,6 +50,7 @@ class App:
         self.jobs = self._jobs()
         self.operator = Operator(self.models, settings)
         self.following: list[asyncio.Task[None]] = []
+        self._announcer = opener.announcer
         self.opened = int(time.time())  # Unix time
         self.other_workers = OtherWorkers(supervision.shared_folder() if settings.workers > 1 else None, self._cancel_here)
 
@@ -66,8 +69,11 @@ class App:
 
     def follow(self, opener: ModelOpener) -> None:
         """Begin what goes on beside requests, until `close`."""
-        sweeper = Sweeper(self.storage, [kept_files.FOLDER, job_store.OPEN, job_store.ENDED], [Leftovers(self.storage).sweep])
+        folders = [kept_files.FOLDER, job_store.OPEN, job_store.ENDED, announcer.FOLDER]
+        sweeper = Sweeper(self.storage, folders, [Leftovers(self.storage).sweep])
         works = [sweeper.follow()]
+        if self._announcer:
+            works.append(self._announcer.follow())
         if self.settings.max_jobs:
             works.append(self.jobs.runner.follow(self.settings.watch_seconds))
         if opener.repeats:
@@ -158,6 +164,8 @@ class App:
         self.storage.close()
         self._public.close()
         self.operator.close()
+        if self._announcer:
+            self._announcer.close()
 
     def _serves(self, name: str | None) -> bool:
         """Whether a model is one of those here, and its folder understood: others' jobs are for other servers."""
@@ -169,7 +177,7 @@ class App:
     def _jobs(self) -> Jobs:
         """As many run at once as fill two waves without guidance: one is at work while the next is encoded."""
         settings, secret, private = self.settings, self.settings.webhook_secret, self.settings.webhook_private
-        webhooks = WebhookSender(webhook_secret(secret.get_secret_value()), private) if secret else None
+        webhooks = WebhookSender(Delivery(webhook_secret(secret.get_secret_value()), private)) if secret else None
         store, run = JobStore(self.storage), JobRun(self.answer, self.files)
         lease = settings.job_lease_seconds
         runner = JobRunner(store, run, webhooks, settings.max_wave_rows, lease, serves=self._serves)

@@ -30,7 +30,9 @@ from registry.stores.address import DEFAULT_ADDRESS
 from registry.stores.urls import refuse_secrets
 from server.model_folders import ModelFolder
 from server.request_fields import MAX_IMAGES
-from server.setting_values import Listed, as_authority, as_origin, as_public_url, as_secret, as_size, as_switch
+from server.setting_values import Listed, as_authority, as_filled, as_origin, as_public_url, as_secret, as_size, as_switch
+from server.webhooks.addresses import checked_url
+from server.webhooks.signature import FORM
 
 PREFIX = "FLEXI_"
 
@@ -44,6 +46,8 @@ FORMS = {  # what to give instead of what does not match a field's pattern
 }
 
 
+SECRETS = ("registry", "s3_endpoint", "webhook_secret", "event_webhook", "event_webhook_secret")  # where one may stand
+EVENTS_ALLOWED_BY = f"{PREFIX}EVENT_WEBHOOK_PRIVATE"
 GONE = {"channels_last": "is part of FLEXI_COMPILE now"}  # settings that there were
 
 
@@ -211,6 +215,19 @@ class Settings(BaseSettings):
         Field(description="A timestamp authority (RFC 3161) that is asked for each image file; without it, nobody is."),
     ] = None
     marking_prompt: Annotated[bool, Field(description="Let marks say prompt and negative prompt.")] = False
+    event_webhook: Annotated[
+        SecretStr | None,
+        AfterValidator(as_filled),
+        Field(description="URL that is told of promotions, rollbacks, and tiers or a registry that cannot be followed."),
+    ] = None
+    event_webhook_secret: Annotated[
+        SecretStr | None,
+        AfterValidator(as_secret),
+        Field(description="Signs those calls, as FLEXI_WEBHOOK_SECRET does jobs'; nobody's but the receiver's."),
+    ] = None
+    event_webhook_private: Annotated[
+        bool, Field(description="Let that URL lead to an address that is not public, and be plain HTTP.")
+    ] = False
     drain_seconds: Annotated[
         float, Field(ge=0, le=600, description="After SIGTERM, how long running requests may go on; then they get 503.")
     ] = 30.0
@@ -321,6 +338,17 @@ class Settings(BaseSettings):
         return url
 
     @model_validator(mode="after")
+    def _can_be_told(self) -> Self:
+        if self.event_webhook:
+            try:
+                checked_url(self.event_webhook.get_secret_value(), self.event_webhook_private, EVENTS_ALLOWED_BY)
+            except InvalidInput as error:
+                raise misfit(error.text, "event_webhook") from error
+            if self.event_webhook_secret is None:
+                raise misfit(f"calls are signed: {FORM}", "event_webhook_secret")
+        return self
+
+    @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.api_keys and self.allow_anonymous:
             raise misfit("with api_keys every request needs a key; set one of the two", "allow_anonymous")
@@ -342,7 +370,7 @@ def load() -> Settings:
             field, text = str(fault["loc"][0]), fault["msg"].removeprefix("Value error, ")
             if fault["type"] == "string_pattern_mismatch":
                 text = FORMS[field]
-            secret = field in ("registry", "s3_endpoint", "webhook_secret")  # may hold what nobody should read in a log
+            secret = field in SECRETS  # may hold what nobody should read in a log
             got = "" if secret or fault["input"] is None else f", got {fault['input']!r}"
             faults[f"{PREFIX}{field.upper()}"] = text + got
     if faults or settings is None:

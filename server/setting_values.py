@@ -9,7 +9,7 @@ from pydantic_settings import NoDecode
 
 from engine.image_size import ImageSize
 from registry.errors import InvalidInput
-from server.webhook_signature import webhook_secret
+from server.webhooks.signature import webhook_secret
 
 PORTS = {"http": 80, "https": 443}
 SWITCH = {"true": "on", "1": "on", "yes": "on", "false": "off", "0": "off", "no": "off"}
@@ -61,6 +61,11 @@ def as_secret(secret: SecretStr | None) -> SecretStr | None:
         return None
     webhook_secret(secret.get_secret_value())
     return secret
+
+
+def as_filled(text: SecretStr | None) -> SecretStr | None:
+    """None where it is empty."""
+    return text if text and text.get_secret_value() else None
 
 
 def as_size(text: object) -> object:

@@ -12,6 +12,7 @@ from pydantic import AwareDatetime, Field, JsonValue, ValidationError, model_val
 
 from registry.document import Document, Name, first_fault, misfit
 from registry.errors import InvalidInput
+from registry.experiments.automatic_ramp import AutomaticRamp
 from registry.records import Digest, Number, Record, Text
 
 BUCKETS: Final = 10_000  # a share's or a weight's resolution
@@ -129,6 +130,9 @@ class Experiment(Document):
     maximum_units: int = Field(ge=200, le=10**9, description="In the largest arm; then it ends without a decision.")
     end: AwareDatetime
     alpha: float = Field(default=0.05, gt=0, le=0.2)
+    automatic: AutomaticRamp = Field(
+        default=AutomaticRamp(), exclude_if=lambda automatic: automatic == AutomaticRamp()
+    )  # left out: declarations without it stay the same documents
 
     @model_validator(mode="after")
     def _arms(self) -> Self:
@@ -171,6 +175,11 @@ class Experiment(Document):
     def names(self) -> list[str]:
         """The names of all arms, as declared."""
         return [arm.name for arm in self.arms]
+
+    @property
+    def harm_margin(self) -> float:
+        """The loss in the primary metric that an automatic ramp excludes before it raises a share."""
+        return self.automatic.harm_margin or 2 * self.primary.minimal_effect
 
     @property
     def treatments(self) -> list[str]:

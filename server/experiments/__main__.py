@@ -21,6 +21,7 @@ from server.experiments.analysis.archive import stored_events
 from server.experiments.analysis.gate import missing
 from server.experiments.analysis.report import Report, as_json, as_tables, report
 from server.experiments.analysis.summary import summarise
+from server.experiments.auto_ramp import step
 
 app = command_line(
     help="A/B test schedules in production.",
@@ -30,6 +31,10 @@ app = command_line(
 Name = Annotated[str, typer.Argument(help="The experiment's name.")]
 File = Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True, help="The declaration, JSON.")]
 Force = Annotated[bool, typer.Option("--force", help="Go on although a check refuses; without this, its refusal says why.")]
+
+Auto = Annotated[bool, typer.Option("--auto", help="Raise, wait, pause, roll back or finish, as the report calls for.")]
+Promote = Annotated[bool, typer.Option("--promote", help="With --auto: what ships at the last stage becomes the tier.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="With --auto: say what would be done, with its exit code.")]
 
 
 @app.command()
@@ -73,16 +78,28 @@ def ramp(
     model: Model = None,
     reason: Reason = "",
     force: Force = False,
+    auto: Auto = False,
+    promote: Promote = False,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
-) -> None:
-    """Go to the next stage's share, if this stage's gate is passed and no conclusion is blocked."""
+) -> int:
+    """Go to the next stage's share, if this stage's gate is passed and no conclusion is blocked.
+
+    With --auto, for cron or a CI job: do what the report calls for, once. Exit codes: 0 advanced or finished well; 10 waiting;
+    11 paused, or over without a winner: a person is needed; 12 rolled back.
+    """
     catalog = open_catalog(registry, model)
+    if auto and not force:
+        return _auto(catalog, name, promote, dry_run, as_json)
+    if auto or promote or dry_run:
+        raise InvalidInput("--promote and --dry-run need --auto, and --auto is never forced", param="auto")
     declared = _experiments(catalog).declared(name)
     if not force:
         page = _report(catalog, declared.experiment, declared.state, [])
         if waits_for := missing(declared, page, datetime.now(UTC)):
             raise InvalidInput(f"the gate is not passed: {waits_for}; --force goes on all the same", param="ramp")
     _act(catalog, name, "ramp", reason, as_json, declared.state)
+    return 0
 
 
 @app.command()
@@ -208,6 +225,16 @@ def _act(catalog: Catalog, name: str, action: Action, reason: str, as_json: bool
     version, stage = (seen.version, seen.stage) if seen else (None, None)  # nothing keeps an operator from ending it
     state = experiments.act(name, action, reason, version=version, stage=stage)
     _say(state, experiments.experiment(name, state.version), as_json)
+
+
+def _auto(catalog: Catalog, name: str, promote: bool, dry_run: bool, as_json: bool) -> int:
+    damaged, now = list[str](), datetime.now(UTC)
+    done = step(catalog, name, lambda one: _report(catalog, *one, damaged), now, promote=promote, dry_run=dry_run)
+    if as_json:
+        print_json(done.as_json(dry_run) | {"damaged": damaged})
+    else:
+        typer.echo(("would be: " if dry_run else "") + done.line)
+    return done.exit_code
 
 
 def _report(catalog: Catalog, experiment: Experiment, state: ExperimentState, damaged: list[str]) -> Report:

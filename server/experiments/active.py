@@ -20,6 +20,7 @@ from server.requests.assignment import Assigner, Assignment
 from server.telemetry import metrics
 from server.telemetry.faults import Faults
 from server.tiers.active import ActiveSchedule, ActiveSchedules
+from server.tiers.observer import RegistryObserver
 
 log = logging.getLogger(__name__)
 
@@ -49,13 +50,18 @@ class ActiveExperiments(Assigner):
     """
 
     def __init__(
-        self, open_experiments: Callable[[], ExperimentCatalog], schedules: ActiveSchedules, clock: Callable[[], datetime] = now
+        self,
+        open_experiments: Callable[[], ExperimentCatalog],
+        schedules: ActiveSchedules,
+        clock: Callable[[], datetime] = now,
+        observer: RegistryObserver | None = None,
     ) -> None:
         """`open_experiments` gives the same ones each time, or raises while the store is away."""
         self._open = open_experiments
         self._schedules = schedules
         self._clock = clock
         self._holds: dict[str, tuple[str, str]] = {}  # by tier: who holds it, and the etag of that record
+        self._observer = observer or RegistryObserver()
         self._seen: dict[str, _Seen] = {}  # by the experiment's name
         self._by_tier: dict[str, ActiveExperiment] = {}
         self._withdrawn: set[tuple[str, int]] = set()
@@ -147,6 +153,7 @@ class ActiveExperiments(Assigner):
             if changed is None:
                 return before
             state, etag = changed
+            self._observer.followed(state)
             experiment = experiments.experiment(name, state.version) if state.status == "running" else None
         except StoreUnavailable:
             raise

@@ -13,6 +13,7 @@ from registry.errors import Tampered
 from registry.records import Digest, Number
 from server.api import REQUEST_ID
 from server.requests.assignment import Enrolment
+from server.requests.covariates import Covariates
 
 RequestId = Annotated[str, Field(pattern=REQUEST_ID)]
 Seconds = Annotated[float, Field(ge=0)]
@@ -39,6 +40,7 @@ class OutcomeEvent(Document):
     tier: Name
     digest: Digest
     fallback: bool = False
+    covariates: Covariates | None = None  # of an enrolled request; events of earlier versions have none
     size: Annotated[str, Field(pattern=PATTERN)] | None = None  # of the images; events of earlier versions do not say it
     loras: tuple[str, ...] = Field(default=(), exclude_if=lambda loras: not loras)  # each as name:scale
     repeats: int = Field(default=0, ge=0, exclude_if=lambda images: not images)  # images that were made before

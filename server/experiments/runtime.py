@@ -138,6 +138,7 @@ def outcome_of(context: RequestContext, plan: Plan, seconds: float, time: dateti
         tier=plan.entry.label,
         digest=plan.entry.digest,
         fallback=assignment.fallback,
+        covariates=assignment.covariates,
         size=str(plan.size),
         loras=tuple(map(str, plan.adapters.uses)),
         repeats=len(plan.repeats),

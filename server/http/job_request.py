@@ -7,9 +7,9 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from server.http.openai import ImagesRequest
-from server.jobs.addresses import MAX_URL
 from server.jobs.record import Endpoint
 from server.request_body import NOTHING, RequestBody
+from server.webhooks.addresses import MAX_URL
 
 IMAGES: Endpoint = "/v1/images/generations"
 REF = "#/components/schemas/"

@@ -13,12 +13,12 @@ from registry.errors import Conflict, InvalidInput, NotFound, Overloaded, Unsupp
 from server.access.keys import Key
 from server.api import GenerateRequest
 from server.errors import Cancelled
-from server.jobs.addresses import checked_url
 from server.jobs.job_run import JobRun
 from server.jobs.job_store import JobStore
 from server.jobs.record import Endpoint, Idempotence, ImageJob, JobEnd, JobOwner, new_id
 from server.jobs.runner import JobRunner
 from server.request_fields import BACKGROUND
+from server.webhooks.addresses import checked_url
 
 RETRY_AFTER = 30.0  # seconds, for who has too many jobs
 

@@ -24,6 +24,7 @@ from evaluation import Features, extractor
 from registry.errors import InvalidInput
 from registry.signing import TrustedKeys
 from registry.stores.address import open_store
+from registry.stores.base import ObjectStore
 from registry.tiers import REFERENCE
 from server.access.quota import Quotas
 from server.batching.admission import Admission
@@ -31,7 +32,7 @@ from server.batching.device_thread import DeviceThread
 from server.batching.intake import no_loras
 from server.batching.memory import bytes_within
 from server.batching.model_engine import FULL_WAVES, ModelEngine
-from server.config import Settings
+from server.config import EVENTS_ALLOWED_BY, Settings
 from server.errors import NotReady
 from server.experiments.active import ActiveExperiments
 from server.experiments.recorder import Recorder
@@ -44,6 +45,8 @@ from server.models.loading import compile_model, memory_for_models, other_sizes,
 from server.models.model_registry import ModelRegistry
 from server.models.residence import RETRY, Residence, Resident, free_memory
 from server.models.served_model import ModelParts, ServedModel
+from server.operator_events.announcer import Announcer
+from server.operator_events.registry_events import RegistryEvents
 from server.requests.generation import Generation, Residency
 from server.requests.image_files import ImageFiles
 from server.requests.lora_choice import LoraChoice
@@ -51,6 +54,7 @@ from server.requests.plan import Planner
 from server.requests.prompt_pair import PromptReader
 from server.requests.repeats import Repeats
 from server.requests.shadow import ShadowTeacher
+from server.storage.async_store import AsyncStore
 from server.telemetry import metrics
 from server.telemetry.served import begin as served_as
 from server.telemetry.served import serving
@@ -58,8 +62,11 @@ from server.telemetry.start import Start
 from server.tiers.active import ActiveSchedules
 from server.tiers.last_good import name_of
 from server.tiers.model_names import ModelNames
+from server.tiers.observer import RegistryObserver
 from server.tiers.warnings import in_one_line, tier_warnings
 from server.tiers.watch import Watch
+from server.webhooks.delivery import Delivery
+from server.webhooks.signature import webhook_secret
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +79,7 @@ class ModelOpener:
         self.device_thread = DeviceThread()
         self.open_once = cache(lambda: open_store(settings.registry))  # an error is not kept
         self._trusted = TrustedKeys.read(settings.trusted_keys) if settings.trusted_keys else None
+        self.announcer = _announcer(settings, self.open_once)
         self._quotas = Quotas()
         most, across_keys = settings.repeats_mib * 2**20, settings.repeats_across_keys
         self.repeats = Repeats(most, settings.repeats_seconds, across_keys=across_keys) if most else None
@@ -135,7 +143,9 @@ class ModelOpener:
         sets = served.adapter_sets = AdapterSets(served.adapted, served.admission, settings.loras_mib * 2**20)
         registry = ModelRegistry(settings, name, self.open_once, self._trusted)
         schedules = ActiveSchedules(lambda: registry.catalog, model, teacher_steps(settings, model), others)
-        watch = Watch(schedules, lambda: registry.catalog, registry.last_good, settings.default_tier, names.elsewhere)
+        observer = RegistryEvents(name, settings.registry, self.announcer.tell) if self.announcer else RegistryObserver()
+        last_good, default = registry.last_good, settings.default_tier
+        watch = Watch(schedules, lambda: registry.catalog, last_good, default, names.elsewhere, observer)
 
         def has_tiers() -> bool:
             """Without an answer of the registry, or a kept one, a server is of no use to anybody."""
@@ -156,7 +166,7 @@ class ModelOpener:
             await asyncio.to_thread(self._start_engine, served, model, schedules)
             served.loaded(load_seconds + time.monotonic() - begin)
             passed("warm_up")
-        experiments = _experiments(settings, registry, schedules)
+        experiments = _experiments(settings, registry, schedules, observer)
         shadow = await asyncio.to_thread(self._shadow, served, schedules, experiments, sets)
         resident = Resident(self._residence, served) if len(self.models) > 1 else None
         forecast = resident.forecast if resident else served.forecast
@@ -277,9 +287,20 @@ def _fault(error: Exception) -> str:
     return why(error).removeprefix("FLEXI_MODEL: ")
 
 
-def _experiments(settings: Settings, registry: ModelRegistry, schedules: ActiveSchedules) -> ExperimentRuntime:
+def _announcer(settings: Settings, open_store: Callable[[], ObjectStore]) -> Announcer | None:
+    """None where operators named no webhook."""
+    url, secret = settings.event_webhook, settings.event_webhook_secret
+    if url is None or secret is None:
+        return None
+    delivery = Delivery(webhook_secret(secret.get_secret_value()), settings.event_webhook_private, allowed_by=EVENTS_ALLOWED_BY)
+    return Announcer(url.get_secret_value(), delivery, AsyncStore(open_store))
+
+
+def _experiments(
+    settings: Settings, registry: ModelRegistry, schedules: ActiveSchedules, observer: RegistryObserver
+) -> ExperimentRuntime:
     outbox = settings.state / "outbox" / name_of(settings.registry, registry.model)
     recorder = Recorder(lambda: registry.catalog.store, registry.model, outbox)
     recorder.start()
-    active = ActiveExperiments(lambda: registry.experiments, schedules)
+    active = ActiveExperiments(lambda: registry.experiments, schedules, observer=observer)
     return ExperimentRuntime(active, recorder, lambda: registry.experiments, shadowed=settings.shadow_share > 0)

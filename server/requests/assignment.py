@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from registry.experiments.declaration import Experiment
+from server.requests.covariates import Covariates
 
 if TYPE_CHECKING:  # the analysis of experiments reads `Enrolment` and needs no torch
     from server.tiers.active import ActiveSchedule
@@ -15,7 +16,7 @@ Enrolment = Literal["enrolled", "not_in_share", "no_unit", "bypass"]
 
 @dataclass(frozen=True)
 class Assignment:
-    """What an experiment means for one request. `arm` and `unit` (hashed) are there if it is enrolled.
+    """What an experiment means for one request. `arm`, `unit` (hashed) and `covariates` are there if it is enrolled.
 
     `fallback`: the arm's schedule could not be loaded here, and the tier's own serves.
     """
@@ -25,6 +26,7 @@ class Assignment:
     arm: str | None = None
     unit: str | None = None
     fallback: bool = False
+    covariates: Covariates | None = None
 
 
 class Assigner(Protocol):

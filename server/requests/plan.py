@@ -14,6 +14,8 @@ from engine.model import Model
 from engine.notice import Notice
 from engine.program import Program
 from registry.errors import InvalidInput
+from registry.tiers import REFERENCE
+from registry.writer import now
 from server.access.keys import Key
 from server.api import AUTO, GenerateRequest
 from server.batching.image_task import Edit, ImageResult, ImageSpec, preview_places
@@ -22,6 +24,7 @@ from server.loras.adapter_set import AdapterSet
 from server.request_fields import BACKGROUND
 from server.requests import warnings
 from server.requests.assignment import Assigner, Assignment
+from server.requests.covariates import Covariates
 from server.requests.editing import wished
 from server.requests.image_file import ImageFormat
 from server.requests.lora_choice import LoraChoice
@@ -254,9 +257,29 @@ class Planner:
         if in_background:
             return tier, None, unmet
         entry, assignment = self._assigner.assign(tier, request.unit, request_id)
+        if assignment and assignment.arm:
+            assignment = replace(assignment, covariates=self._covariates(request, tier, prompts, edit))
         if assignment and assignment.arm and assignment.fallback:
             unmet.append(warnings.arm_not_served(assignment.experiment.name, assignment.arm))
         return entry, assignment, unmet
+
+    def _covariates(self, request: GenerateRequest, tier: ActiveSchedule, prompts: PromptPair, edit: Edit | None) -> Covariates:
+        """What is known of a request before an experiment on its tier assigns it: no arm has a part in it."""
+        size, guidance = edit.size if edit else self._size(request), self._guidance(request, tier)
+        rows = self.model.rows(guidance)
+        teacher = self._schedules.tier(REFERENCE).program
+        macs = self.model.macs_at(self.model.other_size(size), prompts.chunks(rows)).of_program(
+            edit.program(teacher) if edit else teacher, rows
+        )
+        return Covariates(
+            arrived=now(),
+            images=request.num_images,
+            pixels=size.width * size.height,
+            prompt_characters=len(request.prompt),
+            guidance=guidance,
+            predicted_seconds=self._predicted(request, tier, prompts, edit),
+            teacher_macs=request.num_images * macs,
+        )
 
     def _guidance_warnings(self, request: GenerateRequest, entry: ActiveSchedule, guidance: float) -> list[Notice]:
         """What is to be said of the scale that the request gets from its schedule."""

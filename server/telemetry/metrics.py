@@ -243,6 +243,9 @@ job_seconds = Histogram(
     buckets=(1, 5, 15, 60, 300, 900, 3600, 14400, 43200, 86400),
 )  # fmt: skip
 webhooks_total = Counter("flexi_webhooks_total", "Webhooks that were called or given up, by how it went.", ["outcome"])
+operator_events_total = Counter(
+    "flexi_operator_events_total", "Events for operators' webhook, by how it went.", ["event", "outcome"]
+)
 files_total = Counter("flexi_files_total", "Files that were to be kept for a URL, by how it went.", ["outcome"])
 marked_files_total = Counter(
     "flexi_marked_files_total", "Image files that were to be marked as generated, by how it went.", ["outcome"]

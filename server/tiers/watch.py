@@ -16,6 +16,7 @@ from server.telemetry import metrics
 from server.telemetry.faults import Faults
 from server.tiers.active import ActiveSchedule, ActiveSchedules
 from server.tiers.last_good import KeptTier, LastGood
+from server.tiers.observer import RegistryObserver
 from server.tiers.warnings import in_one_line, tier_warnings
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ class Watch:
         last_good: LastGood | None = None,
         default_tier: str = REFERENCE,
         names_elsewhere: Callable[[], Sequence[str]] = tuple,
+        observer: RegistryObserver | None = None,
     ) -> None:
         """`open_catalog` gives the same catalog each time, or raises while the store is away. `names_elsewhere` gives the names
         of other models of the registry that are the same weights: each look that finds no tier asks it; it raises nothing.
@@ -47,6 +49,7 @@ class Watch:
         self._names_elsewhere = names_elsewhere
         self._open_catalog = open_catalog
         self._last_good = last_good
+        self._observer = observer or RegistryObserver()
         self._etags: dict[str, str] = {}  # of the aliases that are in force
         self._faults = Faults(log)
         self._started = False  # nothing of a registry is in force yet
@@ -72,8 +75,10 @@ class Watch:
             reason = error.text if isinstance(error, FlexiError) else error
             self.fault = f"the registry could not be read: {reason}"
             self._failed(REGISTRY, self.fault)
+            self._observer.looked(False)
             return False
         self.fault = None
+        self._observer.looked(True)
         self._faults.mended(REGISTRY)
         self._put(tiers, refused, () if tiers else self._names_elsewhere())
         self._etags = etags
@@ -133,7 +138,15 @@ class Watch:
                 raise AssertionError("only an alias that is in force can be unchanged")
             return before, seen
         alias, etag = moved
-        return replace(self._schedules.load(alias.digest), tier=name, version=alias.version), etag
+        self._observer.moved(alias)
+        try:
+            entry = self._schedules.load(alias.digest)
+        except StoreUnavailable:
+            raise
+        except FlexiError as error:
+            self._observer.refused(alias, error.message)
+            raise
+        return replace(entry, tier=name, version=alias.version), etag
 
     def _put(self, tiers: dict[str, ActiveSchedule], refused: dict[str, str], elsewhere: Sequence[str] = ()) -> None:
         """Put it in force, and say which tiers are not."""

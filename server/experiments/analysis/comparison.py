@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from registry.experiments.declaration import BY_RATIO, SHARES, Experiment, Metric
-from server.experiments.analysis import statistics
+from server.experiments.analysis import adjustment, statistics
 from server.experiments.analysis.statistics import Moments
 from server.experiments.analysis.summary import ArmSummary
 
@@ -28,9 +28,19 @@ class Interval(NamedTuple):
     high: float
 
 
+class AdjustedInterval(NamedTuple):
+    """An interval that covariates made narrower, and the share of units that are not needed for the width of the plain one."""
+
+    interval: Interval
+    saved: float
+
+
 @dataclass(frozen=True)
 class MetricComparison:
-    """One metric of one arm against control. `difference` and `ratio` are None where there is too little to compare."""
+    """One metric of one arm against control. `difference` and `ratio` are None where there is too little to compare.
+
+    `adjusted` is the same, a ratio for what is compared so, less what covariates explain: see `adjustment`.
+    """
 
     metric: Metric
     arm: str
@@ -38,6 +48,7 @@ class MetricComparison:
     control: float | None
     difference: Interval | None
     ratio: Interval | None
+    adjusted: AdjustedInterval | None = None
 
 
 def compare(experiment: Experiment, metric: Metric, control: ArmSummary, arm: ArmSummary) -> MetricComparison:
@@ -52,7 +63,21 @@ def compare(experiment: Experiment, metric: Metric, control: ArmSummary, arm: Ar
     unit = tau * abs(before or 0.0) if relative else tau
     difference = statistics.difference(was, now, unit, alpha, shares=metric in SHARES) if unit else None
     ratio = statistics.ratio(was, now, tau, alpha) if relative and positive else None
-    return MetricComparison(metric, arm.name, value, before, _plain(difference), _plain(ratio))
+    scale = tau if ratio else unit
+    adjusted = _adjusted(control, arm, metric, scale, alpha, by_ratio=bool(ratio)) if scale and metric not in SHARES else None
+    return MetricComparison(metric, arm.name, value, before, _plain(difference), _plain(ratio), adjusted)
+
+
+def _adjusted(
+    control: ArmSummary, arm: ArmSummary, metric: Metric, scale: float, alpha: float, *, by_ratio: bool
+) -> AdjustedInterval | None:
+    """Shares are left as they are: the smoothing of their variance is more than covariates explain of them."""
+    was, now = control.adjustable(metric), arm.adjustable(metric)
+    if was is None or now is None:
+        return None
+    found = (adjustment.ratio if by_ratio else adjustment.difference)(was, now, scale, alpha)
+    interval = _plain(found.effect) if found else None
+    return AdjustedInterval(interval, found.saved) if found and interval else None
 
 
 def resolution(experiment: Experiment, metric: Metric) -> float:

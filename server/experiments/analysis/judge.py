@@ -75,7 +75,7 @@ def _finding(experiment: Experiment, control: ArmSummary, arm: ArmSummary) -> Ar
     primary, name = experiment.primary, arm.name
     gain = _gain(compare(experiment, primary.metric, control, arm))
     holding = {
-        guardrail: _holds(experiment, guardrail, control, arm)
+        guardrail: guardrail_holds(experiment, guardrail, control, arm)
         for guardrail in experiment.guardrails
         if guardrail.metric in METRICS
     }
@@ -86,7 +86,7 @@ def _finding(experiment: Experiment, control: ArmSummary, arm: ArmSummary) -> Ar
     if units < experiment.minimum_units or gain is None:
         reason = f"Keep collecting: {units} of {experiment.minimum_units} units with {primary.metric} in {name} or control."
         return ArmFinding(name, "collecting", reason, gain)
-    margin, shown = primary.minimal_effect, _shown(primary.metric, gain)
+    margin, shown = primary.minimal_effect, shown_gain(primary.metric, gain)
     wanted = 0.0 if primary.goal == "superior" else -margin
     if gain.high < wanted:
         return ArmFinding(name, "control_better", f"Stop {name}: control is better in {primary.metric}, {shown}.", gain)
@@ -116,7 +116,7 @@ def _gain(comparison: MetricComparison) -> Interval | None:
     return Interval(estimate, low, high) if comparison.metric in HIGHER_IS_BETTER else Interval(-estimate, -high, -low)
 
 
-def _holds(experiment: Experiment, guardrail: Guardrail, control: ArmSummary, arm: ArmSummary) -> bool | None:
+def guardrail_holds(experiment: Experiment, guardrail: Guardrail, control: ArmSummary, arm: ArmSummary) -> bool | None:
     """Whether an arm surely holds a limit (True), surely breaks it (False), or neither. A `value` is the monitor's alone."""
     assert guardrail.metric in METRICS, "a percentile has no interval here"
     if guardrail.compare == "value":
@@ -134,7 +134,8 @@ def _units(summary: ArmSummary, metric: Metric) -> int:
     return int(moments.units) if moments else 0
 
 
-def _shown(metric: Metric, gain: Interval) -> str:
+def shown_gain(metric: Metric, gain: Interval) -> str:
+    """A gain with its interval, for people."""
     if metric in BY_RATIO or metric in SHARES:
         return f"by {gain.estimate:+.1%} (surely {gain.low:+.1%} to {gain.high:+.1%})"
     return f"by {gain.estimate:+.3g} (surely {gain.low:+.3g} to {gain.high:+.3g})"

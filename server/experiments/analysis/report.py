@@ -49,7 +49,10 @@ def as_json(report: Report) -> dict[str, Any]:
         ],
         "comparisons": [
             {"metric": comparison.metric, "arm": comparison.arm, "value": comparison.value, "control": comparison.control,
-             "difference": _interval(comparison.difference), "ratio": _interval(comparison.ratio)}
+             "difference": _interval(comparison.difference), "ratio": _interval(comparison.ratio),
+             "adjusted": comparison.adjusted and {
+                 **comparison.adjusted.interval._asdict(), "units_saved": comparison.adjusted.saved
+             }}
             for comparison in report.comparisons
         ],
         "verdict": {
@@ -76,7 +79,7 @@ def as_tables(report: Report) -> Group:
         arms.add_row(name, str(weights[arm.name]), str(arm.units), str(arm.requests), str(arm.fallbacks), p95, rfid)
     level = 1 - experiment.alpha / len(experiment.treatments)
     metrics = _table(f"Against control, with intervals that hold at all times at once ({level:.4g})",
-                     "arm", "metric", "control", "arm's", "difference", "ratio")  # fmt: skip
+                     "arm", "metric", "control", "arm's", "difference", "ratio", "adjusted", "units saved")  # fmt: skip
     for comparison in report.comparisons:
         what = "macs of a UNet row" if comparison.metric == "macs" else comparison.metric  # guidance takes two rows
         metrics.add_row(comparison.arm, what, *_cells(comparison))
@@ -87,14 +90,17 @@ def _table(title: str, *columns: str) -> Table:
     return Table(*columns, title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
 
 
-def _cells(comparison: MetricComparison) -> tuple[str, str, str, str]:
-    metric = comparison.metric
+def _cells(comparison: MetricComparison) -> tuple[str, ...]:
+    metric, adjusted = comparison.metric, comparison.adjusted
+    by_ratio = metric in BY_RATIO and comparison.ratio is not None
     ratio = comparison.ratio
     return (
         _number(metric, comparison.control),
         _number(metric, comparison.value),
         _span(comparison.difference, lambda x: _number(metric, x)),
         _span(ratio, lambda x: f"{x:.3f}") if metric in BY_RATIO else "",
+        _span(adjusted.interval, lambda x: f"{x:.3f}" if by_ratio else _number(metric, x)) if adjusted else "",
+        f"{adjusted.saved:.0%}" if adjusted else "",
     )
 
 

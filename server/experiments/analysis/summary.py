@@ -4,22 +4,33 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
 from registry.experiments.declaration import Experiment, Metric
+from server.experiments.analysis.adjustment import (
+    AdjustableArm,
+    CovariateMoments,
+    MetricProducts,
+    Vector,
+    covariate_moments,
+    features,
+    products,
+)
 from server.experiments.analysis.statistics import Moments, moments
 from server.experiments.events import Event, FidelityEvent, OutcomeEvent, RatingEvent
 from server.experiments.request_metrics import metric_values
+from server.requests.covariates import Covariates
 
 
 @dataclass(frozen=True)
 class ArmSummary:
     """What one arm did. `moments` has the metrics that were seen at all; the percentile is of finished requests, in seconds.
 
-    rfid: the running one that was computed last, on whichever server.
+    rfid: the running one that was computed last, on whichever server. `covariates` and `products` are of all its units, by
+    what was known of their first requests beforehand.
     """
 
     name: str
@@ -29,6 +40,14 @@ class ArmSummary:
     service_p95: float | None
     rfid: float | None
     moments: dict[Metric, Moments]
+    covariates: CovariateMoments | None = field(default=None, compare=False)  # arrays are not compared as a whole
+    products: dict[Metric, MetricProducts] = field(default_factory=dict, compare=False)
+
+    def adjustable(self, metric: Metric) -> AdjustableArm | None:
+        """One metric with the covariates; None where no unit has it."""
+        if self.covariates is None or metric not in self.moments:
+            return None
+        return AdjustableArm(self.moments[metric], self.covariates, self.products[metric])
 
 
 class _Owner(NamedTuple):
@@ -154,6 +173,7 @@ def _newest_rfids(owners: Mapping[str, _Owner], fidelities: Iterable[FidelityEve
 
 def _summary(name: str, outcomes: Sequence[OutcomeEvent], totals: Totals, rfid: float | None) -> ArmSummary:
     """What one arm did, from its own outcomes and totals."""
+    x = _features_of_units(outcomes)
     seconds = [outcome.service_seconds for outcome in outcomes if outcome.outcome == "ok"]
     return ArmSummary(
         name=name,
@@ -163,7 +183,30 @@ def _summary(name: str, outcomes: Sequence[OutcomeEvent], totals: Totals, rfid: 
         service_p95=float(np.percentile(seconds, 95)) if seconds else None,
         rfid=rfid,
         moments={metric: _moments(units.values()) for metric, units in totals.items()},
+        covariates=covariate_moments(np.array([*x.values()])) if x else None,
+        products={metric: _products(units, x) for metric, units in totals.items()} if x else {},
     )
+
+
+def _features_of_units(outcomes: Sequence[OutcomeEvent]) -> dict[str, Vector]:
+    """By unit, what was known of its first request before that was assigned: in later ones an arm may have had a part.
+
+    Nothing where nothing is known of any unit. Which request was first the covariates say themselves: the event's own time
+    depends on how long it took.
+    """
+    first: dict[str, Covariates] = {}
+    for outcome in outcomes:
+        if outcome.covariates:
+            known = first.setdefault(_owner(outcome).unit, outcome.covariates)
+            if outcome.covariates.arrived < known.arrived:
+                first[_owner(outcome).unit] = outcome.covariates
+    units = sorted({_owner(outcome).unit for outcome in outcomes}) if first else []
+    return {unit: features(first.get(unit)) for unit in units}
+
+
+def _products(totals: Mapping[str, _Total], x: Mapping[str, Vector]) -> MetricProducts:
+    counted = [totals.get(unit, _Total()) for unit in x]
+    return products([one.count for one in counted], [one.sum for one in counted], np.array([*x.values()]))
 
 
 def _moments(totals: Iterable[_Total]) -> Moments:

@@ -124,6 +124,24 @@ def test_a_webhook_secret_is_shown_by_no_print_of_the_settings(monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("http://hooks.example.com/hunter2", "FLEXI_EVENT_WEBHOOK: give an https URL"),
+        ("https://10.0.0.1/hunter2", "FLEXI_EVENT_WEBHOOK: it leads to .* FLEXI_EVENT_WEBHOOK_PRIVATE allows those"),
+        ("https://hooks.example.com/hunter2", "FLEXI_EVENT_WEBHOOK_SECRET: calls are signed: give whsec_"),
+    ],
+)
+def test_operators_webhook_must_be_public_and_signed_and_is_not_repeated(monkeypatch, url, said):
+    monkeypatch.setenv("FLEXI_EVENT_WEBHOOK", url)
+    with pytest.raises(InvalidInput, match=said) as refused:
+        config.load()
+    assert "hunter2" not in refused.value.message
+    monkeypatch.setenv("FLEXI_EVENT_WEBHOOK_SECRET", f"whsec_{'QUJD' * 10}")
+    monkeypatch.setenv("FLEXI_EVENT_WEBHOOK_PRIVATE", "true")
+    assert "hunter2" not in repr(config.load())
+
+
+@pytest.mark.parametrize(
     "url", ["images.example.com", "ftp://a.example", "https://", "https://a.example?x=1", "https://me@a.example"]
 )
 def test_a_public_url_that_is_none_is_refused(monkeypatch, url):

@@ -7,52 +7,20 @@ import base64
 import hashlib
 import hmac
 import json
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
 
 import pytest
 from job_records import ended
+from webhook_receiver import Receiver
 
 from registry.errors import InvalidInput
-from server.jobs.addresses import checked_url, is_public, public_address
 from server.jobs.webhooks import WebhookSender
-from server.webhook_signature import signed, webhook_secret
+from server.webhooks.addresses import checked_url, is_public, public_address
+from server.webhooks.delivery import Delivery
+from server.webhooks.signature import signed, webhook_secret
 
 SECRET = b"k" * 24
-
-
-class Receiver(ThreadingHTTPServer):
-    """Answers with these statuses, one after the other, and the last one for ever; keeps what came."""
-
-    daemon_threads = True
-
-    def __init__(self, *statuses: int, location: str = "") -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.statuses, self.location, self.calls = list(statuses), location, []
-        threading.Thread(target=self.serve_forever, daemon=True).start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/done?x=1"
-
-
-class _Handler(BaseHTTPRequestHandler):
-    def do_POST(self):
-        body = self.rfile.read(int(self.headers["content-length"]))
-        self.server.calls.append((self.path, dict(self.headers), body))
-        statuses = self.server.statuses
-        self.send_response(statuses.pop(0) if len(statuses) > 1 else statuses[0])
-        if self.server.location:
-            self.send_header("Location", self.server.location)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    do_GET = do_POST  # noqa: N815 - http.server's
-
-    def log_message(self, *_):
-        pass
 
 
 @pytest.fixture
@@ -71,7 +39,7 @@ def receiver():
 
 def deliver(url, end=None, **options):
     options = {"private": True, "pauses": (0.0, 0.0)} | options
-    return asyncio.run(WebhookSender(SECRET, **options).deliver(url, end or ended("succeeded")))
+    return asyncio.run(WebhookSender(Delivery(SECRET, **options)).deliver(url, end or ended("succeeded")))
 
 
 def test_a_call_says_what_ended_and_is_signed_as_the_standard_says(receiver):

@@ -221,6 +221,21 @@ def test_an_arm_is_served_at_its_own_schedules_scale_and_one_that_falls_back_is_
     assert (plan.specs[0].guidance, codes(plan)) == (3.0, ["arm_not_served"])
 
 
+def test_covariates_of_a_request_are_the_same_whatever_its_arm_is(model):
+    """They are taken from what the tier means by itself: an arm with other steps, cost and scale changes none of them."""
+    schedules = ActiveSchedules(lambda: None, model, STEPS)
+    arms = [schedules.compiled(schedule(model, *shape)) for shape in ((1, (6.0,)), (2, (1.0,)))]
+    known = []
+    for arm in (*arms, None):
+        made = planned(planning(model, {"balanced": (3.0,)}, assigner=InArm(arm)), num_images=2, prompt="red heart")
+        covariates = made.assignment.covariates
+        assert (covariates.images, covariates.prompt_characters, covariates.guidance) == (2, 9, 3.0)
+        known.append(covariates.model_dump(exclude={"arrived"}))
+    assert known[0] == known[1] == known[2]
+    teacher = planned(planning(model, {"balanced": (3.0,)}), tier="reference", num_images=2, guidance_scale=3.0)
+    assert known[0]["teacher_macs"] == teacher.macs
+
+
 @pytest.mark.parametrize("wanted", [0, 1, 2, 3])
 def test_previews_that_there_is_no_step_for_are_said(planner, wanted):
     for tier, steps in SEGMENTS.items():

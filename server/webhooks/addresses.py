@@ -16,16 +16,17 @@ from urllib.parse import urlsplit
 from registry.errors import InvalidInput
 
 MAX_URL = 2048  # characters
+ALLOWED_BY = "FLEXI_WEBHOOK_PRIVATE"  # of jobs' webhooks, which clients name
 _TRANSLATED = IPv6Network("64:ff9b::/96")  # NAT64, RFC 6052: an IPv4 address in its last 32 bits
 
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 """(host, port) -> its addresses."""
 
 
-def checked_url(url: str, private: bool) -> str:
+def checked_url(url: str, private: bool, allowed_by: str = ALLOWED_BY) -> str:
     """A webhook's URL, as far as it can be judged without asking anybody. Raises `InvalidInput`.
 
-    private: whether addresses that are not public, and plain HTTP, are allowed.
+    private: whether addresses that are not public, and plain HTTP, are allowed; allowed_by: the setting that says so.
     """
     try:
         parts = urlsplit(url)
@@ -42,15 +43,15 @@ def checked_url(url: str, private: bool) -> str:
     except ValueError:
         return url  # a name
     if not (private or is_public(address)):
-        raise _not_public()
+        raise _not_public(allowed_by)
     return url
 
 
-async def public_address(host: str, port: int, private: bool, resolve: Resolve) -> str:
+async def public_address(host: str, port: int, private: bool, resolve: Resolve, allowed_by: str = ALLOWED_BY) -> str:
     """The address to connect to. Raises `InvalidInput` where any of the name's is not public, `OSError` where there is none."""
     addresses = await resolve(host, port)
     if not private and not all(is_public(ip_address(address)) for address in addresses):
-        raise _not_public()
+        raise _not_public(allowed_by)
     return addresses[0]
 
 
@@ -70,5 +71,5 @@ def is_public(address: IPv4Address | IPv6Address) -> bool:
     return address.is_global and not address.is_multicast
 
 
-def _not_public() -> InvalidInput:
-    return InvalidInput("it leads to an address that is not public: FLEXI_WEBHOOK_PRIVATE allows those", param="webhook")
+def _not_public(allowed_by: str) -> InvalidInput:
+    return InvalidInput(f"it leads to an address that is not public: {allowed_by} allows those", param="webhook")

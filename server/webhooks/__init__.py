@@ -1,0 +1,1 @@
+"""Calls to webhooks: where they may lead, how they are signed, how often they are tried."""
