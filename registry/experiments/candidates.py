@@ -22,6 +22,7 @@ from registry.tiers import REFERENCE
 from registry.writer import Writer
 
 FOLDER = "candidates"
+CandidateStatus = Literal["running", "stopped", "over", "promoted"]
 _TEXT: TypeAdapter[str] = TypeAdapter(Text)
 
 
@@ -67,6 +68,14 @@ class CandidateState(Record):
         """The candidate at a time from the newest move on: none where it was withdrawn, or its time is over."""
         move = self.history[-1]
         return move.candidate if move.action == "start" and time < move.candidate.until else None
+
+    def status(self, meant: str | None, time: datetime) -> CandidateStatus:
+        """In one word, where the tier means the schedule of this digest, if any."""
+        if meant == self.newest.digest:
+            return "promoted"
+        if self.history[-1].action == "stop":
+            return "stopped"
+        return "running" if self.at(time) else "over"
 
     def since(self) -> datetime:
         """When the newest candidate was first declared: a second share or time does not make its images others."""

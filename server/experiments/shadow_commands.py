@@ -67,9 +67,10 @@ def status(registry: Registry = DEFAULT_ADDRESS, model: Model = None, json_: AsJ
         print_json([state.model_dump(mode="json") for state in states])
         return
     lines = []
+    meant = {alias.tier: alias.digest for alias in catalog.aliases()}
     for state in states:
         move, one = state.history[-1], state.newest
-        runs = "running" if state.at(now) else "stopped" if move.action == "stop" else "over"
+        runs = state.status(meant.get(one.tier), now)
         who = f"{move.author}@{move.host}"
         lines.append((one.tier, one.version, one.digest[:8], runs, f"{one.share:.0%}", minute(one.until), who, move.reason))
     columns = ("tier", "version", "digest", "status", "share", "until (UTC)", "who", "reason")

@@ -124,6 +124,11 @@ class ServedModel(Renderer):
         return self._parts().experiments
 
     @property
+    def candidates(self) -> ActiveCandidates:
+        """Of its tiers."""
+        return self._parts().candidates
+
+    @property
     def registry(self) -> ModelRegistry:
         """Its part of the registry."""
         return self._parts().registry

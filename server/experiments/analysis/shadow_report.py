@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 from typing import Any
 
 from rich import box
@@ -13,8 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from registry.catalog import Catalog
-from registry.errors import NotFound
-from registry.experiments.candidates import CandidateState
+from registry.errors import InvalidInput, NotFound
+from registry.experiments.candidates import CandidateState, CandidateStatus
 from registry.records import Target
 from server.experiments.analysis.archive import stored_pairs
 from server.experiments.analysis.comparison import Interval
@@ -30,13 +31,10 @@ NAMES = {
 
 @dataclass(frozen=True)
 class ShadowReport:
-    """A tier's newest candidate beside what the tier means now; `pairs` of earlier meanings of the tier come after that.
-
-    status: `running`, `stopped`, `over`, or `promoted` once the tier means the candidate.
-    """
+    """A tier's newest candidate beside what the tier means now; `pairs` of earlier meanings of the tier come after that."""
 
     state: CandidateState
-    status: str
+    status: CandidateStatus
     meant: Target | None
     pairs: Sequence[PairSummary]
     damaged: Sequence[str]
@@ -59,10 +57,17 @@ class ShadowReport:
         return _said(self.current)
 
 
-def shadow_report(catalog: Catalog, state: CandidateState, now: datetime) -> ShadowReport:
-    """Everything that is known of a tier's newest candidate. Reads all of its events. Raises `StoreUnavailable`."""
+def shadow_report(catalog: Catalog, state: CandidateState, now: datetime, most: int | None = None) -> ShadowReport:
+    """Everything that is known of a tier's newest candidate. Reads all of its events.
+
+    Raises `StoreUnavailable`, and `InvalidInput` where there are more than `most` of them.
+    """
     damaged = list[str]()
-    events = stored_pairs(catalog.store, catalog.model, state, damaged)
+    events = list(islice(stored_pairs(catalog.store, catalog.model, state, damaged), most and most + 1))
+    if most is not None and len(events) > most:
+        command = f"python -m server.experiments shadow report {state.tier}"
+        message = f"has more than {most:,} events, too many to be analysed beside requests: {command} reads them all"
+        raise InvalidInput(message, param=f"the candidate of tier {state.tier}")
     pairs = summarise_pairs(event for event in events if event.candidate == state.newest.digest)
     try:
         alias = catalog.alias(state.tier)
@@ -70,16 +75,7 @@ def shadow_report(catalog: Catalog, state: CandidateState, now: datetime) -> Sha
     except NotFound:
         meant = None
     ordered = sorted(pairs, key=lambda pair: meant is None or pair.digest != meant.digest)
-    return ShadowReport(state, status_of(state, meant, now), meant, ordered, damaged, now)
-
-
-def status_of(state: CandidateState, meant: Target | None, now: datetime) -> str:
-    """In one word."""
-    if meant and meant.digest == state.newest.digest:
-        return "promoted"
-    if state.history[-1].action == "stop":
-        return "stopped"
-    return "running" if state.at(now) else "over"
+    return ShadowReport(state, state.status(meant.digest if meant else None, now), meant, ordered, damaged, now)
 
 
 def as_json(report: ShadowReport) -> dict[str, Any]:
