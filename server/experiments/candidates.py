@@ -130,7 +130,7 @@ class ActiveCandidates(Candidates):
         """Offer what was seen last, as far as there is something to compare; what is not offered is said once, and why."""
         active, refused = dict[str, ActiveCandidate](), dict[str, str]()
         for tier, (_, candidate, entry, fault) in self._seen.items():
-            if candidate and self._clock() < candidate.until:
+            if candidate and self._clock() < candidate.until and not self._is_promoted(candidate):
                 reason = self._reason_against(entry, tier) if entry else fault
                 if entry and not reason:
                     active[tier] = ActiveCandidate(candidate, entry)
@@ -148,6 +148,15 @@ class ActiveCandidates(Candidates):
         metrics.candidates_unserved.set(len(refused))
         self._active, self.refused = active, refused
 
+    def _is_promoted(self, candidate: DeclaredCandidate) -> bool:
+        """Whether its tier means it: then there is nothing to compare, and nothing wrong. Said once."""
+        promoted = any(one.digest == candidate.digest and one.tier == candidate.tier for one in self._schedules.tiers())
+        if promoted and candidate.tier in self._active:
+            log.info(
+                "tier %s means its candidate now, version %d: it is made again no longer", candidate.tier, candidate.version
+            )
+        return promoted
+
     def _reason_against(self, entry: ActiveSchedule, tier: str) -> str:
         """Why its images would say nothing; empty if they do."""
         try:
@@ -155,8 +164,6 @@ class ActiveCandidates(Candidates):
         except NotFound as error:
             return str(error)
         teacher = self._schedules.tier(REFERENCE).digest
-        if entry.digest == own.digest:
-            return f"it is what tier {tier} means now: there is nothing to compare"
         if teacher in (entry.digest, own.digest):
             return f"{'it' if entry.digest == teacher else f'tier {tier}'} is the teacher, with which images are compared"
         return ""

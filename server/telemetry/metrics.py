@@ -227,7 +227,7 @@ candidate_info = ModelGauge(
 )  # fmt: skip
 candidates_unserved = ModelGauge(
     "flexi_candidates_unserved",
-    "Declared candidates that no image is made with here, because they were refused or are what their tier means.",
+    "Declared candidates that no image is made with here, because they were refused.",
     multiprocess_mode="livemax",
 )  # fmt: skip
 candidate_images_total = ModelCounter(

@@ -119,12 +119,18 @@ def as_tables(report: ShadowReport) -> Group:
         )
         table = Table("", "active", "candidate", "difference or ratio", title=title, title_justify="left", box=box.SIMPLE_HEAD)
         for one in pair.figures:
-            table.add_row(NAMES[one.figure], f"{one.active:.4g}", f"{one.candidate:.4g}", _effect(one))
+            table.add_row(
+                NAMES[one.figure], *(_shown(one.figure, value) for value in (one.active, one.candidate)), _effect(one)
+            )
         if pair.rfids:
             table.add_row("running rFID", *(f"{rfid:.4g}" for rfid in pair.rfids), f"{pair.rfids[1] - pair.rfids[0]:+.3g}")
         parts.append(table)
     parts += [Text(f"left out: {line}", style="red") for line in report.damaged]
     return Group(*parts, Text(report.sentence, style="bold"))
+
+
+def _shown(figure: str, value: float) -> str:
+    return f"{value / 1e9:.4g} G" if figure == "macs" else f"{value:.4g}"
 
 
 def _effect(one: FigureComparison) -> str:
