@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from registry.audit_trail import audited_moves, experiment_transitions
+from registry.audit_trail import audited_moves, candidate_moves, experiment_transitions
 from registry.catalog import Catalog
 from registry.commands import maintenance, site
 from registry.commands.command_line import EXIT_CODES, command_line
@@ -23,6 +23,7 @@ from registry.commands.display import (
     legend,
     minute,
     print_alias,
+    print_candidates,
     print_difference,
     print_json,
     print_moves,
@@ -202,15 +203,19 @@ def audit(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Who moved which tier or experiment, when, from where, and why; the newest last."""
+    """Who moved which tier, candidate or experiment, when, from where, and why; the newest last."""
     catalog, since = open_catalog(registry, model), since and since.replace(tzinfo=UTC)
     moves, transitions = audited_moves(catalog, tier, since), [] if tier else experiment_transitions(catalog, since)
+    candidates = candidate_moves(catalog, tier, since)
     if as_json:
         lines = [move.audit.model_dump(mode="json") | {"written": move.written} for move in moves]
         lines += [{"experiment": name, **transition.model_dump(mode="json")} for name, transition in transitions]
+        lines += [move.model_dump(mode="json") for move in candidates]
         print_json(sorted(lines, key=lambda line: str(line["time"])))
         return
     print_moves(moves)
+    if candidates:
+        print_candidates(candidates)
     if transitions:
         print_transitions(transitions)
 

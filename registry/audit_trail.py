@@ -1,4 +1,4 @@
-"""The audit trail: who moved which tier or experiment, when, from where, why."""
+"""The audit trail: who moved which tier, candidate or experiment, when, from where, why."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from registry.catalog import Catalog
+from registry.experiments.candidates import CandidateCatalog, CandidateMove
 from registry.experiments.catalog import ExperimentCatalog
 from registry.experiments.declaration import Transition
 from registry.records import Audit
@@ -49,3 +50,10 @@ def experiment_transitions(catalog: Catalog, since: datetime | None = None) -> l
     transitions = [ExperimentTransition(state.name, transition) for state in states for transition in state.history]
     wanted = [entry for entry in transitions if since is None or entry.transition.time >= since]
     return sorted(wanted, key=lambda entry: entry.transition.time)
+
+
+def candidate_moves(catalog: Catalog, tier: str | None = None, since: datetime | None = None) -> list[CandidateMove]:
+    """Which candidates were declared and withdrawn, of one tier or of all; the oldest first."""
+    states = CandidateCatalog(catalog.store, catalog.model).all()
+    moves = [move for state in states if tier in (None, state.tier) for move in state.history]
+    return sorted((move for move in moves if since is None or move.time >= since), key=lambda move: move.time)

@@ -34,7 +34,7 @@ class Garbage:
 
 
 class GarbageCollector:
-    """Finds and removes what no alias, experiment or history of the last `days` names."""
+    """Finds and removes what no alias, experiment, candidate or history of the last `days` names."""
 
     def __init__(self, catalog: Catalog, days: float) -> None:
         self._catalog = catalog
@@ -106,9 +106,10 @@ class GarbageCollector:
         named = {version.digest for version in self._catalog.versions() if version.time >= self._since}
         for alias in self._catalog.aliases():
             named.update(self._meant(alias))
-        for key in self._store.list(f"{self._catalog.model}/experiments/"):
-            if key.endswith(".json"):
-                named.update(match.decode() for match in _DIGEST.findall(self._store.get(key).data))
+        for folder in ("experiments", "candidates"):
+            for key in self._store.list(f"{self._catalog.model}/{folder}/"):
+                if key.endswith(".json"):
+                    named.update(match.decode() for match in _DIGEST.findall(self._store.get(key).data))
         return named
 
     def _meant(self, alias: Alias) -> Iterator[str]:

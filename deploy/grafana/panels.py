@@ -291,6 +291,24 @@ ROWS = [
                 "ops",
                 {"{{outcome}}": rate("flexi_shadow_images_total", "outcome")},
             ),
+            Panel(
+                "PSNR of candidates",
+                "Mean, against the teacher's, of the same images by what a tier means (active) and by its candidate.",
+                "dB",
+                {
+                    "{{tier}} {{schedule}}": f"{rate('flexi_candidate_psnr_sum', 'tier', 'schedule')} "
+                    f"/ {rate('flexi_candidate_psnr_count', 'tier', 'schedule')}"
+                },
+            ),
+            Panel(
+                "Seconds of an image by candidates",
+                "Mean time of the waves of these images, each alone in idle time, by either schedule.",
+                "s",
+                {
+                    "{{tier}} {{schedule}}": f"{rate('flexi_candidate_wave_seconds_total', 'tier', 'schedule')} "
+                    f"/ {rate('flexi_candidate_psnr_count', 'tier', 'schedule')}"
+                },
+            ),
         ],
     ),
 ]

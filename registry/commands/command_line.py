@@ -66,7 +66,8 @@ class OneLineErrors(typer.core.TyperGroup):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         for command in (self, *self.commands.values()):
-            command.params.append(_debug_option())
+            if command is self or not isinstance(command, OneLineErrors):  # a group of commands has it already
+                command.params.append(_debug_option())
 
     @override
     def main(self, *arguments: Any, **options: Any) -> Any:

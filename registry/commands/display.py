@@ -18,6 +18,7 @@ from registry.audit_trail import AuditedMove, ExperimentTransition
 from registry.catalog import Catalog
 from registry.diff import Difference
 from registry.errors import NotFound, Tampered
+from registry.experiments.candidates import CandidateMove
 from registry.records import Alias
 from registry.schedule import Kind, Schedule, Segment, Step
 from registry.tiers import REFERENCE
@@ -147,6 +148,16 @@ def print_transitions(transitions: Sequence[ExperimentTransition]) -> None:
     ]
     columns = ("time (UTC)", "experiment", "action", "status", "version", "author", "host", "reason")
     print_table("audit trail of experiments", columns, lines)
+
+
+def print_candidates(moves: Sequence[CandidateMove]) -> None:
+    """Print which candidates were declared and withdrawn."""
+    lines = []
+    for move in moves:
+        what, who = move.candidate, (move.author, move.host, move.reason)
+        lines.append((minute(move.time), what.tier, move.action, what.version, what.share, minute(what.until), *who))
+    columns = ("time (UTC)", "tier", "action", "version", "share", "until (UTC)", "author", "host", "reason")
+    print_table("audit trail of candidates", columns, lines)
 
 
 def print_difference(difference: Difference, a: str, b: str) -> None:

@@ -52,7 +52,7 @@ def verify(registry: Registry = DEFAULT_ADDRESS, model: Model = None, trusted: T
 def gc(
     registry: Registry = DEFAULT_ADDRESS, model: Model = None, days: Days = 90, dry_run: DryRun = False, as_json: AsJson = False
 ) -> None:
-    """Remove schedules that no alias, experiment or history of the last days names, with their artifacts and signatures.
+    """Remove schedules that nothing of the last days names: no alias, experiment, candidate or history. Their artifacts go too.
 
     Version records stay, so no number is used again. What a rollback would lead to stays too.
     """

@@ -14,11 +14,13 @@ from cachetools import LRUCache
 from registry.catalog import Catalog
 from registry.diff import Difference
 from registry.errors import FlexiError, NotFound, StoreUnavailable, Tampered, Untrusted
+from registry.experiments.candidates import CandidateCatalog
 from registry.experiments.catalog import DeclaredExperiment, ExperimentCatalog
 from registry.records import Alias, Target
 from registry.schedule import Schedule
 from registry.site.views import (
     LETTERS,
+    ShownCandidate,
     ShownDifference,
     ShownExperiment,
     ShownExperiments,
@@ -31,6 +33,7 @@ from registry.site.views import (
     ShownTiers,
     ShownVersion,
 )
+from registry.writer import now
 
 if TYPE_CHECKING:
     from registry.signing import TrustedKeys
@@ -60,6 +63,7 @@ class RegistryReader:
         self._catalog = catalog
         self._guarded = Catalog(catalog.store, catalog.model, trusted=trusted) if trusted else None
         self._experiments = ExperimentCatalog(catalog.store, catalog.model)
+        self._candidates = CandidateCatalog(catalog.store, catalog.model)
         self._schedules: LRUCache[str, Schedule] = LRUCache(KEPT)
         self._lock = Lock()
 
@@ -148,7 +152,25 @@ class RegistryReader:
             back=Target(digest=back.digest, version=back.version) if back else None,
             history=list(islice(self._catalog.tier_aliases.backwards(alias), MOVES)),
             figures=known.figures,
+            candidate=self._candidate(alias),
             fault=known.fault,
+        )
+
+    def _candidate(self, alias: Alias) -> ShownCandidate | None:
+        """A record that is damaged, which servers say in their logs, is shown as none."""
+        try:
+            state = self._candidates.state(alias.tier)
+        except StoreUnavailable:
+            raise
+        except FlexiError:
+            return None
+        move = state.history[-1]
+        return ShownCandidate(
+            candidate=state.newest,
+            status=state.status(alias.digest, now()),
+            time=move.time,
+            author=move.author,
+            reason=move.reason,
         )
 
     def _aliases(self) -> Iterable[Alias]:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, Field
 
+from registry.experiments.candidates import CandidateStatus, DeclaredCandidate
 from registry.experiments.declaration import Experiment, Status, Transition
 from registry.records import Digest, Move, Target
 from registry.schedule import Kind, Schedule
@@ -58,6 +59,16 @@ class ShownFront(BaseModel):
     older: Annotated[int, Field(description="How many older versions are not shown.")]
 
 
+class ShownCandidate(BaseModel):
+    """The candidate that was declared last for a tier, and by whom."""
+
+    candidate: DeclaredCandidate
+    status: Annotated[CandidateStatus, Field(description="promoted: the tier means it now.")]
+    time: AwareDatetime
+    author: str
+    reason: str
+
+
 class ShownTier(BaseModel):
     """A tier: what it means, what it meant, and what a rollback would lead to."""
 
@@ -68,6 +79,7 @@ class ShownTier(BaseModel):
     back: Annotated[Target | None, Field(description="What a rollback leads to.")]
     history: Annotated[list[Move], Field(description="Its newest moves, newest first.")]
     figures: ShownFigures | None
+    candidate: Annotated[ShownCandidate | None, Field(description="Made again in idle time, for nobody's eyes.")] = None
     fault: Fault = None
 
 

@@ -93,6 +93,7 @@ class Denoising:
             self._text_and_vae.forget(task.spec)
         for task in [task for task in wave.tasks if not task.left]:
             task.denoised = ended
+            task.wave_seconds += wave.seconds
             self._images.advance(task)
             task.trace.add(wave.need.kind, ended - wave.seconds, ended, branch=wave.need.branch, unet_rows=wave.unet_rows)
         finished = [Undecoded(task, task.latent) for task in wave.finished if task.latent is not None]

@@ -102,13 +102,17 @@ Progress = Callable[[ImageSpec, int], None]
 
 @dataclass(frozen=True)
 class ImageResult:
-    """A finished image and what it took. pixels (height, width, 3): levels, uint8; times in seconds."""
+    """A finished image and what it took. pixels (height, width, 3): levels, uint8; times in seconds.
+
+    wave_seconds: of all waves that it was in, which it may have shared with others.
+    """
 
     pixels: Tensor
     macs: int
     steps: Counter[str]
     queue_seconds: float
     denoise_seconds: float
+    wave_seconds: float = 0.0
 
 
 class ImageTask(DenoisingTask):
@@ -147,6 +151,7 @@ class ImageTask(DenoisingTask):
         self.steps = Counter[str]()  # run, and null steps jumped over, by kind
         self.taken = 0.0  # when the engine took it in
         self.denoised = 0.0  # when its newest step was done
+        self.wave_seconds = 0.0  # of the waves that it was in
         self.settled = 0  # MACs that admission counts no longer
         self.left = False  # the engine's thread is done with it
 
@@ -199,7 +204,8 @@ class ImageTask(DenoisingTask):
 
     def result(self, pixels: Tensor) -> ImageResult:
         """What the task came to, once its levels (height, width, 3) are there."""
-        return ImageResult(pixels, self.macs, self.steps, self.taken - self.queued, self.denoised - self.taken)
+        waited, denoising = self.taken - self.queued, self.denoised - self.taken
+        return ImageResult(pixels, self.macs, self.steps, waited, denoising, self.wave_seconds)
 
 
 def preview_places(steps: int, wanted: int) -> list[int]:

@@ -17,6 +17,7 @@ from registry.experiments.catalog import DeclaredExperiment, ExperimentCatalog
 from registry.experiments.declaration import Action, Experiment, ExperimentState
 from registry.stores.address import DEFAULT_ADDRESS
 from registry.tiers import REFERENCE
+from server.experiments import shadow_commands
 from server.experiments.analysis.archive import stored_events
 from server.experiments.analysis.gate import missing
 from server.experiments.analysis.report import Report, as_json, as_tables, report
@@ -258,6 +259,8 @@ def _say(state: ExperimentState, experiment: Experiment, as_json: bool) -> None:
     share = _share(DeclaredExperiment(experiment, state))
     typer.echo(f"{state.name} version {state.version} is {state.status}" + (f", share {share}" if share != "-" else ""))
 
+
+app.add_typer(shadow_commands.app, name="shadow")
 
 if __name__ == "__main__":
     app(prog_name="python -m server.experiments")

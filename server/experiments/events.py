@@ -83,13 +83,47 @@ class FidelityEvent(Document):
     rfid: float | None = None  # of the newest images of its arm on this server, where this one caused it to be computed
 
 
-Event = OutcomeEvent | RatingEvent | FidelityEvent
+class ImageFigures(Document):
+    """One image of a pair. macs: of its UNet calls; seconds: of its waves, where it was alone; else as in `FidelityEvent`."""
+
+    macs: Macs
+    seconds: Seconds
+    psnr: Annotated[float, Field(le=100)]
+    feature_distance: Annotated[float, Field(ge=0)] | None = None
+    rfid: float | None = None
+
+
+class PairEvent(Document):
+    """An image of a tier that its candidate made again, beside what the tier meant when it was served: `digest`.
+
+    Without images the candidate's failed, with the code `failed`.
+    """
+
+    event: Literal["pair"] = "pair"
+    time: AwareDatetime
+    request_id: RequestId
+    model: Name
+    tier: Name
+    digest: Digest
+    candidate: Digest
+    size: Annotated[str, Field(pattern=PATTERN)]
+    guidance: Annotated[float, Field(ge=0)]
+    images: tuple[ImageFigures, ImageFigures] | None = None  # by `digest`, and by `candidate`
+    failed: Annotated[str, Field(pattern=r"^[a-z_]{1,64}$")] | None = None
+
+
+Event = OutcomeEvent | RatingEvent | FidelityEvent | PairEvent
 _EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="event")])
 
 
 def stream(name: str) -> str:
     """The stream that the outcomes of an experiment go to."""
     return f"experiments/{name}/events"
+
+
+def pair_stream(tier: str) -> str:
+    """The stream that the pairs of a tier's candidates go to."""
+    return f"candidates/{tier}/events"
 
 
 def write(events: Iterable[Event]) -> bytes:

@@ -19,9 +19,10 @@ from server.experiments.guardrails import guardrail_values
 from server.experiments.monitors import GuardrailMonitors
 from server.experiments.recorder import Recorder
 from server.requests.context import RequestContext
+from server.requests.fidelity import TeacherComparison
 from server.requests.generation import RequestObserver
 from server.requests.plan import Plan
-from server.requests.shadow import ComparisonObserver, TeacherComparison
+from server.requests.shadow import ComparisonObserver
 from server.telemetry import metrics
 
 log = logging.getLogger(__name__)

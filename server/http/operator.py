@@ -19,7 +19,7 @@ from server.http.cors import OPERATOR_ROUTES
 from server.http.documents import COMMON, errors
 from server.http.opening import loaded_app
 from server.http.operator_access import Acting, Looking, why_not
-from server.operator.views import OperatorTiers, OperatorView, ReportView, ServerWork
+from server.operator.views import OperatorTiers, OperatorView, ReportView, ServerWork, ShadowView
 from server.request_body import CLIENTS, WHOLE
 
 router = APIRouter(prefix=OPERATOR_ROUTES, tags=["operators"])
@@ -140,6 +140,12 @@ async def moves(
 ) -> ShownMoves:
     """A tier's history, newest first."""
     return await app.operator.moves(app.served(model), tier, last)
+
+
+@router.get("/tiers/{tier}/shadow", responses=errors(*READ))
+async def shadow(tier: Tier, _: Looking, app: LoadedApp, model: ModelName = None) -> ShadowView:
+    """A tier's candidate beside what the tier means, paired image by image. At most a minute old."""
+    return await app.operator.shadow(app.served(model), tier)
 
 
 @router.post("/tiers/{tier}/promote", responses=errors(*ACT))

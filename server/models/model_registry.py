@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import cached_property
 
 from registry.catalog import Catalog
+from registry.experiments.candidates import CandidateCatalog
 from registry.experiments.catalog import ExperimentCatalog
 from registry.signing import TrustedKeys
 from registry.site.reader import RegistryReader
@@ -39,3 +40,8 @@ class ModelRegistry:
     def experiments(self) -> ExperimentCatalog:
         """Raises what `catalog` raises."""
         return ExperimentCatalog(self.catalog.store, self.model)
+
+    @cached_property
+    def candidates(self) -> CandidateCatalog:
+        """Raises what `catalog` raises."""
+        return CandidateCatalog(self.catalog.store, self.model)

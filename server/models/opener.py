@@ -11,7 +11,6 @@ from dataclasses import replace
 from functools import cache, cached_property, partial
 
 import torch
-from torch import Tensor
 
 from engine import compiling
 from engine.device import exclusive
@@ -20,7 +19,7 @@ from engine.loading import load
 from engine.model import Model
 from engine.model_name import folder_name
 from engine.prompt_syntax import PLAIN
-from evaluation import Features, extractor
+from evaluation import extractor
 from registry.errors import InvalidInput
 from registry.signing import TrustedKeys
 from registry.stores.address import open_store
@@ -29,12 +28,14 @@ from registry.tiers import REFERENCE
 from server.access.quota import Quotas
 from server.batching.admission import Admission
 from server.batching.device_thread import DeviceThread
+from server.batching.image_task import ImageSpec
 from server.batching.intake import no_loras
 from server.batching.memory import bytes_within
 from server.batching.model_engine import FULL_WAVES, ModelEngine
 from server.config import EVENTS_ALLOWED_BY, Settings
 from server.errors import NotReady
 from server.experiments.active import ActiveExperiments
+from server.experiments.candidates import ActiveCandidates
 from server.experiments.recorder import Recorder
 from server.experiments.runtime import ExperimentRuntime
 from server.loras.lora_folder import LoraFolder
@@ -47,13 +48,16 @@ from server.models.residence import RETRY, Residence, Resident, free_memory
 from server.models.served_model import ModelParts, ServedModel
 from server.operator_events.announcer import Announcer
 from server.operator_events.registry_events import RegistryEvents
+from server.requests.fidelity import Extractor, Fidelities
 from server.requests.generation import Generation, Residency
+from server.requests.idle_images import IdleImages
 from server.requests.image_files import ImageFiles
 from server.requests.lora_choice import LoraChoice
 from server.requests.plan import Planner
 from server.requests.prompt_pair import PromptReader
 from server.requests.repeats import Repeats
 from server.requests.shadow import ShadowTeacher
+from server.requests.shadow_candidate import ShadowCandidate
 from server.storage.async_store import AsyncStore
 from server.telemetry import metrics
 from server.telemetry.served import begin as served_as
@@ -166,8 +170,16 @@ class ModelOpener:
             await asyncio.to_thread(self._start_engine, served, model, schedules)
             served.loaded(load_seconds + time.monotonic() - begin)
             passed("warm_up")
-        experiments = _experiments(settings, registry, schedules, observer)
-        shadow = await asyncio.to_thread(self._shadow, served, schedules, experiments, sets)
+        recorder = _recorder(settings, registry)
+        experiments = _experiments(settings, registry, schedules, recorder, observer)
+        candidates = ActiveCandidates(lambda: registry.candidates, schedules, recorder)
+        idle = IdleImages(served, _macs(model), settings.shadow_macs_per_minute, sets.borrow)
+        fidelities = Fidelities(await asyncio.to_thread(lambda: self._features))
+        teacher = partial(schedules.tier, REFERENCE)
+        shadows = [
+            ShadowTeacher(idle, teacher, fidelities, settings.shadow_share, [experiments]),
+            ShadowCandidate(idle, teacher, fidelities, candidates),
+        ]
         resident = Resident(self._residence, served) if len(self.models) > 1 else None
         forecast = resident.forecast if resident else served.forecast
         syntax = settings.prompt_syntax if model.prompts.reads_texts else PLAIN
@@ -177,9 +189,11 @@ class ModelOpener:
         if overruled := planner.default_guidance.overruled():
             log.warning("%s", overruled)
         residencies: list[Residency] = [*([resident] if resident else []), sets]
-        generation = Generation(planner, served, self._quotas, [experiments, shadow], self._files, residencies, self.repeats)
-        following = [asyncio.create_task(follower.follow(settings.watch_seconds)) for follower in (watch, experiments)]
-        served.parts = ModelParts(registry, schedules, generation, experiments, shadow, following)
+        observers = [experiments, *shadows]
+        generation = Generation(planner, served, self._quotas, observers, self._files, residencies, self.repeats)
+        followers = (watch, experiments, candidates)
+        following = [asyncio.create_task(follower.follow(settings.watch_seconds)) for follower in followers]
+        served.parts = ModelParts(registry, schedules, generation, experiments, candidates, idle, following)
 
     async def open_beside(self, served: ServedModel) -> None:
         """Open a model that is not loaded before a request needs it; again after a while where that fails."""
@@ -234,7 +248,7 @@ class ModelOpener:
         """Out of memory: all that comes of it is stopped, and its weights are dropped."""
         engine, served.engine = served.engine, None
         if served.parts:
-            served.parts.shadow.close()
+            served.parts.idle.close()
         if served.adapter_sets:
             with serving(served.counted_as):
                 served.adapter_sets.forget()
@@ -245,21 +259,12 @@ class ModelOpener:
             await asyncio.to_thread(free_memory, served.model.device)
 
     @cached_property
-    def _features(self) -> Callable[[Tensor], Features]:
-        """The extractor, one for all models."""
-        assert self.settings.features, "who asks has seen that there is one"
+    def _features(self) -> Extractor | None:
+        """Where they are wanted: one extractor for all models."""
+        if not self.settings.features:
+            return None
         with exclusive():
             return extractor(self.settings.features, self.settings.device).images
-
-    def _shadow(
-        self, served: ServedModel, schedules: ActiveSchedules, experiments: ExperimentRuntime, sets: AdapterSets
-    ) -> ShadowTeacher:
-        """Loads the feature extractor where one is wanted."""
-        settings = self.settings
-        features = self._features if settings.shadow_share and settings.features else None
-        budget = settings.shadow_macs_per_minute
-        teacher, share = partial(schedules.tier, REFERENCE), settings.shadow_share
-        return ShadowTeacher(served, teacher, features, share, budget, [experiments], borrow=sets.borrow)
 
     def _start_engine(self, served: ServedModel, model: Model, schedules: ActiveSchedules) -> None:
         """And wait until it is warm."""
@@ -296,11 +301,24 @@ def _announcer(settings: Settings, open_store: Callable[[], ObjectStore]) -> Ann
     return Announcer(url.get_secret_value(), delivery, AsyncStore(open_store))
 
 
-def _experiments(
-    settings: Settings, registry: ModelRegistry, schedules: ActiveSchedules, observer: RegistryObserver
-) -> ExperimentRuntime:
+def _macs(model: Model) -> Callable[[ImageSpec], int]:
+    """What making an image takes, guidance rows included."""
+    return lambda spec: model.macs_at(spec.size, spec.chunks).of_program(spec.program, spec.unet_rows)
+
+
+def _recorder(settings: Settings, registry: ModelRegistry) -> Recorder:
     outbox = settings.state / "outbox" / name_of(settings.registry, registry.model)
     recorder = Recorder(lambda: registry.catalog.store, registry.model, outbox)
     recorder.start()
+    return recorder
+
+
+def _experiments(
+    settings: Settings,
+    registry: ModelRegistry,
+    schedules: ActiveSchedules,
+    recorder: Recorder,
+    observer: RegistryObserver,
+) -> ExperimentRuntime:
     active = ActiveExperiments(lambda: registry.experiments, schedules, observer=observer)
     return ExperimentRuntime(active, recorder, lambda: registry.experiments, shadowed=settings.shadow_share > 0)

@@ -23,13 +23,14 @@ from server.batching.admission import Admission
 from server.batching.image_task import ImageResult, ImageSpec, Preview, Progress
 from server.batching.model_engine import ModelEngine
 from server.errors import NotReady
+from server.experiments.candidates import ActiveCandidates
 from server.experiments.runtime import ExperimentRuntime
 from server.loras.adapter_set import AdapterSet
 from server.loras.offered_loras import OfferedLoras
 from server.models.adapter_sets import AdapterSets
 from server.models.model_registry import ModelRegistry
 from server.requests.generation import Generation, Renderer
-from server.requests.shadow import ShadowTeacher
+from server.requests.idle_images import IdleImages
 from server.requests.warnings import said
 from server.telemetry import metrics
 from server.telemetry.served import serving
@@ -48,7 +49,8 @@ class ModelParts:
     schedules: ActiveSchedules
     generation: Generation
     experiments: ExperimentRuntime
-    shadow: ShadowTeacher
+    candidates: ActiveCandidates
+    idle: IdleImages
     following: Sequence[asyncio.Task[None]]
 
 
@@ -120,6 +122,11 @@ class ServedModel(Renderer):
     def experiments(self) -> ExperimentRuntime:
         """Its own."""
         return self._parts().experiments
+
+    @property
+    def candidates(self) -> ActiveCandidates:
+        """Of its tiers."""
+        return self._parts().candidates
 
     @property
     def registry(self) -> ModelRegistry:
@@ -203,7 +210,7 @@ class ServedModel(Renderer):
         if self.parts:
             for task in self.parts.following:
                 task.cancel()
-            self.parts.shadow.close()
+            self.parts.idle.close()
             await asyncio.to_thread(self.parts.experiments.close)
 
     def _parts(self) -> ModelParts:

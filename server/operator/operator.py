@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Literal, TypeVar
@@ -21,12 +21,14 @@ from server.experiments.analysis.archive import stored_events
 from server.experiments.analysis.course import course
 from server.experiments.analysis.gate import missing
 from server.experiments.analysis.report import as_json, report
+from server.experiments.analysis.shadow_report import as_json as shadow_report_as_json
+from server.experiments.analysis.shadow_report import shadow_report
 from server.experiments.analysis.summary import summarise
 from server.experiments.events import Event
 from server.models.model_registry import ModelRegistry
 from server.models.served_model import ServedModel
 from server.operator.questions import Questions
-from server.operator.views import CourseView, IntervalView, OperatorTiers, ReportView, ServerWork, TierInForce
+from server.operator.views import CourseView, IntervalView, OperatorTiers, ReportView, ServerWork, ShadowView, TierInForce
 from server.operator.work import work
 from server.telemetry import metrics
 from server.telemetry.served import serving
@@ -67,7 +69,8 @@ class Operator:
             **dict(shown),
             default=served.default_tier,
             in_force=[TierInForce(tier=entry.label, digest=entry.digest, version=entry.version) for entry in entries],
-            not_served=[UnservedTier(tier=tier, reason=why) for tier, why in sorted(served.schedules.refused.items())],
+            not_served=_unserved(served.schedules.refused),
+            not_compared=_unserved(served.candidates.refused),
         )
 
     async def moves(self, served: ServedModel, tier: str, last: int) -> ShownMoves:
@@ -90,6 +93,11 @@ class Operator:
         """What an experiment's arms did. Raises `InvalidInput` where it has too many events to be analysed here."""
         question = self._asking(served, lambda registry: _report(registry, name))
         return await self._reports.kept((served.name, "report", name), REPORT_SECONDS, question)
+
+    async def shadow(self, served: ServedModel, tier: str) -> ShadowView:
+        """What a tier's candidate made. Raises `NotFound` where it had none, and what `report` raises."""
+        question = self._asking(served, lambda registry: _shadow(registry, tier))
+        return await self._reports.kept((served.name, "shadow", tier), REPORT_SECONDS, question)
 
     async def promote(self, served: ServedModel, actor: str, tier: str, ref: str, reason: str, moves: int) -> Alias:
         """Let a tier mean another schedule. Raises `Conflict` if it was moved since it had so many moves."""
@@ -178,6 +186,16 @@ def _events(registry: ModelRegistry, declared: DeclaredExperiment, damaged: list
         message = f"has more than {MAX_EVENTS:,} events, too many to be analysed beside requests: {command} reads them all"
         raise InvalidInput(message, param=declared.state.name)
     return events
+
+
+def _shadow(registry: ModelRegistry, tier: str) -> ShadowView:
+    now = datetime.now(UTC)
+    page = shadow_report(Catalog(registry.catalog.store, registry.model), registry.candidates.state(tier), now, MAX_EVENTS)
+    return ShadowView(report=shadow_report_as_json(page), time=now)
+
+
+def _unserved(refused: Mapping[str, str]) -> list[UnservedTier]:
+    return [UnservedTier(tier=tier, reason=why) for tier, why in sorted(refused.items())]
 
 
 def _gate(registry: ModelRegistry, declared: DeclaredExperiment) -> str | None:

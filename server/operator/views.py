@@ -41,6 +41,7 @@ class OperatorTiers(ShownTiers):
     default: Annotated[str, Field(description="The tier of requests that name none.")]
     in_force: list[TierInForce]
     not_served: list[UnservedTier]
+    not_compared: Annotated[list[UnservedTier], Field(description="Tiers whose candidate makes no image here, and why.")]
 
 
 class IntervalView(BaseModel):
@@ -69,6 +70,13 @@ class ReportView(BaseModel):
     gate: Annotated[str | None, Field(description="What the next stage of the ramp waits for; null if for nothing.")]
     events: Annotated[int, Field(description="How many it is made of.")]
     damaged: Annotated[list[str], Field(description="What was left out because it cannot be read.")]
+    time: Annotated[AwareDatetime, Field(description="When it was computed.")]
+
+
+class ShadowView(BaseModel):
+    """A candidate's report: what `python -m server.experiments shadow report --json` prints."""
+
+    report: Annotated[dict[str, Any], Field(description="Figures of the same images by both, for each pair of schedules.")]
     time: Annotated[AwareDatetime, Field(description="When it was computed.")]
 
 

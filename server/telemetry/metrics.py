@@ -18,6 +18,7 @@ from server.telemetry import served
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 128)
 DECIBELS = (10, 15, 20, 25, 30, 35, 40, 45, 50, 60, 80, 100)
+DISTANCES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50)
 MACS = tuple(10.0**power * digit for power in range(8, 16) for digit in (1, 2, 5))
 CUSTOM = "custom"  # tier label of requests that name a schedule
 NO_ARM = "none"  # arm label outside experiments
@@ -215,7 +216,7 @@ fidelity_psnr = ModelHistogram(
 )
 fidelity_distance = ModelHistogram(
     "flexi_fidelity_distance", "Distance in feature space of sampled images to the teacher's.", ["tier", "arm"],
-    buckets=(0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50),
+    buckets=DISTANCES,
 )  # fmt: skip
 rfid = ModelGauge(
     "flexi_rfid", "Fréchet distance of the newest sampled images to the teacher's of the same noise.", ["tier", "arm"],
@@ -231,6 +232,36 @@ repeat_macs_total = ModelCounter(
     "flexi_repeat_macs_total", "MACs that repeats did not take: those of their images when they were made.", ["tier"]
 )
 repeat_bytes = Gauge("flexi_repeat_bytes", "Memory for images that are kept to be repeated.", multiprocess_mode="livesum")
+candidate_info = ModelGauge(
+    "flexi_candidate_info", "1 for the candidate that a tier's images are made again with.", ["tier", "digest", "version"],
+    multiprocess_mode="livemax",
+)  # fmt: skip
+candidates_unserved = ModelGauge(
+    "flexi_candidates_unserved",
+    "Declared candidates that no image is made with here, because they were refused.",
+    multiprocess_mode="livemax",
+)  # fmt: skip
+candidate_images_total = ModelCounter(
+    "flexi_candidate_images_total", "Sampled images made again by a tier's candidate, by how it went.", ["tier", "outcome"]
+)
+candidate_macs_total = ModelCounter(
+    "flexi_candidate_macs_total", "UNet MACs of the same images by what the tier means and by its candidate.",
+    ["tier", "schedule"],
+)  # fmt: skip
+candidate_wave_seconds_total = ModelCounter(
+    "flexi_candidate_wave_seconds_total", "Time of their waves, in which each was alone.", ["tier", "schedule"]
+)
+candidate_psnr = ModelHistogram(
+    "flexi_candidate_psnr", "PSNR in dB of these images against the teacher's.", ["tier", "schedule"], buckets=DECIBELS
+)
+candidate_distance = ModelHistogram(
+    "flexi_candidate_distance", "Distance in feature space of these images to the teacher's.", ["tier", "schedule"],
+    buckets=DISTANCES,
+)  # fmt: skip
+candidate_rfid = ModelGauge(
+    "flexi_candidate_rfid", "Fréchet distance of the newest of these images to the teacher's.", ["tier", "schedule"],
+    multiprocess_mode="livemostrecent",
+)  # fmt: skip
 jobs = Gauge(
     "flexi_jobs", "Open jobs by their state, as a worker knows them; the most of all workers.", ["state"],
     multiprocess_mode="livemax",

@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,12 @@ from examples.launch import serving
 from registry.__main__ import app as registry_app
 from registry.audit_trail import audited_moves
 from registry.catalog import Catalog
+from registry.experiments.candidates import CandidateCatalog, candidate_of
 from registry.experiments.catalog import ExperimentCatalog
 from registry.experiments.declaration import Experiment
 from registry.schedule import Cost, Fidelity, Schedule
 from registry.stores.address import open_store
+from server.experiments.events import pair_stream
 
 KEYLESS = (401,)  # what a console without a key is answered first
 MEASURED = {"draft": (0.1, 9.0), "fast": (0.2, 5.0), "balanced": (0.4, 3.0), "best": (0.6, 1.0)}
@@ -208,6 +211,32 @@ def test_a_question_that_is_open_stays_what_it_was_while_the_page_goes_on(guarde
     expect(dialog).to_contain_text(f"now: version {now.version},")
     expect(confirm).to_be_enabled()
     expect(dialog.get_by_label("Reason")).to_have_value("it is cheaper")
+
+
+def test_a_candidate_is_made_for_nobodys_eyes_and_shown_beside_its_tier(guarded, chromium):
+    candidates, candidate = CandidateCatalog(guarded.catalog.store, "emoji64"), guarded.schedules["draft"]
+    active = guarded.catalog.alias("best")
+    guarded.until(lambda: served(guarded, "best") == active.digest, "the server does not follow")
+    candidates.start(candidate_of(guarded.catalog, "best", candidate.digest, 1.0, datetime(2999, 1, 1, tzinfo=UTC)), "cheap")
+    info = f'flexi_candidate_info{{digest="{candidate.digest}"'
+    guarded.until(lambda: info in httpx.get(f"{guarded.address}/metrics").text, "the server does not follow the candidate")
+    answer = guarded.ask("/generate", prompt="red heart", tier="best", seed=1)
+    assert answer["schedule"] == active.digest
+    stored = f"emoji64/{pair_stream('best')}/"
+    guarded.until(lambda: list(guarded.catalog.store.list(stored)), "no pair is recorded")
+    assert {one["digest"] for one in guarded.ask("/v1/tiers")["tiers"]}.isdisjoint({candidate.digest})
+    with visiting(chromium, guarded.address, KEYLESS, viewport=WIDE) as page:
+        guarded.enter(page)
+        shown = page.get_by_role("region", name="Candidate of best", exact=True)
+        expect(shown).to_contain_text("running")
+        expect(shown).to_contain_text("100 % of the images")
+        expect(shown).to_contain_text("1 pair")
+        expect(shown).to_contain_text("of 1 request")
+        expect(shown.get_by_role("row", name="MACs of an image")).to_contain_text("too few yet")
+        assert violations(page) == []
+        assert overflow(page) <= 0
+        candidates.stop("best")
+        expect(shown).to_contain_text("stopped")
 
 
 def test_an_experiment_is_killed_in_the_page_and_traffic_really_moves(guarded, page):

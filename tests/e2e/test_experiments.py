@@ -187,6 +187,27 @@ RAILS = {
 }
 
 
+def test_a_candidate_is_made_beside_what_the_tier_means_and_no_client_gets_it(lab, prometheus):
+    tier, candidate = "balanced", lab.schedules["best"]
+    said = lab.cli("shadow", "start", tier, candidate.digest, "--share", "1", "--until", "2099-01-01")
+    assert said.endswith("100% of its images until 2099-01-01 00:00 UTC\n")
+    info = f'flexi_candidate_info{{digest="{candidate.digest}"'
+    lab.until(lambda: info in lab.metrics(), "the server does not follow")
+    before = lab.ask(None, tier=tier).json()
+    made = f'flexi_candidate_images_total{{outcome="ok",tier="{tier}"}}'
+    lab.until(lambda: made in lab.metrics(), "nothing is made again")
+    again = lab.ask(None, tier=tier).json()
+    assert (again["images"], again["schedule"]) == (before["images"], lab.schedules[tier].digest)
+    lab.until(lambda: json.loads(lab.cli("shadow", "report", tier, "--json"))["pairs"], "nothing is recorded")
+    (pair,) = json.loads(lab.cli("shadow", "report", tier, "--json"))["pairs"]
+    assert (pair["digest"], pair["candidate"]) == (lab.schedules[tier].digest, candidate.digest)
+    figures = {one["figure"]: (one["active"], one["candidate"]) for one in pair["figures"]}
+    assert figures.keys() == {"psnr", "feature_distance", "macs", "seconds"}
+    assert figures["macs"][0] == before["macs"], "one image's"
+    assert "balanced" in lab.cli("shadow", "stop", tier)
+    lab.until(lambda: f'{info},tier="{tier}",version="4"}} 0.0' in lab.metrics(), "the server does not follow")
+
+
 @pytest.mark.parametrize("harm", RAILS)
 def test_an_arm_that_does_harm_is_rolled_back(lab, harm):
     """By the server itself, with the evidence in the experiment's history, the metrics and the log."""

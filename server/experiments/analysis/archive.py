@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from registry.errors import Tampered
+from registry.experiments.candidates import CandidateState
 from registry.experiments.declaration import ExperimentState
 from registry.stores.base import ObjectStore
 from server.experiments import events
-from server.experiments.events import FEEDBACK, FIDELITY, Event, stream
+from server.experiments.events import FEEDBACK, FIDELITY, Event, PairEvent, pair_stream, stream
 
 READERS = 10  # reads at a time, as many as boto3 keeps connections
 AHEAD = 64  # objects in memory
@@ -25,12 +26,22 @@ def stored_events(store: ObjectStore, model: str, state: ExperimentState, versio
     starts = [entry.time for entry in state.history if (entry.action, entry.version) == ("start", version)]
     if not starts:
         return
-    first_day = f"{starts[0] - SKEW:%Y-%m-%d}"
-    prefixes = [f"{model}/{name}/" for name in (stream(state.name), FEEDBACK, FIDELITY)]
+    yield from _since(starts[0], store, [f"{model}/{name}/" for name in (stream(state.name), FEEDBACK, FIDELITY)], damaged)
+
+
+def stored_pairs(store: ObjectStore, model: str, state: CandidateState, damaged: list[str]) -> Iterator[PairEvent]:
+    """All pairs of a tier since its newest candidate was first declared, earlier ones of that day too; `damaged` as above."""
+    for event in _since(state.since(), store, [f"{model}/{pair_stream(state.tier)}/"], damaged):
+        if isinstance(event, PairEvent):
+            yield event
+
+
+def _since(start: datetime, store: ObjectStore, prefixes: Sequence[str], damaged: list[str]) -> Iterator[Event]:
+    first_day = f"{start - SKEW:%Y-%m-%d}"
     keys = [key for prefix in prefixes for key in store.list(prefix) if _day(key) >= first_day]
     with ThreadPoolExecutor(READERS) as pool:
-        for start in range(0, len(keys), AHEAD):
-            batch = keys[start : start + AHEAD]
+        for place in range(0, len(keys), AHEAD):
+            batch = keys[place : place + AHEAD]
             for key, stored in zip(batch, pool.map(store.get, batch), strict=True):
                 try:
                     yield from events.read(key, stored.data)

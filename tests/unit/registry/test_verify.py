@@ -21,6 +21,7 @@ from registry.verify import Verification
 A, B = schedule(5), schedule(3, 6)
 OF_EXPERIMENTS = (
     "experiments/e/1.json", "experiments/e/events/1.jsonl", "holds/fast.json", "feedback/1.jsonl", "fidelity/1.jsonl",
+    "candidates/fast/state.json", "candidates/fast/events/1.jsonl",
 )  # fmt: skip
 SCHEDULE = f"emoji64/schedules/{A.digest}.json"
 
@@ -38,13 +39,7 @@ def catalog(store: DyingStore) -> Catalog:
         catalog.attach(published.digest, "report.json", b"{}")
     for turn in range(2 * PAGE + 1):
         catalog.promote("fast", 1 + turn % 2)
-    for key in (
-        "experiments/e/1.json",
-        "experiments/e/events/1.jsonl",
-        "holds/fast.json",
-        "feedback/1.jsonl",
-        "fidelity/1.jsonl",
-    ):
+    for key in OF_EXPERIMENTS:
         store.create(f"emoji64/{key}", b"{}")
     return catalog
 

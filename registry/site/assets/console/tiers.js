@@ -1,5 +1,6 @@
 // The tiers: what each means, what it meant, and moving it.
 import { html, useState } from "../ui.js";
+import { Candidate } from "./candidate.js";
 import { ReasonDialog } from "./dialog.js";
 import { DifferenceView, named } from "./schedule.js";
 import { Term } from "./term.js";
@@ -69,6 +70,11 @@ function TierCard({ tier, all, ask, ...context }) {
     </p>`
     }
     ${follows && html`<p class="note warn">This server still serves version ${here.version ?? "?"}, ${short(here.digest)}.</p>`}
+    ${
+      tier.candidate &&
+      html`<${Candidate} source=${context.source} query=${context.query} shown=${tier.candidate} open=${context.open}
+      refused=${all.not_compared?.find((one) => one.tier === tier.tier)?.reason ?? null} />`
+    }
     <details><summary class="small">History</summary><${History} tier=${tier} /></details>
   </article>`;
 }

@@ -58,9 +58,33 @@ export {};
  *   back: { digest: string; version: number } | null;
  *   history: Move[];
  *   figures: Figures | null;
+ *   candidate: Candidate | null;
  *   fault: string | null;
  * }} Tier
  */
+
+/**
+ * @typedef {{
+ *   candidate: { tier: string; digest: string; version: number; share: number; until: string };
+ *   status: "running" | "stopped" | "over" | "promoted";
+ *   time: string;
+ *   author: string;
+ *   reason: string;
+ * }} Candidate
+ */
+
+/**
+ * @typedef {{
+ *   digest: string;
+ *   requests: number;
+ *   images: number;
+ *   failed: number;
+ *   rfid: { active: number; candidate: number } | null;
+ *   figures: { figure: string; active: number; candidate: number; by: "difference" | "ratio"; effect: Interval | null }[];
+ * }} Pair
+ */
+
+/** @typedef {{ report: { said: string; meant: { digest: string } | null; pairs: Pair[] }; time: string }} Shadow */
 
 /**
  * @typedef {{
@@ -69,6 +93,7 @@ export {};
  *   default?: string;
  *   in_force?: { tier: string; digest: string; version: number | null }[];
  *   not_served?: { tier: string; reason: string }[];
+ *   not_compared?: { tier: string; reason: string }[];
  * }} Tiers
  */
 

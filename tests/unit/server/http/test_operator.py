@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 from types import SimpleNamespace
 
 import httpx
@@ -15,13 +16,15 @@ from typing_extensions import override
 from registry.audit_trail import audited_moves
 from registry.catalog import Catalog
 from registry.errors import StoreUnavailable
+from registry.experiments.candidates import CandidateCatalog, candidate_of
 from registry.experiments.catalog import ExperimentCatalog
 from registry.experiments.declaration import Experiment
 from registry.schedule import Cost, Fidelity, Schedule
 from registry.signing import SigningKey, TrustedKeys
+from registry.writer import Writer
 from server.access.key_file import KeyEntry, KeyFile, sha256
 from server.access.keys import Keys
-from server.experiments.events import stream, write
+from server.experiments.events import ImageFigures, PairEvent, pair_stream, stream, write
 from server.experiments.outbox.outbox import today
 from server.http import v1
 from server.http.drain import Drain
@@ -85,6 +88,7 @@ class Console:
             counted_as="",
             registry=ModelRegistry(settings, MODEL.name, lambda: self.store, trusted),
             schedules=SimpleNamespace(tiers=list, refused={}),
+            candidates=SimpleNamespace(refused={}),
             default_tier="balanced",
             state="loaded",
             fault="",
@@ -372,6 +376,40 @@ def test_a_report_of_more_events_than_it_may_cost_is_refused(console, monkeypatc
     monkeypatch.setattr(operator, "MAX_EVENTS", 99)
     message = console.get(f"/experiments/{NAME}/report", 400)["error"]["message"]
     assert f"python -m server.experiments report {NAME}" in message
+
+
+def test_a_tiers_candidate_is_shown_with_who_declared_it_and_why_it_makes_no_image_here(console):
+    candidates = CandidateCatalog(console.store, MODEL.name, Writer.here("ada"))
+    end = datetime(2999, 1, 1, tzinfo=UTC)
+    assert console.get("/tiers")["tiers"][0]["candidate"] is None
+    assert console.get("/tiers/balanced/shadow", 404)["error"]["param"] == "tier"
+    candidates.start(candidate_of(console.catalog, "balanced", "2", 0.1, end), "cheaper")
+    console.served.candidates.refused = {"balanced": "no trusted key signed it"}
+    shown = console.get("/tiers")
+    candidate = shown["tiers"][0]["candidate"]
+    assert (candidate["status"], candidate["author"], candidate["reason"]) == ("running", "ada", "cheaper")
+    assert candidate["candidate"] == {
+        "tier": "balanced", "digest": SECOND.digest, "version": 2, "share": 0.1, "until": "2999-01-01T00:00:00Z"
+    }  # fmt: skip
+    assert shown["not_compared"] == [{"tier": "balanced", "reason": "no trusted key signed it"}]
+    console.catalog.promote("balanced", 2)
+    assert console.get("/tiers")["tiers"][0]["candidate"]["status"] == "promoted"
+
+
+def test_a_candidates_report_has_the_figures_of_both_and_is_bounded(console, monkeypatch):
+    candidates = CandidateCatalog(console.store, MODEL.name)
+    candidates.start(candidate_of(console.catalog, "balanced", "2", 0.1, datetime(2999, 1, 1, tzinfo=UTC)))
+    images = ImageFigures(macs=10, seconds=1.0, psnr=25), ImageFigures(macs=7, seconds=0.75, psnr=24)
+    pair = PairEvent(
+        time=datetime.now(UTC), request_id="r", model=MODEL.name, tier="balanced", digest=FIRST.digest,
+        candidate=SECOND.digest, size="64x64", guidance=3.0, images=images,
+    )  # fmt: skip
+    console.store.create(f"{MODEL.name}/{pair_stream('balanced')}/{today()}/00000001.jsonl", write([pair] * 3))
+    report = console.get("/tiers/balanced/shadow")["report"]
+    ((quality, _, _),) = (found["figures"] for found in report["pairs"])
+    assert (quality["figure"], quality["active"], quality["candidate"], quality["effect"]) == ("psnr", 25.0, 24.0, None)
+    monkeypatch.setattr(operator, "MAX_EVENTS", 2)
+    assert "more than 2 events" in console.get("/tiers/balanced/shadow", 400)["error"]["message"]
 
 
 def test_a_store_that_is_away_or_can_only_be_read_is_said_to_be(console):

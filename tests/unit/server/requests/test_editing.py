@@ -21,8 +21,8 @@ from registry.tiers import REFERENCE
 from server.access.keys import ANONYMOUS
 from server.api import GenerateRequest
 from server.experiments.active import ActiveExperiments
+from server.requests.idle_images import shadow_of
 from server.requests.plan import Planner
-from server.requests.shadow import shadow_of
 from server.tiers.active import ActiveSchedules
 from server.tiers.watch import Watch
 

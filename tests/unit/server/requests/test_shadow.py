@@ -32,9 +32,11 @@ from server.errors import GenerationFailed
 from server.experiments.active import ActiveExperiments
 from server.loras.adapter_set import AdapterSet, LoraUse
 from server.request_fields import LoraWish
-from server.requests import shadow
+from server.requests import fidelity, idle_images
 from server.requests.context import OK, RequestContext
+from server.requests.fidelity import FeatureWindow, Fidelities
 from server.requests.generation import Generation
+from server.requests.idle_images import IdleImages
 from server.requests.lora_choice import LoraChoice
 from server.requests.plan import Planner
 from server.requests.shadow import ComparisonObserver, ShadowTeacher
@@ -92,15 +94,16 @@ def served(model, schedules, engine, shadow_teacher, *requests, loras=None):
         planner = Planner(schedules, active, model, engine.forecast, Settings(), loras=loras)
         generation = Generation(planner, engine, Quotas(), [shadow_teacher])
         answers = [await generation.answer(GenerateRequest(**fields), RequestContext("id"), never()) for fields in requests]
-        while shadow_teacher._tasks:
+        while shadow_teacher._idle:
             await asyncio.sleep(0.01)
         return answers
 
     return asyncio.run(asyncio.wait_for(go(), 120))
 
 
-def shadowing(engine, schedules, comparisons, share=1.0, budget=None, features=None):
-    return ShadowTeacher(engine, lambda: schedules.tier(REFERENCE), features, share, budget, [comparisons])
+def shadowing(engine, schedules, comparisons, share=1.0, budget=None, features=None, borrow=lambda *_: None):
+    idle = IdleImages(engine, lambda spec: spec.teacher_macs, budget, borrow)
+    return ShadowTeacher(idle, lambda: schedules.tier(REFERENCE), Fidelities(features), share, [comparisons])
 
 
 def test_it_compares_with_the_teachers_image_of_the_same_noise(model, schedules, engine):
@@ -131,8 +134,7 @@ def test_an_image_with_loras_is_compared_with_the_teachers_image_with_the_same(m
     engine, borrowed = ModelEngine(model, Admission(60), 4, adapted={asked: other}.__getitem__), []
     engine.start()
     comparisons = ComparisonLog()
-    shadow_teacher = shadowing(engine, schedules, comparisons)
-    shadow_teacher._borrow = lambda *lent: borrowed.append(lent[0])
+    shadow_teacher = shadowing(engine, schedules, comparisons, borrow=lambda *lent: borrowed.append(lent[0]))
     wish = {"prompt": "a", "seed": 5, "loras": [LoraWish(name="style")]}
     (answer,) = served(model, schedules, engine, shadow_teacher, wish, loras=loras)
     engine.close()
@@ -171,7 +173,7 @@ def test_the_budget_is_kept(model, schedules, engine):
 
 
 def test_what_waits_is_bounded(model, schedules, monkeypatch):
-    monkeypatch.setattr(shadow, "PENDING", 2)
+    monkeypatch.setattr(idle_images, "PENDING", 2)
 
     class Busy:
         """An engine that never idles."""
@@ -184,19 +186,20 @@ def test_what_waits_is_bounded(model, schedules, monkeypatch):
         shadow_teacher = shadowing(Busy(), schedules, ComparisonLog())
         plan = await planner.plan(GenerateRequest(prompt="a", num_images=4), "id", ANONYMOUS)
         shadow_teacher.ended(RequestContext("id", plan=plan, results=dict.fromkeys(range(4)), code=OK), plan, 0.1)
-        assert len(shadow_teacher._tasks) == 2
-        shadow_teacher.close()
-        await asyncio.gather(*shadow_teacher._tasks, return_exceptions=True)
+        idle = shadow_teacher._idle
+        assert len(idle) == 2
+        idle.close()
+        await asyncio.gather(*idle._tasks, return_exceptions=True)
 
     asyncio.run(go())
 
 
 def test_the_running_rfid_is_the_frechet_distance_of_the_newest(monkeypatch):
-    monkeypatch.setattr(shadow, "FEWEST", 4)
-    monkeypatch.setattr(shadow, "EVERY", 2)
+    monkeypatch.setattr(fidelity, "FEWEST", 4)
+    monkeypatch.setattr(fidelity, "EVERY", 2)
     dice = np.random.default_rng(0)
     ours, teachers = dice.normal(size=(6, 3)), dice.normal(size=(6, 3))
-    window = shadow.FeatureWindow("d")
+    window = FeatureWindow("d")
     seen = [window.add(a, b) for a, b in zip(ours, teachers, strict=True)]
     assert [value is None for value in seen] == [True, True, True, False, True, False]
     assert seen[-1] == pytest.approx(frechet_distance(ours, teachers))
