@@ -27,7 +27,7 @@ from server.models.loading import why
 from server.preconditions import OPTIONS, keys, place, settings
 from server.request_body import WHOLE
 from server.requests.running import disconnected
-from server.telemetry import metrics, tracing
+from server.telemetry import exposition, metrics, tracing
 from server.telemetry.log import configure
 from server.telemetry.start import Start
 
@@ -141,6 +141,7 @@ class Flexiffusion:
         log.error("a worker cannot start, and the others go on: %s", reason, extra={"fields": fields})
         supervision.given_up()
         if not self._listens:
+            exposition.forget_this_process()
             os._exit(1)  # before anybody could connect
         drain.begin(LEAVE_SECONDS)
 

@@ -83,12 +83,6 @@ def test_more_workers_than_gpus_end_the_start_with_a_line_that_names_setting_and
     assert done.stderr.endswith("got 3\n")
 
 
-@pytest.mark.parametrize(("device", "workers"), [("cuda:3", "2"), ("cuda", "1"), ("cpu", "2")])
-def test_a_device_that_all_workers_share_stays_as_the_operator_says(tmp_path, device, workers):
-    done = supervised(tmp_path, ["start"], FLEXI_WORKERS=workers, FLEXI_DEVICE=device, CUDA_VISIBLE_DEVICES="5")
-    assert (done.stdout, done.stderr) == ("1 5 False\n", "")
-
-
 def nobody_serves() -> bool:
     return False
 
