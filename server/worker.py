@@ -105,7 +105,7 @@ class Flexiffusion:
             await self._give_up(why(error))
             return
         seconds = start.ready()
-        supervision.started()
+        supervision.started(settings.workers)
         if place:
             place.opened()
         v1.routes.state.app = self._app
@@ -124,7 +124,7 @@ class Flexiffusion:
     async def _give_up(self, reason: str) -> None:
         if place and place.record.gpu:
             reason = f"{reason} (CUDA_VISIBLE_DEVICES={place.record.gpu})"
-        if place and place.record.served and supervision.others_open():
+        if supervision.others_go_on():
             self._leave_the_others(reason)
             return
         opening.fails(reason)
