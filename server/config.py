@@ -30,14 +30,23 @@ from registry.stores.address import DEFAULT_ADDRESS
 from registry.stores.urls import refuse_secrets
 from server.model_folders import ModelFolder
 from server.request_fields import MAX_IMAGES
-from server.setting_values import Listed, as_authority, as_filled, as_origin, as_public_url, as_secret, as_size, as_switch
+from server.setting_values import (
+    Listed,
+    as_authority,
+    as_filled,
+    as_origin,
+    as_public_url,
+    as_secret,
+    as_size,
+    as_socket_folder,
+    as_switch,
+)
 from server.webhooks.addresses import checked_url
 from server.webhooks.signature import FORM
 
 PREFIX = "FLEXI_"
 
 DAY = 86_400  # seconds
-SOCKET_FOLDER = 99  # bytes of the name of a folder with sockets, which have 107 for theirs (unix(7))
 MAX_MODELS = 16  # of one server: a label of its metrics
 FORMS = {  # what to give instead of what does not match a field's pattern
     "device": "give cpu, cuda or cuda:1",
@@ -97,7 +106,9 @@ class Settings(BaseSettings):
     cuda_graphs: Annotated[bool, Field(description="On CUDA, launch each wave as one graph; off is for finding faults.")] = True
     workers: Annotated[int, Field(ge=1, le=64, description="Processes that share the port; each loads the model.")] = 1
     worker_sockets: Annotated[
-        Path | None, Field(description="Folder for a Unix socket of each worker, for a proxy that chooses among them.")
+        Path | None,
+        AfterValidator(as_socket_folder),
+        Field(description="Folder for a Unix socket of each worker, for a proxy that chooses among them."),
     ] = None
     threads: Annotated[int, Field(ge=0, le=256, description="CPU threads of one UNet call; 0 lets torch choose.")] = 0
     max_wave_rows: Annotated[
@@ -286,15 +297,6 @@ class Settings(BaseSettings):
     def _is_a_folder(cls, path: Path | None) -> Path | None:
         if path and not path.is_dir():
             raise ValueError(f"{path} is no folder; name one with NAME.safetensors in it")
-        return path
-
-    @field_validator("worker_sockets")
-    @classmethod
-    def _has_room_for_sockets(cls, path: Path | None) -> Path | None:
-        if path and not (path.is_dir() and os.access(path, os.W_OK | os.X_OK)):
-            raise ValueError(f"{path} is no folder that this user can write to; make one that the proxy may enter, too")
-        if path and len(os.fsencode(path.absolute())) > SOCKET_FOLDER:
-            raise ValueError(f"at most {SOCKET_FOLDER} bytes, for the sake of the sockets' names")
         return path
 
     @field_validator("features")

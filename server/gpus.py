@@ -33,14 +33,18 @@ def visible_gpus(environment: Mapping[str, str] = os.environ, found: Callable[[]
     return gpus
 
 
-def gpu_for_each(workers: int, gpus: Sequence[str]) -> list[str]:
-    """The GPUs of which each worker gets one. Raises `InvalidInput` where there are too few."""
-    if workers > len(gpus):
-        shared = "FLEXI_DEVICE=cuda:0 puts all workers on one"
+def gpus_of_workers(device: str, workers: int, visible: Callable[[], Sequence[str]] = visible_gpus) -> list[str]:
+    """The GPUs of which each worker gets one; none where all share a device: an only worker, `cuda:3` or a CPU.
+
+    Raises `InvalidInput` where there are too few.
+    """
+    if device != "cuda" or workers == 1:
+        return []
+    if workers > len(gpus := visible()):
         number = f"{len(gpus)} GPU" + "s" * (len(gpus) != 1)
         raise InvalidInput(
             f"with FLEXI_DEVICE=cuda each worker gets a GPU of its own, and this process sees {number}: give at most as many "
-            f"workers as GPUs ({shared}), got {workers}",
+            f"workers as GPUs (FLEXI_DEVICE=cuda:0 puts all workers on one), got {workers}",
             param="workers",
         )
     return list(gpus)

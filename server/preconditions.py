@@ -12,7 +12,7 @@ from engine.folder_check import check
 from registry.errors import FlexiError
 from server import config, supervision, worker_place
 from server.access.keys import Keys
-from server.gpus import VISIBLE, gpu_for_each, visible_gpus
+from server.gpus import VISIBLE, gpus_of_workers
 from server.http import bind
 from server.marking.marker import marker_of
 from server.telemetry import tracing
@@ -21,8 +21,7 @@ from server.telemetry import tracing
 def _place() -> worker_place.WorkerPlace | None:
     """In a worker, the place that it has taken, and its GPU the one that CUDA will see; the supervisor lays them out."""
     if laid_out := supervision.own_folder():
-        own = settings.device == "cuda" and settings.workers > 1
-        gpus = gpu_for_each(settings.workers, visible_gpus()) if own else []
+        gpus = gpus_of_workers(settings.device, settings.workers)
         (folder := laid_out / "places").mkdir()
         worker_place.lay_out(folder, settings.workers, gpus)
     if not (shared := supervision.shared_folder()):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, SecretStr
@@ -11,6 +13,7 @@ from engine.image_size import ImageSize
 from registry.errors import InvalidInput
 from server.webhooks.signature import webhook_secret
 
+SOCKET_FOLDER = 99  # bytes of the name of a folder with sockets, which have 107 for theirs (unix(7))
 PORTS = {"http": 80, "https": 443}
 SWITCH = {"true": "on", "1": "on", "yes": "on", "false": "off", "0": "off", "no": "off"}
 
@@ -74,6 +77,15 @@ def as_size(text: object) -> object:
         return ImageSize.parse(text) if isinstance(text, str) else text
     except InvalidInput as error:
         raise ValueError(error.text) from error
+
+
+def as_socket_folder(path: Path | None) -> Path | None:
+    """A folder that sockets can be made in. Raises `ValueError`."""
+    if path and not (path.is_dir() and os.access(path, os.W_OK | os.X_OK)):
+        raise ValueError(f"{path} is no folder that this user can write to; make one that the proxy may enter, too")
+    if path and len(os.fsencode(path.absolute())) > SOCKET_FOLDER:
+        raise ValueError(f"at most {SOCKET_FOLDER} bytes, for the sake of the sockets' names")
+    return path
 
 
 Listed = [NoDecode, BeforeValidator(as_parts)]  # in the environment, with commas between

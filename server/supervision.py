@@ -45,19 +45,26 @@ def starting() -> None:
         (folder / f"starting-{os.getpid()}").touch()
 
 
-def started() -> None:
-    """This worker is open: whoever died before it is no reason to give up any more."""
+def started(workers: int) -> None:
+    """This worker, one of so many, is open: whoever died before it is no reason to give up any more."""
     if folder := shared_folder():
         for file in (*_dead(folder), folder / f"starting-{os.getpid()}"):
             file.unlink(missing_ok=True)
         (folder / f"open-{os.getpid()}").touch()
+        if len(_open(folder)) >= workers:
+            (folder / "complete").touch()
 
 
 def others_open() -> bool:
-    """Whether another worker of the server takes requests: then it goes on while this one starts, waits or fails."""
+    """Whether another worker of the server takes requests."""
     folder = shared_folder()
-    open_ones = folder.glob("open-*") if folder else ()
-    return any(pid != os.getpid() and _lives(pid) for pid in map(_pid, open_ones))
+    return bool(folder and _open(folder) - {os.getpid()})
+
+
+def others_go_on() -> bool:
+    """Whether they do without this one, which cannot start: where all were open once it is no fault of the installation."""
+    folder = shared_folder()
+    return bool(folder and (folder / "complete").exists() and others_open())
 
 
 def given_up() -> None:
@@ -122,6 +129,11 @@ def own_folder() -> Path | None:
 def _dead(folder: Path) -> list[Path]:
     """What workers left that are gone, and were never open."""
     return [file for file in folder.glob("starting-*") if not _lives(_pid(file))]
+
+
+def _open(folder: Path) -> set[int]:
+    """Process ids of the workers that take requests."""
+    return {pid for pid in map(_pid, folder.glob("open-*")) if _lives(pid)}
 
 
 def _pid(file: Path) -> int:

@@ -27,7 +27,7 @@ from server.models.loading import why
 from server.preconditions import OPTIONS, keys, place, settings
 from server.request_body import WHOLE
 from server.requests.running import disconnected
-from server.telemetry import metrics, tracing
+from server.telemetry import exposition, metrics, tracing
 from server.telemetry.log import configure
 from server.telemetry.start import Start
 
@@ -106,7 +106,7 @@ class Flexiffusion:
             await self._give_up(why(error))
             return
         seconds = start.ready()
-        supervision.started()
+        supervision.started(settings.workers)
         if place:
             place.opened()
         v1.routes.state.app = self._app
@@ -125,7 +125,7 @@ class Flexiffusion:
     async def _give_up(self, reason: str) -> None:
         if place and place.record.gpu:
             reason = f"{reason} (CUDA_VISIBLE_DEVICES={place.record.gpu})"
-        if place and place.record.served and supervision.others_open():
+        if supervision.others_go_on():
             self._leave_the_others(reason)
             return
         opening.fails(reason)
@@ -142,6 +142,7 @@ class Flexiffusion:
         log.error("a worker cannot start, and the others go on: %s", reason, extra={"fields": fields})
         supervision.given_up()
         if not self._listens:
+            exposition.forget_this_process()
             os._exit(1)  # before anybody could connect
         drain.begin(LEAVE_SECONDS)
 

@@ -26,15 +26,13 @@ PATIENCE = 60.0  # seconds for a process that was killed to let go of its place
 class PlaceRecord:
     """What the file of a place says. gpu: as CUDA_VISIBLE_DEVICES names it. tries: how often it was taken since all was well.
 
-    taken, opened: Unix times of the last worker's start, and of when it took requests first; 0 for never. served: whether any
-    worker ever did here.
+    taken, opened: Unix times of the last worker's start, and of when it took requests first; 0 for never.
     """
 
     gpu: str | None = None
     tries: int = 0
     taken: float = 0.0
     opened: float = 0.0
-    served: bool = False
 
     def next_try(self) -> float:
         """The Unix time before which nobody should try it again."""
@@ -57,7 +55,7 @@ class WorkerPlace:
 
     def opened(self) -> None:
         """Its worker takes requests now."""
-        self._write(replace(self.record, opened=time.time(), served=True))
+        self._write(replace(self.record, opened=time.time()))
 
     def close(self) -> None:
         """Give the place to others. A process that ends does so without it."""

@@ -34,6 +34,12 @@ def present() -> list[Metric]:
     return _patiently(lambda: list(_present().collect()))
 
 
+def forget_this_process() -> None:
+    """Remove what it has counted. For one that ends and never served: its successors may be many, and every page reads all."""
+    for file in folder.glob(f"*_{os.getpid()}.db") if (folder := _folder()) else ():
+        file.unlink(missing_ok=True)
+
+
 def of_all_processes() -> bool:
     """Whether worker processes share their metrics; if not, they are of this process."""
     return _folder() is not None

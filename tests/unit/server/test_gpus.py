@@ -38,13 +38,21 @@ def test_a_gpu_that_is_named_twice_is_refused():
 @pytest.mark.parametrize("there", [[], ["0"], ["0", "1", "2"]])
 def test_more_workers_than_gpus_are_refused_with_both_numbers(there):
     with pytest.raises(InvalidInput, match=f"sees {len(there)} GPU") as refused:
-        gpus.gpu_for_each(4, there)
+        gpus.gpus_of_workers("cuda", 4, lambda: there)
     assert refused.value.param == "workers"
     assert refused.value.text.endswith("got 4")
 
 
 def test_gpus_to_spare_are_kept_for_successors():
-    assert gpus.gpu_for_each(2, ["0", "1", "2"]) == ["0", "1", "2"]
+    assert gpus.gpus_of_workers("cuda", 2, lambda: ["0", "1", "2"]) == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize(("device", "workers"), [("cuda:3", 2), ("cuda", 1), ("cpu", 2)])
+def test_where_workers_share_a_device_nothing_is_given_out_or_counted(device, workers):
+    def fail() -> list[str]:
+        raise AssertionError
+
+    assert gpus.gpus_of_workers(device, workers, fail) == []
 
 
 class FakeNvml:

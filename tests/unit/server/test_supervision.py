@@ -31,8 +31,10 @@ serve()
 """
 FAILS = "supervision.starting(); supervision.note('{}'); supervision.end()"
 DIES = "supervision.starting(); import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
-OPENS = "supervision.starting(); supervision.started()"
-LOSES = "supervision.starting(); supervision.started(); supervision.lost('{}', workers=1) and supervision.end()"
+OPENS = "supervision.starting(); supervision.started(1)"
+LOSES = "supervision.starting(); supervision.started(1); supervision.lost('{}', workers=1) and supervision.end()"
+OTHER_OPENS = "import os; (supervision.shared_folder() / f'open-{os.getppid()}').touch()"  # as if the supervisor were one
+GIVES_UP = "supervision.starting(); supervision.given_up()"
 REFUSES = "raise supervision.refused('no')"
 
 
@@ -67,6 +69,37 @@ def test_workers_that_die_without_a_word_are_not_replaced_for_ever(tmp_path):
     assert done.returncode == 1
     assert done.stderr.startswith("error: 3 workers in a row were killed while they started")
     assert done.stdout.splitlines()[-2:] == ["exit code 1", "stopped"], "the fourth does not begin"
+
+
+def test_while_another_worker_serves_no_number_of_deaths_ends_the_server(tmp_path):
+    done = run(OTHER_OPENS, DIES, DIES, DIES, DIES, OPENS, folder=tmp_path)
+    assert (done.returncode, done.stdout.splitlines()[-2:]) == (0, ["exit code 0", "went on"])
+
+
+def test_a_worker_that_gave_up_for_the_others_is_none_that_died(tmp_path):
+    done = run(GIVES_UP, GIVES_UP, GIVES_UP, OPENS, folder=tmp_path)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "went on")
+
+
+def test_a_worker_knows_whether_another_one_serves(tmp_path):
+    shown = "supervision.started(1); print('others', supervision.others_open())"
+    done = run(OPENS, shown, OTHER_OPENS, shown, folder=tmp_path)
+    said = [line for line in done.stdout.splitlines() if line.startswith("others")]
+    assert said == ["others False", "others True"], "not itself, and not one that is dead"
+
+
+def test_the_others_go_on_without_one_that_cannot_start_once_all_were_open_and_while_they_are(tmp_path):
+    shown = "print('go on', supervision.others_go_on())"
+    opens = "supervision.started(2)"
+    done = run(shown, OTHER_OPENS, shown, opens, shown, folder=tmp_path)
+    assert [line for line in done.stdout.splitlines() if line.startswith("go on")] == [
+        f"go on {on}" for on in (False, False, True)
+    ]
+    done = run(opens, OTHER_OPENS, shown, folder=tmp_path)
+    assert "go on False" in done.stdout, "they never were two"
+    alone = "import os; (supervision.shared_folder() / f'open-{os.getppid()}').unlink(); " + shown
+    done = run(OTHER_OPENS, opens, alone, folder=tmp_path)
+    assert "go on False" in done.stdout, "nobody else is left"
 
 
 def test_a_worker_that_loses_its_engine_is_replaced_but_not_for_ever(tmp_path):

@@ -93,6 +93,13 @@ def test_dead_workers_keep_their_counts_and_lose_their_queue(process):
     assert (page["flexi_workers_up",], page["flexi_workers",]) == (1, 2), "that one is missing does not go with it"
 
 
+def test_a_worker_that_never_served_leaves_no_files_and_takes_nobody_elses(process, tmp_path):
+    process(WORKER.format(macs=100, queue=4, up=1, old=1))
+    before = set(tmp_path.iterdir())
+    process(f"{WORKER.format(macs=20, queue=6, up=0, old=0)}\nexposition.forget_this_process()", dead=True)
+    assert set(tmp_path.iterdir()) == before != set()
+
+
 def test_one_process_needs_no_folder_and_shows_only_our_metrics(monkeypatch):
     monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
     metrics.wave_rows.labels("full").observe(3)
