@@ -53,10 +53,11 @@ class MarkingFailed(NotReady):
     """An image could not be marked as generated, or none can be: it is not handed out without. Jobs are tried again."""
 
     code = "marking_failed"
-    retry_after = 60  # seconds: what is tried again costs MACs
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, retry_after: float = 60.0) -> None:
+        """retry_after: seconds, as what is tried again costs MACs."""
         super().__init__(f"images cannot be marked as generated, and are not handed out without: {text}")
+        self.retry_after = retry_after
 
 
 class DeadlineExceeded(FlexiError):

@@ -19,7 +19,7 @@ ROWS = [
             ),
             Panel(
                 "Requests by tier and outcome",
-                "ok, cancelled (the client left), deadline, rejected (429), error.",
+                "ok, repeat (some images were made before), cancelled (the client left), deadline, rejected (429), error.",
                 "reqps",
                 {"{{tier}} {{outcome}}": rate("flexi_request_seconds_count", "tier", "outcome")},
                 stacked=True,

@@ -52,7 +52,7 @@ class Credential(NamedTuple):
         for one in chain:
             if not one.not_valid_before_utc <= now < one.not_valid_after_utc:
                 valid = f"from {one.not_valid_before_utc:%Y-%m-%d %H:%M} to {one.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"
-                raise InvalidInput(f"{certificate}: {_name(one)} is valid {valid}", param=CERTIFICATE)
+                raise InvalidInput(f"{certificate}: {_name(one)} is not valid now: it is {valid}", param=CERTIFICATE)
         return cls(
             b"".join(one.public_bytes(Encoding.PEM) for one in chain),
             private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),

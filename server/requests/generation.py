@@ -239,8 +239,10 @@ class Generation:
         """Count a request that ended; of those without a plan, only who gave up waiting for one: the others were refused."""
         seconds, plan = monotonic() - context.arrived, context.plan
         if plan:
+            if outcome == OK and plan.repeats:
+                outcome = REPEAT  # its time says nothing of its schedule
+                metrics.repeat_macs_total.labels(plan.entry.label).inc(sum(kept.macs for kept in plan.repeats.values()))
             if not plan.in_background:  # which waits as long as there are others: it would look like a slow server
-                outcome = REPEAT if outcome == OK and plan.repeats else outcome  # its time says nothing of its schedule
                 metrics.request_seconds.labels(plan.entry.label, plan.arm_label, outcome).observe(seconds)
             for warning in plan.warnings:
                 metrics.warnings_total.labels(warning.code).inc()

@@ -71,7 +71,6 @@ class Repeats:
             metrics.repeats_total.labels("miss" if kept is None else "hit").inc()
             if kept is not None:
                 found[image] = kept
-                metrics.repeat_macs_total.labels(plan.entry.label).inc(kept.macs)
         self._export()
         if not found:
             return plan

@@ -164,6 +164,8 @@ def test_images_leave_with_the_operators_mark_and_no_prompt_in_it(guarded, name)
     assert answer["marked"]
     state, said = read(httpx.get(answer["images"][0]).content, name)
     assert (state, answer["schedule"] in said, PROMPT in said) == ("Valid", True, False)
+    assert metric(guarded, "flexi_marking_certificate_expiry_timestamp_seconds") > time.time()
+    assert metric(guarded, 'flexi_marked_files_total{outcome="ok"}') > 0
 
 
 def test_jobs_have_marked_images_and_repeats_too(guarded):

@@ -13,7 +13,7 @@ from memory_store import MemoryStore
 
 from registry.errors import Conflict, InvalidInput, NotFound, Overloaded, StoreUnavailable, Unsupported
 from server.access.keys import Key
-from server.errors import DeadlineExceeded, GenerationFailed, NotReady, QuotaExceeded
+from server.errors import DeadlineExceeded, GenerationFailed, MarkingFailed, NotReady, QuotaExceeded
 from server.jobs import job_run, runner
 from server.jobs.job_store import ENDED, OPEN
 from server.jobs.jobs import JobLimits
@@ -107,6 +107,7 @@ def test_what_goes_wrong_ends_a_job_in_the_shape_of_the_apis_errors(store, error
         Overloaded("full", retry_after=0.01),
         QuotaExceeded("used up", retry_after=0.01),
         NotReady("lost"),
+        MarkingFailed("no timestamp", retry_after=0.01),
         StoreUnavailable("away", param="schedule"),
     ],
     ids=lambda error: error.code,

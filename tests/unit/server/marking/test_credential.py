@@ -101,7 +101,7 @@ def test_a_chain_in_the_wrong_order_or_of_strangers_is_refused(tmp_path):
 def test_a_certificate_that_is_over_or_has_not_begun_is_refused_with_the_times_of_its_validity(tmp_path):
     certificate, key = made(tmp_path)
     for when in (datetime.now(UTC) + timedelta(days=31), datetime.now(UTC) - timedelta(days=2)):
-        assert " is valid from 20" in refusal(certificate, key, now=when)
+        assert " is not valid now: it is from 20" in refusal(certificate, key, now=when)
 
 
 def test_what_only_the_library_refuses_is_refused_with_its_reason(tmp_path):

@@ -19,7 +19,7 @@ from server.access.keys import ANONYMOUS
 from server.api import GenerateRequest
 from server.experiments.active import ActiveExperiments
 from server.models.loading import prompt_chunks
-from server.requests.generation import _read_as
+from server.requests.image_files import _read_as
 from server.requests.plan import Planner
 from server.requests.prompt_pair import LONG, PromptReader
 from server.tiers.active import ActiveSchedules

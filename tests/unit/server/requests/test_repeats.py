@@ -207,8 +207,10 @@ def test_a_repeat_costs_nothing_and_is_counted(model, painter):
     assert [after - then for after, then in zip(counts(), before, strict=True)] == [one, 1, 1, 1]
     line = context.log_fields()
     assert (line["repeats"], line["images"], line["macs"]) == (1, 0, 0)
+    saved = metrics.repeat_macs_total.labels("reference")._value.get()
     with pytest.raises(QuotaExceeded):
-        answered(generation, key=key, seed=8)
+        answered(generation, key=key, num_images=2)
+    assert metrics.repeat_macs_total.labels("reference")._value.get() == saved, "nobody got it"
 
 
 def test_of_several_images_only_those_are_made_that_were_not(model, painter):
