@@ -132,6 +132,9 @@ class VirtualGpu:
         wave: list[VirtualCall] = [self._wave] if self._wave else []
         return [*wave, self._decodes[0]] if self._decodes else wave
 
+    def look(self) -> None:
+        """Called before each wave is formed, for servers that do more with the images inside."""
+
     def _form_by(self, due: float) -> None:
         """Form the next wave then, or as soon after as the host can."""
         self._due = due
@@ -147,6 +150,7 @@ class VirtualGpu:
         self._inside += self._queue.take(self._fits, BATCH)
         if not self._inside:
             return
+        self.look()
         images = list(self._policy.choose(self._inside, self.now))
         chosen, rows = set(map(id, images)), sum(image.unet_rows for image in images)
         waiting = [image for image in self._inside if id(image) not in chosen]

@@ -26,9 +26,14 @@ class TierPlan:
     def of(cls, tier: str, schedule: Schedule, macs: Mapping[int, float], unet_rows: int = 2) -> Self:
         """Of a schedule; macs: of one row, by branch, where a branch that is not there costs what the next larger one does."""
         steps = [step for step in schedule.steps() if step.kind != "null"]
-        needs = tuple(Need("full", 0) if step.kind == "full" else Need("partial", step.branch) for step in steps)
+        needs = [Need("full", 0) if step.kind == "full" else Need("partial", step.branch) for step in steps]
+        return cls.running(tier, needs, macs, unet_rows)
+
+    @classmethod
+    def running(cls, tier: str, needs: Sequence[Need], macs: Mapping[int, float], unet_rows: int = 2) -> Self:
+        """Of the steps that it runs; macs: as in `of`."""
         costs = [unet_rows * round(_macs(macs, need.branch)) for need in needs]
-        return cls(tier, needs, (0, *accumulate(costs)), unet_rows)
+        return cls(tier, tuple(needs), (0, *accumulate(costs)), unet_rows)
 
     def alone_seconds(self, card: Card) -> float:
         """What an image takes that has the card for itself."""
