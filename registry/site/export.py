@@ -127,7 +127,8 @@ def _documents(reader: RegistryReader, last: int) -> Iterator[tuple[str, BaseMod
     yield from (("front", front), ("tiers", tiers), ("experiments", experiments))
     of_tiers = {tier.digest for tier in tiers.tiers if tier.digest}
     of_arms = {arm.digest for one in experiments.experiments for arm in one.declaration.arms}
-    shown = sorted({version.digest for version in front.versions} | of_tiers | of_arms)
+    of_candidates = {tier.candidate.candidate.digest for tier in tiers.tiers if tier.candidate}
+    shown = sorted({version.digest for version in front.versions} | of_tiers | of_arms | of_candidates)
     readable = list[str]()
     for digest in shown:
         try:

@@ -89,7 +89,6 @@ class ActiveCandidates(Candidates):
             digest=plan.entry.digest,
             candidate=pair.candidate.entry.digest,
             size=str(plan.size),
-            guidance=plan.specs[0].guidance,
             images=pair.images and (_figures(pair.images[0]), _figures(pair.images[1])),
             failed=pair.failed,
         )

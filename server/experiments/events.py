@@ -107,7 +107,6 @@ class PairEvent(Document):
     digest: Digest
     candidate: Digest
     size: Annotated[str, Field(pattern=PATTERN)]
-    guidance: Annotated[float, Field(ge=0)]
     images: tuple[ImageFigures, ImageFigures] | None = None  # by `digest`, and by `candidate`
     failed: Annotated[str, Field(pattern=r"^[a-z_]{1,64}$")] | None = None
 

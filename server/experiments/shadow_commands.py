@@ -11,6 +11,7 @@ from registry.commands.command_line import EXIT_CODES, command_line
 from registry.commands.display import console, minute, print_json, print_table
 from registry.commands.options import AsJson, Model, Reason, Registry, Tier, open_catalog
 from registry.experiments.candidates import CandidateCatalog, CandidateState, candidate_of
+from registry.schedule import Schedule
 from registry.stores.address import DEFAULT_ADDRESS
 from server.experiments.analysis.shadow_report import as_json, as_tables, shadow_report
 
@@ -45,7 +46,9 @@ def start(
     end = until.replace(tzinfo=UTC) if until else datetime.now(UTC) + timedelta(hours=HOURS)
     candidate = candidate_of(catalog, tier, ref, share, end)
     state = CandidateCatalog(catalog.store, catalog.model).start(candidate, reason)
-    catalog.schedule(candidate.digest)  # garbage collection may have come between; now that it is named it will not
+    schedule = catalog.schedule(candidate.digest)  # garbage collection may have come between; now that it is named it will not
+    if note := _of_other_scales(schedule, catalog.schedule(catalog.alias(tier).digest)):
+        typer.echo(note, err=True)
     _say(state, json_)
 
 
@@ -86,6 +89,16 @@ def report(tier: Tier, registry: Registry = DEFAULT_ADDRESS, model: Model = None
         print_json(as_json(page))
     else:
         console().print(as_tables(page))
+
+
+def _of_other_scales(candidate: Schedule, active: Schedule) -> str | None:
+    """What is to be said where both were validated, and not at the same guidance scales."""
+    scales = [", ".join(f"{scale:g}" for scale in one.validated.guidance) for one in (candidate, active) if one.validated]
+    if len(set(scales)) < 2:
+        return None
+    return (
+        f"note: it was validated at guidance {scales[0]}, what the tier means at {scales[1]}: both make what requests ask for"
+    )
 
 
 def _say(state: CandidateState, json_: bool) -> None:

@@ -17,6 +17,7 @@ from registry.__main__ import app
 from registry.catalog import Catalog
 from registry.diff import Difference
 from registry.errors import InvalidInput, StoreUnavailable
+from registry.experiments.candidates import CandidateCatalog, candidate_of
 from registry.schedule import Cost, Fidelity
 from registry.site import ASSETS
 from registry.site.export import ENTRY, PAGE, REPORTS, Site
@@ -60,6 +61,17 @@ def test_it_holds_what_a_server_would_answer(catalog, tmp_path):
     compared = held[f"schedules/{FIRST.digest}/difference?to={SECOND.digest}"]
     assert compared["steps"] == Difference(FIRST, SECOND).steps
     assert [path for path in held if path.startswith(f"schedules/{SECOND.digest}/")] == [], "of tiers only"
+
+
+def test_a_tiers_candidate_is_held_with_its_schedule_however_old(catalog):
+    until = datetime(2999, 1, 1, tzinfo=UTC)
+    CandidateCatalog(catalog.store, MODEL.name).start(candidate_of(catalog, "balanced", SECOND.digest, 0.1, until))
+    catalog.publish(schedule(3))
+    made = Site("memory", NOW)
+    made.add_model(catalog, 1)
+    held = made._models[MODEL.name]
+    assert held["tiers"]["tiers"][0]["candidate"]["status"] == "running"
+    assert f"schedules/{SECOND.digest}" in held
 
 
 def test_what_people_wrote_ends_no_script(catalog, tmp_path):

@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 
 from registry.__main__ import app as registry_app
 from registry.catalog import Catalog
+from registry.schedule import Validated
 from registry.stores.address import open_store
 from server.experiments import events
 from server.experiments.__main__ import app
@@ -45,7 +46,7 @@ class Shell:
         pairs = [
             PairEvent(
                 time=datetime.now(UTC) + timedelta(minutes=minutes), request_id=f"r{i}", model=MODEL.name, tier="balanced",
-                digest=digest, candidate=CHEAPER.digest, size="64x64", guidance=3.0,
+                digest=digest, candidate=CHEAPER.digest, size="64x64",
                 images=(
                     ImageFigures(macs=10, seconds=1.0, psnr=25),
                     ImageFigures(macs=7, seconds=0.75, psnr=25 - harm - i % 2),
@@ -132,6 +133,18 @@ def test_after_the_tier_was_moved_earlier_pairs_are_shown_apart_and_a_promoted_c
     said = shell.shadow("report", "balanced").stdout
     assert "promoted" in said
     assert f"Tier balanced means version 2 ({CHEAPER.digest[:8]}) now" in said
+
+
+def test_other_guidance_scales_are_said(shell):
+    assert shell.shadow("start", "balanced", "2").stderr == ""
+    scales = {4: 3.0, 6: 5.0}
+    one, other = (schedule(at, validated=Validated(sizes=((64, 64),), guidance=(scales[at],))) for at in scales)
+    for published in (one, other):
+        shell.catalog.publish(published)
+    shell.catalog.promote("balanced", one.digest)
+    shell.shadow("stop", "balanced")
+    said = shell.shadow("start", "balanced", other.digest).stderr
+    assert said == "note: it was validated at guidance 5, what the tier means at 3: both make what requests ask for\n"
 
 
 def test_a_damaged_line_is_left_out_and_said(shell):

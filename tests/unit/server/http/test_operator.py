@@ -402,7 +402,7 @@ def test_a_candidates_report_has_the_figures_of_both_and_is_bounded(console, mon
     images = ImageFigures(macs=10, seconds=1.0, psnr=25), ImageFigures(macs=7, seconds=0.75, psnr=24)
     pair = PairEvent(
         time=datetime.now(UTC), request_id="r", model=MODEL.name, tier="balanced", digest=FIRST.digest,
-        candidate=SECOND.digest, size="64x64", guidance=3.0, images=images,
+        candidate=SECOND.digest, size="64x64", images=images,
     )  # fmt: skip
     console.store.create(f"{MODEL.name}/{pair_stream('balanced')}/{today()}/00000001.jsonl", write([pair] * 3))
     report = console.get("/tiers/balanced/shadow")["report"]

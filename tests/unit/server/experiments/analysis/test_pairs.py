@@ -24,7 +24,7 @@ def pair(number: int, request: str = "", digest: str = ACTIVE, failed: str | Non
     images = None if failed else tuple(ImageFigures(**{name: one[side] for name, one in both.items()}) for side in (0, 1))
     return PairEvent(
         time=START + timedelta(seconds=number), request_id=request or f"r{number}", model="emoji64", tier="balanced",
-        digest=digest, candidate=CANDIDATE, size="64x64", guidance=3.0, images=images, failed=failed,
+        digest=digest, candidate=CANDIDATE, size="64x64", images=images, failed=failed,
     )  # fmt: skip
 
 
