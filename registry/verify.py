@@ -14,7 +14,13 @@ from registry.records import Alias, Audit, Move, Removal, Version
 from registry.tiers import audit_of
 
 RECORDS = ("aliases", "audit", "digests", "history", "removed", "schedules", "versions")
-OF_EXPERIMENTS = ("experiments", "feedback", "fidelity", "holds")  # read as JSON here, and by `registry.experiments.catalog`
+OF_EXPERIMENTS = (
+    "approvals",
+    "experiments",
+    "feedback",
+    "fidelity",
+    "holds",
+)  # read as JSON here, and by `registry.experiments.catalog`
 BESIDE = ("artifacts", "signatures")  # what lies beside a schedule, in a folder named by its digest
 
 
