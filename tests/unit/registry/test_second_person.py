@@ -254,3 +254,12 @@ def test_the_command_lines(tmp_path: Path) -> None:
     assert "is in force" in run("approve", "policy", "--key", keys["ben"])
     run("promote", "balanced", ONE.digest)
     assert catalog.alias("balanced").digest == ONE.digest
+
+
+def test_what_a_server_keeps_beside_the_models_is_no_model(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path / "registry")
+    Catalog(store, MODEL.name).publish(ONE)
+    for key in ("_events/1-evt.json", "_jobs/open/a/b.json", "_files/1.png"):
+        store.create(key, b"{}")
+    done = CliRunner().invoke(app, ["list"], env={"FLEXI_REGISTRY": str(tmp_path / "registry")})
+    assert done.exit_code == 0, done.output
