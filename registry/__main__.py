@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.text import Text
 
-from registry.audit_trail import audited_moves, candidate_moves, experiment_transitions
+from registry.audit_trail import approval_acts, audited_moves, candidate_moves, experiment_transitions
 from registry.catalog import Catalog
-from registry.commands import maintenance, site
+from registry.commands import approvals, maintenance, site
+from registry.commands.approvals import Signer, request_promotion, signing_key
 from registry.commands.command_line import EXIT_CODES, command_line
 from registry.commands.display import (
     COLUMNS,
@@ -37,9 +38,6 @@ from registry.diff import Difference
 from registry.errors import FlexiError
 from registry.schedule import Schedule
 from registry.stores.address import DEFAULT_ADDRESS, open_store
-
-if TYPE_CHECKING:
-    from registry.signing import SigningKey
 
 app = command_line(
     help="Look at schedules, publish them, move tiers, and keep the registry in order.",
@@ -103,7 +101,7 @@ def publish(
     as_json: AsJson = False,
 ) -> None:
     """Keep schedules and give them version numbers. All files are checked before the first one is published."""
-    schedules, key = [_read(path) for path in files], _signing_key(sign) if sign else None
+    schedules, key = [_read(path) for path in files], signing_key(sign)
     store = open_store(registry)
     versions = []
     for schedule in schedules:
@@ -121,7 +119,8 @@ def publish(
 @app.command("sign")
 def sign_(ref: Ref, key: Key, registry: Registry = DEFAULT_ADDRESS, model: Model = None) -> None:
     """Vouch for a schedule that is published already: its steps and everything it says of itself."""
-    catalog, signer = open_catalog(registry, model), _signing_key(key)
+    catalog, signer = open_catalog(registry, model), signing_key(key)
+    assert signer, "the option has no default"
     schedule = catalog.resolve(ref).schedule
     catalog.sign(schedule, signer)
     typer.echo(f"{schedule.digest[:8]} is signed by {signer.id}")
@@ -143,10 +142,17 @@ def promote(
     registry: Registry = DEFAULT_ADDRESS,
     model: Model = None,
     reason: Reason = "",
+    key: Signer = None,
     as_json: AsJson = False,
 ) -> None:
-    """Let a tier mean another schedule; a name that no tier has makes a new tier, and says so."""
+    """Let a tier mean another schedule; a name that no tier has makes a new tier, and says so.
+
+    Where the policy says that the tier takes a second person, this makes a request, which `approve` carries out.
+    """
     catalog = open_catalog(registry, model)
+    if catalog.approvals.guards(tier):
+        request_promotion(catalog, tier, ref, reason, key, as_json)
+        return
     others = catalog.tiers()
     print_alias(catalog.promote(tier, ref, reason), as_json, others=None if tier in others else others)
 
@@ -205,12 +211,14 @@ def audit(
 ) -> None:
     """Who moved which tier, candidate or experiment, when, from where, and why; the newest last."""
     catalog, since = open_catalog(registry, model), since and since.replace(tzinfo=UTC)
+    acts = [] if tier else approval_acts(catalog, since)
     moves, transitions = audited_moves(catalog, tier, since), [] if tier else experiment_transitions(catalog, since)
     candidates = candidate_moves(catalog, tier, since)
     if as_json:
         lines = [move.audit.model_dump(mode="json") | {"written": move.written} for move in moves]
         lines += [{"experiment": name, **transition.model_dump(mode="json")} for name, transition in transitions]
         lines += [move.model_dump(mode="json") for move in candidates]
+        lines += [{"approval": what, "who": act.who, **by.model_dump(mode="json")} for act in acts for what, by in [act]]
         print_json(sorted(lines, key=lambda line: str(line["time"])))
         return
     print_moves(moves)
@@ -218,12 +226,9 @@ def audit(
         print_candidates(candidates)
     if transitions:
         print_transitions(transitions)
-
-
-def _signing_key(path: Path) -> SigningKey:
-    from registry.signing import SigningKey  # cryptography takes a moment to import: only who signs pays
-
-    return SigningKey.read(path)
+    if acts:
+        said = [(minute(act.by.time), act.what, act.who, act.by.reason) for act in acts]
+        print_table("second persons", ("time (UTC)", "what", "who", "reason"), said)
 
 
 def _read(path: Path) -> Schedule:
@@ -233,6 +238,7 @@ def _read(path: Path) -> Schedule:
         raise type(error)(f"{error.text} (in {path})", param=error.param) from error
 
 
+app.add_typer(approvals.app)
 app.add_typer(maintenance.app)
 app.add_typer(site.app)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import NamedTuple
 
+from registry.approvals.records import ApprovalPolicy, PromotionRequest, Voice
 from registry.catalog import Catalog
 from registry.experiments.candidates import CandidateCatalog, CandidateMove
 from registry.experiments.catalog import ExperimentCatalog
@@ -35,6 +36,33 @@ def audited_moves(catalog: Catalog, tier: str | None = None, since: datetime | N
             entries.append(AuditedMove(audit_of_newest(alias), written=False))
     wanted = [move for move in entries if tier in (None, move.audit.tier) and (since is None or move.audit.time >= since)]
     return sorted(wanted, key=lambda move: move.audit.time)
+
+
+class ApprovalAct(NamedTuple):
+    """Something that was said of a promotion that takes a second person, or of the policy that wants one."""
+
+    what: str
+    by: ApprovalPolicy | PromotionRequest | Voice
+
+    @property
+    def who(self) -> str:
+        """The author, and the key where one signed."""
+        key = f" (key {self.by.key})" if isinstance(self.by, Voice) and self.by.key else ""
+        return f"{self.by.author}@{self.by.host}{key}"
+
+
+def approval_acts(catalog: Catalog, since: datetime | None = None) -> list[ApprovalAct]:
+    """All policies, requests and voices; the oldest first."""
+    acts = list[ApprovalAct]()
+    for policy, voices, _ in catalog.approvals.policies():
+        guarded = ", ".join(policy.tiers) or "no tier"
+        acts.append(ApprovalAct(f"policy {policy.number}: a second person for {guarded}", policy))
+        acts += [ApprovalAct(f"speaks for policy {policy.number}", voice) for voice in voices]
+    for request, voices in catalog.approvals.requests():
+        wanted = f"{request.tier} to version {request.target.version}"
+        acts.append(ApprovalAct(f"request {request.id}: {wanted}", request))
+        acts += [ApprovalAct(f"speaks for request {request.id}: {wanted}", voice) for voice in voices]
+    return sorted((act for act in acts if since is None or act.by.time >= since), key=lambda act: act.by.time)
 
 
 class ExperimentTransition(NamedTuple):

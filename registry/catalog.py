@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from datetime import datetime
 from itertools import islice
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter
 
+from registry.approvals.approvals import Approvals
 from registry.document import Name
 from registry.errors import Conflict, FlexiError, InvalidInput, NotFound, Tampered, Unsupported
 from registry.records import Action, Alias, Move, Removal, Resolved, Target, Text, Version, checked
@@ -47,14 +48,19 @@ class Catalog:
         clock: Callable[[], datetime] = now,
         author: str | None = None,
         trusted: TrustedKeys | None = None,
+        approved_tiers: Collection[str] = (),
     ) -> None:
-        """With `trusted` keys, `schedule` and what calls it raise `Untrusted` for a schedule that none of them signed."""
+        """With `trusted` keys, `schedule` and what calls it raise `Untrusted` for a schedule that none of them signed.
+
+        `approved_tiers` take a second person to promote, whatever the policy says.
+        """
         self.model = checked(_NAME, model, "model")
         self.store = store
         self.writer = Writer.here(author, clock)
         checked(_TEXT, self.writer.author, "author")
         self.version_log = VersionLog(store, self.model, self.writer)
         self.tier_aliases = TierAliases(store, self.model, self.writer)
+        self.approvals = Approvals(store, self.model, self.writer, trusted, approved_tiers)
         self._trusted = trusted
 
     def publish(self, schedule: Schedule, note: str = "") -> Version:
@@ -172,8 +178,22 @@ class Catalog:
         """Let a tier mean this schedule from now on. Nothing changes if it means this version already.
 
         moves: how often the tier was moved when this was decided on (`Alias.moves`; 0 for a new one): raises `Conflict`, which
-        says what happened since, if that is not so any more.
+        says what happened since, if that is not so any more. Raises `NeedsApproval` where a second person must approve first.
         """
+        schedule, target = self.target(tier, ref)
+
+        def choose(before: Alias | None) -> Target:
+            now_at = before.moves if before else 0
+            if moves is not None and moves != now_at:
+                raise moved_meanwhile(tier, before)
+            if not (before and (before.digest, before.version) == (target.digest, target.version)):
+                self.approvals.refuse_unapproved(tier, target, now_at)
+            return target
+
+        return self._move("promote", tier, schedule, choose, reason)
+
+    def target(self, tier: str, ref: str | int) -> tuple[Schedule, Target]:
+        """What a tier is to mean. Raises `NotFound` for a schedule that was never published, `InvalidInput` for no teacher."""
         schedule, number, _ = self.resolve(ref)
         if tier == REFERENCE and schedule.counts()["full"] < schedule.solver.teacher_steps:
             raise InvalidInput("reference is the teacher, whose steps are all full", param="tier")
@@ -182,14 +202,7 @@ class Catalog:
             if published is None:
                 raise NotFound("has no version yet: publish it", param=schedule.digest)
             number = published.number
-        target = Target(digest=schedule.digest, version=number)
-
-        def choose(before: Alias | None) -> Target:
-            if moves is not None and moves != (before.moves if before else 0):
-                raise moved_meanwhile(tier, before)
-            return target
-
-        return self._move("promote", tier, schedule, choose, reason)
+        return schedule, Target(digest=schedule.digest, version=number)
 
     def rollback(self, tier: str, reason: str = "", *, moves: int | None = None) -> Alias:
         """Let a tier mean what it meant before its current schedule. This too becomes a new entry of its history.

@@ -58,6 +58,13 @@ class Untrusted(FlexiError):
     code = "untrusted"
 
 
+class NeedsApproval(FlexiError):
+    """A promotion that takes a second person, and has none yet."""
+
+    status = 403
+    code = "needs_approval"
+
+
 class Unsupported(FlexiError):
     """A model, solver, document format or store that this version cannot work with."""
 

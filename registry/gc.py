@@ -19,6 +19,7 @@ from datetime import datetime, timedelta
 from registry.catalog import Catalog
 from registry.errors import Conflict, NotFound
 from registry.records import Alias, Removal
+from registry.second_person import open_requests
 
 BATCH = 100  # documents removed between two looks; they are held in memory until the second
 _DIGEST = re.compile(rb"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
@@ -110,6 +111,7 @@ class GarbageCollector:
             for key in self._store.list(f"{self._catalog.model}/{folder}/"):
                 if key.endswith(".json"):
                     named.update(match.decode() for match in _DIGEST.findall(self._store.get(key).data))
+        named.update(waiting.request.target.digest for waiting in open_requests(self._catalog))
         return named
 
     def _meant(self, alias: Alias) -> Iterator[str]:

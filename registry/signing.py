@@ -120,6 +120,15 @@ class TrustedKeys(NamedTuple):
         raise Untrusted(message, param="signature")
 
 
+def fits(key: Ed25519PublicKey, signature: bytes, document: bytes) -> bool:
+    """Whether a signature is this key's, of these bytes."""
+    try:
+        key.verify(signature, _message(document))
+    except InvalidSignature:
+        return False
+    return True
+
+
 def key_id(key: Ed25519PublicKey) -> str:
     """The first 16 hex digits of the SHA-256 of the raw public key."""
     return hashlib.sha256(key.public_bytes_raw()).hexdigest()[:16]

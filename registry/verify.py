@@ -15,6 +15,7 @@ from registry.tiers import audit_of
 
 RECORDS = ("aliases", "audit", "digests", "history", "removed", "schedules", "versions")
 OF_EXPERIMENTS = (
+    "approvals",
     "candidates",
     "experiments",
     "feedback",

@@ -90,6 +90,13 @@ class Settings(BaseSettings):
     trusted_keys: Annotated[
         Path | None, Field(description="PEM file, or folder of *.pem, of public keys; only what one of them signed is loaded.")
     ] = None
+    approved_tiers: Annotated[
+        tuple[Name, ...],
+        Field(
+            max_length=64, description="Tiers whose promotions two persons must stand for, whatever the registry's policy says."
+        ),
+        *Listed,
+    ] = ()
     state: Annotated[
         Path, Field(description="Folder for the last good set of tiers, and for events on their way to the registry.")
     ] = Path(".flexi/state")

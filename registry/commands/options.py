@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from registry.catalog import Catalog
+from registry.document import is_name
 from registry.errors import InvalidInput, NotFound
 from registry.stores.address import open_store
 
@@ -29,7 +30,7 @@ Last = Annotated[int, typer.Option("--last", min=1, help="Show this many, the ne
 def open_catalog(registry: str, model: str | None, trusted: TrustedKeys | None = None) -> Catalog:
     """The catalog of the model that was named, or of the only one there is. Raises `NotFound` and `InvalidInput`."""
     store = open_store(registry)
-    models = [model] if model else list(store.folders(""))
+    models = [model] if model else list(filter(is_name, store.folders("")))  # others are the server's: files, jobs, claims
     if not models:
         raise NotFound(f"no model in {registry} yet: publish a schedule first", param="registry")
     if len(models) > 1:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
+from registry import second_person
 from registry.catalog import Catalog
 from registry.errors import Conflict
 from registry.experiments.catalog import DeclaredExperiment, ExperimentCatalog
@@ -115,6 +116,9 @@ def _promote(catalog: Catalog, declared: DeclaredExperiment, wanted: bool) -> st
         return f"tier {tier} was moved since this was decided: {_meaning(catalog, tier)}"
     reason = f"experiment {declared.state.name} version {declared.state.version}: {newest.reason}"[:MAX_REASON]
     try:
+        if catalog.approvals.guards(tier):
+            asked = second_person.request(catalog, tier, digest, reason, moves=moves)
+            return f"tier {tier} takes a second person: request {asked.id}; python -m registry approve {asked.id}"
         catalog.promote(tier, digest, reason, moves=moves)
     except Conflict:
         return f"tier {tier} was moved by somebody else meanwhile: {_meaning(catalog, tier)}"

@@ -19,6 +19,7 @@ from server.http.cors import OPERATOR_ROUTES
 from server.http.documents import COMMON, errors
 from server.http.opening import loaded_app
 from server.http.operator_access import Acting, Looking, why_not
+from server.operator.second_person import RequestView
 from server.operator.views import OperatorTiers, OperatorView, ReportView, ServerWork, ShadowView
 from server.request_body import CLIENTS, WHOLE
 
@@ -45,6 +46,10 @@ class RollbackRequest(_Action):
         Field(ge=0, le=10**9, description="As GET …/tiers showed it: 409 if the tier was moved since.", examples=[3]),
         WHOLE,
     ]
+
+
+class ApproveRequest(_Action):
+    """Speak for a promotion that somebody else asked for."""
 
 
 class PromoteRequest(RollbackRequest):
@@ -78,6 +83,7 @@ ModelName = Annotated[str | None, Query(max_length=128, description="One of GET 
 NO_TIER: dict[str, JsonValue] = {"not": {"pattern": f"^({OTHER_MEANING})$"}}
 NO_REF: dict[str, JsonValue] = {"not": {"const": AUTO}}
 Tier = Annotated[str, Path(pattern=NAME, examples=["balanced"], json_schema_extra=NO_TIER)]
+Request = Annotated[str, Path(pattern=r"^[0-9a-f]{12}$", description="A request's id.", examples=["0123456789ab"])]
 Name = Annotated[str, Path(pattern=NAME, description="Of the experiment.", examples=["fewer-full-steps"])]
 Ref = Annotated[
     str,
@@ -149,9 +155,20 @@ async def shadow(tier: Tier, _: Looking, app: LoadedApp, model: ModelName = None
 
 
 @router.post("/tiers/{tier}/promote", responses=errors(*ACT))
-async def promote(tier: Tier, body: PromoteRequest, key: Acting, app: LoadedApp, model: ModelName = None) -> Alias:
-    """Let a tier mean another schedule, as `python -m registry promote` does: servers follow within their watch interval."""
+async def promote(
+    tier: Tier, body: PromoteRequest, key: Acting, app: LoadedApp, model: ModelName = None
+) -> Alias | RequestView:
+    """Let a tier mean another schedule, as `python -m registry promote` does: servers follow within their watch interval.
+
+    Where the tier takes a second person, the answer is the request that this made; its `id` is what another one approves.
+    """
     return await app.operator.promote(app.served(model), key.name, tier, body.schedule, body.reason, body.moves)
+
+
+@router.post("/requests/{request}/approve", responses=errors(*ACT))
+async def approve(request: Request, body: ApproveRequest, key: Acting, app: LoadedApp, model: ModelName = None) -> Alias | None:
+    """Be the second person of a promotion: the tier's alias, moved. 409 for who asked for it."""
+    return await app.operator.approve(app.served(model), key.name, request, body.reason)
 
 
 @router.post("/tiers/{tier}/rollback", responses=errors(*ACT))

@@ -24,12 +24,13 @@ class ModelRegistry:
         self.model = model
         self.last_good = LastGood(settings.state, settings.registry, model, trusted)
         self.trusted = trusted
+        self.approved_tiers = settings.approved_tiers
         self._open = open_once
 
     @cached_property
     def catalog(self) -> Catalog:
         """Raises what is wrong with the store; an error is not kept."""
-        return Catalog(self._open(), self.model, trusted=self.trusted)
+        return Catalog(self._open(), self.model, trusted=self.trusted, approved_tiers=self.approved_tiers)
 
     @cached_property
     def reader(self) -> RegistryReader:

@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import Literal, TypeVar
 
+from registry import second_person
+from registry.approvals.approvals import OpenRequest
 from registry.catalog import Catalog
 from registry.errors import FlexiError, InvalidInput
 from registry.experiments.catalog import DeclaredExperiment, ExperimentCatalog
@@ -28,6 +30,7 @@ from server.experiments.events import Event
 from server.models.model_registry import ModelRegistry
 from server.models.served_model import ServedModel
 from server.operator.questions import Questions
+from server.operator.second_person import RequestView, SecondPersonView, request_view
 from server.operator.views import CourseView, IntervalView, OperatorTiers, ReportView, ServerWork, ShadowView, TierInForce
 from server.operator.work import work
 from server.telemetry import metrics
@@ -64,10 +67,13 @@ class Operator:
     async def tiers(self, served: ServedModel) -> OperatorTiers:
         """What tiers mean in the registry, and here."""
         shown = await self._shown(served, "tiers", lambda registry: registry.reader.tiers())
+        waiting = await self._shown(served, "requests", _waiting)
         entries = [entry for entry in served.schedules.tiers() if entry.tier]
         return OperatorTiers(
             **dict(shown),
             default=served.default_tier,
+            second_person=waiting.tiers,
+            requests=waiting.requests,
             in_force=[TierInForce(tier=entry.label, digest=entry.digest, version=entry.version) for entry in entries],
             not_served=_unserved(served.schedules.refused),
             not_compared=_unserved(served.candidates.refused),
@@ -99,10 +105,26 @@ class Operator:
         question = self._asking(served, lambda registry: _shadow(registry, tier))
         return await self._reports.kept((served.name, "shadow", tier), REPORT_SECONDS, question)
 
-    async def promote(self, served: ServedModel, actor: str, tier: str, ref: str, reason: str, moves: int) -> Alias:
-        """Let a tier mean another schedule. Raises `Conflict` if it was moved since it had so many moves."""
+    async def promote(
+        self, served: ServedModel, actor: str, tier: str, ref: str, reason: str, moves: int
+    ) -> Alias | RequestView:
+        """Let a tier mean another schedule, or ask for the second person whom that takes.
+
+        Raises `Conflict` if it was moved since it had so many moves.
+        """
+
+        def act(registry: ModelRegistry) -> Alias | RequestView:
+            catalog = _catalog(registry, actor)
+            if catalog.approvals.guards(tier):
+                return request_view(OpenRequest(second_person.request(catalog, tier, ref, reason, moves=moves), ()))
+            return catalog.promote(tier, ref, reason, moves=moves)
+
+        return await self._done(served, actor, "promote", act)
+
+    async def approve(self, served: ServedModel, actor: str, request: str, reason: str) -> Alias | None:
+        """Be the second person of a request; None where it takes another voice still. Raises `Conflict` for who made it."""
         return await self._done(
-            served, actor, "promote", lambda registry: _catalog(registry, actor).promote(tier, ref, reason, moves=moves)
+            served, actor, "approve", lambda registry: second_person.approve(_catalog(registry, actor), request, reason)
         )
 
     async def rollback(self, served: ServedModel, actor: str, tier: str, reason: str, moves: int) -> Alias:
@@ -171,7 +193,15 @@ class Operator:
 
 def _catalog(registry: ModelRegistry, actor: str) -> Catalog:
     """As this server's own: what its trusted keys did not sign makes no tier."""
-    return Catalog(registry.catalog.store, registry.model, author=actor, trusted=registry.trusted)
+    store, tiers = registry.catalog.store, registry.approved_tiers
+    return Catalog(store, registry.model, author=actor, trusted=registry.trusted, approved_tiers=tiers)
+
+
+def _waiting(registry: ModelRegistry) -> SecondPersonView:
+    catalog = registry.catalog
+    policy = catalog.approvals.policy()
+    tiers = sorted({*registry.approved_tiers, *(policy.tiers if policy else ())})
+    return SecondPersonView(tiers=tiers, requests=[request_view(one) for one in second_person.open_requests(catalog)])
 
 
 def _experiments(registry: ModelRegistry, actor: str) -> ExperimentCatalog:

@@ -10,6 +10,7 @@ from registry.records import Digest
 from registry.schedule import Kind
 from registry.site.views import ShownTiers
 from server.api import UnservedTier
+from server.operator.second_person import RequestView
 
 Outcomes = Annotated[dict[str, float], Field(description="Counts by outcome, since the processes began.")]
 ByKind = Annotated[dict[Kind, float], Field(description="Counts by kind of step, since the processes began.")]
@@ -39,6 +40,8 @@ class OperatorTiers(ShownTiers):
     """All tiers of a model: in the registry, and in the process that answers."""
 
     default: Annotated[str, Field(description="The tier of requests that name none.")]
+    second_person: Annotated[list[str], Field(description="Tiers that take a second person to promote.")]
+    requests: Annotated[list[RequestView], Field(description="Promotions that wait for one.")]
     in_force: list[TierInForce]
     not_served: list[UnservedTier]
     not_compared: Annotated[list[UnservedTier], Field(description="Tiers whose candidate makes no image here, and why.")]

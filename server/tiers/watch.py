@@ -140,6 +140,7 @@ class Watch:
         alias, etag = moved
         self._observer.moved(alias)
         try:
+            catalog.approvals.check(alias)
             entry = self._schedules.load(alias.digest)
         except StoreUnavailable:
             raise

@@ -10,6 +10,7 @@ import { Cells, cost, decibels, known, rfid, short, When } from "./words.js";
 /** @typedef {import("./types.js").Tier} Tier */
 /** @typedef {import("./types.js").Tiers} TiersDocument */
 /** @typedef {import("./types.js").Version} Version */
+/** @typedef {import("./types.js").PromotionRequest} PromotionRequest */
 /** @typedef {{action: "promote" | "rollback", tier: Tier}} Asking  tier: as it was when the question was asked, whatever becomes of it */
 /** @typedef {{tier: Tier, close: () => void, renew: () => Promise<void>}} Question */
 /** @typedef {{source: Source, query: string, versions: Version[], mayAct: boolean, again: () => Promise<void>, open: (digest: string) => void}} Context */
@@ -17,6 +18,7 @@ import { Cells, cost, decibels, known, rfid, short, When } from "./words.js";
 /** @param {Context & {tiers: TiersDocument}} props */
 export function Tiers({ tiers, ...context }) {
   const [asking, setAsking] = useState(/** @type {Asking | null} */ (null));
+  const [approving, setApproving] = useState(/** @type {PromotionRequest | null} */ (null));
   const close = () => setAsking(null);
   const renew = async () => {
     const { tiers } = /** @type {TiersDocument} */ (await context.source.get(`tiers${context.query}`));
@@ -31,6 +33,8 @@ export function Tiers({ tiers, ...context }) {
   }
   return html`<div class="stack">
     ${(tiers.not_served ?? []).map(({ tier, reason }) => html`<p class="note bad" key=${tier}>${tier} is not served: ${reason}</p>`)}
+    ${(tiers.requests ?? []).map((request) => html`<${Waiting} key=${request.id} request=${request} approve=${setApproving} ...${context} />`)}
+    ${approving && html`<${Approve} request=${approving} now=${tiers.tiers.find(({ tier }) => tier === approving.tier)} close=${() => setApproving(null)} ...${context} />`}
     ${[...tiers.tiers].sort((a, b) => price(a) - price(b)).map((tier) => html`<${TierCard} key=${tier.tier} tier=${tier} all=${tiers} ask=${setAsking} ...${context} />`)}
     ${asking?.action === "promote" && html`<${Promote} tier=${asking.tier} close=${close} renew=${renew} ...${context} />`}
     ${asking?.action === "rollback" && html`<${Rollback} tier=${asking.tier} close=${close} renew=${renew} ...${context} />`}
@@ -56,6 +60,7 @@ function TierCard({ tier, all, ask, ...context }) {
       </span>`
       }
     </div>
+    ${all.second_person?.includes(tier.tier) && html`<p class="note">A promotion takes a second person: Promote makes a request, which another operator approves. A rollback takes one.</p>`}
     ${tier.fault && html`<p class="note bad">${tier.fault}</p>`}
     ${tier.figures && html`<${Cells} figures=${tier.figures} />`}
     ${
@@ -77,6 +82,29 @@ function TierCard({ tier, all, ask, ...context }) {
     }
     <details><summary class="small">History</summary><${History} tier=${tier} /></details>
   </article>`;
+}
+
+/** @param {Context & {request: PromotionRequest, approve: (request: PromotionRequest) => void}} props */
+function Waiting({ request, approve, mayAct }) {
+  return html`<p class="note warn" role="status">${request.author} asks to let ${request.tier} mean version ${request.version}
+    <span class="mono"> ${short(request.digest)}</span>${request.reason && `: ${request.reason}`} (until <${When} when=${request.until} />)
+    ${mayAct && html` <button type="button" onClick=${() => approve(request)}>Approve …</button>`}</p>`;
+}
+
+/** @param {Context & {request: PromotionRequest, now: Tier | undefined, close: () => void}} props */
+function Approve({ request, now, close, source, query, again }) {
+  /** @param {string} reason */
+  async function act(reason) {
+    await source.act(`requests/${request.id}/approve${query}`, { reason });
+    await again();
+  }
+  return html`<${ReasonDialog} title=${`Approve for ${request.author}`} verb=${`Let ${request.tier} mean version ${request.version}`} close=${close} act=${act} renew=${again}>
+    ${
+      now?.digest &&
+      html`<${DifferenceView} source=${source} query=${query} a=${now.digest} b=${request.digest}
+      names=${[`now: version ${now.version}, ${short(now.digest)}`, `then: version ${request.version}, ${short(request.digest)}`]} />`
+    }
+  <//>`;
 }
 
 /** @param {{tier: Tier}} props */

@@ -94,7 +94,23 @@ export {};
  *   in_force?: { tier: string; digest: string; version: number | null }[];
  *   not_served?: { tier: string; reason: string }[];
  *   not_compared?: { tier: string; reason: string }[];
+ *   second_person?: string[];
+ *   requests?: PromotionRequest[];
  * }} Tiers
+ */
+
+/**
+ * @typedef {{
+ *   id: string;
+ *   tier: string;
+ *   version: number;
+ *   digest: string;
+ *   author: string;
+ *   reason: string;
+ *   time: string;
+ *   until: string;
+ *   voices: string[];
+ * }} PromotionRequest
  */
 
 /**

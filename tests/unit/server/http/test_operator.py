@@ -77,12 +77,16 @@ class Console:
             self.catalog.publish(one, "by hand")
         self.catalog.promote("balanced", FIRST.digest, "the first")
         self.experiments = ExperimentCatalog(self.store, MODEL.name)
-        entries = [KeyEntry(name="shop", sha256=sha256("shop")), KeyEntry(name="olga", sha256=sha256("olga"), role="operator")]
+        entries = [
+            KeyEntry(name="shop", sha256=sha256("shop")),
+            *(KeyEntry(name=name, sha256=sha256(name), role="operator") for name in ("olga", "otto")),
+        ]
         (folder / "keys.json").write_text(KeyFile(keys=tuple(entries)).model_dump_json())
         self.keys = Keys(folder / "keys.json")
         settings = SimpleNamespace(
-            state=folder, registry="memory", watch_seconds=5.0, commit="", workers=1, public_url="https://flexi.example.com"
-        )
+            state=folder, registry="memory", watch_seconds=5.0, commit="", workers=1, public_url="https://flexi.example.com",
+            approved_tiers=(),
+        )  # fmt: skip
         served = SimpleNamespace(
             name=MODEL.name,
             counted_as="",
@@ -146,6 +150,7 @@ ACTIONS = {
     f"/experiments/{NAME}/ramp": {"reason": "on", "version": 1, "transitions": 2, "force": True},
     f"/experiments/{NAME}/stop": {"reason": "enough", "version": 1, "transitions": 2},
     f"/experiments/{NAME}/kill": {"reason": "harm", "version": 1, "transitions": 2},
+    "/requests/0123456789ab/approve": {"reason": "seen"},
 }
 READS = ["", "/work", "/front", "/tiers", "/tiers/balanced/moves", "/schedules/balanced", "/experiments"]
 
@@ -247,6 +252,22 @@ def test_an_action_is_what_the_command_line_does_but_for_its_author(console, tmp
 
     assert told(console.catalog) == told(other)
     assert [entry["author"] for entry in told(console.catalog)] == ["olga", "olga"]
+
+
+def test_where_a_tier_takes_a_second_person_promote_asks_and_another_key_approves(console):
+    console.catalog.approvals.set_policy(["balanced"], {"balanced": (FIRST.digest,)}, 24, "", None)
+    asked = console.act("/tiers/balanced/promote", **ACTIONS["/tiers/balanced/promote"])
+    assert (asked["author"], asked["version"], console.catalog.alias("balanced").digest) == ("olga", 2, FIRST.digest)
+    shown = console.get("/tiers")
+    assert shown["second_person"] == ["balanced"]
+    assert [(one["id"], one["voices"]) for one in shown["requests"]] == [(asked["id"], ["olga"])]
+    approve = f"/requests/{asked['id']}/approve"
+    assert "another one must" in console.act(approve, 409, reason="me too")["error"]["message"]
+    assert console.act(approve, key="otto", reason="seen")["digest"] == SECOND.digest
+    assert console.catalog.alias("balanced").history[-1].author == "otto"
+    assert console.get("/tiers")["requests"] == []
+    console.act("/tiers/balanced/rollback", reason="worse", moves=2)  # takes one
+    assert console.act("/requests/0123456789ab/approve", 404, reason="seen")["error"]["code"] == "not_found"
 
 
 @pytest.mark.parametrize("action", ["promote", "rollback"])

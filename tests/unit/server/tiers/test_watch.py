@@ -10,7 +10,10 @@ import pytest
 from server_model import small_model
 from watched_site import KEY, TRUSTED, Site, Watched
 
+from registry import second_person
+from registry.catalog import Catalog
 from registry.errors import StoreUnavailable, Unsupported, Untrusted
+from registry.records import Target
 from registry.schedule import Validated, teacher
 from server.telemetry import metrics
 from server.tiers.watch import Watch
@@ -205,3 +208,24 @@ class TestTrust:
         schedules, watch = site.server(TRUSTED)
         assert watch.refresh()
         assert (schedules.tier("reference").version, stale("reference")) == (1, 0)
+
+
+class TestSecondPerson:
+    def test_a_move_that_no_second_person_stands_for_leaves_the_tier_as_it_was_and_is_told(self, site):
+        first = site.promote("fast", site.schedule(0))
+        schedules, watch = site.server()
+        watch.refresh()
+        site.publisher.approvals.set_policy(["fast"], {"fast": (first.digest,)}, 24, "", None)
+        second = site.schedule(1)
+        number = site.publisher.publish(second).number
+        target = Target(digest=second.digest, version=number)
+        site.publisher.tier_aliases.move("promote", "fast", lambda _: target, "around the policy")
+        assert watch.refresh()
+        assert (schedules.tier("fast").digest, stale("fast")) == (first.digest, 1)
+        site.publisher.rollback("fast")
+        watch.refresh()
+        assert (schedules.tier("fast").digest, stale("fast")) == (first.digest, 0)
+        asked = second_person.request(site.publisher, "fast", second.digest)
+        second_person.approve(Catalog(site.store, site.model.ref.name, author="other"), asked.id)
+        watch.refresh()
+        assert (schedules.tier("fast").digest, stale("fast")) == (second.digest, 0)
