@@ -53,7 +53,7 @@ def balancers(gpus: list[int] = [1, 10, 100, 1000], rate: float = 8.0, seconds: 
 @app.command()
 def polling(over: list[int] = [0, 20, 200], jobs: list[int] = [0, 1000, 10000]) -> None:  # noqa: B006
     """Requests of one look of one worker. over: experiments that have ended; jobs: that wait."""
-    with _table("one look", "over", "jobs", "for tiers", "for experiments", "for jobs") as table:
+    with _table("one look", "over", "jobs", "for tiers", "for experiments", "for candidates", "for jobs") as table:
         for ended, waiting in zip(over, jobs, strict=True):
             with TemporaryDirectory() as folder:
                 found = registry_polling.looks(Path(folder), ended, waiting)

@@ -14,11 +14,14 @@ from loadtests.experiment import SALT
 from loadtests.fleet.counted_store import CountedStore
 from loadtests.mixes import MODEL, mixes
 from registry.catalog import Catalog
+from registry.experiments.candidates import CandidateCatalog
 from registry.experiments.catalog import ExperimentCatalog
 from registry.experiments.declaration import Arm, Experiment, Primary, RampStage
 from registry.stores.folder import FolderStore
 from server.api import GenerateRequest
 from server.experiments.active import ActiveExperiments
+from server.experiments.candidates import ActiveCandidates
+from server.experiments.recorder import Recorder
 from server.jobs.job_store import JobStore
 from server.jobs.open_jobs import OpenJobs
 from server.jobs.record import ImageJob, JobOwner, new_id
@@ -45,6 +48,8 @@ def looks(folder: Path, over: int, jobs: int) -> Mapping[str, Counter[str]]:
     model = load(MODEL, name=MODEL.name, weights=False)
     schedules = ActiveSchedules(lambda: catalog, model, 50)
     watch, active = Watch(schedules, lambda: catalog), ActiveExperiments(lambda: experiments, schedules)
+    recorder = Recorder(lambda: store, MODEL.name, folder / "outbox")  # never started: nothing is made again here
+    candidates = ActiveCandidates(lambda: CandidateCatalog(store, MODEL.name), schedules, recorder)
 
     def counted(look: Callable[[], object]) -> Counter[str]:
         look()
@@ -55,6 +60,7 @@ def looks(folder: Path, over: int, jobs: int) -> Mapping[str, Counter[str]]:
     return {
         "tiers": counted(watch.refresh),
         "experiments": counted(active.refresh),
+        "candidates": counted(candidates.refresh),
         "jobs": asyncio.run(_look_at_jobs(store, jobs)),
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import NamedTuple
@@ -21,6 +22,7 @@ from server.requests.shadow_candidate import ActiveCandidate, CandidatePair, Can
 from server.telemetry import metrics
 from server.telemetry.faults import Faults
 from server.tiers.active import ActiveSchedule, ActiveSchedules
+from server.tiers.watch import JITTER
 
 log = logging.getLogger(__name__)
 
@@ -59,10 +61,10 @@ class ActiveCandidates(Candidates):
         self._faults = Faults(log)  # by tier
 
     async def follow(self, seconds: float) -> None:
-        """Look at the registry for ever, with pauses of so many seconds."""
+        """Look at the registry for ever, with pauses of about so many seconds."""
         while True:
             await asyncio.to_thread(self.refresh)
-            await asyncio.sleep(seconds)
+            await asyncio.sleep(seconds * random.uniform(1 - JITTER, 1 + JITTER))
 
     def active(self) -> list[ActiveCandidate]:
         """Those that images are made with now, sorted by tier."""

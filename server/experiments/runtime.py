@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import Callable
 from datetime import datetime
 
@@ -54,10 +55,10 @@ class ExperimentRuntime(RequestObserver, ComparisonObserver):
         self._reporter = EndReporter(open_experiments)
 
     async def follow(self, seconds: float) -> None:
-        """Look at the registry and at the guardrails for ever, with pauses of so many seconds."""
+        """Look at the registry and at the guardrails for ever, with pauses of about so many seconds."""
         while True:
             await asyncio.to_thread(self.refresh)
-            await asyncio.sleep(seconds)
+            await asyncio.sleep(seconds * random.uniform(1 - JITTER, 1 + JITTER))
 
     def close(self) -> None:
         """Write down what is left. Blocks."""

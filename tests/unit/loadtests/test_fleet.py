@@ -15,6 +15,7 @@ def test_a_look_costs_what_runs_and_not_what_is_over(tmp_path, monkeypatch):
     assert fresh == old
     assert fresh["tiers"] == {"LIST": 1, "GET": len(polling.TIERS)}
     assert fresh["experiments"] == {"LIST": 1, "GET": 2}, "who holds the one tier that is split, and its state"
+    assert fresh["candidates"] == {"LIST": 1}
     assert fresh["jobs"] == {"LIST": 1}
 
 
