@@ -25,6 +25,7 @@ from server.requests.generation import RequestObserver
 from server.requests.plan import Plan
 from server.requests.shadow import ComparisonObserver
 from server.telemetry import metrics
+from server.tiers.watch import JITTER
 
 log = logging.getLogger(__name__)
 
