@@ -115,7 +115,7 @@ class Flexiffusion:
         metrics.engine_up.set(1)
         metrics.workers_up.set(1)
         while self._app.device_thread.alive:
-            await asyncio.sleep(1)
+            await asyncio.sleep(0.2)
         metrics.engine_up.set(0)
         metrics.workers_up.set(0)
         log.error("the engine is lost: this process ends, so that another one takes its place")
