@@ -10,7 +10,7 @@ import { html, useState } from "./ui.js";
 /** @typedef {import("./request.js").Wish} Wish */
 /** @typedef {import("./tiers.js").Strips} Strips */
 
-const EXPECTED = ["prompt_ignored"]; // warnings of what the page itself had to send
+const EXPECTED = ["prompt_ignored", "fewer_previews"]; // warnings of what the page itself had to send
 /** @type {Record<string, (wish: Wish, server: string, withKey: boolean) => string>} */
 const FORMATS = { curl: asCurl, Python: asPython, OpenAI: asOpenAI };
 

@@ -10,11 +10,13 @@ import c2pa
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from server.errors import MarkingFailed
+from server.marking.__main__ import app
 from server.marking.credential import Credential
 from server.marking.marker import DAY, Marker
-from server.marking.trial_certificate import write_trial_certificate
+from server.marking.trial_certificate import CHAIN, KEY, write_trial_certificate
 from server.requests.image_file import ImageFormat
 from server.telemetry import metrics
 
@@ -143,3 +145,18 @@ def test_a_timestamp_authority_is_asked_for_each_file_and_none_is_handed_out_wit
     marker = Marker(credential, "http://127.0.0.1:9/")
     with pytest.raises(MarkingFailed):
         marker.mark(ImageFormat().file(LEVELS, {}), "png", FACTS, edited=False)
+
+
+def test_the_commands_make_a_certificate_to_try_it_with_and_show_what_a_file_says(tmp_path):
+    run, folder = CliRunner().invoke, tmp_path / "trial"
+    made = run(app, ["test-certificate", str(folder)])
+    assert made.output == f"FLEXI_MARKING_CERTIFICATE={folder / CHAIN} FLEXI_MARKING_KEY={folder / KEY}\n"
+    marker = Marker(Credential.read(folder / CHAIN, folder / KEY))
+    file = tmp_path / "image.jpg"
+    file.write_bytes(marker.mark(ImageFormat("jpeg").file(LEVELS, {}), "jpeg", FACTS, edited=False))
+    shown = run(app, ["show", str(file)])
+    assert active(json.loads(shown.output))[1]["flexiffusion.generation"] == FACTS
+    file.write_bytes(ImageFormat("jpeg").file(LEVELS, {}))
+    for path in (file, tmp_path / "none.png", folder / CHAIN):
+        refused = run(app, ["show", str(path)])
+        assert refused.exit_code == 1, refused.output
