@@ -185,13 +185,6 @@ def test_nobody_waits_or_pays_for_it_and_the_answer_is_the_same(model, schedules
     assert [(spec.idle, spec.background, spec.tier, spec.previews) for spec in made] == [(True, False, LABEL, 0)] * 3
 
 
-def test_it_waits_while_anybody_else_has_work(model, schedules, engine):
-    """An idle image's turn comes when nothing is in flight and nothing waits: the engine's tests show that."""
-    server = Server(model, schedules, engine)
-    server.serve({"prompt": "a", "seed": 5})
-    assert all(spec.yields and spec.deadline == float("inf") for spec in server.spy.specs[1:])
-
-
 def test_what_waits_is_bounded_and_what_is_dropped_is_counted(model, schedules, engine, monkeypatch):
     monkeypatch.setattr(idle_images, "PENDING", 2)
     counter = metrics.candidate_images_total.labels("fast", "dropped")._value

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.paired_alarms import KINDS, alarm_shares
 from server.experiments.analysis import statistics
-from server.experiments.analysis.pairs import ALPHA, FEW, PairSummary, summarise_pairs
+from server.experiments.analysis.pairs import ALPHA, FEW, RESOLUTION, PairSummary, summarise_pairs
 from server.experiments.events import ImageFigures, PairEvent
 
 START = datetime(2030, 1, 1, tzinfo=UTC)
@@ -58,7 +58,9 @@ def test_what_prompts_have_in_common_does_not_widen_the_interval():
     events = noisy(300)
     (summary,) = summarise_pairs(events)
     active, candidate = (np.array([event.images[side].psnr for event in events]) for side in (0, 1))
-    unpaired = statistics.difference(*(statistics.moments(np.ones(300), one) for one in (active, candidate)), 0.5, ALPHA)
+    unpaired = statistics.difference(
+        *(statistics.moments(np.ones(300), one) for one in (active, candidate)), RESOLUTION["psnr"], ALPHA
+    )
     effect = known(summary)["psnr"].effect
     assert effect.estimate == pytest.approx(float(unpaired.estimate))
     assert (unpaired.high - unpaired.low) > 5 * (effect.high - effect.low)
@@ -71,12 +73,12 @@ def test_the_intervals_are_the_confidence_sequence_of_the_clustered_estimate():
     differences = np.array([event.images[1].psnr - event.images[0].psnr for event in events]).reshape(FEW, 3).sum(1)
     value = differences.sum() / (3 * FEW)
     variance = ((differences - 3 * value) ** 2).sum() / (3 * FEW) ** 2 * FEW / (FEW - 1)
-    width = float(statistics.half_width(variance, 0.5, ALPHA))
+    width = float(statistics.half_width(variance, RESOLUTION["psnr"], ALPHA))
     assert tuple(known(summary)["psnr"].effect) == pytest.approx((value, value - width, value + width))
     seconds = np.array([[one.seconds for one in event.images] for event in events]).reshape(FEW, 3, 2).sum(1)
     ratio = seconds[:, 1].sum() / seconds[:, 0].sum()
     variance = ((seconds[:, 1] - ratio * seconds[:, 0]) ** 2).sum() / seconds[:, 0].sum() ** 2 * FEW / (FEW - 1)
-    width = float(statistics.half_width(variance / ratio**2, math.log1p(0.05), ALPHA))
+    width = float(statistics.half_width(variance / ratio**2, math.log1p(RESOLUTION["seconds"]), ALPHA))
     bounds = [math.log(bound) for bound in known(summary)["seconds"].effect]
     assert bounds == pytest.approx([math.log(ratio), math.log(ratio) - width, math.log(ratio) + width])
 
