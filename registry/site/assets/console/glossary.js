@@ -37,6 +37,7 @@ export const GLOSSARY = {
  "candidate": "a published schedule that a share of a tier's finished images is made again with, in idle time, before anybody gets an image of it",
  "card": "one GPU, and what each kind of UNet call and the VAE cost on it by the number of rows: measured points, on which load tests simulate it",
  "ceiling": "the most that a schedule, or a tier's schedule, may cost, relative to the teacher",
+ "certificate (of marks)": "what an operator signs marks with: a chain and the key of its first",
  "child": "a new genome that aims at a budget",
  "chunk (of a prompt)": "as much of a text as its encoder reads at once, between marks of start and end; a long prompt has several, one after the other in the context",
  "claim": "the record that says which version number a digest has or is about to get",
@@ -124,6 +125,9 @@ export const GLOSSARY = {
  "loaded": "a model's weights and slots come into memory, or are there",
  "loss": "what the search minimises: mean squared feature distance to the teacher's image of the same prompt and noise",
  "lost device": "one that answers nothing any more in this process; what waits for it fails, and the process ends",
+ "mark": "a signed manifest in an image file, which says that it was generated, by what and by whose server",
+ "marked": "a signed manifest in an image file, which says that it was generated, by what and by whose server",
+ "marking": "a signed manifest in an image file, which says that it was generated, by what and by whose server",
  "mask": "which part of a source is painted anew: what is white, or transparent",
  "measurement": "the figures of a schedule's images of one stage: cost, loss, rFID, PSNR",
  "model (of a server)": "one of those that it serves, in memory or not; the default is the first",
@@ -153,6 +157,7 @@ export const GLOSSARY = {
  "path": "the teacher's latents at every noise level: at its steps, and on its DDIM step between them",
  "piece": "as much of a search's work as goes to the device at once; how much that can be is found for each kind of work",
  "pipeline": "a diffusers pipeline class whose images are made here, and what it mends of a folder at load",
+ "place (of a worker)": "a worker's number in its server, with a GPU of its own where there are several: it holds the place as long as it lives, and its successor takes it",
  "plan": "what a request comes to: the schedule, its images, their MACs, the predicted seconds",
  "policy": "what chooses the images of the next wave: Balanced in the server",
  "pooled text": "one vector for a whole prompt, which Stable Diffusion XL takes beside the context",
@@ -172,6 +177,7 @@ export const GLOSSARY = {
  "registry": "where schedules, versions and tiers are kept: a folder or a bucket",
  "relative cost": "MACs of one image; the same divided by the teacher's",
  "removal": "what garbage collection leaves where a schedule was",
+ "repeat": "an image that is answered as it was made for an earlier request, at no MACs",
  "request (to promote)": "what waits for a second person: tier, version, and how often the tier was moved",
  "request context": "the one record of a request, from its arrival to its log line",
  "residence": "which models are in memory: loaded when a request needs one, unloaded by least recent use",
@@ -235,5 +241,6 @@ export const GLOSSARY = {
  "wave shape": "kind of step, rows and kept branches: what waves have in common that are the same call",
  "wave step": "the device's part of a wave, one function of the slots and a wave table: gather, UNet, guidance, solver, scatter",
  "wave table": "where each row of a wave finds its latent, condition and coefficients: indices and numbers only",
- "webhook": "a URL that is called, with a signature, when a job has ended or an operator should know something"
+ "webhook": "a URL that is called, with a signature, when a job has ended or an operator should know something",
+ "worker": "one of the server's processes that answer requests, each with a model and an engine of its own"
 };
