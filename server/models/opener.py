@@ -32,7 +32,7 @@ from server.batching.image_task import ImageSpec
 from server.batching.intake import no_loras
 from server.batching.memory import bytes_within
 from server.batching.model_engine import FULL_WAVES, ModelEngine
-from server.config import EVENTS_ALLOWED_BY, Settings
+from server.config import Settings
 from server.errors import NotReady
 from server.experiments.active import ActiveExperiments
 from server.experiments.candidates import ActiveCandidates
@@ -58,6 +58,7 @@ from server.requests.prompt_pair import PromptReader
 from server.requests.repeats import Repeats
 from server.requests.shadow import ShadowTeacher
 from server.requests.shadow_candidate import ShadowCandidate
+from server.settings.registry import EVENTS_ALLOWED_BY
 from server.storage.async_store import AsyncStore
 from server.telemetry import metrics
 from server.telemetry.served import begin as served_as
