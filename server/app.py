@@ -157,7 +157,7 @@ class App:
         await self.jobs.runner.close()
         for model in self.models:
             if model.parts:
-                model.parts.idle.close()
+                model.parts.learning.idle.close()
         await asyncio.to_thread(self.device_thread.close)
         for model in self.models:
             await model.close()

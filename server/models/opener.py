@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache, cached_property, partial
+from functools import cache, cached_property
 
 import torch
 
@@ -23,55 +23,41 @@ from evaluation import extractor
 from registry.errors import InvalidInput
 from registry.signing import TrustedKeys
 from registry.stores.address import open_store
-from registry.stores.base import ObjectStore
-from registry.tiers import REFERENCE
 from server.access.quota import Quotas
 from server.batching.admission import Admission
 from server.batching.device_thread import DeviceThread
-from server.batching.image_task import ImageSpec
 from server.batching.intake import no_loras
 from server.batching.memory import bytes_within
 from server.batching.model_engine import FULL_WAVES, ModelEngine
 from server.config import Settings
 from server.errors import NotReady
-from server.experiments.active import ActiveExperiments
-from server.experiments.candidates import ActiveCandidates
-from server.experiments.recorder import Recorder
-from server.experiments.runtime import ExperimentRuntime
 from server.loras.lora_folder import LoraFolder
 from server.marking.marker import marker_of
 from server.model_folders import ModelFolder
 from server.models.adapter_sets import AdapterSets
+from server.models.learning import learning
 from server.models.loading import compile_model, memory_for_models, other_sizes, prompt_chunks, teacher_steps, why
 from server.models.model_registry import ModelRegistry
 from server.models.residence import RETRY, Residence, Resident, free_memory
 from server.models.served_model import ModelParts, ServedModel
-from server.operator_events.announcer import Announcer
+from server.operator_events.announcer import announcer_of
 from server.operator_events.registry_events import RegistryEvents
-from server.requests.fidelity import Extractor, Fidelities
+from server.requests.fidelity import Extractor
 from server.requests.generation import Generation, Residency
-from server.requests.idle_images import IdleImages
 from server.requests.image_files import ImageFiles
 from server.requests.lora_choice import LoraChoice
 from server.requests.plan import Planner
 from server.requests.prompt_pair import PromptReader
 from server.requests.repeats import Repeats
-from server.requests.shadow import ShadowTeacher
-from server.requests.shadow_candidate import ShadowCandidate
-from server.settings.registry import EVENTS_ALLOWED_BY
-from server.storage.async_store import AsyncStore
 from server.telemetry import metrics
 from server.telemetry.served import begin as served_as
 from server.telemetry.served import serving
 from server.telemetry.start import Start
 from server.tiers.active import ActiveSchedules
-from server.tiers.last_good import name_of
 from server.tiers.model_names import ModelNames
 from server.tiers.observer import RegistryObserver
 from server.tiers.warnings import in_one_line, tier_warnings
 from server.tiers.watch import Watch
-from server.webhooks.delivery import Delivery
-from server.webhooks.signature import webhook_secret
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +70,7 @@ class ModelOpener:
         self.device_thread = DeviceThread()
         self.open_once = cache(lambda: open_store(settings.registry))  # an error is not kept
         self._trusted = TrustedKeys.read(settings.trusted_keys) if settings.trusted_keys else None
-        self.announcer = _announcer(settings, self.open_once)
+        self.announcer = announcer_of(settings, self.open_once)
         self._quotas = Quotas()
         most, across_keys = settings.repeats_mib * 2**20, settings.repeats_across_keys
         self.repeats = Repeats(most, settings.repeats_seconds, across_keys=across_keys) if most else None
@@ -171,30 +157,21 @@ class ModelOpener:
             await asyncio.to_thread(self._start_engine, served, model, schedules)
             served.loaded(load_seconds + time.monotonic() - begin)
             passed("warm_up")
-        recorder = _recorder(settings, registry)
-        experiments = _experiments(settings, registry, schedules, recorder, observer)
-        candidates = ActiveCandidates(lambda: registry.candidates, schedules, recorder)
-        idle = IdleImages(served, _macs(model), settings.shadow_macs_per_minute, sets.borrow)
-        fidelities = Fidelities(await asyncio.to_thread(lambda: self._features))
-        teacher = partial(schedules.tier, REFERENCE)
-        shadows = [
-            ShadowTeacher(idle, teacher, fidelities, settings.shadow_share, [experiments]),
-            ShadowCandidate(idle, teacher, fidelities, candidates),
-        ]
+        features = await asyncio.to_thread(lambda: self._features)
+        learns = learning(settings, registry, schedules, model, served, sets, features, observer)
         resident = Resident(self._residence, served) if len(self.models) > 1 else None
         forecast = resident.forecast if resident else served.forecast
         syntax = settings.prompt_syntax if model.prompts.reads_texts else PLAIN
         prompts = PromptReader(model.prompts, chunks, syntax)
         choice = LoraChoice(loras, settings.loras_on_schedules, sets.seconds)
-        planner = Planner(schedules, experiments.active, model, forecast, settings, others, prompts, choice)
+        planner = Planner(schedules, learns.experiments.active, model, forecast, settings, others, prompts, choice)
         if overruled := planner.default_guidance.overruled():
             log.warning("%s", overruled)
         residencies: list[Residency] = [*([resident] if resident else []), sets]
-        observers = [experiments, *shadows]
-        generation = Generation(planner, served, self._quotas, observers, self._files, residencies, self.repeats)
-        followers = (watch, experiments, candidates)
+        generation = Generation(planner, served, self._quotas, learns.observers, self._files, residencies, self.repeats)
+        followers = (watch, learns.experiments, learns.candidates)
         following = [asyncio.create_task(follower.follow(settings.watch_seconds)) for follower in followers]
-        served.parts = ModelParts(registry, schedules, generation, experiments, candidates, idle, following)
+        served.parts = ModelParts(registry, schedules, generation, learns, following)
 
     async def open_beside(self, served: ServedModel) -> None:
         """Open a model that is not loaded before a request needs it; again after a while where that fails."""
@@ -249,7 +226,7 @@ class ModelOpener:
         """Out of memory: all that comes of it is stopped, and its weights are dropped."""
         engine, served.engine = served.engine, None
         if served.parts:
-            served.parts.idle.close()
+            served.parts.learning.idle.close()
         if served.adapter_sets:
             with serving(served.counted_as):
                 served.adapter_sets.forget()
@@ -291,35 +268,3 @@ class ModelOpener:
 def _fault(error: Exception) -> str:
     """As clients read it, who did not set FLEXI_MODEL."""
     return why(error).removeprefix("FLEXI_MODEL: ")
-
-
-def _announcer(settings: Settings, open_store: Callable[[], ObjectStore]) -> Announcer | None:
-    """None where operators named no webhook."""
-    url, secret = settings.event_webhook, settings.event_webhook_secret
-    if url is None or secret is None:
-        return None
-    delivery = Delivery(webhook_secret(secret.get_secret_value()), settings.event_webhook_private, allowed_by=EVENTS_ALLOWED_BY)
-    return Announcer(url.get_secret_value(), delivery, AsyncStore(open_store))
-
-
-def _macs(model: Model) -> Callable[[ImageSpec], int]:
-    """What making an image takes, guidance rows included."""
-    return lambda spec: model.macs_at(spec.size, spec.chunks).of_program(spec.program, spec.unet_rows)
-
-
-def _recorder(settings: Settings, registry: ModelRegistry) -> Recorder:
-    outbox = settings.state / "outbox" / name_of(settings.registry, registry.model)
-    recorder = Recorder(lambda: registry.catalog.store, registry.model, outbox)
-    recorder.start()
-    return recorder
-
-
-def _experiments(
-    settings: Settings,
-    registry: ModelRegistry,
-    schedules: ActiveSchedules,
-    recorder: Recorder,
-    observer: RegistryObserver,
-) -> ExperimentRuntime:
-    active = ActiveExperiments(lambda: registry.experiments, schedules, observer=observer)
-    return ExperimentRuntime(active, recorder, lambda: registry.experiments, shadowed=settings.shadow_share > 0)

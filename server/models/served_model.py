@@ -28,9 +28,9 @@ from server.experiments.runtime import ExperimentRuntime
 from server.loras.adapter_set import AdapterSet
 from server.loras.offered_loras import OfferedLoras
 from server.models.adapter_sets import AdapterSets
+from server.models.learning import Learning
 from server.models.model_registry import ModelRegistry
 from server.requests.generation import Generation, Renderer
-from server.requests.idle_images import IdleImages
 from server.requests.warnings import said
 from server.telemetry import metrics
 from server.telemetry.served import serving
@@ -48,9 +48,7 @@ class ModelParts:
     registry: ModelRegistry
     schedules: ActiveSchedules
     generation: Generation
-    experiments: ExperimentRuntime
-    candidates: ActiveCandidates
-    idle: IdleImages
+    learning: Learning
     following: Sequence[asyncio.Task[None]]
 
 
@@ -121,12 +119,12 @@ class ServedModel(Renderer):
     @property
     def experiments(self) -> ExperimentRuntime:
         """Its own."""
-        return self._parts().experiments
+        return self._parts().learning.experiments
 
     @property
     def candidates(self) -> ActiveCandidates:
         """Of its tiers."""
-        return self._parts().candidates
+        return self._parts().learning.candidates
 
     @property
     def registry(self) -> ModelRegistry:
@@ -210,8 +208,8 @@ class ServedModel(Renderer):
         if self.parts:
             for task in self.parts.following:
                 task.cancel()
-            self.parts.idle.close()
-            await asyncio.to_thread(self.parts.experiments.close)
+            self.parts.learning.idle.close()
+            await asyncio.to_thread(self.parts.learning.experiments.close)
 
     def _parts(self) -> ModelParts:
         if self.parts is None:

@@ -12,14 +12,19 @@ import logging
 import socket
 import threading
 from collections import deque
+from collections.abc import Callable
 
 from cachetools import LRUCache
 
 from registry.errors import Conflict, FlexiError
+from registry.stores.base import ObjectStore
+from server.config import Settings
 from server.operator_events.event import OperatorEvent
+from server.settings.registry import EVENTS_ALLOWED_BY
 from server.storage.async_store import AsyncStore
 from server.telemetry import metrics
 from server.webhooks.delivery import Delivery
+from server.webhooks.signature import webhook_secret
 
 log = logging.getLogger(__name__)
 
@@ -96,3 +101,12 @@ class Announcer:
             metrics.webhooks_total.labels(outcome).inc()
         if why:
             log.warning("operators were not told", extra={"fields": {"event": event.id, "type": event.type, "why": why}})
+
+
+def announcer_of(settings: Settings, open_store: Callable[[], ObjectStore]) -> Announcer | None:
+    """None where operators named no webhook."""
+    url, secret = settings.event_webhook, settings.event_webhook_secret
+    if url is None or secret is None:
+        return None
+    delivery = Delivery(webhook_secret(secret.get_secret_value()), settings.event_webhook_private, allowed_by=EVENTS_ALLOWED_BY)
+    return Announcer(url.get_secret_value(), delivery, AsyncStore(open_store))
