@@ -40,7 +40,7 @@ class AutomaticStep:
     @property
     def line(self) -> str:
         """All of it in one line."""
-        said = f"{self.state.name} version {self.state.version} {self.decision.outcome}: {self.decision.reason}"
+        said = f"{self.state.name} version {self.state.version} {self.decision.outcome}: {self.decision.reason.rstrip('.')}"
         return f"{said}; {self.promotion}" if self.promotion else said
 
     def as_json(self, dry_run: bool) -> dict[str, Any]:
@@ -112,7 +112,10 @@ def _promote(catalog: Catalog, declared: DeclaredExperiment, wanted: bool) -> st
     if not isinstance(planned, dict):
         return f"it was finished without --promote: promote {evidence['arm']} by hand"
     tier, digest, moves = declared.experiment.tier, str(planned["digest"]), int(str(planned["moves"]))
-    if catalog.alias(tier).moves != moves:
+    alias = catalog.alias(tier)
+    if alias.moves != moves and alias.digest == digest:
+        return f"tier {tier} means {planned['arm']}: {_meaning(catalog, tier)}"
+    if alias.moves != moves:
         return f"tier {tier} was moved since this was decided: {_meaning(catalog, tier)}"
     reason = f"experiment {declared.state.name} version {declared.state.version}: {newest.reason}"[:MAX_REASON]
     try:
