@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -39,6 +40,7 @@ from registry.commands.command_line import argument_parser, run_program
 CARD = "captured"
 MAX_ROWS, UNET_ROWS = 16, 2
 CLIENTS = MAX_ROWS // UNET_ROWS  # of each worker: together they fill its waves
+MAX_WORKERS = 64  # as the server's FLEXI_WORKERS
 ROUNDS = 3  # spreads that are measured, and as many runs on the virtual clock
 IMAGES = 400  # of each worker in one such run
 PROXY = Path("deploy/haproxy/haproxy.cfg")
@@ -47,7 +49,7 @@ PROXY = Path("deploy/haproxy/haproxy.cfg")
 def main() -> int:
     """Print what the arguments ask for."""
     parser = argument_parser(__doc__)
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4, 8])
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4, 8], help="how many, one after the other: 1 to 64")
     parser.add_argument("--real", action="store_true", help="real processes; else a virtual clock")
     parser.add_argument("--haproxy", help="the program: also behind it")
     parser.add_argument("--seconds", type=float, default=20.0, help="measured in each round, if --real")
@@ -55,6 +57,12 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3, help="of each way in turn, if --real")
     parser.add_argument("--out", type=Path, default=Path(".flexi/workers"), help="folder for logs, if --real")
     arguments = parser.parse_args()
+    if not all(1 <= workers <= MAX_WORKERS for workers in arguments.workers):
+        parser.error(f"--workers must be 1 to {MAX_WORKERS}")
+    if not (arguments.seconds > 0 and arguments.warm_up >= 0 and arguments.rounds > 0):
+        parser.error("--seconds and --rounds must be above 0, and --warm-up not below it")
+    if arguments.haproxy and not (arguments.real and shutil.which(arguments.haproxy)):
+        parser.error("--haproxy must be a program that is there, and goes with --real")
     mix = mixes()["partial"]
     print(label(CARD))
     print(f"{CLIENTS} clients a worker; {mix.about}")

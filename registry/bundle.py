@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from registry.catalog import Catalog
-from registry.errors import Conflict, InvalidInput, NotFound, Tampered
+from registry.errors import Conflict, InvalidInput, NeedsApproval, NotFound, Tampered
 from registry.records import Alias, Record, Version
 from registry.schedule import Schedule
 from registry.stores.base import KEY
@@ -155,7 +155,11 @@ class Bundle:
             return ImportedItem("tier", alias.tier, f"there already: left at version {catalog.alias(alias.tier).version}")
         version = catalog.version_log.of(alias.digest)
         assert version is not None  # published above
-        moved = catalog.promote(alias.tier, version.number, f"import: {alias.history[-1].reason}"[:2000])
+        try:
+            moved = catalog.promote(alias.tier, version.number, f"import: {alias.history[-1].reason}"[:2000])
+        except NeedsApproval:
+            wanted = f"python -m registry promote {alias.tier} {version.number}"
+            return ImportedItem("tier", alias.tier, f"not promoted, it takes a second person: {wanted}")
         return ImportedItem("tier", alias.tier, f"promoted: version {moved.version}")
 
     def _schedule(self, digest: str, data: bytes) -> Schedule:

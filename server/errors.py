@@ -50,8 +50,12 @@ class GaveWay(Overloaded):
 
 
 class MarkingFailed(NotReady):
-    """An image could not be marked as generated, or none can be: it is not handed out without. Jobs are tried again."""
+    """An image could not be marked as generated, or none can be: it is not handed out without. Jobs are tried again.
 
+    No 503: proxies try those at another worker, at once, and the image would be made and billed again.
+    """
+
+    status = 500
     code = "marking_failed"
 
     def __init__(self, text: str, retry_after: float = 60.0) -> None:

@@ -41,7 +41,8 @@ try:
     bind.refuse_unbindable()
     bind.refuse_strangers(settings)
     keys = Keys(settings.api_keys) if settings.api_keys else None
-    marker_of(settings)
+    if (marker := marker_of(settings)) and not supervises:
+        marker.export()  # before a worker waits for its GPU, perhaps for long: all workers' page says the least of their times
     tracing.configure()
     place = _place()
 except FlexiError as wrong:

@@ -22,6 +22,7 @@ import click
 
 _SUPERVISOR = "FLEXIFFUSION_SUPERVISOR"  # process id and folder; no setting of a user
 _DEATHS = 3  # workers that died while they were starting, since one was open: no chance any more
+REFUSED_SECONDS = 60.0  # between two tries of a worker that cannot start, where others serve
 _LOSSES, _LOSS_SECONDS = 3, 600.0  # engines lost of each worker within so many seconds: successors find the device gone too
 _IN_CONTAINERS = ("BENTOML_CONTAINERIZED", "BENTOCLOUD_DEPLOYMENT_URL")  # where BentoML starts no successors
 
@@ -107,6 +108,11 @@ def end() -> None:
 
 def refused(reason: str) -> SystemExit:
     """To raise where the service is imported, in the supervisor, in a worker or anywhere else: ends the server too."""
+    if others_go_on():
+        sys.stderr.write(f"error: a worker cannot start, and the others go on: {reason}\n")
+        given_up()
+        time.sleep(REFUSED_SECONDS)  # until a successor is worth a try
+        return SystemExit(1)
     if shared_folder():
         note(reason)
         end()

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -23,17 +24,27 @@ from loadtests.fleet import polling as registry_polling
 from loadtests.fleet import recording
 from loadtests.fleet import series as metric_series
 from loadtests.mixes import MODEL, TIERS, WEIGHTS, mixes
+from registry.commands.command_line import command_line
 from registry.experiments.catalog import ExperimentCatalog
 from registry.stores.folder import FolderStore
 
-app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
+app = command_line(help=__doc__ or "")
 VIEWS: tuple[tuple[Balancer, float], ...] = (
     ("random", 0), ("round-robin", 0), ("two-choices", 0), ("two-choices", 5), ("least-queue", 0), ("least-queue", 5),
 )  # fmt: skip
 
 
+Above = Annotated[float, typer.Option(min=0.01, max=1e6)]
+Gpus = Annotated[list[int], typer.Option(min=1, max=10_000, help="Repeat for several.")]
+Counts = Annotated[list[int], typer.Option(min=0, max=1_000_000, help="Repeat for several.")]
+Rates = Annotated[list[float], typer.Option(min=0.001, max=1_000, help="Repeat for several.")]
+Numbers = Annotated[list[int], typer.Option(min=1, max=100_000_000, help="Repeat for several.")]
+Moves = Annotated[list[int], typer.Option(min=20, max=1_000_000, help="Repeat for several.")]
+Models = Annotated[list[int], typer.Option(min=1, max=16, help="Repeat for several.")]
+
+
 @app.command()
-def balancers(gpus: list[int] = [1, 10, 100, 1000], rate: float = 8.0, seconds: float = 40.0) -> None:  # noqa: B006
+def balancers(gpus: Gpus = [1, 10, 100, 1000], rate: Above = 8.0, seconds: Above = 40.0) -> None:  # noqa: B006
     """The same load for each GPU, by how many there are and how requests find theirs. rate: requests a second for a GPU."""
     curves, mix = read_curves("captured"), dict(zip(TIERS, map(float, WEIGHTS), strict=True))
     plans = {tier: TierPlan.of(tier, one, curves.macs) for tier, one in mixes()["partial"].schedules.items()}
@@ -51,7 +62,7 @@ def balancers(gpus: list[int] = [1, 10, 100, 1000], rate: float = 8.0, seconds: 
 
 
 @app.command()
-def polling(over: list[int] = [0, 20, 200], jobs: list[int] = [0, 1000, 10000]) -> None:  # noqa: B006
+def polling(over: Counts = [0, 20, 200], jobs: Counts = [0, 1000, 10000]) -> None:  # noqa: B006
     """Requests of one look of one worker. over: experiments that have ended; jobs: that wait."""
     with _table("one look", "over", "jobs", "for tiers", "for experiments", "for candidates", "for jobs") as table:
         for ended, waiting in zip(over, jobs, strict=True):
@@ -61,7 +72,7 @@ def polling(over: list[int] = [0, 20, 200], jobs: list[int] = [0, 1000, 10000]) 
 
 
 @app.command()
-def events(rates: list[float] = [0.1, 1.0, 10.0]) -> None:  # noqa: B006
+def events(rates: Rates = [0.1, 1.0, 10.0]) -> None:  # noqa: B006
     """One worker's hour. rates: events a second."""
     with _table("one worker's hour", "events/s", "requests", "MB sent", "objects", "MB kept") as table:
         for rate in rates:
@@ -71,7 +82,7 @@ def events(rates: list[float] = [0.1, 1.0, 10.0]) -> None:  # noqa: B006
 
 
 @app.command()
-def report(counts: list[int] = [10_000, 100_000, 1_000_000]) -> None:  # noqa: B006
+def report(counts: Numbers = [10_000, 100_000, 1_000_000]) -> None:  # noqa: B006
     """What `python -m server.experiments report` takes. counts: events of the experiment."""
     with _table("a report", "events", "CPU seconds", "MB of memory") as table:
         for count in counts:
@@ -84,7 +95,7 @@ def report(counts: list[int] = [10_000, 100_000, 1_000_000]) -> None:  # noqa: B
 
 
 @app.command()
-def audit(counts: list[int] = [100, 1_000, 10_000]) -> None:  # noqa: B006
+def audit(counts: Moves = [100, 1_000, 10_000]) -> None:  # noqa: B006
     """counts: moves of a tier."""
     with _table("moves of a tier", "moves", "alias, kB", "next move", "whole audit", "newest twenty") as table:
         for count in counts:
@@ -94,7 +105,7 @@ def audit(counts: list[int] = [100, 1_000, 10_000]) -> None:  # noqa: B006
 
 
 @app.command()
-def series(models: list[int] = [1, 2], tiers: list[int] = [2, 6]) -> None:  # noqa: B006
+def series(models: Models = [1, 2], tiers: Models = [2, 6]) -> None:  # noqa: B006
     """What /metrics of a worker lists, once every tier of every model has answered."""
     with _table("time series of a worker", "models", "tiers of each", "series") as table:
         for count in models:

@@ -21,6 +21,7 @@ from server.experiments.analysis.summary import summarise
 from server.experiments.events import OutcomeEvent, stream
 from server.experiments.outbox.outbox import Outbox, today
 from server.experiments.recorder import SEND_SECONDS
+from server.requests.covariates import Covariates
 
 HOUR = 3_600
 
@@ -80,8 +81,13 @@ def _read(store: ObjectStore, experiments: ExperimentCatalog, name: str) -> Read
 
 def event(number: int, name: str = "experiment-0") -> OutcomeEvent:
     """A request that went well; every third unit comes again."""
+    now = datetime.now(UTC) + timedelta(seconds=number)
+    covariates = Covariates(
+        arrived=now, images=1, pixels=512 * 512, prompt_characters=60 + number % 40, guidance=7.5, predicted_seconds=1.0,
+        teacher_macs=10**13,
+    )  # fmt: skip
     return OutcomeEvent(
-        time=datetime.now(UTC) + timedelta(seconds=number), request_id=f"r-{number:024x}", enrolment="enrolled",
+        time=now, model=MODEL.name, covariates=covariates, size="512x512", request_id=f"r-{number:024x}", enrolment="enrolled",
         experiment=name, version=1, arm=("control", "other")[number % 2], unit=f"{number // 2 * 2 // 3 * 2 + number % 2:032x}",
         tier="balanced", digest=f"{number % 2:064x}", outcome="ok", queue_seconds=0.1, service_seconds=1.0 + number % 7 / 10,
         macs_planned=10**11, macs_executed=10**11, unet_rows=2, steps_planned=20, steps_executed=20,

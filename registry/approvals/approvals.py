@@ -151,14 +151,18 @@ class Approvals:
         return self._speakers(request)
 
     def requests(self) -> Iterator[OpenRequest]:
-        """All that were ever made, stale ones too."""
-        for key in self._documents("requests/"):
-            request = PromotionRequest.read(key, self._store.get(key).data)
+        """All that were ever made, stale ones too; not those that are damaged."""
+        for request in self._read(self._documents("requests/")):
             yield OpenRequest(request, self._speakers(request))
 
     def open_requests(self, moves: Callable[[str], int]) -> list[OpenRequest]:
-        """Those that may still be approved; `moves`: how often a tier was moved."""
-        return [one for one in self.requests() if not self._stale(one.request, moves(one.request.tier))]
+        """Those that may still be approved; `moves`: how often a tier was moved. What is over is not read."""
+        found = []
+        for tier in self._store.folders(f"{self._model}/approvals/requests/"):
+            now = moves(tier)
+            made = self._read(self._documents(f"requests/{tier}/{now:06d}-"))
+            found += [OpenRequest(one, self._speakers(one)) for one in made if not self._stale(one, now)]
+        return found
 
     def find(self, request_id: str) -> PromotionRequest:
         """A request by its id. Raises `NotFound`."""
@@ -170,19 +174,21 @@ class Approvals:
     def check(self, alias: Alias) -> None:
         """Raise `Untrusted` for a move of a guarded tier that no two persons stand for.
 
-        A promotion needs its own request. A rollback, which one person makes, leads to what was approved for the tier before,
-        or to what it had meant when the policy came.
+        A promotion needs its own request, made before it or for what it has done. A rollback, which one person makes, leads to
+        what was approved for the tier before, or to what it had meant when the policy came.
         """
         if not self.guards(alias.tier):
             return
         policy, newest = self._seen, alias.history[-1]
         if policy and alias.digest in policy.known.get(alias.tier, ()):
             return
-        moves = alias.moves - 1 if newest.action == "promote" else None
-        if not any(self._approved(request) for request in self._made(alias.tier, moves, alias.digest)):
+        when: Sequence[int | None] = (alias.moves - 1, alias.moves) if newest.action == "promote" else (None,)
+        if not any(self._approved(request) for moves in when for request in self._made(alias.tier, moves, alias.digest)):
             message = (
                 f"move {alias.moves}, a {newest.action} to version {alias.version} by {newest.author}, has no second person"
             )
+            if policy is None or alias.tier not in policy.tiers:
+                message += f", and no policy says what the tier meant before: python -m registry policy --tier {alias.tier}"
             raise Untrusted(message, param=f"tier {alias.tier}")
 
     def _approved(self, request: PromotionRequest) -> bool:
@@ -197,16 +203,20 @@ class Approvals:
 
     def _made(self, tier: str, moves: int | None, digest: str) -> Iterator[PromotionRequest]:
         """Requests to let a tier mean a digest, after so many moves or at any time. One that is damaged counts for nothing."""
-        for key in self._documents(f"requests/{tier}/" + ("" if moves is None else f"{moves:06d}-")):
+        for request in self._read(self._documents(f"requests/{tier}/" + ("" if moves is None else f"{moves:06d}-"))):
+            if (request.tier, request.target.digest) == (tier, digest):
+                yield request
+
+    def _read(self, keys: Sequence[str]) -> Iterator[PromotionRequest]:
+        """Those that lie where they say they do; others, and those that are damaged, count for nothing."""
+        for key in keys:
             try:
                 request = PromotionRequest.read(key, self._store.get(key).data)
             except StoreUnavailable:
                 raise
             except FlexiError:
                 continue
-            if (request.model, request.tier, request.target.digest) == (self._model, tier, digest) and self._place(
-                request
-            ) == key:
+            if request.model == self._model and self._place(request) == key:
                 yield request
 
     def _documents(self, start: str) -> list[str]:

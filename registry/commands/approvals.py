@@ -13,6 +13,7 @@ from registry.approvals.records import PromotionRequest
 from registry.catalog import Catalog
 from registry.commands.display import minute, print_alias, print_json, print_table
 from registry.commands.options import AsJson, Model, Reason, Registry, open_catalog
+from registry.document import NAME_RULE, is_name
 from registry.errors import InvalidInput
 from registry.stores.address import DEFAULT_ADDRESS
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
+HOURS = 72.0  # that a request is good for, if nothing is said
 POLICY = "policy"  # what `approve` takes in place of a request's id
 Signer = Annotated[
     Path | None, typer.Option("--key", help="Speak by this private key (Ed25519, PEM), not by name: see keygen.")
@@ -31,9 +33,13 @@ Signer = Annotated[
 def policy(
     registry: Registry = DEFAULT_ADDRESS,
     model: Model = None,
-    tiers: Annotated[list[str] | None, typer.Option("--tier", help="Guard this tier; several are possible.")] = None,
+    tiers: Annotated[
+        list[str] | None, typer.Option("--tier", help="The tiers to guard from now on, all of them: give it several times.")
+    ] = None,
     nothing: Annotated[bool, typer.Option("--none", help="Guard no tier any more.")] = False,
-    hours: Annotated[float, typer.Option("--hours", min=0.01, max=8760, help="How long a request is good for.")] = 72,
+    hours: Annotated[
+        float | None, typer.Option("--hours", min=0.01, max=8760, help="How long a request is good for [default: 72].")
+    ] = None,
     key: Signer = None,
     reason: Reason = "",
     as_json: AsJson = False,
@@ -46,12 +52,19 @@ def policy(
     if tiers or nothing:
         if tiers and nothing:
             raise InvalidInput("name tiers or say --none", param="tier")
+        for tier in tiers or ():
+            if not is_name(tier):
+                raise InvalidInput(f"{tier!r} cannot name a tier: give {NAME_RULE}", param="tier")
+            if tier not in catalog.tiers():
+                typer.echo(f"note: there is no tier {tier} yet; it takes a second person once there is", err=True)
         known = {
             tier: tuple({move.digest: None for move in catalog.history(tier)})
             for tier in tiers or ()
             if tier in catalog.tiers()
         }
-        catalog.approvals.set_policy(tiers or (), known, hours, reason, signing_key(key))
+        catalog.approvals.set_policy(tiers or (), known, hours or HOURS, reason, signing_key(key))
+    elif hours or key or reason:
+        raise InvalidInput("--hours, --key and --reason go with --tier or --none", param="tier")
     found = list(catalog.approvals.policies())
     if as_json:
         print_json([one.policy.model_dump(mode="json") | {"in_force": _place(found, one)} for one in found])

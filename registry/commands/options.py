@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,4 +36,9 @@ def open_catalog(registry: str, model: str | None, trusted: TrustedKeys | None =
         raise NotFound(f"no model in {registry} yet: publish a schedule first", param="registry")
     if len(models) > 1:
         raise InvalidInput(f"{registry} has several models, choose by --model: {', '.join(models)}", param="model")
-    return Catalog(store, models[0], trusted=trusted)
+    return Catalog(store, models[0], trusted=trusted, approved_tiers=approved_tiers())
+
+
+def approved_tiers() -> list[str]:
+    """Those that take a second person whatever the registry says: as servers read them, of FLEXI_APPROVED_TIERS."""
+    return [tier.strip() for tier in os.environ.get("FLEXI_APPROVED_TIERS", "").split(",") if tier.strip()]

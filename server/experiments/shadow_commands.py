@@ -23,7 +23,7 @@ app = command_line(
 )
 
 CandidateRef = Annotated[str, typer.Argument(metavar="REF", help="A version number, or a digest's first 8 digits or more.")]
-Share = Annotated[float, typer.Option("--share", help="Of the tier's finished images, above 0 and at most 1.")]
+Share = Annotated[float, typer.Option("--share", min=0.0001, max=1, help="Of the tier's finished images.")]
 Until = Annotated[
     datetime | None,
     typer.Option("--until", formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M"], help=f"In UTC; without it, for {HOURS} hours."),

@@ -39,6 +39,10 @@ def show(file: ImageFile) -> None:
     kind = f"image/{file.suffix.lower().removeprefix('.').replace('jpg', 'jpeg')}"
     try:
         typer.echo(c2pa.Reader(kind, io.BytesIO(data), context=c2pa.Context.from_dict(SETTINGS)).json())
+    except c2pa.C2paError.ManifestNotFound:
+        raise InvalidInput(f"{file} has no mark", param="file") from None
+    except c2pa.C2paError.NotSupported:
+        raise InvalidInput(f"{file} is no PNG, JPEG or WebP file", param="file") from None
     except c2pa.C2paError as error:
         raise InvalidInput(f"{file}: {error}", param="file") from error
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from engine.model import Model
+from registry.schedule import Schedule
 from registry.tiers import REFERENCE
 from server.batching.image_task import ImageSpec
 from server.config import Settings
@@ -34,6 +35,11 @@ class Learning:
     candidates: ActiveCandidates
     idle: IdleImages
     observers: Sequence[RequestObserver]
+
+    def schedules(self) -> list[Schedule]:
+        """Those that images are made with beside the tiers' own: arms of experiments, and candidates."""
+        arms = [arm.schedule for running in self.experiments.active.running() for arm in running.arms.values()]
+        return [*arms, *(one.entry.schedule for one in self.candidates.active())]
 
 
 def learning(

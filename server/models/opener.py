@@ -260,7 +260,8 @@ class ModelOpener:
             served.curve,
             no_loras if served.adapter_sets is None else served.adapter_sets.model,
         )
-        engine.start(entry.schedule for entry in schedules.tiers())
+        compared = served.parts.learning.schedules() if served.parts else []
+        engine.start([*(entry.schedule for entry in schedules.tiers()), *compared])
         served.engine, served.curve = engine, engine.curve
         served.bytes = model.weight_bytes + engine.slot_bytes
 

@@ -9,7 +9,6 @@ from itertools import islice
 from typing import Literal, TypeVar
 
 from registry import second_person
-from registry.approvals.approvals import OpenRequest
 from registry.catalog import Catalog
 from registry.errors import FlexiError, InvalidInput
 from registry.experiments.catalog import DeclaredExperiment, ExperimentCatalog
@@ -116,7 +115,8 @@ class Operator:
         def act(registry: ModelRegistry) -> Alias | RequestView:
             catalog = _catalog(registry, actor)
             if catalog.approvals.guards(tier):
-                return request_view(OpenRequest(second_person.request(catalog, tier, ref, reason, moves=moves), ()))
+                made = second_person.request(catalog, tier, ref, reason, moves=moves)
+                return request_view(next(one for one in second_person.open_requests(catalog) if one.request.id == made.id))
             return catalog.promote(tier, ref, reason, moves=moves)
 
         return await self._done(served, actor, "promote", act)

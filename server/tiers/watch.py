@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from registry.catalog import Catalog
 from registry.errors import FlexiError, InvalidInput, StoreUnavailable, Unsupported
+from registry.signing import TrustedKeys
 from registry.tiers import REFERENCE
 from server.telemetry import metrics
 from server.telemetry.faults import Faults
@@ -98,10 +99,7 @@ class Watch:
         tiers, refused = {}, {}
         for tier in kept.tiers:
             try:
-                known = self._schedules.known(tier.digest)
-                entry = known or self._schedules.compiled(tier.verified(self._last_good.trusted), tier.signature)
-                self._schedules.prepare(entry.schedule)
-                tiers[tier.tier] = replace(entry, tier=tier.tier, version=tier.version)
+                tiers[tier.tier] = self._restored(tier, self._last_good.trusted)
             except FlexiError as error:
                 refused[tier.tier] = str(error)
         if not self._started:
@@ -121,13 +119,30 @@ class Watch:
             except StoreUnavailable:
                 raise
             except Exception as error:  # a bad document must freeze no other tier
-                if kept := before.get(name):
+                if kept := before.get(name) or self._kept_as(name):
+                    tiers[name] = kept
                     self._failed(name, f"tier {name} keeps version {kept.version} ({kept.digest[:8]}): {error}")
                 else:
                     metrics.registry_errors_total.inc()
                     refused[name] = str(error)
             metrics.tier_stale.labels(name).set(name not in etags)
         return tiers, etags, refused
+
+    def _kept_as(self, tier: str) -> ActiveSchedule | None:
+        """What it meant when this server, or the one before it, was last told; None where that is not known or not good."""
+        if self._started or self._last_good is None:
+            return None
+        try:
+            kept = next((one for one in self._last_good.read().tiers if one.tier == tier), None)
+            return self._restored(kept, self._last_good.trusted) if kept else None
+        except FlexiError:
+            return None
+
+    def _restored(self, kept: KeptTier, trusted: TrustedKeys | None) -> ActiveSchedule:
+        """A tier as it was kept. Raises `FlexiError` for what is not good any more."""
+        entry = self._schedules.known(kept.digest) or self._schedules.compiled(kept.verified(trusted), kept.signature)
+        self._schedules.prepare(entry.schedule)
+        return replace(entry, tier=kept.tier, version=kept.version)
 
     def _tier(self, catalog: Catalog, name: str, before: ActiveSchedule | None) -> tuple[ActiveSchedule, str]:
         """The schedule that a tier's alias names now, and the alias's etag."""

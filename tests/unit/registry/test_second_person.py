@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from registry import second_person
 from registry.__main__ import app
 from registry.audit_trail import approval_acts
+from registry.bundle import Bundle
 from registry.catalog import Catalog
 from registry.errors import Conflict, InvalidInput, NeedsApproval, Untrusted
 from registry.gc import GarbageCollector
@@ -188,6 +189,35 @@ def test_a_server_takes_what_two_trusted_keys_signed_and_refuses_the_rest() -> N
     assert server.takes(), "one person rolls back to what two had approved"
 
 
+def test_two_persons_can_stand_for_a_move_afterwards() -> None:
+    office = Office(signed=True)
+    behind_its_back(office, OTHER.digest, 2)
+    assert not Server(office).takes()
+    request = office.request("ada", KEYS["ada"])
+    assert not Server(office).takes(), "one voice is none"
+    office.approve("ben", request, KEYS["ben"])
+    assert Server(office).takes()
+    assert office.of("any").alias("balanced").moves == 2, "nothing moved"
+
+
+def test_open_requests_are_found_without_reading_those_that_are_over(office: Office) -> None:
+    for digest in (OTHER.digest, THIRD.digest):
+        office.request("ada", digest=digest)
+    office.approve("ben", second_person.open_requests(office.of("ben"))[0].request.id)
+    request = office.request("ada", digest=ONE.digest)
+    for key in list(office.store.list(f"{MODEL.name}/approvals/requests/balanced/000001")):
+        office.store._objects[key] = b"{"
+    assert [one.request.id for one in second_person.open_requests(office.of("ada"))] == [request]
+    assert [one.request.id for one in office.of("ada").approvals.requests()] == [request], "damaged ones are no reason to fail"
+
+
+def test_a_tier_that_must_be_guarded_wants_a_policy_first() -> None:
+    office = Office()
+    catalog, alias = office.of("ada", approved_tiers=["other"]), office.of("ada").promote("other", ONE.digest)
+    with pytest.raises(Untrusted, match="no policy says what the tier meant before: python -m registry policy --tier other"):
+        catalog.approvals.check(alias)
+
+
 def test_a_changed_request_has_no_voices() -> None:
     office = Office(signed=True)
     request = office.request("ada", KEYS["ada"])
@@ -254,6 +284,18 @@ def test_the_command_lines(tmp_path: Path) -> None:
     assert "is in force" in run("approve", "policy", "--key", keys["ben"])
     run("promote", "balanced", ONE.digest)
     assert catalog.alias("balanced").digest == ONE.digest
+
+
+def test_a_bundle_leaves_guarded_tiers_to_two_persons(office: Office) -> None:
+    catalog = office.of("ada", approved_tiers=["fast"])
+    catalog.approvals.set_policy(["balanced", "fast"], {}, 24, "care", None)
+    source = Catalog(MemoryStore(), MODEL.name, author="ada")
+    for tier, one in (("draft", OTHER), ("fast", ONE)):
+        source.publish(one)
+        source.promote(tier, one.digest)
+    said = {item.name: item.outcome for item in Bundle.of(source).publish(catalog) if item.kind == "tier"}
+    assert said["draft"].startswith("promoted")
+    assert said["fast"] == "not promoted, it takes a second person: python -m registry promote fast 1"
 
 
 def test_what_a_server_keeps_beside_the_models_is_no_model(tmp_path: Path) -> None:

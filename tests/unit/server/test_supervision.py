@@ -129,3 +129,10 @@ def test_a_worker_whose_parent_is_no_supervisor_of_ours_ends_alone(tmp_path):
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (1, "error: no\n")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_setting_that_went_bad_ends_one_worker_and_no_others(tmp_path):
+    refuses = "supervision.REFUSED_SECONDS = 0; supervision.starting(); raise supervision.refused('FLEXI_LORAS: gone')"
+    done = run(OTHER_OPENS, "supervision.started(2)", *[refuses] * 4, folder=tmp_path)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "went on")
+    assert done.stderr.count("error: a worker cannot start, and the others go on: FLEXI_LORAS: gone") == 4

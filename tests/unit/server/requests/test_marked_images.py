@@ -126,7 +126,7 @@ def test_an_expired_certificate_refuses_a_request_before_it_costs_anything(model
 def test_an_image_that_cannot_be_signed_is_an_error_and_leaves_no_other_way(model, credential, ask):
     with pytest.raises(MarkingFailed) as failed:
         ask(marking(model, Marker(credential, "http://127.0.0.1:9/")))  # a timestamp authority where nobody listens
-    assert (failed.value.status, failed.value.code) == (503, "marking_failed")
+    assert (failed.value.status, failed.value.code) == (500, "marking_failed")
 
 
 def raised(made):

@@ -39,6 +39,22 @@ def test_a_server_starts_with_the_registry_away(site, trusted):
     assert schedules.tier("fast").digest == moved.digest
 
 
+def test_a_tier_that_is_refused_at_a_start_is_what_it_was_kept_as(site):
+    """The server before refused the same move, and served on: a restart must not take the tier away, nor forget it."""
+    kept, other = site.promote("fast", site.schedule(1)), site.promote("best", site.schedule(0, 2))
+    site.started()
+    site.promote("fast", site.schedule(2))
+    key = f"{site.publisher.model}/aliases/fast.json"
+    site.store.overwrite(key, b"{")
+    for _ in range(2):
+        schedules, watch = site.server()
+        assert watch.refresh()
+        assert {entry.tier: entry.digest for entry in schedules.tiers() if entry.version} == {
+            "fast": kept.digest,
+            "best": other.digest,
+        }
+
+
 def test_nothing_is_restored_where_nothing_was_kept(site):
     schedules, watch = site.server()
     assert not watch.restore()
