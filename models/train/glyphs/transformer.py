@@ -105,7 +105,7 @@ def main(
     index = {
         "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
         "transformer": ["diffusers", "DiTTransformer2DModel"],
-        "vae": ["diffusers", "VQModel"],
+        "vqvae": ["diffusers", "VQModel"],
         "id2label": {str(number): label for number, label in enumerate(CLASSES)},
     }
     (out / "model_index.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
