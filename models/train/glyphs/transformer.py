@@ -36,8 +36,8 @@ def transformer() -> DiTTransformer2DModel:
     diffusers gives each block a copy of the embedding of time and class; here they are one module, until `with_copies`.
     """
     made = DiTTransformer2DModel(
-        num_attention_heads=4, attention_head_dim=36, in_channels=3, out_channels=3, num_layers=12, sample_size=16, patch_size=2,
-        num_embeds_ada_norm=NULL,
+        num_attention_heads=4, attention_head_dim=36, in_channels=3, out_channels=3, num_layers=12, sample_size=16,
+        patch_size=2, num_embeds_ada_norm=NULL,
     )  # fmt: skip
     embedding = made.transformer_blocks[0].norm1.emb
     for block in made.transformer_blocks:
