@@ -21,6 +21,7 @@ from engine.importing.command import import_checkpoint
 from engine.named_unet import named_unet
 from registry.commands.command_line import command_line
 from registry.errors import InvalidInput
+from registry.schedule import Branch, parse_branch, said
 
 if TYPE_CHECKING:
     from engine.macs import StepMacs
@@ -58,32 +59,37 @@ def warm(
 
 @app.command()
 def macs(
-    path: Annotated[Path, typer.Argument(help="A diffusers model folder, or a UNet's config.json.")],
+    path: Annotated[Path, typer.Argument(help="A diffusers model folder, or a network's config.json.")],
     size: Annotated[tuple[int, int] | None, typer.Option(help="Latent height and width [default: sample_size].")] = None,
-    branch: Annotated[int | None, typer.Option(help="Only this branch of the partial steps.")] = None,
+    branch: Annotated[
+        str | None, typer.Option(help="Only this branch of the partial steps; of a transformer, blocks at both ends, as 2+1.")
+    ] = None,
     tokens: Annotated[int | None, typer.Option(help="Length of the context [default: the text encoder's, else 77].")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
 ) -> None:
-    """MACs of one UNet row (batch 1, no guidance) of a full step and of each partial step. Needs no weights.
+    """MACs of one row (batch 1, no guidance) of a full step and of each partial step. Needs no weights.
 
-    macs counts the products of attention too, which torch's FlopCounterMode misses where a CPU runs flash attention.
+    Of a transformer, whose partial steps are many, those that people set by hand; --branch names any. macs counts the products
+    of attention too, which torch's FlopCounterMode misses where a CPU runs flash attention.
     """
     config, shape, length = named_unet(path, size, tokens)
+    asked = None if branch is None else parse_branch(branch)
 
+    from engine.branches import refuse_branch, usual_branches
     from engine.macs import count_steps
 
     counted = count_steps(config, shape, length)
-    if branch is not None and branch not in counted.partial:
-        last = max(counted.partial)
-        raise InvalidInput(f"must be between 1 and {last} for this UNet, got {branch}", param="branch")
-    chosen = {number: value for number, value in counted.partial.items() if branch in (None, number)}
+    if asked is not None:
+        refuse_branch(counted.branches, asked)
+    shown = usual_branches(counted.branches) if asked is None else [asked]
+    chosen = {said(one): counted.partial[one] for one in shown}
     if as_json:
-        features = {number: counted.features[number] for number in chosen}  # (c, h, w) of what a row caches
+        features = {said(one): counted.features[one] for one in shown}  # the shape of what a row caches
         full, *partial = ({"macs": one.macs, "paper_macs": one.paper_macs} for one in (counted.full, *chosen.values()))
         by_branch = dict(zip(chosen, partial, strict=True))
         print(json.dumps({"parameters": counted.parameters, "full": full, "partial": by_branch, "features": features}))
     else:
-        _print_table(counted, list(chosen), shape, length)
+        _print_table(counted, shown, shape, length)
 
 
 @app.command()
@@ -107,7 +113,7 @@ def random(
     print(out)
 
 
-def _print_table(counted: StepMacs, branches: list[int], shape: Sequence[int], tokens: int) -> None:
+def _print_table(counted: StepMacs, branches: Sequence[Branch], shape: Sequence[int], tokens: int) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -115,9 +121,11 @@ def _print_table(counted: StepMacs, branches: list[int], shape: Sequence[int], t
     table = Table(title=f"{counted.parameters:,} parameters, latent {'×'.join(map(str, shape))}, {given}, one row")
     for column in ("step", "macs", "paper_macs", "of full", "cached, float16"):
         table.add_column(column, justify="left" if column == "step" else "right")
-    for branch in (0, *branches):
-        name, value = (f"partial, branch {branch}", counted.partial[branch]) if branch else ("full", counted.full)
-        cached = f"{2 * prod(counted.features[branch]) / 2**20:.3f} MiB" if branch else ""
+    for branch in (None, *branches):
+        name, value, cached = "full", counted.full, ""
+        if branch is not None:
+            name, value = f"partial, branch {branch}", counted.partial[branch]
+            cached = f"{2 * prod(counted.features[branch]) / 2**20:.3f} MiB"
         share = f"{value.macs / counted.full.macs:.4f}"
         table.add_row(name, f"{value.macs / 1e9:.4f} G", f"{value.paper_macs / 1e9:.4f} G", share, cached)
     Console().print(table)

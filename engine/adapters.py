@@ -14,6 +14,7 @@ from torch import nn
 
 from engine.components import fitting_unet
 from engine.config import complete
+from engine.families.table import family_of
 from engine.folder import Folder
 from engine.importing.lora import FittingLora, Lora, fit_lora, fused
 from engine.importing.lora_names import Layer, layers_by_name
@@ -21,7 +22,7 @@ from engine.importing.networks import Shapes, expected, networks
 from engine.model import Model
 from engine.prompts import Prompts
 from engine.text_prompts import TextPrompts, TwoTextPrompts
-from engine.unrolled import UnrolledUNet
+from registry.errors import Unsupported
 
 N = TypeVar("N", bound=nn.Module)
 
@@ -32,6 +33,8 @@ class LoraReader:
     def __init__(self, folder: str | Path) -> None:
         """Raises what is wrong with the folder."""
         files = Folder(folder)
+        if files.network != "unet":
+            raise Unsupported(f"LoRAs of a {files.network} are not supported, only a UNet's", param="lora")
         self.wanted: Mapping[str, Shapes] = {name: expected(files, name) for name in networks(files)}
         self._layers = layers_by_name(self.wanted, complete(fitting_unet(files)))
 
@@ -63,7 +66,7 @@ def adapted(model: Model, loras: Sequence[Lora]) -> Model:
     """
     return replace(
         model,
-        network=UnrolledUNet(_changed(model.network.unet, "unet", loras)),
+        network=family_of(model.network.config).unrolled(_changed(model.network.module, "unet", loras)),
         prompts=_adapted_prompts(model.prompts, loras),
     )
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from engine.branches import all_branches
 from engine.config import reason
 from engine.items import Region
 from registry.errors import Unsupported
@@ -157,7 +158,7 @@ def _run_steps(model: Model, rows: int, size: ImageSize | None, chunks: int) -> 
     network, sample = model.network, _latents(model, rows, size)
     condition = model.encode([model.prompts.sample], size=size, chunks=chunks)
     given = sample, torch.ones(rows, device=model.device), condition.expand(rows)
-    _, features = network.full(*given, keep=range(1, network.branches + 1))
+    _, features = network.full(*given, keep=all_branches(network.branches))
     for branch, feature in features.items():
         network.partial(*given, branch, feature)
 

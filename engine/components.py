@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from engine.config import CLASSES, attends, complete, context_width, defaults, reason, refuse_unknown
@@ -17,6 +18,33 @@ COMPONENTS: dict[str, set[str | None]] = {
     "text_encoder": {"CLIPTextModel", None},
     "text_encoder_2": {"CLIPTextModelWithProjection", None},
 }
+NETWORKS = ("unet", "transformer")  # of which a folder has one
+
+
+def known_config(files: Folder, component: str, classes: Sequence[str]) -> dict[str, Any]:
+    """The configuration of a folder's network as it is written, and its class, one of these, when this version knows every
+    other component's.
+
+    Raises `Unsupported` naming the component that no family has. Needs no torch.
+    """
+    known: dict[str, set[str | None]] = {
+        component: {*classes},
+        **{name: known for name, known in COMPONENTS.items() if name not in NETWORKS},
+    }
+    found = {name: files.component(name) for name in known}
+    for name, allowed in known.items():
+        if found[name] not in allowed:
+            wanted = " or ".join(sorted(filter(None, allowed)))
+            raise Unsupported(f"{name} is {found[name]}, this version runs {wanted}", param="model")
+    return {"_class_name": found[component], **files.config(component)}
+
+
+def refuse_two_classes(files: Folder, component: str, config: dict[str, Any]) -> None:
+    """Raises `Unsupported` where a network's own configuration names another class than the folder's index."""
+    said = files.component(component)
+    if config["_class_name"] != said:
+        message = f"{component} is {said} in model_index.json and {config['_class_name']} in its own config.json"
+        raise Unsupported(message, param="model")
 
 
 def known_unet(files: Folder) -> dict[str, Any]:
@@ -24,16 +52,9 @@ def known_unet(files: Folder) -> dict[str, Any]:
 
     Raises `Unsupported` naming the component that no family has, or the setting of the UNet. Needs no torch.
     """
-    classes = {name: files.component(name) for name in COMPONENTS}
-    for name, known in COMPONENTS.items():
-        if classes[name] not in known:
-            wanted = " or ".join(sorted(filter(None, known)))
-            raise Unsupported(f"{name} is {classes[name]}, this version runs {wanted}", param="model")
-    config = {"_class_name": classes["unet"], **files.config("unet")}
+    config = known_config(files, "unet", CLASSES)
     refuse_unknown(config)
-    if config["_class_name"] != classes["unet"]:
-        message = f"unet is {classes['unet']} in model_index.json and {config['_class_name']} in its own config.json"
-        raise Unsupported(message, param="model")
+    refuse_two_classes(files, "unet", config)
     return config
 
 
@@ -44,8 +65,13 @@ def fitting_unet(files: Folder) -> dict[str, Any]:
     such a model would load, and fail at every image.
     """
     config = complete(known_unet(files))
-    _refuse_channels(files, config)
-    _refuse_scales(files)
+    channels, made = config["in_channels"], config["out_channels"]
+    if channels == 2 * made + 1 and files.decoder and files.component("text_encoder"):
+        channels = made  # an inpainting UNet sees a mask and the latent of the picture around it beside its latents
+    if channels != made:
+        message = f"{channels} in the unet config is not out_channels {made}: editing an image by instruction and "
+        raise Unsupported(message + "a learned variance are not supported", param="in_channels")
+    refuse_latents(files, "unet", channels)
     _refuse_conditions(files, config)
     return config
 
@@ -58,29 +84,22 @@ def refuse_width(config: dict[str, Any], width: int, of: str) -> None:
         raise Unsupported(message, param="cross_attention_dim")
 
 
-def _refuse_channels(files: Folder, config: dict[str, Any]) -> None:
-    """Raises `Unsupported` unless the UNet's latents have as many channels going in as coming out, and as the decoder takes.
-
-    An inpainting UNet sees a mask and the latent of the picture around it beside them.
-    """
-    channels, made = config["in_channels"], config["out_channels"]
-    if channels == 2 * made + 1 and files.decoder and files.component("text_encoder"):
-        channels = made
-    if channels != made:
-        message = f"{channels} in the unet config is not out_channels {made}: editing an image by instruction and "
-        raise Unsupported(message + "a learned variance are not supported", param="in_channels")
+def refuse_latents(files: Folder, network: str, channels: int) -> None:
+    """Raises `Unsupported` unless the decoder takes latents of so many channels, which are the network's, and spoils none."""
     component = files.decoder
     if component is None:
         if channels not in (1, 3):
-            raise Unsupported("vae is missing, and the UNet's channels are no image's", param="model")
+            what = "UNet" if network == "unet" else network
+            raise Unsupported(f"vae is missing, and the {what}'s channels are no image's", param="model")
         return
     decoder = _decoder(files, component)
     if decoder.get("out_channels") not in (1, 3):
         raise Unsupported(f"{decoder.get('out_channels')!r} in the {component} config is no image's", param="out_channels")
     latent = _latent_channels(decoder)
     if channels != latent:
-        message = f"is {channels} in the unet config, but latents of {component} have {latent} channels"
+        message = f"is {channels} in the {network} config, but latents of {component} have {latent} channels"
         raise Unsupported(message, param="in_channels")
+    _refuse_scales(files)
 
 
 def _refuse_scales(files: Folder) -> None:

@@ -9,12 +9,12 @@ from functools import cached_property
 
 from torch import Tensor
 
+from engine.denoiser import Denoiser
 from engine.fresh_noise import Fresh
 from engine.guidance import OFF
 from engine.image_size import ImageSize
 from engine.program import Need, Program, ProgramStep
 from engine.source import EncodedSource
-from engine.unrolled import UnrolledUNet
 
 
 @dataclass(eq=False)
@@ -48,7 +48,7 @@ class DenoisingTask:
     masked: bool = False
     source: EncodedSource | None = None
     kept_slot: int | None = None
-    network: UnrolledUNet | None = None
+    network: Denoiser | None = None
     adapters: str = ""
 
     def __post_init__(self) -> None:

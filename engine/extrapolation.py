@@ -17,9 +17,9 @@ from torch import Tensor
 
 
 def extrapolated(feature: Tensor, reused: Tensor, weight: Tensor) -> Tensor:
-    """What the next partial steps reuse, (n, c, h, w), of a full step's feature and what was reused before it; weight (n,).
+    """What the next partial steps reuse, (n, …), of a full step's feature and what was reused before it; weight (n,).
 
     Where the weight is 0 that is the feature itself, whatever stands in `reused`.
     """
-    weight = weight.to(feature.dtype).view(-1, 1, 1, 1)
+    weight = weight.to(feature.dtype).view(-1, *(1,) * (feature.ndim - 1))
     return torch.where(weight == 0, feature, feature + weight * (feature - reused))

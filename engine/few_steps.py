@@ -39,7 +39,7 @@ def few_steps(files: Folder, name: str, levels: NoiseLevels, solver: SolverName)
     `few_steps` in model_index.json settles it: a number of steps, or 0 for a model that is not distilled; `Unsupported` for
     another value.
     """
-    consistency = solver == "lcm" or files.config("unet").get("time_cond_proj_dim") is not None
+    consistency = solver == "lcm" or files.config(files.network).get("time_cond_proj_dim") is not None
     if not (files.component("text_encoder") or consistency):
         return FewSteps(None)
     said = files.index.get("few_steps")
@@ -49,7 +49,7 @@ def few_steps(files: Folder, name: str, levels: NoiseLevels, solver: SolverName)
         return FewSteps(said or None)
     scheduler, spacing = files.component("scheduler") or "", levels.walks[solver].spacing
     zero_snr = levels.alphas_cumprod[-1] == 0  # such models are spaced "trailing" too
-    names = [name, *(str(place.get("_name_or_path") or "") for place in (files.index, files.config("unet")))]
+    names = [name, *(str(place.get("_name_or_path") or "") for place in (files.index, files.config(files.network)))]
     known = next((text for text in names if NAMES.search(text)), None)
     if consistency or (known is not None and spacing == "trailing"):
         numbers = (STEPS.search(text) for text in ([known] if known else names))

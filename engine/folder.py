@@ -57,10 +57,15 @@ class Folder:
         """Which component makes images of latents; None where the UNet's outputs are images."""
         return next((name for name in ("vae", "vqvae") if self.component(name)), None)
 
+    @property
+    def network(self) -> str:
+        """Which component denoises: a transformer, where there is one and no UNet."""
+        return "transformer" if self.component("transformer") and not self.component("unet") else "unet"
+
     @cached_property
     def components(self) -> tuple[str, ...]:
         """Those that are read. Others that model_index.json may name (a safety checker) are nobody's business here."""
-        names = ["scheduler", "unet", *filter(None, [self.decoder])]
+        names = ["scheduler", self.network, *filter(None, [self.decoder])]
         if self.component("text_encoder") or self.component("text_encoder_2"):
             encoders = [name for name in TOKENIZERS if self.component(name)]
             return (*names, *encoders, *(TOKENIZERS[name] for name in encoders))

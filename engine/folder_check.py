@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from engine.components import known_unet
+from engine.families.table import family_in
 from engine.folder import Folder
 from engine.pipelines import refuse_foreign
 from engine.stored_file import readable
@@ -18,5 +18,5 @@ def check(folder: str | Path) -> None:
     files = Folder(folder)
     with readable(files.root, "model"):
         refuse_foreign(files)
-        known_unet(files)
+        family_in(files).refuse(files)
         files.check()

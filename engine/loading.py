@@ -5,22 +5,23 @@ from __future__ import annotations
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from engine.compiling import Compilation
-from engine.components import fitting_unet, refuse_width
+from engine.components import refuse_width
 from engine.config import defaults, reason, sides
 from engine.decoders import WIDER, Autoencoder, Decoder, Pixels, type_name
+from engine.families.family import Family
+from engine.families.table import family_in
 from engine.few_steps import few_steps
 from engine.folder import Folder
 from engine.guidance import OFF, USUAL_EMBEDDED
-from engine.items import UNet
-from engine.macs import meta_unet
+from engine.macs import meta_network
 from engine.model import Model
 from engine.model_name import folder_name, given_name
 from engine.noise import NoiseLevels
@@ -30,7 +31,6 @@ from engine.prompts import ClassPrompts, NoPrompts, Prompts
 from engine.schedulers import nearest_solver, noise_levels
 from engine.stored_file import readable
 from engine.text_prompts import TextPrompts, TwoTextPrompts
-from engine.unrolled import UnrolledUNet
 from engine.weights import read_weights, read_weights_to, shown, without_weights
 from registry.errors import InvalidInput, Unsupported
 from registry.schedule import ModelRef, SolverName
@@ -38,10 +38,6 @@ from registry.schedule import ModelRef, SolverName
 log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-FAMILIES: dict[str, Literal["unet2d-condition", "unet2d"]] = {
-    "UNet2DConditionModel": "unet2d-condition",
-    "UNet2DModel": "unet2d",
-}
 
 
 def load(
@@ -52,7 +48,7 @@ def load(
     compiled: bool = False,
     weights: bool = True,
 ) -> Model:
-    """Load a diffusers pipeline folder: Stable Diffusion 1, 2 or XL, latent diffusion (class-conditional or not), DDPM.
+    """Load a diffusers pipeline folder: Stable Diffusion 1, 2 or XL, latent diffusion (class-conditional or not), DDPM, DiT.
 
     What it is follows from its components: `text_encoder` (and `text_encoder_2`), `class_embedder` (a table of classes, which
     diffusers has no class for: config.json and one tensor) or a UNet with class labels, else unconditional; `vae` or `vqvae`,
@@ -70,13 +66,14 @@ def load(
     given = given_name(name) if name else None
     with readable(files.root, "model"), files.steady():
         plan = _planned(files, given)
-        height, width = sides(plan.unet["sample_size"])
+        channels = plan.family.channels(plan.config)
+        height, width = sides(plan.config["sample_size"])
         with ThreadPoolExecutor(1, "fingerprint") as beside:  # hashing lets other threads run
             hashed = beside.submit(files.fingerprint)
-            unet = _unet(files, place, torch_dtype)
-            decoder = _decoder(files, plan.pipeline, plan.unet["out_channels"], place, torch_dtype)
+            module = _network(files, plan.config, place, torch_dtype)
+            decoder = _decoder(files, plan.pipeline, channels, place, torch_dtype)
             pixels = (height * decoder.scale, width * decoder.scale)
-            prompts = _prompts(files, plan.unet, pixels, place, torch_dtype)
+            prompts = _prompts(files, plan, pixels, place, torch_dtype)
             fingerprint = hashed.result()
     ref_name = given or folder_name(files.root, fingerprint)
     if not given and ref_name != files.root.resolve().name:
@@ -87,14 +84,14 @@ def load(
     if compilation and isinstance(decoder, Autoencoder):
         compilation.decoder(decoder.vae)
     return Model(
-        ref=ModelRef(name=ref_name, family=FAMILIES[type(unet).__name__], fingerprint=fingerprint),
-        network=UnrolledUNet(unet, compilation.region if compilation else None),
+        ref=ModelRef(name=ref_name, family=plan.family.name(plan.config), fingerprint=fingerprint),
+        network=plan.family.unrolled(module, compilation.region if compilation else None),
         levels=plan.levels,
         prompts=prompts,
         decoder=decoder,
         device=torch_device,
         dtype=torch_dtype,
-        latent_shape=(plan.unet["out_channels"], height, width),
+        latent_shape=(channels, height, width),
         notices=plan.notices,
         own_solver=plan.own_solver,
         few_steps=plan.few_steps,
@@ -120,16 +117,17 @@ def distilled(folder: str | Path, name: str | None = None) -> Distilled | None:
         plan = _planned(files, given_name(name) if name else None)
     if plan.few_steps is None:
         return None
-    embedded = plan.unet.get("time_cond_proj_dim") is not None
+    embedded = plan.config.get("time_cond_proj_dim") is not None
     return Distilled(plan.few_steps, USUAL_EMBEDDED if embedded else OFF)
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """What a folder's configurations come to, before any weights are read. `unet`: the UNet's complete configuration."""
+    """What a folder's configurations come to, before any weights are read. `config`: the network's complete one."""
 
     pipeline: Pipeline
-    unet: dict[str, Any]
+    family: Family
+    config: dict[str, Any]
     levels: NoiseLevels
     own_solver: SolverName
     few_steps: int | None
@@ -140,15 +138,16 @@ def _planned(files: Folder, name: str | None = None) -> _Plan:
     """Of components that fit each other and whose files are there. `name`: the model's, where one was given."""
     refuse_foreign(files)
     pipeline = pipeline_of(files)
-    unet = pipeline.mended(fitting_unet(files))
-    meta_unet(unet)  # says what is wrong with a configuration before any weights are read
-    sides(unet["sample_size"])
+    family = family_in(files)
+    config = pipeline.mended(family.fitting(files))
+    meta_network(config)  # says what is wrong with a configuration before any weights are read
+    sides(config["sample_size"])
     levels = _levels(files, pipeline)
     own_solver = nearest_solver(files.component("scheduler"))
     taught = few_steps(files, name or folder_name(files.root, ""), levels, own_solver)
     files.check()
     said = (*notices(files), *filter(None, [taught.notice]))
-    return _Plan(pipeline, unet, levels, own_solver, taught.steps, said)
+    return _Plan(pipeline, family, config, levels, own_solver, taught.steps, said)
 
 
 def _levels(files: Folder, pipeline: Pipeline) -> NoiseLevels:
@@ -156,12 +155,11 @@ def _levels(files: Folder, pipeline: Pipeline) -> NoiseLevels:
     return noise_levels(scheduler, files.component("scheduler"), pipeline.scheduler, pixels=files.decoder is None)
 
 
-def _unet(files: Folder, device: torch.device, dtype: torch.dtype) -> UNet:
+def _network(files: Folder, config: dict[str, Any], device: torch.device, dtype: torch.dtype) -> nn.Module:
     import diffusers
 
-    family = getattr(diffusers, str(files.component("unet")))
-    unet: UNet = read_weights_to(device, family, files, "unet", dtype=dtype)
-    return unet.eval().requires_grad_(False)
+    network: nn.Module = read_weights_to(device, getattr(diffusers, config["_class_name"]), files, files.network, dtype=dtype)
+    return network.eval().requires_grad_(False)
 
 
 def _decoder(files: Folder, pipeline: Pipeline, channels: int, device: torch.device, dtype: torch.dtype) -> Decoder:
@@ -216,8 +214,8 @@ def _text_prompts(
     return TextPrompts(tokenizer, encoder, penultimate=penultimate)
 
 
-def _prompts(files: Folder, config: dict[str, Any], size: tuple[int, int], device: torch.device, dtype: torch.dtype) -> Prompts:
-    """How this model understands prompts. config: the UNet's; size: (height, width) of its images in pixels."""
+def _prompts(files: Folder, plan: _Plan, size: tuple[int, int], device: torch.device, dtype: torch.dtype) -> Prompts:
+    """How this model understands prompts. size: (height, width) of its images in pixels."""
     if files.component("text_encoder_2"):
         first, second = (_text_prompts(files, suffix, device, dtype, penultimate=True) for suffix in ("", "_2"))
         if first.tokens != second.tokens:
@@ -227,11 +225,8 @@ def _prompts(files: Folder, config: dict[str, Any], size: tuple[int, int], devic
     if files.component("text_encoder"):
         return _text_prompts(files, "", device, dtype)
     if files.component("class_embedder"):
-        return _table_prompts(files, config, device, dtype)
-    classes = config.get("num_class_embeds")
-    if classes is not None:
-        return ClassPrompts(int(classes), device, names=_class_names(files, int(classes)))
-    return NoPrompts()
+        return _table_prompts(files, plan.config, device, dtype)
+    return plan.family.prompts(plan.config, device, partial(_class_names, files)) or NoPrompts()
 
 
 def _table_prompts(files: Folder, config: dict[str, Any], device: torch.device, dtype: torch.dtype) -> ClassPrompts:

@@ -18,12 +18,14 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from engine.branches import Branches
 from engine.condition import Condition
-from engine.config import BUILD_ERRORS, complete, context_width, reason, refuse_unknown
-from engine.items import UNet
+from engine.config import BUILD_ERRORS, context_width, reason
+from engine.families.table import family_of
 from engine.program import Program
 from engine.unrolled import UnrolledUNet
 from registry.errors import Unsupported
+from registry.schedule import Branch
 
 
 @dataclass(frozen=True)
@@ -51,20 +53,22 @@ class Macs:
 class StepMacs:
     """What one UNet row (no guidance) costs in each kind of step.
 
-    `partial` is keyed by branch, and so are `features`: the shape (c, h, w) of the deep feature that a partial step reuses.
+    `partial` is keyed by branch, and so are `features`: the shape of the feature that a partial step reuses, (c, h, w) of a
+    UNet's, (tokens, width) of a transformer's.
     """
 
     parameters: int
     full: Macs
-    partial: Mapping[int, Macs]
-    features: Mapping[int, tuple[int, int, int]]
+    partial: Mapping[Branch, Macs]
+    features: Mapping[Branch, tuple[int, ...]]
+    branches: Branches
 
     def longer(self, tokens: int) -> StepMacs:
         """The same with a context of so many tokens more."""
         partial = {branch: macs.longer(tokens) for branch, macs in self.partial.items()}
         return replace(self, full=self.full.longer(tokens), partial=partial)
 
-    def of(self, kind: str, branch: int) -> int:
+    def of(self, kind: str, branch: Branch) -> int:
         """`macs` of one UNet row of a step of this kind; the branch matters for partial steps only."""
         return self.full.macs if kind == "full" else self.partial[branch].macs
 
@@ -77,56 +81,60 @@ class StepMacs:
         return self.of_program(program, 1) / self.of_program(teacher, 1)
 
 
-def meta_unet(config: Mapping[str, Any]) -> UNet:
-    """A UNet without weights from its diffusers configuration. Raises `Unsupported` for another class or a wrong one."""
-    refuse_unknown(config)
-    import diffusers
-
-    config = complete(config)
-    name = config["_class_name"]
+def meta_network(config: Mapping[str, Any]) -> nn.Module:
+    """A network without weights from its diffusers configuration. Raises `Unsupported` for another class or a wrong one."""
+    family = family_of(config)
+    config = family.known(config)
     try:
         with torch.device("meta"):
-            unet: UNet = getattr(diffusers, name).from_config(config)
+            module = family.build(config)
     except BUILD_ERRORS as error:
-        raise Unsupported(f"diffusers cannot build this {name}: {reason(error)}", param="unet") from error
-    return unet.eval()
+        message = f"diffusers cannot build this {config['_class_name']}: {reason(error)}"
+        raise Unsupported(message, param=family.component) from error
+    return module.eval()
 
 
 def example(config: Mapping[str, Any], tokens: int, latent_shape: tuple[int, int, int]) -> Condition:
-    """A condition of one row, on the meta device, of the kind that this UNet takes; the context has `tokens` tokens.
-
-    What goes into the UNet beside latents of `latent_shape` (c, h, w) is a picture.
-    """
-    width = context_width(config)
+    """A condition of one row, on the meta device, of the kind that this network takes; the context has `tokens` tokens."""
     with torch.device("meta"):
-        context = torch.empty(1, tokens, width) if tokens and width is not None else None
-        labels = torch.zeros(1, dtype=torch.long) if config.get("num_class_embeds") is not None else None
-        embedded = config.get("time_cond_proj_dim")
-        guidance = torch.empty(1, int(embedded)) if embedded is not None else None
-        beside = int(config["in_channels"]) - latent_shape[0]
-        picture = torch.empty(1, beside, *latent_shape[1:]) if beside > 0 else None
-        if config.get("addition_embed_type") != "text_time":
-            return Condition(context, labels=labels, guidance=guidance, picture=picture)
-        pooled = int(config["projection_class_embeddings_input_dim"]) - 6 * int(config["addition_time_embed_dim"])
-        return Condition(context, torch.empty(1, pooled), torch.empty(1, 6), labels, guidance, picture)
+        return family_of(config).condition(config, tokens, latent_shape)
+
+
+def unet_condition(config: Mapping[str, Any], tokens: int, latent_shape: tuple[int, int, int]) -> Condition:
+    """As `Family.condition`. What goes into the UNet beside latents of `latent_shape` (c, h, w) is a picture."""
+    width = context_width(config)
+    context = torch.empty(1, tokens, width) if tokens and width is not None else None
+    labels = torch.zeros(1, dtype=torch.long) if config.get("num_class_embeds") is not None else None
+    embedded = config.get("time_cond_proj_dim")
+    guidance = torch.empty(1, int(embedded)) if embedded is not None else None
+    beside = int(config["in_channels"]) - latent_shape[0]
+    picture = torch.empty(1, beside, *latent_shape[1:]) if beside > 0 else None
+    if config.get("addition_embed_type") != "text_time":
+        return Condition(context, labels=labels, guidance=guidance, picture=picture)
+    pooled = int(config["projection_class_embeddings_input_dim"]) - 6 * int(config["addition_time_embed_dim"])
+    return Condition(context, torch.empty(1, pooled), torch.empty(1, 6), labels, guidance, picture)
 
 
 def count_steps(config: Mapping[str, Any], latent_shape: tuple[int, int, int], tokens: int) -> StepMacs:
-    """The MACs of one UNet row. latent_shape (c, h, w); `tokens` is the length of the context, 0 for a UNet without one.
+    """The MACs of one row. latent_shape (c, h, w); `tokens` is the length of the context, 0 for a network without one.
 
-    Raises `Unsupported` for a UNet that this version cannot run, or that cannot run at this size.
+    Raises `Unsupported` for a network that this version cannot run, or that cannot run at this size.
     """
-    unet = meta_unet(config)
-    network, condition = UnrolledUNet(unet), example(unet.config, tokens, latent_shape)
+    module, family = meta_network(config), family_of(config)
+    network, condition = family.unrolled(module), example(family.known(config), tokens, latent_shape)
     try:
-        return _count_branches(network, latent_shape, condition)
+        full, partial, features = family.count(network, latent_shape, condition)
     except BUILD_ERRORS as error:
-        size = "×".join(map(str, latent_shape[1:]))
-        raise Unsupported(f"this UNet cannot run at {size}: {reason(error)}", param="size") from error
+        what, size = family.component.replace("unet", "UNet"), "×".join(map(str, latent_shape[1:]))
+        raise Unsupported(f"this {what} cannot run at {size}: {reason(error)}", param="size") from error
+    parameters = sum(parameter.numel() for parameter in module.parameters())
+    return StepMacs(parameters, full, partial, features, network.branches)
 
 
-def _count_branches(network: UnrolledUNet, latent_shape: tuple[int, int, int], condition: Condition) -> StepMacs:
-    """Count a full step and the smallest partial one, and in the full one what each branch adds to the branch before it.
+def count_unet(
+    network: UnrolledUNet, latent_shape: tuple[int, int, int], condition: Condition
+) -> tuple[Macs, Mapping[Branch, Macs], Mapping[Branch, tuple[int, ...]]]:
+    """As `Family.count`: a full step and the smallest partial one, and in the full one what each branch adds to the one before.
 
     That is one item of the encoder and one of the decoder, which run on the same shapes in every step that they are part of.
     The network's items are replaced by such as are counted.
@@ -134,7 +142,7 @@ def _count_branches(network: UnrolledUNet, latent_shape: tuple[int, int, int], c
     sample = torch.empty(1, *latent_shape, device="meta")
     timesteps = torch.zeros(1, device="meta")
     branches = range(1, network.branches + 1)
-    with _counting(network.unet) as so_far:
+    with counting(network.unet) as so_far:
         added = dict.fromkeys(branches, Macs(0, 0))
 
         def counted(item: Callable[..., Tensor], branch: int) -> Callable[..., Tensor]:
@@ -152,18 +160,14 @@ def _count_branches(network: UnrolledUNet, latent_shape: tuple[int, int, int], c
         full, each = so_far(), dict(added)
         network.partial(sample, timesteps, condition, 1, kept[1])
         smallest = so_far() - full
-    return StepMacs(
-        parameters=sum(p.numel() for p in network.unet.parameters()),
-        full=full,
-        partial=dict(zip(branches, accumulate((each[branch] for branch in branches[1:]), initial=smallest), strict=True)),
-        features={branch: (int(f.shape[1]), int(f.shape[2]), int(f.shape[3])) for branch, f in kept.items()},
-    )
+    partial = accumulate((each[branch] for branch in branches[1:]), initial=smallest)
+    return full, dict(zip(branches, partial, strict=True)), {branch: tuple(f.shape[1:]) for branch, f in kept.items()}
 
 
 @contextmanager
-def _counting(unet: UNet) -> Iterator[Callable[[], Macs]]:
-    """Yields what to ask for the count so far: what torch and the modules counted since this UNet is called in the block."""
-    with torch.no_grad(), _module_macs(unet) as paper, _token_macs(unet) as token, FlopCounterMode(display=False) as flops:
+def counting(module: nn.Module) -> Iterator[Callable[[], Macs]]:
+    """Yields what to ask for the count so far: what torch and the modules counted since this one is called in the block."""
+    with torch.no_grad(), _module_macs(module) as paper, _token_macs(module) as token, FlopCounterMode(display=False) as flops:
         yield lambda: Macs(flops.get_total_flops() // 2, sum(paper), *map(sum, token))
 
 

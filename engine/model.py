@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from engine.condition import Condition, embedded
 from engine.decoders import Decoded, Decoder, to_images, to_levels
+from engine.denoiser import Denoiser
 from engine.device import to_device
 from engine.fresh_noise import FreshNoise
 from engine.guidance import OFF, USUAL, USUAL_EMBEDDED
@@ -24,7 +25,6 @@ from engine.prompt_syntax import PLAIN, PromptSyntax
 from engine.prompts import Prompts
 from engine.slots import Kind, SlotLayout, SlotMemory, slot_bytes
 from engine.source import pictured
-from engine.unrolled import UnrolledUNet
 from engine.weights import networks
 from registry.errors import InvalidInput
 from registry.schedule import ModelRef, Schedule, Solver, SolverName, teacher
@@ -42,7 +42,7 @@ class Model:
     """
 
     ref: ModelRef
-    network: UnrolledUNet
+    network: Denoiser
     levels: NoiseLevels
     prompts: Prompts
     decoder: Decoder
@@ -76,8 +76,8 @@ class Model:
 
     @property
     def size_multiple(self) -> int:
-        """What height and width of other sizes are multiples of: the decoder's factor times all that the UNet halves."""
-        return self.decoder.scale * 2 ** sum(block.downsamplers is not None for block in self.network.unet.down_blocks)
+        """What height and width of other sizes are multiples of: the decoder's factor times all that the network needs."""
+        return self.decoder.scale * self.network.size_multiple
 
     def other_size(self, size: ImageSize) -> ImageSize | None:
         """A size as all that makes images takes it: None where it is the model's own.
@@ -218,8 +218,10 @@ class Model:
 
     @property
     def teacher_solver(self) -> SolverName:
-        """Whose all-full images are the model's own: DDIM, but a distilled model was taught the steps of its own scheduler."""
-        return self.own_solver if self.few_steps else "ddim"
+        """Whose all-full images are the model's own: DDIM, of flow matching Euler; a distilled model was taught the steps of
+        its own scheduler.
+        """
+        return self.own_solver if self.few_steps else self.levels.plain_solver
 
     def solver(self, name: SolverName, teacher_steps: int) -> Solver:
         """A solver on this model's own timestep spacing and noise levels.
@@ -264,7 +266,7 @@ class Model:
 
     @property
     def _networks(self) -> list[nn.Module]:
-        return [self.network.unet, *networks(self.prompts), *networks(self.decoder)]
+        return [self.network.module, *networks(self.prompts), *networks(self.decoder)]
 
     def slots(self, capacity: int, others: Iterable[ImageSize] = (), chunks: int = 1) -> SlotMemory:
         """Memory for `capacity` UNet rows of the model's own size in flight, which those of `others` share, and those with
@@ -283,12 +285,12 @@ class Model:
     @cached_property
     def _condition(self) -> Condition:
         """One row of the kind that the network takes, without memory."""
-        return example(self.network.unet.config, self.prompts.tokens, self.latent_shape)
+        return example(self.network.config, self.prompts.tokens, self.latent_shape)
 
     @cached_property
     def macs(self) -> StepMacs:
         """MACs of one UNet row for each kind of step, at this model's own size."""
-        return count_steps(self.network.unet.config, self.latent_shape, self.prompts.tokens)
+        return count_steps(self.network.config, self.latent_shape, self.prompts.tokens)
 
     def macs_at(self, size: ImageSize | None, chunks: int = 1) -> StepMacs:
         """MACs of one UNet row for each kind of step, at a size and with so many chunks of context.
@@ -299,7 +301,7 @@ class Model:
             return self.macs
         if (size, chunks) not in self._macs:
             if chunks == 1:
-                counted = count_steps(self.network.unet.config, self.latent_shape_at(size), self.prompts.tokens)
+                counted = count_steps(self.network.config, self.latent_shape_at(size), self.prompts.tokens)
             else:
                 counted = self.macs_at(size).longer((chunks - 1) * self.prompts.tokens)
             self._macs[size, chunks] = counted

@@ -1,4 +1,4 @@
-"""The UNet that a path names: its configuration, and at which latent size and length of the context it is meant to run."""
+"""The network that a path names: its configuration, and at which latent size and length of the context it is meant to run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from engine.config import attends, complete, context_width, is_whole, refuse_unknown, sides
+from engine.components import NETWORKS
+from engine.config import attends, context_width, is_whole, sides
+from engine.families.table import family_of
+from engine.families.unet import UNET
 from engine.folder import Folder
 from engine.pipelines import pipeline_of
 from engine.stored_file import read_object, readable
@@ -30,28 +33,27 @@ def named_unet(path: Path, size: tuple[int, int] | None = None, tokens: int | No
     Raises `InvalidInput` and `Unsupported` naming what is missing or cannot run.
     """
     with readable(path, "path"):
-        config = _unet_config(path)
-        refuse_unknown(config)
-        config = complete(config)
+        config = _written_config(path)
+        config = family_of(config).known(config)
         if (path / "model_index.json").is_file():
             config = pipeline_of(Folder(path)).mended(config)
         height, width = _latent_size(config, size)
         return NamedUNet(config, (int(config["in_channels"]), height, width), _tokens(path, config, tokens))
 
 
-def _unet_config(path: Path) -> dict[str, Any]:
-    """Of a pipeline folder, of a folder that is a UNet's own (or an old pipeline's root), or the file itself."""
+def _written_config(path: Path) -> dict[str, Any]:
+    """Of a pipeline folder, of a folder that is a network's own (or an old pipeline's root), or the file itself."""
     if not path.is_dir():
         return read_object(path, "path")
-    inner = path / "unet" / "config.json"
-    return read_object(inner if inner.is_file() or (path / "unet").is_dir() else path / "config.json", "path")
+    inner = next((path / name for name in NETWORKS if (path / name).is_dir()), path)
+    return read_object(inner / "config.json", "path")
 
 
 def _tokens(path: Path, config: Mapping[str, Any], asked: int | None) -> int:
     """Length of the context, 0 for a UNet without one."""
     if asked is not None and asked < 1:
         raise InvalidInput(f"must be at least 1, got {asked}", param="tokens")
-    if not attends(config):
+    if family_of(config) is not UNET or not attends(config):
         if asked is not None:
             raise InvalidInput(f"this UNet attends to no context, got {asked}", param="tokens")
         return 0

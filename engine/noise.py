@@ -1,7 +1,8 @@
 """Noise levels: what the model was trained on, and the trajectory along which a solver walks them.
 
-Everything is in the variance-preserving frame: a latent at level (α, σ) is x = α x₀ + σ ε with α² + σ² = 1. Solvers that are
-written in the variance-exploding frame (Euler, Karras et al. arXiv 2206.00364) see the same latent divided by α, at level σ/α.
+Everything here is in the variance-preserving frame: a latent at level (α, σ) is x = α x₀ + σ ε with α² + σ² = 1. Solvers that
+are written in the variance-exploding frame (Euler, Karras et al. arXiv 2206.00364) see the same latent divided by α, at level
+σ/α. Flow matching has a frame of its own (`engine.flow`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from registry.errors import InvalidInput, Unsupported
 from registry.schedule import STOCHASTIC, Solver, SolverName, Spacing
 
-Prediction = Literal["epsilon", "v_prediction", "sample"]
+Prediction = Literal["epsilon", "v_prediction", "sample", "flow_prediction"]
 Floats = NDArray[np.floating[Any]]  # float64 all of it
 ALMOST_ZERO = 2.0**-24  # ᾱ that diffusers' multistep and Euler schedulers take for zero terminal signal, to stay finite
 KARRAS_RHO = 7.0  # arXiv 2206.00364, section 3
@@ -82,6 +83,11 @@ class NoiseLevels:
     cosine: bool = False
 
     @property
+    def plain_solver(self) -> SolverName:
+        """The one whose steps are those of the model's paper, one after the other, from one prediction each."""
+        return "ddim"
+
+    @property
     def clips(self) -> bool:
         """Whether clean latents are bounded: those of pixel models mostly are."""
         return math.isfinite(self.clip)
@@ -101,12 +107,8 @@ class NoiseLevels:
 
         Raises `InvalidInput` for more steps, or a later one, than the model was trained on.
         """
+        self.refuse_steps(solver, timesteps)
         train = len(self.alphas_cumprod)
-        if solver.teacher_steps > train:
-            message = f"the model was trained on {train} timesteps, got {solver.teacher_steps}"
-            raise InvalidInput(message, param="teacher_steps")
-        if timesteps is not None and timesteps[0] >= train:
-            raise InvalidInput(f"the limit is {train - 1}, got {timesteps[0]}", param="timesteps")
         grid: Floats = self._grid(solver) if timesteps is None else np.array(timesteps, dtype=np.float64)
         if solver.name == "ddim":
             cumprod = self.alphas_cumprod[grid.astype(np.int64)]
@@ -127,6 +129,25 @@ class NoiseLevels:
         # Euler's scheduler starts at the level itself, except for leading, where it adds the signal's share of variance.
         start = float(ratios[0] * alphas[0]) if euler and solver.spacing != "leading" else 1.0
         return Trajectory(grid, alphas, ratios * alphas, (1.0, 0.0), start)
+
+    @property
+    def first_timestep(self) -> int:
+        """That of the least noise."""
+        return 0
+
+    @property
+    def last_timestep(self) -> int:
+        """That of the most noise."""
+        return len(self.alphas_cumprod) - 1
+
+    def refuse_steps(self, solver: Solver, timesteps: Sequence[int] | None) -> None:
+        """Raises `InvalidInput` for more steps, or a later one, than the model was trained on."""
+        train = len(self.alphas_cumprod)
+        if solver.teacher_steps > train:
+            message = f"the model was trained on {train} timesteps, got {solver.teacher_steps}"
+            raise InvalidInput(message, param="teacher_steps")
+        if timesteps is not None and timesteps[0] > self.last_timestep:
+            raise InvalidInput(f"the limit is {self.last_timestep}, got {timesteps[0]}", param="timesteps")
 
     def _grid(self, solver: Solver) -> Floats:
         """The teacher's timesteps, descending, (steps,) (arXiv 2305.08891, table 2)."""

@@ -10,7 +10,10 @@ from engine.folder import Folder
 from engine.notice import Notice
 from registry.errors import Unsupported
 
-RUN = {"unet", "vae", "vqvae", "scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "class_embedder"}
+RUN = {
+    *("unet", "transformer", "vae", "vqvae", "scheduler"),
+    *("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "class_embedder"),
+}
 # Components that change no image made of a text alone: an image encoder and its preparation are for pictures as prompts.
 HARMLESS = {"safety_checker", "feature_extractor", "image_encoder"}
 OLD_UNETS = (0, 9)  # diffusers releases before this one wrote a wrong sample_size
@@ -31,7 +34,7 @@ class Pipeline:
     old_size: int | None = None
 
     def mended(self, unet: Mapping[str, Any]) -> dict[str, Any]:
-        """A UNet's configuration as this pipeline understands it."""
+        """A network's configuration as this pipeline understands it."""
         size = unet.get("sample_size")
         outdated = self.old_size is not None and type(size) is int and size < self.old_size
         return {**unet, "sample_size": self.old_size} if outdated and _is_old(unet) else dict(unet)
@@ -42,6 +45,7 @@ TWO_TEXTS = Pipeline("StableDiffusionXLPipeline", decoder=())
 LATENT = Pipeline("LDMPipeline")
 PIXEL = Pipeline("DDIMPipeline")
 CONSISTENCY = Pipeline("LatentConsistencyModelPipeline")
+DIT = Pipeline("DiTPipeline")
 # They start from an image or from noise; without a mask an inpainting UNet paints everywhere.
 _FROM_IMAGES = (
     Pipeline("StableDiffusionImg2ImgPipeline", TEXT.scheduler, old_size=64),
@@ -49,7 +53,7 @@ _FROM_IMAGES = (
     Pipeline("StableDiffusionXLImg2ImgPipeline", decoder=()),
     Pipeline("StableDiffusionXLInpaintPipeline", decoder=()),
 )
-_PLAIN = (TEXT, TWO_TEXTS, LATENT, PIXEL, CONSISTENCY, Pipeline("DDPMPipeline"), Pipeline("PNDMPipeline"), *_FROM_IMAGES)
+_PLAIN = (TEXT, TWO_TEXTS, LATENT, PIXEL, CONSISTENCY, DIT, Pipeline("DDPMPipeline"), Pipeline("PNDMPipeline"), *_FROM_IMAGES)
 SERVED = {pipeline.name: pipeline for pipeline in _PLAIN}
 
 
@@ -60,6 +64,8 @@ def pipeline_of(files: Folder) -> Pipeline:
         return SERVED[name]
     if name == "LatentConsistencyModelImg2ImgPipeline":
         return CONSISTENCY
+    if files.network == "transformer":
+        return DIT
     if files.component("text_encoder_2"):
         return TWO_TEXTS
     if files.component("text_encoder"):

@@ -24,27 +24,28 @@ from typing import Literal, NamedTuple
 import numpy as np
 from torch import Tensor
 
+from engine.branches import Branches, refuse_branch
 from engine.image_size import ImageSize
 from engine.noise import NoiseLevels, Trajectory
 from engine.solvers import clean_of, updates_of
 from engine.source import EncodedSource
 from registry.corrections import Correction
 from registry.errors import InvalidInput, Unsupported
-from registry.schedule import Kind, Schedule
+from registry.schedule import Branch, Kind, Schedule
 
 SCALES_KEPT = 64  # of guidance, whose corrected steps a program remembers
 STARTS_KEPT = 64  # places of the trajectory, whose programs a program remembers
 
 
 class Need(NamedTuple):
-    """What a step asks of the UNet: ("full", 0) or ("partial", branch), at a size of images; None is the model's own.
+    """What a step asks of the network: ("full", 0) or ("partial", branch), at a size of images; None is the model's own.
 
     `chunks`: of the context, as long prompts take several. `adapters`: which LoRAs the weights have; "" are the model's own.
     Images whose next steps need the same share a call.
     """
 
     kind: str
-    branch: int
+    branch: Branch
     size: ImageSize | None = None
     chunks: int = 1
     adapters: str = ""
@@ -67,7 +68,7 @@ class ProgramStep:
 
     index: int
     kind: Literal["full", "partial"]
-    branch: int
+    branch: Branch
     timestep: float
     clean_x: float
     clean_m: float
@@ -174,17 +175,14 @@ def first_place(steps: int, strength: float) -> int:
     return steps - max(1, int(steps * strength))
 
 
-def compile_program(schedule: Schedule, levels: NoiseLevels, branches: int) -> Program:
-    """Compile for a model with these noise levels whose UNet has `branches` branches.
+def compile_program(schedule: Schedule, levels: NoiseLevels, branches: Branches) -> Program:
+    """Compile for a model with these noise levels whose network has these branches.
 
-    Raises `InvalidInput` when a segment's branch is past the UNet's last one or the solver does not fit the model.
+    Raises `InvalidInput` when the network does not have a segment's branch or the solver does not fit the model.
     """
     for i, segment in enumerate(schedule.segments):
-        if segment.branch > branches:
-            raise InvalidInput(
-                f"this UNet has branches 1 to {branches}, got {segment.branch}",
-                param=f"segments.{i}.branch",
-            )
+        if segment.partial:
+            refuse_branch(branches, segment.computes, f"segments.{i}.branch")
     visited = [step for step in schedule.steps() if step.kind != "null"]
     path = path_of(schedule, levels)
     if (np.diff(path.alphas) <= 0).any():
@@ -216,7 +214,7 @@ def _started(schedule: Schedule, levels: NoiseLevels, place: int) -> Program:
 
 
 def solved(
-    schedule: Schedule, levels: NoiseLevels, path: Trajectory, computed: Sequence[tuple[int, str, int]]
+    schedule: Schedule, levels: NoiseLevels, path: Trajectory, computed: Sequence[tuple[int, str, Branch]]
 ) -> list[ProgramStep]:
     """The steps of a path by the schedule's solver, without corrections; computed: place, kind and branch of each point."""
     # In diffusers DDIM and LCM clip as the makers say, DPM-Solver++ where it is asked to, and no other.
@@ -245,10 +243,10 @@ def solved(
     ]
 
 
-def _kept(schedule: Schedule, place: int) -> int:
+def _kept(schedule: Schedule, place: int) -> Branch:
     """The branch of the partial steps of the segment that holds this place; 0 where it has none."""
     segment = schedule.segments[place // schedule.length]
-    return segment.branch if segment.partial else 0
+    return segment.computes if segment.partial else 0
 
 
 def path_of(schedule: Schedule, levels: NoiseLevels) -> Trajectory:

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from engine.condition import Condition
+from engine.denoiser import Denoiser
 from engine.extrapolation import extrapolated
 from engine.fresh_noise import Fresh
 from engine.program import Program
 from engine.source import EncodedSource
-from engine.unrolled import UnrolledUNet
 
 
 def guided(rows: Tensor, guidance: Tensor) -> Tensor:
@@ -24,7 +24,7 @@ def guided(rows: Tensor, guidance: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def generate(
-    network: UnrolledUNet,
+    network: Denoiser,
     program: Program,
     noise: Tensor,
     condition: Condition,

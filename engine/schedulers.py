@@ -13,6 +13,8 @@ from typing import Any, get_args
 import numpy as np
 
 from engine.config import BUILD_ERRORS, defaults, is_whole, reason
+from engine.flow import SCHEDULER as FLOW
+from engine.flow import flow_levels
 from engine.noise import Floats, NoiseLevels, Prediction, Walk
 from registry.errors import Unsupported
 from registry.schedule import KARRAS, SolverName, Spacing
@@ -37,7 +39,9 @@ OFF = (None, False)
 REFUSED: dict[str, tuple[object, ...]] = {
     "predict_epsilon": (None, True),  # of old configurations
     "use_flow_sigmas": OFF,  # another way from images to noise
-    "prediction_type": get_args(Prediction),
+    "prediction_type": tuple(
+        kind for kind in get_args(Prediction) if kind != "flow_prediction"
+    ),  # `engine.flow` has its levels
     "timestep_spacing": get_args(Spacing),
     "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
 }
@@ -78,9 +82,11 @@ def noise_levels(
     a decoder; only these does DDIM clip where neither the configuration nor its writer says anything of clipping.
 
     Settings that only choose another solver (`algorithm_type`, `solver_order`, `variance_type`, …) are left out: the schedule
-    chooses. Raises `Unsupported` naming a setting that changes the noise levels or every solver's update and cannot be
-    expressed; what only some solvers read is a refusal of their walks.
+    chooses. Flow matching has levels of its own (`engine.flow`). Raises `Unsupported` naming a setting that changes the noise
+    levels or every solver's update and cannot be expressed; what only some solvers read is a refusal of their walks.
     """
+    if (named or config.get("_class_name")) == FLOW:
+        return flow_levels(config)
     if "_class_name" in config:
         config = {**config, "_class_name": _shown(config["_class_name"])}
     own_name = _shown(named or config.get("_class_name"))
@@ -119,7 +125,7 @@ def nearest_solver(scheduler: str | None) -> SolverName:
     kinds: dict[SolverName, tuple[str, ...]] = {
         "lcm": ("LCM",),
         "euler-ancestral": ("EulerAncestral",),
-        "euler": ("Euler", "Heun", "KDPM2", "LMS"),
+        "euler": ("Euler", "Heun", "KDPM2", "LMS", FLOW),
         "dpmsolver++": ("DPMSolver", "DEIS", "UniPC", "SASolver"),
     }
     return next((solver for solver, starts in kinds.items() if (scheduler or "").startswith(starts)), "ddim")
@@ -160,7 +166,7 @@ def _shown(name: Any) -> Any:
 
 
 def _refuse_class(name: object) -> None:
-    """Raises `Unsupported` for a scheduler whose noise levels do not come from betas, and for TCD's."""
+    """Raises `Unsupported` for a scheduler whose noise levels do not come from betas, and for TCD's; not asked of `FLOW`."""
     import diffusers
 
     if name in DISTILLED:
@@ -170,7 +176,7 @@ def _refuse_class(name: object) -> None:
         raise Unsupported(f"{message}it was distilled from, without its LoRA", param="scheduler")
     known = isinstance(name, str) and name and isinstance(getattr(diffusers, name, None), type)
     if not known or "beta_schedule" not in defaults(str(name)):
-        message = f"_class_name {name!r} in its config: this version runs schedulers with a beta_schedule"
+        message = f"_class_name {name!r} in its config: this version runs schedulers with a beta_schedule and {FLOW}"
         raise Unsupported(message, param="scheduler")
 
 

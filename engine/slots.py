@@ -24,18 +24,21 @@ from torch import Tensor
 from engine.condition import Condition
 from engine.image_size import ImageSize
 from engine.room import Room
+from registry.schedule import Branch
 
 FLOAT32_BYTES = 4
 ALIGNED = 64  # bytes: where each part of a slot begins
-Shape = tuple[int, int, int]
+Shape = tuple[int, ...]
 Kind = tuple[ImageSize | None, int]  # of slots: the size of the images, and how many chunks their contexts have
 
 
 class SlotLayout(NamedTuple):
-    """What a row of one size of images holds. latent (c, h, w); `features`: the cached feature's (c, h, w) for each branch."""
+    """What a row of one size of images holds. latent (c, h, w); `features`: for each branch the shape of the cached feature,
+    (c, h, w) of a UNet's, (tokens, width) of a transformer's.
+    """
 
     latent: Shape
-    features: Mapping[int, Shape]
+    features: Mapping[Branch, Shape]
 
 
 class SlotMemory:
@@ -58,7 +61,7 @@ class SlotMemory:
     ) -> None:
         """`condition`: one row of the kind that the network takes, with a context of one chunk, on any device."""
         self.capacity, self.device, self.chunks = capacity, device, chunks
-        self.branches: Sequence[int] = list(layouts[None].features)
+        self.branches: Sequence[Branch] = list(layouts[None].features)
         conditions = {count: condition.lengthened(count) for count in range(1, chunks + 1)}
         kinds: list[Kind] = [(size, count) for size in layouts for count in conditions]
         self._bytes = {
@@ -201,19 +204,22 @@ class Slots:
         """Add so much of this noise (c, h, w) to a latent."""
         self._latent[slot].add_(noise, alpha=level)
 
-    def feature(self, slots: Tensor, branch: int) -> Tensor:
-        """Cached features (n, c, h, w) of one branch."""
-        c, h, w = self._shapes[branch]
-        stored = self._feature[:, : c * h * w].index_select(0, slots)
-        return stored.view(-1, h, w, c).permute(0, 3, 1, 2) if self._channels_last else stored.view(-1, c, h, w)
+    def feature(self, slots: Tensor, branch: Branch) -> Tensor:
+        """Cached features (n, …) of one branch."""
+        shape = self._shapes[branch]
+        stored = self._feature[:, : prod(shape)].index_select(0, slots)
+        if not self._channels_last:
+            return stored.view(-1, *shape)
+        c, h, w = shape
+        return stored.view(-1, h, w, c).permute(0, 3, 1, 2)
 
     def keep(self, slots: Tensor, feature: Tensor) -> None:
-        """Cache features (n, c, h, w) in these slots."""
+        """Cache features (n, …) in these slots."""
         stored = feature.permute(0, 2, 3, 1) if self._channels_last else feature
         self._feature[:, : feature[0].numel()].index_copy_(0, slots, stored.flatten(1))
 
 
-def slot_bytes(layout: SlotLayout, condition: Condition, dtype: torch.dtype) -> dict[int, int]:
+def slot_bytes(layout: SlotLayout, condition: Condition, dtype: torch.dtype) -> dict[Branch, int]:
     """Bytes of one slot for schedules that use no branch but this one; a `SlotMemory` takes the largest of its branches."""
     own = 2 * _aligned(FLOAT32_BYTES * prod(layout.latent))
     own += sum(

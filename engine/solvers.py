@@ -34,14 +34,20 @@ def updates_of(solver: Solver, levels: NoiseLevels, path: Trajectory) -> list[Up
 
 
 def clean_of(prediction: Prediction, alpha: float, sigma: float) -> tuple[float, float]:
-    """x₀ from x and the UNet's output m: ε-prediction (x − σm)/α; v-prediction αx − σm (arXiv 2202.00512); sample m."""
+    """x₀ from x and the network's output m: ε-prediction (x − σm)/α; v-prediction αx − σm (arXiv 2202.00512); sample m; of flow
+    matching, whose m is ε − x₀, x − σm.
+    """
+    if prediction == "flow_prediction":
+        return 1.0, -sigma
     if prediction == "epsilon":
         return 1 / alpha, -sigma / alpha
     return (alpha, -sigma) if prediction == "v_prediction" else (0.0, 1.0)
 
 
 def _noise(prediction: Prediction, alpha: float, sigma: float) -> tuple[float, float]:
-    """ε from x and the UNet's output m: ε-prediction m; v-prediction σx + αm; sample (x − αm)/σ."""
+    """ε from x and the network's output m: ε-prediction m; v-prediction σx + αm; sample (x − αm)/σ; flow matching x + αm."""
+    if prediction == "flow_prediction":
+        return 1.0, alpha
     if prediction == "epsilon":
         return 0.0, 1.0
     return (sigma, alpha) if prediction == "v_prediction" else (1 / sigma, -alpha / sigma)
@@ -86,10 +92,11 @@ def _dpmsolver_2m(path: Trajectory) -> list[Update]:
 
     With λ = ln(α/σ), h = λ′ − λ, r = (λ − λ_before)/h, φ = −α′(e^{−h} − 1):
     x′ = (σ′/σ)x + φ(1 + 1/2r)x₀ − (φ/2r)x₀_before.  The first step and the last are first order; the last goes to σ′ = 0,
-    where x′ = x₀.
+    where x′ = x₀. From pure noise, λ = −∞, φ is α′, and the step after it is first order too: 1/2r is 0.
     """
     alphas, sigmas = path.alphas.tolist(), path.sigmas.tolist()
-    lambdas = np.log(path.alphas / path.sigmas).tolist()
+    with np.errstate(divide="ignore"):
+        lambdas = np.log(path.alphas / path.sigmas).tolist()
     updates = []
     for i in range(len(lambdas) - 1):
         h = lambdas[i + 1] - lambdas[i]

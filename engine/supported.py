@@ -8,6 +8,10 @@ from typing import get_args
 
 from engine.components import COMPONENTS
 from engine.config import BLOCKS, SETTINGS
+from engine.families.dit import SETTINGS as DIT_SETTINGS
+from engine.families.table import FAMILIES
+from engine.flow import REFUSED as FLOW_REFUSED
+from engine.flow import SCHEDULER as FLOW
 from engine.importing.kinds import FOREIGN, INPUTS, KINDS, PARTS
 from engine.importing.lora import LEFT_OUT, OTHER_KINDS, ROLES
 from engine.importing.tensor_file import FLOATS, PICKLES
@@ -41,10 +45,14 @@ def _folders() -> Iterator[str]:
         (f"`{name}`", _listed(sorted(filter(None, known))), "yes" if None in known else "no")
         for name, known in COMPONENTS.items()
     ]
+    others = {family.component: family.classes for family in FAMILIES if family.component not in COMPONENTS}
+    classes += [(f"`{name}`", _listed(sorted(known)), "instead of `unet`") for name, known in others.items()]
     yield _table(("component", "classes", "may be missing"), classes)
     yield _table(("blocks of the UNet", "known"), [(f"`{field}`", _listed(sorted(known))) for field, known in BLOCKS.items()])
     settings = [(f"`{name}`", _values(values)) for name, values in SETTINGS.items()]
     yield _table(("setting of the UNet", "values that run"), settings)
+    of_dit = [(f"`{name}`", _values(values)) for name, values in DIT_SETTINGS.items()]
+    yield _table(("setting of the transformer of a DiT", "values that run"), of_dit)
 
 
 def _schedulers() -> Iterator[str]:
@@ -64,6 +72,7 @@ def _schedulers() -> Iterator[str]:
         rows.append(
             (f"`{name}`", _listed(solver for solver in get_args(SolverName) if name in REFUSED_BY[solver]), _values(values))
         )
+    rows += [(f"`{name}`", f"all, in a `{FLOW}`", _values(values)) for name, values in FLOW_REFUSED.items()]
     yield "A setting that all solvers read keeps a folder from loading; one that some read keeps these from being chosen.\n"
     yield _table(("setting of a scheduler", "read by", "values that run"), rows)
 

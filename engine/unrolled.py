@@ -25,10 +25,13 @@ from collections.abc import Collection
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from typing_extensions import override
 
+from engine.branches import refuse_branch
 from engine.condition import Condition
 from engine.config import refuse_unknown
+from engine.denoiser import Denoiser
 from engine.device import Fence, Lane, fence, lane
 from engine.items import (
     DecoderItem,
@@ -44,10 +47,11 @@ from engine.items import (
     middle_items,
     up_items,
 )
-from registry.errors import InvalidInput, Unsupported
+from registry.errors import Unsupported
+from registry.schedule import Branch
 
 
-class UnrolledUNet:
+class UnrolledUNet(Denoiser):
     """A diffusers UNet that can run in part: the same modules and weights, listed flat instead of nested in blocks.
 
     `encoder` and `decoder` are the items in running order, one of each for every skip connection; `branches` is their number,
@@ -72,27 +76,41 @@ class UnrolledUNet:
         self.decoder: list[DecoderItem] = []  # in running order: the item of branch 1 is the last
         for block in unet.up_blocks:
             self.decoder += up_items(block, region)
-        self.branches = len(self.encoder)
         if len(self.decoder) != self.branches:
             raise Unsupported(f"the UNet has {self.branches} skips but {len(self.decoder)} decoder items", param="unet")
 
+    @property
+    @override
+    def module(self) -> nn.Module:
+        return self.unet
+
+    @property
+    @override
+    def branches(self) -> int:
+        return len(self.encoder)
+
+    @property
+    @override
+    def size_multiple(self) -> int:
+        return 2 ** sum(block.downsamplers is not None for block in self.unet.down_blocks)
+
     # Of the first weight: diffusers' own `unet.device` and `unet.dtype` walk over all parameters, a millisecond each time.
     @property
+    @override
     def device(self) -> torch.device:
-        """Where the UNet computes."""
         return cast(Tensor, self.unet.conv_in.weight).device
 
     @property
+    @override
     def dtype(self) -> torch.dtype:
-        """What the UNet computes in."""
         return cast(Tensor, self.unet.conv_in.weight).dtype
 
+    @override
     def fence(self) -> Fence:
-        """A fence behind every call so far."""
         return fence(self.device)
 
+    @override
     def lane(self) -> Lane:
-        """A new lane of the device, beside these calls."""
         return lane(self.device)
 
     def given(self, timesteps: Tensor, condition: Condition) -> Given:
@@ -103,9 +121,10 @@ class UnrolledUNet:
         )
         return Given(self._embedding(timesteps, pooled, sizes, condition.labels, guidance), context)
 
+    @override
     def full(
-        self, sample: Tensor, timesteps: Tensor, condition: Condition, keep: Collection[int] = ()
-    ) -> tuple[Tensor, dict[int, Tensor]]:
+        self, sample: Tensor, timesteps: Tensor, condition: Condition, keep: Collection[Branch] = ()
+    ) -> tuple[Tensor, dict[Branch, Tensor]]:
         """The whole UNet, as its own `forward` runs it.
 
         sample (rows, c, h, w) in any float type, timesteps (rows,), one condition per row.
@@ -115,30 +134,27 @@ class UnrolledUNet:
         hidden, skips = self._encode(self._shown(sample, condition), self.branches, given)
         for item in self._middle:
             hidden = item(hidden, given)
-        kept: dict[int, Tensor] = {}
+        kept: dict[Branch, Tensor] = {}
         for branch in range(self.branches, 0, -1):
             if branch in keep:
                 kept[branch] = hidden
             hidden = self._decode(hidden, skips, branch, given)
         return self._head(hidden).to(sample.dtype), kept
 
-    def partial(self, sample: Tensor, timesteps: Tensor, condition: Condition, branch: int, feature: Tensor) -> Tensor:
+    @override
+    def partial(self, sample: Tensor, timesteps: Tensor, condition: Condition, branch: Branch, feature: Tensor) -> Tensor:
         """The outermost `branch` items only, from `feature` on: the deep feature kept for this branch, one per row.
 
         sample, timesteps, condition and the prediction are as in `full`. Raises `InvalidInput` for a branch that is none.
         """
-        self.check_branch(branch)
+        refuse_branch(self.branches, branch)
+        assert isinstance(branch, int), "all others are refused"
         given = self.given(timesteps, condition)
         _, skips = self._encode(self._shown(sample, condition), branch, given)
         hidden = feature
         for item in range(branch, 0, -1):
             hidden = self._decode(hidden, skips, item, given)
         return self._head(hidden).to(sample.dtype)
-
-    def check_branch(self, branch: int) -> None:
-        """Raises `InvalidInput` unless 1 ≤ branch ≤ `branches`."""
-        if not 1 <= branch <= self.branches:
-            raise InvalidInput(f"must be between 1 and {self.branches} for this UNet, got {branch}", param="branch")
 
     def _shown(self, sample: Tensor, condition: Condition) -> Tensor:
         """What goes into the UNet: the latents, and beside them the pictures of those that have any."""

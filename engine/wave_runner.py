@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 
 from engine.buckets import EXACT, Buckets
+from engine.denoiser import Denoiser
 from engine.denoising_task import DenoisingTask
 from engine.graphs import Graph, Graphs
 from engine.program import Need
 from engine.slots import SlotMemory, Slots
 from engine.staging import Staging
-from engine.unrolled import UnrolledUNet
 from engine.wave_step import WaveStep
 from engine.wave_table import WaveShape, WaveTable
+from registry.schedule import Branch
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,7 @@ class WaveRunner:
     of its weights alone.
     """
 
-    def __init__(
-        self, network: UnrolledUNet, slots: SlotMemory, buckets: Buckets = EXACT, graphs: Graphs | None = None
-    ) -> None:
+    def __init__(self, network: Denoiser, slots: SlotMemory, buckets: Buckets = EXACT, graphs: Graphs | None = None) -> None:
         self._network, self._slots = network, slots
         self._buckets, self._graphs = buckets, graphs
         rows = max((*map(slots.most, slots.sizes), *buckets.sizes))
@@ -72,7 +71,7 @@ class WaveRunner:
             self._slots.at(need.size, need.chunks).add(slot, noise, level)
         return Launch(shape.rows - rows, captured is not None)
 
-    def prepare(self, branches: Collection[int], chunks: int = 1) -> Iterator[WaveShape]:
+    def prepare(self, branches: Collection[Branch], chunks: int = 1) -> Iterator[WaveShape]:
         """Capture what schedules of these branches need and is not there yet, one graph at each step of the iteration.
 
         That is at every size of the slots, the largest first, and for as many rows as there are slots for; for contexts of one

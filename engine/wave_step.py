@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from engine.denoiser import Denoiser
 from engine.extrapolation import extrapolated
 from engine.slots import Slots
-from engine.unrolled import UnrolledUNet
 from engine.wave_table import (
     CONDITIONAL,
     EXTRAPOLATION,
@@ -27,13 +27,14 @@ from engine.wave_table import (
     UNCONDITIONAL,
     WaveTable,
 )
+from registry.schedule import Branch
 
 
 @dataclass(frozen=True)
 class WaveStep:
     """All waves of a table's shape: those that the table, in the device's memory, says when it runs."""
 
-    network: UnrolledUNet
+    network: Denoiser
     slots: Slots
     table: WaveTable
 
@@ -54,8 +55,8 @@ class WaveStep:
             self.slots.keep(takers, feature)
         self.slots.advance(slot, self.blend(latent), clean)
 
-    def extrapolate(self, feature: Tensor, slot: Tensor, branch: int) -> Tensor:
-        """What rows will reuse of a full step's feature (rows, c, h, w). Rows that keep no such feature ignore it."""
+    def extrapolate(self, feature: Tensor, slot: Tensor, branch: Branch) -> Tensor:
+        """What rows will reuse of a full step's feature (rows, …). Rows that keep no such feature ignore it."""
         return extrapolated(feature, self.slots.feature(slot, branch), self.table.numbers[EXTRAPOLATION])
 
     def blend(self, latent: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from engine.denoising_task import DenoisingTask
 from engine.program import Need
+from registry.schedule import Branch
 
 SLOT, CONDITIONAL, UNCONDITIONAL, SOURCE = range(4)  # lines of `WaveTable.indices`; those of the kept features follow
 # Lines of `WaveTable.numbers`: those of `ProgramStep.numbers` and five more.
@@ -30,7 +31,7 @@ class WaveShape(NamedTuple):
 
     need: Need
     rows: int
-    kept: tuple[int, ...] = ()
+    kept: tuple[Branch, ...] = ()
 
     @property
     def bytes(self) -> int:

@@ -19,13 +19,13 @@ from torch import Tensor
 
 from engine.buckets import EXACT, Buckets
 from engine.condition import Condition
+from engine.denoiser import Denoiser
 from engine.denoising_task import DenoisingTask
 from engine.device import DeviceLost, Fence, lost, to_host
 from engine.graphs import Graphs
 from engine.policy import FCFS, Policy
 from engine.program import Need
 from engine.slots import SlotMemory
-from engine.unrolled import UnrolledUNet
 from engine.wave_runner import Launch, WaveRunner
 
 T = TypeVar("T", bound=DenoisingTask)
@@ -63,7 +63,7 @@ class Waves(Generic[T]):
 
     def __init__(
         self,
-        network: UnrolledUNet,
+        network: Denoiser,
         slots: SlotMemory,
         policy: Policy | None = None,
         buckets: Buckets = EXACT,

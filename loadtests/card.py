@@ -7,7 +7,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from registry.errors import InvalidInput
+from registry.schedule import Branch
+
 FULL = 0  # as a branch: of the full step
+
+
+def numbered(branch: Branch) -> int:
+    """A branch of a UNet, which is what cards were measured with. Raises `InvalidInput` for a transformer's."""
+    if not isinstance(branch, int):
+        raise InvalidInput(f"curves are of UNets, whose branches are numbers, got {branch}", param="branch")
+    return branch
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 
 from engine.denoising_task import DenoisingTask
 from engine.model import Model
-from loadtests.card import FULL, CallCost, Card
+from loadtests.card import FULL, CallCost, Card, numbered
 from loadtests.competitor import batched_waves
 from registry.schedule import Schedule
 from server.config import Settings
@@ -36,7 +36,7 @@ def measured(model: Model, schedule: Schedule, settings: Settings) -> Card:
                 waves.add(task, model.noise(seed), condition, negative)
             while wave := waves.tick():
                 if repeat:
-                    steps[wave.need.branch].append(1000 * wave.seconds)
+                    steps[numbered(wave.need.branch)].append(1000 * wave.seconds)
             latents = torch.stack([task.latent for task in tasks if task.latent is not None])
             model.network.fence().wait()
             begun = monotonic()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from engine.folder import Folder
 from engine.model import Model
-from loadtests.card import FULL
+from loadtests.card import FULL, numbered
 from registry.catalog import Catalog
 from registry.schedule import ModelRef, Schedule, Segment, Solver
 from registry.stores.address import open_store
@@ -41,7 +41,9 @@ class TierMix:
     def steps(self) -> Mapping[str, Mapping[int, int]]:
         """How many steps an image of each tier takes, by branch; `FULL` for full ones."""
         return {
-            tier: Counter(FULL if step.kind == "full" else step.branch for step in schedule.steps() if step.kind != "null")
+            tier: Counter(
+                FULL if step.kind == "full" else numbered(step.branch) for step in schedule.steps() if step.kind != "null"
+            )
             for tier, schedule in self.schedules.items()
         }
 
@@ -74,5 +76,5 @@ def made(teacher_steps: int, *segments: Segment, model: Model | None = None) -> 
         ref = ModelRef(name=MODEL.name, family="unet2d-condition", fingerprint=Folder(MODEL).fingerprint())
         solver = Solver(name="ddim", teacher_steps=teacher_steps, spacing="trailing")
     else:
-        ref, solver = model.ref, model.solver("ddim", teacher_steps)
+        ref, solver = model.ref, model.solver(model.levels.plain_solver, teacher_steps)
     return Schedule(model=ref, solver=solver, segments=segments)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -24,9 +25,10 @@ from engine.items import UNet
 from engine.macs import StepMacs
 from engine.model import Model
 from engine.unrolled import UnrolledUNet
-from loadtests.card import FULL, CallCost
+from loadtests.card import FULL, CallCost, numbered
 from loadtests.h100 import CAPTURED, CARDS, COMPILED, DECODING, EAGER, WHERE
 from loadtests.simulated_device import SimulatedDevice, be_busy
+from registry.schedule import Branch
 
 CAPTURE_SECONDS = 0.05  # of a graph, measured where the curves were
 _replaying = ContextVar("replaying", default=False)
@@ -39,7 +41,7 @@ def label(name: str) -> str:
 
 def simulated(model: Model) -> Model:
     """The same model on a simulated card."""
-    network = SimulatedUNet(model.network.unet, model.macs)
+    network = SimulatedUNet(cast(UNet, model.network.module), model.macs)
     return replace(model, network=network, decoder=SimulatedDecoder(model.decoder.scale, network.simulated_device))
 
 
@@ -61,16 +63,16 @@ class SimulatedUNet(UnrolledUNet):
 
     @override
     def full(
-        self, sample: Tensor, timesteps: Tensor, condition: Condition, keep: Collection[int] = ()
-    ) -> tuple[Tensor, dict[int, Tensor]]:
+        self, sample: Tensor, timesteps: Tensor, condition: Condition, keep: Collection[Branch] = ()
+    ) -> tuple[Tensor, dict[Branch, Tensor]]:
         self.simulated_device.call(self._cost(FULL, 1.0), len(sample))
         shapes = self._macs.features
         return sample, {branch: torch.zeros(len(sample), *shapes[branch]) for branch in keep if branch in shapes}
 
     @override
-    def partial(self, sample: Tensor, timesteps: Tensor, condition: Condition, branch: int, feature: Tensor) -> Tensor:
+    def partial(self, sample: Tensor, timesteps: Tensor, condition: Condition, branch: Branch, feature: Tensor) -> Tensor:
         share = self._macs.of("partial", branch) / self._macs.of("full", 0)
-        self.simulated_device.call(self._cost(branch, share), len(sample))
+        self.simulated_device.call(self._cost(numbered(branch), share), len(sample))
         return sample
 
     def _cost(self, branch: int, share: float) -> CallCost:

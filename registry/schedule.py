@@ -12,6 +12,11 @@ from pydantic import Field, JsonValue, ValidationError, model_validator
 from registry.corrections import Correction, ScaledCorrections, at_scale
 from registry.document import Document, Name, canonical, first_fault, misfit
 from registry.errors import InvalidInput, Unsupported
+from registry.segment import Blocks as Blocks
+from registry.segment import Branch as Branch
+from registry.segment import Segment as Segment
+from registry.segment import parse_branch as parse_branch
+from registry.segment import said as said
 
 FORMAT: Final = 1
 MAX_TEACHER_STEPS = 1000
@@ -23,11 +28,15 @@ KARRAS: Final = ("dpmsolver++", "euler")  # solvers that have those levels
 STOCHASTIC: Final = ("euler-ancestral", "lcm")  # that add fresh noise between steps
 
 
+Family = Literal["unet2d-condition", "unet2d", "dit-transformer2d"]
+TRANSFORMERS: Final = ("dit-transformer2d",)  # families whose branches are `Blocks`
+
+
 class ModelRef(Document):
     """Which weights the schedule was made for. `fingerprint` covers weights and configuration."""
 
     name: Name
-    family: Literal["unet2d-condition", "unet2d"]
+    family: Family
     fingerprint: str = Field(pattern=r"^sha256:[0-9a-f]{64}$")
 
 
@@ -60,28 +69,6 @@ class Solver(Document):
     def _clip_where_it_is_a_choice(self) -> Self:
         if self.clip and self.name != "dpmsolver++":
             raise misfit("a choice of dpmsolver++ only: ddim clips as the model's makers say, euler never does", "clip")
-        return self
-
-
-class Segment(Document):
-    """One piece of the trajectory: full at offset 0, partial at the offsets `partial`, null elsewhere.
-
-    `branch` says how much of the UNet the partial steps compute: 1-based, counted from the output side (the "skip
-    branch" of DeepCache, arXiv 2312.00858). Without partial steps it has no meaning and must be 1, so that one
-    behaviour has one digest.
-    """
-
-    partial: tuple[int, ...] = ()
-    branch: int = Field(default=1, ge=1)
-
-    @model_validator(mode="after")
-    def _offsets(self) -> Self:
-        if list(self.partial) != sorted(set(self.partial)):
-            raise misfit(f"offsets must be sorted and distinct, got {list(self.partial)}", "partial")
-        if self.partial and self.partial[0] < 1:
-            raise misfit(f"offset 0 is the full step, offsets start at 1, got {self.partial[0]}", "partial")
-        if not self.partial and self.branch != 1:
-            raise misfit(f"must be 1 in a segment without partial steps, got {self.branch}", "branch")
         return self
 
 
@@ -122,7 +109,7 @@ class Step(NamedTuple):
 
     index: int  # type: ignore[assignment]  # hides tuple.index, which nobody asks of a step
     kind: Kind
-    branch: int
+    branch: Branch
 
 
 class Schedule(Document):
@@ -157,6 +144,14 @@ class Schedule(Document):
             if segment.partial and segment.partial[-1] >= self.length:
                 text = f"offset {segment.partial[-1]} is past the segment's end; the limit is {self.length - 1}"
                 raise misfit(text, "segments", i, "partial")
+        return self
+
+    @model_validator(mode="after")
+    def _branches_are_of_the_family(self) -> Self:
+        for i, segment in enumerate(self.segments):
+            if segment.partial and (segment.back is not None) != (self.model.family in TRANSFORMERS):
+                text = "must be left out" if segment.back is not None else "is missing, the number of the last blocks"
+                raise misfit(f"{text}, where the model is a {self.model.family}", "segments", i, "back")
         return self
 
     @model_validator(mode="after")
@@ -237,12 +232,13 @@ class Schedule(Document):
     @property
     def extrapolating(self) -> set[int]:
         """The computed steps, by number, whose deep feature may be extrapolated: one of the same branch was reused before."""
-        found, step, last = set[int](), 0, 0
+        found, step = set[int](), 0
+        last: Branch = 0
         for segment in self.segments:
             if segment.partial:
-                if segment.branch == last:
+                if segment.computes == last:
                     found.add(step)
-                last = segment.branch
+                last = segment.computes
             step += 1 + len(segment.partial)
         return found
 
@@ -251,9 +247,9 @@ class Schedule(Document):
         return self.corrections if self.scaled_corrections is None else at_scale(self.scaled_corrections, guidance)
 
     @property
-    def branches(self) -> set[int]:
+    def branches(self) -> set[Branch]:
         """Those of its partial steps."""
-        return {segment.branch for segment in self.segments if segment.partial}
+        return {segment.computes for segment in self.segments if segment.partial}
 
     def steps(self) -> Iterator[Step]:
         """Every step of the teacher's trajectory, in the order of sampling."""
@@ -263,7 +259,7 @@ class Schedule(Document):
                 if offset == 0:
                     yield Step(index, "full", 0)
                 elif offset in segment.partial:
-                    yield Step(index, "partial", segment.branch)
+                    yield Step(index, "partial", segment.computes)
                 else:
                     yield Step(index, "null", 0)
 

@@ -12,13 +12,19 @@ from typing import NamedTuple, get_args
 
 import numpy as np
 
+from engine.branches import Branches, usual_branches
 from engine.noise import NoiseLevels
 from registry.errors import FlexiError
-from registry.schedule import KARRAS, MAX_TEACHER_STEPS, ModelRef, Schedule, Segment, Solver, SolverName, Spacing
+from registry.schedule import KARRAS, MAX_TEACHER_STEPS, Branch, ModelRef, Schedule, Segment, Solver, SolverName, Spacing
 
-BRANCHES = 4  # at most: deeper ones cost more than the full step that they save
+BRANCHES = 4  # of a UNet at most: deeper ones cost more than the full step that they save
 SOLVERS: tuple[SolverName, ...] = ("ddim", "dpmsolver++")
 CENTRES, POWERS = (0.3, 0.5), (1.2, 1.4)  # of non-uniform DeepCache, the first as a share of the trajectory
+
+
+def usual_solvers(levels: NoiseLevels) -> tuple[SolverName, ...]:
+    """Those of a search: the model's own plain one, and the best of second order."""
+    return levels.plain_solver, "dpmsolver++"
 
 
 class Baseline(NamedTuple):
@@ -47,7 +53,7 @@ class Baselines:
         self,
         model: ModelRef,
         levels: NoiseLevels,
-        branches: int,
+        branches: Branches,
         cost_of: Callable[[Schedule], float],
         solvers: Sequence[SolverName] = SOLVERS,
     ) -> None:
@@ -71,9 +77,9 @@ class Baselines:
         others += [own.model_copy(update={"karras": True})] if name in KARRAS else []
         return [solver for solver in dict.fromkeys([own, *others]) if self._runs(solver)]
 
-    def uniform(self, solver: SolverName, full: int, every: int, branch: int) -> Schedule:
+    def uniform(self, solver: SolverName, full: int, every: int, branch: Branch) -> Schedule:
         """`full` · `every` steps of a solver, one in `every` full and the others partial: uniform DeepCache on fewer steps."""
-        segment = Segment(partial=tuple(range(1, every)), branch=branch if every > 1 else 1)
+        segment = Segment.reusing(branch, tuple(range(1, every)))
         return Schedule(model=self.model, solver=self.solver(solver, full * every), segments=(segment,) * full)
 
     def strongest(self, budget: float, teacher_steps: int, every: Sequence[int] = (2, 3)) -> Iterator[Baseline]:
@@ -88,7 +94,7 @@ class Baselines:
             for interval in every:
                 for branch in self._branches:
 
-                    def cached(full: int, s: SolverName = solver, n: int = interval, b: int = branch) -> Schedule:
+                    def cached(full: int, s: SolverName = solver, n: int = interval, b: Branch = branch) -> Schedule:
                         return self.uniform(s, full, n, b)
 
                     for schedule in self._dearest(budget, cached, teacher_steps // interval):
@@ -103,14 +109,14 @@ class Baselines:
         for baseline in self.strongest(budget, teacher_steps, every):
             yield from (baseline.on(solver) for solver in settings[baseline.schedule.solver.name])
         uneven_ones: dict[Schedule, Baseline] = {}  # of which several rules may be one schedule
-        for solver in settings.get("ddim", ()):
+        for solver in settings.get(self.levels.plain_solver, ()):
             for baseline in self._non_uniform(budget, solver.model_copy(update={"teacher_steps": teacher_steps})):
                 uneven_ones.setdefault(baseline.schedule, baseline)
         yield from uneven_ones.values()
 
     @property
-    def _branches(self) -> range:
-        return range(1, min(self.branches, BRANCHES) + 1)
+    def _branches(self) -> Sequence[Branch]:
+        return usual_branches(self.branches, BRANCHES)
 
     def _runs(self, solver: Solver) -> bool:
         schedule = Schedule(model=self.model, solver=solver, segments=(Segment(),) * solver.teacher_steps)
@@ -122,22 +128,22 @@ class Baselines:
 
     def _deepcache(self, budget: float, teacher_steps: int) -> Iterator[Baseline]:
         """Uniform DeepCache of the teacher's trajectory: the smallest interval that the budget affords, for every branch."""
-        if "ddim" not in self.solvers:
+        if self.levels.plain_solver not in self.solvers:
             return
         for branch in self._branches:
             for every in range(2, teacher_steps + 1):
                 full = min(round(teacher_steps / every), MAX_TEACHER_STEPS // every)
-                schedule = self.uniform("ddim", full, every, branch)
+                schedule = self.uniform(self.levels.plain_solver, full, every, branch)
                 if self.cost_of(schedule) <= budget:
                     yield Baseline("uniform DeepCache", f"DeepCache N={every} s={branch}", schedule)
                     break
 
     def _non_uniform(self, budget: float, solver: Solver) -> Iterator[Baseline]:
         """Non-uniform DeepCache: all steps of the teacher's trajectory, as many of them full as the budget affords."""
-        setting = "" if solver.spacing == self.levels.walks["ddim"].spacing else f", {solver.spacing}"
+        setting = "" if solver.spacing == self.levels.walks[solver.name].spacing else f", {solver.spacing}"
         for branch, centre, power in product(self._branches, CENTRES, POWERS):
 
-            def cached(full: int, b: int = branch, c: float = centre, p: float = power) -> Schedule | None:
+            def cached(full: int, b: Branch = branch, c: float = centre, p: float = power) -> Schedule | None:
                 return self._at(solver, uneven(solver.teacher_steps, full, c, p), b)
 
             for schedule in self._dearest(budget, cached, solver.teacher_steps // 2):
@@ -145,7 +151,7 @@ class Baselines:
                 name = f"DeepCache {full} full c={centred} p={power:g} s={branch}{setting}"
                 yield Baseline("non-uniform DeepCache", name, schedule)
 
-    def _at(self, solver: Solver, full: Sequence[int], branch: int) -> Schedule | None:
+    def _at(self, solver: Solver, full: Sequence[int], branch: Branch) -> Schedule | None:
         """Every step of a solver's trajectory, those of these indices full, the others partial.
 
         Segments are equally long, so the schedule says the timesteps itself. None where that makes the trajectory too long, and
@@ -155,12 +161,12 @@ class Baselines:
         steps = len(gaps) * max(gaps)
         if len(gaps) < 3 or steps > min(MAX_TEACHER_STEPS, len(self.levels.alphas_cumprod)):
             return None
-        segments = [Segment(partial=tuple(range(1, gap)), branch=branch if gap > 1 else 1) for gap in gaps]
+        segments = [Segment.reusing(branch, tuple(range(1, gap))) for gap in gaps]
         return Schedule(
             model=self.model,
             solver=solver.model_copy(update={"teacher_steps": steps}),
             segments=tuple(segments),
-            timesteps=tuple(self.levels.trajectory(solver).timesteps.astype(int).tolist()),
+            timesteps=tuple(self.levels.trajectory(solver).timesteps.round().astype(int).tolist()),
         )
 
     def _dearest(self, budget: float, make: Callable[[int], Schedule | None], most: int) -> Iterator[Schedule]:

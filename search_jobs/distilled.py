@@ -11,7 +11,7 @@ from engine.loading import distilled
 from engine.model import Model
 from registry.errors import InvalidInput
 from registry.schedule import SolverName
-from search_jobs.baselines import SOLVERS
+from search_jobs.baselines import usual_solvers
 from search_jobs.config import BUDGETS, FEWEST_STEPS, JobConfig
 
 TIERS = {"best": 3 / 4, "balanced": 1 / 2, "fast": 3 / 8, "draft": 1 / 4}  # among four steps
@@ -21,7 +21,7 @@ def solvers(model: Model) -> tuple[SolverName, ...]:
     """Those that schedules of a search may have: of a distilled model its own, whose steps it was taught."""
     if model.few_steps:
         return (model.teacher_solver,)
-    return tuple(solver for solver in SOLVERS if model.levels.walks[solver].refusal is None)
+    return tuple(solver for solver in usual_solvers(model.levels) if model.levels.walks[solver].refusal is None)
 
 
 def settings_of(folder: Path, name: str | None) -> dict[str, Any]:

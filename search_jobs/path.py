@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.condition import Condition
+from engine.denoiser import Denoiser
 from engine.fresh_noise import Fresh
 from engine.noise import Trajectory
 from engine.program import Program
 from engine.sampler import guided
-from engine.unrolled import UnrolledUNet
 from search_jobs.pieces import UNetInPieces
 
 NEAR = 1e-9  # relative: levels closer than this are one level, rounded twice
@@ -58,7 +58,7 @@ class TeacherPath:
 
 @torch.inference_mode()
 def walk(
-    network: UnrolledUNet | UNetInPieces,
+    network: Denoiser | UNetInPieces,
     program: Program,
     points: Trajectory,
     noise: Tensor,

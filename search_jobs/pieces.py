@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from engine.condition import Condition
-from engine.unrolled import UnrolledUNet
+from engine.denoiser import Denoiser
 from registry.errors import InvalidInput
+from registry.schedule import Branch
 from search_jobs.memory import Memory, out_of_memory
 
 T = TypeVar("T")
@@ -115,24 +116,24 @@ class Pieces:
 
 
 class UNetInPieces:
-    """An unrolled UNet whose calls may have any number of rows; at most `rows` run at once, fewer where memory is small."""
+    """A network whose calls may have any number of rows; at most `rows` run at once, fewer where memory is small."""
 
-    def __init__(self, network: UnrolledUNet, pieces: Pieces, rows: int) -> None:
+    def __init__(self, network: Denoiser, pieces: Pieces, rows: int) -> None:
         self.network, self.pieces, self.rows = network, pieces, rows
 
     def full(
-        self, sample: Tensor, timesteps: Tensor, condition: Condition, keep: Collection[int] = ()
-    ) -> tuple[Tensor, dict[int, Tensor]]:
-        """As `UnrolledUNet.full`."""
+        self, sample: Tensor, timesteps: Tensor, condition: Condition, keep: Collection[Branch] = ()
+    ) -> tuple[Tensor, dict[Branch, Tensor]]:
+        """As `Denoiser.full`."""
 
-        def call(part: slice) -> tuple[Tensor, dict[int, Tensor]]:
+        def call(part: slice) -> tuple[Tensor, dict[Branch, Tensor]]:
             return self.network.full(sample[part], timesteps[part], condition[part], keep)
 
         outputs, features = zip(*self._run("full", len(sample), call), strict=True)
         return _joined(outputs), {branch: _joined([kept[branch] for kept in features]) for branch in features[0]}
 
-    def partial(self, sample: Tensor, timesteps: Tensor, condition: Condition, branch: int, feature: Tensor) -> Tensor:
-        """As `UnrolledUNet.partial`."""
+    def partial(self, sample: Tensor, timesteps: Tensor, condition: Condition, branch: Branch, feature: Tensor) -> Tensor:
+        """As `Denoiser.partial`."""
 
         def call(part: slice) -> Tensor:
             return self.network.partial(sample[part], timesteps[part], condition[part], branch, feature[part])

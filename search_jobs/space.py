@@ -10,9 +10,11 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from engine.branches import Branches, all_branches
 from engine.noise import NoiseLevels
 from engine.program import path_of
 from registry.schedule import MAX_TEACHER_STEPS, ModelRef, Schedule, Segment, Solver, SolverName
+from search_jobs.branch_moves import first, mover
 
 
 class Genome(NamedTuple):
@@ -38,7 +40,7 @@ class Space:
 
     model: ModelRef
     levels: NoiseLevels
-    branches: int
+    branches: Branches
     teacher_steps: int = 50
     solvers: tuple[SolverName, ...] = ("ddim", "dpmsolver++")
     segments: tuple[int, int] = (2, 24)
@@ -67,13 +69,13 @@ class Space:
     def size(self) -> int:
         """How many genomes lie within the bounds of mutation, timesteps of their own not counted.
 
-        Σ_n solvers · (1 + branches · Σ_k C(L_n − 1, k))^n, with L_n = `length(n)`.
+        Σ_n solvers · (1 + branches · Σ_k C(L_n − 1, k))^n, of so many branches and with L_n = `length(n)`.
         """
         total = 0
         for count in range(self.segments[0], self.segments[1] + 1):
             inner = self.length(count) - 1
             offsets = sum(comb(inner, k) for k in range(1, min(self.max_partial, inner) + 1))
-            total += len(self.solvers) * (1 + self.branches * offsets) ** count
+            total += len(self.solvers) * (1 + len(all_branches(self.branches)) * offsets) ** count
         return total
 
     def mutate(self, genome: Genome, rng: Random) -> Genome:
@@ -106,9 +108,16 @@ class Space:
                 return None
             segments.append(segment.model_copy(update={"partial": offsets}))
         grid = path_of(schedule, self.levels).timesteps
-        timesteps = _descending([round(timestep) for timestep in grid.tolist()]) if self.retime else None
+        timesteps = self._descending([round(timestep) for timestep in grid.tolist()]) if self.retime else None
         solver = schedule.solver.name if schedule.solver.name in self.solvers else self.solvers[0]
         return self._in_form(Genome(solver, tuple(segments), timesteps))
+
+    def _descending(self, timesteps: Sequence[int]) -> tuple[int, ...] | None:
+        """The timesteps, moved apart by one where they meet; None where there is no room."""
+        apart: list[int] = []
+        for timestep in timesteps:
+            apart.append(min(timestep, apart[-1] - 1) if apart else timestep)
+        return tuple(apart) if apart[-1] >= self.levels.first_timestep else None
 
     def _in_form(self, genome: Genome) -> Genome:
         """The genome, with its partial steps directly after the full ones if the space has the paper's form."""
@@ -126,7 +135,7 @@ class Space:
             return Genome(first.solver, segments)
         head, tail = (sum(1 + len(s.partial) for s in parent.segments[:cut]) for parent in (first, second))
         timesteps = self.timesteps(first)[:head] + self.timesteps(second)[tail:]
-        return Genome(first.solver, segments, _descending(timesteps))
+        return Genome(first.solver, segments, self._descending(timesteps))
 
     def _move_partial(self, genome: Genome, rng: Random) -> Genome:
         """Add, drop or shift a partial step in one segment, or change the segment's branch. A shift with no room is a drop."""
@@ -134,13 +143,13 @@ class Space:
         at = rng.randrange(len(genome.segments))
         segment = genome.segments[at]
         offsets, free = set(segment.partial), set(range(1, length)) - set(segment.partial)
-        branch = segment.branch
+        branch = segment.computes
         moves = ["deepen"] if offsets else []
         moves += ["add"] * (len(offsets) < self.max_partial and bool(free))
         moves += ["drop", "shift"] if offsets else []
         move = rng.choice(moves) if moves else "none"
         if move == "deepen":
-            branch = min(max(branch + rng.choice((-1, 1)), 1), self.branches)
+            branch = mover(self.branches, rng.choice((-1, 1)), rng)(branch)
         if move in ("drop", "shift"):
             old = rng.choice(sorted(offsets))
             offsets.remove(old)
@@ -150,22 +159,23 @@ class Space:
         if move == "add":
             offsets.add(rng.choice(sorted(free)))
             if not segment.partial:
-                branch = rng.randint(1, min(4, self.branches))
-        changed = Segment(partial=tuple(sorted(offsets)), branch=branch if offsets else 1)
+                branch = first(self.branches, rng)
+        changed = Segment.reusing(branch, tuple(sorted(offsets)))
         return self._carry(genome, (*genome.segments[:at], changed, *genome.segments[at + 1 :]))
 
     def _move_all(self, genome: Genome, rng: Random) -> Genome:
         """Shift every partial step, or change every branch, by the same one: from one even pattern to the next."""
         last = self.length(len(genome.segments)) - 1
         shift, deeper = rng.choice(((-1, 0), (1, 0), (0, -1), (0, 1)))
+        move = mover(self.branches, deeper, rng)
 
-        def moved(segment: Segment) -> Segment:
+        def changed(segment: Segment) -> Segment:
             if not segment.partial:
                 return segment
             offsets = tuple(sorted({min(max(offset + shift, 1), last) for offset in segment.partial}))
-            return Segment(partial=offsets, branch=min(max(segment.branch + deeper, 1), self.branches))
+            return Segment.reusing(move(segment.computes), offsets)
 
-        return self._carry(genome, tuple(map(moved, genome.segments)))
+        return self._carry(genome, tuple(map(changed, genome.segments)))
 
     def _recount(self, genome: Genome, rng: Random) -> Genome:
         count = len(genome.segments)
@@ -177,7 +187,7 @@ class Space:
 
     def _move_time(self, genome: Genome, rng: Random) -> Genome:
         """Move one computed step in time, between its neighbours. The first stays where the noise is."""
-        timesteps = [*self.timesteps(genome), -1]
+        timesteps = [*self.timesteps(genome), self.levels.first_timestep - 1]
         if len(timesteps) == 2:
             return genome
         at = rng.randrange(1, len(timesteps) - 1)
@@ -187,19 +197,19 @@ class Space:
         return genome._replace(timesteps=tuple(timesteps[:-1]))
 
     def _bend_time(self, genome: Genome, rng: Random) -> Genome:
-        """Move all computed steps towards the end, or towards the noise: t + 1 = T u^p for t + 1 = T u."""
+        """Move all computed steps towards the end, or towards the noise: t + 1 = T u^p for t + 1 = T u, if 0 is the first."""
         power, train = rng.choice((0.87, 0.93, 1.07, 1.15)), len(self.levels.alphas_cumprod)
-        straight = self.timesteps(genome)
-        bent = _descending([round(train * ((timestep + 1) / train) ** power - 1) for timestep in straight])
+        straight, below = self.timesteps(genome), self.levels.first_timestep - 1
+        bent = self._descending([round(train * ((timestep - below) / train) ** power + below) for timestep in straight])
         return genome if bent == straight else genome._replace(timesteps=bent)
 
     def _carry(self, genome: Genome, segments: tuple[Segment, ...]) -> Genome:
         """Other segments on the same course of time: a step that stays where it was keeps its timestep, others interpolate."""
         if genome.timesteps is None:
             return genome._replace(segments=segments)
-        known = [*self._places(genome.segments), 1.0], [*genome.timesteps, -1.0]
+        known = [*self._places(genome.segments), 1.0], [*genome.timesteps, self.levels.first_timestep - 1.0]
         timesteps = np.interp(self._places(segments), *known).round().astype(int).tolist()
-        return genome._replace(segments=segments, timesteps=_descending(timesteps))
+        return genome._replace(segments=segments, timesteps=self._descending(timesteps))
 
     def _places(self, segments: tuple[Segment, ...]) -> list[float]:
         """Where the computed steps lie in the trajectory, from 0 to below 1."""
@@ -216,7 +226,7 @@ class Space:
         for i in range(count):
             source = genome.segments[i * len(genome.segments) // count]
             offsets = {min(max(round(o * length / old_length), 1), length - 1) for o in source.partial} - {0}
-            segments.append(Segment(partial=tuple(sorted(offsets)), branch=source.branch if offsets else 1))
+            segments.append(Segment.reusing(source.computes, tuple(sorted(offsets))))
         return self._carry(genome, tuple(segments))
 
 
@@ -229,11 +239,3 @@ MOVES: dict[Callable[[Space, Genome, Random], Genome], int] = {  # and how often
     Space._other_solver: 1,
 }
 TIME_MOVES = (Space._move_time, Space._bend_time)
-
-
-def _descending(timesteps: Sequence[int]) -> tuple[int, ...] | None:
-    """The timesteps, moved apart by one where they meet; None where there is no room."""
-    apart: list[int] = []
-    for timestep in timesteps:
-        apart.append(min(timestep, apart[-1] - 1) if apart else timestep)
-    return tuple(apart) if apart[-1] >= 0 else None

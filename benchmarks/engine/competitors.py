@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from benchmarks.engine import deepcache
 from benchmarks.engine.workload import GUIDANCE, STEPS, Source, UniformSchedule, Workload
+from engine.branches import all_branches
 from engine.buckets import EXACT, Buckets
 from engine.condition import Condition
 from engine.denoising_task import DenoisingTask
@@ -63,7 +64,7 @@ class Ours(Competitor):
     @override
     def partial(self, rows: int, branch: int) -> Run | None:
         network = self.workload.model.network
-        if branch > network.branches:
+        if branch not in all_branches(network.branches):
             return None
         first, early, late, condition = _inputs(self.workload, rows)
         kept = network.full(first, early, condition, keep={branch})[1][branch].clone()
@@ -149,12 +150,12 @@ class DeepCache(Competitor):
         if condition.context is None or branch not in self._branches:
             return None
         then, named = _then(self.workload, rows).to(dtype), unet_arguments(condition)
-        return deepcache.cached_step(model.network.unet, self.workload.scheduler, branch, first.to(dtype), then, named)
+        return deepcache.cached_step(model.network.module, self.workload.scheduler, branch, first.to(dtype), then, named)
 
     @override
     def generation(self, uniform: UniformSchedule, images: int) -> Run | None:
         """As many full and cached steps; it spaces them evenly, and we nearly so."""
-        pipeline = text_pipeline(self.workload, deepcache.twin(self.workload.model.network.unet))
+        pipeline = text_pipeline(self.workload, deepcache.twin(self.workload.model.network.module))
         if pipeline is None or uniform.branch not in self._branches:
             return None
         every = 1 + len(uniform.offsets)
@@ -164,8 +165,8 @@ class DeepCache(Competitor):
     @property
     def _branches(self) -> range:
         """Those that are ours too: past its first block, DeepCache counts three a block, as blocks of two resnets have."""
-        layers = self.workload.model.network.unet.config["layers_per_block"]
-        return range(1, 1 + (self.workload.model.network.branches if layers == 2 else 1 + layers))
+        layers = self.workload.model.network.config["layers_per_block"]
+        return range(1, 1 + (len(all_branches(self.workload.model.network.branches)) if layers == 2 else 1 + layers))
 
 
 @dataclass
@@ -178,7 +179,7 @@ class Field:
     all: list[Competitor] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        graphs, unet = graphs_for(self.workload.model.device), self.workload.model.network.unet
+        graphs, unet = graphs_for(self.workload.model.device), self.workload.model.network.module
         self.all += [Ours("ours", self.workload), Diffusers("diffusers", self.workload, unet=unet)]
         if graphs:
             self.all.append(Ours("ours, captured", self.workload, graphs=graphs))
@@ -195,7 +196,7 @@ class Field:
 def _compiled(workload: Workload, ours: Workload) -> Any:
     """diffusers' UNet as its documentation has it compiled, in channels-last, which the weights of ours are too."""
     mode = "reduce-overhead" if workload.model.device.type == "cuda" else "default"
-    unet = deepcache.twin(ours.model.network.unet).to(memory_format=torch.channels_last)
+    unet = deepcache.twin(ours.model.network.module).to(memory_format=torch.channels_last)
     return torch.compile(unet, mode=mode, fullgraph=True, dynamic=False)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from benchmarks.engine.result import TEACHER
 from engine import loading
+from engine.branches import all_branches
 from engine.condition import Condition
 from engine.macs import StepMacs, example
 from engine.model import Model
@@ -82,7 +83,7 @@ class Workload:
             )
             return made.to(self.model.device, self.model.dtype if like.is_floating_point() else like.dtype)
 
-        return example(self.model.network.unet.config, self.model.prompts.tokens, self.model.latent_shape).map(numbers)
+        return example(self.model.network.config, self.model.prompts.tokens, self.model.latent_shape).map(numbers)
 
     def program(self, uniform: UniformSchedule, solver: SolverName = "ddim") -> Program:
         """Compiled for the model."""
@@ -91,7 +92,7 @@ class Workload:
 
     def runs(self, uniform: UniformSchedule) -> bool:
         """Whether this UNet has so many branches."""
-        return uniform.branch <= self.model.network.branches
+        return uniform.branch in (0, *all_branches(self.model.network.branches))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from engine.config import BUILD_ERRORS, complete, reason
 from engine.folder import TOKENIZERS, Folder
 from engine.importing.tensor_file import named
-from engine.macs import meta_unet
+from engine.macs import meta_network
 from registry.errors import Unsupported
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -51,7 +51,7 @@ def refuse_misfit(found: Mapping[str, Tensor], wanted: Shapes, component: str, s
 
 def _network(files: Folder, component: str) -> nn.Module:
     if component == "unet":
-        return meta_unet(complete(files.config("unet")))
+        return meta_network(complete(files.config("unet")))
     import diffusers
     import transformers
 

@@ -13,7 +13,7 @@ from engine.curve import CostCurve
 from engine.policy import Balanced
 from engine.program import Need
 from loadtests.capacity.images import TierPlan, VirtualImage
-from loadtests.card import FULL, Card
+from loadtests.card import FULL, Card, numbered
 from server.batching.admission import Admission
 from server.batching.decodes import AT_WORK
 from server.batching.fair_queue import FairQueue
@@ -222,7 +222,7 @@ def _calls(card: Card, plans: Iterable[TierPlan]) -> Mapping[Need, Callable[[int
     """Seconds of a call by its rows, which are asked for again and again."""
 
     def remembered(need: Need) -> Callable[[int], float]:
-        cost, known = card.call(need.branch if need.kind == "partial" else FULL, 1.0), dict[int, float]()
+        cost, known = card.call(numbered(need.branch) if need.kind == "partial" else FULL, 1.0), dict[int, float]()
 
         def seconds(rows: int) -> float:
             if rows not in known:

@@ -9,7 +9,7 @@ from itertools import accumulate
 from typing import Self
 
 from engine.program import Need
-from loadtests.card import FULL, Card
+from loadtests.card import FULL, Card, numbered
 from registry.schedule import Schedule
 
 
@@ -32,12 +32,12 @@ class TierPlan:
     @classmethod
     def running(cls, tier: str, needs: Sequence[Need], macs: Mapping[int, float], unet_rows: int = 2) -> Self:
         """Of the steps that it runs; macs: as in `of`."""
-        costs = [unet_rows * round(_macs(macs, need.branch)) for need in needs]
+        costs = [unet_rows * round(_macs(macs, numbered(need.branch))) for need in needs]
         return cls(tier, tuple(needs), (0, *accumulate(costs)), unet_rows)
 
     def alone_seconds(self, card: Card) -> float:
         """What an image takes that has the card for itself."""
-        calls = (card.call(need.branch if need.kind == "partial" else FULL, 1.0) for need in self.needs)
+        calls = (card.call(numbered(need.branch) if need.kind == "partial" else FULL, 1.0) for need in self.needs)
         return sum(call.seconds(self.unet_rows) for call in calls) + card.decoding.seconds(1)
 
 

@@ -12,8 +12,9 @@ from typing import Annotated
 
 import typer
 
+from engine.branches import all_branches, refuse_branch
 from loadtests.capacity.curves import Curves
-from loadtests.card import FULL
+from loadtests.card import FULL, numbered
 from loadtests.competitor import loaded
 from loadtests.measured_card import measured
 from registry.commands.command_line import OneLineErrorsCommand
@@ -34,14 +35,13 @@ def main(
         raise NotFound(f"there is no folder {out.parent}", param="out")
     settings = config.load()
     model = loaded(settings)
-    deepest = model.network.branches
-    branches = branch or list(range(1, deepest + 1))
-    if not 1 <= min(branches) <= max(branches) <= deepest:
-        raise InvalidInput(f"must be between 1 and {deepest} for this model, got {branches}", param="branch")
+    branches = branch or [numbered(one) for one in all_branches(model.network.branches)]
+    for one in branches:
+        refuse_branch(model.network.branches, one)
     if not model.prompts.guides:
         raise InvalidInput("waves are measured with guidance, and this model has none", param="model")
     segments = tuple(Segment(partial=(1,), branch=one) for one in branches)
-    schedule = Schedule(model=model.ref, solver=model.solver("ddim", 2 * len(segments)), segments=segments)
+    schedule = Schedule(model=model.ref, solver=model.solver(model.levels.plain_solver, 2 * len(segments)), segments=segments)
     card = measured(model, schedule, settings)
     about = f"{model.ref.name}, {settings.device}, {settings.dtype}; {card.about}"
     macs = {FULL: float(model.macs.full.macs)} | {one: float(model.macs.partial[one].macs) for one in branches}

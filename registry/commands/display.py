@@ -184,7 +184,7 @@ def print_difference(difference: Difference, a: str, b: str) -> None:
 def _partial(segment: Segment) -> str:
     if not segment.partial:
         return "no partial step"
-    return f"partial at {', '.join(map(str, segment.partial))}, branch {segment.branch}"
+    return f"partial at {', '.join(map(str, segment.partial))}, branch {segment.computes}"
 
 
 def _short(value: object) -> str:

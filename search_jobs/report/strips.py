@@ -12,7 +12,7 @@ from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from registry.schedule import Kind, Schedule
+from registry.schedule import Blocks, Branch, Kind, Schedule
 from search_jobs.report.run import FinishedRun
 from search_jobs.report.style import INK, MUTED, RULE, WIDTH, figure
 from search_jobs.report.targets import CostTarget, Entry
@@ -30,7 +30,7 @@ class StepCell(NamedTuple):
     """One step of the trajectory. It begins at its own place and ends at the next step's; 0 is noise, 1 the image."""
 
     kind: Kind
-    branch: int
+    branch: Branch
     start: float
     end: float
 
@@ -66,7 +66,8 @@ def strips(run: FinishedRun) -> Figure:
     tops = [-y for y in accumulate(APART if strip.chosen else CLOSE for strip in drawn)]
     picture = figure(WIDTH, 0.9 - 0.56 * min(tops, default=0))
     axes = picture.subplots()
-    branches = max((segment.branch for strip in drawn for segment in strip.schedule.segments if segment.partial), default=1)
+    used = sorted({branch for strip in drawn for branch in strip.schedule.branches})
+    branches = max(map(depth, used), default=1)
     factors = _factor_range(drawn)
     for strip, top in zip(drawn, tops, strict=True):
         _draw(axes, strip, top, branches, run.teacher_steps)
@@ -77,7 +78,6 @@ def strips(run: FinishedRun) -> Figure:
     axes.set_yticks([])
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["noise", "¼", "½", "¾", "image"], color=MUTED, fontsize=9)
     axes.tick_params(length=0)
-    used = sorted({segment.branch for strip in drawn for segment in strip.schedule.segments if segment.partial})
     legend = [Patch(fc=FULL, label="full step")]
     legend += [Patch(fc=colour("partial", b, branches), label=f"partial, branch {b}") for b in used]
     legend.append(Patch(fc=NULL, ec="#c9d0d6", lw=0.6, label="null: nothing computed"))
@@ -85,11 +85,16 @@ def strips(run: FinishedRun) -> Figure:
     return picture
 
 
-def colour(kind: Kind, branch: int, branches: int) -> str:
-    """Darker where more of the UNet is computed."""
+def colour(kind: Kind, branch: Branch, branches: int) -> str:
+    """Darker where more of the network is computed; `branches` is the most, as `depth` says it."""
     if kind == "partial":
-        return to_hex(BRANCHES(1.0 if branches == 1 else (branch - 1) / (branches - 1)))
+        return to_hex(BRANCHES(1.0 if branches <= 1 else max(depth(branch) - 1, 0) / (branches - 1)))
     return FULL if kind == "full" else NULL
+
+
+def depth(branch: Branch) -> int:
+    """How much of the network a branch computes: of a UNet its number, of a transformer its blocks."""
+    return branch.computed if isinstance(branch, Blocks) else branch
 
 
 def _strips_of(run: FinishedRun) -> list[Strip]:

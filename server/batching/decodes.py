@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from engine.decoders import Decoded
+from engine.denoiser import Denoiser
 from engine.device import Fence, lost
 from engine.image_size import ImageSize
 from engine.model import Model
-from engine.unrolled import UnrolledUNet
 from server.batching.chunks import Chunks, measured
 from server.batching.image_task import ImageTask
 from server.batching.images_in_flight import ImagesInFlight, log_fields
@@ -54,7 +54,7 @@ class Decodes:
     image. Methods raise `DeviceLost` and its like; see `engine.device.lost`.
     """
 
-    def __init__(self, network: UnrolledUNet, text_and_vae: TextAndVae, images: ImagesInFlight) -> None:
+    def __init__(self, network: Denoiser, text_and_vae: TextAndVae, images: ImagesInFlight) -> None:
         self._lane = network.lane()
         self._text_and_vae = text_and_vae
         self._images = images

@@ -10,6 +10,7 @@ from engine.image_size import ImageSize
 from engine.macs import StepMacs
 from engine.policy import Balanced
 from engine.waves import Waves
+from registry.schedule import said
 from server.batching import accounting
 from server.batching.admission import Admission
 from server.batching.decodes import Undecoded
@@ -95,7 +96,7 @@ class Denoising:
             task.denoised = ended
             task.wave_seconds += wave.seconds
             self._images.advance(task)
-            task.trace.add(wave.need.kind, ended - wave.seconds, ended, branch=wave.need.branch, unet_rows=wave.unet_rows)
+            task.trace.add(wave.need.kind, ended - wave.seconds, ended, branch=said(wave.need.branch), unet_rows=wave.unet_rows)
         finished = [Undecoded(task, task.latent) for task in wave.finished if task.latent is not None]
         return [latent for latent in (*finished, *inflight.previews) if not latent.task.left]
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from engine.device import lost
 from engine.wave_table import WaveShape
 from engine.waves import Waves
+from registry.schedule import Branch, said
 from server.batching.image_task import ImageTask
 from server.telemetry import metrics
 
@@ -20,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 class _Wish(NamedTuple):
-    branches: Collection[int]
+    branches: Collection[Branch]
     chunks: int
     granted: Future[None]
 
@@ -39,7 +40,7 @@ class GraphCaptures:
         """Whether there is anything left to capture."""
         return bool(self._wishes)
 
-    def want(self, branches: Collection[int], chunks: int = 1) -> Future[None]:
+    def want(self, branches: Collection[Branch], chunks: int = 1) -> Future[None]:
         """Capture what schedules of these branches need, for contexts of so many chunks too.
 
         The future is done when it is there, or cannot be.
@@ -76,7 +77,7 @@ class GraphCaptures:
             self._wishes.popleft().granted.set_result(None)
 
 
-def capture(waves: Waves[ImageTask], branches: Collection[int], chunks: int = 1) -> Iterator[WaveShape]:
+def capture(waves: Waves[ImageTask], branches: Collection[Branch], chunks: int = 1) -> Iterator[WaveShape]:
     """What `waves.prepare` captures, counted in the metrics and, when all of it is there, logged."""
     start, count = time.monotonic(), 0
     for shape in waves.prepare(branches, chunks):
@@ -84,7 +85,12 @@ def capture(waves: Waves[ImageTask], branches: Collection[int], chunks: int = 1)
         _export(waves)
         yield shape
     if count:
-        fields = {"graphs": count, "branches": sorted(branches), "chunks": chunks, "bytes": waves.graph_bytes}
+        fields = {
+            "graphs": count,
+            "branches": [said(branch) for branch in sorted(branches)],
+            "chunks": chunks,
+            "bytes": waves.graph_bytes,
+        }
         log.info("graphs captured", extra={"fields": fields | {"seconds": round(time.monotonic() - start, 3)}})
 
 

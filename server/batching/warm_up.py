@@ -13,12 +13,12 @@ from engine.images import finite
 from engine.model import Model
 from engine.program import Program
 from engine.waves import Waves
-from registry.schedule import Schedule, Segment
+from registry.schedule import Branch, Schedule, Segment
 
 log = logging.getLogger(__name__)
 
 
-def warm_up(model: Model, waves: Waves[Any], branches: Collection[int]) -> tuple[int, float]:
+def warm_up(model: Model, waves: Waves[Any], branches: Collection[Branch]) -> tuple[int, float]:
     """`warming` from its beginning to its end."""
     pieces = warming(model, waves, branches)
     while True:
@@ -29,14 +29,15 @@ def warm_up(model: Model, waves: Waves[Any], branches: Collection[int]) -> tuple
             return macs, seconds
 
 
-def warming(model: Model, waves: Waves[Any], branches: Collection[int]) -> Generator[None, None, tuple[int, float]]:
+def warming(model: Model, waves: Waves[Any], branches: Collection[Branch]) -> Generator[None, None, tuple[int, float]]:
     """Run a short image of each size through every kind of wave that schedules of these branches need, with and without
     guidance; twice. Yields after each wave: other models' may run in between.
 
     Nothing else may be in flight. Returns the MACs and the seconds of the second times.
     """
-    segments = tuple(Segment(partial=(1,), branch=branch) for branch in sorted(branches)) or (Segment(),)
-    program = model.compile(Schedule(model=model.ref, solver=model.solver("ddim", 2 * len(segments)), segments=segments))
+    segments = tuple(Segment.reusing(branch, (1,)) for branch in sorted(branches)) or (Segment(),)
+    solver = model.solver(model.levels.plain_solver, 2 * len(segments))
+    program = model.compile(Schedule(model=model.ref, solver=solver, segments=segments))
     macs, seconds, pictures = 0, 0.0, True
     for size in waves.slots.sizes:
         for _ in range(2):

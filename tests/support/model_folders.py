@@ -17,8 +17,11 @@ from diffusers import (
     DDIMScheduler,
     DDPMPipeline,
     DDPMScheduler,
+    DiTPipeline,
+    DiTTransformer2DModel,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
     LatentConsistencyModelPipeline,
     LCMScheduler,
     LDMPipeline,
@@ -172,6 +175,41 @@ def labels(folder: Path) -> Path:
     """A pixel model whose UNet embeds class labels itself."""
     torch.manual_seed(0)
     DDPMPipeline(UNet2DModel(**PLAIN, num_class_embeds=5), DDPMScheduler(clip_sample=False)).save_pretrained(folder)
+    return folder
+
+
+DIT: Mapping[str, Any] = {
+    "num_attention_heads": 2,
+    "attention_head_dim": 8,
+    "num_layers": 6,
+    "sample_size": 8,
+    "num_embeds_ada_norm": 1000,  # of another number of classes diffusers' own pipeline does not know the null class
+}
+
+
+def dit(folder: Path, **scheduler: Any) -> Path:
+    """DiT as its makers have it: a learned variance, a KL autoencoder, DDIM. Latents are (4, 8, 8)."""
+    torch.manual_seed(0)
+    transformer = DiTTransformer2DModel(**DIT, in_channels=4, out_channels=8)
+    DiTPipeline(transformer, _kl(), DDIMScheduler(clip_sample=False, **scheduler)).save_pretrained(folder)
+    change(folder / "model_index.json", id2label={"0": "tench, Tinca tinca", "1": "goldfish"})
+    return folder
+
+
+def flow_dit(folder: Path, **scheduler: Any) -> Path:
+    """A DiT of flow matching that draws five classes, with a VQ autoencoder, as `glyphs-dit` has it. Latents are (3, 8, 8)."""
+    torch.manual_seed(0)
+    changes = {**DIT, "num_embeds_ada_norm": 5, "in_channels": 3, "out_channels": 3}
+    DiTTransformer2DModel(**changes).half().save_pretrained(folder / "transformer")
+    _vq().half().save_pretrained(folder / "vqvae")
+    FlowMatchEulerDiscreteScheduler(**scheduler).save_pretrained(folder / "scheduler")
+    index = {
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "transformer": ["diffusers", "DiTTransformer2DModel"],
+        "vqvae": ["diffusers", "VQModel"],
+        "id2label": {str(number): name for number, name in enumerate("ABCDE")},
+    }
+    (folder / "model_index.json").write_text(json.dumps(index))
     return folder
 
 

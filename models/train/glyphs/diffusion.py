@@ -114,7 +114,7 @@ def ldm(
     torch.manual_seed(seed)
     training = data.load(glyphs, held_out=False)
     coder = VQModel.from_pretrained(autoencoder, dtype=torch.float32).eval()
-    latents = _latents(coder, training, out / "latents.pt")
+    latents = latents_of(coder, training, out / "latents.pt")
     unet, table = latent_unet().train(), nn.Embedding(NULL + 1, WIDTH)
     levels = latent_levels()
 
@@ -176,7 +176,7 @@ def ddpm(
 
 
 @torch.no_grad()
-def _latents(coder: VQModel, glyphs: data.Glyphs, kept: Path) -> torch.Tensor:
+def latents_of(coder: VQModel, glyphs: data.Glyphs, kept: Path) -> torch.Tensor:
     """Latents of all training pictures with unit variance, fp16; computed once."""
     if kept.exists():
         return torch.as_tensor(torch.load(kept, weights_only=True))

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from engine.loading import load
-from engine.macs import meta_unet
+from engine.macs import meta_network
 from registry.errors import FlexiError, NotFound, Unsupported
 
 WORDS = 1831  # of the bundled tokenizer, which cuts at 16
@@ -106,7 +106,7 @@ def test_what_would_fail_at_every_image_is_refused_at_load_alone(folder: Path, u
     error = refused(folder, unet)
     assert error.param == param
     assert param in error.message
-    assert meta_unet(json.loads((folder / "unet" / "config.json").read_text()))
+    assert meta_network(json.loads((folder / "unet" / "config.json").read_text()))
 
 
 @pytest.mark.parametrize(

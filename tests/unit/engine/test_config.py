@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from engine.__main__ import app
 from engine.config import BLOCKS, NUMBERS, SETTINGS, class_of, complete, context_width, defaults, refuse_unknown, sides
-from engine.macs import count_steps, meta_unet
+from engine.macs import count_steps, meta_network
 from registry.errors import Unsupported
 
 CLASSES = {"UNet2DConditionModel": UNet2DConditionModel, "UNet2DModel": UNet2DModel}
@@ -41,7 +41,7 @@ def refused(config: Mapping[str, Any]) -> Unsupported:
     with pytest.raises(Unsupported) as caught:
         refuse_unknown(config)
     with pytest.raises(Unsupported) as built:
-        meta_unet(config)
+        meta_network(config)
     assert built.value.message == caught.value.message
     return caught.value
 
@@ -71,11 +71,11 @@ def test_blocks_give_a_class_away_where_no_setting_does() -> None:
 
 @pytest.mark.parametrize("config", [{"_class_name": name} for name in CLASSES] + [{"cross_attention_dim": 768}])
 def test_what_is_left_out_has_diffusers_default(config: dict[str, Any]) -> None:
-    said, built = complete(config), dict(meta_unet(config).config)
+    said, built = complete(config), dict(meta_network(config).config)
     assert {name: built[name] for name in said} == said
 
 
-@pytest.mark.parametrize("name", ["FluxTransformer2DModel", "PixArtTransformer2DModel", "AutoencoderKL", ["UNet2DModel"], 3])
+@pytest.mark.parametrize("name", ["UNet3DConditionModel", "AutoencoderKL", ["UNet2DModel"], 3])
 def test_another_class_is_named_whatever_else_is_wrong(name: object) -> None:
     error = refused({"_class_name": name, "in_channels": "x", "down_block_types": ["Foo"], "time_cond_proj_dim": 3})
     assert error.param == "unet"

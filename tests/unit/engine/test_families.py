@@ -27,7 +27,7 @@ from typer.testing import CliRunner
 
 from engine.__main__ import app
 from engine.loading import load
-from engine.macs import StepMacs, count_steps, example, meta_unet
+from engine.macs import StepMacs, count_steps, example, meta_network
 from engine.model import Model
 from engine.sampler import generate
 from registry.errors import InvalidInput, Unsupported
@@ -290,7 +290,7 @@ def test_real_sizes_are_counted_as_torch_counts_diffusers_own_forward(name: str)
     config, macs = counted(name)
     latent, tokens, parameters = REAL[name]
     assert macs.parameters == parameters
-    unet, one = meta_unet(config), example(config, tokens, latent)
+    unet, one = meta_network(config), example(config, tokens, latent)
     named = {"encoder_hidden_states": one.context} if tokens else {}
     if one.pooled is not None:
         named["added_cond_kwargs"] = {"text_embeds": one.pooled, "time_ids": one.sizes}  # type: ignore[dict-item]

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from engine.condition import Condition
 from engine.image_size import ImageSize
-from engine.macs import StepMacs, count_steps, meta_unet
+from engine.macs import StepMacs, count_steps, meta_network
 from engine.model import Model
 from engine.unrolled import UnrolledUNet
 from registry.errors import Unsupported
@@ -206,7 +206,7 @@ def test_each_size_is_counted_as_it_runs(tiny: UNet2DConditionModel) -> None:
 
 
 def test_counting_needs_no_memory_for_weights(tiny_config: Mapping[str, Any]) -> None:
-    assert {p.device.type for p in meta_unet(tiny_config).parameters()} == {"meta"}
+    assert {p.device.type for p in meta_network(tiny_config).parameters()} == {"meta"}
 
 
 @pytest.mark.parametrize(
@@ -214,5 +214,5 @@ def test_counting_needs_no_memory_for_weights(tiny_config: Mapping[str, Any]) ->
 )
 def test_another_kind_of_unet_is_refused(tiny_config: Mapping[str, Any], changes: dict[str, Any]) -> None:
     with pytest.raises(Unsupported) as caught:
-        meta_unet({**tiny_config, **changes})
+        meta_network({**tiny_config, **changes})
     assert caught.value.param == "unet"

@@ -148,7 +148,7 @@ def test_macs_refuses_by_name(tmp_path: Path, tiny_file: Path) -> None:
     assert "size" in refused("macs", bare)
     assert "size" in refused("macs", tiny_file, "--size", "0", "64")
     assert "tokens" in refused("macs", tiny_file, "--tokens", "0")
-    assert "1 and 4" in refused("macs", tiny_file, "--branch", "5")
+    assert "1 to 4" in refused("macs", tiny_file, "--branch", "5")
     assert "cannot run at 1000000×1000000" in refused("macs", tiny_file, "--size", "1000000", "1000000")
 
 

@@ -25,6 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.config import defaults
+from engine.flow import SCHEDULER as FLOW
 from engine.schedulers import DISTILLED, STAND_INS, TRAINING, nearest_solver, noise_levels
 from registry.errors import Unsupported
 from registry.schedule import STOCHASTIC, SolverName
@@ -131,8 +132,9 @@ def test_the_class_in_the_index_counts() -> None:
     assert noise_levels(said, "EulerDiscreteScheduler").walks["euler"].spacing == "linspace"
     assert noise_levels(said, "DDPMScheduler").clip == 1.0
     assert noise_levels(said, "DDPMScheduler", pixels=True).clip == 1.0
-    with pytest.raises(Unsupported, match="FlowMatchEulerDiscreteScheduler"):
-        noise_levels(said, "FlowMatchEulerDiscreteScheduler")
+    assert noise_levels(said, "FlowMatchEulerDiscreteScheduler").prediction == "flow_prediction"
+    with pytest.raises(Unsupported, match="EDMEulerScheduler"):
+        noise_levels(said, "EDMEulerScheduler")
 
 
 def test_what_a_pipeline_mends_counts_for_every_solver() -> None:
@@ -298,8 +300,8 @@ def test_a_scheduler_that_diffusers_does_not_show_here_has_the_settings_of_its_o
         assert levels.solver("euler", 10).karras
 
 
-@pytest.mark.parametrize("name", [*NONE_OF_THEM, *(name for name in SCHEDULERS if name not in (*OF_BETAS, *STAND_INS))])
-def test_a_writer_whose_levels_do_not_come_from_betas_alone_is_refused_by_name(name: object) -> None:
+@pytest.mark.parametrize("name", [*NONE_OF_THEM, *(name for name in SCHEDULERS if name not in (*OF_BETAS, *STAND_INS, FLOW))])
+def test_a_writer_whose_levels_come_neither_from_betas_alone_nor_from_a_flow_is_refused_by_name(name: object) -> None:
     with pytest.raises(Unsupported) as caught:
         noise_levels({"_class_name": name})
     assert str(name) in caught.value.message

@@ -26,8 +26,8 @@ def test_the_page_has_every_reason_to_refuse_a_file() -> None:
 
 def test_a_scheduler_stands_where_trying_it_puts_it() -> None:
     loads, _, refused = PAGE.read_text().split("## Schedulers")[1].partition("| refused |")
-    for name in ("DDIM", "PNDM", "EulerAncestralDiscrete", "UniPCMultistep"):
+    for name in ("DDIM", "PNDM", "EulerAncestralDiscrete", "UniPCMultistep", "FlowMatchEulerDiscrete"):
         assert f"`{name}Scheduler`" in loads.partition("| refused")[0]
-    for name in ("FlowMatchEulerDiscrete", "EDMEuler", "TCD", "CogVideoXDDIM"):
+    for name in ("FlowMatchHeunDiscrete", "EDMEuler", "TCD", "CogVideoXDDIM"):
         assert f"`{name}Scheduler`" in refused
         assert f"`{name}Scheduler`" not in loads

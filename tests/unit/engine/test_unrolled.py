@@ -183,7 +183,7 @@ def test_latents_stay_float32_whatever_the_unet_computes_in(tiny_config: Mapping
 
 @pytest.mark.parametrize("branch", [-1, 0, 5])
 def test_a_branch_that_is_not_there_is_refused(tiny: UNet2DConditionModel, branch: int) -> None:
-    with pytest.raises(InvalidInput, match="between 1 and 4") as caught:
+    with pytest.raises(InvalidInput, match="branches 1 to 4") as caught:
         UnrolledUNet(tiny).partial(*inputs(tiny, 8, 8), branch, torch.empty(0))
     assert caught.value.param == "branch"
 

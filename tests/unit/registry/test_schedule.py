@@ -15,7 +15,7 @@ from schedule_strategies import MODEL, descriptions, models, schedule, schedules
 
 from registry.corrections import Correction, ScaledCorrections
 from registry.errors import InvalidInput, Unsupported
-from registry.schedule import IDENTITY, Schedule, Segment, Solver, teacher
+from registry.schedule import IDENTITY, Blocks, Branch, ModelRef, Schedule, Segment, Solver, parse_branch, said, teacher
 
 MODELS = st.just(MODEL)
 FEW = settings(max_examples=40, deadline=None)
@@ -325,3 +325,55 @@ def test_another_format_is_unsupported(version: Any) -> None:
 def test_a_schedule_is_frozen() -> None:
     with pytest.raises(ValidationError):
         schedule(5).solver = Solver(name="ddim", teacher_steps=50, spacing="leading")  # type: ignore[misc]
+
+
+TRANSFORMER = ModelRef(name="glyphs-dit", family="dit-transformer2d", fingerprint="sha256:" + "0" * 64)
+PAIRED = Solver(name="euler", teacher_steps=4, spacing="linspace")
+
+
+def test_a_transformers_branch_is_the_blocks_at_both_ends_of_which_either_may_be_0() -> None:
+    segments = (Segment(partial=(1,), branch=0, back=8), Segment.reusing(Blocks(1, 0), (1,)))
+    schedule = Schedule(model=TRANSFORMER, solver=PAIRED, segments=segments)
+    assert [step.branch for step in schedule.steps()] == [0, Blocks(0, 8), 0, Blocks(1, 0)]
+    assert schedule.branches == {Blocks(0, 8), Blocks(1, 0)}
+    assert [f"{segment.computes}" for segment in segments] == ["0+8", "1+0"]
+    again = Schedule.parse(schedule.document())
+    assert (again, again.digest) == (schedule, schedule.digest)
+    assert schedule.digest != schedule.model_copy(update={"segments": segments[::-1]}).digest
+    assert b'{"back":8,"branch":0,"partial":[1]}' in schedule.document()
+
+
+def test_an_extrapolation_needs_the_same_blocks_before_it() -> None:
+    one, other = Segment.reusing(Blocks(1, 0), (1,)), Segment.reusing(Blocks(1, 1), (1,))
+    assert Schedule(model=TRANSFORMER, solver=PAIRED, segments=(one, one)).extrapolating == {2}
+    assert Schedule(model=TRANSFORMER, solver=PAIRED, segments=(one, other)).extrapolating == set()
+
+
+@pytest.mark.parametrize(
+    ("model", "segment", "param", "text"),
+    [
+        (MODEL, {"partial": [1], "branch": 2, "back": 0}, "segments.0.back", "must be left out, where the model is a unet2d"),
+        (TRANSFORMER, {"partial": [1], "branch": 2}, "segments.0.back", "is missing, the number of the last blocks"),
+        (TRANSFORMER, {"partial": [1], "branch": 0}, "segments.0.branch", "must be at least 1, or say back"),
+        (TRANSFORMER, {"partial": [1], "branch": 1, "back": -1}, "segments.0.back", "greater than or equal to 0"),
+        (TRANSFORMER, {"back": 2}, "segments.0.back", "must be left out in a segment without partial steps"),
+    ],
+    ids=str,
+)
+def test_a_branch_that_is_not_of_the_family_is_refused(model: ModelRef, segment: dict[str, Any], param: str, text: str) -> None:
+    raw = {"model": dict(model), "solver": dict(PAIRED), "segments": [segment, {}]}
+    with pytest.raises(InvalidInput, match=text) as caught:
+        Schedule.parse(json.dumps(raw))
+    assert caught.value.param == param
+
+
+@pytest.mark.parametrize("branch", [3, Blocks(0, 2), Blocks(4, 0)], ids=str)
+def test_a_branch_is_read_as_it_is_said(branch: Branch) -> None:
+    assert parse_branch(str(said(branch))) == branch
+
+
+@pytest.mark.parametrize("text", ["", "+", "1+", "+1", "-1", "1+2+3", "two"])
+def test_what_says_no_branch_is_refused(text: str) -> None:
+    with pytest.raises(InvalidInput, match="two \\(2\\+1\\) for a transformer") as caught:
+        parse_branch(text)
+    assert caught.value.param == "branch"

@@ -1,0 +1,188 @@
+"""DiT (arXiv 2212.09748): a transformer over the patches of a square latent, drawing classes.
+
+Each block has an embedding of time and class of its own, and the head uses that of the first block, also where a partial step
+runs no block at the front.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from typing_extensions import override
+
+from engine.config import defaults, is_whole
+from engine.families.family import ClassNames, Family
+from engine.folder import Folder
+from registry.errors import Unsupported
+from registry.schedule import Family as FamilyName
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from engine.condition import Condition
+    from engine.denoiser import Denoiser
+    from engine.families.transformer import Parts, Streams
+    from engine.items import MakeRegion
+    from engine.macs import Macs
+    from engine.prompts import Prompts
+    from registry.schedule import Branch
+
+CLASS = "DiTTransformer2DModel"
+OLD_CLASS = "Transformer2DModel"  # of folders from before the kinds of it had classes of their own
+# Settings that change the forward pass, and the values of them that run; the last three are of the old class.
+SETTINGS: dict[str, tuple[object, ...]] = {
+    "norm_type": ("ada_norm_zero",),
+    "cross_attention_dim": (None,),
+    "num_vector_embeds": (None,),
+    "double_self_attention": (None, False),
+}
+NUMBERS = (
+    "num_attention_heads",
+    "attention_head_dim",
+    "in_channels",
+    "out_channels",
+    "num_layers",
+    "sample_size",
+    "patch_size",
+    "num_embeds_ada_norm",
+)
+
+
+@dataclass(frozen=True)
+class DiTFamily(Family):
+    """Class-conditional. Its null class comes after the last one."""
+
+    component: str = "transformer"
+    classes: tuple[str, ...] = (CLASS, OLD_CLASS)
+
+    @override
+    def name(self, config: Mapping[str, Any]) -> FamilyName:
+        return "dit-transformer2d"
+
+    @override
+    def known(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        _refuse_settings(config)
+        own = defaults(CLASS)
+        made = {**own, **{name: value for name, value in config.items() if name in own}, "_class_name": CLASS}
+        made["out_channels"] = made["in_channels"] if made["out_channels"] is None else made["out_channels"]
+        for field in NUMBERS:
+            if not is_whole(made[field]):
+                message = f"must be a whole number of at least 1 in the transformer config, got {made[field]!r}"
+                raise Unsupported(message, param=field)
+        channels, out = made["in_channels"], made["out_channels"]
+        if out not in (channels, 2 * channels):
+            message = f"must be in_channels ({channels}) in the transformer config, or twice as many with a learned variance"
+            raise Unsupported(f"{message}, got {out}", param="out_channels")
+        if made["sample_size"] % made["patch_size"]:
+            message = f"must be a multiple of patch_size ({made['patch_size']}) in the transformer config"
+            raise Unsupported(f"{message}, got {made['sample_size']}", param="sample_size")
+        return made
+
+    @override
+    def refuse(self, files: Folder) -> None:
+        self._read(files)
+
+    @override
+    def fitting(self, files: Folder) -> dict[str, Any]:
+        from engine.components import refuse_latents
+
+        config = self.known(self._read(files))
+        refuse_latents(files, self.component, config["in_channels"])
+        return config
+
+    def _read(self, files: Folder) -> dict[str, Any]:
+        """The configuration as it is written."""
+        from engine.components import known_config
+
+        config = known_config(files, self.component, self.classes)
+        for name in ("text_encoder", "class_embedder"):
+            if files.component(name):
+                raise Unsupported(f"{name} beside a transformer that draws classes is not supported", param="model")
+        _refuse_settings(config)
+        return config
+
+    @override
+    def channels(self, config: Mapping[str, Any]) -> int:
+        return int(config["in_channels"])
+
+    @override
+    def build(self, config: Mapping[str, Any]) -> nn.Module:
+        from diffusers import DiTTransformer2DModel
+
+        module: nn.Module = DiTTransformer2DModel.from_config(dict(config))
+        return module
+
+    @override
+    def unrolled(self, module: nn.Module, region: MakeRegion | None = None) -> Denoiser:
+        from engine.families.transformer import UnrolledTransformer
+        from engine.items import as_it_is
+
+        return UnrolledTransformer(module, _parts(module, region or as_it_is))
+
+    @override
+    def condition(self, config: Mapping[str, Any], tokens: int, latent_shape: tuple[int, int, int]) -> Condition:
+        import torch
+
+        from engine.condition import Condition
+
+        return Condition(labels=torch.zeros(1, dtype=torch.long))
+
+    @override
+    def prompts(self, config: Mapping[str, Any], device: torch.device, names: ClassNames) -> Prompts | None:
+        from engine.prompts import ClassPrompts
+
+        classes = int(config["num_embeds_ada_norm"])
+        known = names(classes)
+        spelt = {word.strip(): number for text, number in known.items() for word in text.split(",")}  # as its pipeline has it
+        return ClassPrompts(classes + 1, device, null=classes, names={**spelt, **known})
+
+    @override
+    def count(
+        self, network: Denoiser, latent_shape: tuple[int, int, int], condition: Condition
+    ) -> tuple[Macs, Mapping[Branch, Macs], Mapping[Branch, tuple[int, ...]]]:
+        from engine.families.transformer import UnrolledTransformer, count
+
+        return count(cast(UnrolledTransformer, network), latent_shape, condition)
+
+
+def _refuse_settings(config: Mapping[str, Any]) -> None:
+    """Raises `Unsupported` naming a setting that this version does not run."""
+    if config["_class_name"] == OLD_CLASS and "norm_type" not in config:
+        raise Unsupported("is missing in the transformer config, and says what kind it is", param="norm_type")
+    for field, values in SETTINGS.items():
+        if field in config and config[field] not in values:
+            raise Unsupported(f"{config[field]!r} in the transformer config is not supported", param=field)
+
+
+def _parts(dit: Any, region: MakeRegion) -> Parts:
+    """What the blocks look at is (timesteps, class numbers), (rows,) each."""
+    import torch
+    from torch.nn import functional as F
+
+    from engine.families.transformer import Block, Parts
+
+    patch, side = dit.config["patch_size"], dit.config["sample_size"] // dit.config["patch_size"]
+
+    def before(sample: Tensor, timesteps: Tensor, condition: Condition) -> tuple[Streams, tuple[Tensor, Tensor | None]]:
+        return (dit.pos_embed(sample),), (timesteps, condition.labels)
+
+    def block(module: nn.Module) -> Block:
+        run = region(lambda hidden, timesteps, labels: module(hidden, timestep=timesteps, class_labels=labels))
+        return lambda streams, given: (run(streams[0], *given),)
+
+    def head(hidden: Tensor, timesteps: Tensor, labels: Tensor) -> Tensor:
+        embedding = dit.transformer_blocks[0].norm1.emb(timesteps, labels, hidden_dtype=hidden.dtype)
+        shift, scale = dit.proj_out_1(F.silu(embedding))[:, None].chunk(2, dim=2)
+        patches = dit.proj_out_2(dit.norm_out(hidden) * (1 + scale) + shift)
+        square = patches.view(-1, side, side, patch, patch, dit.out_channels)
+        return torch.einsum("nhwpqc->nchpwq", square).reshape(-1, dit.out_channels, side * patch, side * patch)
+
+    last = region(head)
+    blocks = [block(module) for module in dit.transformer_blocks]
+    return Parts(before, blocks, lambda hidden, given: last(hidden, *given), dit.pos_embed.proj.weight, side * patch)
+
+
+DIT = DiTFamily()
