@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from engine.components import NETWORKS
 from engine.folder import Folder
 from engine.notice import Notice
 from registry.errors import Unsupported
@@ -104,7 +105,8 @@ def notices(files: Folder) -> list[Notice]:
 def _beside(files: Folder) -> list[str]:
     """The components that would make or guide images, and that nobody runs here."""
     named = (name for name in files.index if not name.startswith("_") and files.component(name))
-    return sorted(set(named) - RUN - HARMLESS)
+    other_network = {name for name in NETWORKS if name != files.network}  # of a folder with two, one is run
+    return sorted(set(named) - (RUN - other_network) - HARMLESS)
 
 
 def class_name(files: Folder) -> str | None:

@@ -200,6 +200,12 @@ def test_other_transformers_are_refused_by_name_before_torch_is_asked(
         assert text in f"{caught.value.param}: {caught.value}"
 
 
+def test_beside_a_unet_a_transformer_is_not_run_and_that_is_said(tmp_path: Path) -> None:
+    both = model_folders.ldm(tmp_path / "ldm")
+    change(both / "model_index.json", transformer=["diffusers", "DiTTransformer2DModel"])
+    assert [notice.code for notice in load(both).notices] == ["component_not_run"]
+
+
 def test_a_latent_of_other_channels_is_refused(flow_folder: Path, tmp_path: Path) -> None:
     spoilt = Path(shutil.copytree(flow_folder, tmp_path / "spoilt"))
     change(spoilt / "transformer" / "config.json", in_channels=4, out_channels=4)
