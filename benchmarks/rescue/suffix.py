@@ -12,7 +12,7 @@ from engine.noise import Trajectory
 from engine.program import Program, corrected, path_of, solved
 from registry.corrections import Correction
 from registry.errors import Unsupported
-from registry.schedule import STOCHASTIC
+from registry.schedule import STOCHASTIC, Branch
 
 
 def segment_starts(program: Program) -> list[int]:
@@ -44,7 +44,7 @@ def rescued(own: Program, position: int, other: Program, fitted: bool = True) ->
     return replace(other, steps=(*own.steps[:position], *suffix), start=own.start, signal=own.signal, fitted=None)
 
 
-def _path(own: Program, position: int, other: Program) -> tuple[Trajectory, list[tuple[int, str, int]], list[int]]:
+def _path(own: Program, position: int, other: Program) -> tuple[Trajectory, list[tuple[int, str, Branch]], list[int]]:
     """The points of the suffix, each one's place, kind and branch, and the numbers of the other's steps, which are all but the
     first."""
     here = own.steps[position]
@@ -59,12 +59,12 @@ def _path(own: Program, position: int, other: Program) -> tuple[Trajectory, list
         end=path_of(other.schedule, other.levels).end,
         start=own.start,
     )
-    first: tuple[int, str, int] = (here.index, "full", next_partial)
+    first: tuple[int, str, Branch] = (here.index, "full", next_partial)
     return path, [first, *((step.index, step.kind, step.branch) for step in steps)], numbers
 
 
 def _kept(
-    computed: Sequence[tuple[int, str, int]], numbers: Sequence[int], corrections: Sequence[Correction]
+    computed: Sequence[tuple[int, str, Branch]], numbers: Sequence[int], corrections: Sequence[Correction]
 ) -> list[Correction]:
     """The correction of each step of the suffix."""
     kept = [Correction(), *(corrections[i] for i in numbers)]
