@@ -31,7 +31,7 @@ paper: $(VENV)/.runtime ## the paper's table on every bundled model, into .flexi
 test: $(VENV)/.dev node_modules/.installed $(CLIENTS) ## the whole test suite (some 17 minutes on 2 cores); JOBS=1 one file after the other
 	@tests/fetch-prometheus.sh $(BIN)
 	@tests/fetch-chromium.sh
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(or $(JOBS),3) --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder
 
 fuzz: $(VENV)/.dev ## schemathesis against a real service: every answer is declared, no 5xx; EXAMPLES=1000 a route
 	FUZZ="--workers 1 --max-examples $(or $(EXAMPLES),1000)" FUZZ_LEAST=$(if $(EXAMPLES),200,10000) OMP_NUM_THREADS=1 \

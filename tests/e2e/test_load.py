@@ -26,7 +26,10 @@ def at_the_root(monkeypatch):
 
 @pytest.mark.parametrize("profile", ["steady", "mixed", "sizes", "loras", "abandonment"])
 def test_the_books_of_a_profile_balance(server, profile, tmp_path):
-    result = measure(profile, server.address, users=4, seconds=3, out=tmp_path)  # of fewer tasks, all may be to hang up
+    for seconds in (3, 9, 27):  # on a busy machine, or where all that was begun is hung up, nothing may be answered in so few
+        result = measure(profile, server.address, users=4, seconds=seconds, out=tmp_path)
+        if any(one["answered"] for one in result["names"].values()):
+            break
     assert_served(result)
     assert 0 <= result["exported_macs"] - result["billed_macs"] <= result["abandoned_macs"]
 
