@@ -64,7 +64,7 @@ def test_a_given_name_is_refused_with_the_limit_before_anything_is_read(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "model_index.json").write_text("{}")
-    monkeypatch.setattr("engine.loading.fitting_unet", None)
+    monkeypatch.setattr("engine.loading.meta_network", None)
     with pytest.raises(InvalidInput, match="cannot name a model; give 1 to 64 of a-z") as refused:
         load(tmp_path, name=name)
     assert refused.value.param == "name"

@@ -140,7 +140,7 @@ def test_run_refuses_what_no_schedule_reaches_before_it_begins(tmp_path: Path) -
 def test_a_name_that_is_none_is_refused_with_the_limit_before_it_begins(
     schedule: Path, tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.loading.fitting_unet", None)
+    monkeypatch.setattr("engine.loading.meta_network", None)
     first = ["--out", tmp_path / "run"] if command == "run" else [schedule]
     result = call(command, *first, "--model", MODEL, "--prompts", PROMPTS, "--name", "My model")
     assert result.exit_code == 1

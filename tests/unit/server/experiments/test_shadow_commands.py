@@ -84,7 +84,6 @@ def test_it_is_declared_shown_and_withdrawn_and_the_audit_trail_says_so(shell):
 def test_what_is_wrong_is_one_line_that_names_the_field(shell):
     for problem, words in (
         ("error: schedule: version 1", ("start", "balanced", "1")),
-        ("error: share: ", ("start", "balanced", "2", "--share", "2")),
         ("error: until: is over", ("start", "balanced", "2", "--until", "2001-01-01")),
         ("error: tier: tier balanced of emoji64 has no candidate", ("stop", "balanced")),
         ("error: tier: tier balanced of emoji64 never had a candidate", ("report", "balanced")),
@@ -92,6 +91,8 @@ def test_what_is_wrong_is_one_line_that_names_the_field(shell):
         stderr = shell.shadow(*words, code=1).stderr
         assert stderr.startswith(problem), stderr
         assert stderr.count("\n") == 1
+    wrong = shell.shadow("start", "balanced", "2", "--share", "2", code=2).stderr
+    assert wrong.startswith("error: Invalid value for '--share': Input should be less than or equal to 1")
 
 
 def test_the_report_has_both_schedules_figures_and_says_what_follows(shell):
