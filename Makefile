@@ -16,7 +16,7 @@ export TOKENIZERS_PARALLELISM := false
 help: ## print this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-demo: $(VENV)/.runtime ## search, publish, serve and generate on a bundled model; MODEL=glyphs-ldm or glyphs-ddpm (emoji64: some 6 minutes after the installation)
+demo: $(VENV)/.runtime ## search, publish, serve and generate on a bundled model; MODEL=glyphs-ldm, glyphs-ddpm or glyphs-dit (emoji64: some 6 minutes after the installation)
 	$(BIN)/python -m examples.demo --model $(MODEL)
 
 serve: $(VENV)/.runtime ## serve a bundled model (MODEL=…), or several (MODELS=emoji64,glyphs-ldm or all), on 127.0.0.1:$(PORT); Ctrl-C ends it
@@ -28,7 +28,7 @@ search: $(VENV)/.runtime ## a longer search than the demo's, into .flexi/runs/MO
 paper: $(VENV)/.runtime ## the paper's table on every bundled model, into .flexi/paper and docs/results.md (hours; resumes; OPTIONS=--quick: minutes)
 	$(BIN)/python -m benchmarks.paper run $(OPTIONS)
 
-test: $(VENV)/.dev node_modules/.installed $(CLIENTS) ## the whole test suite (some 17 minutes on 2 cores); JOBS=1 one file after the other
+test: $(VENV)/.dev node_modules/.installed $(CLIENTS) ## the whole test suite (some 14 minutes on 2 cores); JOBS=1 one file after the other
 	@tests/fetch-prometheus.sh $(BIN)
 	@tests/fetch-chromium.sh
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder
