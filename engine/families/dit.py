@@ -109,6 +109,10 @@ class DiTFamily(Family):
         return int(config["in_channels"])
 
     @override
+    def usual_guidance(self, config: Mapping[str, Any]) -> float | None:
+        return None
+
+    @override
     def build(self, config: Mapping[str, Any]) -> nn.Module:
         from diffusers import DiTTransformer2DModel
 

@@ -7,11 +7,13 @@ from typing import Any
 
 from engine.families.dit import DIT
 from engine.families.family import Family
+from engine.families.flux import FLUX
+from engine.families.sd3 import SD3
 from engine.families.unet import UNET
 from engine.folder import Folder
 from registry.errors import Unsupported
 
-FAMILIES: Sequence[Family] = (UNET, DIT)
+FAMILIES: Sequence[Family] = (UNET, DIT, SD3, FLUX)
 
 
 def family_of(config: Mapping[str, Any]) -> Family:

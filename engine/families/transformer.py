@@ -36,6 +36,8 @@ from registry.schedule import Blocks, Branch
 Streams: TypeAlias = tuple[Tensor, ...]  # (rows, tokens, width) each: the image's, then the text's where that has one
 Block: TypeAlias = Callable[[Streams, Any], Streams]  # the second: what `Parts.before` gives to all
 
+HALF_RANGE = torch.finfo(torch.float16).max
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -165,11 +167,12 @@ def count(
 def _residual(branch: Branch, after: Streams, before: Streams) -> Tensor:
     """What the middle added to the streams that are read behind it, one behind the other along the tokens.
 
-    The difference of two large numbers, which torch takes in float32 whatever their type, and rounds once.
+    The difference of two large numbers, which torch takes in float32 whatever their type, and rounds once. In float16, where
+    FLUX's blocks hold their streams within its range, the difference of two of them is held there too.
     """
     assert isinstance(branch, Blocks), "a transformer's"
     read = slice(None) if branch.back else slice(1)
-    parts = [one - other for one, other in zip(after[read], before[read], strict=False)]
+    parts = [_held(one - other) for one, other in zip(after[read], before[read], strict=False)]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
@@ -178,7 +181,12 @@ def _added(streams: Streams, residual: Tensor) -> Streams:
     made, start = list[Tensor](), 0
     for stream in streams:
         if start < residual.shape[1]:
-            stream = stream + residual[:, start : start + stream.shape[1]]
+            stream = _held(stream + residual[:, start : start + stream.shape[1]])
             start += stream.shape[1]
         made.append(stream)
     return tuple(made)
+
+
+def _held(stream: Tensor) -> Tensor:
+    """Within the range of float16, where it is of that type."""
+    return stream.clamp(-HALF_RANGE, HALF_RANGE) if stream.dtype == torch.float16 else stream
