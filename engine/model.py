@@ -135,7 +135,13 @@ class Model:
         return self._complete(self.prompts.negative(prompts, chunks, syntax), OFF, size)
 
     def _complete(self, condition: Condition, guidance: float, size: ImageSize | None) -> Condition:
-        return pictured(self, self.at_guidance(condition.at(*(size or self.image_size)), guidance), size=size)
+        condition = self.here(condition).at(*(size or self.image_size))
+        return pictured(self, self.at_guidance(condition, guidance), size=size)
+
+    def here(self, condition: Condition) -> Condition:
+        """The condition where the network is: text encoders may be elsewhere."""
+        elsewhere = any(tensor.device != self.device for tensor in condition.tensors)
+        return condition.to(self.device) if elsewhere else condition
 
     def at_guidance(self, condition: Condition, scale: float) -> Condition:
         """The condition with this scale in it, where the UNet takes it as an input; else the condition as it is."""

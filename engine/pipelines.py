@@ -13,7 +13,7 @@ from registry.errors import Unsupported
 
 RUN = {
     *("unet", "transformer", "vae", "vqvae", "scheduler"),
-    *("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "class_embedder"),
+    *("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3", "class_embedder"),
 }
 # Components that change no image made of a text alone: an image encoder and its preparation are for pictures as prompts.
 HARMLESS = {"safety_checker", "feature_extractor", "image_encoder"}
