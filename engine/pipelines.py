@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from engine import text_layouts as layouts
 from engine.components import NETWORKS
 from engine.folder import Folder
 from engine.notice import Notice
@@ -47,6 +48,8 @@ LATENT = Pipeline("LDMPipeline")
 PIXEL = Pipeline("DDIMPipeline")
 CONSISTENCY = Pipeline("LatentConsistencyModelPipeline")
 DIT = Pipeline("DiTPipeline")
+PIXART = Pipeline("PixArtAlphaPipeline")
+SIGMA = Pipeline("PixArtSigmaPipeline")
 # They start from an image or from noise; without a mask an inpainting UNet paints everywhere.
 _FROM_IMAGES = (
     Pipeline("StableDiffusionImg2ImgPipeline", TEXT.scheduler, old_size=64),
@@ -54,7 +57,19 @@ _FROM_IMAGES = (
     Pipeline("StableDiffusionXLImg2ImgPipeline", decoder=()),
     Pipeline("StableDiffusionXLInpaintPipeline", decoder=()),
 )
-_PLAIN = (TEXT, TWO_TEXTS, LATENT, PIXEL, CONSISTENCY, DIT, Pipeline("DDPMPipeline"), Pipeline("PNDMPipeline"), *_FROM_IMAGES)
+_PLAIN = (
+    TEXT,
+    TWO_TEXTS,
+    LATENT,
+    PIXEL,
+    CONSISTENCY,
+    DIT,
+    PIXART,
+    SIGMA,
+    Pipeline("DDPMPipeline"),
+    Pipeline("PNDMPipeline"),
+    *_FROM_IMAGES,
+)
 SERVED = {pipeline.name: pipeline for pipeline in _PLAIN}
 
 
@@ -66,7 +81,7 @@ def pipeline_of(files: Folder) -> Pipeline:
     if name == "LatentConsistencyModelImg2ImgPipeline":
         return CONSISTENCY
     if files.network == "transformer":
-        return DIT
+        return PIXART if layouts.text_layout(files) is layouts.PIXART else DIT
     if files.component("text_encoder_2"):
         return TWO_TEXTS
     if files.component("text_encoder"):

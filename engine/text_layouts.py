@@ -21,12 +21,13 @@ MOST_T5_TOKENS = 512  # what T5 was trained on, and the most that Stable Diffusi
 @dataclass(frozen=True)
 class TextLayout:
     """encoders: of each component the class, and None where it may be missing. t5: the component that is a T5, if any.
-    tokens: that it reads where no rule says otherwise.
+    tokens: that it reads where no rule says otherwise. behind_clip: whether they come behind CLIP's in the context, or are it.
     """
 
     encoders: Mapping[str, tuple[str | None, ...]]
     t5: str = ""
     tokens: int = 0
+    behind_clip: bool = False
 
 
 CLIP = TextLayout(
@@ -47,6 +48,7 @@ SD3 = TextLayout(
     },
     "text_encoder_3",
     tokens=256,
+    behind_clip=True,
 )
 FLUX = TextLayout(
     {"text_encoder": ("CLIPTextModel",), "text_encoder_2": ("T5EncoderModel",), "text_encoder_3": (None,)},

@@ -28,8 +28,8 @@ KARRAS: Final = ("dpmsolver++", "euler")  # solvers that have those levels
 STOCHASTIC: Final = ("euler-ancestral", "lcm")  # that add fresh noise between steps
 
 
-Family = Literal["unet2d-condition", "unet2d", "dit-transformer2d"]
-TRANSFORMERS: Final = ("dit-transformer2d",)  # families whose branches are `Blocks`
+Family = Literal["unet2d-condition", "unet2d", "dit-transformer2d", "pixart-transformer2d"]
+TRANSFORMERS: Final = ("dit-transformer2d", "pixart-transformer2d")  # families whose branches are `Blocks`
 
 
 class ModelRef(Document):
