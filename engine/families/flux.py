@@ -79,10 +79,11 @@ class FluxFamily(Family):
 
     @override
     def fitting(self, files: Folder) -> dict[str, Any]:
-        from engine.components import refuse_latents
+        from engine.components import refuse_latents, refuse_texts
 
         config = self.known(two_streams.written(files, self.component, CLASS))
         refuse_latents(files, self.component, self.channels(config))
+        refuse_texts(files, config)
         return config
 
     @override

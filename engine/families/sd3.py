@@ -73,10 +73,11 @@ class SD3Family(Family):
 
     @override
     def fitting(self, files: Folder) -> dict[str, Any]:
-        from engine.components import refuse_latents
+        from engine.components import refuse_latents, refuse_texts
 
         config = self.known(two_streams.written(files, self.component, CLASS))
         refuse_latents(files, self.component, config["in_channels"])
+        refuse_texts(files, config)
         return config
 
     @override

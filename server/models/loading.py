@@ -55,9 +55,10 @@ def other_sizes(settings: Settings, model: Model) -> list[ImageSize]:
 
 def prompt_chunks(settings: Settings, model: Model) -> int:
     """The most that a prompt may take. Raises `InvalidInput` for a syntax that the only model's prompts do not have."""
-    if settings.prompt_syntax != PLAIN and not model.prompts.reads_texts and not settings.models:
-        raise InvalidInput("must be plain: the prompts of this model are no texts", param="prompt_syntax")
-    return settings.prompt_chunks if model.prompts.reads_texts else 1
+    if settings.prompt_syntax != PLAIN and not model.prompts.takes_chunks and not settings.models:
+        why = "T5 reads this model's texts" if model.prompts.reads_texts else "the prompts of this model are no texts"
+        raise InvalidInput(f"must be plain: {why}", param="prompt_syntax")
+    return settings.prompt_chunks if model.prompts.takes_chunks else 1
 
 
 def compile_model(settings: Settings, model: Model, others: Collection[ImageSize] = (), chunks: int = 1) -> None:

@@ -161,7 +161,7 @@ class ModelOpener:
         learns = learning(settings, registry, schedules, model, served, sets, features, observer)
         resident = Resident(self._residence, served) if len(self.models) > 1 else None
         forecast = resident.forecast if resident else served.forecast
-        syntax = settings.prompt_syntax if model.prompts.reads_texts else PLAIN
+        syntax = settings.prompt_syntax if model.prompts.takes_chunks else PLAIN
         prompts = PromptReader(model.prompts, chunks, syntax)
         choice = LoraChoice(loras, settings.loras_on_schedules, sets.seconds)
         planner = Planner(schedules, learns.experiments.active, model, forecast, settings, others, prompts, choice)
