@@ -20,9 +20,10 @@ class Condition:
     context (rows, tokens, dim): what cross-attention looks at. pooled (rows, dim): a text as one vector. sizes: (rows, 6) of
     Stable Diffusion XL, whose added conditioning they are beside `pooled` (`time_ids` and `text_embeds` in diffusers), or
     (rows, 3) of PixArt-α, height, width and height / width (`resolution` and `aspect_ratio`). labels (rows,): class numbers.
-    guidance (rows, dim): the embedded scale of models that take it as an input, `timestep_cond` in diffusers, or
-    (rows, 1) of FLUX, which embeds it itself: the scale. picture (rows, 1 + c, h, w): what inpainting UNets see beside the
-    latent: where to paint, and the latent of what is around it. mask (rows, tokens), bool: which tokens of the context are seen; without one, all are.
+    guidance (rows, dim): the embedded scale of models that take it as an input, `timestep_cond` in diffusers, or (rows, 1) of
+    FLUX, which embeds it itself: the scale. picture (rows, 1 + c, h, w): what inpainting UNets see beside the latent: where to
+    paint, and the latent of what is around it. mask (rows, tokens), bool: which tokens of the context are seen; without one,
+    all are.
     """
 
     context: Tensor | None = None

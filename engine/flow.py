@@ -41,12 +41,15 @@ REFUSED: dict[str, tuple[object, ...]] = {
 class Walked(NamedTuple):
     """What a pipeline hands to its scheduler.
 
-    evenly: levels from 1 down to 1/N before they are shifted, N being the number of steps; else the scheduler takes them between
-    the ends of the training levels. by_size: how large the image is, without which no scheduler can shift dynamically.
+    evenly: levels from 1 down to 1/N before they are shifted, N being the number of steps; else the scheduler takes them
+    between the ends of the training levels. by_size: how large the image is, without which none can shift dynamically.
     """
 
     evenly: bool = False
     by_size: bool = False
+
+
+PLAINLY = Walked()
 
 
 class DynamicShift(NamedTuple):
@@ -118,8 +121,8 @@ class FlowLevels(NoiseLevels):
 
     @override
     def _grid(self, solver: Solver) -> Floats:
-        """σ of the teacher's steps, descending: evenly between two ends, and shifted, as diffusers has it. The ends are those of
-        the training levels, which a shift that is not dynamic has moved already, or as `Walked.evenly` says.
+        """σ of the teacher's steps, descending: evenly between two ends, and shifted, as diffusers has it. The ends are those
+        of the training levels, which a shift that is not dynamic has moved already, or as `Walked.evenly` says.
         """
         trained = _shifted(1 / len(self.alphas_cumprod), 1.0 if self.dynamic else self.shift)
         last = 1 / solver.teacher_steps if self.evenly else trained
@@ -127,7 +130,7 @@ class FlowLevels(NoiseLevels):
         return _shifted(grid, self.shift)
 
 
-def flow_levels(config: Mapping[str, Any], walked: Walked = Walked()) -> FlowLevels:
+def flow_levels(config: Mapping[str, Any], walked: Walked = PLAINLY) -> FlowLevels:
     """Noise levels from the configuration of a `FlowMatchEulerDiscreteScheduler`; those of the size with the least shift, where
     that is dynamic.
 
@@ -149,9 +152,7 @@ def flow_levels(config: Mapping[str, Any], walked: Walked = Walked()) -> FlowLev
     refusal = ("prediction_type", "flow matching")
     walks = {name: Walk("linspace", 0, refusal=None if name in SOLVERS else refusal) for name in get_args(SolverName)}
     own = float(shift) if dynamic is None else dynamic.of(dynamic.fewest)
-    return FlowLevels(
-        (1 - trained) ** 2, 1.0, "flow_prediction", walks, shift=own, evenly=walked.evenly, dynamic=dynamic
-    )
+    return FlowLevels((1 - trained) ** 2, 1.0, "flow_prediction", walks, shift=own, evenly=walked.evenly, dynamic=dynamic)
 
 
 def _dynamic(full: Mapping[str, Any], walked: Walked) -> DynamicShift:

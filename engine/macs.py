@@ -176,8 +176,8 @@ def _token_macs(unet: nn.Module) -> Iterator[tuple[list[int], list[int]]]:
     """Collect what one more token of the context would take, in both conventions, one number per cross-attention that ran.
 
     Of inner width d and n queries it takes its key and its value, and d for each query twice: its part of the product of
-    queries and keys, and of that of the weights and the values. Where text has a stream of its own nothing is linear in it, and no
-    text is longer than another.
+    queries and keys, and of that of the weights and the values. Where text has a stream of its own,
+    nothing is linear in it, and no text is longer than another.
     """
     macs, paper_macs = list[int](), list[int]()
 

@@ -14,8 +14,8 @@ from engine.condition import Condition, embedded
 from engine.decoders import Decoded, Decoder, to_images, to_levels
 from engine.denoiser import Denoiser
 from engine.device import to_device
-from engine.fresh_noise import FreshNoise
 from engine.families.table import family_of
+from engine.fresh_noise import FreshNoise
 from engine.guidance import OFF, USUAL
 from engine.image_size import ImageSize
 from engine.macs import StepMacs, count_steps, example
@@ -255,7 +255,10 @@ class Model:
         return self.levels.solver(name, teacher_steps)
 
     def compile(self, schedule: Schedule, size: ImageSize | None = None) -> Program:
-        """The program of a schedule made for this model, for images of a size. Raises `InvalidInput` naming what does not fit."""
+        """The program of a schedule made for this model, for images of a size.
+
+        Raises `InvalidInput` naming what does not fit.
+        """
         if not self.is_called(schedule.model.fingerprint):
             message = f"the schedule was made for other weights ({schedule.model.fingerprint[:19]}…, called "
             message += f"{schedule.model.name}) than the loaded model's ({self.ref.fingerprint[:19]}…)"

@@ -8,7 +8,7 @@ from typing import Any
 
 from engine import text_layouts as layouts
 from engine.components import NETWORKS
-from engine.flow import Walked
+from engine.flow import PLAINLY, Walked
 from engine.folder import Folder
 from engine.notice import Notice
 from registry.errors import Unsupported
@@ -27,16 +27,16 @@ OLD_UNETS = (0, 9)  # diffusers releases before this one wrote a wrong sample_si
 class Pipeline:
     """A diffusers pipeline class whose images are made here.
 
-    scheduler: what its constructor sets in the configuration of its scheduler. decoder: what it does not look at in that of its
-    autoencoder. flow: what it hands to a scheduler of flow matching. old_size: what it takes a smaller `sample_size` for, in latent pixels, where the UNet was saved before
-    diffusers 0.9.
+    scheduler: what its constructor sets in the configuration of its scheduler. flow: what it hands to one of flow matching.
+    decoder: what it does not look at in the configuration of its autoencoder. old_size: what it takes a smaller `sample_size`
+    for, in latent pixels, where the UNet was saved before diffusers 0.9.
     """
 
     name: str
     scheduler: Mapping[str, Any] = field(default_factory=dict)
     decoder: tuple[str, ...] = (*PER_CHANNEL, SHIFT)
     old_size: int | None = None
-    flow: Walked = Walked()
+    flow: Walked = PLAINLY
 
     def mended(self, unet: Mapping[str, Any]) -> dict[str, Any]:
         """A network's configuration as this pipeline understands it."""

@@ -142,6 +142,7 @@ def count(
     """As `Family.count`, of any transformer: each block once, for it takes the same in all steps that it is part of."""
     sample, timesteps = torch.empty(1, *latent_shape, device="meta"), torch.zeros(1, device="meta")
     branches = network.branches.all
+    one_each = {bool(branch.back): branch for branch in branches}  # residuals of two shapes, as text is read behind the middle
     with counting(network.module) as so_far:
         each = list[Macs]()
 
@@ -155,13 +156,14 @@ def count(
             return run
 
         parts = replace(network.parts, blocks=[counted(block) for block in network.parts.blocks])
-        _, residuals = UnrolledTransformer(network.module, parts).full(sample, timesteps, condition, keep=branches)
+        _, residuals = UnrolledTransformer(network.module, parts).full(sample, timesteps, condition, keep=one_each.values())
         full = so_far()
     outside = full - sum(each, Macs(0, 0))
     partial: dict[Branch, Macs] = {
         branch: sum((*each[: branch.front], *each[len(each) - branch.back :]), outside) for branch in branches
     }  # the same blocks on the same shapes
-    return full, partial, {branch: tuple(residual.shape[1:]) for branch, residual in residuals.items()}
+    shapes = {back: tuple(residuals[branch].shape[1:]) for back, branch in one_each.items()}
+    return full, partial, {branch: shapes[bool(branch.back)] for branch in branches}
 
 
 def _residual(branch: Branch, after: Streams, before: Streams) -> Tensor:

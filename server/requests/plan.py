@@ -198,7 +198,7 @@ class Planner:
             adapters=adapters,
         )
         macs = self.model.macs_at(first.size, first.chunks).of_program(program, first.unet_rows)
-        relative_cost = self._schedules.relative_cost(entry, first.size, first.chunks, run)
+        relative_cost = self._schedules.relative_cost(entry, first.size, first.chunks, run if edit or first.size else None)
         first = replace(first, teacher_macs=round(macs / relative_cost))
         specs = [replace(first, seed=first.seed + i) for i in range(request.num_images)]
         return Plan(
