@@ -65,8 +65,8 @@ def load(
     if dtype not in DTYPES:
         raise InvalidInput(f"must be one of {sorted(DTYPES)}, got {dtype!r}", param="dtype")
     torch_device, torch_dtype = _device(device), DTYPES[dtype]
-    places = _Places(torch_device, _device(text_device, "text_device") if text_device else torch_device)
-    places = places if weights else _Places(*[torch.device("meta")] * 2)
+    texts = _device(text_device, "text_device") if text_device else torch_device
+    places = _Places(torch_device, texts) if weights else _Places(*[torch.device("meta")] * 2)
     given = given_name(name) if name else None
     with readable(files.root, "model"), files.steady():
         plan = _planned(files, given)
@@ -101,6 +101,7 @@ def load(
         own_solver=plan.own_solver,
         few_steps=plan.few_steps,
         fixed_size=files.decoder is None or not files.component("text_encoder"),
+        texts_elsewhere=texts != torch_device,
         earlier_fingerprint=cache(files.earlier_fingerprint),
     )
 

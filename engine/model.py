@@ -40,6 +40,7 @@ class Model:
     notices: what its folder asks for and nobody here does. own_solver: the solver nearest to the scheduler of its folder.
     few_steps: of a distilled model (LCM, Turbo, Lightning, Hyper), the number of steps that it was taught to take; its images
     are those of `solver(teacher_solver, few_steps)` at `usual_guidance`, and many steps or guidance of two rows spoil them.
+    texts_elsewhere: its text encoders are on another device than all the rest.
     """
 
     ref: ModelRef
@@ -54,6 +55,7 @@ class Model:
     own_solver: SolverName = "ddim"
     few_steps: int | None = None
     fixed_size: bool = False
+    texts_elsewhere: bool = False
     earlier_fingerprint: Callable[[], str] | None = None  # as `earlier` says
 
     @property
@@ -283,8 +285,10 @@ class Model:
 
     @property
     def weight_bytes(self) -> int:
-        """Of all its networks, wherever they are."""
-        return sum(tensor.nbytes for network in self._networks for tensor in (*network.parameters(), *network.buffers()))
+        """Of its networks that share a device, or would if they were loaded."""
+        elsewhere = list(networks(self.prompts)) if self.texts_elsewhere else []
+        there = [network for network in self._networks if network not in elsewhere]
+        return sum(tensor.nbytes for network in there for tensor in (*network.parameters(), *network.buffers()))
 
     def drop_weights(self) -> None:
         """Give their memory back: from now on the model can tell all of itself, and make nothing."""

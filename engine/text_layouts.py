@@ -21,12 +21,14 @@ MOST_T5_TOKENS = 512  # what T5 was trained on, and the most that Stable Diffusi
 @dataclass(frozen=True)
 class TextLayout:
     """encoders: of each component the class, and None where it may be missing. t5: the component that is a T5, if any.
-    tokens: that it reads where no rule says otherwise. behind_clip: whether they come behind CLIP's in the context, or are it.
+    tokens: that it reads, and `other_tokens` in the case that `t5_tokens` has. behind_clip: whether they come behind CLIP's in
+    the context, or are all of it.
     """
 
     encoders: Mapping[str, tuple[str | None, ...]]
     t5: str = ""
     tokens: int = 0
+    other_tokens: int = 0
     behind_clip: bool = False
 
 
@@ -38,7 +40,10 @@ CLIP = TextLayout(
     }
 )
 PIXART = TextLayout(
-    {"text_encoder": ("T5EncoderModel",), "text_encoder_2": (None,), "text_encoder_3": (None,)}, "text_encoder", tokens=120
+    {"text_encoder": ("T5EncoderModel",), "text_encoder_2": (None,), "text_encoder_3": (None,)},
+    "text_encoder",
+    tokens=120,
+    other_tokens=300,  # of PixArt-Σ (arXiv 2403.04692)
 )
 SD3 = TextLayout(
     {
@@ -54,14 +59,13 @@ FLUX = TextLayout(
     {"text_encoder": ("CLIPTextModel",), "text_encoder_2": ("T5EncoderModel",), "text_encoder_3": (None,)},
     "text_encoder_2",
     tokens=512,
+    other_tokens=256,  # of FLUX.1-schnell, by its makers
 )
 LAYOUTS: Mapping[str, TextLayout] = {
     "PixArtTransformer2DModel": PIXART,
     "SD3Transformer2DModel": SD3,
     "FluxTransformer2DModel": FLUX,
 }
-SIGMA_TOKENS = 300  # of PixArt-Σ (arXiv 2403.04692)
-SCHNELL_TOKENS = 256  # of FLUX.1-schnell, by its makers
 
 
 def text_layout(files: Folder) -> TextLayout:
@@ -91,7 +95,7 @@ def t5_tokens(files: Folder) -> int:
             raise Unsupported(message, param=SETTING)
         return said
     if layout is PIXART and files.index.get("_class_name") == "PixArtSigmaPipeline":
-        return SIGMA_TOKENS
+        return layout.other_tokens
     if layout is FLUX and not files.config(files.network).get("guidance_embeds", False):
-        return SCHNELL_TOKENS
+        return layout.other_tokens
     return layout.tokens

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Collection
+from pathlib import Path
 
 import torch
 
@@ -31,10 +32,15 @@ def load_first(settings: Settings) -> Model:
         torch.set_num_threads(settings.threads)
     if settings.compiled:
         compiling.cache_in(settings.compile_cache)
-    model = load(settings.model, settings.device, settings.dtype, settings.model_name, compiled=settings.compiled)
+    model = read(settings, settings.model, settings.model_name, compiled=settings.compiled)
     fields = {"model": model.ref.name, "fingerprint": model.ref.fingerprint, "device": str(model.device)}
     log.info("loaded", extra={"fields": fields | {"commit": settings.commit}})
     return model
+
+
+def read(settings: Settings, folder: str | Path, name: str | None, compiled: bool = False, weights: bool = True) -> Model:
+    """A folder's model, on the devices and in the type that are set. Raises what `engine.loading.load` raises."""
+    return load(folder, settings.device, settings.dtype, name, compiled, weights, settings.text_device)
 
 
 def other_sizes(settings: Settings, model: Model) -> list[ImageSize]:

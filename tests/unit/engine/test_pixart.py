@@ -146,8 +146,8 @@ def test_rows_of_several_texts_do_not_look_at_each_other(network: Denoiser) -> N
 
 
 def test_compiled_regions_are_the_same(pixart: PixArtTransformer2DModel) -> None:
-    short, branch = deepcopy(pixart), Blocks(1, 0)
-    short.transformer_blocks = short.transformer_blocks[:2]
+    short, branch = deepcopy(pixart), Blocks(0, 0)
+    short.transformer_blocks = short.transformer_blocks[:1]
     plain, compiled = FAMILY.unrolled(short), FAMILY.unrolled(short, Compilation("eager").region)
     with torch.inference_mode():
         (want, kept), (got, own_kept) = (one.full(*inputs(), keep=[branch]) for one in (plain, compiled))

@@ -29,6 +29,7 @@ from engine.model import Model
 from engine.policy import FCFS
 from engine.sampler import generate
 from engine.waves import Waves
+from engine.weights import networks
 from registry.errors import InvalidInput, Unsupported
 from registry.schedule import Blocks, Schedule, Segment, teacher
 
@@ -177,6 +178,9 @@ def test_a_text_encoder_may_be_elsewhere(folders: dict[str, Path], model: Model)
     with pytest.raises(InvalidInput, match="torch knows no device 'tpu9000'") as caught:
         load(folders["alpha"], text_device="tpu9000")
     assert caught.value.param == "text_device"
+    assert replace(model, texts_elsewhere=True).weight_bytes == model.weight_bytes - sum(
+        weight.nbytes for network in networks(model.prompts) for weight in (*network.parameters(), *network.buffers())
+    )
     there = replace(model, device=torch.device("meta"))
     assert {tensor.device.type for tensor in there.here(model.encode(PROMPTS)).tensors} == {"meta"}
 
