@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any, TypeAlias
 
 import torch
@@ -159,8 +160,9 @@ def count(
         _, residuals = UnrolledTransformer(network.module, parts).full(sample, timesteps, condition, keep=one_each.values())
         full = so_far()
     outside = full - sum(each, Macs(0, 0))
+    front, back = list(accumulate(each, initial=outside)), list(accumulate(reversed(each), initial=Macs(0, 0)))
     partial: dict[Branch, Macs] = {
-        branch: sum((*each[: branch.front], *each[len(each) - branch.back :]), outside) for branch in branches
+        branch: front[branch.front] + back[branch.back] for branch in branches
     }  # the same blocks on the same shapes
     shapes = {back: tuple(residuals[branch].shape[1:]) for back, branch in one_each.items()}
     return full, partial, {branch: shapes[bool(branch.back)] for branch in branches}

@@ -138,9 +138,8 @@ def test_what_overflows_in_float16_is_held_at_its_range(case: Case) -> None:
     assert (_added((most, most), residual)[1] == 65504).all()
 
 
+@pytest.mark.parametrize("case", ["dev"], indirect=True)  # which has all that is given to regions; it takes seconds
 def test_compiled_regions_are_the_same(case: Case) -> None:
-    if not case.config.get("guidance_embeds"):
-        pytest.skip("compiling takes seconds, and one of them has all that is given to regions")
     short, branch = deepcopy(case.module), Blocks(1, 0)
     short.transformer_blocks, short.single_transformer_blocks = (
         short.transformer_blocks[:1],
