@@ -102,7 +102,7 @@ def supported() -> None:
 
 @app.command()
 def random(
-    size: Annotated[str, typer.Argument(help="sd15, sdxl, tiny or tiny-sdxl.")],
+    size: Annotated[str, typer.Argument(help="sd15, sdxl, tiny, tiny-sdxl, tiny-dit, tiny-pixart, tiny-sd3 or tiny-flux.")],
     out: Annotated[Path, typer.Argument(help="The folder to make: 2.1 GB of sd15 in float16, 6.9 GB of sdxl.")],
     dtype: Annotated[str, typer.Option(help="What the weights are kept in; they load in any.")] = "float16",
 ) -> None:

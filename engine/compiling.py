@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from engine.branches import all_branches
+from engine.branches import all_branches, usual_branches
 from engine.config import reason
-from engine.items import Region
+from engine.items import Made
 from registry.errors import Unsupported
 
 if TYPE_CHECKING:
@@ -56,16 +56,17 @@ class Compilation:
         # The mode is torch's default: what `reduce-overhead` adds, CUDA graphs, is captured by ourselves (`engine.graphs`).
         self._options: dict[str, Any] = {"backend": backend, "fullgraph": True, "dynamic": False}
 
-    def region(self, part: Region) -> Region:
+    def region(self, part: Callable[..., Made], /) -> Callable[..., Made]:
         """The same function of tensors whose first dimension is rows, compiled. What has four dimensions is channels last."""
 
-        def laid_out(*tensors: Tensor | None) -> Tensor:
-            return _laid_out(part(*tensors))
+        def laid_out(*tensors: Tensor | None) -> Any:
+            made: Any = part(*tensors)
+            return tuple(map(_laid_out, made)) if isinstance(made, tuple) else _laid_out(made)
 
-        compiled: Region = torch.compile(laid_out, **self._options)
+        compiled: Callable[..., Made] = torch.compile(laid_out, **self._options)
 
         @torch.inference_mode()
-        def call(*tensors: Tensor | None) -> Tensor:
+        def call(*tensors: Tensor | None) -> Made:
             return compiled(*(tensor if tensor is None else _alike(tensor) for tensor in tensors))
 
         return call
@@ -154,11 +155,14 @@ def cache_bytes(folder: Path) -> int:
 
 
 def _run_steps(model: Model, rows: int, size: ImageSize | None, chunks: int) -> None:
-    """A full step, and a partial one of each branch."""
+    """A full step, and a partial one of each branch; of a transformer's, whose blocks are compiled each on its own and the same
+    in all of them, one that is held against, as to keep the features of all would take more memory than there is."""
     network, sample = model.network, _latents(model, rows, size)
     condition = model.encode([model.prompts.sample], size=size, chunks=chunks)
     given = sample, torch.ones(rows, device=model.device), condition.expand(rows)
-    _, features = network.full(*given, keep=all_branches(network.branches))
+    branches = network.branches
+    keep = all_branches(branches) if isinstance(branches, int) else usual_branches(branches)[:1]
+    _, features = network.full(*given, keep=keep)
     for branch, feature in features.items():
         network.partial(*given, branch, feature)
 

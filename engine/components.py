@@ -8,6 +8,7 @@ from typing import Any
 
 from engine.config import CLASSES, attends, complete, context_width, defaults, reason, refuse_unknown
 from engine.folder import Folder
+from engine.text_layouts import CLIP, FLUX, PIXART, t5_tokens, text_layout
 from registry.errors import Unsupported
 
 AUTOENCODERS = ("AsymmetricAutoencoderKL", "AutoencoderKL", "AutoencoderTiny", "VQModel")
@@ -15,8 +16,7 @@ COMPONENTS: dict[str, set[str | None]] = {
     "unet": {*CLASSES},
     "vae": {*AUTOENCODERS, None},
     "vqvae": {*AUTOENCODERS, None},
-    "text_encoder": {"CLIPTextModel", None},
-    "text_encoder_2": {"CLIPTextModelWithProjection", None},
+    **{name: {*known} for name, known in CLIP.encoders.items()},
 }
 NETWORKS = ("unet", "transformer")  # of which a folder has one
 
@@ -30,11 +30,12 @@ def known_config(files: Folder, component: str, classes: Sequence[str]) -> dict[
     known: dict[str, set[str | None]] = {
         component: {*classes},
         **{name: known for name, known in COMPONENTS.items() if name not in NETWORKS},
+        **{name: {*known} for name, known in text_layout(files).encoders.items()},
     }
     found = {name: files.component(name) for name in known}
     for name, allowed in known.items():
         if found[name] not in allowed:
-            wanted = " or ".join(sorted(filter(None, allowed)))
+            wanted = " or ".join(sorted(filter(None, allowed))) or "none there"
             raise Unsupported(f"{name} is {found[name]}, this version runs {wanted}", param="model")
     return {"_class_name": found[component], **files.config(component)}
 
@@ -110,6 +111,9 @@ def _refuse_scales(files: Folder) -> None:
     if not _is_factor(decoder["scaling_factor"]):
         message = f"must be a finite number other than 0 in the {files.decoder} config, got {decoder['scaling_factor']!r}"
         raise Unsupported(message, param="scaling_factor")
+    if not (decoder.get("shift_factor") is None or _is_number(decoder["shift_factor"])):
+        message = f"must be a finite number or null in the {files.decoder} config, got {decoder['shift_factor']!r}"
+        raise Unsupported(message, param="shift_factor")
     channels = _latent_channels(decoder)
     for field, fits in (("latents_mean", _is_number), ("latents_std", _is_factor)):
         values = decoder.get(field)
@@ -165,13 +169,46 @@ def _refuse_conditions(files: Folder, config: dict[str, Any]) -> None:
             raise Unsupported(message, param=field)
 
 
+def refuse_texts(files: Folder, config: dict[str, Any]) -> None:
+    """Raises `Unsupported` where a transformer takes texts of another width than the folder's text encoders make.
+
+    config: the transformer's complete one.
+    """
+    layout = text_layout(files)
+    t5_tokens(files)
+    t5: Any = _encoder(files, layout.t5).d_model if files.component(layout.t5) else None
+    if layout is PIXART:
+        field = "cross_attention_dim" if config["caption_channels"] is None else "caption_channels"
+        _refuse_other(config, field, t5, f"{layout.t5} makes a context as wide as")
+        return
+    if t5 is not None:
+        _refuse_other(config, "joint_attention_dim", t5, f"{layout.t5} makes a context as wide as")
+    clips = [_encoder(files, name) for name in layout.encoders if files.component(name) and name != layout.t5]
+    if layout is FLUX:
+        _refuse_other(config, "pooled_projection_dim", clips[0].hidden_size, "text_encoder makes a pooled text as wide as")
+        return
+    both = "text_encoder and text_encoder_2 together"
+    pooled = sum(clip.projection_dim for clip in clips)
+    _refuse_other(config, "pooled_projection_dim", pooled, f"{both} make a pooled text as wide as")
+    widths = sum(clip.hidden_size for clip in clips)
+    if widths > config["joint_attention_dim"]:
+        message = f"is {config['joint_attention_dim']} in the transformer config, but {both} make a context {widths} wide"
+        raise Unsupported(message, param="joint_attention_dim")
+
+
+def _refuse_other(config: dict[str, Any], field: str, made: int, what: str) -> None:
+    if config[field] != made:
+        raise Unsupported(f"is {config[field]} in the transformer config, but {what} {made}", param=field)
+
+
 def _encoder(files: Folder, name: str) -> Any:
     """A text encoder's configuration, defaults included."""
-    from transformers import CLIPTextConfig
+    from transformers import CLIPTextConfig, T5Config
 
     if files.config(name).get("use_attention_mask"):  # says more plainly than transformers what is missing or no JSON
         raise Unsupported(f"is true in the {name} config: attention masks are not supported", param="use_attention_mask")
     try:
-        return CLIPTextConfig.from_pretrained(files.path(name))
+        kind = T5Config if name == text_layout(files).t5 else CLIPTextConfig
+        return kind.from_pretrained(files.path(name))
     except Exception as error:  # transformers' own kinds for values of a wrong type
         raise Unsupported(f"the configuration of {name} is wrong: {reason(error)}", param="model") from error

@@ -85,7 +85,7 @@ class Autoencoder(Decoder):
         mean, std = config.get("latents_mean"), config.get("latents_std")
         if mean is not None and std is not None:
             latents = (latents - _per_channel(mean, latents)) / _per_channel(std, latents)
-        return (latents * config.scaling_factor).float()
+        return ((latents - (config.get("shift_factor") or 0.0)) * config.scaling_factor).float()
 
     @override
     def __call__(self, latents: Tensor) -> Tensor:
@@ -94,7 +94,8 @@ class Autoencoder(Decoder):
         if mean is not None and std is not None:  # some SDXL autoencoders; per channel
             latents = latents * _per_channel(std, latents) / config.scaling_factor + _per_channel(mean, latents)
         else:
-            latents = latents / config.scaling_factor  # which training put on them
+            # Which training put on them. Of Stable Diffusion 3 and FLUX they are shifted too; diffusers fails without a number.
+            latents = latents / config.scaling_factor + (config.get("shift_factor") or 0.0)
         images: Tensor = self.vae.decode(latents, return_dict=False)[0]
         return images.masked_fill(~_whole(latents), math.nan)  # a codebook has a word for everything, and a tanh a limit
 

@@ -2,8 +2,8 @@
 
 Latent consistency models show it: by a UNet that takes the guidance scale as an input, or by their own scheduler. Turbo,
 Lightning and Hyper models have the components of the models that they were made of. Published folders differ from these in two
-things: their name, and a scheduler whose timesteps are spaced "trailing". Both together are taken for proof; one alone is said
-to whoever starts the model.
+things: their name, and a scheduler whose timesteps are spaced "trailing"; FLUX.1-schnell in its name, and in that it takes no
+guidance scale as dev does. Both together are taken for proof; one alone is said to whoever starts the model.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from engine.notice import Notice
 from registry.errors import Unsupported
 from registry.schedule import SolverName
 
-NAMES = re.compile(r"turbo|lightning(?!_logs)|hyper[-_]?sd", re.IGNORECASE)
+NAMES = re.compile(r"turbo|lightning(?!_logs)|hyper[-_]?sd|schnell", re.IGNORECASE)
 # Distilled to a few steps too, but most of these are walked by a scheduler of their own.
 OTHER_NAMES = re.compile(r"(?<![a-z])(lcm|tcd|dmd2?|instaflow|perflow|flash[-_]?sd|few[-_]?steps?)(?![a-z])", re.IGNORECASE)
 STEPS = re.compile(r"(?<![0-9.])([1-9]|1[0-6])[-_ ]?steps?(?![a-z])", re.IGNORECASE)
+FLUX = "FluxTransformer2DModel"
 USUAL = 4  # where the name says no number: Turbo models are made for 1 to 4, latent consistency models for 1 to 8
 
 
@@ -51,12 +52,15 @@ def few_steps(files: Folder, name: str, levels: NoiseLevels, solver: SolverName)
     zero_snr = levels.alphas_cumprod[-1] == 0  # such models are spaced "trailing" too
     names = [name, *(str(place.get("_name_or_path") or "") for place in (files.index, files.config(files.network)))]
     known = next((text for text in names if NAMES.search(text)), None)
-    if consistency or (known is not None and spacing == "trailing"):
+    unguided = files.component(files.network) == FLUX and not files.config(files.network).get("guidance_embeds")
+    if consistency or (known is not None and (spacing == "trailing" or unguided)):
         numbers = (STEPS.search(text) for text in ([known] if known else names))
         return FewSteps(next((int(number[1]) for number in numbers if number), USUAL))
     doubtful = known or next((text for text in names if OTHER_NAMES.search(text) or STEPS.search(text)), None)
     if doubtful is not None:
         evidence = f"the name {doubtful!r} is a distilled model's"
+    elif unguided:
+        evidence = "a FLUX that takes no guidance scale is what schnell is"
     elif spacing == "trailing" and scheduler.startswith("Euler") and not zero_snr:
         evidence = f"{scheduler} with timestep_spacing trailing is what distilled models have"
     else:

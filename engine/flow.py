@@ -5,13 +5,16 @@ direction. It is shown 1000 σ (the number of training steps times σ) as its ti
 
 Euler's step x′ = x + (σ′ − σ) m is x′ = α′ x₀ + σ′ ε with x₀ = x − σ m and ε = x + α m: DDIM's equation in this frame. So it
 jumps over null steps in the same way. DPM-Solver++ holds as it is with λ = ln(α/σ), which is −∞ at pure noise, σ = 1.
+
+Evenly spaced levels are shifted towards the noise, by a number of the model's, or by one that grows with the size of the image:
+then the same schedule visits other levels at another size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, get_args
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 from typing_extensions import override
@@ -26,7 +29,6 @@ SOLVERS: tuple[SolverName, ...] = ("dpmsolver++", "euler")
 OFF = (None, False)
 # Settings that would make another grid or other updates, and the values of them that leave all as it is.
 REFUSED: dict[str, tuple[object, ...]] = {
-    "use_dynamic_shifting": OFF,
     "invert_sigmas": OFF,
     "shift_terminal": (None, 0),
     "use_karras_sigmas": OFF,
@@ -36,11 +38,56 @@ REFUSED: dict[str, tuple[object, ...]] = {
 }
 
 
-@dataclass(frozen=True)
+class Walked(NamedTuple):
+    """What a pipeline hands to its scheduler.
+
+    evenly: levels from 1 down to 1/N before they are shifted, N being the number of steps; else the scheduler takes them
+    between the ends of the training levels. by_size: how large the image is, without which none can shift dynamically.
+    """
+
+    evenly: bool = False
+    by_size: bool = False
+
+
+PLAINLY = Walked()
+
+
+class DynamicShift(NamedTuple):
+    """A shift of levels by the number of an image's patches: μ on the line through (fewest, least) and (most, greatest); the
+    shift is e^μ, or μ itself (`linear`).
+    """
+
+    least: float
+    greatest: float
+    fewest: int
+    most: int
+    linear: bool = False
+
+    def of(self, tokens: int) -> float:
+        """The shift of an image of so many patches. Raises `InvalidInput` where it is none."""
+        slope = (self.greatest - self.least) / (self.most - self.fewest)
+        mu = self.least + slope * (tokens - self.fewest)
+        with np.errstate(over="ignore"):
+            shift = mu if self.linear else float(np.exp(mu))
+        if not 0 < shift < np.inf:
+            raise InvalidInput(f"the model's makers have no noise levels for images of {tokens} patches", param="size")
+        return shift
+
+
+@dataclass(frozen=True, eq=False)
 class FlowLevels(NoiseLevels):
-    """Noise levels of flow matching. ᾱ_t = α_t² of timesteps 1 … train_steps; `shift` moves levels towards the noise."""
+    """Noise levels of flow matching. ᾱ_t = α_t² of timesteps 1 … train_steps; `shift` moves levels towards the noise.
+
+    dynamic: where the shift follows the image's size; then `shift` is that of one size, and the training levels have none.
+    """
 
     shift: float = 1.0
+    evenly: bool = False  # as `Walked` says
+    dynamic: DynamicShift | None = None
+
+    @override
+    def of_tokens(self, tokens: int) -> FlowLevels:
+        return self if self.dynamic is None else replace(self, shift=self.dynamic.of(tokens))
 
     @property
     @override
@@ -74,16 +121,18 @@ class FlowLevels(NoiseLevels):
 
     @override
     def _grid(self, solver: Solver) -> Floats:
-        """σ of the teacher's steps, descending: evenly between the ends of the shifted training levels, and shifted once more,
-        as diffusers has it.
+        """σ of the teacher's steps, descending: evenly between two ends, and shifted, as diffusers has it. The ends are those
+        of the training levels, which a shift that is not dynamic has moved already, or as `Walked.evenly` says.
         """
-        first, last = (_shifted(sigma, self.shift) for sigma in (1.0, 1 / len(self.alphas_cumprod)))
-        grid: Floats = np.linspace(first, last, solver.teacher_steps)
+        trained = _shifted(1 / len(self.alphas_cumprod), 1.0 if self.dynamic else self.shift)
+        last = 1 / solver.teacher_steps if self.evenly else trained
+        grid: Floats = np.linspace(1.0, last, solver.teacher_steps)
         return _shifted(grid, self.shift)
 
 
-def flow_levels(config: Mapping[str, Any]) -> FlowLevels:
-    """Noise levels from the configuration of a `FlowMatchEulerDiscreteScheduler`.
+def flow_levels(config: Mapping[str, Any], walked: Walked = PLAINLY) -> FlowLevels:
+    """Noise levels from the configuration of a `FlowMatchEulerDiscreteScheduler`; those of the size with the least shift, where
+    that is dynamic.
 
     Raises `Unsupported` naming a setting that changes the levels and cannot be expressed.
     """
@@ -91,16 +140,46 @@ def flow_levels(config: Mapping[str, Any]) -> FlowLevels:
     for setting, allowed in REFUSED.items():
         if full[setting] not in allowed:
             raise Unsupported(f"{full[setting]!r} in the scheduler config is not supported", param=setting)
-    train, shift = full["num_train_timesteps"], full["shift"]
+    train, shift, dynamic = full["num_train_timesteps"], full["shift"], None
     if not is_whole(train):
         message = f"must be a whole number of at least 1 in the scheduler config, got {train!r}"
         raise Unsupported(message, param="num_train_timesteps")
-    if isinstance(shift, bool) or not isinstance(shift, int | float) or not 0 < shift < np.inf:
+    if not _is_number(shift) or shift <= 0:
         raise Unsupported(f"must be a number above 0 in the scheduler config, got {shift!r}", param="shift")
-    sigmas: Floats = _shifted(np.arange(1, train + 1) / train, float(shift))
+    if full["use_dynamic_shifting"] not in OFF:
+        dynamic = _dynamic(full, walked)
+    trained: Floats = _shifted(np.arange(1, train + 1) / train, 1.0 if dynamic else float(shift))
     refusal = ("prediction_type", "flow matching")
     walks = {name: Walk("linspace", 0, refusal=None if name in SOLVERS else refusal) for name in get_args(SolverName)}
-    return FlowLevels((1 - sigmas) ** 2, 1.0, "flow_prediction", walks, shift=float(shift))
+    own = float(shift) if dynamic is None else dynamic.of(dynamic.fewest)
+    return FlowLevels((1 - trained) ** 2, 1.0, "flow_prediction", walks, shift=own, evenly=walked.evenly, dynamic=dynamic)
+
+
+def _dynamic(full: Mapping[str, Any], walked: Walked) -> DynamicShift:
+    """Raises `Unsupported` naming the setting that makes no dynamic shift."""
+    if not walked.by_size:
+        message = "in the scheduler config is not supported: this model's pipeline does not tell the scheduler of sizes"
+        raise Unsupported(f"{full['use_dynamic_shifting']!r} {message}", param="use_dynamic_shifting")
+    kind = full["time_shift_type"]
+    if kind not in ("exponential", "linear"):
+        raise Unsupported(f"must be exponential or linear in the scheduler config, got {kind!r}", param="time_shift_type")
+    for field in ("base_shift", "max_shift"):
+        if not _is_number(full[field]) or (kind == "linear" and full[field] <= 0):
+            what = "a number" + " above 0" * (kind == "linear")
+            raise Unsupported(f"must be {what} in the scheduler config, got {full[field]!r}", param=field)
+    fewest, most = full["base_image_seq_len"], full["max_image_seq_len"]
+    for field in ("base_image_seq_len", "max_image_seq_len"):
+        if not is_whole(full[field]):
+            message = f"must be a whole number of at least 1 in the scheduler config, got {full[field]!r}"
+            raise Unsupported(message, param=field)
+    if fewest == most:
+        message = f"must be another number than base_image_seq_len ({fewest}) in the scheduler config"
+        raise Unsupported(message, param="max_image_seq_len")
+    return DynamicShift(float(full["base_shift"]), float(full["max_shift"]), fewest, most, kind == "linear")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and bool(np.isfinite(value))
 
 
 def _shifted(sigma: Any, shift: float) -> Any:

@@ -5,25 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from engine.fingerprint import KEPT, fingerprint, states
 from engine.stored_file import read_object, readable, refuse_unusable
 from engine.weight_files import DIFFUSERS, TRANSFORMERS, WeightFiles, choose_weights
-from registry.errors import Conflict, FlexiError, NotFound
+from registry.errors import Conflict, FlexiError, NotFound, Unsupported
 
 INDEX = "model_index.json"
 CONFIGS = {"scheduler": "scheduler_config.json"}  # others' is config.json
-TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2", "text_encoder_3": "tokenizer_3"}
+TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 TOKENIZER_FILES = (
     "tokenizer.json",
     "vocab.json",
     "merges.txt",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
+    *TOKENIZER_SETTINGS,
 )  # all that transformers' CLIPTokenizer may read
+SENTENCES = "spiece.model"  # of a T5 tokenizer that was saved without a tokenizer.json
 
 
 class Folder:
@@ -66,8 +67,7 @@ class Folder:
     def components(self) -> tuple[str, ...]:
         """Those that are read. Others that model_index.json may name (a safety checker) are nobody's business here."""
         names = ["scheduler", self.network, *filter(None, [self.decoder])]
-        if self.component("text_encoder") or self.component("text_encoder_2"):
-            encoders = [name for name in TOKENIZERS if self.component(name)]
+        if encoders := [name for name in TOKENIZERS if self.component(name)]:
             return (*names, *encoders, *(TOKENIZERS[name] for name in encoders))
         return (*names, "class_embedder") if self.component("class_embedder") else tuple(names)
 
@@ -146,7 +146,8 @@ class Folder:
     def _find(self, name: str) -> dict[str, Path]:
         path = self.path(name)
         if name in TOKENIZERS.values():
-            return tokenizer_files(name, path)
+            encoder = next(encoder for encoder, tokenizer in TOKENIZERS.items() if tokenizer == name)
+            return t5_files(name, path) if self.component(encoder) == "T5EncoderModel" else tokenizer_files(name, path)
         files = {_config(name): path / _config(name)}
         if name == "scheduler":
             return files
@@ -163,6 +164,25 @@ def tokenizer_files(name: str, path: Path) -> dict[str, Path]:
         message = f"{name} is missing: neither tokenizer.json nor vocab.json with merges.txt is in {path}"
         raise NotFound(message, param="model")
     return {file: path / file for file in TOKENIZER_FILES if file in names}
+
+
+def t5_files(name: str, path: Path) -> dict[str, Path]:
+    """What transformers' T5Tokenizer reads of the files in a folder.
+
+    Raises `NotFound` where they make no tokenizer, and `Unsupported` where only a package that is not installed could read it.
+    """
+    with readable(path, "model"):
+        names = {entry.name for entry in path.iterdir()}
+    if not names & {"tokenizer.json", SENTENCES}:
+        raise NotFound(f"{name} is missing: neither tokenizer.json nor {SENTENCES} is in {path}", param="model")
+    if "tokenizer.json" not in names and find_spec("sentencepiece") is None:
+        message = (
+            f"{name} is a {SENTENCES} without a tokenizer.json, which the package sentencepiece reads, and it is not installed"
+        )
+        advice = "pip install sentencepiece, or take tokenizer.json from a newer folder of the same T5"
+        raise Unsupported(f"{message}: {advice}", param="model")
+    vocabulary = "tokenizer.json" if "tokenizer.json" in names else SENTENCES
+    return {file: path / file for file in (vocabulary, *TOKENIZER_SETTINGS) if file in names}
 
 
 def _config(name: str) -> str:

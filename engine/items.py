@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias, cast
+from typing import Any, Protocol, TypeAlias, TypeVar, cast
 
 import torch
 from diffusers.models.attention_processor import Attention
@@ -14,7 +14,14 @@ from torch import Tensor, nn
 
 UNet: TypeAlias = UNet2DConditionModel | UNet2DModel
 Region: TypeAlias = Callable[..., Tensor]  # of tensors whose first dimension is rows
-MakeRegion: TypeAlias = Callable[[Region], Region]
+Made = TypeVar("Made", bound=Tensor | tuple[Tensor, ...])
+
+
+class MakeRegion(Protocol):
+    """Compiles a part of a network, or leaves it as it is."""
+
+    def __call__(self, part: Callable[..., Made], /) -> Callable[..., Made]:
+        """The same function of tensors whose first dimension is rows, or 1."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,7 @@ class DecoderItem(Protocol):
         """
 
 
-def as_it_is(part: Region) -> Region:
+def as_it_is(part: Callable[..., Made], /) -> Callable[..., Made]:
     """The region of what is not compiled."""
     return part
 

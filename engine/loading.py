@@ -20,7 +20,7 @@ from engine.families.family import Family
 from engine.families.table import family_in
 from engine.few_steps import few_steps
 from engine.folder import Folder
-from engine.guidance import OFF, USUAL_EMBEDDED
+from engine.guidance import OFF
 from engine.macs import meta_network
 from engine.model import Model
 from engine.model_name import folder_name, given_name
@@ -30,8 +30,8 @@ from engine.pipelines import Pipeline, notices, pipeline_of, refuse_foreign
 from engine.prompts import ClassPrompts, NoPrompts, Prompts
 from engine.schedulers import nearest_solver, noise_levels
 from engine.stored_file import readable
-from engine.text_prompts import TextPrompts, TwoTextPrompts
-from engine.weights import read_weights, read_weights_to, shown, without_weights
+from engine.text_loading import text_prompts
+from engine.weights import read_weights_to
 from registry.errors import InvalidInput, Unsupported
 from registry.schedule import ModelRef, SolverName
 
@@ -47,14 +47,17 @@ def load(
     name: str | None = None,
     compiled: bool = False,
     weights: bool = True,
+    text_device: str | None = None,
 ) -> Model:
-    """Load a diffusers pipeline folder: Stable Diffusion 1, 2 or XL, latent diffusion (class-conditional or not), DDPM, DiT.
+    """Load a diffusers pipeline folder: Stable Diffusion 1, 2 or XL, latent diffusion (class-conditional or not), DDPM, DiT,
+    PixArt.
 
-    What it is follows from its components: `text_encoder` (and `text_encoder_2`), `class_embedder` (a table of classes, which
+    What it is follows from its components: text encoders (`engine.text_layouts`), `class_embedder` (a table of classes, which
     diffusers has no class for: config.json and one tensor) or a UNet with class labels, else unconditional; `vae` or `vqvae`,
     else pixels. `compiled` has UNet and decoder compiled at their first calls, and laid out as tensor cores like it
     (`engine.compiling`, which can also do it beforehand). Schedules call it `name`; without one, the folder's name makes one
-    (`engine.model_name`). Without `weights` its networks are on the device `meta`: it can tell all of itself, and make nothing.
+    (`engine.model_name`). Text encoders run on `text_device`, by default where the rest does. Without `weights` all networks
+    are on the device `meta`: the model can tell all of itself, and make nothing.
 
     Raises `NotFound` for what is not there, `Unsupported` naming the component or setting this version cannot run.
     """
@@ -62,7 +65,8 @@ def load(
     if dtype not in DTYPES:
         raise InvalidInput(f"must be one of {sorted(DTYPES)}, got {dtype!r}", param="dtype")
     torch_device, torch_dtype = _device(device), DTYPES[dtype]
-    place = torch_device if weights else torch.device("meta")
+    texts = _device(text_device, "text_device") if text_device else torch_device
+    places = _Places(torch_device, texts) if weights else _Places(*[torch.device("meta")] * 2)
     given = given_name(name) if name else None
     with readable(files.root, "model"), files.steady():
         plan = _planned(files, given)
@@ -70,10 +74,10 @@ def load(
         height, width = sides(plan.config["sample_size"])
         with ThreadPoolExecutor(1, "fingerprint") as beside:  # hashing lets other threads run
             hashed = beside.submit(files.fingerprint)
-            module = _network(files, plan.config, place, torch_dtype)
-            decoder = _decoder(files, plan.pipeline, channels, place, torch_dtype)
+            module = _network(files, plan.config, places.network, torch_dtype)
+            decoder = _decoder(files, plan.pipeline, channels, places.network, torch_dtype)
             pixels = (height * decoder.scale, width * decoder.scale)
-            prompts = _prompts(files, plan, pixels, place, torch_dtype)
+            prompts = _prompts(files, plan, pixels, places, torch_dtype)
             fingerprint = hashed.result()
     ref_name = given or folder_name(files.root, fingerprint)
     if not given and ref_name != files.root.resolve().name:
@@ -83,10 +87,11 @@ def load(
     compilation = Compilation() if compiled else None
     if compilation and isinstance(decoder, Autoencoder):
         compilation.decoder(decoder.vae)
+    network = plan.family.unrolled(module, compilation.region if compilation else None)
     return Model(
         ref=ModelRef(name=ref_name, family=plan.family.name(plan.config), fingerprint=fingerprint),
-        network=plan.family.unrolled(module, compilation.region if compilation else None),
-        levels=plan.levels,
+        network=network,
+        levels=plan.levels.of_tokens(height * width // network.size_multiple**2),
         prompts=prompts,
         decoder=decoder,
         device=torch_device,
@@ -96,6 +101,7 @@ def load(
         own_solver=plan.own_solver,
         few_steps=plan.few_steps,
         fixed_size=files.decoder is None or not files.component("text_encoder"),
+        texts_elsewhere=texts != torch_device,
         earlier_fingerprint=cache(files.earlier_fingerprint),
     )
 
@@ -117,8 +123,14 @@ def distilled(folder: str | Path, name: str | None = None) -> Distilled | None:
         plan = _planned(files, given_name(name) if name else None)
     if plan.few_steps is None:
         return None
-    embedded = plan.config.get("time_cond_proj_dim") is not None
-    return Distilled(plan.few_steps, USUAL_EMBEDDED if embedded else OFF)
+    return Distilled(plan.few_steps, plan.family.usual_guidance(plan.config) or OFF)
+
+
+class _Places(NamedTuple):
+    """Devices: of the network and of all that is not said here, and of text encoders."""
+
+    network: torch.device
+    texts: torch.device
 
 
 @dataclass(frozen=True)
@@ -152,7 +164,9 @@ def _planned(files: Folder, name: str | None = None) -> _Plan:
 
 def _levels(files: Folder, pipeline: Pipeline) -> NoiseLevels:
     scheduler = files.config("scheduler", "scheduler_config.json")
-    return noise_levels(scheduler, files.component("scheduler"), pipeline.scheduler, pixels=files.decoder is None)
+    return noise_levels(
+        *(scheduler, files.component("scheduler"), pipeline.scheduler), pixels=files.decoder is None, walked=pipeline.flow
+    )
 
 
 def _network(files: Folder, config: dict[str, Any], device: torch.device, dtype: torch.dtype) -> nn.Module:
@@ -170,7 +184,7 @@ def _decoder(files: Folder, pipeline: Pipeline, channels: int, device: torch.dev
     if component is None:
         return Pixels(channels)
     class_name = str(files.component(component))
-    if dtype == torch.float16 and files.component("text_encoder_2"):
+    if dtype == torch.float16 and files.component("text_encoder_2") and files.network == "unet":
         # Stable Diffusion XL's overflows; its pipeline upcasts unless told otherwise, and no other reads the setting
         upcast = files.config(component).get("force_upcast", defaults(class_name).get("force_upcast"))
         dtype = WIDER[dtype] if upcast else dtype
@@ -188,45 +202,13 @@ def _decoder(files: Folder, pipeline: Pipeline, channels: int, device: torch.dev
     return Autoencoder(vae.eval().requires_grad_(False), overflowed)
 
 
-def _text_prompts(
-    files: Folder, suffix: str, device: torch.device, dtype: torch.dtype, penultimate: bool = False
-) -> TextPrompts:
-    """A tokenizer and the text encoder that fits it; `suffix` is "" for the first pair and "_2" for the second."""
-    import transformers
-
-    transformers.utils.logging.disable_progress_bar()
-    name = f"tokenizer{suffix}"
-    try:
-        with shown(files.files(name)) as folder:
-            tokenizer = transformers.CLIPTokenizer.from_pretrained(folder)
-    except Exception as error:  # of several libraries
-        raise Unsupported(f"{name} cannot be read: {reason(error)}", param="model") from error
-    family = getattr(transformers, str(files.component(f"text_encoder{suffix}")))
-    read = without_weights if device.type == "meta" else read_weights
-    encoder = read(family, files, f"text_encoder{suffix}", dtype=dtype).to(device).eval()
-    limits = {"max_position_embeddings": tokenizer.model_max_length, "vocab_size": len(tokenizer)}
-    for field, value in limits.items():
-        limit = getattr(encoder.config, field)
-        if not 1 <= value <= limit:
-            what = "model_max_length" if field == "max_position_embeddings" else "number of words"
-            message = f"{what} of {name} must be between 1 and {limit}, {field} of its encoder, got {value}"
-            raise Unsupported(message, param="model")
-    return TextPrompts(tokenizer, encoder, penultimate=penultimate)
-
-
-def _prompts(files: Folder, plan: _Plan, size: tuple[int, int], device: torch.device, dtype: torch.dtype) -> Prompts:
+def _prompts(files: Folder, plan: _Plan, size: tuple[int, int], places: _Places, dtype: torch.dtype) -> Prompts:
     """How this model understands prompts. size: (height, width) of its images in pixels."""
-    if files.component("text_encoder_2"):
-        first, second = (_text_prompts(files, suffix, device, dtype, penultimate=True) for suffix in ("", "_2"))
-        if first.tokens != second.tokens:
-            message = f"tokenizer and tokenizer_2 must cut at the same length, got {first.tokens} and {second.tokens}"
-            raise Unsupported(message, param="model")
-        return TwoTextPrompts(first, second, size, zeros=bool(files.index.get("force_zeros_for_empty_prompt", True)))
-    if files.component("text_encoder"):
-        return _text_prompts(files, "", device, dtype)
+    if texts := text_prompts(files, plan.config, size, places.texts, dtype):
+        return texts
     if files.component("class_embedder"):
-        return _table_prompts(files, plan.config, device, dtype)
-    return plan.family.prompts(plan.config, device, partial(_class_names, files)) or NoPrompts()
+        return _table_prompts(files, plan.config, places.network, dtype)
+    return plan.family.prompts(plan.config, places.network, partial(_class_names, files)) or NoPrompts()
 
 
 def _table_prompts(files: Folder, config: dict[str, Any], device: torch.device, dtype: torch.dtype) -> ClassPrompts:
@@ -269,16 +251,16 @@ def _class_table(files: Folder) -> Tensor:
     return tensors[0]
 
 
-def _device(name: str) -> torch.device:
+def _device(name: str, param: str = "device") -> torch.device:
     """Raises `InvalidInput` for a device that torch does not know, or on which it cannot compute here."""
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise InvalidInput(f"torch knows no device {name!r}", param="device") from error
+        raise InvalidInput(f"torch knows no device {name!r}", param=param) from error
     if device.type == "cuda" and (device.index or 0) >= (torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        raise InvalidInput(f"{name} was asked for, but torch sees no such CUDA device", param="device")
+        raise InvalidInput(f"{name} was asked for, but torch sees no such CUDA device", param=param)
     try:
         torch.zeros(1, device=device).item()
     except (AssertionError, NotImplementedError, RuntimeError) as error:  # meta computes nothing, others are not in this build
-        raise InvalidInput(f"torch cannot compute on {name} here; say cpu or cuda", param="device") from error
+        raise InvalidInput(f"torch cannot compute on {name} here; say cpu or cuda", param=param) from error
     return device

@@ -176,12 +176,13 @@ def _token_macs(unet: nn.Module) -> Iterator[tuple[list[int], list[int]]]:
     """Collect what one more token of the context would take, in both conventions, one number per cross-attention that ran.
 
     Of inner width d and n queries it takes its key and its value, and d for each query twice: its part of the product of
-    queries and keys, and of that of the weights and the values.
+    queries and keys, and of that of the weights and the values. Where text has a stream of its own,
+    nothing is linear in it, and no text is longer than another.
     """
     macs, paper_macs = list[int](), list[int]()
 
     def hook(attention: Attention, given: tuple[Any, ...], named: Mapping[str, Any], _: Any) -> None:
-        if named.get("encoder_hidden_states") is not None:
+        if named.get("encoder_hidden_states") is not None and attention.added_kv_proj_dim is None:
             projections = [attention.to_k, attention.to_v]
             own = sum(linear.in_features * linear.out_features for linear in projections)
             queries = given[0].shape[0] * given[0].shape[1]  # of one row

@@ -14,8 +14,9 @@ from engine.condition import Condition, embedded
 from engine.decoders import Decoded, Decoder, to_images, to_levels
 from engine.denoiser import Denoiser
 from engine.device import to_device
+from engine.families.table import family_of
 from engine.fresh_noise import FreshNoise
-from engine.guidance import OFF, USUAL, USUAL_EMBEDDED
+from engine.guidance import OFF, USUAL
 from engine.image_size import ImageSize
 from engine.macs import StepMacs, count_steps, example
 from engine.noise import NoiseLevels
@@ -39,6 +40,7 @@ class Model:
     notices: what its folder asks for and nobody here does. own_solver: the solver nearest to the scheduler of its folder.
     few_steps: of a distilled model (LCM, Turbo, Lightning, Hyper), the number of steps that it was taught to take; its images
     are those of `solver(teacher_solver, few_steps)` at `usual_guidance`, and many steps or guidance of two rows spoil them.
+    texts_elsewhere: its text encoders are on another device than all the rest.
     """
 
     ref: ModelRef
@@ -53,6 +55,7 @@ class Model:
     own_solver: SolverName = "ddim"
     few_steps: int | None = None
     fixed_size: bool = False
+    texts_elsewhere: bool = False
     earlier_fingerprint: Callable[[], str] | None = None  # as `earlier` says
 
     @property
@@ -68,7 +71,9 @@ class Model:
     @property
     def usual_guidance(self) -> float:
         """The scale where nobody says one: of models that embed it, diffusers' for them; of other distilled ones, none."""
-        return USUAL_EMBEDDED if self.embeds_guidance else OFF if self.few_steps or not self.prompts.guides else USUAL
+        config = self.network.config
+        embedded = family_of(config).usual_guidance(config)
+        return embedded or (OFF if self.few_steps or not self.prompts.guides else USUAL)
 
     def rows(self, guidance: float) -> int:
         """UNet rows of an image at this scale: two where it is guided away from something."""
@@ -97,6 +102,21 @@ class Model:
         """These sizes, each once, without the model's own. Raises `InvalidInput` for one that it cannot make."""
         others = dict.fromkeys(self.other_size(size) for size in sizes)
         return [size for size in others if size is not None]
+
+    def levels_at(self, size: ImageSize | None) -> NoiseLevels:
+        """The noise levels that images of a size are walked through. Raises `InvalidInput` for a size that has none."""
+        if size not in self._levels:
+            _, height, width = self.latent_shape_at(size)  # of a network that has levels by size, the multiple is its patch
+            self._levels[size] = self.levels.of_tokens(height * width // self.network.size_multiple**2)
+        return self._levels[size]
+
+    @cached_property
+    def _levels(self) -> dict[ImageSize | None, NoiseLevels]:
+        return {None: self.levels}
+
+    def sized(self, program: Program, size: ImageSize | None) -> Program:
+        """A program of images of the model's own size, for those of another. Raises what `levels_at` and `compile` raise."""
+        return program.on(self.levels_at(size))
 
     def latent_shape_at(self, size: ImageSize | None) -> tuple[int, int, int]:
         """(c, h, w) of the latents of images of a size."""
@@ -135,7 +155,13 @@ class Model:
         return self._complete(self.prompts.negative(prompts, chunks, syntax), OFF, size)
 
     def _complete(self, condition: Condition, guidance: float, size: ImageSize | None) -> Condition:
-        return pictured(self, self.at_guidance(condition.at(*(size or self.image_size)), guidance), size=size)
+        condition = self.here(condition).at(*(size or self.image_size))
+        return pictured(self, self.at_guidance(condition, guidance), size=size)
+
+    def here(self, condition: Condition) -> Condition:
+        """The condition where the network is: text encoders may be elsewhere."""
+        elsewhere = any(tensor.device != self.device for tensor in condition.tensors)
+        return condition.to(self.device) if elsewhere else condition
 
     def at_guidance(self, condition: Condition, scale: float) -> Condition:
         """The condition with this scale in it, where the UNet takes it as an input; else the condition as it is."""
@@ -230,8 +256,11 @@ class Model:
         """
         return self.levels.solver(name, teacher_steps)
 
-    def compile(self, schedule: Schedule) -> Program:
-        """The program of a schedule made for this model. Raises `InvalidInput` naming what does not fit."""
+    def compile(self, schedule: Schedule, size: ImageSize | None = None) -> Program:
+        """The program of a schedule made for this model, for images of a size.
+
+        Raises `InvalidInput` naming what does not fit.
+        """
         if not self.is_called(schedule.model.fingerprint):
             message = f"the schedule was made for other weights ({schedule.model.fingerprint[:19]}…, called "
             message += f"{schedule.model.name}) than the loaded model's ({self.ref.fingerprint[:19]}…)"
@@ -239,7 +268,7 @@ class Model:
         if schedule.model.family != self.ref.family:
             message = f"the schedule was made for {schedule.model.family}, the loaded model is {self.ref.family}"
             raise InvalidInput(message, param="model.family")
-        return compile_program(schedule, self.levels, self.network.branches)
+        return compile_program(schedule, self.levels_at(size), self.network.branches)
 
     def teacher(self, steps: int) -> Schedule:
         """The unaccelerated model: DDIM of so many steps, of a distilled model the solver that it was made for."""
@@ -256,8 +285,10 @@ class Model:
 
     @property
     def weight_bytes(self) -> int:
-        """Of all its networks, wherever they are."""
-        return sum(tensor.nbytes for network in self._networks for tensor in (*network.parameters(), *network.buffers()))
+        """Of its networks that share a device, or would if they were loaded."""
+        elsewhere = list(networks(self.prompts)) if self.texts_elsewhere else []
+        there = [network for network in self._networks if network not in elsewhere]
+        return sum(tensor.nbytes for network in there for tensor in (*network.parameters(), *network.buffers()))
 
     def drop_weights(self) -> None:
         """Give their memory back: from now on the model can tell all of itself, and make nothing."""

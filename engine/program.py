@@ -34,6 +34,7 @@ from registry.errors import InvalidInput, Unsupported
 from registry.schedule import Branch, Kind, Schedule
 
 SCALES_KEPT = 64  # of guidance, whose corrected steps a program remembers
+SIZES_KEPT = 64  # of images, whose programs a program remembers
 STARTS_KEPT = 64  # places of the trajectory, whose programs a program remembers
 
 
@@ -119,6 +120,12 @@ class Program:
             return self
         return self._scaled(guidance)
 
+    def on(self, levels: NoiseLevels) -> Program:
+        """The same schedule, with its corrections, on other noise levels: of one size made for another, before anything else is
+        made of it. Raises what compiling does.
+        """
+        return self if levels is self.levels else self._on(levels)
+
     def starting(self, strength: float) -> Program:
         """The same for images that start from another one, in the middle: see `first_place`, which raises.
 
@@ -154,6 +161,16 @@ class Program:
         return program
 
     @cached_property
+    def _on(self) -> Callable[[NoiseLevels], Program]:
+        """`on`, which remembers: a model makes the levels of a size once."""
+
+        @lru_cache(SIZES_KEPT)
+        def program(levels: NoiseLevels) -> Program:
+            return _compiled(self.schedule, levels)
+
+        return program
+
+    @cached_property
     def _started(self) -> Callable[[int], Program]:
         """`starting` at a place, which remembers."""
 
@@ -183,14 +200,19 @@ def compile_program(schedule: Schedule, levels: NoiseLevels, branches: Branches)
     for i, segment in enumerate(schedule.segments):
         if segment.partial:
             refuse_branch(branches, segment.computes, f"segments.{i}.branch")
+    if schedule.solver.clip and not levels.clips:
+        raise InvalidInput("the makers of this model bound no clean latents; take it away", param="solver.clip")
+    return _compiled(schedule, levels)
+
+
+def _compiled(schedule: Schedule, levels: NoiseLevels) -> Program:
+    """Of a schedule whose branches the network has. Raises `InvalidInput` and `Unsupported` where its path cannot be walked."""
     visited = [step for step in schedule.steps() if step.kind != "null"]
     path = path_of(schedule, levels)
     if (np.diff(path.alphas) <= 0).any():
         raise InvalidInput("the trajectory visits a noise level twice", param="teacher_steps")
     if levels.prediction == "epsilon" and path.alphas[0] == 0:
         raise Unsupported("epsilon says nothing at a level without signal (zero terminal SNR)", param="prediction_type")
-    if schedule.solver.clip and not levels.clips:
-        raise InvalidInput("the makers of this model bound no clean latents; take it away", param="solver.clip")
     corrections = schedule.corrections or (Correction(),) * len(visited)  # those by scale: `Program.at`
     plain = solved(schedule, levels, path, [(step.index, step.kind, _kept(schedule, step.index)) for step in visited])
     return Program(schedule, _corrected(plain, corrections), path.start, levels)

@@ -19,10 +19,16 @@ WORD_END = "</w>"  # with which CLIP's tokens end that end a word
 
 
 class Reading(NamedTuple):
-    """How a model reads a prompt: in so many chunks, without its end `cut`, as it is written; empty where all is read."""
+    """How a model reads a prompt: in so many chunks, without its end `cut`, as it is written; empty where all is read.
+
+    reader, tokens: who cuts it, and the tokens of a chunk, where several text encoders read it that do not read equally much;
+    0 where all of them read as many as `Prompts.tokens` says.
+    """
 
     chunks: int = 1
     cut: str = ""
+    reader: str = "the model"
+    tokens: int = 0
 
 
 class Span(NamedTuple):

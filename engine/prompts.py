@@ -3,9 +3,9 @@
 A prompt is a text for text-to-image models (`engine.text_prompts`), a class number or name for class-conditional ones, and
 empty for unconditional ones. The negative prompt of classifier-free guidance goes the same way through `negative`.
 
-A text may be longer than its encoder reads: then it is read in chunks (`engine.prompt_chunks`), and it may weigh its words
-(`engine.prompt_syntax`). In a wave all contexts are of one length, so who encodes says how many chunks there shall be, and
-those that a text does not fill are the empty text's.
+A text may be longer than its encoder reads: then CLIP reads it in chunks (`engine.prompt_chunks`), and it may weigh its words
+(`engine.prompt_syntax`); where T5 reads it, neither is done. In a wave all contexts are of one length, so who encodes says how
+many chunks there shall be, and those that a text does not fill are the empty text's.
 """
 
 from __future__ import annotations
@@ -44,7 +44,12 @@ class Prompts(Protocol):
 
     @property
     def reads_texts(self) -> bool:
-        """Whether a prompt may take several chunks, and weigh its words."""
+        """Whether a prompt is a text."""
+        return False
+
+    @property
+    def takes_chunks(self) -> bool:
+        """Whether a text may take several chunks, and weigh its words: both are done with CLIP's text encoders alone."""
         return False
 
     @property
@@ -55,7 +60,7 @@ class Prompts(Protocol):
     def encode(self, prompts: Sequence[str], chunks: int = 1, syntax: PromptSyntax = PLAIN) -> Condition:
         """The condition of these prompts, one UNet row each; texts in so many chunks, and what goes beyond is cut.
 
-        Raises `InvalidInput` for a prompt that this family does not understand.
+        Raises `InvalidInput` for a prompt that this family does not understand, and for chunks or a syntax that it has not.
         """
 
     def negative(self, prompts: Sequence[str], chunks: int = 1, syntax: PromptSyntax = PLAIN) -> Condition:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from engine import random_transformers
 from engine.architectures import SD1, SDXL, TOKENS, XL_BLOCKS, Architecture, autoencoder, clip_text
 from engine.loading import DTYPES
 from registry.errors import Conflict, InvalidInput
@@ -53,20 +54,25 @@ SIZES: Mapping[str, Architecture] = {
 
 
 def write(size: str, folder: Path, dtype: str = "float16") -> None:
-    """Make a pipeline folder of one of `SIZES`, the same one at every call with the same torch: its seed is 0.
+    """Make a pipeline folder of one of `SIZES` or `random_transformers.FAMILIES`, the same one at every call with the same
+    torch: its seed is 0.
 
     Its `model_index.json` comes last, so that a folder which was not finished is none. Raises `InvalidInput` for a size or a
     dtype that is not known, `Conflict` where there is something in the folder already.
     """
-    if size not in SIZES:
-        raise InvalidInput(f"must be one of {', '.join(SIZES)}, got {size!r}", param="size")
+    known = (*SIZES, *random_transformers.FAMILIES)
+    if size not in known:
+        raise InvalidInput(f"must be one of {', '.join(known)}, got {size!r}", param="size")
     if dtype not in DTYPES:
         raise InvalidInput(f"must be one of {sorted(DTYPES)}, got {dtype!r}", param="dtype")
     if folder.is_dir() and any(folder.iterdir()):
         raise Conflict(f"{folder} is not empty", param="out")
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
-        _pipeline(SIZES[size], DTYPES[dtype]).save_pretrained(folder)
+        numbers = DTYPES[dtype]
+        transformer = size in random_transformers.FAMILIES
+        made = random_transformers.pipeline(size, _tokenizer(), numbers) if transformer else _pipeline(SIZES[size], numbers)
+        made.save_pretrained(folder)
 
 
 def _pipeline(model: Architecture, dtype: torch.dtype) -> Any:

@@ -13,8 +13,8 @@ from typing import Any, get_args
 import numpy as np
 
 from engine.config import BUILD_ERRORS, defaults, is_whole, reason
+from engine.flow import PLAINLY, Walked, flow_levels
 from engine.flow import SCHEDULER as FLOW
-from engine.flow import flow_levels
 from engine.noise import Floats, NoiseLevels, Prediction, Walk
 from registry.errors import Unsupported
 from registry.schedule import KARRAS, SolverName, Spacing
@@ -73,20 +73,25 @@ REFUSED_BY: dict[SolverName, dict[str, tuple[object, ...]]] = {
 
 
 def noise_levels(
-    config: Mapping[str, Any], named: str | None = None, mends: Mapping[str, Any] | None = None, pixels: bool = False
+    config: Mapping[str, Any],
+    named: str | None = None,
+    mends: Mapping[str, Any] | None = None,
+    pixels: bool = False,
+    walked: Walked = PLAINLY,
 ) -> NoiseLevels:
     """Noise levels from a diffusers scheduler's configuration, whichever scheduler wrote it.
 
     named: the class that model_index.json gives the scheduler, which counts for diffusers whatever the configuration says.
     mends: what the pipeline's constructor sets in its scheduler's configuration. pixels: whether the model makes them without
-    a decoder; only these does DDIM clip where neither the configuration nor its writer says anything of clipping.
+    a decoder; only these does DDIM clip where neither the configuration nor its writer says anything of clipping. walked: what
+    the pipeline hands to a scheduler of flow matching.
 
     Settings that only choose another solver (`algorithm_type`, `solver_order`, `variance_type`, …) are left out: the schedule
     chooses. Flow matching has levels of its own (`engine.flow`). Raises `Unsupported` naming a setting that changes the noise
     levels or every solver's update and cannot be expressed; what only some solvers read is a refusal of their walks.
     """
     if (named or config.get("_class_name")) == FLOW:
-        return flow_levels(config)
+        return flow_levels(config, walked)
     if "_class_name" in config:
         config = {**config, "_class_name": _shown(config["_class_name"])}
     own_name = _shown(named or config.get("_class_name"))

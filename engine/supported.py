@@ -9,6 +9,7 @@ from typing import get_args
 from engine.components import COMPONENTS
 from engine.config import BLOCKS, SETTINGS
 from engine.families.dit import SETTINGS as DIT_SETTINGS
+from engine.families.pixart import SETTINGS as PIXART_SETTINGS
 from engine.families.table import FAMILIES
 from engine.flow import REFUSED as FLOW_REFUSED
 from engine.flow import SCHEDULER as FLOW
@@ -17,6 +18,7 @@ from engine.importing.lora import LEFT_OUT, OTHER_KINDS, ROLES
 from engine.importing.tensor_file import FLOATS, PICKLES
 from engine.pipelines import HARMLESS, RUN, SERVED
 from engine.schedulers import REFUSED, REFUSED_BY, nearest_solver, noise_levels
+from engine.text_layouts import CLIP, LAYOUTS, SETTING, TextLayout
 from registry.errors import Unsupported
 from registry.schedule import SolverName
 
@@ -45,14 +47,25 @@ def _folders() -> Iterator[str]:
         (f"`{name}`", _listed(sorted(filter(None, known))), "yes" if None in known else "no")
         for name, known in COMPONENTS.items()
     ]
-    others = {family.component: family.classes for family in FAMILIES if family.component not in COMPONENTS}
-    classes += [(f"`{name}`", _listed(sorted(known)), "instead of `unet`") for name, known in others.items()]
-    yield _table(("component", "classes", "may be missing"), classes)
+    others = sorted({name for family in FAMILIES if family.component not in COMPONENTS for name in family.classes})
+    classes.append(("`transformer`", _listed(others), "instead of `unet`"))
+    yield _table(("component", "classes", "may be missing"), [row for row in classes if row[1]])
+    yield "Beside these transformers text encoders are others, each with a tokenizer of its name:\n"
+    rows = [(f"`{name}`", *_encoders(layout)) for name, layout in LAYOUTS.items() if name in others]
+    yield _table(("transformer", *(f"`{name}`" for name in CLIP.encoders), f"tokens of T5, without `{SETTING}`"), rows)
     yield _table(("blocks of the UNet", "known"), [(f"`{field}`", _listed(sorted(known))) for field, known in BLOCKS.items()])
     settings = [(f"`{name}`", _values(values)) for name, values in SETTINGS.items()]
     yield _table(("setting of the UNet", "values that run"), settings)
-    of_dit = [(f"`{name}`", _values(values)) for name, values in DIT_SETTINGS.items()]
-    yield _table(("setting of the transformer of a DiT", "values that run"), of_dit)
+    for family, known in (("DiT", DIT_SETTINGS), ("PixArt", PIXART_SETTINGS)):
+        rows = [(f"`{name}`", _values(values)) for name, values in known.items()]
+        yield _table((f"setting of the transformer of a {family}", "values that run"), rows)
+
+
+def _encoders(layout: TextLayout) -> Iterator[str]:
+    """A text encoder's class, and whether it may be missing; and how many tokens T5 reads."""
+    for known in layout.encoders.values():
+        yield _listed(known) + (" or none" if None in known and known != (None,) else "")
+    yield " or ".join(map(str, filter(None, (layout.tokens, layout.other_tokens))))
 
 
 def _schedulers() -> Iterator[str]:

@@ -42,6 +42,11 @@ class TextPrompts(Prompts):
     def reads_texts(self) -> bool:
         return True
 
+    @property
+    @override
+    def takes_chunks(self) -> bool:
+        return True
+
     @override
     def encode(self, prompts: Sequence[str], chunks: int = 1, syntax: PromptSyntax = PLAIN) -> Condition:
         states, _ = self.states(prompts, chunks, syntax)
@@ -62,10 +67,7 @@ class TextPrompts(Prompts):
         The pooled projection is that of the text without its weights.
         """
         if chunks == 1 and syntax == PLAIN:
-            tokens = self.tokenizer(
-                list(prompts), padding="max_length", max_length=self.tokens, truncation=True, return_tensors="pt"
-            )
-            return self._run(tokens.input_ids)
+            return self._run(self._ids(prompts))
         texts = [parts(prompt, syntax) for prompt in prompts]
         states, first = self._run(torch.cat([self._chunked.ids(text, chunks) for text in texts]))
         states = states.unflatten(0, (-1, chunks)).flatten(1, 2)
@@ -75,6 +77,18 @@ class TextPrompts(Prompts):
                 weighted = self._weights.states(self._chunked.kept(text, chunks))[: len(row)]
                 row[: len(weighted)] = weighted
         return states, first
+
+    @torch.inference_mode()
+    def pooled(self, prompts: Sequence[str]) -> Tensor:
+        """The state of each text's end mark (n, dim), not projected: `pooler_output` in transformers."""
+        pooled: Tensor = self.encoder(to_device(self._ids(prompts), self.encoder.device)).pooler_output
+        return pooled.to(self.encoder.dtype)
+
+    def _ids(self, prompts: Sequence[str]) -> Tensor:
+        """(n, tokens): cut as diffusers cuts, and padded."""
+        options = {"padding": "max_length", "max_length": self.tokens, "truncation": True, "return_tensors": "pt"}
+        ids: Tensor = self.tokenizer(list(prompts), **options).input_ids
+        return ids
 
     def _run(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden states and the first output of these ids (n, tokens)."""
@@ -114,6 +128,11 @@ class TwoTextPrompts(Prompts):
     @property
     @override
     def reads_texts(self) -> bool:
+        return True
+
+    @property
+    @override
+    def takes_chunks(self) -> bool:
         return True
 
     @override

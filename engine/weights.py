@@ -81,7 +81,19 @@ def without_weights(family: Any, files: Folder, component: str, dtype: torch.dty
                 network = family(family.config_class.from_dict(config))
     except Exception as error:  # every library has its own
         raise Unsupported(f"{component} cannot be built: {reason(error)}", param="model") from error
-    return nn.Module.to(network, dtype)  # diffusers' own warns of what has no weights
+    read = network.state_dict().keys()
+    types = {name: buffer.dtype for name, buffer in network.named_buffers() if name not in read}  # made, and not converted
+    nn.Module.to(network, dtype)  # diffusers' own warns of what has no weights
+    for name, own in types.items():
+        owner, _, field = name.rpartition(".")
+        setattr(network.get_submodule(owner), field, network.get_buffer(name).to(own))
+    kept = (
+        (getattr(family, "_keep_in_fp32_modules", None) or ()) if dtype == torch.float16 else ()
+    )  # as `from_pretrained` has it
+    for name, module in network.named_modules():
+        if name.rpartition(".")[2] in kept:
+            module.float()
+    return network
 
 
 def networks(part: Any) -> Iterator[torch.nn.Module]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from typing import Final, Literal, NamedTuple, Self
+from typing import Final, Literal, NamedTuple, Self, get_args
 
 from pydantic import Field, JsonValue, ValidationError, model_validator
 
@@ -28,8 +28,10 @@ KARRAS: Final = ("dpmsolver++", "euler")  # solvers that have those levels
 STOCHASTIC: Final = ("euler-ancestral", "lcm")  # that add fresh noise between steps
 
 
-Family = Literal["unet2d-condition", "unet2d", "dit-transformer2d"]
-TRANSFORMERS: Final = ("dit-transformer2d",)  # families whose branches are `Blocks`
+Family = Literal[
+    "unet2d-condition", "unet2d", "dit-transformer2d", "pixart-transformer2d", "sd3-transformer2d", "flux-transformer2d"
+]
+TRANSFORMERS: Final = tuple(name for name in get_args(Family) if "transformer" in name)  # families whose branches are `Blocks`
 
 
 class ModelRef(Document):

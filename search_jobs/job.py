@@ -60,7 +60,7 @@ class Job:
         self.space = space_of(model, config)
         write_json(folder / CONFIG, config.model_dump(mode="json"))  # now that every input was found good
         self.baselines = Baselines(
-            model.ref, model.levels, model.network.branches, lambda schedule: self.cost(schedule), solvers(model)
+            model.ref, self.space.levels, model.network.branches, lambda schedule: self.cost(schedule), solvers(model)
         )
         self.ledger = Ledger(folder / LEDGER)
         self.throughput: dict[str, Throughput] = {}  # of each stage, for what this process did not find in the ledger

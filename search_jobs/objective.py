@@ -101,7 +101,7 @@ class Objective:
         self.together, self.pieces = together or usual.together, pieces or Pieces(memory_of(model.device))
         self.rows, self.size = model.rows(guidance), size
         self.unet = UNetInPieces(model.network, self.pieces, self.batch * self.rows)
-        self.teacher = model.compile(model.teacher(teacher_steps))
+        self.teacher = model.compile(model.teacher(teacher_steps), size)
         self.fresh = stacked([model.noises(seed, size) for seed in sample.seeds])
         self.noise = self.fresh(0)
         prompts = list(sample.prompts)
@@ -134,7 +134,7 @@ class Objective:
         if self.samples is not None and finite(images).all():
             save_samples(self.samples / f"{schedule.digest}.npy", images)
         spent = MacsSpent(sum(part.spent.run for part in parts), sum(part.spent.shared for part in parts))
-        return Evaluation(schedule, self.measure(self.model.compile(schedule), images), spent)
+        return Evaluation(schedule, self.measure(self.model.compile(schedule, self.size), images), spent)
 
     def measure(self, program: Program, images: Tensor) -> Measurement:
         """The figures of a program's images (n, 3, H, W) of this sample."""
@@ -232,7 +232,7 @@ class Objective:
         if stored is not None and finite(stored.images).all() and (stored.path is not None or not fitting):
             self.progress(len(self.noise))
             return stored
-        points, images, path = path_of(self.teacher.schedule, self.model.levels), [], None
+        points, images, path = path_of(self.teacher.schedule, self.teacher.levels), [], None
         for part in self._parts():
             path = walk(self.unet, self.teacher, points, *self._inputs(part), self._fresh(part))
             images.append(self._decoded(path.end))

@@ -99,7 +99,8 @@ class PrefixCachingSampler:
         ]
 
     def _begin(self, schedule: Schedule) -> ScheduleWalk:
-        program, levels = self.model.compile(schedule).at(self.guidance), path_of(schedule, self.model.levels)
+        program = self.model.compile(schedule, self.model.size_of(self.noise)).at(self.guidance)
+        levels = path_of(schedule, program.levels)
         ahead = [*zip(levels.alphas[1:].tolist(), levels.sigmas[1:].tolist(), strict=True), None]
         latent = program.start * self.noise
         return ScheduleWalk(schedule, program.steps, ahead, latent, torch.zeros_like(latent), (program.start,))

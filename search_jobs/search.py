@@ -28,7 +28,7 @@ def space_of(model: Model, config: JobConfig) -> Space:
     alike = config.correct and config.retime and model.levels.clip == inf
     return Space(
         model=model.ref,
-        levels=model.levels,
+        levels=model.levels_at(None if config.size is None else model.other_size(config.size)),
         branches=model.network.branches,
         teacher_steps=config.teacher_steps,
         solvers=usable[:1] if alike else usable,

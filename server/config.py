@@ -18,6 +18,7 @@ from server.settings.requests import RequestSettings
 
 FORMS = {  # what to give instead of what does not match a field's pattern
     "device": "give cpu, cuda or cuda:1",
+    "text_device": "give cpu, cuda or cuda:1",
     "model_aliases": "give names of at most 128 letters, digits, '.', '_', ':', '/' and '-', the first a letter or a digit",
     "default_tier": f"give {NAME_RULE}",
 }

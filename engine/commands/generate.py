@@ -89,7 +89,7 @@ def generate(
     at = asked_size or loaded.image_size
     other = loaded.other_size(at)
     document = _teacher(loaded, solver, steps) if schedule == TEACHER else _read_schedule(Path(schedule))
-    program, whole = loaded.compile(document), loaded.compile(teacher(loaded.ref, document.solver))
+    program, whole = loaded.compile(document, other), loaded.compile(teacher(loaded.ref, document.solver), other)
     scale = meant(guidance) if guidance is not None else _usual_scale(loaded, document)
     texts = [prompt, negative] if _guided(loaded, scale, negative) else [prompt]
     start = None if image is None else _Start.of(loaded, image, mask, at, strength)
@@ -152,7 +152,7 @@ def _read_schedule(file: Path) -> Schedule:
 
 def _usual_scale(model: Model, document: Schedule) -> float:
     """The guidance scale where nobody says one."""
-    usual = GUIDANCE if model.prompts.guides and not model.few_steps else model.usual_guidance
+    usual = GUIDANCE if model.prompts.guides and not (model.few_steps or model.embeds_guidance) else model.usual_guidance
     own = default_scale(document, usual)
     return usual if own is None else own
 
@@ -178,14 +178,18 @@ def _chunks(model: Model, texts: Sequence[str | None], most: int, syntax: Prompt
     if texts[0] is None and not isinstance(model.prompts, NoPrompts):
         raise InvalidInput("say what this model should draw", param="prompt")
     for option, asked in (("prompt_chunks", most > 1), ("prompt_syntax", syntax != PLAIN)):
-        if asked and not model.prompts.reads_texts:
-            raise InvalidInput("is of models that read texts, which this one does not", param=option)
+        if asked and not model.prompts.takes_chunks:
+            which = "is of models whose texts CLIP reads, which T5 does here"
+            raise InvalidInput(
+                which if model.prompts.reads_texts else "is of models that read texts, which this one does not", param=option
+            )
     readings = [model.prompts.reading(text or "", most, syntax) for text in texts]
     for option, read in zip(("prompt", "negative"), readings, strict=False):
         if read.cut:
-            length = f"{model.prompts.tokens} tokens" if most == 1 else f"{most} × {model.prompts.tokens} tokens"
-            more = " (--prompt-chunks allows more)" if model.prompts.reads_texts and most < MAX_CHUNKS else ""
-            _say(f"{option}: the model reads {length}{more} and ignored the end: {read.cut}")
+            tokens = read.tokens or model.prompts.tokens
+            length = f"{tokens} tokens" if most == 1 else f"{most} × {tokens} tokens"
+            more = " (--prompt-chunks allows more)" if model.prompts.takes_chunks and most < MAX_CHUNKS else ""
+            _say(f"{option}: {read.reader} reads {length}{more} and ignored the end: {read.cut}")
     return max(read.chunks for read in readings)
 
 

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 from typing_extensions import override
 
-from engine.config import defaults, is_whole
 from engine.families.family import ClassNames, Family
+from engine.families.one_stream import completed, refuse_settings, unpatched
 from engine.folder import Folder
+from engine.text_layouts import OLD_CLASS
 from registry.errors import Unsupported
 from registry.schedule import Family as FamilyName
 
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from registry.schedule import Branch
 
 CLASS = "DiTTransformer2DModel"
-OLD_CLASS = "Transformer2DModel"  # of folders from before the kinds of it had classes of their own
 # Settings that change the forward pass, and the values of them that run; the last three are of the old class.
 SETTINGS: dict[str, tuple[object, ...]] = {
     "norm_type": ("ada_norm_zero",),
@@ -39,16 +39,6 @@ SETTINGS: dict[str, tuple[object, ...]] = {
     "num_vector_embeds": (None,),
     "double_self_attention": (None, False),
 }
-NUMBERS = (
-    "num_attention_heads",
-    "attention_head_dim",
-    "in_channels",
-    "out_channels",
-    "num_layers",
-    "sample_size",
-    "patch_size",
-    "num_embeds_ada_norm",
-)
 
 
 @dataclass(frozen=True)
@@ -64,22 +54,8 @@ class DiTFamily(Family):
 
     @override
     def known(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        _refuse_settings(config)
-        own = defaults(CLASS)
-        made = {**own, **{name: value for name, value in config.items() if name in own}, "_class_name": CLASS}
-        made["out_channels"] = made["in_channels"] if made["out_channels"] is None else made["out_channels"]
-        for field in NUMBERS:
-            if not is_whole(made[field]):
-                message = f"must be a whole number of at least 1 in the transformer config, got {made[field]!r}"
-                raise Unsupported(message, param=field)
-        channels, out = made["in_channels"], made["out_channels"]
-        if out not in (channels, 2 * channels):
-            message = f"must be in_channels ({channels}) in the transformer config, or twice as many with a learned variance"
-            raise Unsupported(f"{message}, got {out}", param="out_channels")
-        if made["sample_size"] % made["patch_size"]:
-            message = f"must be a multiple of patch_size ({made['patch_size']}) in the transformer config"
-            raise Unsupported(f"{message}, got {made['sample_size']}", param="sample_size")
-        return made
+        refuse_settings(config, SETTINGS)
+        return completed(config, CLASS, ["num_embeds_ada_norm"])
 
     @override
     def refuse(self, files: Folder) -> None:
@@ -101,12 +77,16 @@ class DiTFamily(Family):
         for name in ("text_encoder", "class_embedder"):
             if files.component(name):
                 raise Unsupported(f"{name} beside a transformer that draws classes is not supported", param="model")
-        _refuse_settings(config)
+        refuse_settings(config, SETTINGS)
         return config
 
     @override
     def channels(self, config: Mapping[str, Any]) -> int:
         return int(config["in_channels"])
+
+    @override
+    def usual_guidance(self, config: Mapping[str, Any]) -> float | None:
+        return None
 
     @override
     def build(self, config: Mapping[str, Any]) -> nn.Module:
@@ -148,18 +128,8 @@ class DiTFamily(Family):
         return count(cast(UnrolledTransformer, network), latent_shape, condition)
 
 
-def _refuse_settings(config: Mapping[str, Any]) -> None:
-    """Raises `Unsupported` naming a setting that this version does not run."""
-    if config["_class_name"] == OLD_CLASS and "norm_type" not in config:
-        raise Unsupported("is missing in the transformer config, and says what kind it is", param="norm_type")
-    for field, values in SETTINGS.items():
-        if field in config and config[field] not in values:
-            raise Unsupported(f"{config[field]!r} in the transformer config is not supported", param=field)
-
-
 def _parts(dit: Any, region: MakeRegion) -> Parts:
     """What the blocks look at is (timesteps, class numbers), (rows,) each."""
-    import torch
     from torch.nn import functional as F
 
     from engine.families.transformer import Block, Parts
@@ -176,9 +146,7 @@ def _parts(dit: Any, region: MakeRegion) -> Parts:
     def head(hidden: Tensor, timesteps: Tensor, labels: Tensor) -> Tensor:
         embedding = dit.transformer_blocks[0].norm1.emb(timesteps, labels, hidden_dtype=hidden.dtype)
         shift, scale = dit.proj_out_1(F.silu(embedding))[:, None].chunk(2, dim=2)
-        patches = dit.proj_out_2(dit.norm_out(hidden) * (1 + scale) + shift)
-        square = patches.view(-1, side, side, patch, patch, dit.out_channels)
-        return torch.einsum("nhwpqc->nchpwq", square).reshape(-1, dit.out_channels, side * patch, side * patch)
+        return unpatched(dit.proj_out_2(dit.norm_out(hidden) * (1 + scale) + shift), side, side, patch)
 
     last = region(head)
     blocks = [block(module) for module in dit.transformer_blocks]

@@ -51,6 +51,9 @@ class Family(Protocol):
     def channels(self, config: Mapping[str, Any]) -> int:
         """Those of its latents."""
 
+    def usual_guidance(self, config: Mapping[str, Any]) -> float | None:
+        """The guidance scale where nobody says one, of a network that takes the scale as an input; None of all others."""
+
     def build(self, config: Mapping[str, Any]) -> nn.Module:
         """diffusers' module of a complete configuration, on torch's current device. Raises what diffusers raises."""
 

@@ -7,11 +7,15 @@ from typing import Any
 
 from engine.families.dit import DIT
 from engine.families.family import Family
+from engine.families.flux import FLUX
+from engine.families.pixart import PIXART
+from engine.families.sd3 import SD3
 from engine.families.unet import UNET
 from engine.folder import Folder
+from engine.text_layouts import OLD_CLASS
 from registry.errors import Unsupported
 
-FAMILIES: Sequence[Family] = (UNET, DIT)
+FAMILIES: Sequence[Family] = (UNET, DIT, PIXART, SD3, FLUX)
 
 
 def family_of(config: Mapping[str, Any]) -> Family:
@@ -20,7 +24,7 @@ def family_of(config: Mapping[str, Any]) -> Family:
     Raises `Unsupported` for a transformer of none.
     """
     name = config.get("_class_name")
-    found = next((family for family in FAMILIES if name in family.classes), UNET)
+    found = _of_old_class(config) if name == OLD_CLASS else next((one for one in FAMILIES if name in one.classes), UNET)
     if found is UNET and isinstance(name, str) and "Transformer" in name:
         raise _unknown("transformer", name)
     return found
@@ -33,7 +37,14 @@ def family_in(files: Folder) -> Family:
     found = next((family for family in FAMILIES if family.component == component and name in family.classes), None)
     if found is None and component != UNET.component:
         raise _unknown(component, name)
+    if name == OLD_CLASS:
+        return _of_old_class(files.config(component))
     return found or UNET  # whose own check says what is wrong with it
+
+
+def _of_old_class(config: Mapping[str, Any]) -> Family:
+    """Of several kinds that had one class, as diffusers tells them apart; others are DiT's to refuse."""
+    return PIXART if config.get("norm_type") == "ada_norm_single" else DIT
 
 
 def _unknown(component: str, name: str | None) -> Unsupported:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any, TypeAlias
 
 import torch
@@ -35,6 +36,8 @@ from registry.schedule import Blocks, Branch
 
 Streams: TypeAlias = tuple[Tensor, ...]  # (rows, tokens, width) each: the image's, then the text's where that has one
 Block: TypeAlias = Callable[[Streams, Any], Streams]  # the second: what `Parts.before` gives to all
+
+HALF_RANGE = torch.finfo(torch.float16).max
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,7 @@ def count(
     """As `Family.count`, of any transformer: each block once, for it takes the same in all steps that it is part of."""
     sample, timesteps = torch.empty(1, *latent_shape, device="meta"), torch.zeros(1, device="meta")
     branches = network.branches.all
+    one_each = {bool(branch.back): branch for branch in branches}  # residuals of two shapes, as text is read behind the middle
     with counting(network.module) as so_far:
         each = list[Macs]()
 
@@ -153,23 +157,26 @@ def count(
             return run
 
         parts = replace(network.parts, blocks=[counted(block) for block in network.parts.blocks])
-        _, residuals = UnrolledTransformer(network.module, parts).full(sample, timesteps, condition, keep=branches)
+        _, residuals = UnrolledTransformer(network.module, parts).full(sample, timesteps, condition, keep=one_each.values())
         full = so_far()
     outside = full - sum(each, Macs(0, 0))
+    front, back = list(accumulate(each, initial=outside)), list(accumulate(reversed(each), initial=Macs(0, 0)))
     partial: dict[Branch, Macs] = {
-        branch: sum((*each[: branch.front], *each[len(each) - branch.back :]), outside) for branch in branches
+        branch: front[branch.front] + back[branch.back] for branch in branches
     }  # the same blocks on the same shapes
-    return full, partial, {branch: tuple(residual.shape[1:]) for branch, residual in residuals.items()}
+    shapes = {back: tuple(residuals[branch].shape[1:]) for back, branch in one_each.items()}
+    return full, partial, {branch: shapes[bool(branch.back)] for branch in branches}
 
 
 def _residual(branch: Branch, after: Streams, before: Streams) -> Tensor:
     """What the middle added to the streams that are read behind it, one behind the other along the tokens.
 
-    The difference of two large numbers, which torch takes in float32 whatever their type, and rounds once.
+    The difference of two large numbers, which torch takes in float32 whatever their type, and rounds once. In float16, where
+    FLUX's blocks hold their streams within its range, the difference of two of them is held there too.
     """
     assert isinstance(branch, Blocks), "a transformer's"
     read = slice(None) if branch.back else slice(1)
-    parts = [one - other for one, other in zip(after[read], before[read], strict=False)]
+    parts = [_held(one - other) for one, other in zip(after[read], before[read], strict=False)]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
@@ -178,7 +185,12 @@ def _added(streams: Streams, residual: Tensor) -> Streams:
     made, start = list[Tensor](), 0
     for stream in streams:
         if start < residual.shape[1]:
-            stream = stream + residual[:, start : start + stream.shape[1]]
+            stream = _held(stream + residual[:, start : start + stream.shape[1]])
             start += stream.shape[1]
         made.append(stream)
     return tuple(made)
+
+
+def _held(stream: Tensor) -> Tensor:
+    """Within the range of float16, where it is of that type."""
+    return stream.clamp(-HALF_RANGE, HALF_RANGE) if stream.dtype == torch.float16 else stream

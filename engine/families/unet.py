@@ -11,6 +11,7 @@ from typing_extensions import override
 from engine.config import CLASSES, complete, refuse_unknown
 from engine.families.family import ClassNames, Family
 from engine.folder import Folder
+from engine.guidance import USUAL_EMBEDDED
 from registry.schedule import Family as FamilyName
 
 if TYPE_CHECKING:
@@ -58,6 +59,10 @@ class UNetFamily(Family):
     @override
     def channels(self, config: Mapping[str, Any]) -> int:
         return int(config["out_channels"])
+
+    @override
+    def usual_guidance(self, config: Mapping[str, Any]) -> float | None:
+        return None if config.get("time_cond_proj_dim") is None else USUAL_EMBEDDED
 
     @override
     def build(self, config: Mapping[str, Any]) -> nn.Module:

@@ -59,7 +59,7 @@ def _network(files: Folder, component: str) -> nn.Module:
     try:
         if component in TOKENIZERS:
             family: Any = getattr(transformers, class_name)
-            network: nn.Module = family(transformers.CLIPTextConfig.from_pretrained(files.path(component)))
+            network: nn.Module = family(family.config_class.from_pretrained(files.path(component)))
             return network
         network = getattr(diffusers, class_name).from_config(files.config(component))
     except BUILD_ERRORS as error:

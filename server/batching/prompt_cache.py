@@ -12,7 +12,7 @@ from engine.condition import Condition
 from engine.model import Model
 from engine.prompt_syntax import PLAIN, PromptSyntax
 
-KEPT = 64  # encoded prompts; 64 of Stable Diffusion v1.5 take 15 MB, more where they are of several chunks
+KEPT = 64  # encoded prompts; 64 of Stable Diffusion v1.5 take 15 MB in 16 bit, of PixArt-Σ 157 MB, of FLUX 268 MB
 
 
 class Wording(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Collection
+from pathlib import Path
 
 import torch
 
@@ -31,10 +32,15 @@ def load_first(settings: Settings) -> Model:
         torch.set_num_threads(settings.threads)
     if settings.compiled:
         compiling.cache_in(settings.compile_cache)
-    model = load(settings.model, settings.device, settings.dtype, settings.model_name, compiled=settings.compiled)
+    model = read(settings, settings.model, settings.model_name, compiled=settings.compiled)
     fields = {"model": model.ref.name, "fingerprint": model.ref.fingerprint, "device": str(model.device)}
     log.info("loaded", extra={"fields": fields | {"commit": settings.commit}})
     return model
+
+
+def read(settings: Settings, folder: str | Path, name: str | None, compiled: bool = False, weights: bool = True) -> Model:
+    """A folder's model, on the devices and in the type that are set. Raises what `engine.loading.load` raises."""
+    return load(folder, settings.device, settings.dtype, name, compiled, weights, settings.text_device)
 
 
 def other_sizes(settings: Settings, model: Model) -> list[ImageSize]:
@@ -55,9 +61,10 @@ def other_sizes(settings: Settings, model: Model) -> list[ImageSize]:
 
 def prompt_chunks(settings: Settings, model: Model) -> int:
     """The most that a prompt may take. Raises `InvalidInput` for a syntax that the only model's prompts do not have."""
-    if settings.prompt_syntax != PLAIN and not model.prompts.reads_texts and not settings.models:
-        raise InvalidInput("must be plain: the prompts of this model are no texts", param="prompt_syntax")
-    return settings.prompt_chunks if model.prompts.reads_texts else 1
+    if settings.prompt_syntax != PLAIN and not model.prompts.takes_chunks and not settings.models:
+        why = "T5 reads this model's texts" if model.prompts.reads_texts else "the prompts of this model are no texts"
+        raise InvalidInput(f"must be plain: {why}", param="prompt_syntax")
+    return settings.prompt_chunks if model.prompts.takes_chunks else 1
 
 
 def compile_model(settings: Settings, model: Model, others: Collection[ImageSize] = (), chunks: int = 1) -> None:

@@ -15,7 +15,6 @@ import torch
 from engine import compiling
 from engine.device import exclusive
 from engine.graphs import graphs_for
-from engine.loading import load
 from engine.model import Model
 from engine.model_name import folder_name
 from engine.prompt_syntax import PLAIN
@@ -36,7 +35,7 @@ from server.marking.marker import marker_of
 from server.model_folders import ModelFolder
 from server.models.adapter_sets import AdapterSets
 from server.models.learning import learning
-from server.models.loading import compile_model, memory_for_models, other_sizes, prompt_chunks, teacher_steps, why
+from server.models.loading import compile_model, memory_for_models, other_sizes, prompt_chunks, read, teacher_steps, why
 from server.models.model_registry import ModelRegistry
 from server.models.residence import RETRY, Residence, Resident, free_memory
 from server.models.served_model import ModelParts, ServedModel
@@ -161,7 +160,7 @@ class ModelOpener:
         learns = learning(settings, registry, schedules, model, served, sets, features, observer)
         resident = Resident(self._residence, served) if len(self.models) > 1 else None
         forecast = resident.forecast if resident else served.forecast
-        syntax = settings.prompt_syntax if model.prompts.reads_texts else PLAIN
+        syntax = settings.prompt_syntax if model.prompts.takes_chunks else PLAIN
         prompts = PromptReader(model.prompts, chunks, syntax)
         choice = LoraChoice(loras, settings.loras_on_schedules, sets.seconds)
         planner = Planner(schedules, learns.experiments.active, model, forecast, settings, others, prompts, choice)
@@ -193,8 +192,7 @@ class ModelOpener:
                 return
 
     def _described(self, served: ServedModel) -> Model:
-        settings = self.settings
-        return load(served.folder, settings.device, settings.dtype, served.given_name, weights=False)
+        return read(self.settings, served.folder, served.given_name, weights=False)
 
     async def _load(self, served: ServedModel) -> None:
         """Into memory, warm. Raises `NotReady`, and what says that there is no memory."""
@@ -206,7 +204,7 @@ class ModelOpener:
         assert known, "a model is opened before it is loaded"
         try:
             with exclusive():  # the engine's thread captures no graph meanwhile
-                model = load(served.folder, settings.device, settings.dtype, known.ref.name, compiled=settings.compiled)
+                model = read(settings, served.folder, known.ref.name, compiled=settings.compiled)
             if model.ref != known.ref:
                 message = f"{served.folder} has other weights than when the server started: start it anew"
                 raise InvalidInput(message, param="models")

@@ -99,6 +99,7 @@ def shadow_of(spec: ImageSpec, schedule: ActiveSchedule) -> ImageSpec:
 
     Raises `InvalidInput` where the strength of an edit leaves the schedule nothing to do.
     """
-    program = spec.edit.program(schedule.program) if spec.edit else schedule.program
+    sized = schedule.program.on(spec.program.levels)
+    program = spec.edit.program(sized) if spec.edit else sized
     own = replace(spec, program=program, tier=LABEL, arm=metrics.NO_ARM, deadline=math.inf, previews=0)
     return replace(own, idle=True, background=False)

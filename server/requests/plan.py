@@ -164,7 +164,8 @@ class Planner:
             unmet.append(warnings.size_not_validated(size, measured_sizes(entry.schedule, self.model.image_size)))
         if prompts.prompt != request.prompt:
             unmet.append(warnings.prompt_ignored())
-        program, whole = (edit.program(entry.program) if edit else entry.program), entry.schedule.solver.teacher_steps
+        run = self._run(self.model.other_size(size), edit)
+        program, whole = run(entry.program), entry.schedule.solver.teacher_steps
         if edit and edit.strength * whole < 1:
             unmet.append(warnings.one_step_runs(edit.strength, whole))
         steps = len(program.steps)
@@ -197,7 +198,7 @@ class Planner:
             adapters=adapters,
         )
         macs = self.model.macs_at(first.size, first.chunks).of_program(program, first.unet_rows)
-        relative_cost = self._schedules.relative_cost(entry, first.size, first.chunks, edit.program if edit else None)
+        relative_cost = self._schedules.relative_cost(entry, first.size, first.chunks, run if edit or first.size else None)
         first = replace(first, teacher_macs=round(macs / relative_cost))
         specs = [replace(first, seed=first.seed + i) for i in range(request.num_images)]
         return Plan(
@@ -235,10 +236,19 @@ class Planner:
         asked = request.guidance_scale
         return self.default_guidance.of(entry) if asked is None else meant(asked)
 
+    def _run(self, size: ImageSize | None, edit: Edit | None) -> Callable[[Program], Program]:
+        """What images of a size run of a program, and of one that they start from."""
+
+        def run(whole: Program) -> Program:
+            sized = self.model.sized(whole, size)
+            return edit.program(sized) if edit else sized
+
+        return run
+
     def _predicted(self, request: GenerateRequest, entry: ActiveSchedule, prompts: PromptPair, edit: Edit | None) -> float:
         rows = self.model.rows(self._guidance(request, entry))
         size = self.model.other_size(edit.size if edit else self._size(request))
-        program = edit.program(entry.program) if edit else entry.program
+        program = self._run(size, edit)(entry.program)
         seconds = self._loras.seconds(self._loras.of(request))
         return seconds + self._forecast(program, rows, request.num_images, entry.label, size, prompts.chunks(rows))
 
@@ -268,9 +278,8 @@ class Planner:
         size, guidance = edit.size if edit else self._size(request), self._guidance(request, tier)
         rows = self.model.rows(guidance)
         teacher = self._schedules.tier(REFERENCE).program
-        macs = self.model.macs_at(self.model.other_size(size), prompts.chunks(rows)).of_program(
-            edit.program(teacher) if edit else teacher, rows
-        )
+        other = self.model.other_size(size)
+        macs = self.model.macs_at(other, prompts.chunks(rows)).of_program(self._run(other, edit)(teacher), rows)
         return Covariates(
             arrived=now(),
             images=request.num_images,

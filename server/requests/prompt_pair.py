@@ -38,7 +38,11 @@ class PromptPair:
     def cut(self, rows: int, tokens: int) -> list[Notice]:
         """What is not read of the texts that are to be read. tokens: of a chunk."""
         fields = zip(("prompt", "negative_prompt")[:rows], self.readings, strict=False)
-        return [warnings.prompt_cut(field, read.cut, tokens, self.most) for field, read in fields if read.cut]
+        return [
+            warnings.prompt_cut(field, read.cut, read.tokens or tokens, self.most, read.reader)
+            for field, read in fields
+            if read.cut
+        ]
 
 
 class PromptReader:
@@ -46,7 +50,7 @@ class PromptReader:
 
     def __init__(self, prompts: Prompts, most: int = 1, syntax: PromptSyntax = PLAIN) -> None:
         self.most = most
-        self.syntaxes: Sequence[PromptSyntax] = [*dict.fromkeys((syntax, *SYNTAXES))] if prompts.reads_texts else [PLAIN]
+        self.syntaxes: Sequence[PromptSyntax] = [*dict.fromkeys((syntax, *SYNTAXES))] if prompts.takes_chunks else [PLAIN]
         self._prompts = prompts
         self._readings = LRUCache[tuple[str, PromptSyntax], Reading](READINGS_KEPT)
         self._prompts.reading(self._prompts.sample)  # the first time takes longest: no request waits for it
@@ -55,7 +59,9 @@ class PromptReader:
         """Raises `InvalidInput` naming the field for a text that is not of the syntax, or a syntax that there is not."""
         syntax = request.prompt_syntax or self.syntaxes[0]
         if syntax not in self.syntaxes:
-            raise InvalidInput("the prompts of this model are no texts: leave it out, or say plain", param="prompt_syntax")
+            why = "T5 reads this model's texts, and weights are for CLIP's alone"
+            why = why if self._prompts.reads_texts else "the prompts of this model are no texts"
+            raise InvalidInput(f"{why}: leave it out, or say plain", param="prompt_syntax")
         if syntax != PLAIN:
             await asyncio.to_thread(provider_module)  # its first import takes a while: the engine's thread finds it done
         prompt, negative = request.prompt, request.negative_prompt

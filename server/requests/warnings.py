@@ -44,12 +44,12 @@ NOT_OF_THE_IMAGE = {
 SHOWN = 200  # characters of a cut text
 
 
-def prompt_cut(field: str, text: str, tokens: int, chunks: int = 1) -> Notice:
-    """field: `prompt` or `negative_prompt`. text: what lies past so many chunks of so many tokens, which are read."""
+def prompt_cut(field: str, text: str, tokens: int, chunks: int = 1, reader: str = "the model") -> Notice:
+    """field: `prompt` or `negative_prompt`. text: what lies past so many chunks of so many tokens, which this reader reads."""
     code = PROMPT_CUT if field == "prompt" else NEGATIVE_PROMPT_CUT
     shown = text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
     read = f"{tokens} tokens" if chunks == 1 else f"{chunks} chunks of {tokens} tokens"
-    what = f"the model reads {read}, marks of start and end included, and ignored the last {len(text)} characters"
+    what = f"{reader} reads {read}, marks of start and end included, and ignored the last {len(text)} characters"
     return Notice(code, f"{field}: {what}: {shown}")
 
 

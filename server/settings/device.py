@@ -12,14 +12,20 @@ from engine.compile_choice import CompileChoice, compiles
 from server.settings.group import SettingsGroup
 from server.settings.values import as_socket_folder, as_switch
 
+DEVICE = r"^(cpu|cuda(:\d+)?)$"
+
 
 class DeviceSettings(SettingsGroup):
     """Where and how waves run, and in how many processes."""
 
-    device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$", description="Where the model runs.")] = "cpu"
+    device: Annotated[str, Field(pattern=DEVICE, description="Where the model runs.")] = "cpu"
     dtype: Annotated[
         Literal["float32", "float16", "bfloat16"], Field(description="Of the weights; latents are float32 always.")
     ] = "float32"
+    text_device: Annotated[
+        str | None,
+        Field(pattern=DEVICE, description="Where text encoders run, if not where the model does."),
+    ] = None
     compile: Annotated[
         CompileChoice, BeforeValidator(as_switch), Field(description="Compile UNet and decoder; auto: on CUDA.")
     ] = "auto"

@@ -203,7 +203,8 @@ class ActiveSchedules:
     ) -> float:
         """Its MACs over those of the teacher in force, both at this size and with so many chunks of context.
 
-        It differs a little, as attention's share does. begun: what both run of their programs, where they start from an image.
+        It differs a little, as attention's share does. begun: what both run of their programs, at this size and from an image,
+        if they start from one.
         """
         if size is None and chunks == 1 and begun is None:
             return entry.relative_cost

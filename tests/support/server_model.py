@@ -26,6 +26,7 @@ class FakeText(Prompts):
     tokens: int = 3
     guides: bool = True
     reads_texts: bool = True
+    takes_chunks: bool = True
 
     def encode(self, prompts, chunks=1, syntax=PLAIN) -> Condition:
         if "poison" in prompts:

@@ -192,8 +192,8 @@ def test_macs_of_a_partial_step_are_those_that_run(dit: DiTTransformer2DModel, b
         ({"patch_size": None}, "patch_size"),
         ({"_class_name": "Transformer2DModel", "cross_attention_dim": 8, "norm_type": "ada_norm_zero"}, "cross_attention_dim"),
         ({"_class_name": "Transformer2DModel"}, "norm_type"),
-        ({"_class_name": "FluxTransformer2DModel", "in_channels": "x"}, "model"),
-        ({"_class_name": "PixArtTransformer2DModel"}, "model"),
+        ({"_class_name": "AuraFlowTransformer2DModel", "in_channels": "x"}, "model"),
+        ({"_class_name": "SanaTransformer2DModel"}, "model"),
     ],
     ids=json.dumps,
 )

@@ -174,7 +174,7 @@ def a_text_encoder(root: Path) -> None:
 
 
 def another_transformer(root: Path) -> None:
-    change(root / "model_index.json", transformer=["diffusers", "SD3Transformer2DModel"])
+    change(root / "model_index.json", transformer=["diffusers", "SanaTransformer2DModel"])
 
 
 def another_kind(root: Path) -> None:
@@ -185,7 +185,7 @@ def another_kind(root: Path) -> None:
     ("spoil", "text"),
     [
         (a_text_encoder, "text_encoder beside a transformer that draws classes is not supported"),
-        (another_transformer, "transformer is SD3Transformer2DModel, this version runs DiTTransformer2DModel or"),
+        (another_transformer, "transformer is SanaTransformer2DModel, this version runs DiTTransformer2DModel or"),
         (another_kind, "norm_type: 'ada_norm_single' in the transformer config is not supported"),
     ],
 )

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor
 
 from engine.branches import BlockPairs
-from engine.flow import FlowLevels, flow_levels
+from engine.flow import FlowLevels, Walked, flow_levels
 from engine.program import Program, compile_program
 from engine.schedulers import noise_levels
 from registry.errors import InvalidInput, Unsupported
-from registry.schedule import ModelRef, Schedule, Segment, Solver, SolverName
+from registry.schedule import Correction, ModelRef, Schedule, Segment, Solver, SolverName
 
 MODEL = ModelRef(name="glyphs-dit", family="dit-transformer2d", fingerprint="sha256:" + "0" * 64)
 NOISE = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -161,3 +162,87 @@ def test_what_is_not_followed_is_refused_by_its_name(changes: dict[str, Any], fi
     with pytest.raises(Unsupported) as caught:
         noise_levels({"_class_name": "FlowMatchEulerDiscreteScheduler", **changes})
     assert caught.value.param == field
+
+
+FLUX = Walked(evenly=True, by_size=True)
+SD3 = Walked(by_size=True)
+SHIFTS = [
+    {"use_dynamic_shifting": True},
+    {"use_dynamic_shifting": True, "time_shift_type": "linear", "max_shift": 1.16, "max_image_seq_len": 1024},
+    {"shift": 3.0},
+    {},
+]
+
+
+@pytest.mark.parametrize("walked", [FLUX, SD3], ids=["FLUX", "SD3"])
+@pytest.mark.parametrize("config", SHIFTS, ids=str)
+@pytest.mark.parametrize(("side", "steps"), [(512, 28), (1024, 50), (768, 4)])
+def test_levels_of_a_size_are_those_that_the_pipelines_ask_for(
+    walked: Walked, config: dict[str, Any], side: int, steps: int
+) -> None:
+    theirs, tokens = FlowMatchEulerDiscreteScheduler(**config), (side // 16) ** 2
+    names = {"base_seq_len": "base_image_seq_len", "max_seq_len": "max_image_seq_len"}
+    line = {name: theirs.config[names.get(name, name)] for name in ("base_seq_len", "max_seq_len", "base_shift", "max_shift")}
+    sigmas = np.linspace(1.0, 1 / steps, steps) if walked.evenly else None
+    theirs.set_timesteps(steps, sigmas=sigmas, mu=calculate_shift(tokens, **line))
+    solver = Solver(name="euler", teacher_steps=steps, spacing="linspace")
+    got = flow_levels(config, walked).of_tokens(tokens).trajectory(solver)
+    np.testing.assert_allclose(got.timesteps, theirs.timesteps, rtol=1e-6)
+
+
+def test_fifty_steps_of_a_square_megapixel_as_counted_by_hand() -> None:
+    """σ′ = s σ / (1 + (s − 1) σ) with s = e^1.15 of σ = 1, 49/50, …, 1/50; schnell's four are not shifted."""
+    levels = flow_levels({"use_dynamic_shifting": True}, FLUX).of_tokens(4096)
+    shown = levels.trajectory(Solver(name="euler", teacher_steps=50, spacing="linspace")).timesteps
+    assert [*shown[:3], shown[-1]] == pytest.approx([1000, 993.580, 986.979, 60.550], abs=1e-3)
+    four = flow_levels({}, FLUX).trajectory(Solver(name="euler", teacher_steps=4, spacing="linspace"))
+    assert four.timesteps == pytest.approx([1000, 750, 500, 250])
+
+
+def test_a_program_of_one_size_is_made_for_another_with_its_corrections() -> None:
+    levels, steps = flow_levels({"use_dynamic_shifting": True}, FLUX), 6
+    solver = Solver(name="euler", teacher_steps=steps, spacing="linspace")
+    corrections = tuple(Correction(latent=i / 100) for i in range(steps))
+    schedule = Schedule(model=MODEL, solver=solver, segments=(Segment(),) * steps, corrections=corrections)
+    small, large = levels.of_tokens(1024), levels.of_tokens(4096)
+    whole = compile_program(schedule, small, BlockPairs(6))
+    assert whole.on(small) is whole
+    assert whole.on(large).steps == compile_program(schedule, large, BlockPairs(6)).steps
+    assert whole.on(large).steps[1].timestep > whole.steps[1].timestep, "larger images stay longer in the noise"
+    assert whole.on(large) is whole.on(large)
+    begun = whole.on(large).starting(0.5)
+    assert begun.steps[0].timestep == whole.on(large).steps[3].timestep
+
+
+def test_timesteps_of_its_own_are_the_same_at_all_sizes() -> None:
+    levels = flow_levels({"use_dynamic_shifting": True}, FLUX)
+    solver = Solver(name="euler", teacher_steps=2, spacing="linspace")
+    shown = [levels.of_tokens(tokens).trajectory(solver, (900, 200)).timesteps for tokens in (256, 4096)]
+    assert (shown[0] == shown[1]).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"time_shift_type": "cubic"}, "time_shift_type"),
+        ({"base_shift": None}, "base_shift"),
+        ({"max_shift": -1.0, "time_shift_type": "linear"}, "max_shift"),
+        ({"max_image_seq_len": 256}, "max_image_seq_len"),
+        ({"base_image_seq_len": 0.5}, "base_image_seq_len"),
+    ],
+    ids=str,
+)
+def test_what_makes_no_dynamic_shift_is_refused_by_its_name(changes: dict[str, Any], field: str) -> None:
+    with pytest.raises(Unsupported) as caught:
+        flow_levels({"use_dynamic_shifting": True, **changes}, FLUX)
+    assert caught.value.param == field
+
+
+def test_a_size_that_has_no_levels_is_refused() -> None:
+    """A line that falls with the number of patches and crosses 0."""
+    linear = {"use_dynamic_shifting": True, "time_shift_type": "linear", "base_shift": 2.0, "max_shift": 1.0}
+    levels = flow_levels(linear, FLUX)
+    assert levels.of_tokens(4096).shift == pytest.approx(1.0)
+    with pytest.raises(InvalidInput, match="10000 patches") as caught:
+        levels.of_tokens(10000)
+    assert caught.value.param == "size"

@@ -248,7 +248,7 @@ def test_weights_that_are_cut_short_are_said_before_anything_is_loaded(
     folder: Path, file: str, cut: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cut(folder / file)
-    monkeypatch.setattr("engine.loading.read_weights", None)
+    monkeypatch.setattr("engine.weights.read_weights", None)
     with pytest.raises(Unsupported, match=rf"{file} is cut short or damaged \(.*\): download it again"):
         load(folder)
 

@@ -44,6 +44,7 @@ def test_values_are_read_once_and_frozen(monkeypatch):
         ("FLEXI_WATCH_SECONDS", "nan", "less than or equal to 3600"),
         ("FLEXI_DTYPE", "int8", "float32"),
         ("FLEXI_DEVICE", "tpu", "give cpu, cuda or cuda:1, got 'tpu'"),
+        ("FLEXI_TEXT_DEVICE", "tpu", "give cpu, cuda or cuda:1, got 'tpu'"),
         ("FLEXI_DEFAULT_TIER", "Best!", "give 1 to 64 of a-z"),
         ("FLEXI_DEFAULT_GUIDANCE", "-1", "greater than or equal to 0"),
         ("FLEXI_REGISTRY", "http://elsewhere", "s3://bucket/prefix"),

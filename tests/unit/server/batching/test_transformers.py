@@ -1,4 +1,4 @@
-"""A transformer of flow matching in the server: its branches are pairs there too."""
+"""Transformers in the server: their branches are pairs there too, and texts that T5 reads are of any length in a wave."""
 
 from __future__ import annotations
 
@@ -7,10 +7,16 @@ from pathlib import Path
 import model_folders
 import torch
 
+from engine.image_size import ImageSize
+from engine.images import levels
 from engine.loading import load
 from engine.policy import FCFS
+from engine.sampler import generate
 from engine.waves import Waves
-from registry.schedule import Blocks
+from registry.schedule import Blocks, Schedule, Segment
+from server.batching.admission import Admission
+from server.batching.image_task import ImageSpec
+from server.batching.model_engine import ModelEngine
 from server.batching.warm_up import warm_up
 
 
@@ -22,3 +28,24 @@ def test_the_first_waves_are_of_every_pair_that_is_in_force(tmp_path: Path) -> N
     macs, _ = warm_up(model, Waves(model.network, model.slots(4), FCFS(4)), pairs)
     rows = 2 + 1  # with guidance, and without
     assert macs == rows * (2 * model.macs.full.macs + sum(model.macs.partial[pair].macs for pair in pairs))
+
+
+def test_images_of_several_texts_and_sizes_are_the_plain_loops(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    wide = ImageSize(16, 24)
+    model = load(model_folders.pixart(tmp_path / "pixart", num_layers=3, use_additional_conditions=True))
+    segments = (Segment.reusing(Blocks(1, 0), (1, 2)), Segment.reusing(Blocks(0, 2), (1,)))
+    program = model.compile(Schedule(model=model.ref, solver=model.solver("dpmsolver++", 6), segments=segments))
+    engine = ModelEngine(model, Admission(max_seconds=600), max_wave_rows=6, others=(wide,))
+    texts = [("a Red cat", "", None), ("", "a dog", wide), ("a blue dog and a red cat", "a dog", None), ("a cat", "", wide)]
+    specs = [ImageSpec(program, text, away, 3.0, seed, size) for seed, (text, away, size) in enumerate(texts)]
+    futures, at_work = engine.submit(specs), None
+    for _ in range(100):
+        at_work = engine.step(at_work)
+        if all(future.done() for future in futures):
+            break
+    for spec, future in zip(specs, futures, strict=True):
+        condition, away = model.encode([spec.prompt], size=spec.size), model.negative([spec.negative], size=spec.size)
+        latent = generate(model.network, program, model.noise(spec.seed, spec.size)[None], condition, away, 3.0)
+        torch.testing.assert_close(future.result(0).pixels, levels(model.decode(latent)[0]), rtol=0, atol=1)
+        assert future.result().macs == model.macs_at(spec.size).of_program(program, 2)

@@ -10,6 +10,7 @@ import pytest
 from memory_store import MemoryStore
 from server_model import small_model
 
+from engine.prompt_chunks import Reading
 from engine.prompt_syntax import PLAIN
 from engine.prompts import ClassPrompts, NoPrompts
 from registry.catalog import Catalog
@@ -21,7 +22,7 @@ from server.experiments.active import ActiveExperiments
 from server.models.loading import prompt_chunks
 from server.requests.image_files import _read_as
 from server.requests.plan import Planner
-from server.requests.prompt_pair import LONG, PromptReader
+from server.requests.prompt_pair import LONG, PromptPair, PromptReader
 from server.tiers.active import ActiveSchedules
 from server.tiers.watch import Watch
 
@@ -128,6 +129,22 @@ def test_a_setting_that_the_models_prompts_have_no_use_for_is_one_chunk_or_stops
     with pytest.raises(InvalidInput, match="must be plain") as refused:
         prompt_chunks(SimpleNamespace(**set_to | {"prompt_syntax": "webui"}), classes)
     assert refused.value.param == "prompt_syntax"
+
+
+def test_texts_that_t5_reads_have_no_syntax_and_one_chunk(model):
+    plain = replace(model, prompts=replace(model.prompts, takes_chunks=False))
+    assert prompt_chunks(SimpleNamespace(prompt_chunks=MOST, prompt_syntax=PLAIN, models=()), plain) == 1
+    with pytest.raises(InvalidInput, match="must be plain: T5 reads this model's texts"):
+        prompt_chunks(SimpleNamespace(prompt_chunks=MOST, prompt_syntax="webui", models=()), plain)
+    with pytest.raises(InvalidInput, match=r"^prompt_syntax: T5 reads this model's texts"):
+        asyncio.run(PromptReader(plain.prompts).read(GenerateRequest(prompt="x", prompt_syntax="webui")))
+
+
+def test_a_cut_is_said_with_the_text_encoder_that_cuts(model):
+    reading = Reading(cut="the end", reader="CLIP, unlike T5,", tokens=77)
+    pair = PromptPair(PLAIN, "x", "", (reading, Reading()), 1)
+    (notice,) = pair.cut(2, 333)
+    assert "CLIP, unlike T5, reads 77 tokens" in notice.message
 
 
 def test_prompts_that_are_no_texts_have_no_syntax_and_one_chunk(model):
