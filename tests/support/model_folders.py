@@ -229,7 +229,7 @@ PIXART: Mapping[str, Any] = {
     "attention_head_dim": 12,
     "cross_attention_dim": 24,
     "caption_channels": 16,
-    "num_layers": 6,
+    "num_layers": 4,
     "sample_size": 8,
     "in_channels": 4,
     "out_channels": 8,
