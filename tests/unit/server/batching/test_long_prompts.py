@@ -15,6 +15,7 @@ from engine.images import levels
 from engine.sampler import generate
 from registry.errors import InvalidInput
 from registry.schedule import Schedule, Segment
+from server.batching import prompt_cache
 from server.batching.admission import Admission
 from server.batching.image_task import ImageSpec
 from server.batching.memory import slots_within
@@ -105,6 +106,24 @@ def test_a_prompt_is_kept_by_its_text_its_length_and_its_syntax(model):
     cache.forget(Wording("a", 2))
     cache.of(wordings, {"": model})
     assert asked[3:] == [(["a"], 2, "plain")]
+
+
+def test_kept_prompts_are_bounded_in_bytes_the_longest_unused_first(model, monkeypatch):
+    asked = []
+
+    def encode(by, texts, chunks, syntax):
+        asked.extend(texts)
+        return by.encode(texts, chunks=chunks, syntax=syntax)
+
+    size = model.encode(["a"]).context.nbytes
+    monkeypatch.setattr(prompt_cache, "KEPT_BYTES", 2 * size)
+    cache = PromptCache(encode)
+    for text in "abac":  # c takes b's place
+        cache.of([Wording(text)], {"": model})
+    assert asked == ["a", "b", "c"]
+    made = cache.of([Wording("b"), Wording("a", 3)], {"": model})
+    assert made[Wording("a", 3)].context.nbytes > 2 * size, "it fits in nowhere, and is made all the same"
+    assert asked[3:] == ["b", "a"]
 
 
 def test_memory_too_small_for_an_image_with_the_longest_prompt_is_refused_by_it(model):
