@@ -38,7 +38,7 @@ app = command_line(help=__doc__ or "")
 
 
 @dataclass(frozen=True)
-class Trajectory:
+class WholeTimesteps:
     """Steps of a model's plain solver, at whole timesteps so that a schedule can name them."""
 
     model: Model
@@ -63,10 +63,10 @@ class Trajectory:
 
     def fewer(self, steps: int) -> Schedule:
         """So many full steps, at timesteps of their own."""
-        return Trajectory(self.model, steps).every(1, 0)
+        return WholeTimesteps(self.model, steps).every(1, 0)
 
 
-def tables(walked: Trajectory, blocks: int) -> Mapping[str, Mapping[str, Schedule]]:
+def tables(walked: WholeTimesteps, blocks: int) -> Mapping[str, Mapping[str, Schedule]]:
     """What is looked at, and the schedules that show it, by name."""
     steps = walked.steps
     halves = {"first half": range(steps // 2), "second half": range(steps // 2, steps)}
@@ -109,7 +109,7 @@ def main(
     branches = loaded.network.branches
     if not isinstance(branches, BlockPairs):
         raise Unsupported("is no transformer", param="model")
-    walked = Trajectory(loaded, steps)
+    walked = WholeTimesteps(loaded, steps)
     teacher = walked.every(1, 0)
     store = ImageStore(loaded, extractor(subject.features), teacher, subject.guidance, out, part=16)
     sample = fresh(read_prompts(subject.prompts) if subject.prompts else ["", ""], images, SEED)
