@@ -1,4 +1,5 @@
-"""Extrapolations of the deep feature that partial steps reuse, where it drifts from one full step to the next.
+"""Extrapolations of the deep feature that partial steps reuse, where it drifts from one full step to the next. Of a transformer
+that is a residual (`engine.families.transformer`), of which everything here holds as well.
 
 A full step made the feature F, and the partial steps before it reused G. Those after it reuse
 

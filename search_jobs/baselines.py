@@ -12,7 +12,7 @@ from typing import NamedTuple, get_args
 
 import numpy as np
 
-from engine.branches import Branches, usual_branches
+from engine.branches import BlockPairs, Branches, usual_branches
 from engine.noise import NoiseLevels
 from registry.errors import FlexiError
 from registry.schedule import KARRAS, MAX_TEACHER_STEPS, Branch, ModelRef, Schedule, Segment, Solver, SolverName, Spacing
@@ -118,6 +118,11 @@ class Baselines:
     def _branches(self) -> Sequence[Branch]:
         return usual_branches(self.branches, BRANCHES)
 
+    @property
+    def _cache(self) -> str:
+        """What caching is called in names: of a transformer it is not DeepCache's, whose branches are a UNet's."""
+        return "cache" if isinstance(self.branches, BlockPairs) else "DeepCache"
+
     def _runs(self, solver: Solver) -> bool:
         schedule = Schedule(model=self.model, solver=solver, segments=(Segment(),) * solver.teacher_steps)
         try:
@@ -135,7 +140,7 @@ class Baselines:
                 full = min(round(teacher_steps / every), MAX_TEACHER_STEPS // every)
                 schedule = self.uniform(self.levels.plain_solver, full, every, branch)
                 if self.cost_of(schedule) <= budget:
-                    yield Baseline("uniform DeepCache", f"DeepCache N={every} s={branch}", schedule)
+                    yield Baseline("uniform DeepCache", f"{self._cache} N={every} s={branch}", schedule)
                     break
 
     def _non_uniform(self, budget: float, solver: Solver) -> Iterator[Baseline]:
@@ -148,7 +153,7 @@ class Baselines:
 
             for schedule in self._dearest(budget, cached, solver.teacher_steps // 2):
                 full, centred = len(schedule.segments), round(centre * solver.teacher_steps)
-                name = f"DeepCache {full} full c={centred} p={power:g} s={branch}{setting}"
+                name = f"{self._cache} {full} full c={centred} p={power:g} s={branch}{setting}"
                 yield Baseline("non-uniform DeepCache", name, schedule)
 
     def _at(self, solver: Solver, full: Sequence[int], branch: Branch) -> Schedule | None:

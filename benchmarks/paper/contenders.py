@@ -6,23 +6,32 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from registry.schedule import Schedule
+from benchmarks.forecast.forecasts import Recipe, taylor
+from engine.noise import NoiseLevels
+from registry.schedule import Blocks, Schedule
 from search_jobs.baselines import Baseline, Baselines
 from search_jobs.screening import PATTERNS, patterns_of
 
 PAPER, OURS = "the paper's space", "ours"
-KINDS = {  # families of baselines, and what the table calls them
+FEWER = {  # families of baselines without caching, and what the table calls them
     "fewer-step ddim": "fewer DDIM steps",
+    "fewer-step euler": "fewer Euler steps",
     "fewer-step dpmsolver++": "fewer DPM-Solver++ steps",
-    "uniform DeepCache": "uniform DeepCache",
-    "non-uniform DeepCache": "non-uniform DeepCache",
-    "cached fewer-step ddim": "uniform caching on fewer steps",
-    "cached fewer-step dpmsolver++": "uniform caching on fewer steps",
 }
-BY_HAND = tuple(dict.fromkeys(KINDS.values()))
+UNIFORM, UNEVEN, BOTH = "uniform DeepCache", "non-uniform DeepCache", "uniform caching on fewer steps"
+FIRST, FRONT, BACK, ENDS, WHOLE = (
+    "first-block cache (1+0)",
+    "front blocks (n+0)",
+    "back blocks (0+m)",
+    "front and back blocks (n+n)",
+    "no blocks (0+0)",
+)
+UNEVEN_BLOCKS = "blocks at uneven intervals"
+ORDERS = {"Taylor forecast, order 1": 1, "Taylor forecast, order 2": 2}
+OF_UNETS = (FEWER["fewer-step ddim"], FEWER["fewer-step dpmsolver++"], UNIFORM, UNEVEN, BOTH)
+OF_TRANSFORMERS = (*FEWER.values(), FIRST, FRONT, BACK, ENDS, WHOLE, UNEVEN_BLOCKS, BOTH, *ORDERS)
+BY_HAND = tuple(dict.fromkeys((*OF_UNETS, *OF_TRANSFORMERS)))
 FINALISTS = 3  # of each place in the table, that are measured on more images than the first few
-
-Loss = Callable[[Schedule], float]
 
 
 class Place(NamedTuple):
@@ -32,6 +41,37 @@ class Place(NamedTuple):
     kind: str
     seed: int | None = None
 
+    def recipe(self, schedule: Schedule, levels: NoiseLevels) -> Recipe:
+        """What images of a schedule are made by here: some kinds forecast what the schedule reuses."""
+        order = ORDERS.get(self.kind)
+        return Recipe(schedule, None if order is None else taylor(schedule, levels, order))
+
+
+Loss = Callable[[Place, Schedule], float]
+
+
+def kinds_of(baseline: Baseline) -> list[str]:
+    """What a baseline is in the table, by its family and, of a transformer, by the blocks that its partial steps compute.
+
+    Uniform caching that computes none of the last blocks competes with Taylor forecasts of what it reuses, too.
+    """
+    branch = next(iter(baseline.schedule.branches), None)
+    if baseline.family in FEWER:
+        return [FEWER[baseline.family]]
+    uniform, uneven = baseline.family == UNIFORM, baseline.family == UNEVEN
+    if not isinstance(branch, Blocks):
+        return [baseline.family if uniform or uneven else BOTH]
+    own = _kind_of(branch) if uniform else UNEVEN_BLOCKS if uneven else BOTH
+    return [own, *(ORDERS if branch.back == 0 and not uneven else ())]
+
+
+def _kind_of(branch: Blocks) -> str:
+    if branch.front and branch.back:
+        return ENDS
+    if branch.back:
+        return BACK
+    return (WHOLE, FIRST)[branch.front] if branch.front < 2 else FRONT
+
 
 def by_hand(
     baselines: Baselines, budgets: Sequence[float], teacher_steps: int, every: Sequence[int]
@@ -40,7 +80,8 @@ def by_hand(
     places: dict[Place, list[Baseline]] = {}
     for budget in budgets:
         for baseline in baselines.every_setting(budget, teacher_steps, every):
-            places.setdefault(Place(budget, KINDS[baseline.family]), []).append(baseline)
+            for kind in kinds_of(baseline):
+                places.setdefault(Place(budget, kind), []).append(baseline)
     return places
 
 
@@ -58,15 +99,16 @@ def strongest(places: Mapping[Place, Sequence[Baseline]], few: Loss, more: Loss)
     """
     chosen = {}
     for place, candidates in places.items():
-        finalists = _screened(candidates, few) if len(candidates) > 1 else candidates
-        best = min(finalists, key=lambda one: more(one.schedule) if len(finalists) > 1 else 0.0)
-        if len(candidates) == 1 or math.isfinite(more(best.schedule)):
-            chosen[place] = best
+        finalists = _screened(place, candidates, few) if len(candidates) > 1 else candidates
+        losses = [more(place, one.schedule) if len(candidates) > 1 else 0.0 for one in finalists]
+        best = min(range(len(finalists)), key=losses.__getitem__)
+        if math.isfinite(losses[best]):
+            chosen[place] = finalists[best]
     return chosen
 
 
-def _screened(candidates: Sequence[Baseline], loss: Loss) -> list[Baseline]:
+def _screened(place: Place, candidates: Sequence[Baseline], loss: Loss) -> list[Baseline]:
     patterns = patterns_of(candidates)
-    ranked = sorted((settings[0] for settings in patterns.values()), key=lambda one: loss(one.schedule))
+    ranked = sorted((settings[0] for settings in patterns.values()), key=lambda one: loss(place, one.schedule))
     tried = [one for best in ranked[:PATTERNS] for one in patterns[best.schedule.segments]]
-    return sorted([*tried, *ranked[PATTERNS:]], key=lambda one: loss(one.schedule))[:FINALISTS]
+    return sorted([*tried, *ranked[PATTERNS:]], key=lambda one: loss(place, one.schedule))[:FINALISTS]

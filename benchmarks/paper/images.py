@@ -1,4 +1,4 @@
-"""A schedule's images of a sample, part by part; what is measured of one is on disk before the next begins."""
+"""A recipe's images of a sample, part by part; what is measured of one is on disk before the next begins."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from benchmarks.forecast.denoisers import Forecasting
+from benchmarks.forecast.forecasts import Recipe
 from engine.images import levels
 from engine.model import Model
 from engine.sampler import generate
@@ -47,7 +49,7 @@ class MeasuredImages(NamedTuple):
 class ImageStore:
     """Makes and measures images of one model in one set of features, and keeps the measurements below `folder`.
 
-    A file is named by all that it depends on: weights, features, teacher, guidance, prompts, seeds, and the schedule. made: is
+    A file is named by all that it depends on: weights, features, teacher, guidance, prompts, seeds, and the recipe. made: is
     told of every part that was not on disk.
     """
 
@@ -60,24 +62,24 @@ class ImageStore:
     batch: int = 8
     made: Callable[[int], None] = lambda images: None
 
-    def measured(self, schedule: Schedule, sample: Sample) -> MeasuredImages:
-        """What is measured of a schedule's images of a sample: read where it is there, else made, a part at a time."""
+    def measured(self, recipe: Recipe, sample: Sample) -> MeasuredImages:
+        """What is measured of a recipe's images of a sample: read where it is there, else made, a part at a time."""
         count = len(sample.seeds)
         ends = [slice(start, min(start + self.part, count)) for start in range(0, count, self.part)]
-        parts = [self._part(schedule, Sample(sample.prompts[part], sample.seeds[part])) for part in ends]
+        parts = [self._part(recipe, Sample(sample.prompts[part], sample.seeds[part])) for part in ends]
         return MeasuredImages(*(np.concatenate(column) for column in zip(*parts, strict=True)))._replace(shown=parts[0].shown)
 
-    def loss(self, schedule: Schedule, sample: Sample) -> float:
+    def loss(self, recipe: Recipe, sample: Sample) -> float:
         """Mean squared distance of features to the teacher's images of the same noise, which few images suffice to rank by."""
-        own, teacher = self.measured(schedule, sample), self.measured(self.teacher, sample)
+        own, teacher = self.measured(recipe, sample), self.measured(Recipe(self.teacher), sample)
         return float(((own.features - teacher.features) ** 2).sum(1).mean()) if own.finite else np.inf
 
-    def _part(self, schedule: Schedule, part: Sample) -> MeasuredImages:
+    def _part(self, recipe: Recipe, part: Sample) -> MeasuredImages:
         place = self.folder / self._key(part)
-        file = place / f"{schedule.digest}.npz"
+        file = place / f"{recipe.digest}.npz"
         if not file.is_file():
             teachers = self._teachers(place, part)
-            images = teachers if schedule.digest == self.teacher.digest else self._images(schedule, part)
+            images = teachers if recipe.digest == self.teacher.digest else self._images(recipe, part)
             write_arrays(file, self._measure(images, part, teachers)._asdict())
             self.made(len(part.seeds))
         with np.load(file, allow_pickle=False) as kept:
@@ -87,7 +89,7 @@ class ImageStore:
         """The teacher's images of a part, (n, 3, H, W): in half precision, whose rounding is 80 dB below them."""
         file = place / "teacher-images.npz"
         if not file.is_file():
-            write_arrays(file, {"images": self._images(self.teacher, part).half().numpy()})
+            write_arrays(file, {"images": self._images(Recipe(self.teacher), part).half().numpy()})
         with np.load(file, allow_pickle=False) as kept:
             return torch.from_numpy(kept["images"]).float()
 
@@ -108,19 +110,21 @@ class ImageStore:
         cosines: Features = 100 * (features * texts).sum(1) / lengths
         return cosines
 
-    def _images(self, schedule: Schedule, part: Sample) -> Tensor:
+    def _images(self, recipe: Recipe, part: Sample) -> Tensor:
         """Images (n, 3, H, W) in [0, 1]."""
-        program, images = self.model.compile(schedule), []
+        program, images, network = self.model.compile(recipe.schedule), [], self.model.network
+        if recipe.forecast is not None:
+            network = Forecasting(network, recipe.forecast)
         for start in range(0, len(part.seeds), self.batch):
             seeds, prompts = part.seeds[start : start + self.batch], part.prompts[start : start + self.batch]
             noise = torch.stack([self.model.noise(seed) for seed in seeds])
             negative = self.model.negative([""]).expand(len(seeds)) if self.guidance > 1 else None
-            latents = generate(self.model.network, program, noise, self.model.encode(prompts), negative, self.guidance)
+            latents = generate(network, program, noise, self.model.encode(prompts), negative, self.guidance)
             images.append(self.model.decode(latents))
         return torch.cat(images)
 
     def _key(self, part: Sample) -> str:
-        """A name for all that a part's measurements depend on, the schedule apart."""
+        """A name for all that a part's measurements depend on, the recipe apart."""
         parts: tuple[object, ...] = (self.model.ref.fingerprint, self.extractor.name, self.teacher.digest, self.guidance)
         if self.model.dtype != torch.float32:
             parts = (*parts, str(self.model.dtype))

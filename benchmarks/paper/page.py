@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure
 from PIL import Image
 
-from benchmarks.paper.contenders import BY_HAND, OURS, PAPER
+from benchmarks.paper.contenders import OF_UNETS, OURS, PAPER
 from benchmarks.paper.differences import EYE, PSNR, REAL, RFID, SCORE, first_difference
 from benchmarks.paper.pictures import front, strip
 from models.bundled import BUNDLED
@@ -19,7 +19,6 @@ from search_jobs.report.style import save
 
 SUMMARY, SHOWN, PAGE, FRONT = "summary.json", "shown.npz", "results.md", "results-front.png"
 NOT_MEASURED, NONE = "not measured", "–"
-KINDS = (*BY_HAND, PAPER, OURS)
 
 Summary = Mapping[str, Any]
 Entry = Mapping[str, Any]
@@ -29,15 +28,20 @@ HEAD = """# Results
 Fidelity at five costs, of everything that could be there instead. `make paper` writes this page (or `python -m benchmarks.paper
 page`) from what it measured; nothing in it is typed by hand, and what was not measured says so.
 
-**Speed-up** is in MACs of the UNet: 5.1× is at most 1/5.1 of the teacher's. **rFID** is the Fréchet distance to the teacher's
-images of the same prompts and noise, **PSNR** the pixel error to them, **distance to real** the Fréchet distance to real images
-that no training saw. Distances compare only within a model: same features, same number of images. Every set of images has the
-same noise, and no schedule was chosen on it. Prompts are those that no search saw; of a model with real images all its classes,
-for the real ones are of all.
+**Speed-up** is in MACs of the network, a UNet or a transformer: 5.1× is at most 1/5.1 of the teacher's. **rFID** is the Fréchet
+distance to the teacher's images of the same prompts and noise, **PSNR** the pixel error to them, **distance to real** the
+Fréchet distance to real images that no training saw. Distances compare only within a model: same features, same number of
+images. Every set of images has the same noise, and no schedule was chosen on it. Prompts are those that no search saw; of a
+model with real images all its classes, for the real ones are of all.
 
 What is **set by hand** is the best that a user can set: every step count, every interval and branch of caching as the makers
 set the solver, the best of them with all three timestep spacings and on Karras' levels too, and clipping where the makers clip;
-each chosen for each cost on other noise.
+each chosen for each cost on other noise. A transformer's partial steps compute the first n and the last m blocks (**n+m**) and
+reuse the residual of the others, with n and m of 0, 1, 2, 4 and 8 as far as its blocks go: first-block cache at a fixed
+interval is 1+0, DBCache's fixed masks are n+0 and n+n, NVIDIA's static defaults are 0+m. A **Taylor forecast** (TaylorSeer,
+arXiv 2503.06923) adds, at 0+0, at each n+0 and at every interval, not the last residual but its Taylor series over the
+timesteps, with differences between full steps as derivatives. It keeps one or two residuals more, and no schedule of ours has
+it.
 **The paper's space** is the literal one (partial steps directly after full ones, no timesteps or corrections of their own),
 searched as ours is, and then tried in every setting of its solver. Of several searches the table shows the middle one by rFID
 on these images, and the lowest and highest in parentheses. Intervals are 95 % bootstrap intervals, paired by noise: where that
@@ -118,6 +122,11 @@ def _model(summary: Summary, picture: str) -> Iterator[str]:
     yield _table("The schedules: cost, and what was chosen", summary, _schedule)
 
 
+def _kinds(summary: Summary) -> tuple[str, ...]:
+    """Those of a model's table, in its order; summaries from before there were transformers do not say them."""
+    return (*summary["about"].get("by_hand", OF_UNETS), PAPER, OURS)
+
+
 def _facts(about: Mapping[str, Any]) -> str:
     settings = ", ".join(f"{name} {value}" for name, value in about["search"].items())
     size = "**A quick run: few images and small searches, so its figures are rough.**\n" if about["effort"] != "full" else ""
@@ -138,7 +147,7 @@ def _differences(summary: Summary) -> str:
         f"less the teacher's, excludes 0 in the wrong direction; to the eye, where PSNR is below {EYE:g} dB.\n",
         "| | in quality, from | to the eye, from |\n|---|---|---|",
     ]
-    for kind in KINDS:
+    for kind in _kinds(summary):
         entries = [entry for entry in summary["entries"] if entry["kind"] == kind and entry["middle"]]
         last = max((entry["speedup"] for entry in entries), default=0.0)  # of some kinds there is nothing as cheap
         quality, eye = (f"{at:g}×" if at else f"not up to {last:g}×" for at in first_difference(entries))
@@ -152,7 +161,7 @@ def _table(title: str, summary: Summary, cell: Any, without: Iterable[str] = ())
     speedups = sorted(summary["speedups"])
     measured = {entry["speedup"] for entry in summary["entries"]}
     lines = [f"| {title} | " + " | ".join(f"{speedup:g}×" for speedup in speedups) + " |", "|---|" + "---:|" * len(speedups)]
-    for kind in (kind for kind in KINDS if kind not in set(without)):
+    for kind in (kind for kind in _kinds(summary) if kind not in set(without)):
         cells = []
         for speedup in speedups:
             entries = [entry for entry in summary["entries"] if entry["kind"] == kind and entry["speedup"] == speedup]

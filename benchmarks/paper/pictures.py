@@ -10,32 +10,64 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from benchmarks.paper.contenders import BY_HAND, OURS, PAPER
+from benchmarks.paper.contenders import (
+    BACK,
+    BOTH,
+    BY_HAND,
+    ENDS,
+    FEWER,
+    FIRST,
+    FRONT,
+    ORDERS,
+    OURS,
+    PAPER,
+    UNEVEN,
+    UNEVEN_BLOCKS,
+    UNIFORM,
+    WHOLE,
+)
 from benchmarks.paper.differences import PSNR, RFID
 from search_jobs.report.style import FAMILIES, HALO, INK, SEARCHED, WIDTH, decades, dress, figure, headline
 
 IMAGES = 2  # of the same noise, in a strip
 FRAME = "#d5dae0"
 LOOKS = {  # marker and colour of each kind
-    "fewer DDIM steps": FAMILIES["fewer-step ddim"],
-    "fewer DPM-Solver++ steps": FAMILIES["fewer-step dpmsolver++"],
-    "uniform DeepCache": FAMILIES["uniform DeepCache"],
-    "non-uniform DeepCache": FAMILIES["non-uniform DeepCache"],
-    "uniform caching on fewer steps": FAMILIES["cached fewer-step ddim"],
+    FEWER["fewer-step ddim"]: FAMILIES["fewer-step ddim"],
+    FEWER["fewer-step euler"]: FAMILIES["fewer-step euler"],
+    FEWER["fewer-step dpmsolver++"]: FAMILIES["fewer-step dpmsolver++"],
+    UNIFORM: FAMILIES["uniform DeepCache"],
+    UNEVEN: FAMILIES["non-uniform DeepCache"],
+    FIRST: ("D", "#7f8c3a"),
+    FRONT: ("<", "#3f7f6b"),
+    BACK: (">", "#4a7d96"),
+    ENDS: ("d", "#5f6b2a"),
+    WHOLE: ("v", "#a08a4a"),
+    UNEVEN_BLOCKS: ("P", "#5f6b2a"),
+    BOTH: FAMILIES["cached fewer-step ddim"],
+    **dict(zip(ORDERS, (("h", "#a23b5f"), ("H", "#7d2b48")), strict=True)),
     PAPER: ("o", "#6b7783"),
     OURS: ("*", SEARCHED),
 }
+COLUMNS = 3  # panels beside each other; more than so many are two in a row
 
 Summary = Mapping[str, Any]
 
 
 def front(summaries: Sequence[Summary]) -> Figure:
     """rFID against speed-up, both logarithmic; the band of the searches is from the lowest to the highest seed."""
-    picture = figure(WIDTH, 4.2)
-    panels = picture.subplots(1, len(summaries), squeeze=False)[0]
-    for axes, summary in zip(panels, summaries, strict=True):
-        for kind, (marker, colour) in LOOKS.items():
-            _line(axes, summary, kind, marker, colour)
+    count = len(summaries)
+    columns = count if count <= COLUMNS else 2
+    rows = -(-count // columns)
+    picture = figure(WIDTH, 0.6 + 3.6 * rows)
+    panels = picture.subplots(rows, columns, squeeze=False).flatten()
+    for unused in panels[count:]:
+        unused.remove()
+    seen = dict[str, Any]()  # in the legend, of all panels
+    for axes, summary in zip(panels[:count], summaries, strict=True):
+        for kind in dict.fromkeys(entry["kind"] for entry in summary["entries"]):
+            _line(axes, summary, kind, *LOOKS[kind])
+        handles, labels = axes.get_legend_handles_labels()
+        seen |= dict(zip(labels, handles, strict=True))
         speedups = sorted(summary["speedups"])
         axes.set(xscale="log", yscale="log", xlabel="speed-up in MACs")
         dress(axes)
@@ -45,9 +77,12 @@ def front(summaries: Sequence[Summary]) -> Figure:
         axes.xaxis.set_minor_locator(NullLocator())
         rough = ", quick run" if summary["about"]["effort"] != "full" else ""
         headline(axes, f"{summary['about']['model']} ({summary['about']['images']} images{rough})")
-    panels[0].set_ylabel("rFID to the teacher (less is better)")
-    handles, labels = panels[0].get_legend_handles_labels()
-    picture.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8.5, labelcolor=INK)
+    for axes in panels[:count:columns]:
+        axes.set_ylabel("rFID to the teacher (less is better)")
+    kinds = [kind for kind in LOOKS if kind in seen]
+    picture.legend(
+        [seen[kind] for kind in kinds], kinds, loc="outside lower center", ncols=4, frameon=False, fontsize=8.5, labelcolor=INK
+    )
     return picture
 
 

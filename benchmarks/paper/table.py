@@ -16,17 +16,29 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.paper.contenders import OURS, PAPER, Place, by_hand, in_every_setting, strongest
+from benchmarks.forecast.forecasts import Recipe
+from benchmarks.paper.contenders import (
+    FEWER,
+    OF_TRANSFORMERS,
+    OF_UNETS,
+    OURS,
+    PAPER,
+    Place,
+    by_hand,
+    in_every_setting,
+    strongest,
+)
 from benchmarks.paper.differences import RFID
 from benchmarks.paper.figures import Figures, document, figures
 from benchmarks.paper.images import ImageStore, MeasuredImages, write_arrays
 from benchmarks.paper.subject import SPEEDUPS, Effort, Subject
+from engine.branches import BlockPairs
 from engine.loading import load
 from evaluation import Gaussian, extractor
 from evaluation.real import real_gaussian
 from registry.errors import Unsupported
 from registry.schedule import Schedule
-from search_jobs.baselines import SOLVERS, Baseline, Baselines
+from search_jobs.baselines import Baseline, Baselines, usual_solvers
 from search_jobs.config import JobConfig, digest_of, read_prompts
 from search_jobs.job import Job, write_json
 from search_jobs.objective import Sample
@@ -84,7 +96,7 @@ class ModelTable:
     def baselines(self) -> Baselines:
         """What can be set by hand."""
         model = self.store.model
-        solvers = [name for name in SOLVERS if model.levels.walks[name].refusal is None]
+        solvers = [name for name in usual_solvers(model.levels) if model.levels.walks[name].refusal is None]
         return Baselines(model.ref, model.levels, model.network.branches, self._cost, solvers)
 
     def sample(self, seed: int, images: int) -> Sample:
@@ -102,11 +114,16 @@ class ModelTable:
         chosen = {place: Baseline(OURS, one.digest[:12], one) for place, one in found[OURS].items()}
         places = by_hand(self.baselines, self.budgets, self.effort.teacher_steps, self.effort.every)
         places |= {place: in_every_setting(place, one, self.baselines) for place, one in found[PAPER].items()}
-        patterns = {settings[0].schedule.digest for group in places.values() for settings in patterns_of(group).values()}
+        firsts = [(place, settings[0]) for place, group in places.items() for settings in patterns_of(group).values()]
+        patterns = {self.recipe(place, one.schedule).digest for place, one in firsts}
         few, more = self.sample(SCREEN, self.effort.screen), self.sample(CHOOSE, self.effort.choosing(self.subject))
         self.progress.begin(f"{self.subject.name}: by hand", len(patterns) * self.effort.screen)
-        best = strongest(places, lambda one: self.store.loss(one, few), lambda one: self.store.loss(one, more))
-        return chosen | best
+        looks = [lambda place, one, on=on: self.store.loss(self.recipe(place, one), on) for on in (few, more)]
+        return chosen | strongest(places, *looks)
+
+    def recipe(self, place: Place, schedule: Schedule) -> Recipe:
+        """What images of a schedule are made by at a place."""
+        return place.recipe(schedule, self.store.model.levels)
 
     def _searched(self, space: str) -> dict[Place, Schedule]:
         """What each search of a space chose for each budget."""
@@ -136,15 +153,16 @@ class ModelTable:
     def _summary(self, chosen: Mapping[Place, Baseline], budgets: tuple[float, ...]) -> dict[str, Any]:
         """All that is known down to a budget."""
         sample = self.sample(REPORT, self.effort.images_of(self.subject))
-        places = {place: one.schedule for place, one in chosen.items() if place.budget in budgets}
+        places = {place: self.recipe(place, one.schedule) for place, one in chosen.items() if place.budget in budgets}
         self.progress.begin(f"{self.subject.name}: down to 1/{1 / budgets[-1]:.3g}", len(places) * len(sample.seeds))
-        teacher = self.store.measured(self.store.teacher, sample)
-        reference = self._figures(self.store.teacher, teacher, teacher)
-        images = {place: self.store.measured(schedule, sample) for place, schedule in places.items()}
-        known = {place: self._figures(schedule, images[place], teacher) for place, schedule in places.items()}
+        whole = Recipe(self.store.teacher)
+        teacher = self.store.measured(whole, sample)
+        reference = self._figures(whole, teacher, teacher)
+        images = {place: self.store.measured(recipe, sample) for place, recipe in places.items()}
+        known = {place: self._figures(recipe, images[place], teacher) for place, recipe in places.items()}
         middle = {(budget, space): _middle(known, budget, space) for budget in budgets for space in (OURS, PAPER)}
         entries = []
-        for place, schedule in places.items():
+        for place, recipe in places.items():
             ours = middle[place.budget, OURS]
             entries.append(
                 {
@@ -152,15 +170,15 @@ class ModelTable:
                     "kind": place.kind,
                     "seed": place.seed,
                     "name": chosen[place].name,
-                    "digest": schedule.digest,
-                    "steps": schedule.counts(),
-                    "cost": self._cost(schedule),
+                    "digest": recipe.digest,
+                    "steps": recipe.schedule.counts(),
+                    "cost": self._cost(recipe.schedule),
                     "middle": place.seed is None or place == middle[place.budget, place.kind],
                     **document(known[place], reference, known[ours] if ours else {}),
                 }
             )
         shown = {self.store.teacher.digest: teacher.shown}
-        shown |= {schedule.digest: images[place].shown for place, schedule in places.items()}
+        shown |= {recipe.digest: images[place].shown for place, recipe in places.items()}
         write_arrays(self.folder / SHOWN, shown)
         return {
             "about": self._about(sample, teacher),
@@ -169,9 +187,9 @@ class ModelTable:
             "entries": entries,
         }
 
-    def _figures(self, schedule: Schedule, images: MeasuredImages, teacher: MeasuredImages) -> Figures:
+    def _figures(self, recipe: Recipe, images: MeasuredImages, teacher: MeasuredImages) -> Figures:
         real = hashlib.sha256(b"".join(part.tobytes() for part in self.real)).hexdigest()[:12] if self.real else "alone"
-        names = (schedule.digest[:24], len(images.errors), self.effort.part, real)
+        names = (recipe.digest[:24], len(images.errors), self.effort.part, real)
         return figures(images, teacher, self.real, self.folder / "figures" / ("-".join(map(str, names)) + ".npz"))
 
     def _about(self, sample: Sample, teacher: MeasuredImages) -> dict[str, Any]:
@@ -191,6 +209,7 @@ class ModelTable:
             "teacher": f"{(solver := store.teacher.solver).name.upper()}, {solver.teacher_steps} steps, {solver.spacing}",
             "macs": store.model.macs.of_program(store.model.compile(store.teacher), rows),
             "guidance": self.subject.guidance,
+            "by_hand": self._kinds(),
             "features": store.extractor.name,
             "score": None if np.isnan(teacher.scores).any() else "CLIP score" if kind is None else "accuracy, %",
             "real": self.subject.real is not None,
@@ -199,6 +218,13 @@ class ModelTable:
             "torch": torch.__version__,
             "command": self.command,
         }
+
+    def _kinds(self) -> list[str]:
+        """What can be set by hand for this model, whether there is something as cheap or not."""
+        baselines = self.baselines
+        possible = OF_TRANSFORMERS if isinstance(baselines.branches, BlockPairs) else OF_UNETS
+        missing = {label for family, label in FEWER.items() if family.removeprefix("fewer-step ") not in baselines.solvers}
+        return [kind for kind in possible if kind not in missing]
 
 
 def _middle(known: Mapping[Place, Figures], budget: float, space: str) -> Place | None:

@@ -18,8 +18,10 @@ INK, MUTED, RULE = "#1f2933", "#6b7783", "#e3e7eb"
 SEARCHED, BY_HAND = "#0f6b7c", "#c06a35"
 FAMILIES = {  # (marker, colour): how a family is cached is its marker, its solver the colour
     "fewer-step ddim": ("s", "#c98b3c"),
+    "fewer-step euler": ("s", "#c98b3c"),  # where it is the plain one, as DDIM is of others
     "fewer-step dpmsolver++": ("s", "#8a5a9e"),
     "cached fewer-step ddim": ("^", "#c06a35"),
+    "cached fewer-step euler": ("^", "#c06a35"),
     "cached fewer-step dpmsolver++": ("^", "#6b4a86"),
     "uniform DeepCache": ("D", "#7f8c3a"),
     "non-uniform DeepCache": ("P", "#5f6b2a"),

@@ -5,9 +5,11 @@ from __future__ import annotations
 import gc
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import model_folders
 import numpy as np
 import pytest
 import torch
@@ -17,12 +19,12 @@ from places import ROOT
 
 from benchmarks.paper import page
 from benchmarks.paper.__main__ import _without
-from benchmarks.paper.contenders import BY_HAND, OURS, PAPER, Place, strongest
+from benchmarks.paper.contenders import OF_TRANSFORMERS, OF_UNETS, OURS, PAPER, Place, kinds_of, strongest
 from benchmarks.paper.differences import first_difference
 from benchmarks.paper.subject import Effort, Subject
 from benchmarks.paper.table import ModelTable
 from registry.errors import NotFound
-from registry.schedule import ModelRef, Schedule, Segment, Solver
+from registry.schedule import Blocks, ModelRef, Schedule, Segment, Solver
 from search_jobs.baselines import Baseline
 from search_jobs.screening import PATTERNS
 from search_jobs.stages import halves
@@ -89,7 +91,7 @@ def part(undisturbed: tuple[Path, dict[str, Any], int], tmp_path: Path) -> Path:
 
 def test_every_kind_is_in_the_table_that_is_as_cheap(undisturbed: tuple[Path, dict[str, Any], int]) -> None:
     entries = undisturbed[1]["entries"]
-    assert {entry["kind"] for entry in entries} == {*BY_HAND, OURS, PAPER} - {"non-uniform DeepCache"}, "of 4 steps"
+    assert {entry["kind"] for entry in entries} == {*OF_UNETS, OURS, PAPER} - {"non-uniform DeepCache"}, "of 4 steps"
     for entry in entries:
         assert entry["cost"] <= 0.5
         assert {"rfid", "psnr", "to_real"} == entry["figures"].keys(), "an unconditional model has no score"
@@ -186,8 +188,8 @@ def test_the_best_of_a_place_is_chosen_by_the_second_look_among_the_best_few_of_
     second = {1: 0.0, 2: 3.0, 3: 1.0, 4: 2.0, 5: 0.0}
     chosen = strongest(
         {place: candidates, ruined: candidates[:2]},
-        lambda one: first[one.solver.teacher_steps],
-        lambda one: np.inf if one.solver.teacher_steps <= 2 else second[one.solver.teacher_steps],
+        lambda _, one: first[one.solver.teacher_steps],
+        lambda _, one: np.inf if one.solver.teacher_steps <= 2 else second[one.solver.teacher_steps],
     )
     assert {place: one.name for place, one in chosen.items()} == {place: "3 steps"}, "nothing of what is not finite"
 
@@ -196,7 +198,7 @@ def test_the_best_patterns_of_steps_are_tried_in_every_setting_and_others_as_the
     candidates = [one.on(solver) for one in map(steps, range(1, 7)) for solver in (one.schedule.solver, TRAILING)]
     looked: list[tuple[int, str]] = []
 
-    def few(one: Schedule) -> float:
+    def few(_: Place, one: Schedule) -> float:
         looked.append((one.solver.teacher_steps, one.solver.spacing))
         return one.solver.teacher_steps - 0.5 * (one.solver.spacing == "trailing")
 
@@ -204,6 +206,48 @@ def test_the_best_patterns_of_steps_are_tried_in_every_setting_and_others_as_the
     assert best.schedule.solver.spacing == "trailing"
     assert {count for count, spacing in looked if spacing == "trailing"} == set(range(1, PATTERNS + 1))
     assert {count for count, spacing in looked if spacing == "leading"} == set(range(1, 7))
+
+
+@pytest.fixture(scope="module")
+def transformer(tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    """One of flow matching that draws five classes, and has six blocks."""
+    torch.set_num_threads(1)
+    folder = model_folders.flow_dit(tmp_path_factory.mktemp("flow") / "dit")
+    (folder / "prompts.txt").write_text("\n".join("ABCDE"))
+    looks = ROOT / "models" / "glyphs-ldm" / "features"
+    return replace(Subject.of(folder, features=looks, guidance=1), real=None)  # which are of another size
+
+
+def test_a_transformer_has_rivals_of_its_own(transformer: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that its users can set is in its table and on its page; searches, which take the most time, are left out."""
+    monkeypatch.setattr(ModelTable, "_searched", lambda *_: {})
+    measured = ModelTable(transformer, TINY, tmp_path / "dit", Counting(), "a command", budgets=(0.6,))
+    entries = measured.run()["entries"]
+    kinds = [kind for kind in OF_TRANSFORMERS if kind != "fewer DDIM steps"]
+    assert {entry["kind"] for entry in entries} == {*kinds} - {"blocks at uneven intervals"}, "of 4 steps"
+    assert all(entry["cost"] <= 0.6 for entry in entries)
+    text = page.write(tmp_path, tmp_path / "docs").read_text()
+    assert all(f"\n| {kind} | " in text for kind in kinds)
+    assert "fewer DDIM steps" not in text
+    assert "DeepCache" not in text.split("## dit")[1]
+
+
+def test_what_a_transformer_computes_of_a_partial_step_says_what_it_competes_as() -> None:
+    solver = Solver(name="euler", teacher_steps=4, spacing="linspace")
+    model = ModelRef(name="toy", family="dit-transformer2d", fingerprint="sha256:" + "0" * 64)
+
+    def kinds(front: int, back: int, family: str = "uniform DeepCache") -> list[str]:
+        segments = (Segment.reusing(Blocks(front, back), (1,)),) * 2
+        return kinds_of(Baseline(family, "name", Schedule(model=model, solver=solver, segments=segments)))
+
+    taylor = ["Taylor forecast, order 1", "Taylor forecast, order 2"]
+    assert kinds(0, 0) == ["no blocks (0+0)", *taylor]
+    assert kinds(1, 0) == ["first-block cache (1+0)", *taylor]
+    assert kinds(8, 0) == ["front blocks (n+0)", *taylor]
+    assert kinds(0, 8) == ["back blocks (0+m)"]
+    assert kinds(2, 2) == ["front and back blocks (n+n)"]
+    assert kinds(1, 0, "non-uniform DeepCache") == ["blocks at uneven intervals"]
+    assert kinds(1, 0, "cached fewer-step dpmsolver++") == ["uniform caching on fewer steps", *taylor]
 
 
 def entry(speedup: float, low: float | None, high: float | None = None, psnr: float = 40.0) -> dict[str, Any]:
