@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import model_folders
+import pytest
 import torch
+import two_streams
 
 from engine.image_size import ImageSize
 from engine.images import levels
@@ -30,22 +32,38 @@ def test_the_first_waves_are_of_every_pair_that_is_in_force(tmp_path: Path) -> N
     assert macs == rows * (2 * model.macs.full.macs + sum(model.macs.partial[pair].macs for pair in pairs))
 
 
-def test_images_of_several_texts_and_sizes_are_the_plain_loops(tmp_path: Path) -> None:
+FOLDERS = {
+    "pixart": lambda folder: model_folders.pixart(folder, num_layers=3, use_additional_conditions=True),
+    "sd3": two_streams.sd3,
+    "flux": two_streams.flux,  # whose noise levels follow the size
+}
+
+
+@pytest.mark.parametrize("family", FOLDERS)
+def test_images_of_several_texts_and_sizes_are_the_plain_loops(tmp_path: Path, family: str) -> None:
     torch.set_num_threads(1)
     wide = ImageSize(16, 24)
-    model = load(model_folders.pixart(tmp_path / "pixart", num_layers=3, use_additional_conditions=True))
+    model = load(FOLDERS[family](tmp_path / family))
     segments = (Segment.reusing(Blocks(1, 0), (1, 2)), Segment.reusing(Blocks(0, 2), (1,)))
-    program = model.compile(Schedule(model=model.ref, solver=model.solver("dpmsolver++", 6), segments=segments))
+    solver = model.solver("dpmsolver++" if family == "pixart" else "euler", 6)
+    schedule = Schedule(model=model.ref, solver=solver, segments=segments)
     engine = ModelEngine(model, Admission(max_seconds=600), max_wave_rows=6, others=(wide,))
     texts = [("a Red cat", "", None), ("", "a dog", wide), ("a blue dog and a red cat", "a dog", None), ("a cat", "", wide)]
-    specs = [ImageSpec(program, text, away, 3.0, seed, size) for seed, (text, away, size) in enumerate(texts)]
+    programs = {size: model.compile(schedule, size) for size in (None, wide)}
+    specs = [
+        ImageSpec(programs[size], text, away, 3.0, seed, size, embedded=model.embeds_guidance)
+        for seed, (text, away, size) in enumerate(texts)
+    ]
     futures, at_work = engine.submit(specs), None
     for _ in range(100):
         at_work = engine.step(at_work)
         if all(future.done() for future in futures):
             break
+    rows = model.rows(3.0)
     for spec, future in zip(specs, futures, strict=True):
-        condition, away = model.encode([spec.prompt], size=spec.size), model.negative([spec.negative], size=spec.size)
-        latent = generate(model.network, program, model.noise(spec.seed, spec.size)[None], condition, away, 3.0)
+        condition = model.encode([spec.prompt], 3.0, spec.size)
+        away = model.negative([spec.negative], spec.size) if rows == 2 else None
+        noise = model.noise(spec.seed, spec.size)[None]
+        latent = generate(model.network, spec.program, noise, condition, away, 3.0)
         torch.testing.assert_close(future.result(0).pixels, levels(model.decode(latent)[0]), rtol=0, atol=1)
-        assert future.result().macs == model.macs_at(spec.size).of_program(program, 2)
+        assert future.result().macs == model.macs_at(spec.size).of_program(spec.program, rows)
