@@ -1,4 +1,4 @@
-"""The scripts that made `models/glyphs-ldm`, `models/glyphs-ddpm`, `models/glyphs-dit` and their classifier: letters and digits of free fonts.
+"""The scripts that made the models `glyphs-…` and their classifier: letters and digits of free fonts.
 
 CLASSES are the characters, in the order of the class numbers: digits first, so that the class number of a digit is the digit.
 """

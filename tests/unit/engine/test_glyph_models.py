@@ -7,7 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMPipeline, DDIMScheduler, UNet2DConditionModel, VQModel
+from diffusers import (
+    DDIMPipeline,
+    DDIMScheduler,
+    DiTTransformer2DModel,
+    FlowMatchEulerDiscreteScheduler,
+    UNet2DConditionModel,
+    VQModel,
+)
 from places import ROOT
 from safetensors.torch import load_file
 from torch import Tensor
@@ -19,9 +26,10 @@ from evaluation import bundled, extractor
 from evaluation.real import real_gaussian
 from evaluation.statistics import Statistics
 
-LDM, DDPM = ROOT / "models" / "glyphs-ldm", ROOT / "models" / "glyphs-ddpm"
+LDM, DDPM, DIT = (ROOT / "models" / f"glyphs-{name}" for name in ("ldm", "ddpm", "dit"))
 SAME = 1e-4
-LIMIT = 30 * 2**20  # bytes of both folders
+LIMIT = 30 * 2**20  # bytes of the three folders
+OF_THE_TRANSFORMER = 12 * 2**20  # bytes of its weights
 GUIDANCE = 3.0
 
 
@@ -55,6 +63,24 @@ def test_the_latent_model_draws_what_diffusers_own_parts_draw(ldm: Model) -> Non
     assert (ours - images.clamp(0, 1)).abs().max() <= SAME
 
 
+@torch.inference_mode()
+def test_the_transformer_draws_what_diffusers_own_parts_draw() -> None:
+    model = load(DIT)
+    dit, vq = (
+        kind.from_pretrained(DIT / name).float() for kind, name in ((DiTTransformer2DModel, "transformer"), (VQModel, "vqvae"))
+    )
+    scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(DIT / "scheduler")
+    scheduler.set_timesteps(4)
+    latents = torch.stack([model.noise(0), model.noise(1)])
+    classes = torch.tensor([5, 36, 62, 62])  # "5", "a", and the one that means none
+    for timestep in scheduler.timesteps:
+        predicted = dit(torch.cat([latents] * 2), timestep.expand(4), classes).sample
+        wanted, unwanted = predicted.chunk(2)
+        latents = scheduler.step(unwanted + GUIDANCE * (wanted - unwanted), timestep, latents).prev_sample
+    images = vq.decode(latents / vq.config.scaling_factor).sample / 2 + 0.5
+    assert (drawn(model, ["5", "a"], 4, GUIDANCE) - images.clamp(0, 1)).abs().max() <= SAME
+
+
 def test_the_pixel_model_draws_what_diffusers_pipeline_draws() -> None:
     model, pipeline = load(DDPM), DDIMPipeline.from_pretrained(DDPM)
     pipeline.unet.float()
@@ -64,14 +90,15 @@ def test_the_pixel_model_draws_what_diffusers_pipeline_draws() -> None:
     torch.testing.assert_close(grey, torch.from_numpy(want).expand_as(grey), rtol=0, atol=SAME)
 
 
-def test_most_drawn_characters_are_recognised(ldm: Model) -> None:
+@pytest.mark.parametrize(("folder", "guidance", "least"), [(LDM, GUIDANCE, 0.7), (DIT, 5.0, 0.55)])
+def test_most_drawn_characters_are_recognised(folder: Path, guidance: float, least: float) -> None:
     prompts = list("ABEGHKPRT2345abdeghknqt")  # without those that look like others
-    hits = extractor(bundled(LDM)).recognised(drawn(ldm, prompts, 8, GUIDANCE), prompts)
+    hits = extractor(bundled(folder)).recognised(drawn(load(folder), prompts, 8, guidance), prompts)
     assert hits is not None
-    assert hits.mean() > 0.7  # one in 62 by chance
+    assert hits.mean() > least  # one in 62 by chance
 
 
-@pytest.mark.parametrize(("folder", "size"), [(LDM, 64), (DDPM, 32)])
+@pytest.mark.parametrize(("folder", "size"), [(LDM, 64), (DDPM, 32), (DIT, 64)])
 def test_statistics_of_held_out_real_pictures_fit_the_models_images(folder: Path, size: int) -> None:
     looks = extractor(bundled(folder))
     mean, root = real_gaussian(bundled(folder) / "real.npz", looks, (size, size))
@@ -81,6 +108,7 @@ def test_statistics_of_held_out_real_pictures_fit_the_models_images(folder: Path
     assert Statistics.read(bundled(folder) / "real.npz").count > 20_000
 
 
-def test_both_folders_have_the_same_classifier_and_are_small() -> None:
-    assert extractor(bundled(LDM)).name == extractor(bundled(DDPM)).name
-    assert sum(file.stat().st_size for folder in (LDM, DDPM) for file in folder.rglob("*")) <= LIMIT
+def test_all_folders_have_the_same_classifier_and_are_small() -> None:
+    assert len({extractor(bundled(folder)).name for folder in (LDM, DDPM, DIT)}) == 1
+    assert sum(file.stat().st_size for folder in (LDM, DDPM, DIT) for file in folder.rglob("*")) <= LIMIT
+    assert sum(file.stat().st_size for file in (DIT / "transformer").iterdir()) <= OF_THE_TRANSFORMER
