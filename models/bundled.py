@@ -43,6 +43,6 @@ BUNDLED = {
         BundledModel("emoji64", 3.0, (1, 7.5), ("tiger face", "hamburger", "strawberry", "penguin")),
         BundledModel("glyphs-ldm", 3.0, (1, 5), ("R", "g", "5", "Q")),
         BundledModel("glyphs-ddpm", 1.0, (), ("anything",)),
-        BundledModel("glyphs-dit", 5.0, (1, 7.5), ("R", "g", "5", "Q")),
+        BundledModel("glyphs-dit", 3.0, (1, 5), ("R", "g", "5", "Q")),
     )
 }
