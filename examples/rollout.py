@@ -58,7 +58,7 @@ def declaration(name: str, digests: Sequence[str], hypothesis: str) -> dict[str,
     }  # fmt: skip
 
 
-class Operator:
+class Terminal:
     """Types commands, and prints them with what came of it."""
 
     def __init__(self, folder: Path) -> None:
@@ -114,23 +114,23 @@ class Clients:
         return counters
 
 
-def tried(operator: Operator, clients: Clients, version: int, name: str, hypothesis: str, digests: Sequence[str]) -> None:
+def tried(terminal: Terminal, clients: Clients, version: int, name: str, hypothesis: str, digests: Sequence[str]) -> None:
     """Shadow one version of the registry, then ramp it against what the tier means until that is decided."""
-    operator.types(f"server.experiments shadow start {TIER} {version} --share 1")
+    terminal.types(f"server.experiments shadow start {TIER} {version} --share 1")
     time.sleep(2)  # the service looks every second
     clients.ask(SHADOWED, "flexi_candidate_images")
     time.sleep(2)  # events reach the registry within a second
-    operator.types(f"server.experiments shadow report {TIER}")
-    operator.types(f"server.experiments shadow stop {TIER}")
-    file = operator.folder / f"{name}.json"
+    terminal.types(f"server.experiments shadow report {TIER}")
+    terminal.types(f"server.experiments shadow stop {TIER}")
+    file = terminal.folder / f"{name}.json"
     file.write_text(json.dumps(declaration(name, digests, hypothesis)), encoding="utf-8")
-    operator.types(f"server.experiments declare {file.name}")
-    operator.types(f"server.experiments start {name}")
+    terminal.types(f"server.experiments declare {file.name}")
+    terminal.types(f"server.experiments start {name}")
     for _ in range(0, LONGEST, STAGE):
         time.sleep(2)
         clients.ask(STAGE)
         time.sleep(2)
-        if operator.look(name):
+        if terminal.look(name):
             return
     raise FlexiError(f"{name} was not decided within {LONGEST} requests")
 
@@ -142,12 +142,12 @@ def main() -> None:
     documents = [Schedule(model=ref, solver=solver, segments=segments) for segments in SCHEDULES.values()]
     with TemporaryDirectory() as made:
         folder = Path(made)
-        operator = Operator(folder)
+        terminal = Terminal(folder)
         for note, document in zip(SCHEDULES, documents, strict=True):
             file = folder / f"{note.replace(' ', '-')}.json"
             file.write_bytes(document.document())
-            operator.types(f'registry publish {file.name} -m "{note}"')
-        operator.types(f"registry promote {TIER} 1")
+            terminal.types(f'registry publish {file.name} -m "{note}"')
+        terminal.types(f"registry promote {TIER} 1")
         settings = {
             "FLEXI_MODEL": str(MODEL.folder), "FLEXI_TEACHER_STEPS": str(STEPS), "FLEXI_WATCH_SECONDS": "1",
             "FLEXI_REGISTRY": str(folder / "registry"), "FLEXI_STATE": str(folder / "state"), "FLEXI_SHADOW_SHARE": "1",
@@ -156,16 +156,16 @@ def main() -> None:
             clients = Clients(address)
             first, second, third = (document.digest for document in documents)
             tried(
-                operator,
+                terminal,
                 clients,
                 2,
                 "partial-steps",
                 "Partial steps between the full ones keep more of the teacher's image.",
                 (first, second),
             )
-            tried(operator, clients, 3, "two-steps", "Nobody needs more than two steps.", (second, third))
-            operator.types(f"registry history {TIER}")
-            operator.types("registry audit")
+            tried(terminal, clients, 3, "two-steps", "Nobody needs more than two steps.", (second, third))
+            terminal.types(f"registry history {TIER}")
+            terminal.types("registry audit")
 
 
 if __name__ == "__main__":
