@@ -20,6 +20,7 @@ import numpy as np
 from typing_extensions import override
 
 from engine.config import defaults, is_whole
+from engine.flow_pipeline import PLAINLY, Walked
 from engine.noise import Floats, NoiseLevels, Trajectory, Walk
 from registry.errors import InvalidInput, Unsupported
 from registry.schedule import Solver, SolverName
@@ -36,20 +37,6 @@ REFUSED: dict[str, tuple[object, ...]] = {
     "use_beta_sigmas": OFF,
     "stochastic_sampling": OFF,
 }
-
-
-class Walked(NamedTuple):
-    """What a pipeline hands to its scheduler.
-
-    evenly: levels from 1 down to 1/N before they are shifted, N being the number of steps; else the scheduler takes them
-    between the ends of the training levels. by_size: how large the image is, without which none can shift dynamically.
-    """
-
-    evenly: bool = False
-    by_size: bool = False
-
-
-PLAINLY = Walked()
 
 
 class DynamicShift(NamedTuple):

@@ -8,7 +8,7 @@ from typing import Any
 
 from engine import text_layouts as layouts
 from engine.components import NETWORKS
-from engine.flow import PLAINLY, Walked
+from engine.flow_pipeline import PLAINLY, Walked
 from engine.folder import Folder
 from engine.notice import Notice
 from registry.errors import Unsupported

@@ -13,8 +13,9 @@ from typing import Any, get_args
 import numpy as np
 
 from engine.config import BUILD_ERRORS, defaults, is_whole, reason
-from engine.flow import PLAINLY, Walked, flow_levels
 from engine.flow import SCHEDULER as FLOW
+from engine.flow import flow_levels
+from engine.flow_pipeline import PLAINLY, Walked
 from engine.noise import Floats, NoiseLevels, Prediction, Walk
 from registry.errors import Unsupported
 from registry.schedule import KARRAS, SolverName, Spacing

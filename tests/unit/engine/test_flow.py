@@ -12,7 +12,8 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor
 
 from engine.branches import BlockPairs
-from engine.flow import FlowLevels, Walked, flow_levels
+from engine.flow import FlowLevels, flow_levels
+from engine.flow_pipeline import Walked
 from engine.program import Program, compile_program
 from engine.schedulers import noise_levels
 from registry.errors import InvalidInput, Unsupported
