@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
-from engine.config import CLASSES, attends, complete, context_width, defaults, reason, refuse_unknown
+from engine.config import CLASSES, attends, complete, context_width, defaults, is_number, reason, refuse_unknown
 from engine.folder import Folder
 from engine.text_layouts import CLIP, FLUX, PIXART, t5_tokens, text_layout
 from registry.errors import Unsupported
@@ -111,11 +110,11 @@ def _refuse_scales(files: Folder) -> None:
     if not _is_factor(decoder["scaling_factor"]):
         message = f"must be a finite number other than 0 in the {files.decoder} config, got {decoder['scaling_factor']!r}"
         raise Unsupported(message, param="scaling_factor")
-    if not (decoder.get("shift_factor") is None or _is_number(decoder["shift_factor"])):
+    if not (decoder.get("shift_factor") is None or is_number(decoder["shift_factor"])):
         message = f"must be a finite number or null in the {files.decoder} config, got {decoder['shift_factor']!r}"
         raise Unsupported(message, param="shift_factor")
     channels = _latent_channels(decoder)
-    for field, fits in (("latents_mean", _is_number), ("latents_std", _is_factor)):
+    for field, fits in (("latents_mean", is_number), ("latents_std", _is_factor)):
         values = decoder.get(field)
         if values is not None and not (isinstance(values, list) and len(values) == channels and all(map(fits, values))):
             message = f"must be {channels} finite numbers in the {files.decoder} config, one for each channel, got {values!r}"
@@ -131,12 +130,8 @@ def _latent_channels(decoder: dict[str, Any]) -> Any:
     return decoder.get("vq_embed_dim") or decoder["latent_channels"]
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _is_factor(value: object) -> bool:
-    return _is_number(value) and value != 0
+    return is_number(value) and value != 0
 
 
 def _refuse_conditions(files: Folder, config: dict[str, Any]) -> None:

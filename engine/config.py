@@ -5,6 +5,7 @@ diffusers is imported only where a constructor's own arguments are asked for, so
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from inspect import signature
 from typing import Any, Literal
@@ -133,6 +134,11 @@ def sides(sample_size: Any) -> tuple[int, int]:
 def is_whole(value: object) -> bool:
     """A whole number of at least 1 (which true is not, though Python has it so)."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def is_number(value: object) -> bool:
+    """A finite number (which true is not, though Python has it so)."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def reason(error: BaseException) -> str:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 from typing_extensions import override
 
-from engine.config import defaults, is_whole
+from engine.config import defaults, is_number, is_whole
 from engine.flow_pipeline import PLAINLY, Walked
 from engine.noise import Floats, NoiseLevels, Trajectory, Walk
 from registry.errors import InvalidInput, Unsupported
@@ -131,7 +131,7 @@ def flow_levels(config: Mapping[str, Any], walked: Walked = PLAINLY) -> FlowLeve
     if not is_whole(train):
         message = f"must be a whole number of at least 1 in the scheduler config, got {train!r}"
         raise Unsupported(message, param="num_train_timesteps")
-    if not _is_number(shift) or shift <= 0:
+    if not is_number(shift) or shift <= 0:
         raise Unsupported(f"must be a number above 0 in the scheduler config, got {shift!r}", param="shift")
     if full["use_dynamic_shifting"] not in OFF:
         dynamic = _dynamic(full, walked)
@@ -151,7 +151,7 @@ def _dynamic(full: Mapping[str, Any], walked: Walked) -> DynamicShift:
     if kind not in ("exponential", "linear"):
         raise Unsupported(f"must be exponential or linear in the scheduler config, got {kind!r}", param="time_shift_type")
     for field in ("base_shift", "max_shift"):
-        if not _is_number(full[field]) or (kind == "linear" and full[field] <= 0):
+        if not is_number(full[field]) or (kind == "linear" and full[field] <= 0):
             what = "a number" + " above 0" * (kind == "linear")
             raise Unsupported(f"must be {what} in the scheduler config, got {full[field]!r}", param=field)
     fewest, most = full["base_image_seq_len"], full["max_image_seq_len"]
@@ -163,10 +163,6 @@ def _dynamic(full: Mapping[str, Any], walked: Walked) -> DynamicShift:
         message = f"must be another number than base_image_seq_len ({fewest}) in the scheduler config"
         raise Unsupported(message, param="max_image_seq_len")
     return DynamicShift(float(full["base_shift"]), float(full["max_shift"]), fewest, most, kind == "linear")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and bool(np.isfinite(value))
 
 
 def _shifted(sigma: Any, shift: float) -> Any:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from typing_extensions import override
 
-from engine.families.family import ClassNames, Family
-from engine.families.one_stream import completed, refuse_settings, unpatched
+from engine.families.family import ClassNames
+from engine.families.one_stream import completed, refuse_settings
+from engine.families.transformer_family import TransformerFamily
 from engine.folder import Folder
 from engine.text_layouts import OLD_CLASS
 from registry.errors import Unsupported
@@ -24,12 +25,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from engine.condition import Condition
-    from engine.denoiser import Denoiser
     from engine.families.transformer import Parts, Streams
     from engine.items import MakeRegion
-    from engine.macs import Macs
     from engine.prompts import Prompts
-    from registry.schedule import Branch
 
 CLASS = "DiTTransformer2DModel"
 # Settings that change the forward pass, and the values of them that run; the last three are of the old class.
@@ -42,11 +40,11 @@ SETTINGS: dict[str, tuple[object, ...]] = {
 
 
 @dataclass(frozen=True)
-class DiTFamily(Family):
+class DiTFamily(TransformerFamily):
     """Class-conditional. Its null class comes after the last one."""
 
-    component: str = "transformer"
     classes: tuple[str, ...] = (CLASS, OLD_CLASS)
+    reads_texts: ClassVar[bool] = False
 
     @override
     def name(self, config: Mapping[str, Any]) -> FamilyName:
@@ -58,19 +56,7 @@ class DiTFamily(Family):
         return completed(config, CLASS, ["num_embeds_ada_norm"])
 
     @override
-    def refuse(self, files: Folder) -> None:
-        self._read(files)
-
-    @override
-    def fitting(self, files: Folder) -> dict[str, Any]:
-        from engine.components import refuse_latents
-
-        config = self.known(self._read(files))
-        refuse_latents(files, self.component, config["in_channels"])
-        return config
-
-    def _read(self, files: Folder) -> dict[str, Any]:
-        """The configuration as it is written."""
+    def written(self, files: Folder) -> dict[str, Any]:
         from engine.components import known_config
 
         config = known_config(files, self.component, self.classes)
@@ -81,26 +67,8 @@ class DiTFamily(Family):
         return config
 
     @override
-    def channels(self, config: Mapping[str, Any]) -> int:
-        return int(config["in_channels"])
-
-    @override
-    def usual_guidance(self, config: Mapping[str, Any]) -> float | None:
-        return None
-
-    @override
-    def build(self, config: Mapping[str, Any]) -> nn.Module:
-        from diffusers import DiTTransformer2DModel
-
-        module: nn.Module = DiTTransformer2DModel.from_config(dict(config))
-        return module
-
-    @override
-    def unrolled(self, module: nn.Module, region: MakeRegion | None = None) -> Denoiser:
-        from engine.families.transformer import UnrolledTransformer
-        from engine.items import as_it_is
-
-        return UnrolledTransformer(module, _parts(module, region or as_it_is))
+    def parts(self, module: nn.Module, region: MakeRegion) -> Parts:
+        return _parts(module, region)
 
     @override
     def condition(self, config: Mapping[str, Any], tokens: int, latent_shape: tuple[int, int, int]) -> Condition:
@@ -119,20 +87,12 @@ class DiTFamily(Family):
         spelt = {word.strip(): number for text, number in known.items() for word in text.split(",")}  # as its pipeline has it
         return ClassPrompts(classes + 1, device, null=classes, names={**spelt, **known})
 
-    @override
-    def count(
-        self, network: Denoiser, latent_shape: tuple[int, int, int], condition: Condition
-    ) -> tuple[Macs, Mapping[Branch, Macs], Mapping[Branch, tuple[int, ...]]]:
-        from engine.families.transformer import UnrolledTransformer, count
-
-        return count(cast(UnrolledTransformer, network), latent_shape, condition)
-
 
 def _parts(dit: Any, region: MakeRegion) -> Parts:
     """What the blocks look at is (timesteps, class numbers), (rows,) each."""
     from torch.nn import functional as F
 
-    from engine.families.transformer import Block, Parts
+    from engine.families.transformer import Block, Parts, unpatched
 
     patch, side = dit.config["patch_size"], dit.config["sample_size"] // dit.config["patch_size"]
 

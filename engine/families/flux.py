@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
 from engine.families import two_streams
-from engine.families.family import ClassNames, Family
+from engine.families.transformer_family import TransformerFamily, refuse_number
 from engine.folder import Folder
 from engine.guidance import USUAL_FLUX
 from registry.errors import Unsupported
@@ -28,12 +28,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from engine.condition import Condition
-    from engine.denoiser import Denoiser
     from engine.families.transformer import Block, Parts, Streams
     from engine.items import MakeRegion
-    from engine.macs import Macs
-    from engine.prompts import Prompts
-    from registry.schedule import Branch
 
 CLASS = "FluxTransformer2DModel"
 PACKED = 2  # pixels of a latent that are side by side in a token
@@ -42,10 +38,9 @@ NUMBERS = ("num_attention_heads", "attention_head_dim", "in_channels")
 
 
 @dataclass(frozen=True)
-class FluxFamily(Family):
+class FluxFamily(TransformerFamily):
     """Its texts are T5's, and CLIP's as one vector; each image takes one row, guided or not."""
 
-    component: str = "transformer"
     classes: tuple[str, ...] = (CLASS,)
 
     @override
@@ -56,7 +51,7 @@ class FluxFamily(Family):
     def known(self, config: Mapping[str, Any]) -> dict[str, Any]:
         made = two_streams.completed(config, CLASS, NUMBERS)
         made["sample_size"] = config.get("sample_size", SAMPLE_SIZE)
-        two_streams.refuse_number("sample_size", made["sample_size"])
+        refuse_number("sample_size", made["sample_size"])
         if made["sample_size"] % PACKED:
             message = f"must be a multiple of {PACKED} in the transformer config, got {made['sample_size']}"
             raise Unsupported(message, param="sample_size")
@@ -72,19 +67,6 @@ class FluxFamily(Family):
             raise Unsupported(f"{message}, got {layers[0]!r} and {layers[1]!r}", param="num_layers")
         _refuse_axes(made)
         return made
-
-    @override
-    def refuse(self, files: Folder) -> None:
-        two_streams.written(files, self.component, CLASS)
-
-    @override
-    def fitting(self, files: Folder) -> dict[str, Any]:
-        from engine.components import refuse_latents, refuse_texts
-
-        config = self.known(two_streams.written(files, self.component, CLASS))
-        refuse_latents(files, self.component, self.channels(config))
-        refuse_texts(files, config)
-        return config
 
     @override
     def channels(self, config: Mapping[str, Any]) -> int:
@@ -103,27 +85,16 @@ class FluxFamily(Family):
         return module
 
     @override
-    def unrolled(self, module: nn.Module, region: MakeRegion | None = None) -> Denoiser:
-        from engine.families.transformer import UnrolledTransformer
-        from engine.items import as_it_is
+    def written(self, files: Folder) -> dict[str, Any]:
+        return two_streams.written(files, self.component, CLASS)
 
-        return UnrolledTransformer(module, _parts(module, region or as_it_is))
+    @override
+    def parts(self, module: nn.Module, region: MakeRegion) -> Parts:
+        return _parts(module, region)
 
     @override
     def condition(self, config: Mapping[str, Any], tokens: int, latent_shape: tuple[int, int, int]) -> Condition:
         return two_streams.example(config, tokens, guidance=bool(config["guidance_embeds"]))
-
-    @override
-    def prompts(self, config: Mapping[str, Any], device: torch.device, names: ClassNames) -> Prompts | None:
-        return None
-
-    @override
-    def count(
-        self, network: Denoiser, latent_shape: tuple[int, int, int], condition: Condition
-    ) -> tuple[Macs, Mapping[Branch, Macs], Mapping[Branch, tuple[int, ...]]]:
-        from engine.families.transformer import UnrolledTransformer, count
-
-        return count(cast(UnrolledTransformer, network), latent_shape, condition)
 
 
 def _refuse_axes(config: Mapping[str, Any]) -> None:

@@ -6,14 +6,11 @@ Both predict as many channels as a latent has, or twice as many with a learned v
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from engine.config import defaults, is_whole
+from engine.families import transformer_family
 from engine.text_layouts import OLD_CLASS
 from registry.errors import Unsupported
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 NUMBERS = (
     "num_attention_heads",
@@ -31,13 +28,7 @@ def completed(config: Mapping[str, Any], class_name: str, numbers: Sequence[str]
 
     numbers: those beside `NUMBERS`. Raises `Unsupported` naming one that is none, or that fits no other.
     """
-    own = defaults(class_name)
-    made = {**own, **{name: value for name, value in config.items() if name in own}, "_class_name": class_name}
-    made["out_channels"] = made["in_channels"] if made["out_channels"] is None else made["out_channels"]
-    for field in (*NUMBERS, *numbers):
-        if not is_whole(made[field]):
-            message = f"must be a whole number of at least 1 in the transformer config, got {made[field]!r}"
-            raise Unsupported(message, param=field)
+    made = transformer_family.completed(config, class_name, (*NUMBERS, *numbers))
     channels, out = made["in_channels"], made["out_channels"]
     if out not in (channels, 2 * channels):
         message = f"must be in_channels ({channels}) in the transformer config, or twice as many with a learned variance"
@@ -55,11 +46,3 @@ def refuse_settings(config: Mapping[str, Any], settings: Mapping[str, tuple[obje
     for field, values in settings.items():
         if field in config and config[field] not in values:
             raise Unsupported(f"{config[field]!r} in the transformer config is not supported", param=field)
-
-
-def unpatched(patches: Tensor, height: int, width: int, patch: int) -> Tensor:
-    """(rows, c, h, w) of patches (rows, height · width, patch · patch · c)."""
-    import torch
-
-    square = patches.view(len(patches), height, width, patch, patch, -1)
-    return torch.einsum("nhwpqc->nchpwq", square).flatten(4, 5).flatten(2, 3)

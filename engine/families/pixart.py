@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
-from engine.families.family import ClassNames, Family
-from engine.families.one_stream import completed, refuse_settings, unpatched
+from engine.families.one_stream import completed, refuse_settings
+from engine.families.transformer_family import TransformerFamily
 from engine.folder import Folder
 from engine.text_layouts import OLD_CLASS
 from registry.errors import Unsupported
@@ -23,12 +23,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from engine.condition import Condition
-    from engine.denoiser import Denoiser
     from engine.families.transformer import Block, Parts, Streams
     from engine.items import MakeRegion
-    from engine.macs import Macs
-    from engine.prompts import Prompts
-    from registry.schedule import Branch
 
 CLASS = "PixArtTransformer2DModel"
 # Settings that change the forward pass, and the values of them that run; those from the third on are of the old class.
@@ -43,10 +39,9 @@ NORMAL_SIZE = 128  # latents as large as this are told of their size, unless the
 
 
 @dataclass(frozen=True)
-class PixArtFamily(Family):
+class PixArtFamily(TransformerFamily):
     """It draws texts that T5 reads."""
 
-    component: str = "transformer"
     classes: tuple[str, ...] = (CLASS, OLD_CLASS)
 
     @override
@@ -69,20 +64,7 @@ class PixArtFamily(Family):
         return made
 
     @override
-    def refuse(self, files: Folder) -> None:
-        self._read(files)
-
-    @override
-    def fitting(self, files: Folder) -> dict[str, Any]:
-        from engine.components import refuse_latents, refuse_texts
-
-        config = self.known(self._read(files))
-        refuse_latents(files, self.component, config["in_channels"])
-        refuse_texts(files, config)
-        return config
-
-    def _read(self, files: Folder) -> dict[str, Any]:
-        """The configuration as it is written."""
+    def written(self, files: Folder) -> dict[str, Any]:
         from engine.components import known_config
 
         config = known_config(files, self.component, self.classes)
@@ -90,26 +72,8 @@ class PixArtFamily(Family):
         return config
 
     @override
-    def channels(self, config: Mapping[str, Any]) -> int:
-        return int(config["in_channels"])
-
-    @override
-    def usual_guidance(self, config: Mapping[str, Any]) -> float | None:
-        return None
-
-    @override
-    def build(self, config: Mapping[str, Any]) -> nn.Module:
-        from diffusers import PixArtTransformer2DModel
-
-        module: nn.Module = PixArtTransformer2DModel.from_config(dict(config))
-        return module
-
-    @override
-    def unrolled(self, module: nn.Module, region: MakeRegion | None = None) -> Denoiser:
-        from engine.families.transformer import UnrolledTransformer
-        from engine.items import as_it_is
-
-        return UnrolledTransformer(module, _parts(module, region or as_it_is))
+    def parts(self, module: nn.Module, region: MakeRegion) -> Parts:
+        return _parts(module, region)
 
     @override
     def condition(self, config: Mapping[str, Any], tokens: int, latent_shape: tuple[int, int, int]) -> Condition:
@@ -120,18 +84,6 @@ class PixArtFamily(Family):
         width = config["caption_channels"] or config["cross_attention_dim"]
         sizes = torch.empty(1, PIXART_SIZES) if config["use_additional_conditions"] else None
         return Condition(torch.empty(1, tokens, width), sizes=sizes, mask=torch.ones(1, tokens, dtype=torch.bool))
-
-    @override
-    def prompts(self, config: Mapping[str, Any], device: torch.device, names: ClassNames) -> Prompts | None:
-        return None
-
-    @override
-    def count(
-        self, network: Denoiser, latent_shape: tuple[int, int, int], condition: Condition
-    ) -> tuple[Macs, Mapping[Branch, Macs], Mapping[Branch, tuple[int, ...]]]:
-        from engine.families.transformer import UnrolledTransformer, count
-
-        return count(cast(UnrolledTransformer, network), latent_shape, condition)
 
 
 @dataclass(frozen=True)
@@ -154,7 +106,7 @@ UNSEEN = -10000.0  # what diffusers adds to the scores of padding
 
 
 def _parts(pixart: Any, region: MakeRegion) -> Parts:
-    from engine.families.transformer import Parts
+    from engine.families.transformer import Parts, unpatched
 
     first, patch = pixart.pos_embed.proj.weight, pixart.config["patch_size"]
     patches = _Patches(pixart.pos_embed)

@@ -8,27 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
 from engine.families import two_streams
-from engine.families.family import ClassNames, Family
+from engine.families.transformer_family import TransformerFamily
 from engine.folder import Folder
 from registry.errors import Unsupported
 from registry.schedule import Family as FamilyName
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
     from engine.condition import Condition
-    from engine.denoiser import Denoiser
     from engine.families.transformer import Block, Parts, Streams
     from engine.items import MakeRegion
-    from engine.macs import Macs
-    from engine.prompts import Prompts
-    from registry.schedule import Branch
 
 CLASS = "SD3Transformer2DModel"
 NUMBERS = (
@@ -44,10 +39,9 @@ NUMBERS = (
 
 
 @dataclass(frozen=True)
-class SD3Family(Family):
+class SD3Family(TransformerFamily):
     """Its texts are CLIP's twice and T5's; guidance takes two rows."""
 
-    component: str = "transformer"
     classes: tuple[str, ...] = (CLASS,)
 
     @override
@@ -68,64 +62,23 @@ class SD3Family(Family):
         return made
 
     @override
-    def refuse(self, files: Folder) -> None:
-        two_streams.written(files, self.component, CLASS)
+    def written(self, files: Folder) -> dict[str, Any]:
+        return two_streams.written(files, self.component, CLASS)
 
     @override
-    def fitting(self, files: Folder) -> dict[str, Any]:
-        from engine.components import refuse_latents, refuse_texts
-
-        config = self.known(two_streams.written(files, self.component, CLASS))
-        refuse_latents(files, self.component, config["in_channels"])
-        refuse_texts(files, config)
-        return config
-
-    @override
-    def channels(self, config: Mapping[str, Any]) -> int:
-        return int(config["in_channels"])
-
-    @override
-    def usual_guidance(self, config: Mapping[str, Any]) -> float | None:
-        return None
-
-    @override
-    def build(self, config: Mapping[str, Any]) -> nn.Module:
-        from diffusers import SD3Transformer2DModel
-
-        module: nn.Module = SD3Transformer2DModel.from_config(dict(config))
-        return module
-
-    @override
-    def unrolled(self, module: nn.Module, region: MakeRegion | None = None) -> Denoiser:
-        from engine.families.transformer import UnrolledTransformer
-        from engine.items import as_it_is
-
-        return UnrolledTransformer(module, _parts(module, region or as_it_is))
+    def parts(self, module: nn.Module, region: MakeRegion) -> Parts:
+        return _parts(module, region)
 
     @override
     def condition(self, config: Mapping[str, Any], tokens: int, latent_shape: tuple[int, int, int]) -> Condition:
         return two_streams.example(config, tokens, guidance=False)
 
-    @override
-    def prompts(self, config: Mapping[str, Any], device: torch.device, names: ClassNames) -> Prompts | None:
-        return None
-
-    @override
-    def count(
-        self, network: Denoiser, latent_shape: tuple[int, int, int], condition: Condition
-    ) -> tuple[Macs, Mapping[Branch, Macs], Mapping[Branch, tuple[int, ...]]]:
-        from engine.families.transformer import UnrolledTransformer, count
-
-        return count(cast(UnrolledTransformer, network), latent_shape, condition)
-
 
 def _parts(sd3: Any, region: MakeRegion) -> Parts:
     """What the blocks look at is the embedding of time and pooled text (rows, width), and for the head the patches' grid."""
-    import torch
+    from engine.families.transformer import Parts, unpatched
 
-    from engine.families.transformer import Parts
-
-    patch, channels = int(sd3.config["patch_size"]), int(sd3.out_channels)
+    patch = int(sd3.config["patch_size"])
     first = sd3.pos_embed.proj.weight
 
     def embed(sample: Tensor, timesteps: Tensor, pooled: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -146,12 +99,11 @@ def _parts(sd3: Any, region: MakeRegion) -> Parts:
 
     last = region(head)
 
-    def unpatched(hidden: Tensor, given: tuple[Tensor, int, int]) -> Tensor:
+    def predicted(hidden: Tensor, given: tuple[Tensor, int, int]) -> Tensor:
         embedding, height, width = given
-        patches = last(hidden, embedding).view(-1, height, width, patch, patch, channels)
-        return torch.einsum("nhwpqc->nchpwq", patches).reshape(-1, channels, height * patch, width * patch)
+        return unpatched(last(hidden, embedding), height, width, patch)
 
-    return Parts(before, [_block(module, region) for module in sd3.transformer_blocks], unpatched, first, patch)
+    return Parts(before, [_block(module, region) for module in sd3.transformer_blocks], predicted, first, patch)
 
 
 def _block(module: Any, region: MakeRegion) -> Block:

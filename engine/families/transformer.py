@@ -194,3 +194,9 @@ def _added(streams: Streams, residual: Tensor) -> Streams:
 def _held(stream: Tensor) -> Tensor:
     """Within the range of float16, where it is of that type."""
     return stream.clamp(-HALF_RANGE, HALF_RANGE) if stream.dtype == torch.float16 else stream
+
+
+def unpatched(patches: Tensor, height: int, width: int, patch: int) -> Tensor:
+    """(rows, c, h, w) of patches (rows, height · width, patch · patch · c)."""
+    square = patches.view(len(patches), height, width, patch, patch, -1)
+    return torch.einsum("nhwpqc->nchpwq", square).flatten(4, 5).flatten(2, 3)

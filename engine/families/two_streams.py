@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from engine.config import defaults, is_whole
+from engine.families import transformer_family
 from engine.folder import Folder
 from registry.errors import Unsupported
 
@@ -20,21 +20,11 @@ def completed(config: Mapping[str, Any], class_name: str, numbers: Sequence[str]
 
     Raises `Unsupported` naming one of `numbers` that is no whole number of at least 1.
     """
-    own = defaults(class_name)
-    made = {**own, **{name: value for name, value in config.items() if name in own}, "_class_name": class_name}
-    made["out_channels"] = made["in_channels"] if made["out_channels"] is None else made["out_channels"]
-    for field in (*numbers, *WIDTHS):
-        refuse_number(field, made[field])
+    made = transformer_family.completed(config, class_name, (*numbers, *WIDTHS))
     if made["out_channels"] != made["in_channels"]:
         message = f"must be in_channels ({made['in_channels']}) in the transformer config, got {made['out_channels']}"
         raise Unsupported(message, param="out_channels")
     return made
-
-
-def refuse_number(field: str, value: object) -> None:
-    """Raises `Unsupported` unless it is a whole number of at least 1."""
-    if not is_whole(value):
-        raise Unsupported(f"must be a whole number of at least 1 in the transformer config, got {value!r}", param=field)
 
 
 def written(files: Folder, component: str, class_name: str) -> dict[str, Any]:

@@ -74,8 +74,8 @@ def sd(folder: Path, unet: Mapping[str, Any]) -> Path:
     tokenizer = CLIPTokenizer.from_pretrained(TOKENIZER)
     scheduler = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
     StableDiffusionPipeline(
-        vae=_kl(),
-        text_encoder=CLIPTextModel(_text(tokenizer)),
+        vae=kl(),
+        text_encoder=CLIPTextModel(clip_text(tokenizer)),
         tokenizer=tokenizer,
         unet=UNet2DConditionModel(**{**unet, "cross_attention_dim": WIDTH}),
         scheduler=PNDMScheduler(**scheduler, skip_prk_steps=True, steps_offset=1),
@@ -97,7 +97,7 @@ def sdxl(folder: Path, unet: Mapping[str, Any]) -> Path:
     """Stable Diffusion XL."""
     torch.manual_seed(0)
     tokenizer = CLIPTokenizer.from_pretrained(TOKENIZER)
-    text = _text(tokenizer)
+    text = clip_text(tokenizer)
     changes = {
         "cross_attention_dim": 2 * WIDTH,
         "addition_embed_type": "text_time",
@@ -109,7 +109,7 @@ def sdxl(folder: Path, unet: Mapping[str, Any]) -> Path:
         "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
     }
     StableDiffusionXLPipeline(
-        vae=_kl(latents_mean=[0.1, 0.2, 0.3, 0.4], latents_std=[1.0, 2.0, 3.0, 4.0], scaling_factor=0.13),
+        vae=kl(latents_mean=[0.1, 0.2, 0.3, 0.4], latents_std=[1.0, 2.0, 3.0, 4.0], scaling_factor=0.13),
         text_encoder=CLIPTextModel(text),
         text_encoder_2=CLIPTextModelWithProjection(text),
         tokenizer=tokenizer,
@@ -126,8 +126,8 @@ def lcm(folder: Path, unet: Mapping[str, Any], **scheduler: Any) -> Path:
     torch.manual_seed(0)
     tokenizer = CLIPTokenizer.from_pretrained(TOKENIZER)
     LatentConsistencyModelPipeline(
-        vae=_kl(),
-        text_encoder=CLIPTextModel(_text(tokenizer)),
+        vae=kl(),
+        text_encoder=CLIPTextModel(clip_text(tokenizer)),
         tokenizer=tokenizer,
         unet=UNet2DConditionModel(**{**unet, "cross_attention_dim": WIDTH, "time_cond_proj_dim": 6}),
         scheduler=LCMScheduler(**scheduler),
@@ -202,7 +202,7 @@ def dit(folder: Path, **scheduler: Any) -> Path:
     """DiT as its makers have it: a learned variance, a KL autoencoder, DDIM. Latents are (4, 8, 8)."""
     torch.manual_seed(0)
     transformer = DiTTransformer2DModel(**DIT, in_channels=4, out_channels=8)
-    DiTPipeline(transformer, _kl(), DDIMScheduler(clip_sample=False, **scheduler)).save_pretrained(folder)
+    DiTPipeline(transformer, kl(), DDIMScheduler(clip_sample=False, **scheduler)).save_pretrained(folder)
     change(folder / "model_index.json", id2label={"0": "tench, Tinca tinca", "1": "goldfish"})
     return folder
 
@@ -242,7 +242,7 @@ def pixart(folder: Path, pipeline: type[Any] = PixArtAlphaPipeline, **transforme
     pipeline(
         tokenizer=t5_tokenizer(),
         text_encoder=t5_encoder(),
-        vae=_kl(),
+        vae=kl(),
         transformer=PixArtTransformer2DModel(**{**PIXART, **transformer}),
         scheduler=DPMSolverMultistepScheduler(beta_start=0.0001, beta_end=0.02),
     ).save_pretrained(folder)
@@ -287,7 +287,7 @@ def scaled(folder: Path, factor: float, prefix: str = "decoder.up_blocks.1.resne
     return folder
 
 
-def _text(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
+def clip_text(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
     return CLIPTextConfig(
         vocab_size=len(tokenizer) + 8,
         hidden_size=WIDTH,
@@ -301,7 +301,7 @@ def _text(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
     )
 
 
-def _kl(**changes: Any) -> AutoencoderKL:
+def kl(**changes: Any) -> AutoencoderKL:
     return AutoencoderKL(
         block_out_channels=(8, 8),
         down_block_types=("DownEncoderBlock2D",) * 2,

@@ -15,8 +15,8 @@ from diffusers import (
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
-from model_folders import TOKENIZER, change, t5_encoder, t5_tokenizer
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from model_folders import TOKENIZER, change, clip_text, kl, t5_encoder, t5_tokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 SD3: Mapping[str, Any] = {
     "num_attention_heads": 2,
@@ -54,9 +54,9 @@ def sd3(folder: Path, **scheduler: Any) -> Path:
         transformer=_large(SD3Transformer2DModel(**SD3)),
         scheduler=FlowMatchEulerDiscreteScheduler(**{"shift": 3.0, **scheduler}),
         vae=_kl(),
-        text_encoder=CLIPTextModelWithProjection(_text(tokenizer)),
+        text_encoder=CLIPTextModelWithProjection(clip_text(tokenizer)),
         tokenizer=tokenizer,
-        text_encoder_2=CLIPTextModelWithProjection(_text(tokenizer)),
+        text_encoder_2=CLIPTextModelWithProjection(clip_text(tokenizer)),
         tokenizer_2=tokenizer,
         text_encoder_3=t5_encoder(24),
         tokenizer_3=t5_tokenizer(),
@@ -73,7 +73,7 @@ def flux(folder: Path, guided: bool = True, **scheduler: Any) -> Path:
         transformer=_large(FluxTransformer2DModel(**FLUX, guidance_embeds=guided)),
         scheduler=FlowMatchEulerDiscreteScheduler(**{**(DYNAMIC if guided else {}), **scheduler}),
         vae=_kl(),
-        text_encoder=CLIPTextModel(_text(tokenizer)),
+        text_encoder=CLIPTextModel(clip_text(tokenizer)),
         tokenizer=tokenizer,
         text_encoder_2=t5_encoder(24),
         tokenizer_2=t5_tokenizer(),
@@ -91,29 +91,5 @@ def _large(transformer: Any) -> Any:
     return transformer
 
 
-def _text(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
-    return CLIPTextConfig(
-        vocab_size=len(tokenizer) + 8,
-        hidden_size=8,
-        intermediate_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=16,
-        projection_dim=12,
-        bos_token_id=1829,
-        eos_token_id=1830,
-    )
-
-
 def _kl() -> AutoencoderKL:
-    return AutoencoderKL(
-        block_out_channels=(8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        latent_channels=4,
-        norm_num_groups=4,
-        scaling_factor=1.5,
-        shift_factor=0.25,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-    )
+    return kl(scaling_factor=1.5, shift_factor=0.25, use_quant_conv=False, use_post_quant_conv=False)

@@ -10,11 +10,10 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DiTTransformer2DModel
-from diffusers.hooks import FirstBlockCacheConfig, HookRegistry, apply_first_block_cache
-from diffusers.models.cache_utils import CacheMixin
 from model_folders import DIT
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+from transformer_checks import is_first_block_cache, rows_are_alone
 
 from engine.compiling import Compilation
 from engine.condition import Condition
@@ -97,27 +96,11 @@ def test_a_partial_step_is_the_forward_of_the_same_module_without_its_middle(
 
 
 def test_one_block_at_the_front_is_diffusers_first_block_cache(dit: DiTTransformer2DModel, network: Denoiser) -> None:
-    """With a threshold that every later call is below. DiT has no `cache_context`, so it borrows the mixin's."""
-    cached, first = deepcopy(dit), Blocks(1, 0)
-    apply_first_block_cache(cached, FirstBlockCacheConfig(threshold=1e9))
-    HookRegistry.check_if_exists_or_initialize(cached)
-    with CacheMixin.cache_context(cached, "rows"):
-        full, partial = (own(cached, *inputs(seed)) for seed in (1, 2))
-    got, kept = network.full(*inputs(1), keep=[first])
-    assert torch.equal(got, full)
-    got = network.partial(*inputs(2), first, kept[first])
-    torch.testing.assert_close(got, partial, rtol=0, atol=1e-6)
-    assert not torch.allclose(partial, own(dit, *inputs(2)), atol=1e-3), "or nothing was cached"
+    is_first_block_cache(dit, network, own, inputs)
 
 
 def test_rows_do_not_look_at_each_other(network: Denoiser) -> None:
-    sample, timesteps, condition = inputs()
-    together, kept = network.full(sample, timesteps, condition, keep=[Blocks(1, 2)])
-    for row in range(3):
-        only = slice(row, row + 1)
-        alone, own_kept = network.full(sample[only], timesteps[only], condition[only], keep=[Blocks(1, 2)])
-        torch.testing.assert_close(alone, together[only], rtol=0, atol=1e-5)
-        torch.testing.assert_close(own_kept[Blocks(1, 2)], kept[Blocks(1, 2)][only], rtol=0, atol=1e-5)
+    rows_are_alone(network, inputs(), Blocks(1, 2))
 
 
 def test_in_half_precision_a_residual_is_the_difference_in_float32(dit: DiTTransformer2DModel) -> None:

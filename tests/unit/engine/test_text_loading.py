@@ -59,7 +59,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         clip = CLIPTokenizer.from_pretrained(TOKENIZER)
-        text = model_folders._text(clip)
+        text = model_folders.clip_text(clip)
         alone = {"tokenizer": t5, "text_encoder": t5_encoder(T5_WIDTH), "scheduler": None, **absent}
         two = {f"tokenizer{suffix}": clip for suffix in ("", "_2")}
         two |= {f"text_encoder{suffix}": CLIPTextModelWithProjection(text).eval() for suffix in ("", "_2")}

@@ -11,6 +11,7 @@ import two_streams
 from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+from transformer_checks import rows_are_alone
 
 from engine.compiling import Compilation
 from engine.condition import Condition
@@ -119,13 +120,7 @@ def test_a_partial_step_is_the_forward_of_the_same_module_without_its_middle(cas
 
 
 def test_rows_of_different_prompts_do_not_look_at_each_other(case: Case) -> None:
-    sample, timesteps, condition = case.inputs()
-    together, kept = case.network.full(sample, timesteps, condition, keep=[Blocks(1, 2)])
-    for row in range(3):
-        only = slice(row, row + 1)
-        alone, own_kept = case.network.full(sample[only], timesteps[only], condition[only], keep=[Blocks(1, 2)])
-        torch.testing.assert_close(alone, together[only], rtol=0, atol=5e-5)
-        torch.testing.assert_close(own_kept[Blocks(1, 2)], kept[Blocks(1, 2)][only], rtol=0, atol=5e-5)
+    rows_are_alone(case.network, case.inputs(), Blocks(1, 2), atol=5e-5)
 
 
 def test_what_overflows_in_float16_is_held_at_its_range(case: Case) -> None:

@@ -79,7 +79,7 @@ def model(request, tiny, small):
     """The small model with a real autoencoder in float16."""
     torch.manual_seed(0)
     parts = {part.name: getattr(small, part.name) for part in fields(Model)}
-    parts["decoder"] = Autoencoder(model_folders._kl().half().eval().requires_grad_(False))
+    parts["decoder"] = Autoencoder(model_folders.kl().half().eval().requires_grad_(False))
     if request.param == "cpu":
         model = Model(**parts)
     else:
@@ -129,7 +129,7 @@ def finish(engine, futures):
 def made(model, latent):
     """What a decoder that was bfloat16 from the start makes of these latents (c, h, w)."""
     torch.manual_seed(0)
-    vae = model_folders._kl().half().bfloat16().eval().requires_grad_(False)
+    vae = model_folders.kl().half().bfloat16().eval().requires_grad_(False)
     return to_levels(Autoencoder(vae), latent[None]).images[0]
 
 
