@@ -240,16 +240,17 @@ def experiment(client: httpx.Client, model: BundledModel) -> None:
         "maximum_units": 100_000,
         "end": "2099-01-01T00:00:00Z",
     }
-    command("server.experiments", "declare", write_json("experiment.json", declaration), "--registry", REGISTRY)
-    command("server.experiments", "start", name, "--registry", REGISTRY)
+    place = ("--registry", REGISTRY, "--model", model.name)  # the registry may hold other demos' schedules
+    command("server.experiments", "declare", write_json("experiment.json", declaration), *place)
+    command("server.experiments", "start", name, *place)
     while name not in [running["name"] for running in client.get("/v1/experiments").json()["experiments"]]:
         time.sleep(0.2)
     with ThreadPoolExecutor(8) as crowd:
         arms = Counter(crowd.map(lambda user: visit(client, model, user), range(USERS)))
     console.print(f"{USERS} users served: " + ", ".join(f"{count} by {arm}" for arm, count in sorted(arms.items())))
     wait_for_fidelity(client)
-    command("server.experiments", "report", name, "--registry", REGISTRY)
-    command("server.experiments", "stop", name, "--registry", REGISTRY, "--reason", "the demo is over")
+    command("server.experiments", "report", name, *place)
+    command("server.experiments", "stop", name, *place, "--reason", "the demo is over")
 
 
 def wait_for_fidelity(client: httpx.Client, patience: float = 90.0) -> None:
