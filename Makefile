@@ -28,7 +28,7 @@ search: $(VENV)/.runtime ## a longer search than the demo's, into .flexi/runs/MO
 paper: $(VENV)/.runtime ## the paper's table on every bundled model, into .flexi/paper and docs/results.md (hours; resumes; OPTIONS=--quick: minutes)
 	$(BIN)/python -m benchmarks.paper run $(OPTIONS)
 
-test: $(VENV)/.dev node_modules/.installed $(CLIENTS) ## the whole test suite (14 to 27 minutes on 2 cores); JOBS=1 one file after the other
+test: $(VENV)/.dev node_modules/.installed $(CLIENTS) ## the whole test suite (14 to 31 minutes on 2 cores); JOBS=1 one file after the other
 	@tests/fetch-prometheus.sh $(BIN)
 	@tests/fetch-chromium.sh
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(or $(JOBS),2) --dist loadfile --no-loadscope-reorder
