@@ -119,9 +119,9 @@ class Baselines:
         return usual_branches(self.branches, BRANCHES)
 
     @property
-    def _cache(self) -> str:
-        """What caching is called in names: of a transformer it is not DeepCache's, whose branches are a UNet's."""
-        return "cache" if isinstance(self.branches, BlockPairs) else "DeepCache"
+    def _caching(self) -> str:
+        """What caching on the teacher's steps is called: of a transformer not DeepCache, whose branches are a UNet's."""
+        return "caching" if isinstance(self.branches, BlockPairs) else "DeepCache"
 
     def _runs(self, solver: Solver) -> bool:
         schedule = Schedule(model=self.model, solver=solver, segments=(Segment(),) * solver.teacher_steps)
@@ -140,7 +140,7 @@ class Baselines:
                 full = min(round(teacher_steps / every), MAX_TEACHER_STEPS // every)
                 schedule = self.uniform(self.levels.plain_solver, full, every, branch)
                 if self.cost_of(schedule) <= budget:
-                    yield Baseline("uniform DeepCache", f"{self._cache} N={every} s={branch}", schedule)
+                    yield Baseline(f"uniform {self._caching}", f"{self._caching} N={every} s={branch}", schedule)
                     break
 
     def _non_uniform(self, budget: float, solver: Solver) -> Iterator[Baseline]:
@@ -153,8 +153,8 @@ class Baselines:
 
             for schedule in self._dearest(budget, cached, solver.teacher_steps // 2):
                 full, centred = len(schedule.segments), round(centre * solver.teacher_steps)
-                name = f"{self._cache} {full} full c={centred} p={power:g} s={branch}{setting}"
-                yield Baseline("non-uniform DeepCache", name, schedule)
+                name = f"{self._caching} {full} full c={centred} p={power:g} s={branch}{setting}"
+                yield Baseline(f"non-uniform {self._caching}", name, schedule)
 
     def _at(self, solver: Solver, full: Sequence[int], branch: Branch) -> Schedule | None:
         """Every step of a solver's trajectory, those of these indices full, the others partial.

@@ -58,7 +58,7 @@ def kinds_of(baseline: Baseline) -> list[str]:
     branch = next(iter(baseline.schedule.branches), None)
     if baseline.family in FEWER:
         return [FEWER[baseline.family]]
-    uniform, uneven = baseline.family == UNIFORM, baseline.family == UNEVEN
+    uniform, uneven = (baseline.family.startswith(kind) for kind in ("uniform ", "non-uniform "))
     if not isinstance(branch, Blocks):
         return [baseline.family if uniform or uneven else BOTH]
     own = _kind_of(branch) if uniform else UNEVEN_BLOCKS if uneven else BOTH

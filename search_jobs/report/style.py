@@ -25,6 +25,8 @@ FAMILIES = {  # (marker, colour): how a family is cached is its marker, its solv
     "cached fewer-step dpmsolver++": ("^", "#6b4a86"),
     "uniform DeepCache": ("D", "#7f8c3a"),
     "non-uniform DeepCache": ("P", "#5f6b2a"),
+    "uniform caching": ("D", "#7f8c3a"),  # the same two of a transformer
+    "non-uniform caching": ("P", "#5f6b2a"),
 }
 OTHER_FAMILY = ("X", "#8d6e63")  # of a later version
 WIDTH, DPI = 10.25, 180  # inches as wide as the page's column, so that text has its size there

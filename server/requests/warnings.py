@@ -49,7 +49,7 @@ def prompt_cut(field: str, text: str, tokens: int, chunks: int = 1, reader: str 
     code = PROMPT_CUT if field == "prompt" else NEGATIVE_PROMPT_CUT
     shown = text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
     read = f"{tokens} tokens" if chunks == 1 else f"{chunks} chunks of {tokens} tokens"
-    what = f"{reader} reads {read}, marks of start and end included, and ignored the last {len(text)} characters"
+    what = f"{reader} reads {read}, special tokens included, and ignored the last {len(text)} characters"
     return Notice(code, f"{field}: {what}: {shown}")
 
 

@@ -79,13 +79,6 @@ def of_the_mode(pipeline_class: Any, model: Model, solver: SolverName, folder: P
     return pipe
 
 
-@pytest.fixture
-def modes(monkeypatch: pytest.MonkeyPatch) -> None:
-    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-
-    monkeypatch.setattr(DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mode())
-
-
 def started(
     model: Model, program: Program, image: SourceImage, prompt: str = "red heart", guidance: float = 3.0, seed: int = 5
 ) -> Tensor:

@@ -60,7 +60,7 @@ def test_what_is_set_by_hand_has_a_few_blocks_at_the_front_at_the_back_or_at_bot
 
     found = list(Baselines(MODEL, SPACE.levels, PAIRS, cost, ("euler", "dpmsolver++")).every_setting(0.5, 20))
     families = {baseline.family for baseline in found}
-    assert {"fewer-step euler", "cached fewer-step dpmsolver++", "uniform DeepCache", "non-uniform DeepCache"} <= families
+    assert {"fewer-step euler", "cached fewer-step dpmsolver++", "uniform caching", "non-uniform caching"} <= families
     branches = {branch for baseline in found for branch in baseline.schedule.branches}
     assert (
         branches

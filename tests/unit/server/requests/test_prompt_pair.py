@@ -98,7 +98,7 @@ def test_only_what_lies_past_the_last_chunk_is_said_to_be_cut(planner):
     assert not planned(planner, prompt=" ".join([TEN] * MOST)).warnings
     (warning,) = planned(planner, prompt=" ".join([*[TEN] * MOST, "past", "it"])).warnings
     assert warning.code == "prompt_cut"
-    reads = "the model reads 3 chunks of 3 tokens, marks of start and end included"
+    reads = "the model reads 3 chunks of 3 tokens, special tokens included"
     assert warning.message == f"prompt: {reads}, and ignored the last 7 characters: past it"
 
 

@@ -96,7 +96,7 @@ def test_the_end_of_a_prompt_that_is_not_read_is_said_and_shown(planner):
     plan = planned(planner, prompt=LONG_TEXT, negative_prompt=f"{LONG_TEXT} y")
     assert codes(plan) == ["prompt_cut", "negative_prompt_cut"]
     prompt, negative = (warning.message for warning in plan.warnings)
-    reads = "the model reads 3 tokens, marks of start and end included"
+    reads = "the model reads 3 tokens, special tokens included"
     assert prompt == f"prompt: {reads}, and ignored the last 13 characters: word10 word11"
     assert negative.endswith("the last 15 characters: word10 word11 y")
 
