@@ -132,7 +132,7 @@ def test_a_scheduler_that_is_killed_is_missed(
 
     monkeypatch.setattr(module, "_evaluate", long)
     elsewhere.add_worker()
-    with DaskExecutor(CONFIG, elsewhere.place, 1, elsewhere.address) as executor:
+    with DaskExecutor(CONFIG, elsewhere.place, 1, elsewhere.address, patience=8) as executor:
         Thread(target=kill_it).start()
         with pytest.raises(FlexiError, match=r"scheduler: it is gone \(.*what was measured is kept"):
             list(executor.evaluate([task], lambda images: None))

@@ -13,10 +13,13 @@ from typing import Any
 
 import psutil
 import pytest
+from click.testing import Result
+from typer.testing import CliRunner
 
 from registry.catalog import Catalog
 from registry.schedule import Schedule
 from registry.stores.folder import FolderStore
+from search_jobs.__main__ import app
 
 PROMPTS = ["red heart", "cat face", "tomato", "sunflower " * 20]  # the last one is longer than the model reads
 IMAGES = ("--screen", "2", "--images", "2", "--select", "2", "--finals", "2", "--heldout", "2")
@@ -25,25 +28,31 @@ SCALES = ("--scale", "1", "--scale", "7.5", "--scaled", "2", "--size", "64x64", 
 TIERS = ("--tier", "best=0.7", "--tier", "fast=0.4", "--budget", "0")
 
 
-def command(folder: Path) -> list[str]:
+def arguments(folder: Path) -> list[str]:
     prompts = folder.parent / "prompts.txt"
     prompts.write_text("\n".join(PROMPTS))
-    line = [sys.executable, "-m", "search_jobs", "run", "--model", "models/emoji64", "--prompts", str(prompts)]
+    line = ["run", "--model", "models/emoji64", "--prompts", str(prompts)]
     return [*line, "--out", str(folder), *SMALL, *SCALES, *TIERS]
 
 
-def run(folder: Path) -> dict[str, Any]:
-    ended = subprocess.run(command(folder), check=True, capture_output=True, text=True)
-    (folder.parent / "stderr.txt").write_text(ended.stderr)
-    (folder.parent / "stdout.txt").write_text(ended.stdout)
-    report: dict[str, Any] = json.loads((folder / "report.json").read_text())
-    return report
+def command(folder: Path) -> list[str]:
+    """For a process of its own, to be killed."""
+    return [sys.executable, "-m", "search_jobs", *arguments(folder)]
+
+
+def here(*line: str, code: int = 0) -> Result:
+    """What the command prints, in this process: another one would spend longer on importing torch than on a search."""
+    ended = CliRunner().invoke(app, line)
+    assert ended.exit_code == code, ended.output
+    return ended
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    run(folder)
+    ended = subprocess.run(command(folder), check=True, capture_output=True, text=True)
+    (folder.parent / "stderr.txt").write_text(ended.stderr)
+    (folder.parent / "stdout.txt").write_text(ended.stdout)
     return folder
 
 
@@ -151,7 +160,8 @@ def test_a_search_that_was_killed_ends_where_an_undisturbed_one_ends(finished: P
     process.wait()
     kept = ledger.read_text().splitlines()
 
-    report = run(folder)
+    here(*arguments(folder))
+    report = read(folder)
     assert ledger.read_text().splitlines()[: len(kept) - 1] == kept[:-1]  # nothing measured is measured again
     undisturbed = read(finished)
     assert report["front"] == undisturbed["front"]
@@ -194,10 +204,8 @@ def test_workers_find_what_one_process_finds_even_if_one_is_killed(finished: Pat
 
 def test_compare_holds_the_search_against_every_kind_of_baseline(finished: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(finished, tmp_path / "run")
-    line = [sys.executable, "-m", "search_jobs", "compare", str(folder), "--budget", "0.7", "--budget", "0.4", "--json"]
-    done = subprocess.run(line, check=True, capture_output=True, text=True)
-    document = json.loads(done.stdout)
-    assert [entry["relative"] for entry in document["budgets"]] == [0.7, 0.4]
+    document = json.loads(here("compare", str(folder), "--budget", "0.4", "--json").stdout)
+    assert [entry["relative"] for entry in document["budgets"]] == [0.4]
     for entry in document["budgets"]:
         assert set(entry["baselines"]) >= {"fewer-step ddim", "fewer-step dpmsolver++", "cached fewer-step dpmsolver++"}
         for schedule in (entry["searched"], *entry["baselines"].values()):
@@ -209,16 +217,13 @@ def test_compare_holds_the_search_against_every_kind_of_baseline(finished: Path,
 
 def test_a_folder_of_another_configuration_is_refused_and_left_alone(finished: Path) -> None:
     before = (finished / "config.json").read_bytes()
-    done = subprocess.run([*command(finished), "--seed", "9"], capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert "another configuration" in done.stderr
+    assert "another configuration" in here(*arguments(finished), "--seed", "9", code=1).stderr
     assert (finished / "config.json").read_bytes() == before
 
 
 def test_what_is_published_is_what_the_registry_resolves(finished: Path, tmp_path: Path) -> None:
-    line = [sys.executable, "-m", "search_jobs", "publish", str(finished), "--registry", str(tmp_path / "registry")]
     for _ in range(2):  # publishing twice changes nothing
-        subprocess.run(line, check=True, capture_output=True)
+        here("publish", str(finished), "--registry", str(tmp_path / "registry"))
     catalog = Catalog(FolderStore(tmp_path / "registry"), "emoji64")
     report = read(finished)
     for name, tier in report["tiers"].items():

@@ -13,12 +13,12 @@ import json
 from contextlib import nullcontext
 from copy import deepcopy
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
 from diffusers import DiTTransformer2DModel, FlowMatchEulerDiscreteScheduler, VQModel
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.train import loop
@@ -58,6 +58,23 @@ def transformer() -> DiTTransformer2DModel:
     return made.eval()  # in `train` it would keep back classes by itself, in each block others
 
 
+class ProductsOfAttention:
+    """An attention processor of diffusers' that says attention's two products itself.
+
+    On CPUs the gradient of torch's fused attention takes half of a step in bfloat16; this one's is a fifth of that.
+    """
+
+    def __call__(self, attention: Any, hidden_states: Tensor, **_: Any) -> Tensor:
+        """Tokens (rows, tokens, width) to the same shape, without a mask."""
+        projections = (attention.to_q, attention.to_k, attention.to_v)
+        heads = (one(hidden_states).unflatten(2, (attention.heads, -1)).transpose(1, 2) for one in projections)
+        query, key, value = heads
+        weights = (attention.scale * query @ key.transpose(2, 3)).softmax(-1).to(value.dtype)
+        linear, dropout = attention.to_out
+        made: Tensor = dropout(linear((weights @ value).transpose(1, 2).flatten(2)))
+        return made
+
+
 def with_copies(made: DiTTransformer2DModel) -> DiTTransformer2DModel:
     """As diffusers stores it: each block with an embedding of its own, all alike."""
     for block in made.transformer_blocks[1:]:
@@ -77,6 +94,7 @@ def main(
     decay: Decay = 0.999,
     drop: Annotated[float, typer.Option(help="share of pictures whose class is kept back, for guidance")] = 0.1,
     half: Annotated[bool, typer.Option(help="bfloat16 where it is safe")] = True,
+    start: Annotated[Path | None, typer.Option(help="a folder of this model to begin with, instead of at random")] = None,
     seed: int = 0,
 ) -> None:
     """Minimise E ‖(ε − z) − v_θ((1 − σ) z + σ ε, 1000 σ, c)‖² over latents z, with σ = sigmoid(u), u ~ N(0, 1)."""
@@ -84,6 +102,10 @@ def main(
     training = data.load(glyphs, held_out=False)
     coder = VQModel.from_pretrained(autoencoder, dtype=torch.float32).eval()
     latents, network = latents_of(coder, training, out / "latents.pt"), transformer()
+    if start is not None:
+        network.load_state_dict(DiTTransformer2DModel.from_pretrained(start / "transformer", dtype=torch.float32).state_dict())
+    for block in network.transformer_blocks:
+        block.attn1.set_processor(ProductsOfAttention())
 
     def loss_of(step: int, rng: torch.Generator) -> torch.Tensor:
         chosen = torch.randint(0, len(training), (batch,), generator=rng)
