@@ -30,7 +30,7 @@ from engine.model import Model
 from registry.errors import Unsupported
 
 FOLDERS: dict[str, Callable[[Path, Mapping[str, Any]], Path]] = {
-    "bundled": lambda folder, _: ROOT / "models" / "emoji64",
+    "as Stable Diffusion": model_folders.sd,
     "as Stable Diffusion XL": lambda folder, tiny: model_folders.sdxl(folder, {**tiny, "attention_head_dim": (2, 4)}),
     "classes and pixels": lambda folder, _: model_folders.labels(folder),
 }
