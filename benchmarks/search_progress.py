@@ -23,7 +23,7 @@ from engine.guidance import OFF, USUAL
 from registry.commands.command_line import run_command
 from registry.schedule import Schedule
 from search_jobs.config import JobConfig, digest_of
-from search_jobs.evaluator import EvaluationTask
+from search_jobs.evaluator import EvaluationTask, prompts_of
 from search_jobs.job import Job, write_json
 from search_jobs.ledger import Ledger
 from search_jobs.measurement import Measurement
@@ -114,7 +114,10 @@ def lines(job: Job, limits: Sequence[int]) -> list[Line]:
 def measured(job: Job, schedules: Sequence[Schedule], count: int, folder: Path) -> dict[str, Measurement]:
     """The figures of schedules on images that no search saw, by digest; those in the folder are not made again."""
     evaluator, stage = job.evaluator, f"fresh {count}"
-    ledger, sample = Ledger(folder / "fresh.jsonl"), fresh(halves(job.config.read_prompts())[1], count, 0)
+    ledger, sample = (
+        Ledger(folder / "fresh.jsonl"),
+        fresh(halves(prompts_of(job.config.prompts, evaluator.model.prompts))[1], count, 0),
+    )
     job.progress.begin("teacher, fresh noise", count)
     objective = Objective(
         evaluator.model,

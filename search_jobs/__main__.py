@@ -49,7 +49,8 @@ def run(
         typer.Option("--out", file_okay=False, help="The run folder; the same command on it again goes on where it stopped."),
     ],
     prompts: Annotated[
-        Path | None, typer.Option(help="A text file, one prompt or class a line; half held out. None if unconditional.")
+        Path | None,
+        typer.Option(help="A text file, one prompt or class a line; half held out [default: all classes, or none]."),
     ] = None,
     features: Annotated[Path | None, typer.Option(help=FEATURES_HELP)] = None,
     name: ModelName = None,
@@ -244,21 +245,21 @@ def evaluate(
     from evaluation import bundled, extractor
     from evaluation.real import real_gaussian
     from registry.schedule import Schedule
-    from search_jobs.config import TEACHER_STEPS, read_prompts
-    from search_jobs.evaluator import cut_prompts, opened
+    from search_jobs.config import TEACHER_STEPS
+    from search_jobs.evaluator import cut_prompts, opened, prompts_of
     from search_jobs.objective import Objective
     from search_jobs.stages import fresh, halves
 
     asked, document = _scale(guidance, prompts), Schedule.parse(schedule.read_bytes())
-    texts = read_prompts(prompts) if prompts else ["", ""]
-    sample = fresh(texts if all_prompts else halves(texts)[1], images, seed)
     loaded, looks = opened(str(model), device, dtype, name, compiled), extractor(features or bundled(model), device)
+    texts = prompts_of(prompts, loaded.prompts)
+    sample = fresh(texts if all_prompts else halves(texts)[1], images, seed)
     if cut := cut_prompts(loaded.prompts, texts):
         err.print(f"{cut} of {len(texts)} prompts are longer than the {loaded.prompts.tokens} tokens that the model reads")
     shown = ImageSize.parse(size) if size else loaded.image_size
     steps = teacher_steps or loaded.few_steps or TEACHER_STEPS
     scale = loaded.usual_guidance if guidance is None and loaded.few_steps else asked
-    held_out = ["noise"] if all_prompts or not prompts else ["noise", "prompts"]
+    held_out = ["noise"] if all_prompts or len(set(texts)) < 2 else ["noise", "prompts"]
     if real and prompts and not all_prompts:
         err.print("--real: half of the prompts are held against real pictures of all, unless --all-prompts is given")
     pictures = real_gaussian(real, looks, shown) if real else None

@@ -158,10 +158,6 @@ class JobConfig(Document):
             if digest and digest_of(Path(path)) != digest:  # none where no file was named
                 raise InvalidInput(f"{path} is not what it was when the search began", param=name)
 
-    def read_prompts(self) -> list[str]:
-        """The prompts of the file, or two empty ones where no file was named. Raises `InvalidInput` for too few."""
-        return read_prompts(self.prompts) if self.prompts else ["", ""]
-
 
 def read_prompts(path: str | Path) -> list[str]:
     """The prompts, one a line, each once. Raises `InvalidInput` when there are too few to split between search and report."""

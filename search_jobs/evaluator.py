@@ -18,13 +18,24 @@ from engine.model import Model
 from engine.prompts import Prompts
 from evaluation import Extractor, extractor
 from registry.schedule import ModelRef, Schedule
-from search_jobs.config import JobConfig
+from search_jobs.config import JobConfig, read_prompts
 from search_jobs.memory import memory_of
 from search_jobs.objective import Evaluation, Objective
 from search_jobs.pieces import Pieces
 from search_jobs.stages import RUNGS, Stage, stages
 
 LEDGER = "ledger.jsonl"
+
+
+def prompts_of(file: str | Path | None, read: Prompts) -> list[str]:
+    """What a model draws: the prompts of a file, else all its classes, else the empty prompt; two at least, to be split.
+
+    Raises `InvalidInput` for a file that holds too few.
+    """
+    if file:
+        return read_prompts(file)
+    drawn = list(read.classes) or [""]
+    return drawn if len(drawn) > 1 else drawn * 2
 
 
 def cut_prompts(read: Prompts, prompts: Iterable[str]) -> int:
@@ -59,7 +70,7 @@ class Evaluator:
         if (ref := _measured(folder)) and model.is_called(ref.fingerprint):
             model = replace(model, ref=ref)
         model.other_sizes(ImageSize.parse(size) for size in config.sizes)  # before anything is measured
-        by_name = stages(config, config.read_prompts())
+        by_name = stages(config, prompts_of(config.prompts, model.prompts))
         return cls(config, folder, model, extractor(config.features, config.device), by_name, Pieces(memory_of(model.device)))
 
     def objective(self, stage: str, progress: Callable[[int], None] = lambda images: None) -> Objective:
@@ -92,7 +103,8 @@ class Evaluator:
 
     def prompts(self) -> dict[str, int]:
         """How many `prompts` the file holds, and how many of them are `cut` after the `tokens` that the model reads."""
-        prompts, read = self.config.read_prompts() if self.config.prompts else [], self.model.prompts
+        read = self.model.prompts
+        prompts = read_prompts(self.config.prompts) if self.config.prompts else []
         return {"prompts": len(prompts), "cut": cut_prompts(read, prompts), "tokens": read.tokens}
 
     def evaluate(self, tasks: Iterable[EvaluationTask]) -> Iterator[Evaluation]:

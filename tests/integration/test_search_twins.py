@@ -12,7 +12,7 @@ from places import ROOT
 
 from registry.errors import InvalidInput
 from search_jobs.compare import compare
-from search_jobs.config import JobConfig, digest_of
+from search_jobs.config import JobConfig, digest_of, read_prompts
 from search_jobs.job import Job
 from search_jobs.stages import stages
 
@@ -65,7 +65,7 @@ def test_a_twin_of_another_seed_is_measured_on_images_that_neither_was_fitted_on
     ((entry,),) = compare(own.job, [CEILING], [own.place / "twin"])["twins"].values()
     assert entry["images"] == 4
     held = own.job.evaluator.stages["held-out"].sample
-    prompts = own.job.config.read_prompts()
+    prompts = read_prompts(own.job.config.prompts)
     for seed in (0, 5):
         for stage in stages(own.job.config.model_copy(update={"seed": seed}), prompts).values():
             assert stage.name == "held-out" or not set(stage.sample.prompts) & set(held.prompts)

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from schedule_strategies import schedule
 from scipy.linalg import sqrtm
 
 from engine.model import Model
+from engine.prompts import ClassPrompts, NoPrompts
 from evaluation import Clip, clip_score, frechet_distance
 from registry.corrections import Correction
 from registry.errors import InvalidInput, NotFound
@@ -16,6 +18,7 @@ from registry.schedule import Schedule
 from search_jobs.config import BUDGETS, JobConfig, read_prompts
 from search_jobs.distilled import TIERS as FEW_STEP_TIERS
 from search_jobs.distilled import refuse_distilled, solvers, usual_budgets
+from search_jobs.evaluator import prompts_of
 from search_jobs.executor import EvaluationTask
 from search_jobs.ledger import Ledger
 from search_jobs.measurement import Measurement
@@ -174,6 +177,15 @@ def test_prompts_come_from_a_file_with_at_least_two(tmp_path: Path) -> None:
         read_prompts(file)
     file.write_text("a cat \n\n b\n")
     assert read_prompts(file) == ["a cat", "b"]
+
+
+def test_without_a_file_all_classes_are_drawn_or_nothing_twice(tmp_path: Path) -> None:
+    cats = ClassPrompts(3, torch.device("cpu"), null=2, names={"cat": 1})
+    assert prompts_of(None, cats) == ["0", "cat"]
+    assert prompts_of("", replace(cats, count=1)) == ["0", "0"], "to be split"
+    assert prompts_of(None, NoPrompts()) == ["", ""]
+    (tmp_path / "prompts.txt").write_text("cat\n0\n")
+    assert prompts_of(tmp_path / "prompts.txt", cats) == ["cat", "0"]
 
 
 def test_samples_drawn_with_other_seeds_share_no_noise() -> None:
