@@ -15,9 +15,9 @@ from pydantic import JsonValue
 
 from registry.experiments.catalog import DeclaredExperiment
 from registry.experiments.declaration import OVER, Action, Experiment, ExperimentState, Guardrail
-from server.experiments.analysis.comparison import METRICS
+from server.experiments.analysis.comparison import FEW, METRICS
 from server.experiments.analysis.gate import missing
-from server.experiments.analysis.judge import ArmFinding, guardrail_holds, shown_gain
+from server.experiments.analysis.judge import ArmFinding, guardrail_holds, shown_gain, units_with
 from server.experiments.analysis.report import Report
 
 RampOutcome = Literal["advanced", "finished", "waiting", "paused", "rolled_back"]
@@ -108,13 +108,13 @@ def _not_excluded(report: Report) -> str | None:
     experiment, margin = report.experiment, report.experiment.harm_margin
     by_name = {summary.name: summary for summary in report.summaries}
     for finding in report.verdict.findings:
-        metric = experiment.primary.metric
+        metric, control, arm = experiment.primary.metric, by_name[experiment.control], by_name[finding.arm]
         if finding.gain is None:
-            return f"too few units with {metric} in {finding.arm} or control to exclude harm"
+            units = f"{units_with(metric, control, arm)} of {FEW} units with {metric}"
+            return f"{units} in {finding.arm} or control, too few to exclude harm"
         if finding.gain.low <= -margin:
             shown = shown_gain(metric, finding.gain)
             return f"{finding.arm} may be worse than the harm margin of {margin:g} in {metric}, {shown}"
-        control, arm = by_name[experiment.control], by_name[finding.arm]
         waiting = [one.metric for one in _judged(experiment) if not guardrail_holds(experiment, one, control, arm)]
         if waiting:
             return f"{finding.arm} is not yet surely within the limit of {', '.join(waiting)}"

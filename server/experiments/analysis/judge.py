@@ -82,7 +82,7 @@ def _finding(experiment: Experiment, control: ArmSummary, arm: ArmSummary) -> Ar
     broken = [guardrail.metric for guardrail, holds in holding.items() if holds is False]
     if broken:
         return ArmFinding(name, "harm", f"{name} is worse than control by more than the limit of {', '.join(broken)}.", gain)
-    units = min(_units(summary, primary.metric) for summary in (control, arm))
+    units = units_with(primary.metric, control, arm)
     if units < experiment.minimum_units or gain is None:
         reason = f"Keep collecting: {units} of {experiment.minimum_units} units with {primary.metric} in {name} or control."
         return ArmFinding(name, "collecting", reason, gain)
@@ -129,9 +129,10 @@ def guardrail_holds(experiment: Experiment, guardrail: Guardrail, control: ArmSu
     return False if low > guardrail.limit else True if high < guardrail.limit else None
 
 
-def _units(summary: ArmSummary, metric: Metric) -> int:
-    moments = summary.moments.get(metric)
-    return int(moments.units) if moments else 0
+def units_with(metric: Metric, *arms: ArmSummary) -> int:
+    """The units that have this metric, of the arm that has the fewest."""
+    known = [arm.moments.get(metric) for arm in arms]
+    return min(int(moments.units) if moments else 0 for moments in known)
 
 
 def shown_gain(metric: Metric, gain: Interval) -> str:
