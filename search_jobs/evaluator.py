@@ -102,9 +102,9 @@ class Evaluator:
         return self._objectives[stage]
 
     def prompts(self) -> dict[str, int]:
-        """How many `prompts` the file holds, and how many of them are `cut` after the `tokens` that the model reads."""
-        read = self.model.prompts
-        prompts = read_prompts(self.config.prompts) if self.config.prompts else []
+        """How many `prompts` are drawn, and how many of them are `cut` after the `tokens` that the model reads."""
+        file, read = self.config.prompts, self.model.prompts
+        prompts = prompts_of(file, read) if file or read.classes else []
         return {"prompts": len(prompts), "cut": cut_prompts(read, prompts), "tokens": read.tokens}
 
     def evaluate(self, tasks: Iterable[EvaluationTask]) -> Iterator[Evaluation]:
