@@ -57,24 +57,39 @@ class Measured(NamedTuple):
 
 
 def write(out: Path, docs: Path) -> Path:
-    """Write the page and its pictures of what is measured below `out`. Returns the page's path."""
+    """Write the page and its pictures of what is measured below `out`. Returns the page's path.
+
+    A model that is measured elsewhere keeps its section. Each has a front of its own then, beside the one of all that were
+    measured together, which stays as it is.
+    """
     docs.mkdir(parents=True, exist_ok=True)
-    known = read(out)
-    parts = [HEAD]
-    if known:
+    page, known = docs / PAGE, read(out)
+    kept = {model: text for model, text in _sections(page).items() if model not in known}
+    if known and not kept:
         _save(front([one.summary for one in known.values()]), docs / FRONT)
-        parts.append(f"![rFID against speed-up, a panel for each model]({FRONT})\n")
-    for model in dict.fromkeys((*BUNDLED, *known)):
+    parts = [HEAD]
+    if (docs / FRONT).is_file():
+        parts.append(f"![rFID against speed-up, a panel for each model that was measured at that time]({FRONT})\n")
+    for model in dict.fromkeys((*BUNDLED, *known, *kept)):
         parts.append(f"## {model}\n")
         if model not in known:
-            parts.append(f"{NOT_MEASURED.capitalize()}.\n")
+            parts.append(kept.get(model, f"{NOT_MEASURED.capitalize()}.\n"))
             continue
-        picture = f"results-{model}.png"
+        own, picture = f"results-{model}-front.png", f"results-{model}.png"
         _save(strip(known[model].summary, known[model].folder / SHOWN), docs / picture)
         parts += _model(known[model].summary, picture)
-    page = docs / PAGE
+        if kept:
+            _save(front([known[model].summary]), docs / own)
+            parts.append(f"![rFID against speed-up]({own})\n")
     page.write_text("\n".join(parts), encoding="utf-8")
     return page
+
+
+def _sections(page: Path) -> dict[str, str]:
+    """What a page that is there says of each model that was measured."""
+    text = page.read_text("utf-8") if page.is_file() else ""
+    sections = dict(section.split("\n\n", 1) for section in text.split("\n## ")[1:])
+    return {model: said for model, said in sections.items() if not said.startswith(NOT_MEASURED.capitalize())}
 
 
 def _save(picture: Figure, path: Path) -> None:

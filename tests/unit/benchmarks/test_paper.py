@@ -139,6 +139,23 @@ def test_the_page_shows_what_is_measured_and_says_what_is_not(
         assert f"]({name})" in text
 
 
+def test_a_model_that_was_measured_elsewhere_keeps_its_section(part: Path, tmp_path: Path) -> None:
+    docs = tmp_path / "docs"
+    first = page.write(part, docs).read_text()
+    assert page.write(part, docs).read_text() == first, "measured together, nothing is kept"
+    summary = json.loads((part / "pixels" / page.SUMMARY).read_text())
+    summary["about"]["model"] = "others"
+    other = shutil.copytree(part / "pixels", tmp_path / "elsewhere" / "others")
+    (other / page.SUMMARY).write_text(json.dumps(summary))
+    joined = page.write(tmp_path / "elsewhere", docs).read_text()
+    assert page._sections(docs / page.PAGE).keys() == {"pixels", "others"}
+    assert first.partition("## pixels")[2].strip() in joined
+    for name in ("results-front.png", "results-others-front.png", "results-others.png"):
+        assert (docs / name).is_file()
+        assert f"]({name})" in joined
+    assert page.write(tmp_path / "elsewhere", docs).read_text() == joined
+
+
 def test_a_page_of_nothing_says_that_nothing_is_measured(tmp_path: Path) -> None:
     text = page.write(tmp_path / "none", tmp_path).read_text()
     assert text.count("\nNot measured.") == len(page.BUNDLED)
