@@ -61,7 +61,7 @@ def transformer() -> DiTTransformer2DModel:
 class ProductsOfAttention:
     """An attention processor of diffusers' that says attention's two products itself.
 
-    On CPUs the gradient of torch's fused attention takes half of a step in bfloat16; this one's is a fifth of that.
+    On a CPU the gradient of torch's fused attention takes half of a training step in bfloat16.
     """
 
     def __call__(self, attention: Any, hidden_states: Tensor, **_: Any) -> Tensor:
