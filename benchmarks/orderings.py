@@ -29,7 +29,7 @@ from evaluation.paired import Resampled, resampled
 from registry.commands.command_line import command_line
 from registry.errors import Unsupported
 from registry.schedule import Blocks, Branch, Schedule, Segment
-from search_jobs.config import read_prompts
+from search_jobs.evaluator import prompts_of
 from search_jobs.stages import fresh
 
 SEED = 6  # of noise
@@ -112,7 +112,7 @@ def main(
     walked = WholeTimesteps(loaded, steps)
     teacher = walked.every(1, 0)
     store = ImageStore(loaded, extractor(subject.features), teacher, subject.guidance, out, part=16)
-    sample = fresh(read_prompts(subject.prompts) if subject.prompts else ["", ""], images, SEED)
+    sample = fresh(prompts_of(subject.prompts, loaded.prompts), images, SEED)
     whole = loaded.compile(teacher)
     print(f"{images} images, {steps} steps of {teacher.solver.name}, guidance {subject.guidance:g}")
     for title, schedules in tables(walked, branches.blocks).items():

@@ -114,10 +114,8 @@ def lines(job: Job, limits: Sequence[int]) -> list[Line]:
 def measured(job: Job, schedules: Sequence[Schedule], count: int, folder: Path) -> dict[str, Measurement]:
     """The figures of schedules on images that no search saw, by digest; those in the folder are not made again."""
     evaluator, stage = job.evaluator, f"fresh {count}"
-    ledger, sample = (
-        Ledger(folder / "fresh.jsonl"),
-        fresh(halves(prompts_of(job.config.prompts, evaluator.model.prompts))[1], count, 0),
-    )
+    ledger, prompts = Ledger(folder / "fresh.jsonl"), prompts_of(job.config.prompts, evaluator.model.prompts)
+    sample = fresh(halves(prompts)[1], count, 0)
     job.progress.begin("teacher, fresh noise", count)
     objective = Objective(
         evaluator.model,

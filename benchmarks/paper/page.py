@@ -69,7 +69,7 @@ def write(out: Path, docs: Path) -> Path:
         _save(front([one.summary for one in known.values()]), docs / FRONT)
     parts = [HEAD]
     if (docs / FRONT).is_file():
-        parts.append(f"![rFID against speed-up, a panel for each model that was measured at that time]({FRONT})\n")
+        parts.append(f"![rFID against speed-up, a panel for each of the models that were measured together]({FRONT})\n")
     for model in dict.fromkeys((*BUNDLED, *known, *kept)):
         parts.append(f"## {model}\n")
         if model not in known:
@@ -88,8 +88,8 @@ def write(out: Path, docs: Path) -> Path:
 def _sections(page: Path) -> dict[str, str]:
     """What a page that is there says of each model that was measured."""
     text = page.read_text("utf-8") if page.is_file() else ""
-    sections = dict(section.split("\n\n", 1) for section in text.split("\n## ")[1:])
-    return {model: said for model, said in sections.items() if not said.startswith(NOT_MEASURED.capitalize())}
+    sections = [section.partition("\n\n") for section in text.split("\n## ")[1:]]
+    return {model: said for model, _, said in sections if not said.startswith(NOT_MEASURED.capitalize())}
 
 
 def _save(picture: Figure, path: Path) -> None:

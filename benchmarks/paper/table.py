@@ -40,6 +40,7 @@ from registry.errors import Unsupported
 from registry.schedule import Schedule
 from search_jobs.baselines import Baseline, Baselines, usual_solvers
 from search_jobs.config import JobConfig, digest_of, read_prompts
+from search_jobs.evaluator import prompts_of
 from search_jobs.job import Job, write_json
 from search_jobs.objective import Sample
 from search_jobs.progress import Progress
@@ -93,6 +94,12 @@ class ModelTable:
         return real_gaussian(path, self.store.extractor, self.store.model.image_size) if path else None
 
     @cached_property
+    def prompts(self) -> list[str]:
+        """Those that searches split."""
+        file = self.subject.prompts
+        return read_prompts(file) if file else prompts_of(None, self.store.model.prompts)
+
+    @cached_property
     def baselines(self) -> Baselines:
         """What can be set by hand."""
         model = self.store.model
@@ -101,8 +108,7 @@ class ModelTable:
 
     def sample(self, seed: int, images: int) -> Sample:
         """Images of noise that nothing else draws, on prompts that no search sees; beside real images on all."""
-        prompts = read_prompts(self.subject.prompts) if self.subject.prompts else ["", ""]
-        return fresh(prompts if self.subject.real else halves(prompts)[1], images, seed)
+        return fresh(self.prompts if self.subject.real else halves(self.prompts)[1], images, seed)
 
     def _cost(self, schedule: Schedule) -> float:
         model = self.store.model

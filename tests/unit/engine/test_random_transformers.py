@@ -58,7 +58,7 @@ def test_a_folder_has_all_that_a_real_one_has_and_is_the_same_again(made: Any, s
     images = model.decode(generate(model.network, program, noise, model.encode(prompts, 3.0), away, 3.0))
     assert images.isfinite().all()
     assert images.std() > 0.05
-    assert not torch.equal(images[0], images[1]), "a prompt changes the image"
+    assert (images[0] - images[1]).abs().max() > 1e-3, "a prompt changes the image"
     write(size, tmp_path / "again", "float32")
     assert load(tmp_path / "again", weights=False).ref.fingerprint == model.ref.fingerprint
 

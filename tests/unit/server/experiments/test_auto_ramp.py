@@ -58,7 +58,7 @@ def auto(shell: Shell, *options: str, code: int = 0) -> dict[str, Any]:
 
 def test_a_share_is_raised_once_harm_is_excluded_and_once_for_what_was_seen(shell: Shell, service: Service) -> None:
     shell.running(ramp=RAMP)
-    assert " 0 of 200 units with " in f" {auto(shell, code=WAITING)['reason']}"
+    assert auto(shell, code=WAITING)["reason"].startswith("0 of 200 units with ")
     service.serve(400, 0.9)
     assert (auto(shell)["stage"], auto(shell, code=WAITING)["stage"]) == (1, 1)
     assert "no new unit at this stage" in auto(shell, code=WAITING)["reason"]
