@@ -7,7 +7,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 from engine.buckets import EXACT, Buckets
-from engine.program import Need
+from engine.program_step import Need
 
 MEMORY = 0.98  # how much of the past one more wave leaves
 

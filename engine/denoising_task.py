@@ -13,7 +13,8 @@ from engine.denoiser import Denoiser
 from engine.fresh_noise import Fresh
 from engine.guidance import OFF
 from engine.image_size import ImageSize
-from engine.program import Need, Program, ProgramStep
+from engine.program import Program
+from engine.program_step import Need, ProgramStep
 from engine.source import EncodedSource
 
 

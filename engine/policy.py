@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 from typing_extensions import override
 
 from engine.curve import CostCurve
-from engine.program import Need
+from engine.program_step import Need
 
 
 class Candidate(Protocol):

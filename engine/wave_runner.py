@@ -13,7 +13,7 @@ from engine.buckets import EXACT, Buckets
 from engine.denoiser import Denoiser
 from engine.denoising_task import DenoisingTask
 from engine.graphs import Graph, Graphs
-from engine.program import Need
+from engine.program_step import Need
 from engine.slots import SlotMemory, Slots
 from engine.staging import Staging
 from engine.wave_step import WaveStep

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from engine.denoising_task import DenoisingTask
-from engine.program import Need
+from engine.program_step import Need
 from registry.schedule import Branch
 
 SLOT, CONDITIONAL, UNCONDITIONAL, SOURCE = range(4)  # lines of `WaveTable.indices`; those of the kept features follow

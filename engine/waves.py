@@ -24,7 +24,7 @@ from engine.denoising_task import DenoisingTask
 from engine.device import DeviceLost, Fence, lost, to_host
 from engine.graphs import Graphs
 from engine.policy import FCFS, Policy
-from engine.program import Need
+from engine.program_step import Need
 from engine.slots import SlotMemory
 from engine.wave_runner import Launch, WaveRunner
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.program import ProgramStep, corrected
+from engine.program_step import ProgramStep, corrected
 from registry.corrections import Correction
 
 RIDGE = 1e-6  # of each unknown's own weight: keeps what the images do not tell at the solver's value

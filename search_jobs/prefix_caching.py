@@ -24,7 +24,8 @@ from engine.condition import Condition
 from engine.device import to_device
 from engine.fresh_noise import Fresh
 from engine.model import Model
-from engine.program import Need, ProgramStep, corrected, path_of
+from engine.program import path_of
+from engine.program_step import Need, ProgramStep, corrected
 from engine.slots import FLOAT32_BYTES
 from registry.schedule import Schedule
 from search_jobs.fit import UNetCall, fit, fit_extrapolation

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from engine.extrapolation import extrapolated
-from engine.program import ProgramStep
+from engine.program_step import ProgramStep
 from registry.corrections import Correction
 from registry.schedule import Schedule
 from search_jobs.fit import UNetCall

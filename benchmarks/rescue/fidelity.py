@@ -15,7 +15,8 @@ from benchmarks.starts import psnr
 from engine import sampler
 from engine.condition import Condition
 from engine.model import Model
-from engine.program import Program, ProgramStep, corrected, path_of
+from engine.program import Program, path_of
+from engine.program_step import ProgramStep, corrected
 from search_jobs.fit import UNetCall, fit
 from search_jobs.objective import Sample
 from search_jobs.path import TeacherPath, walk

@@ -9,7 +9,8 @@ import numpy as np
 
 from engine.guidance import OFF
 from engine.noise import Trajectory
-from engine.program import Program, corrected, path_of, solved
+from engine.program import Program, path_of, solved
+from engine.program_step import corrected
 from registry.corrections import Correction
 from registry.errors import Unsupported
 from registry.schedule import STOCHASTIC, Branch

@@ -11,7 +11,7 @@ from engine.buckets import EXACT, Buckets, dense
 from engine.compiling import DECODED
 from engine.curve import CostCurve
 from engine.policy import Balanced
-from engine.program import Need
+from engine.program_step import Need
 from loadtests.capacity.images import TierPlan, VirtualImage
 from loadtests.card import FULL, Card, numbered
 from server.batching.admission import Admission

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Self
 
-from engine.program import Need
+from engine.program_step import Need
 from loadtests.card import FULL, Card, numbered
 from registry.schedule import Schedule
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection
 
 from engine.macs import StepMacs
-from engine.program import Need
+from engine.program_step import Need
 from engine.waves import Wave
 from server.batching.image_task import ImageTask
 from server.telemetry import metrics

@@ -16,7 +16,8 @@ from engine.denoising_task import DenoisingTask
 from engine.image_size import ImageSize
 from engine.macs import StepMacs
 from engine.model import Model
-from engine.program import Need, Program
+from engine.program import Program
+from engine.program_step import Need
 from engine.prompt_syntax import PLAIN, PromptSyntax
 from engine.source import SourceImage
 from server.loras.adapter_set import BASE, AdapterSet

@@ -45,7 +45,7 @@ from server.requests.fidelity import Extractor
 from server.requests.generation import Generation, Residency
 from server.requests.image_files import ImageFiles
 from server.requests.lora_choice import LoraChoice
-from server.requests.plan import Planner
+from server.requests.planner import Planner
 from server.requests.prompt_pair import PromptReader
 from server.requests.repeats import Repeats
 from server.telemetry import metrics

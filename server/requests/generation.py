@@ -22,7 +22,8 @@ from server.errors import Cancelled, ClientGone, DeadlineExceeded, GaveWay, Quot
 from server.requests.context import OK, RequestContext
 from server.requests.image_files import ImageFiles
 from server.requests.made import ImageMade, Made, PreviewMade, RequestPlanned, StepMade
-from server.requests.plan import Plan, Planner
+from server.requests.plan import Plan
+from server.requests.planner import Planner
 from server.requests.repeats import Repeats
 from server.requests.response import response
 from server.requests.running import Patience, RunningRequests, gather, while_wanted

@@ -16,7 +16,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from prometheus_client.registry import Collector
 from typing_extensions import override
 
-from server.telemetry.metrics import MODEL
+from server.telemetry.model_metrics import MODEL
 
 PAGE_TRIES, PAGE_WAIT = 5, 0.02  # seconds
 T = TypeVar("T")

@@ -6,14 +6,9 @@ combine. What of them is shown is in `exposition`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, Self
-
 from prometheus_client import Counter, Gauge, Histogram
-from prometheus_client.metrics import MetricWrapperBase
-from typing_extensions import override
 
-from server.telemetry import served
+from server.telemetry.model_metrics import ModelCounter, ModelGauge, ModelHistogram
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 128)
@@ -22,41 +17,6 @@ DISTANCES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50)
 MACS = tuple(10.0**power * digit for power in range(8, 16) for digit in (1, 2, 5))
 CUSTOM = "custom"  # tier label of requests that name a schedule
 NO_ARM = "none"  # arm label outside experiments
-MODEL = "model"
-
-
-class _OfModel(MetricWrapperBase):
-    """Its first label is the model for which the caller is at work (`telemetry.served`): nobody passes it."""
-
-    def __init__(self, name: str, documentation: str, labelnames: Iterable[str] = (), **options: Any) -> None:
-        others = [label for label in labelnames if label != MODEL]
-        super().__init__(name, documentation, (MODEL, *others), **options)
-
-    @override
-    def labels(self, *values: object, **_: object) -> Self:
-        return super().labels(served.model(), *values)
-
-    @override
-    def _raise_if_not_observable(self) -> None:
-        """One without further labels is used as if it had none."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "_value" and len(self._labelnames) == 1:
-            return self.labels()._value
-        raise AttributeError(name)
-
-
-class ModelCounter(_OfModel, Counter):
-    """A counter of each model."""
-
-
-class ModelGauge(_OfModel, Gauge):
-    """A gauge of each model."""
-
-
-class ModelHistogram(_OfModel, Histogram):
-    """A histogram of each model."""
-
 
 request_seconds = ModelHistogram(
     "flexi_request_seconds", "Time from a valid request to its answer.", ["tier", "arm", "outcome"], buckets=SECONDS

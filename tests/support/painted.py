@@ -16,7 +16,7 @@ from server.batching.image_task import ImageResult, macs_before
 from server.experiments.active import ActiveExperiments
 from server.requests.context import RequestContext
 from server.requests.generation import Generation
-from server.requests.plan import Planner
+from server.requests.planner import Planner
 from server.tiers.active import ActiveSchedules
 
 

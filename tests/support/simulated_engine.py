@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from engine.curve import CostCurve
 from engine.policy import Balanced, Policy
-from engine.program import Need
+from engine.program_step import Need
 from server.batching.shares import Choice, TierShares
 
 FULL, DEEP, SHALLOW = Need("full", 0), Need("partial", 3), Need("partial", 1)

@@ -16,7 +16,7 @@ from engine.buckets import EXACT, Buckets, dense
 from engine.curve import CostCurve
 from engine.image_size import ImageSize
 from engine.policy import FCFS, Balanced, fill
-from engine.program import Need
+from engine.program_step import Need
 
 
 def test_waiting_for_companions_pays_where_a_call_has_its_own_cost() -> None:

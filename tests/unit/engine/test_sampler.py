@@ -15,7 +15,8 @@ from engine.decoders import Autoencoder
 from engine.extrapolation import extrapolated
 from engine.image_size import ImageSize
 from engine.model import Model
-from engine.program import Program, ProgramStep, compile_program
+from engine.program import Program, compile_program
+from engine.program_step import ProgramStep
 from engine.sampler import generate
 from engine.schedulers import noise_levels
 from engine.text_prompts import TextPrompts

@@ -27,7 +27,8 @@ from engine.graphs import Graphs
 from engine.image_size import ImageSize
 from engine.macs import count_steps
 from engine.policy import FCFS, Balanced, Policy
-from engine.program import Need, Program, compile_program
+from engine.program import Program, compile_program
+from engine.program_step import Need
 from engine.room import Room
 from engine.sampler import generate
 from engine.schedulers import noise_levels

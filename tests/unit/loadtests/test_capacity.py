@@ -12,7 +12,7 @@ import pytest
 from server_model import small_model
 from typer.testing import CliRunner
 
-from engine.program import Need
+from engine.program_step import Need
 from loadtests import simulated_device
 from loadtests.capacity.__main__ import app
 from loadtests.capacity.cluster import BALANCERS, Load, Outcome, simulate

@@ -21,7 +21,8 @@ from engine.condition import Condition
 from engine.fresh_noise import stacked
 from engine.loading import load
 from engine.model import Model
-from engine.program import ProgramStep, corrected, path_of
+from engine.program import path_of
+from engine.program_step import ProgramStep, corrected
 from engine.sampler import generate
 from registry.corrections import Correction
 from registry.schedule import Schedule, Segment, teacher

@@ -20,7 +20,7 @@ from server.api import GenerateRequest
 from server.batching.admission import Admission
 from server.batching.forecast import EngineLoad, InflightImage
 from server.experiments.active import ActiveExperiments
-from server.requests.plan import Planner
+from server.requests.planner import Planner
 from server.tiers.active import ActiveSchedules
 from server.tiers.watch import Watch
 

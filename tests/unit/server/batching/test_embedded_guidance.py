@@ -22,7 +22,7 @@ from server.access.keys import ANONYMOUS
 from server.api import GenerateRequest
 from server.batching.admission import Admission
 from server.experiments.active import ActiveExperiments
-from server.requests.plan import Planner
+from server.requests.planner import Planner
 from server.tiers.active import ActiveSchedules
 from server.tiers.watch import Watch
 

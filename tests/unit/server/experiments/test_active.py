@@ -30,7 +30,7 @@ from server.loras.adapter_set import AdapterSet, LoraUse
 from server.request_fields import LoraWish
 from server.requests.context import RequestContext
 from server.requests.lora_choice import LoraChoice
-from server.requests.plan import Planner
+from server.requests.planner import Planner
 from server.telemetry import metrics
 from server.tiers.active import ActiveSchedules
 from server.tiers.watch import Watch

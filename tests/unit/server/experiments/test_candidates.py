@@ -21,7 +21,7 @@ from server.api import GenerateRequest
 from server.experiments.candidates import ActiveCandidates
 from server.experiments.events import PairEvent, read, write
 from server.requests.fidelity import TeacherComparison
-from server.requests.plan import Planner
+from server.requests.planner import Planner
 from server.requests.shadow_candidate import CandidatePair, PairedImage
 from server.telemetry import metrics
 from server.tiers.active import ActiveSchedules

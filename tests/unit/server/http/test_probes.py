@@ -15,7 +15,7 @@ from server.http.drain import Drain
 from server.http.edge import Edge
 from server.http.opening import Opening
 from server.http.probes import OwnProbes
-from server.requests.plan import Planner
+from server.requests.planner import Planner
 from server.tiers.active import ActiveSchedules
 
 

@@ -27,7 +27,7 @@ from server.http import v1
 from server.http.drain import Drain
 from server.http.edge import Edge
 from server.requests.generation import Generation, RequestObserver
-from server.requests.plan import Planner
+from server.requests.planner import Planner
 from server.telemetry import metrics
 from server.tiers.active import LOOKUPS, WAITING, ActiveSchedules
 

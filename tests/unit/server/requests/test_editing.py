@@ -22,7 +22,7 @@ from server.access.keys import ANONYMOUS
 from server.api import GenerateRequest
 from server.experiments.active import ActiveExperiments
 from server.requests.idle_images import shadow_of
-from server.requests.plan import Planner
+from server.requests.planner import Planner
 from server.tiers.active import ActiveSchedules
 from server.tiers.watch import Watch
 

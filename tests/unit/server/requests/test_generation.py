@@ -28,7 +28,7 @@ from server.requests.context import RequestContext
 from server.requests.generation import Generation, RequestObserver
 from server.requests.image_files import ImageFiles
 from server.requests.made import ImageMade, PreviewMade, RequestPlanned, StepMade
-from server.requests.plan import Planner
+from server.requests.planner import Planner
 from server.requests.running import while_wanted
 from server.telemetry import metrics
 from server.tiers.active import ActiveSchedules

@@ -28,7 +28,7 @@ from server.requests.context import RequestContext
 from server.requests.generation import Generation, Residency
 from server.requests.lora_choice import LoraChoice
 from server.requests.made import ImageMade
-from server.requests.plan import Planner
+from server.requests.planner import Planner
 from server.tiers.active import ActiveSchedules
 from server.tiers.watch import Watch
 

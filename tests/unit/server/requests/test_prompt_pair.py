@@ -21,7 +21,7 @@ from server.api import GenerateRequest
 from server.experiments.active import ActiveExperiments
 from server.models.loading import prompt_chunks
 from server.requests.image_files import _read_as
-from server.requests.plan import Planner
+from server.requests.planner import Planner
 from server.requests.prompt_pair import LONG, PromptPair, PromptReader
 from server.tiers.active import ActiveSchedules
 from server.tiers.watch import Watch

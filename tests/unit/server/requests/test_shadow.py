@@ -38,7 +38,7 @@ from server.requests.fidelity import FeatureWindow, Fidelities
 from server.requests.generation import Generation
 from server.requests.idle_images import IdleImages
 from server.requests.lora_choice import LoraChoice
-from server.requests.plan import Planner
+from server.requests.planner import Planner
 from server.requests.shadow import ComparisonObserver, ShadowTeacher
 from server.telemetry import metrics
 from server.tiers.active import ActiveSchedules

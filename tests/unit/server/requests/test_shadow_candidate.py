@@ -30,7 +30,7 @@ from server.requests.context import RequestContext
 from server.requests.fidelity import Fidelities
 from server.requests.generation import Generation
 from server.requests.idle_images import LABEL, IdleImages
-from server.requests.plan import Planner
+from server.requests.planner import Planner
 from server.requests.shadow_candidate import ActiveCandidate, Candidates, ShadowCandidate
 from server.telemetry import metrics
 from server.tiers.active import ActiveSchedules

@@ -16,7 +16,7 @@ from registry.tiers import REFERENCE
 from server.access.keys import ANONYMOUS
 from server.api import GenerateRequest
 from server.experiments.active import ActiveExperiments
-from server.requests.plan import Planner
+from server.requests.planner import Planner
 from server.tiers.active import ActiveSchedules
 from server.tiers.watch import Watch
 

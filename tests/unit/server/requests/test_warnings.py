@@ -31,7 +31,7 @@ from server.experiments.active import ActiveExperiments
 from server.requests.assignment import Assigner, Assignment
 from server.requests.context import RequestContext
 from server.requests.generation import Generation
-from server.requests.plan import Planner
+from server.requests.planner import Planner
 from server.requests.prompt_pair import LONG
 from server.requests.warnings import SHOWN, of_the_image
 from server.telemetry import metrics
