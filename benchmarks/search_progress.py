@@ -31,7 +31,6 @@ from search_jobs.objective import Objective
 from search_jobs.optimiser import Point, hypervolume
 from search_jobs.progress import ProgressBars
 from search_jobs.report.style import SEARCHED, WIDTH, dress, figure, save
-from search_jobs.search import Search
 from search_jobs.stages import RUNGS, fresh, halves
 
 STEPS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)  # of the usual number of images: a line of the table each
@@ -99,7 +98,7 @@ def lines(job: Job, limits: Sequence[int]) -> list[Line]:
         for stage in RUNGS:
             job.objective(stage)
         evaluations = job.evaluations(executor)
-        search = Search(job.config, job.space, evaluations, job.cost)
+        search = job.search(evaluations)
         search.by_hand(job.by_hand())
         found: list[Line] = [(evaluations.images, {budget: best[0].schedule for budget, best in search.rivals.items() if best})]
         search.generation()

@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from engine.program import path_of
 from registry.document import first_fault
 from registry.errors import InvalidInput
 from registry.files import replace_file
-from registry.schedule import Schedule
+from registry.schedule import STOCHASTIC, Schedule
 from search_jobs.baselines import Baseline, Baselines
+from search_jobs.best_timesteps import BestTimesteps
 from search_jobs.choice import at_scales, choices
 from search_jobs.config import PACE, JobConfig
 from search_jobs.dask_executor import DaskExecutor
@@ -30,7 +33,7 @@ from search_jobs.progress import Progress
 from search_jobs.results import SearchResults
 from search_jobs.screening import K, screened, strongest
 from search_jobs.search import Search, space_of
-from search_jobs.stages import figures_at, figures_at_size
+from search_jobs.stages import FITTED, figures_at, figures_at_size
 from search_jobs.throughput import Throughput
 
 log = logging.getLogger(__name__)
@@ -75,7 +78,7 @@ class Job:
             for stage in self.evaluator.stages:
                 self.objective(stage)
             evaluations = self.evaluations(executor)
-            search = Search(config, self.space, evaluations, self.cost)
+            search = self.search(evaluations)
             search.by_hand(self.by_hand())
             search.run()
             chosen = choices(
@@ -97,6 +100,16 @@ class Job:
         if self.workers > 1 or self.scheduler is not None:
             return DaskExecutor(self.config, self.folder, self.workers, self.scheduler)
         return LocalExecutor(self.evaluator)
+
+    def search(self, evaluations: Evaluations) -> Search:
+        """The search. Where its space has timesteps, it knows the best ones on the path of the images that corrections are
+        fitted on."""
+        space, objective = self.space, self.evaluator.objective(FITTED[-1])
+        if space.retime and objective.teacher_outputs.path is not None and not set(STOCHASTIC) & set(space.solvers):
+            points = path_of(objective.teacher.schedule, objective.teacher.levels)
+            best = BestTimesteps.of(objective.teacher_outputs.path, points, self.config.correct)
+            space = replace(space, best=best)
+        return Search(self.config, space, evaluations, self.cost)
 
     def by_hand(self) -> dict[float, list[Baseline]]:
         """The baselines of each budget."""

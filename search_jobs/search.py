@@ -14,7 +14,9 @@ from search_jobs.evaluations import Evaluations
 from search_jobs.ladder import Ladder
 from search_jobs.optimiser import Evolution
 from search_jobs.screening import screened, strongest
-from search_jobs.space import Space
+from search_jobs.space import LATE, Space
+
+LARGER = 2  # times a generation are the first children: what can be set by hand, at the best timesteps by several weights
 
 
 def space_of(model: Model, config: JobConfig) -> Space:
@@ -55,15 +57,18 @@ class Search:
         self.rivals: dict[float, list[Baseline]] = {}
 
     def by_hand(self, every: Mapping[float, Sequence[Baseline]]) -> None:
-        """Find the strongest of each budget's baselines. The best are the first children, as many as a generation has.
+        """Find the strongest of each budget's baselines. The best are the first children.
 
-        Corrections change how baselines rank, but what is best with them is among the best few without.
+        Corrections change how baselines rank, but what is best with them is among the best few without. Each comes at the best
+        timesteps for as many steps, whatever late steps count, and the very best at its own as well.
         """
         ranked = screened(self.evaluations, every)
         self.rivals = strongest(self.evaluations, ranked)
         for baselines in ranked.values():
             genomes = [genome for baseline in baselines if (genome := self.space.adopt(baseline.schedule)) is not None]
-            self.evolution.initial += list(dict.fromkeys(genomes))[: max(1, self.config.population // len(every))]
+            children = [self.space.retimed(genome, late) for genome in genomes for late in LATE]
+            children[len(LATE) : len(LATE)] = genomes[:1]
+            self.evolution.initial += list(dict.fromkeys(children))[: max(1, LARGER * self.config.population // len(every))]
 
     def run(self) -> None:
         """All generations of the configuration, or those until somebody interrupts one; the first must be whole."""

@@ -14,7 +14,11 @@ from engine.branches import Branches, all_branches
 from engine.noise import NoiseLevels
 from engine.program import path_of
 from registry.schedule import MAX_TEACHER_STEPS, ModelRef, Schedule, Segment, Solver, SolverName
+from search_jobs.best_timesteps import BestTimesteps
 from search_jobs.branch_moves import first, mover
+
+LATE = (0.0, 0.5, 1.0, 2.0)  # what late steps count where timesteps are chosen at once: no model says which is best
+RECHOSEN = 0.5  # how often that is done after a change of the steps
 
 
 class Genome(NamedTuple):
@@ -34,8 +38,9 @@ class Space:
     n · round(teacher_steps / n): exactly `teacher_steps` where n divides it, otherwise the nearest multiple. `segments` bounds
     the number that mutation goes to, `max_partial` what it adds to a segment; a genome that starts with more (a baseline of
     many steps, uniform DeepCache) keeps them and can lose them.
-    `retime`: whether timesteps move off the solver's own grid. `offsets`: free, or the paper's literal form, in which
-    partial steps lie directly after the full one (arXiv 2409.17566).
+    `retime`: whether timesteps move off the solver's own grid. `best`: what chooses them all at once, where the teacher's path
+    is known. `offsets`: free, or the paper's literal form, in which partial steps lie directly after the full one (arXiv
+    2409.17566).
     """
 
     model: ModelRef
@@ -46,6 +51,7 @@ class Space:
     segments: tuple[int, int] = (2, 24)
     max_partial: int = 3
     retime: bool = True
+    best: BestTimesteps | None = None
     offsets: Literal["free", "paper"] = "free"
 
     def length(self, count: int) -> int:
@@ -89,9 +95,16 @@ class Space:
                 change = rng.choices(list(MOVES), list(MOVES.values()))[0]
                 if self.retime or change not in TIME_MOVES:
                     child = self._in_form(change(self, child, rng))
+            if child.segments != genome.segments and rng.random() < RECHOSEN:
+                child = self._best_time(child, rng)
             if child != genome:
                 return child
         return genome
+
+    def retimed(self, genome: Genome, late: float) -> Genome:
+        """The genome at the best timesteps for as many steps; as it is, where none are known. late: see `BestTimesteps`."""
+        chosen = self.best and self.best.chosen(sum(1 + len(segment.partial) for segment in genome.segments), late)
+        return genome._replace(timesteps=self._descending(chosen)) if chosen else genome
 
     def adopt(self, schedule: Schedule) -> Genome | None:
         """The genes of a schedule of any number of steps: same steps at the same timesteps, if the space can hold them.
@@ -203,6 +216,10 @@ class Space:
         bent = self._descending([round(train * ((timestep - below) / train) ** power + below) for timestep in straight])
         return genome if bent == straight else genome._replace(timesteps=bent)
 
+    def _best_time(self, genome: Genome, rng: Random) -> Genome:
+        """Choose all timesteps anew, with late steps counting more or less."""
+        return self.retimed(genome, rng.choice(LATE))
+
     def _carry(self, genome: Genome, segments: tuple[Segment, ...]) -> Genome:
         """Other segments on the same course of time: a step that stays where it was keeps its timestep, others interpolate."""
         if genome.timesteps is None:
@@ -235,7 +252,8 @@ MOVES: dict[Callable[[Space, Genome, Random], Genome], int] = {  # and how often
     Space._move_time: 12,
     Space._move_all: 4,
     Space._bend_time: 4,
+    Space._best_time: 4,
     Space._recount: 3,
     Space._other_solver: 1,
 }
-TIME_MOVES = (Space._move_time, Space._bend_time)
+TIME_MOVES = (Space._move_time, Space._bend_time, Space._best_time)

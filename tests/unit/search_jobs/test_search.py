@@ -1,6 +1,7 @@
 """The search on a toy whose losses are known: what can be set by hand comes first, and each schedule is measured once."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import model_folders
@@ -13,6 +14,7 @@ from engine.noise import NoiseLevels, Walk
 from registry.corrections import Correction
 from registry.schedule import ModelRef, Schedule, Segment, Solver, SolverName
 from search_jobs.baselines import Baseline
+from search_jobs.best_timesteps import BestTimesteps
 from search_jobs.choice import choices
 from search_jobs.config import JobConfig
 from search_jobs.evaluations import Evaluations
@@ -23,8 +25,8 @@ from search_jobs.measurement import Measurement
 from search_jobs.objective import Evaluation
 from search_jobs.prefix_caching import MacsSpent
 from search_jobs.screening import PATTERNS, RIVALS
-from search_jobs.search import Search, space_of
-from search_jobs.space import Space
+from search_jobs.search import LARGER, Search, space_of
+from search_jobs.space import LATE, Space
 from search_jobs.stages import stages
 
 MODEL = ModelRef(name="toy", family="unet2d-condition", fingerprint="sha256:" + "0" * 64)
@@ -92,11 +94,11 @@ class Silent:
     def advance(self, images: int) -> None: ...
 
 
-def search(folder: Path, config: JobConfig = CONFIG) -> tuple[Search, Toy]:
+def search(folder: Path, config: JobConfig = CONFIG, space: Space = SPACE) -> tuple[Search, Toy]:
     folder.mkdir(exist_ok=True)
     toy = Toy()
     evaluations = Evaluations(Ledger(folder / "ledger.jsonl"), toy, stages(config, ["a", "b"]), Silent())
-    return Search(config, SPACE, evaluations, cost_of), toy
+    return Search(config, space, evaluations, cost_of), toy
 
 
 def test_each_pattern_is_screened_and_the_best_of_them_in_every_setting(tmp_path: Path) -> None:
@@ -118,19 +120,39 @@ def test_each_pattern_is_screened_and_the_best_of_them_in_every_setting(tmp_path
         assert one.rivals[budget] == best[:RIVALS]
 
 
-def test_the_first_children_are_the_best_of_it_as_many_as_a_generation_has(tmp_path: Path) -> None:
-    one, toy = search(tmp_path)
+def test_the_first_children_are_the_best_of_it_twice_as_many_as_a_generation_has(tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"population": 6})
+    one, toy = search(tmp_path, config)
     every = by_hand()
     one.by_hand(every)
     one.generation()
     first = [task.schedule for task in toy.tasks if task.stage == "screen" and task.fitting]
-    assert len(first) == CONFIG.population
+    assert len(first) == LARGER * config.population
     for budget, group in every.items():
         best = sorted(group, key=lambda baseline: loss_of(baseline.schedule))
         patterns = list(dict.fromkeys(baseline.schedule.segments for baseline in best))
         asked = [schedule for schedule in first if budget - 0.2 < cost_of(schedule) <= budget]
-        expected = patterns[: CONFIG.population // len(every)]
+        expected = patterns[: LARGER * config.population // len(every)]
         assert [shape(schedule.segments) for schedule in asked] == [shape(pattern) for pattern in expected], "each pattern once"
+
+
+def test_where_the_best_timesteps_are_known_the_first_children_have_them_or_their_own(tmp_path: Path) -> None:
+    before, at, after = np.ogrid[-1:20, 0:20, 0:21]
+    errors = np.where((before < at) & (at < after), np.random.default_rng(0).exponential(size=(21, 20, 21)), np.inf)
+    best = BestTimesteps(list(range(999, 199, -40)), np.linspace(0.1, 1, 21), errors)
+    one, toy = search(tmp_path, CONFIG.model_copy(update={"population": 12}), replace(SPACE, best=best))
+    every = by_hand()
+    one.by_hand(every)
+    one.generation()
+    first = [task.schedule for task in toy.tasks if task.stage == "screen" and task.fitting]
+    assert len(first) == LARGER * 12
+    for budget, group in every.items():
+        asked = [schedule for schedule in first if budget - 0.2 < cost_of(schedule) <= budget]
+        strongest = min(group, key=lambda baseline: loss_of(baseline.schedule)).schedule.segments
+        count = sum(1 + len(segment.partial) for segment in strongest)
+        chosen = {best.chosen(count, late) for late in LATE}
+        times = {schedule.timesteps for schedule in asked if shape(schedule.segments) == shape(strongest)}
+        assert chosen < times, "its own, too"
 
 
 def test_a_search_goes_on_from_its_ledger_and_ends_alike(tmp_path: Path) -> None:

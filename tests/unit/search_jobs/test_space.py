@@ -12,6 +12,7 @@ from engine.noise import NoiseLevels, Walk
 from engine.program import compile_program
 from registry.schedule import ModelRef, Segment, SolverName
 from search_jobs.baselines import Baselines
+from search_jobs.best_timesteps import BestTimesteps
 from search_jobs.space import Genome, Space
 
 MODEL = ModelRef(name="toy", family="unet2d-condition", fingerprint="sha256:" + "0" * 64)
@@ -25,10 +26,18 @@ def space(**changes: object) -> Space:
     return Space(**{"model": MODEL, "levels": LEVELS, "branches": 7, **changes})  # type: ignore[arg-type]
 
 
+BEFORE, AT, AFTER = np.ogrid[-1:40, 0:40, 0:41]
+ERRORS = np.where((BEFORE < AT) & (AT < AFTER), np.random.default_rng(0).exponential(size=(41, 40, 41)), np.inf)
+BEST = BestTimesteps(list(range(999, 199, -20)), np.linspace(0.1, 1, 41), ERRORS)
+
+
+@pytest.mark.parametrize("best", [None, BEST], ids=["by moves", "best known"])
 @given(seed=st.integers(0, 2**32), steps=st.integers(2, 60), walk=st.integers(1, 12))
-def test_every_walk_of_mutations_and_crossovers_stays_in_the_space(seed: int, steps: int, walk: int) -> None:
+def test_every_walk_of_mutations_and_crossovers_stays_in_the_space(
+    best: BestTimesteps | None, seed: int, steps: int, walk: int
+) -> None:
     rng = Random(seed)
-    place = space(teacher_steps=steps, segments=(1, min(16, steps)))
+    place = space(teacher_steps=steps, segments=(1, min(16, steps)), best=best)
     first = Genome("ddim", (Segment(),) * rng.randint(1, min(16, steps)))
     second = place.mutate(first, rng)
     for _ in range(walk):
@@ -59,6 +68,17 @@ def test_a_step_that_stays_where_it_was_keeps_its_timestep() -> None:
     assert more.timesteps == (999, 940, 700, 640, 500, 333, 300, 111, 50, 33, 7), "between its neighbours, where it lies"
     fewer = place._carry(genome, (Segment(), *(segment,) * 4))
     assert fewer.timesteps == (999, 700, 640, 500, 333, 300, 111, 50, 7)
+
+
+def test_a_genome_is_retimed_where_there_are_as_many_points_and_keeps_its_steps() -> None:
+    place, segment = space(best=BEST), Segment(partial=(5,), branch=3)
+    genome = Genome("ddim", (segment,) * 5, tuple(range(999, 989, -1)))
+    retimed = place.retimed(genome, 1.0)
+    assert retimed == genome._replace(timesteps=BEST.chosen(10, 1.0))
+    assert retimed.timesteps != genome.timesteps
+    many = Genome("ddim", (Segment(partial=(1,), branch=3),) * 24)
+    assert place.retimed(many, 1.0) is many, "48 steps, of 40 points"
+    assert space().retimed(genome, 1.0) is genome
 
 
 def test_a_space_without_retiming_stays_on_the_grid() -> None:
