@@ -10,6 +10,7 @@ are written, as fp16, in the form of CompVis' LDM-4-G and of Google's DDPMs. On 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -131,6 +132,7 @@ def ldm(
     loop.train(loss_of, [(unet, lr), (table, lr)], budget, out / "checkpoint.pt", seed=seed, decay=decay)
     unet.half().save_pretrained(out / "unet")
     coder.half().save_pretrained(out / "vqvae")
+    shutil.copy(autoencoder / "config.json", out / "vqvae")  # what was saved says in which folder it was found
     levels.save_pretrained(out / "scheduler")
     (out / "class_embedder").mkdir(exist_ok=True)
     (out / "class_embedder" / "config.json").write_text(json.dumps({"null_class": NULL}) + "\n")

@@ -10,6 +10,7 @@ from `OUT/checkpoint.pt`; at the end of the budget the averaged weights are writ
 from __future__ import annotations
 
 import json
+import shutil
 from contextlib import nullcontext
 from copy import deepcopy
 from pathlib import Path
@@ -123,6 +124,7 @@ def main(
     loop.train(loss_of, [(network, lr)], budget, out / "checkpoint.pt", seed=seed, decay=decay)
     with_copies(network).half().save_pretrained(out / "transformer")
     coder.half().save_pretrained(out / "vqvae")
+    shutil.copy(autoencoder / "config.json", out / "vqvae")  # what was saved says in which folder it was found
     FlowMatchEulerDiscreteScheduler(num_train_timesteps=LEVELS).save_pretrained(out / "scheduler")
     index = {
         "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
