@@ -13,6 +13,7 @@ from search_jobs.baselines import Baseline, Baselines
 from search_jobs.screening import PATTERNS, patterns_of
 
 PAPER, OURS = "the paper's space", "ours"
+OPTIMAL = "optimal timesteps"  # what is set by hand, at those that are best for its solver's own steps
 FEWER = {  # families of baselines without caching, and what the table calls them
     "fewer-step ddim": "fewer DDIM steps",
     "fewer-step euler": "fewer Euler steps",
@@ -48,6 +49,7 @@ class Place(NamedTuple):
 
 
 Loss = Callable[[Place, Schedule], float]
+Retimed = Callable[[Schedule], Sequence[Schedule]]
 
 
 def kinds_of(baseline: Baseline) -> list[str]:
@@ -82,6 +84,16 @@ def by_hand(
         for baseline in baselines.every_setting(budget, teacher_steps, every):
             for kind in kinds_of(baseline):
                 places.setdefault(Place(budget, kind), []).append(baseline)
+    return places
+
+
+def at_optimal_timesteps(chosen: Mapping[Place, Baseline], retimed: Retimed) -> dict[Place, list[Baseline]]:
+    """At each cost the best fewer steps of each solver, and the best caching on fewer steps, at optimal timesteps."""
+    places: dict[Place, list[Baseline]] = {}
+    for place, one in chosen.items():
+        if place.kind in (*FEWER.values(), BOTH):
+            found = [Baseline(OPTIMAL, f"{one.name}, optimal", schedule) for schedule in retimed(one.schedule)]
+            places.setdefault(Place(place.budget, OPTIMAL), []).extend(found)
     return places
 
 

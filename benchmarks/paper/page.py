@@ -42,6 +42,10 @@ interval is 1+0, DBCache's fixed masks are n+0 and n+n, NVIDIA's static defaults
 arXiv 2503.06923) adds, at 0+0, at each n+0 and at every interval, not the last residual but its Taylor series over the
 timesteps, with differences between full steps as derivatives. It keeps one or two residuals more, and no schedule of ours has
 it.
+**Optimal timesteps** take the best of fewer steps and of caching on fewer steps further than by hand: to the timesteps that
+dynamic programming chooses by the errors of the solver's own steps along the teacher's path, as GITS (arXiv 2405.11326) and OSS
+(arXiv 2503.21774) do; late steps count in four ways, and the best is taken. Our searches begin with timesteps that are chosen
+so by the errors of corrected steps.
 **The paper's space** is the literal one (partial steps directly after full ones, no timesteps or corrections of their own),
 searched as ours is, and then tried in every setting of its solver. Of several searches the table shows the middle one by rFID
 on these images, and the lowest and highest in parentheses. Intervals are 95 % bootstrap intervals, paired by noise: where that

@@ -18,6 +18,7 @@ from benchmarks.paper.contenders import (
     FEWER,
     FIRST,
     FRONT,
+    OPTIMAL,
     ORDERS,
     OURS,
     PAPER,
@@ -45,6 +46,7 @@ LOOKS = {  # marker and colour of each kind
     UNEVEN_BLOCKS: ("P", "#5f6b2a"),
     BOTH: FAMILIES["cached fewer-step ddim"],
     **dict(zip(ORDERS, (("h", "#a23b5f"), ("H", "#7d2b48")), strict=True)),
+    OPTIMAL: ("X", "#8a5a2b"),
     PAPER: ("o", "#6b7783"),
     OURS: ("*", SEARCHED),
 }

@@ -21,9 +21,11 @@ from benchmarks.paper.contenders import (
     FEWER,
     OF_TRANSFORMERS,
     OF_UNETS,
+    OPTIMAL,
     OURS,
     PAPER,
     Place,
+    at_optimal_timesteps,
     by_hand,
     in_every_setting,
     strongest,
@@ -34,17 +36,20 @@ from benchmarks.paper.images import ImageStore, MeasuredImages, write_arrays
 from benchmarks.paper.subject import SPEEDUPS, Effort, Subject
 from engine.branches import BlockPairs
 from engine.loading import load
+from engine.program import path_of
 from evaluation import Gaussian, extractor
 from evaluation.real import real_gaussian
 from registry.errors import Unsupported
 from registry.schedule import Schedule
 from search_jobs.baselines import Baseline, Baselines, usual_solvers
+from search_jobs.best_timesteps import BestTimesteps
 from search_jobs.config import JobConfig, digest_of, read_prompts
-from search_jobs.evaluator import prompts_of
+from search_jobs.evaluator import Evaluator, prompts_of
 from search_jobs.job import Job, write_json
 from search_jobs.objective import Sample
 from search_jobs.progress import Progress
 from search_jobs.screening import patterns_of
+from search_jobs.space import LATE
 from search_jobs.stages import fresh, halves
 
 SUMMARY, SHOWN = "summary.json", "shown.npz"
@@ -125,7 +130,23 @@ class ModelTable:
         few, more = self.sample(SCREEN, self.effort.screen), self.sample(CHOOSE, self.effort.choosing(self.subject))
         self.progress.begin(f"{self.subject.name}: by hand", len(patterns) * self.effort.screen)
         looks = [lambda place, one, on=on: self.store.loss(self.recipe(place, one), on) for on in (few, more)]
-        return chosen | strongest(places, *looks)
+        rivals = strongest(places, *looks)
+        return chosen | rivals | strongest(at_optimal_timesteps(rivals, self._retimed), *looks)
+
+    def _retimed(self, schedule: Schedule) -> list[Schedule]:
+        """A schedule at the best timesteps for as many of its solver's own steps, whatever late ones count."""
+        count = sum(1 + len(segment.partial) for segment in schedule.segments)
+        chosen = dict.fromkeys(self.optimal.chosen(count, late) for late in LATE)
+        return [schedule.model_copy(update={"timesteps": timesteps}) for timesteps in chosen if timesteps]
+
+    @cached_property
+    def optimal(self) -> BestTimesteps:
+        """By the errors of the solver's own steps along the teacher's path, of the images that the first search fitted on."""
+        folder, config = self.folder / "searches" / "ours-0", self._config(OURS, 0)
+        objective = Evaluator.open(config, folder).objective("search")
+        path, teacher = objective.teacher_outputs.path, objective.teacher
+        assert path is not None, "corrections are fitted on these images"
+        return BestTimesteps.of(path, path_of(teacher.schedule, teacher.levels), corrected=False)
 
     def recipe(self, place: Place, schedule: Schedule) -> Recipe:
         """What images of a schedule are made by at a place."""
@@ -230,7 +251,7 @@ class ModelTable:
         baselines = self.baselines
         possible = OF_TRANSFORMERS if isinstance(baselines.branches, BlockPairs) else OF_UNETS
         missing = {label for family, label in FEWER.items() if family.removeprefix("fewer-step ") not in baselines.solvers}
-        return [kind for kind in possible if kind not in missing]
+        return [kind for kind in (*possible, OPTIMAL) if kind not in missing]
 
 
 def _middle(known: Mapping[Place, Figures], budget: float, space: str) -> Place | None:

@@ -19,7 +19,17 @@ from places import ROOT
 
 from benchmarks.paper import page
 from benchmarks.paper.__main__ import _without
-from benchmarks.paper.contenders import OF_TRANSFORMERS, OF_UNETS, OURS, PAPER, Place, kinds_of, strongest
+from benchmarks.paper.contenders import (
+    OF_TRANSFORMERS,
+    OF_UNETS,
+    OPTIMAL,
+    OURS,
+    PAPER,
+    Place,
+    at_optimal_timesteps,
+    kinds_of,
+    strongest,
+)
 from benchmarks.paper.differences import first_difference
 from benchmarks.paper.subject import Effort, Subject
 from benchmarks.paper.table import ModelTable
@@ -91,7 +101,7 @@ def part(undisturbed: tuple[Path, dict[str, Any], int], tmp_path: Path) -> Path:
 
 def test_every_kind_is_in_the_table_that_is_as_cheap(undisturbed: tuple[Path, dict[str, Any], int]) -> None:
     entries = undisturbed[1]["entries"]
-    assert {entry["kind"] for entry in entries} == {*OF_UNETS, OURS, PAPER} - {"non-uniform DeepCache"}, "of 4 steps"
+    assert {entry["kind"] for entry in entries} == {*OF_UNETS, OPTIMAL, OURS, PAPER} - {"non-uniform DeepCache"}, "of 4 steps"
     for entry in entries:
         assert entry["cost"] <= 0.5
         assert {"rfid", "psnr", "to_real"} == entry["figures"].keys(), "an unconditional model has no score"
@@ -240,7 +250,7 @@ def test_a_transformer_has_rivals_of_its_own(transformer: Subject, tmp_path: Pat
     monkeypatch.setattr(ModelTable, "_searched", lambda *_: {})
     measured = ModelTable(transformer, TINY, tmp_path / "dit", Counting(), "a command", budgets=(0.6,))
     entries = measured.run()["entries"]
-    kinds = [kind for kind in OF_TRANSFORMERS if kind != "fewer DDIM steps"]
+    kinds = [OPTIMAL, *(kind for kind in OF_TRANSFORMERS if kind != "fewer DDIM steps")]
     assert {entry["kind"] for entry in entries} == {*kinds} - {"blocks at uneven intervals"}, "of 4 steps"
     assert all(entry["cost"] <= 0.6 for entry in entries)
     text = page.write(tmp_path, tmp_path / "docs").read_text()
@@ -284,3 +294,20 @@ def test_images_differ_first_where_the_paired_interval_leaves_zero_in_the_wrong_
 def test_the_command_that_the_page_tells_says_nothing_of_where_things_went() -> None:
     said = _without(["--model", "m", "--out", "a b", "--images", "8", "--docs=c", "--out=d"], "--out", "--docs")
     assert said == ["--model", "m", "--images", "8"]
+
+
+def test_optimal_timesteps_are_for_the_best_of_each_kind_that_has_timesteps_to_choose() -> None:
+    model = ModelRef(name="toy", family="unet2d", fingerprint="sha256:" + "0" * 64)
+    solver = Solver(name="ddim", teacher_steps=4, spacing="trailing")
+    schedules = {
+        kind: Schedule(model=model, solver=solver, segments=(Segment(),) * 4, timesteps=(900 + n, 9, 8, 7))
+        for n, kind in enumerate(OF_UNETS)
+    }
+    chosen = {Place(0.5, kind): Baseline("family", kind, schedule) for kind, schedule in schedules.items()}
+    retimed = [schedules[kind] for kind in OF_UNETS[:2]]
+    places = at_optimal_timesteps(chosen, lambda schedule: [schedule, *retimed])
+    ((place, candidates),) = places.items()
+    assert place == Place(0.5, OPTIMAL)
+    kinds = ("fewer DDIM steps", "fewer DPM-Solver++ steps", "uniform caching on fewer steps")
+    assert [one.name for one in candidates[::3]] == [f"{kind}, optimal" for kind in kinds]
+    assert {one.family for one in candidates} == {OPTIMAL}
