@@ -35,7 +35,9 @@ def main(
     search, finals = evaluator.objective("search"), evaluator.objective("finals")
     if search.teacher_outputs.path is None:
         raise typer.BadParameter("holds no teacher's path", param_hint="RUN")
-    best = BestTimesteps.of(search.teacher_outputs.path, path_of(search.teacher.schedule, search.teacher.levels))
+    levels = search.teacher.levels
+    points = path_of(search.teacher.schedule, levels)
+    best = BestTimesteps.of(search.teacher_outputs.path, points, config.correct, levels.clips)
     space = replace(space_of(evaluator.model, config), best=best)
     run, strongest = read(folder), dict[float, Schedule | None]()
     for entry in run.report["by_hand"]:  # of each budget the best first

@@ -58,7 +58,7 @@ SEARCH = (
     "--batch",
     32,
 )
-USERS = 320  # of the experiment; the report wants 120 in each arm
+USERS = 480  # of the experiment; the report wants 200 in each arm
 PLAYGROUND = "http://127.0.0.1:3000/"
 REPEATS = 3  # latency is the median of so many requests
 
@@ -236,7 +236,7 @@ def experiment(client: httpx.Client, model: BundledModel) -> None:
         "ramp": [{"share": 100}],
         "primary": {"metric": "macs", "minimal_effect": 0.05},
         "guardrails": [{"metric": "errors", "compare": "difference", "limit": 0.05}],
-        "minimum_units": 120,
+        "minimum_units": 200,
         "maximum_units": 100_000,
         "end": "2099-01-01T00:00:00Z",
     }

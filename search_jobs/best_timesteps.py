@@ -2,9 +2,10 @@
 
 A corrected step from the teacher's latent x_i, with the clean latent x₀_i predicted there and the one x₀_p predicted at the
 computed step before, lands on the combination of the three that is nearest to the teacher's latent x_j: corrections are fitted
-so (`search_jobs.fit`). What is left of the distance is the step's local error. It takes inner products of what the teacher's
-path holds, and no network. The sum of the steps' errors is smallest on the shortest way through the pairs (p, i), which dynamic
-programming finds exactly.
+so (`search_jobs.fit`; where x₀ is clipped, the clipped one counts as the solver has it, and with guidance a fit has one number
+more, so that the error is an upper bound). What is left of the distance is the step's local error. It takes inner products of
+what the teacher's path holds, and no network. The sum of the steps' errors is smallest on the shortest way through the pairs
+(p, i), which dynamic programming finds exactly.
 
 Watson et al. (arXiv 2106.03802) choose timesteps so by the terms of a bound on the likelihood, GITS (arXiv 2405.11326) and OSS
 (arXiv 2503.21774) by the errors of a solver's own steps; here steps are the corrected ones, of two predictions each. A partial
@@ -14,7 +15,7 @@ step counts as if it were full: how its output differs is for the search to find
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -41,15 +42,19 @@ class BestTimesteps:
     timesteps: Sequence[int]
     signal: Floats
     errors: Floats
+    _known: dict[tuple[int, float], tuple[int, ...]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, path: TeacherPath, points: Trajectory, corrected: bool = True) -> BestTimesteps:
-        """Of the path that a teacher took through these points. corrected: else steps are DDIM's own, of one prediction."""
+    def of(cls, path: TeacherPath, points: Trajectory, corrected: bool = True, clips: bool = False) -> BestTimesteps:
+        """Of the path that a teacher took through these points.
+
+        corrected: else steps are DDIM's own, of one prediction. clips: whether the predicted clean latents are bounded.
+        """
         chosen = np.unique(np.linspace(0, len(points.timesteps) - 1, MOST_POINTS).round().astype(int))
         inner, points = _inner_products(path, points, chosen), points.at(chosen.tolist())
         alphas, sigmas = (np.append(some, end) for some, end in zip((points.alphas, points.sigmas), points.end, strict=True))
         total = alphas**2 + sigmas**2
-        errors = (_fitted if corrected else _plain)(inner, alphas, sigmas) / total
+        errors = (_fitted(inner, alphas, clips) if corrected else _plain(inner, alphas, sigmas)) / total
         return cls([round(timestep) for timestep in points.timesteps.tolist()], alphas**2 / total, errors)
 
     def chosen(self, count: int, late: float) -> tuple[int, ...] | None:
@@ -61,6 +66,12 @@ class BestTimesteps:
         points = len(self.timesteps)
         if not 1 <= count <= points:
             return None
+        if (count, late) not in self._known:  # as many different steps ask for as many timesteps
+            self._known[count, late] = self._shortest(count, late)
+        return self._known[count, late]
+
+    def _shortest(self, count: int, late: float) -> tuple[int, ...]:
+        points = len(self.timesteps)
         weighted = self.errors * np.maximum(self.signal, FAINT) ** late
         best = np.full((points + 1, points), np.inf)  # the least sum on a way whose last two steps are (before, at)
         best[0, 0] = 0
@@ -86,23 +97,25 @@ def _inner_products(path: TeacherPath, points: Trajectory, chosen: NDArray[np.in
         latents = torch.cat(
             [alphas[:1] * clean[:1] + sigmas[:1] * noise[:1], alphas[1:] * clean[:-1] + sigmas[1:] * noise[:-1]]
         )
-        rows = torch.cat([latents[chosen], clean[chosen], path.end[image].flatten()[None].double()])
+        rows = torch.cat([latents[chosen], clean[chosen], noise[chosen], path.end[image].flatten()[None].double()])
         total = total + rows @ rows.T
     products: Floats = (total / path.end.numel()).cpu().numpy()
     return products
 
 
-def _fitted(inner: Floats, alphas: Floats, sigmas: Floats) -> Floats:
+def _fitted(inner: Floats, alphas: Floats, clips: bool) -> Floats:
     """Errors (n + 1, n, n + 1) of the best linear steps: what least squares leave of each target."""
     points = len(alphas) - 1
     errors = np.full((points + 1, points, points + 1), np.inf)
     for before in range(-1, points):
         for at in range(before + 1, points):
-            known = [at, points + at] + [points + before] * (before >= 0)
-            targets = [*range(at + 1, points), 2 * points]
-            within, across = inner[np.ix_(known, known)], inner[np.ix_(known, targets)]
-            weights = np.linalg.solve(within + RIDGE * np.diag(within.diagonal()), across)
-            errors[before + 1, at, at + 1 :] = _left(inner, known, targets, weights)
+            known = [at, (2 * points if clips else points) + at] + [points + before] * (before >= 0)
+            targets = [*range(at + 1, points), 3 * points]
+            kept = alphas[None, at + 1 :] * clips  # a clipped clean latent counts as the solver has it
+            within, weight = inner[np.ix_(known, known)], inner.diagonal()[known]
+            across = inner[np.ix_(known, targets)] - inner[np.ix_(known, [points + at])] * kept
+            weights = np.linalg.solve(within + np.diag(np.where(weight > 0, RIDGE * weight, 1)), across)
+            errors[before + 1, at, at + 1 :] = _left(inner, [*known, points + at], targets, np.vstack([weights, kept]))
     return errors
 
 
@@ -111,10 +124,9 @@ def _plain(inner: Floats, alphas: Floats, sigmas: Floats) -> Floats:
     points = len(alphas) - 1
     errors = np.full((points + 1, points, points + 1), np.inf)
     for at in range(points):
-        targets = [*range(at + 1, points), 2 * points]
-        noise = sigmas[at + 1 :] / sigmas[at]
-        weights = np.stack([noise, alphas[at + 1 :] - noise * alphas[at]])
-        errors[: at + 1, at, at + 1 :] = _left(inner, [at, points + at], targets, weights)
+        targets = [*range(at + 1, points), 3 * points]
+        weights = np.stack([alphas[at + 1 :], sigmas[at + 1 :]])
+        errors[: at + 1, at, at + 1 :] = _left(inner, [points + at, 2 * points + at], targets, weights)
     return errors
 
 

@@ -107,7 +107,8 @@ class Job:
         space, objective = self.space, self.evaluator.objective(FITTED[-1])
         if space.retime and objective.teacher_outputs.path is not None and not set(STOCHASTIC) & set(space.solvers):
             points = path_of(objective.teacher.schedule, objective.teacher.levels)
-            best = BestTimesteps.of(objective.teacher_outputs.path, points, self.config.correct)
+            clips = objective.teacher.levels.clips
+            best = BestTimesteps.of(objective.teacher_outputs.path, points, self.config.correct, clips)
             space = replace(space, best=best)
         return Search(self.config, space, evaluations, self.cost)
 

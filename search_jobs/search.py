@@ -16,7 +16,7 @@ from search_jobs.optimiser import Evolution
 from search_jobs.screening import screened, strongest
 from search_jobs.space import LATE, Space
 
-LARGER = 2  # times a generation are the first children: what can be set by hand, at the best timesteps by several weights
+LARGER = 2  # times a generation are the first children, where each of what can be set by hand is several by its timesteps
 
 
 def space_of(model: Model, config: JobConfig) -> Space:
@@ -44,8 +44,8 @@ def space_of(model: Model, config: JobConfig) -> Space:
 class Search:
     """Finds the best schedules of each budget: `by_hand` first, then `run`.
 
-    rivals: of each budget the strongest baselines, the best first. It decides by what it measures and its configuration alone,
-    so one that was killed and finds its measurements again takes the same path.
+    rivals: of each budget the strongest baselines, the best first. It decides by its space, with the teacher's path in it, by
+    what it measures and by its configuration alone, so one that was killed and finds all of that again takes the same way.
     """
 
     def __init__(self, config: JobConfig, space: Space, evaluations: Evaluations, cost_of: Callable[[Schedule], float]) -> None:
@@ -62,13 +62,13 @@ class Search:
         Corrections change how baselines rank, but what is best with them is among the best few without. Each comes at the best
         timesteps for as many steps, whatever late steps count, and the very best at its own as well.
         """
-        ranked = screened(self.evaluations, every)
+        ranked, larger = screened(self.evaluations, every), LARGER if self.space.best else 1
         self.rivals = strongest(self.evaluations, ranked)
         for baselines in ranked.values():
             genomes = [genome for baseline in baselines if (genome := self.space.adopt(baseline.schedule)) is not None]
             children = [self.space.retimed(genome, late) for genome in genomes for late in LATE]
-            children[len(LATE) : len(LATE)] = genomes[:1]
-            self.evolution.initial += list(dict.fromkeys(children))[: max(1, LARGER * self.config.population // len(every))]
+            children[1:1] = genomes[:1]
+            self.evolution.initial += list(dict.fromkeys(children))[: max(1, larger * self.config.population // len(every))]
 
     def run(self) -> None:
         """All generations of the configuration, or those until somebody interrupts one; the first must be whole."""

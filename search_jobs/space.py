@@ -18,7 +18,7 @@ from search_jobs.best_timesteps import BestTimesteps
 from search_jobs.branch_moves import first, mover
 
 LATE = (0.0, 0.5, 1.0, 2.0)  # what late steps count where timesteps are chosen at once: no model says which is best
-RECHOSEN = 0.5  # how often that is done after a change of the steps
+RECHOSEN = 0.5  # how often that is done where there are more steps than before, or fewer
 
 
 class Genome(NamedTuple):
@@ -28,6 +28,11 @@ class Genome(NamedTuple):
     solver: SolverName
     segments: tuple[Segment, ...]
     timesteps: tuple[int, ...] | None = None
+
+    @property
+    def computed(self) -> int:
+        """How many steps are computed, in full or in part."""
+        return sum(1 + len(segment.partial) for segment in self.segments)
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,7 @@ class Space:
                 change = rng.choices(list(MOVES), list(MOVES.values()))[0]
                 if self.retime or change not in TIME_MOVES:
                     child = self._in_form(change(self, child, rng))
-            if child.segments != genome.segments and rng.random() < RECHOSEN:
+            if child.computed != genome.computed and rng.random() < RECHOSEN:
                 child = self._best_time(child, rng)
             if child != genome:
                 return child
@@ -103,8 +108,9 @@ class Space:
 
     def retimed(self, genome: Genome, late: float) -> Genome:
         """The genome at the best timesteps for as many steps; as it is, where none are known. late: see `BestTimesteps`."""
-        chosen = self.best and self.best.chosen(sum(1 + len(segment.partial) for segment in genome.segments), late)
-        return genome._replace(timesteps=self._descending(chosen)) if chosen else genome
+        chosen = self.best and self.best.chosen(genome.computed, late)
+        timesteps = chosen and self._descending([max(timestep, self.levels.first_timestep) for timestep in chosen])
+        return genome._replace(timesteps=timesteps) if timesteps else genome
 
     def adopt(self, schedule: Schedule) -> Genome | None:
         """The genes of a schedule of any number of steps: same steps at the same timesteps, if the space can hold them.
