@@ -15,7 +15,7 @@ import typer
 
 from benchmarks.extrapolation import fitted
 from engine.program import path_of
-from registry.schedule import Schedule
+from registry.schedule import STOCHASTIC, Schedule
 from search_jobs.best_timesteps import BestTimesteps
 from search_jobs.config import JobConfig
 from search_jobs.evaluator import Evaluator
@@ -33,8 +33,8 @@ def main(
     config = JobConfig.model_validate_json((folder / CONFIG).read_bytes())
     evaluator = Evaluator.open(config, folder)
     search, finals = evaluator.objective("search"), evaluator.objective("finals")
-    if search.teacher_outputs.path is None:
-        raise typer.BadParameter("holds no teacher's path", param_hint="RUN")
+    if search.teacher_outputs.path is None or evaluator.model.teacher_solver in STOCHASTIC:
+        raise typer.BadParameter("holds no path that steps could land on", param_hint="RUN")
     levels = search.teacher.levels
     points = path_of(search.teacher.schedule, levels)
     best = BestTimesteps.of(search.teacher_outputs.path, points, config.correct, levels.clips)

@@ -222,24 +222,7 @@ def experiment(client: httpx.Client, model: BundledModel) -> None:
     say("5. Experiment: may a cheaper schedule become `fast`? Half of the users get it, and the report decides")
     digests = {tier["tier"]: tier["digest"] for tier in client.get("/v1/tiers").json()["tiers"]}
     name = f"demo-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
-    declaration = {
-        "name": name,
-        "version": 1,
-        "hypothesis": "draft's schedule in the place of fast's: at least 5 % fewer MACs, and no more errors",
-        "tier": "fast",
-        "arms": [
-            {"name": "control", "digest": digests["fast"], "weight": 1},
-            {"name": "cheaper", "digest": digests["draft"], "weight": 1},
-        ],
-        "control": "control",
-        "salt": name,
-        "ramp": [{"share": 100}],
-        "primary": {"metric": "macs", "minimal_effect": 0.05},
-        "guardrails": [{"metric": "errors", "compare": "difference", "limit": 0.05}],
-        "minimum_units": 200,
-        "maximum_units": 100_000,
-        "end": "2099-01-01T00:00:00Z",
-    }
+    declaration = declared(name, control=digests["fast"], cheaper=digests["draft"])
     place = ("--registry", REGISTRY, "--model", model.name)  # the registry may hold other demos' schedules
     command("server.experiments", "declare", write_json("experiment.json", declaration), *place)
     command("server.experiments", "start", name, *place)
@@ -251,6 +234,28 @@ def experiment(client: httpx.Client, model: BundledModel) -> None:
     wait_for_fidelity(client)
     command("server.experiments", "report", name, *place)
     command("server.experiments", "stop", name, *place, "--reason", "the demo is over")
+
+
+def declared(name: str, control: str, cheaper: str) -> dict[str, Any]:
+    """The experiment's declaration, of two schedules' digests."""
+    return {
+        "name": name,
+        "version": 1,
+        "hypothesis": "draft's schedule in the place of fast's: at least 5 % fewer MACs, and no more errors",
+        "tier": "fast",
+        "arms": [
+            {"name": "control", "digest": control, "weight": 1},
+            {"name": "cheaper", "digest": cheaper, "weight": 1},
+        ],
+        "control": "control",
+        "salt": name,
+        "ramp": [{"share": 100}],
+        "primary": {"metric": "macs", "minimal_effect": 0.05},
+        "guardrails": [{"metric": "errors", "compare": "difference", "limit": 0.05}],
+        "minimum_units": 200,
+        "maximum_units": 100_000,
+        "end": "2099-01-01T00:00:00Z",
+    }
 
 
 def wait_for_fidelity(client: httpx.Client, patience: float = 90.0) -> None:

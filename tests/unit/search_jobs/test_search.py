@@ -1,11 +1,13 @@
 """The search on a toy whose losses are known: what can be set by hand comes first, and each schedule is measured once."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import model_folders
 import numpy as np
+from places import ROOT
 from typing_extensions import override
 
 from engine.loading import load
@@ -20,6 +22,7 @@ from search_jobs.config import JobConfig
 from search_jobs.evaluations import Evaluations
 from search_jobs.evaluator import EvaluationTask
 from search_jobs.executor import Executor
+from search_jobs.job import Job
 from search_jobs.ledger import Ledger
 from search_jobs.measurement import Measurement
 from search_jobs.objective import Evaluation
@@ -120,19 +123,18 @@ def test_each_pattern_is_screened_and_the_best_of_them_in_every_setting(tmp_path
         assert one.rivals[budget] == best[:RIVALS]
 
 
-def test_the_first_children_are_the_best_of_it_twice_as_many_as_a_generation_has(tmp_path: Path) -> None:
-    config = CONFIG.model_copy(update={"population": 6})
-    one, toy = search(tmp_path, config)
+def test_the_first_children_are_the_best_of_it_as_many_as_a_generation_has(tmp_path: Path) -> None:
+    one, toy = search(tmp_path)
     every = by_hand()
     one.by_hand(every)
     one.generation()
     first = [task.schedule for task in toy.tasks if task.stage == "screen" and task.fitting]
-    assert len(first) == LARGER * config.population
+    assert len(first) == CONFIG.population
     for budget, group in every.items():
         best = sorted(group, key=lambda baseline: loss_of(baseline.schedule))
         patterns = list(dict.fromkeys(baseline.schedule.segments for baseline in best))
         asked = [schedule for schedule in first if budget - 0.2 < cost_of(schedule) <= budget]
-        expected = patterns[: LARGER * config.population // len(every)]
+        expected = patterns[: CONFIG.population // len(every)]
         assert [shape(schedule.segments) for schedule in asked] == [shape(pattern) for pattern in expected], "each pattern once"
 
 
@@ -148,11 +150,15 @@ def test_where_the_best_timesteps_are_known_the_first_children_have_them_or_thei
     assert len(first) == LARGER * 12
     for budget, group in every.items():
         asked = [schedule for schedule in first if budget - 0.2 < cost_of(schedule) <= budget]
-        strongest = min(group, key=lambda baseline: loss_of(baseline.schedule)).schedule.segments
-        count = sum(1 + len(segment.partial) for segment in strongest)
-        chosen = {best.chosen(count, late) for late in LATE}
-        times = {schedule.timesteps for schedule in asked if shape(schedule.segments) == shape(strongest)}
-        assert chosen < times, "its own, too"
+        patterns = dict.fromkeys(s.schedule.segments for s in sorted(group, key=lambda s: loss_of(s.schedule)))
+        for place, pattern in enumerate(list(patterns)[:2]):
+            count = sum(1 + len(segment.partial) for segment in pattern)
+            chosen = [best.chosen(count, late) for late in LATE]
+            times = [schedule.timesteps for schedule in asked if shape(schedule.segments) == shape(pattern)]
+            assert times[0] == chosen[0], "the best first"
+            assert set(chosen) <= set(times)
+            assert place == 0 or set(times) <= set(chosen)
+            assert place > 0 or times[1] not in chosen, "the very best at its own, too"
 
 
 def test_a_search_goes_on_from_its_ledger_and_ends_alike(tmp_path: Path) -> None:
@@ -203,3 +209,29 @@ def test_the_space_has_one_solver_where_corrections_make_them_alike_and_else_bot
     for change in ("correct", "retime"):
         assert space_of(model, CONFIG.model_copy(update={change: False})).solvers == SOLVERS
     assert space_of(load(model_folders.ddpm(tmp_path / "clipped")), CONFIG).solvers == SOLVERS
+
+
+def test_a_job_gives_its_search_the_teachers_path_where_timesteps_are_free_and_it_is_one_path(
+    tmp_path: Path, tiny_config: Mapping[str, Any]
+) -> None:
+    """Not on the solver's own timesteps, nor where the teacher draws fresh noise. Without corrections errors are DDIM's."""
+
+    def best_of(model: Path, **changes: object) -> BestTimesteps | None:
+        features = ROOT / "models" / "emoji64" / "clip"
+        given = {"model": str(model), "features": str(features), "teacher_steps": 8, "guidance": 1, "images": 2, "screen": 2}
+        config = JobConfig.parse({**given, "tiers": {"half": 0.5}, "budgets": (), **changes})
+        job = Job(config, tmp_path / str(len(list(tmp_path.iterdir()))), Silent())
+        with job.executor() as executor:
+            return job.search(job.evaluations(executor)).space.best
+
+    pixels, prompts = model_folders.ddpm(tmp_path / "pixels"), tmp_path / "prompts.txt"
+    prompts.write_text("red heart\ncat face\n")
+    best = best_of(pixels)
+    assert best is not None
+    assert len(best.timesteps) == 8
+    assert np.ptp(best.errors[:4, 3, 5]) > 0, "the step before matters"
+    plain = best_of(pixels, correct=False)
+    assert plain is not None
+    assert np.ptp(plain.errors[:4, 3, 5]) == 0
+    assert best_of(pixels, retime=False) is None
+    assert best_of(model_folders.lcm(tmp_path / "lcm", tiny_config), prompts=str(prompts), scales=()) is None

@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.flow import FlowLevels
 from engine.noise import NoiseLevels, Walk
 from engine.program import compile_program
 from registry.schedule import ModelRef, Segment, SolverName
 from search_jobs.baselines import Baselines
 from search_jobs.best_timesteps import BestTimesteps
-from search_jobs.space import Genome, Space
+from search_jobs.space import LATE, Genome, Space
 
 MODEL = ModelRef(name="toy", family="unet2d-condition", fingerprint="sha256:" + "0" * 64)
 
@@ -79,6 +80,32 @@ def test_a_genome_is_retimed_where_there_are_as_many_points_and_keeps_its_steps(
     many = Genome("ddim", (Segment(partial=(1,), branch=3),) * 24)
     assert place.retimed(many, 1.0) is many, "48 steps, of 40 points"
     assert space().retimed(genome, 1.0) is genome
+
+
+def test_where_there_are_more_steps_or_fewer_half_of_the_children_are_at_the_best_timesteps() -> None:
+    """And some are where nothing but time moved. Where steps only went elsewhere, their times go with them."""
+    rng, place, segment = Random(0), space(best=BEST), Segment(partial=(5,), branch=3)
+    genome = Genome("ddim", (segment,) * 5, (999, 940, 700, 640, 500, 333, 300, 111, 50, 7))
+    at_best: dict[str, list[bool]] = {"other number": [], "elsewhere": [], "same steps": []}
+    for _ in range(1500):
+        child = place.mutate(genome, rng)
+        kind = "other number" if child.computed != 10 else "same steps" if child.segments == genome.segments else "elsewhere"
+        at_best[kind].append(child.timesteps in [BEST.chosen(child.computed, late) for late in LATE])
+    shares = {kind: np.mean(found) for kind, found in at_best.items()}
+    assert 0.45 < shares["other number"] < 0.65
+    assert 0.05 < shares["same steps"] < 0.35
+    assert shares["elsewhere"] < 0.12, "by a second change"
+
+
+def test_a_chosen_timestep_that_is_none_of_the_models_becomes_its_first() -> None:
+    """As with a shift that moves the levels of flow matching towards the image."""
+    levels = FlowLevels(1 - np.arange(1, 1001) / 1000, 1.0, "flow_prediction", {"euler": Walk("linspace", 0)})
+    errors = np.where((BEFORE < AT) & (AT < AFTER), 1.0, np.inf)[:4, :3, :4]
+    genome = Genome("euler", (Segment(),) * 3, (900, 800, 700))
+    meeting = space(levels=levels, best=BestTimesteps([1000, 500, 0], np.ones(4), errors))
+    assert meeting.retimed(genome, 0.0).timesteps == (1000, 500, 1)
+    nowhere = space(levels=levels, best=BestTimesteps([1000, 1, 0], np.ones(4), errors))
+    assert nowhere.retimed(genome, 0.0) is genome, "there is no room"
 
 
 def test_a_space_without_retiming_stays_on_the_grid() -> None:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from places import ROOT
 
+from examples import demo
 from registry.errors import InvalidInput
 from registry.experiments.declaration import MOVES, OVER, Action, Experiment, ExperimentState, Harm, transition
 
@@ -106,3 +107,8 @@ def test_other_moves_that_cannot_be_made() -> None:
     with pytest.raises(InvalidInput) as caught:
         transition(state, "start", experiment(), **(SAID | {"reason": "x" * 3000}))
     assert caught.value.param == "reason"
+
+
+def test_the_demos_experiment_is_one_and_has_enough_users() -> None:
+    declaration = Experiment.model_validate(demo.declared("demo", control="a" * 64, cheaper="b" * 64))
+    assert 2.2 * declaration.minimum_units < demo.USERS, "in each of two arms, by chance"
