@@ -165,7 +165,7 @@ def ddpm(
     """Minimise E ‖ε − ε_θ(x_t, t)‖² over pixels (Ho et al. 2020, eq. 14)."""
     torch.manual_seed(seed)
     training = data.load(glyphs, held_out=False)
-    unet, levels = pixel_unet().train().to(memory_format=torch.channels_last), pixel_levels()  # type: ignore[call-overload]
+    unet, levels = pixel_unet().train().to(memory_format=torch.channels_last), pixel_levels()
     if start is not None:
         unet.load_state_dict(UNet2DModel.from_pretrained(start / "unet", dtype=torch.float32).state_dict())
     network = torch.compile(unet) if compiled else unet
