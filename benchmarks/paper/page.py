@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure
 from PIL import Image
 
-from benchmarks.paper.contenders import OF_UNETS, OURS, PAPER
+from benchmarks.paper.contenders import OF_UNETS, OPTIMAL, OURS, PAPER
 from benchmarks.paper.differences import EYE, PSNR, REAL, RFID, SCORE, first_difference
 from benchmarks.paper.pictures import front, strip
 from models.bundled import BUNDLED
@@ -52,6 +52,10 @@ on these images, and the lowest and highest in parentheses. Intervals are 95 % b
 of a ratio excludes 1, or of a difference 0, the two differ.
 """
 
+OLDER = """**Older figures**: those of {models} are of searches that did not begin at chosen timesteps, and optimal timesteps
+were not measured there.
+"""
+
 
 class Measured(NamedTuple):
     """A model's summary and the folder that it lies in."""
@@ -72,6 +76,8 @@ def write(out: Path, docs: Path) -> Path:
     if known and not kept:
         _save(front([one.summary for one in known.values()]), docs / FRONT)
     parts = [HEAD]
+    if older := [model for model, text in kept.items() if OPTIMAL not in text]:
+        parts.append(OLDER.format(models=" and ".join(older)))
     if (docs / FRONT).is_file():
         parts.append(f"![rFID against speed-up, a panel for each of the models that were measured together]({FRONT})\n")
     for model in dict.fromkeys((*BUNDLED, *known, *kept)):

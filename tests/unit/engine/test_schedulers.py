@@ -21,7 +21,7 @@ from diffusers import (
     EulerDiscreteScheduler,
     PNDMScheduler,
 )
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from engine.config import defaults
@@ -88,6 +88,9 @@ def test_a_solver_takes_of_a_foreign_configuration_what_diffusers_takes(
     own = getattr(diffusers, name).from_config(folder)
     trained = {} if name in ALIKE else {setting: own.config[setting] for setting in TRAINING if setting in own.config}
     theirs = FAMILIES[solver].from_config(own.config, **trained)
+    train = theirs.config.num_train_timesteps
+    ends_below = theirs.config.timestep_spacing == "trailing" and len(np.arange(train, 0, -train / steps)) > steps
+    assume(not (ends_below and said.get("use_karras_sigmas")))  # rounding adds a timestep of −1, where Karras' levels end then
     theirs.set_timesteps(steps)
     levels = noise_levels(folder, pixels=True)
     trajectory = levels.trajectory(levels.solver(solver, steps))
