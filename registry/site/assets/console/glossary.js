@@ -29,6 +29,7 @@ export const GLOSSARY = {
  "baseline": "a schedule that a user could set by hand: a pattern that repeats, or DeepCache's non-uniform one, in any setting of a solver, without corrections; the search starts from those in the makers' setting",
  "batch (of prompts)": "a file of requests, made as background work of a running server",
  "beat": "the worker that has claimed a job; what it writes so that others see it live: jobs of one whose beat stands still are claimed again",
+ "best timesteps": "of so many computed steps: those with the smallest sum of what is left, step by step, between the teacher's path and where a step from it lands; found without making an image",
  "blending": "every step gets back what is kept of its source, noised to the level where it lands",
  "branch s": "how much of the UNet a partial step computes: 1-based, counted from the output side; of a transformer, how many of its first and of its last blocks, said as 2+1",
  "bucket": "a size that waves of a captured graph come in, in rows",
