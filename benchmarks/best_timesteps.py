@@ -14,9 +14,7 @@ from typing import Annotated
 import typer
 
 from benchmarks.extrapolation import fitted
-from engine.program import path_of
-from registry.schedule import STOCHASTIC, Schedule
-from search_jobs.best_timesteps import BestTimesteps
+from registry.schedule import Schedule
 from search_jobs.config import JobConfig
 from search_jobs.evaluator import Evaluator
 from search_jobs.job import CONFIG
@@ -33,11 +31,8 @@ def main(
     config = JobConfig.model_validate_json((folder / CONFIG).read_bytes())
     evaluator = Evaluator.open(config, folder)
     search, finals = evaluator.objective("search"), evaluator.objective("finals")
-    if search.teacher_outputs.path is None or evaluator.model.teacher_solver in STOCHASTIC:
+    if (best := search.best_timesteps(config.correct)) is None:
         raise typer.BadParameter("holds no path that steps could land on", param_hint="RUN")
-    levels = search.teacher.levels
-    points = path_of(search.teacher.schedule, levels)
-    best = BestTimesteps.of(search.teacher_outputs.path, points, config.correct, levels.clips)
     space = replace(space_of(evaluator.model, config), best=best)
     run, strongest = read(folder), dict[float, Schedule | None]()
     for entry in run.report["by_hand"]:  # of each budget the best first

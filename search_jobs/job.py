@@ -12,13 +12,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from engine.program import path_of
 from registry.document import first_fault
 from registry.errors import InvalidInput
 from registry.files import replace_file
-from registry.schedule import STOCHASTIC, Schedule
+from registry.schedule import Schedule
 from search_jobs.baselines import Baseline, Baselines
-from search_jobs.best_timesteps import BestTimesteps
 from search_jobs.choice import at_scales, choices
 from search_jobs.config import PACE, JobConfig
 from search_jobs.dask_executor import DaskExecutor
@@ -104,12 +102,9 @@ class Job:
     def search(self, evaluations: Evaluations) -> Search:
         """The search. Where its space has timesteps, it knows the best ones on the path of the images that corrections are
         fitted on."""
-        space, objective = self.space, self.evaluator.objective(FITTED[-1])
-        if space.retime and objective.teacher_outputs.path is not None and not set(STOCHASTIC) & set(space.solvers):
-            points = path_of(objective.teacher.schedule, objective.teacher.levels)
-            clips = objective.teacher.levels.clips
-            best = BestTimesteps.of(objective.teacher_outputs.path, points, self.config.correct, clips)
-            space = replace(space, best=best)
+        space = self.space
+        if space.retime:
+            space = replace(space, best=self.evaluator.objective(FITTED[-1]).best_timesteps(self.config.correct))
         return Search(self.config, space, evaluations, self.cost)
 
     def by_hand(self) -> dict[float, list[Baseline]]:

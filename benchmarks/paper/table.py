@@ -36,7 +36,6 @@ from benchmarks.paper.images import ImageStore, MeasuredImages, write_arrays
 from benchmarks.paper.subject import SPEEDUPS, Effort, Subject
 from engine.branches import BlockPairs
 from engine.loading import load
-from engine.program import path_of
 from evaluation import Gaussian, extractor
 from evaluation.real import real_gaussian
 from registry.errors import Unsupported
@@ -102,7 +101,7 @@ class ModelTable:
     def prompts(self) -> list[str]:
         """Those that searches split."""
         file = self.subject.prompts
-        return read_prompts(file) if file else prompts_of(None, self.store.model.prompts)
+        return read_prompts(file) if file else prompts_of(None, self.store.model.prompts)  # which loads the model
 
     @cached_property
     def baselines(self) -> Baselines:
@@ -135,18 +134,17 @@ class ModelTable:
 
     def _retimed(self, schedule: Schedule) -> list[Schedule]:
         """A schedule at the best timesteps for as many of its solver's own steps, whatever late ones count."""
-        count = sum(1 + len(segment.partial) for segment in schedule.segments)
-        chosen = dict.fromkeys(self.optimal.chosen(count, late) for late in LATE)
+        counts = schedule.counts()
+        chosen = dict.fromkeys(self.optimal.chosen(counts["full"] + counts["partial"], late) for late in LATE)
         return [schedule.model_copy(update={"timesteps": timesteps}) for timesteps in chosen if timesteps]
 
     @cached_property
     def optimal(self) -> BestTimesteps:
         """By the errors of the solver's own steps along the teacher's path, of the images that the first search fitted on."""
         folder, config = self.folder / "searches" / "ours-0", self._config(OURS, 0)
-        objective = Evaluator.open(config, folder).objective("search")
-        path, teacher = objective.teacher_outputs.path, objective.teacher
-        assert path is not None, "corrections are fitted on these images"
-        return BestTimesteps.of(path, path_of(teacher.schedule, teacher.levels), corrected=False)
+        best = Evaluator.open(config, folder).objective("search").best_timesteps(corrected=False)
+        assert best is not None, "corrections are fitted on these images, and distilled models have no table"
+        return best
 
     def recipe(self, place: Place, schedule: Schedule) -> Recipe:
         """What images of a schedule are made by at a place."""

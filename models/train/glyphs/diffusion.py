@@ -165,10 +165,10 @@ def ddpm(
     """Minimise E ‖ε − ε_θ(x_t, t)‖² over pixels (Ho et al. 2020, eq. 14)."""
     torch.manual_seed(seed)
     training = data.load(glyphs, held_out=False)
-    unet, levels = pixel_unet().train().to(memory_format=torch.channels_last), pixel_levels()
+    unet, levels = pixel_unet().train(), pixel_levels()
     if start is not None:
         unet.load_state_dict(UNet2DModel.from_pretrained(start / "unet", dtype=torch.float32).state_dict())
-    network = torch.compile(unet) if compiled else unet
+    network = torch.compile(unet.to(memory_format=torch.channels_last)) if compiled else unet  # uncompiled that is slower
 
     def loss_of(step: int, rng: torch.Generator) -> torch.Tensor:
         x = training.batch(torch.randint(0, len(training), (batch,), generator=rng), 32)

@@ -150,6 +150,7 @@ export const GLOSSARY = {
  "opening": "from a worker's start until its app is there: what it waits for, or why it failed, is what /readyz and every refusal say",
  "operator": "who may move tiers and end experiments by the server's own routes and page: a key with that role",
  "operator event": "a promotion, a rollback, or a tier or registry that cannot be followed, as operators' webhook is told it, once over all servers where that can be",
+ "optimal timesteps": "a rival on the results page: the best that is set by hand, at the timesteps with the smallest errors of its solver's own steps, uncorrected",
  "outbox": "events on disk, on their way to the store",
  "overlap": "forming the next wave while the one before it is at work",
  "p50": "half of the requests, or 95 of 100, had no longer latency",
