@@ -1,4 +1,7 @@
-"""How sure a figure of a sample of images is, and how sure a difference between two schedules: the bootstrap (Efron 1979).
+"""How sure a figure of a sample of images is, and how sure a difference between two schedules: the balanced bootstrap.
+
+All resamples together hold each image as often (Davison, Hinkley and Schechtman 1986), so that of a mean, which has no bias,
+they show none.
 
 Schedules of one sample are resampled alike: an image is drawn for all of them or for none. What is easy or hard about its
 prompt and its noise then cancels, so a ratio is far surer than two figures by themselves: their intervals may overlap where
@@ -64,6 +67,9 @@ class Resampled:
 
 def resampled(figures: Callable[[Chosen], Mapping[str, float]], count: int, resamples: int = RESAMPLES) -> dict[str, Resampled]:
     """What `figures` says of a sample of `count` images, and of resamples: the same ones for every schedule of that sample."""
-    rng, whole = np.random.default_rng(0), figures(np.arange(count))
-    drawn = [figures(rng.integers(0, count, count)) for _ in range(resamples)]
+    whole = figures(np.arange(count))
+    drawn = [
+        figures(chosen)
+        for chosen in np.random.default_rng(0).permutation(np.tile(np.arange(count), resamples)).reshape(-1, count)
+    ]
     return {name: Resampled(value, np.array([resample[name] for resample in drawn])) for name, value in whole.items()}

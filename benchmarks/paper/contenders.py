@@ -31,7 +31,6 @@ UNEVEN_BLOCKS = "blocks at uneven intervals"
 ORDERS = {"Taylor forecast, order 1": 1, "Taylor forecast, order 2": 2}
 OF_UNETS = (FEWER["fewer-step ddim"], FEWER["fewer-step dpmsolver++"], UNIFORM, UNEVEN, BOTH)
 OF_TRANSFORMERS = (*FEWER.values(), FIRST, FRONT, BACK, ENDS, WHOLE, UNEVEN_BLOCKS, BOTH, *ORDERS)
-BY_HAND = tuple(dict.fromkeys((*OF_UNETS, *OF_TRANSFORMERS)))
 FINALISTS = 3  # of each place in the table, that are measured on more images than the first few
 
 
@@ -88,12 +87,15 @@ def by_hand(
 
 
 def at_optimal_timesteps(chosen: Mapping[Place, Baseline], retimed: Retimed) -> dict[Place, list[Baseline]]:
-    """At each cost the best fewer steps of each solver, and the best caching on fewer steps, at optimal timesteps."""
+    """At each cost the best fewer steps of each solver, and the best caching on fewer steps, at optimal timesteps.
+
+    And at their own: who finds those better keeps them.
+    """
     places: dict[Place, list[Baseline]] = {}
     for place, one in chosen.items():
         if place.kind in (*FEWER.values(), BOTH):
             found = [Baseline(OPTIMAL, f"{one.name}, optimal", schedule) for schedule in retimed(one.schedule)]
-            places.setdefault(Place(place.budget, OPTIMAL), []).extend(found)
+            places.setdefault(Place(place.budget, OPTIMAL), []).extend([*found, one._replace(family=OPTIMAL)])
     return places
 
 
@@ -105,17 +107,19 @@ def in_every_setting(place: Place, schedule: Schedule, baselines: Baselines) -> 
 
 
 def strongest(places: Mapping[Place, Sequence[Baseline]], few: Loss, more: Loss) -> dict[Place, Baseline]:
-    """The best of each place: all by the first loss, the best few of them by the second.
+    """The best of each place: all by the first loss, the best few of them by the second; or that of a lower cost, if better.
 
     As a search screens them: each pattern of steps as the makers set the solver, only the best patterns in every setting.
     """
-    chosen = {}
-    for place, candidates in places.items():
+    chosen: dict[Place, Baseline] = {}
+    cheaper: dict[Place, tuple[float, Baseline]] = {}  # the best so far of each kind, by its place without a cost
+    for place in sorted(places, key=lambda place: place.budget):
+        candidates, kind = places[place], place._replace(budget=0.0)
         finalists = _screened(place, candidates, few) if len(candidates) > 1 else candidates
-        losses = [more(place, one.schedule) if len(candidates) > 1 else 0.0 for one in finalists]
-        best = min(range(len(finalists)), key=losses.__getitem__)
-        if math.isfinite(losses[best]):
-            chosen[place] = finalists[best]
+        measured = [(more(place, one.schedule), one) for one in finalists]
+        best = min([*measured, *([cheaper[kind]] if kind in cheaper else [])], key=lambda one: one[0])
+        if math.isfinite(best[0]):
+            chosen[place], cheaper[kind] = best[1], best
     return chosen
 
 

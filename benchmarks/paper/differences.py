@@ -1,4 +1,4 @@
-"""Where a kind of schedule first differs from the teacher, read from the entries of a table."""
+"""At which costs a kind of schedule differs from the teacher, read from the entries of a table."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ SCORE, REAL, RFID, PSNR = "score", "to_real", "rfid", "psnr"  # names of figures
 EYE = 30.0  # dB of PSNR, below which images are said to differ to the eye
 
 
-class FirstDifference(NamedTuple):
-    """The first cost at which a kind of schedule is worse than the teacher, as a speed-up; None where it is at none of them."""
+class Differences(NamedTuple):
+    """The costs at which a kind of schedule is worse than the teacher, as speed-ups, ascending."""
 
-    quality: float | None
-    eye: float | None
+    quality: list[float]
+    eye: list[float]
 
 
-def first_difference(entries: Sequence[Mapping[str, Any]]) -> FirstDifference:
-    """Of one kind's entries of the table: at which speed-up its images are first worse than the teacher's.
+def differences(entries: Sequence[Mapping[str, Any]]) -> Differences:
+    """Of one kind's entries of the table: at which speed-ups its images are worse than the teacher's.
 
     quality: the paired interval of its Fréchet distance to real images less the teacher's lies above 0, or that of its score
     below. eye: PSNR is below 30 dB. Images that are not finite differ in both.
     """
     by_speedup = sorted(entries, key=lambda entry: float(entry["speedup"]))
-    return FirstDifference(
-        next((entry["speedup"] for entry in by_speedup if _worse(entry)), None),
-        next((entry["speedup"] for entry in by_speedup if entry["figures"].get(PSNR, {"value": 0.0})["value"] < EYE), None),
+    return Differences(
+        [entry["speedup"] for entry in by_speedup if _worse(entry)],
+        [entry["speedup"] for entry in by_speedup if entry["figures"].get(PSNR, {"value": 0.0})["value"] < EYE],
     )
 
 

@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from benchmarks.paper.contenders import OF_UNETS, OPTIMAL, OURS, PAPER
-from benchmarks.paper.differences import EYE, PSNR, REAL, RFID, SCORE, first_difference
+from benchmarks.paper.differences import EYE, PSNR, REAL, RFID, SCORE, differences
 from benchmarks.paper.pictures import front, strip
+from benchmarks.paper.subject import FULL, WITH_REAL, WITHOUT_REAL
 from models.bundled import BUNDLED
 from search_jobs.report.figures import count, figure, macs
 from search_jobs.report.style import save
@@ -34,22 +35,28 @@ Fréchet distance to real images that no training saw. Distances compare only wi
 images. Every set of images has the same noise, and no schedule was chosen on it. Prompts are those that no search saw; of a
 model with real images all its classes, for the real ones are of all.
 
-What is **set by hand** is the best that a user can set: every step count, every interval and branch of caching as the makers
-set the solver, the best of them with all three timestep spacings and on Karras' levels too, and clipping where the makers clip;
-each chosen for each cost on other noise. A transformer's partial steps compute the first n and the last m blocks (**n+m**) and
-reuse the residual of the others, with n and m of 0, 1, 2, 4 and 8 as far as its blocks go: first-block cache at a fixed
-interval is 1+0, DBCache's fixed masks are n+0 and n+n, NVIDIA's static defaults are 0+m. A **Taylor forecast** (TaylorSeer,
-arXiv 2503.06923) adds, at 0+0, at each n+0 and at every interval, not the last residual but its Taylor series over the
-timesteps, with differences between full steps as derivatives. It keeps one or two residuals more, and no schedule of ours has
-it.
+What is **set by hand** is the best that a user can set: the most steps that the cost affords, or fewer where those are better;
+caching of every branch of a UNet (the four cheapest), on the teacher's steps at the smallest interval that the cost affords, on
+fewer steps at intervals of 2, 3, 4, 5, 6, 8 and 10; all of it as the makers set the solver, the best of it with all three
+timestep spacings and on Karras' levels too, and clipping where the makers clip. A transformer's partial steps compute the first
+n and the last m blocks (**n+m**) and reuse the residual of the others, with n and m of 0, 1, 2, 4 and 8 as far as its blocks
+go: first-block cache at a fixed interval is 1+0, DBCache's fixed masks are n+0 and n+n, NVIDIA's static defaults are 0+m. A
+**Taylor forecast** (TaylorSeer, arXiv 2503.06923) adds, at 0+0, at each n+0 and at every interval, not the last residual but
+its Taylor series over the timesteps, with differences between full steps as derivatives. It keeps one or two residuals more,
+and no schedule of ours has it.
 **Optimal timesteps** take the best of fewer steps and of caching on fewer steps further than by hand: to the timesteps that
 dynamic programming chooses by the errors of the solver's own steps along the teacher's path, as GITS (arXiv 2405.11326) and OSS
-(arXiv 2503.21774) do; late steps count in four ways, and the best is taken. Our searches begin with timesteps that are chosen
-so by the errors of corrected steps.
+(arXiv 2503.21774) do, from the teacher's first step on; late steps count in four ways. Our searches begin with timesteps that
+are chosen so by the errors of corrected steps.
 **The paper's space** is the literal one (partial steps directly after full ones, no timesteps or corrections of their own),
 searched as ours is, and then tried in every setting of its solver. Of several searches the table shows the middle one by rFID
-on these images, and the lowest and highest in parentheses. Intervals are 95 % bootstrap intervals, paired by noise: where that
-of a ratio excludes 1, or of a difference 0, the two differ.
+on these images, and the lowest and highest in parentheses.
+All of these choose as a search does, by how far images' features lie from those of the teacher's image of the same noise, on
+noise of their own; none of the figures here decides anything.
+
+Intervals are 95 % bootstrap intervals, paired by noise: where that of a ratio excludes 1, or of a difference 0, the two differ.
+There are dozens of them, so one in twenty does so by chance; of a hundred images a difference in accuracy of two or three is no more
+than that.
 """
 
 OLDER = """**Older figures**: those of {models} are of searches that did not begin at chosen timesteps, and optimal timesteps
@@ -122,7 +129,8 @@ def read(out: Path) -> dict[str, Measured]:
 def _model(summary: Summary, picture: str) -> Iterator[str]:
     about, score = summary["about"], summary["about"]["score"]
     yield _facts(about)
-    yield f"![Images of the same noise: the teacher, ours, the best set by hand]({picture})\n"
+    yield f"![Images of the same noise: the teacher, ours, the best rival]({picture})\n"
+    yield "Of each cost the first images; the best rival is the one with the smallest rFID; decibels are means of all images.\n"
     yield _differences(summary)
     for name, title, digits in (
         (RFID, "rFID to the teacher", None),
@@ -154,28 +162,41 @@ def _kinds(summary: Summary) -> tuple[str, ...]:
 
 def _facts(about: Mapping[str, Any]) -> str:
     settings = ", ".join(f"{name} {value}" for name, value in about["search"].items())
-    size = "**A quick run: few images and small searches, so its figures are rough.**\n" if about["effort"] != "full" else ""
     return (
         f"* Date: {about['date']}\n* Machine: {about['machine']}, torch {about['torch']}\n* Command: `{about['command']}`\n"
         f"* Teacher: {about['teacher']}, {macs(about['macs'])} an image; guidance {about['guidance']:g}\n"
         f"* {count(about['images'])} images of each schedule; features {about['features']}; "
-        f"{about['seeds']} {'search' if about['seeds'] == 1 else 'searches'} of each space ({settings})\n\n{size}"
+        f"{_searches(about['seeds'])} of each space ({settings})\n\n{_rough(about)}"
     )
 
 
+def _rough(about: Mapping[str, Any]) -> str:
+    """What is less here than in a table in full."""
+    if about["effort"] != FULL.name:
+        return "**A quick run: few images and small searches, so its figures are rough.**\n"
+    full = WITH_REAL if about["real"] else WITHOUT_REAL
+    less = [f"{count(about['images'])} images instead of {count(full)}"] * (about["images"] < full)
+    less += [f"{_searches(about['seeds'])} of each space instead of {FULL.seeds}"] * (about["seeds"] < FULL.seeds)
+    return f"**Less than `make paper` measures: {', '.join(less)}; so its figures are rough.**\n" if less else ""
+
+
+def _searches(seeds: int) -> str:
+    return f"{seeds} {'search' if seeds == 1 else 'searches'}"
+
+
 def _differences(summary: Summary) -> str:
-    """At which speed-up each kind's images are first worse than the teacher's."""
+    """At which speed-ups each kind's images are worse than the teacher's."""
     about = summary["about"]
     measures = ["distance to real images"] * about["real"] + [about["score"]] * bool(about["score"])
     lines = [
-        f"First worse than the teacher: in quality, where the paired interval of {' or '.join(measures) or 'a score'}, "
+        f"Worse than the teacher: in quality, where the paired interval of {' or '.join(measures) or 'a score'}, "
         f"less the teacher's, excludes 0 in the wrong direction; to the eye, where PSNR is below {EYE:g} dB.\n",
-        "| | in quality, from | to the eye, from |\n|---|---|---|",
+        "| | in quality, at | to the eye, at |\n|---|---|---|",
     ]
     for kind in _kinds(summary):
         entries = [entry for entry in summary["entries"] if entry["kind"] == kind and entry["middle"]]
         last = max((entry["speedup"] for entry in entries), default=0.0)  # of some kinds there is nothing as cheap
-        quality, eye = (f"{at:g}×" if at else f"not up to {last:g}×" for at in first_difference(entries))
+        quality, eye = (", ".join(f"{speedup:g}×" for speedup in at) or f"none up to {last:g}×" for at in differences(entries))
         cells = (quality if measures else NONE, eye) if entries else (NOT_MEASURED, NOT_MEASURED)
         lines.append(f"| {kind} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

@@ -65,7 +65,7 @@ class Effort:
     teacher_steps: int = 50
     screen: int = 8
     choose: int = 48
-    every: tuple[int, ...] = (2, 3, 4, 5)
+    every: tuple[int, ...] = (2, 3, 4, 5, 6, 8, 10)
     part: int = 100
     search: dict[str, Any] = field(default_factory=lambda: {"generations": 6, "population": 30})
 

@@ -214,7 +214,7 @@ class ModelTable:
 
     def _figures(self, recipe: Recipe, images: MeasuredImages, teacher: MeasuredImages) -> Figures:
         real = hashlib.sha256(b"".join(part.tobytes() for part in self.real)).hexdigest()[:12] if self.real else "alone"
-        names = (recipe.digest[:24], len(images.errors), self.effort.part, real)
+        names = (recipe.digest[:24], len(images.errors), self.effort.part, real, "balanced")
         return figures(images, teacher, self.real, self.folder / "figures" / ("-".join(map(str, names)) + ".npz"))
 
     def _about(self, sample: Sample, teacher: MeasuredImages) -> dict[str, Any]:

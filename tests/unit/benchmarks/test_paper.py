@@ -30,7 +30,7 @@ from benchmarks.paper.contenders import (
     kinds_of,
     strongest,
 )
-from benchmarks.paper.differences import first_difference
+from benchmarks.paper.differences import differences
 from benchmarks.paper.subject import Effort, Subject
 from benchmarks.paper.table import ModelTable
 from registry.errors import NotFound
@@ -144,6 +144,11 @@ def test_the_page_shows_what_is_measured_and_says_what_is_not(
     ours = next(e for e in undisturbed[1]["entries"] if e["kind"] == OURS)
     assert f"| **{OURS}** | {page._number(ours['figures']['rfid']['value'], None)} |" in text
     assert "A quick run" in text
+    about = undisturbed[1]["about"] | {"effort": "full"}
+    (part / "pixels" / "summary.json").write_text(json.dumps({**undisturbed[1], "about": about}))
+    assert "6 images instead of 5,000, 1 search of each space instead of 3;" in page.write(part, part / "docs").read_text()
+    (part / "pixels" / "summary.json").write_text(json.dumps({**undisturbed[1], "about": about | {"images": 5000, "seeds": 3}}))
+    assert "are rough" not in page.write(part, part / "docs").read_text()
     for name in ("results-front.png", "results-pixels.png"):
         assert (part / "docs" / name).read_bytes().startswith(b"\x89PNG")
         assert f"]({name})" in text
@@ -224,6 +229,20 @@ def test_the_best_of_a_place_is_chosen_by_the_second_look_among_the_best_few_of_
     assert {place: one.name for place, one in chosen.items()} == {place: "3 steps"}, "nothing of what is not finite"
 
 
+def test_what_is_best_at_a_lower_cost_is_chosen_where_nothing_dearer_of_its_kind_is_better() -> None:
+    cheap, dear, other = Place(0.2, "kind"), Place(0.5, "kind"), Place(0.5, "another")
+    losses = {1: 9.0, 2: 1.0, 3: 2.0, 4: 3.0}
+
+    def loss(_: Place, one: Schedule) -> float:
+        return losses[one.solver.teacher_steps]
+
+    places = {dear: [steps(3), steps(4)], cheap: [steps(1), steps(2)], other: [steps(4)]}
+    chosen = strongest(places, loss, loss)
+    assert {place: one.name for place, one in chosen.items()} == {cheap: "2 steps", dear: "2 steps", other: "4 steps"}
+    losses[3] = 0.5
+    assert strongest(places, loss, loss)[dear].name == "3 steps"
+
+
 def test_the_best_patterns_of_steps_are_tried_in_every_setting_and_others_as_the_makers_set_them() -> None:
     candidates = [one.on(solver) for one in map(steps, range(1, 7)) for solver in (one.schedule.solver, TRAILING)]
     looked: list[tuple[int, str]] = []
@@ -285,13 +304,13 @@ def entry(speedup: float, low: float | None, high: float | None = None, psnr: fl
     return {"speedup": speedup, "figures": {"psnr": {"value": psnr}}, "less_teacher": less}
 
 
-def test_images_differ_first_where_the_paired_interval_leaves_zero_in_the_wrong_direction() -> None:
-    assert first_difference([entry(2, -1, 1), entry(5, 0.1, 1), entry(8, 0.2, 1)]) == (5, None)
-    assert first_difference([entry(2, -2, -1), entry(5, -1, 1)]) == (None, None), "nearer than the teacher is no fault"
-    assert first_difference([entry(8, 0.1, 1, 20.0), entry(2, None, psnr=29.9)]) == (8, 2)
+def test_images_differ_where_the_paired_interval_leaves_zero_in_the_wrong_direction() -> None:
+    assert differences([entry(2, -1, 1), entry(5, 0.1, 1), entry(8, 0.2, 1)]) == ([5, 8], [])
+    assert differences([entry(2, -2, -1), entry(5, -1, 1)]) == ([], []), "nearer than the teacher is no fault"
+    assert differences([entry(8, 0.1, 1, 20.0), entry(2, None, psnr=29.9)]) == ([8], [2, 8])
     worse = {"speedup": 2, "figures": {"psnr": {"value": 50}}, "less_teacher": {"score": {"low": -3, "high": -1}}}
-    assert first_difference([worse]) == (2, None)
-    assert first_difference([{"speedup": 3, "figures": {}, "less_teacher": {}}]) == (3, 3), "not finite"
+    assert differences([worse]) == ([2], [])
+    assert differences([{"speedup": 3, "figures": {}, "less_teacher": {}}]) == ([3], [3]), "not finite"
 
 
 def test_the_command_that_the_page_tells_says_nothing_of_where_things_went() -> None:
@@ -312,5 +331,6 @@ def test_optimal_timesteps_are_for_the_best_of_each_kind_that_has_timesteps_to_c
     ((place, candidates),) = places.items()
     assert place == Place(0.5, OPTIMAL)
     kinds = ("fewer DDIM steps", "fewer DPM-Solver++ steps", "uniform caching on fewer steps")
-    assert [one.name for one in candidates[::3]] == [f"{kind}, optimal" for kind in kinds]
+    assert [one.name for one in candidates[::4]] == [f"{kind}, optimal" for kind in kinds]
+    assert [one.name for one in candidates[3::4]] == list(kinds), "and at their own timesteps"
     assert {one.family for one in candidates} == {OPTIMAL}

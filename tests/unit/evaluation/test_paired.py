@@ -4,6 +4,9 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from evaluation import frechet_distance
@@ -75,6 +78,24 @@ def test_an_estimate_without_bias_is_the_percentiles_and_one_with_bias_is_moved(
     assert (plain.low, plain.high) == pytest.approx(tuple(np.quantile(figures, (0.025, 0.975))))
     moved = Resampled(plain.value, figures + 5).estimate()
     assert (moved.low, moved.high) == pytest.approx((plain.low, plain.high))
+
+
+@pytest.mark.parametrize("lost", [1, 2])
+def test_a_few_lost_of_a_hundred_are_no_difference_whichever_they_are(lost: int) -> None:
+    """By the sign test two of two are none, p = 0.5: an interval that excluded 0 would tell one image from another."""
+    rng = np.random.default_rng(4)
+    for _ in range(20):
+        won = np.ones(100)
+        won[rng.choice(100, lost, replace=False)] = 0
+        less = resampled(lambda chosen, won=won: {"score": float(won[chosen].mean() - 1)}, 100)["score"].estimate()
+        assert less.value == pytest.approx(-lost / 100)
+        assert less.high >= -1e-12
+
+
+@given(values=arrays(float, 30, elements=st.floats(-10, 10)))
+def test_of_a_mean_resamples_show_no_bias(values: Sample) -> None:
+    mean = resampled(lambda chosen: {"mean": float(values[chosen].mean())}, len(values), 20)["mean"]
+    assert mean.drawn.mean() == pytest.approx(mean.value, abs=1e-9)
 
 
 def test_there_is_no_ratio_to_nothing() -> None:
