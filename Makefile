@@ -16,7 +16,7 @@ export TOKENIZERS_PARALLELISM := false
 help: ## print this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-demo: $(VENV)/.runtime ## search, publish, serve and generate on a bundled model; MODEL=glyphs-ldm, glyphs-ddpm or glyphs-dit (emoji64: some 6 minutes after the installation)
+demo: $(VENV)/.runtime ## search, publish, serve and generate on a bundled model; MODEL=glyphs-ldm, glyphs-ddpm or glyphs-dit (emoji64: some 5 minutes after the installation)
 	$(BIN)/python -m examples.demo --model $(MODEL)
 
 serve: $(VENV)/.runtime ## serve a bundled model (MODEL=…), or several (MODELS=emoji64,glyphs-ldm or all), on 127.0.0.1:$(PORT); Ctrl-C ends it

@@ -55,8 +55,8 @@ All of these choose as a search does, by how far images' features lie from those
 noise of their own; none of the figures here decides anything.
 
 Intervals are 95 % bootstrap intervals, paired by noise: where that of a ratio excludes 1, or of a difference 0, the two differ.
-There are dozens of them, so one in twenty does so by chance; of a hundred images a difference in accuracy of two or three is no more
-than that.
+There are dozens of them, so one in twenty does so by chance; of a hundred images a difference in accuracy of two or three is no
+more than that.
 """
 
 OLDER = """**Older figures**: those of {models} are of searches that did not begin at chosen timesteps, and optimal timesteps

@@ -146,7 +146,7 @@ def test_the_page_shows_what_is_measured_and_says_what_is_not(
     assert "A quick run" in text
     about = undisturbed[1]["about"] | {"effort": "full"}
     (part / "pixels" / "summary.json").write_text(json.dumps({**undisturbed[1], "about": about}))
-    assert "6 images instead of 5,000, 1 search of each space instead of 3;" in page.write(part, part / "docs").read_text()
+    assert "6 images instead of 5\u202f000, 1 search of each space instead of 3;" in page.write(part, part / "docs").read_text()
     (part / "pixels" / "summary.json").write_text(json.dumps({**undisturbed[1], "about": about | {"images": 5000, "seeds": 3}}))
     assert "are rough" not in page.write(part, part / "docs").read_text()
     for name in ("results-front.png", "results-pixels.png"):

@@ -188,7 +188,7 @@ export const GLOSSARY = {
  "request context": "the one record of a request, from its arrival to its log line",
  "residence": "which models are in memory: loaded when a request needs one, unloaded by least recent use",
  "residual": "of a transformer: what the blocks in the middle, which a partial step leaves out, added to the hidden tensor at the last full step",
- "rival": "another model in the comparison, such as a student distilled from the teacher, by its images of the same prompts and noise",
+ "rival": "what a searched schedule is held against, by images of the same prompts and noise: the strongest schedules set by hand; in compare another model too, such as a student distilled from the teacher",
  "rollback": "a tier, or an experiment, goes back to what was before",
  "room": "what of that memory is not held",
  "row": "one row of the UNet's batch; an image takes one in each of its steps, or two with classifier-free guidance",
