@@ -28,10 +28,11 @@ def main(
     late: Annotated[list[float] | None, typer.Option(help="how much late steps count; repeat [default: the search's]")] = None,
 ) -> None:
     """Print a table: rFID and PSNR of every budget, by timesteps."""
-    config = JobConfig.model_validate_json((folder / CONFIG).read_bytes())
+    config = JobConfig.model_validate_json((folder / CONFIG).read_bytes()).as_kept()
     evaluator = Evaluator.open(config, folder)
     search, finals = evaluator.objective("search"), evaluator.objective("finals")
-    if (best := search.best_timesteps(config.correct)) is None:
+    solver = None if config.correct else evaluator.model.levels.plain_solver
+    if (best := search.best_timesteps(solver)) is None:
         raise typer.BadParameter("holds no path that steps could land on", param_hint="RUN")
     space = replace(space_of(evaluator.model, config), best=best)
     run, strongest = read(folder), dict[float, Schedule | None]()

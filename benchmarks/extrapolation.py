@@ -52,7 +52,7 @@ def main(
 ) -> None:
     """Print a table: for every ceiling of the run, or those that are named, rFID and PSNR of both."""
     run = read(folder)
-    config = JobConfig.model_validate_json((folder / CONFIG).read_bytes())
+    config = JobConfig.model_validate_json((folder / CONFIG).read_bytes()).as_kept()
     evaluator = Evaluator.open(config, folder)
     own = guidance is None or guidance == config.guidance
     if images and not own:

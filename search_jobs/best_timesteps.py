@@ -8,8 +8,8 @@ what the teacher's path holds, and no network. The sum of the steps' errors is s
 (p, i), which dynamic programming finds exactly.
 
 Watson et al. (arXiv 2106.03802) choose timesteps so by the terms of a bound on the likelihood, GITS (arXiv 2405.11326) and OSS
-(arXiv 2503.21774) by the errors of a solver's own steps; here steps are the corrected ones, of two predictions each. A partial
-step counts as if it were full: how its output differs is for the search to find out.
+(arXiv 2503.21774) by the errors of a solver's own steps, which are known as well; a search's steps are the corrected ones, of
+two predictions each. A partial step counts as if it were full: how its output differs is for the search to find out.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from engine.noise import Floats, Trajectory
+from engine.noise import Floats, NoiseLevels, Trajectory
+from registry.schedule import SolverName
 from search_jobs.fit import RIDGE
 from search_jobs.path import TeacherPath
 
@@ -45,17 +47,24 @@ class BestTimesteps:
     _known: dict[tuple[int, float], tuple[int, ...]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, path: TeacherPath, points: Trajectory, corrected: bool = True, clips: bool = False) -> BestTimesteps:
-        """Of the path that a teacher took through these points.
+    def of(
+        cls, path: TeacherPath, points: Trajectory, start: Tensor, levels: NoiseLevels, solver: SolverName | None = None
+    ) -> BestTimesteps:
+        """Of the path that a teacher took through these points of its levels.
 
-        corrected: else steps are DDIM's own, of one prediction. clips: whether the predicted clean latents are bounded.
+        start (n, c, h, w): its latents at the first of them. solver: whose own steps they are, DDIM's (or Euler's, which are
+        the same) or DPM-Solver++'s; None for corrected steps.
         """
         chosen = np.unique(np.linspace(0, len(points.timesteps) - 1, MOST_POINTS).round().astype(int))
-        inner, points = _inner_products(path, points, chosen), points.at(chosen.tolist())
+        inner, points = _inner_products(path, points, start, chosen), points.at(chosen.tolist())
         alphas, sigmas = (np.append(some, end) for some, end in zip((points.alphas, points.sigmas), points.end, strict=True))
+        if solver is None:
+            errors = _fitted(inner, alphas, levels.clips)
+        else:
+            errors = (_second_order if solver == "dpmsolver++" else _first_order)(inner, alphas, sigmas)
         total = alphas**2 + sigmas**2
-        errors = (_fitted(inner, alphas, clips) if corrected else _plain(inner, alphas, sigmas)) / total
-        return cls([round(timestep) for timestep in points.timesteps.tolist()], alphas**2 / total, errors)
+        timesteps = [max(round(timestep), levels.first_timestep) for timestep in points.timesteps.tolist()]
+        return cls(timesteps, alphas**2 / total, errors / total)
 
     def chosen(self, count: int, late: float) -> tuple[int, ...] | None:
         """`count` of the timesteps, the first of them included; None where there are not so many.
@@ -88,15 +97,14 @@ class BestTimesteps:
         return tuple(self.timesteps[step] for step in reversed(steps))
 
 
-def _inner_products(path: TeacherPath, points: Trajectory, chosen: NDArray[np.intp]) -> Floats:
+def _inner_products(path: TeacherPath, points: Trajectory, start: Tensor, chosen: NDArray[np.intp]) -> Floats:
     """Means over elements of products of the path's tensors: latents at the chosen points, clean latents there, and the end."""
     total: Any = 0
     for image in range(path.end.shape[0]):  # one at a time: in float64 all of them would be large
         clean, noise = (some[:, image].flatten(1).double() for some in (path.clean, path.noise))
         alphas, sigmas = (torch.as_tensor(some, device=clean.device)[:, None] for some in (points.alphas, points.sigmas))
-        latents = torch.cat(
-            [alphas[:1] * clean[:1] + sigmas[:1] * noise[:1], alphas[1:] * clean[:-1] + sigmas[1:] * noise[:-1]]
-        )
+        first = start[image].flatten()[None].double()
+        latents = torch.cat([first, alphas[1:] * clean[:-1] + sigmas[1:] * noise[:-1]])
         rows = torch.cat([latents[chosen], clean[chosen], noise[chosen], path.end[image].flatten()[None].double()])
         total = total + rows @ rows.T
     products: Floats = (total / path.end.numel()).cpu().numpy()
@@ -119,7 +127,7 @@ def _fitted(inner: Floats, alphas: Floats, clips: bool) -> Floats:
     return errors
 
 
-def _plain(inner: Floats, alphas: Floats, sigmas: Floats) -> Floats:
+def _first_order(inner: Floats, alphas: Floats, sigmas: Floats) -> Floats:
     """Errors (n + 1, n, n + 1) of DDIM's steps (arXiv 2010.02502, equation 12), whatever was before."""
     points = len(alphas) - 1
     errors = np.full((points + 1, points, points + 1), np.inf)
@@ -127,6 +135,25 @@ def _plain(inner: Floats, alphas: Floats, sigmas: Floats) -> Floats:
         targets = [*range(at + 1, points), 3 * points]
         weights = np.stack([alphas[at + 1 :], sigmas[at + 1 :]])
         errors[: at + 1, at, at + 1 :] = _left(inner, [points + at, 2 * points + at], targets, weights)
+    return errors
+
+
+def _second_order(inner: Floats, alphas: Floats, sigmas: Floats) -> Floats:
+    """Errors (n + 1, n, n + 1) of the steps of DPM-Solver++(2M), as `engine.solvers` has them; the last ends at x₀."""
+    points = len(alphas) - 1
+    errors = np.full((points + 1, points, points + 1), np.inf)
+    with np.errstate(divide="ignore"):
+        lambdas = np.log(alphas[:-1] / sigmas[:-1])
+    for before in range(-1, points):
+        for at in range(before + 1, points):
+            known = [at, points + at] + [points + before] * (before >= 0)
+            step = lambdas[at + 1 :] - lambdas[at]
+            phi = -alphas[at + 1 : -1] * np.expm1(-step)
+            half = 0.5 * step / (lambdas[at] - lambdas[before]) if before >= 0 and np.isfinite(lambdas[before]) else 0 * phi
+            to_end = np.array([0.0, 1.0, 0.0])
+            weights = np.stack([sigmas[at + 1 : -1] / sigmas[at], phi * (1 + half), -phi * half])
+            weights = np.column_stack([weights, to_end])[: len(known)]
+            errors[before + 1, at, at + 1 :] = _left(inner, known, [*range(at + 1, points), 3 * points], weights)
     return errors
 
 

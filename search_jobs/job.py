@@ -104,7 +104,8 @@ class Job:
         fitted on."""
         space = self.space
         if space.retime:
-            space = replace(space, best=self.evaluator.objective(FITTED[-1]).best_timesteps(self.config.correct))
+            solver = None if self.config.correct else space.levels.plain_solver
+            space = replace(space, best=self.evaluator.objective(FITTED[-1]).best_timesteps(solver))
         return Search(self.config, space, evaluations, self.cost)
 
     def by_hand(self) -> dict[float, list[Baseline]]:

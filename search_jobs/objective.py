@@ -23,7 +23,7 @@ from evaluation import Extractor, Features, clip_score, frechet_distance, psnr
 from evaluation.distance import Gaussian
 from evaluation.paired import resampled
 from registry.errors import InvalidInput
-from registry.schedule import STOCHASTIC, Schedule
+from registry.schedule import STOCHASTIC, Schedule, SolverName
 from search_jobs.best_timesteps import BestTimesteps
 from search_jobs.config import WORST
 from search_jobs.measurement import Measurement, intervals, rounded
@@ -180,15 +180,16 @@ class Objective:
             accuracy=whole.get("accuracy"),
         )
 
-    def best_timesteps(self, corrected: bool) -> BestTimesteps | None:
-        """The best timesteps along the teacher's path, for steps with corrections or without.
+    def best_timesteps(self, solver: SolverName | None = None) -> BestTimesteps | None:
+        """The best timesteps along the teacher's path, for corrected steps or a solver's own.
 
         None where no path is kept, or it is a stochastic solver's, which no step can land on.
         """
         path, levels = self.teacher_outputs.path, self.teacher.levels
         if path is None or self.teacher.schedule.solver.name in STOCHASTIC:
             return None
-        return BestTimesteps.of(path, path_of(self.teacher.schedule, levels), corrected, levels.clips)
+        start = self.teacher.start * self.noise
+        return BestTimesteps.of(path, path_of(self.teacher.schedule, levels), start, levels, solver)
 
     @property
     def teacher_macs(self) -> int:

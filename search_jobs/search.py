@@ -16,7 +16,7 @@ from search_jobs.optimiser import Evolution
 from search_jobs.screening import screened, strongest
 from search_jobs.space import LATE, Space
 
-LARGER = 2  # times a generation are the first children, where each of what can be set by hand is several by its timesteps
+LARGER = 2  # times a generation are the first children: most of what can be set by hand is several by its timesteps
 
 
 def space_of(model: Model, config: JobConfig) -> Space:
@@ -62,13 +62,13 @@ class Search:
         Corrections change how baselines rank, but what is best with them is among the best few without. Each comes at the best
         timesteps for as many steps, whatever late steps count, and the very best at its own as well.
         """
-        ranked, larger = screened(self.evaluations, every), LARGER if self.space.best else 1
+        ranked = screened(self.evaluations, every)
         self.rivals = strongest(self.evaluations, ranked)
         for baselines in ranked.values():
             genomes = [genome for baseline in baselines if (genome := self.space.adopt(baseline.schedule)) is not None]
             children = [self.space.retimed(genome, late) for genome in genomes for late in LATE]
             children[1:1] = genomes[:1]
-            self.evolution.initial += list(dict.fromkeys(children))[: max(1, larger * self.config.population // len(every))]
+            self.evolution.initial += list(dict.fromkeys(children))[: max(1, LARGER * self.config.population // len(every))]
 
     def run(self) -> None:
         """All generations of the configuration, or those until somebody interrupts one; the first must be whole."""

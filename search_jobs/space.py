@@ -109,7 +109,7 @@ class Space:
     def retimed(self, genome: Genome, late: float) -> Genome:
         """The genome at the best timesteps for as many steps; as it is, where none are known. late: see `BestTimesteps`."""
         chosen = self.best and self.best.chosen(genome.computed, late)
-        timesteps = chosen and self._descending([max(timestep, self.levels.first_timestep) for timestep in chosen])
+        timesteps = chosen and self._descending(chosen)
         return genome._replace(timesteps=timesteps) if timesteps else genome
 
     def adopt(self, schedule: Schedule) -> Genome | None:
@@ -132,11 +132,13 @@ class Space:
         return self._in_form(Genome(solver, tuple(segments), timesteps))
 
     def _descending(self, timesteps: Sequence[int]) -> tuple[int, ...] | None:
-        """The timesteps, moved apart by one where they meet; None where there is no room."""
+        """The timesteps, moved apart by one where they meet, down or at the end up; None where there is no room for so many."""
         apart: list[int] = []
         for timestep in timesteps:
             apart.append(min(timestep, apart[-1] - 1) if apart else timestep)
-        return tuple(apart) if apart[-1] >= self.levels.first_timestep else None
+        least = range(self.levels.first_timestep + len(apart) - 1, self.levels.first_timestep - 1, -1)
+        apart = [max(pair) for pair in zip(apart, least, strict=True)]
+        return tuple(apart) if apart[0] <= self.levels.last_timestep else None
 
     def _in_form(self, genome: Genome) -> Genome:
         """The genome, with its partial steps directly after the full ones if the space has the paper's form."""

@@ -10,7 +10,7 @@ from benchmarks.forecast.forecasts import Recipe, taylor
 from engine.noise import NoiseLevels
 from registry.schedule import Blocks, Schedule
 from search_jobs.baselines import Baseline, Baselines
-from search_jobs.screening import PATTERNS, patterns_of
+from search_jobs.screening import PATTERNS
 
 PAPER, OURS = "the paper's space", "ours"
 OPTIMAL = "optimal timesteps"  # what is set by hand, at those that are best for its solver's own steps
@@ -123,8 +123,16 @@ def strongest(places: Mapping[Place, Sequence[Baseline]], few: Loss, more: Loss)
     return chosen
 
 
+def patterns_of(candidates: Sequence[Baseline]) -> dict[tuple[object, ...], list[Baseline]]:
+    """By solver and steps, in their order: each pattern of steps in all settings of its solver."""
+    patterns: dict[tuple[object, ...], list[Baseline]] = {}
+    for one in candidates:
+        patterns.setdefault((one.schedule.solver.name, one.schedule.segments), []).append(one)
+    return patterns
+
+
 def _screened(place: Place, candidates: Sequence[Baseline], loss: Loss) -> list[Baseline]:
     patterns = patterns_of(candidates)
     ranked = sorted((settings[0] for settings in patterns.values()), key=lambda one: loss(place, one.schedule))
-    tried = [one for best in ranked[:PATTERNS] for one in patterns[best.schedule.segments]]
+    tried = [one for best in ranked[:PATTERNS] for one in patterns[best.schedule.solver.name, best.schedule.segments]]
     return sorted([*tried, *ranked[PATTERNS:]], key=lambda one: loss(place, one.schedule))[:FINALISTS]

@@ -7,7 +7,7 @@ import json
 import os
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +28,7 @@ from benchmarks.paper.contenders import (
     at_optimal_timesteps,
     by_hand,
     in_every_setting,
+    patterns_of,
     strongest,
 )
 from benchmarks.paper.differences import RFID
@@ -39,15 +40,14 @@ from engine.loading import load
 from evaluation import Gaussian, extractor
 from evaluation.real import real_gaussian
 from registry.errors import Unsupported
-from registry.schedule import Schedule
+from registry.schedule import Schedule, SolverName
 from search_jobs.baselines import Baseline, Baselines, usual_solvers
 from search_jobs.best_timesteps import BestTimesteps
 from search_jobs.config import JobConfig, digest_of, read_prompts
 from search_jobs.evaluator import Evaluator, prompts_of
 from search_jobs.job import Job, write_json
-from search_jobs.objective import Sample
+from search_jobs.objective import Objective, Sample
 from search_jobs.progress import Progress
-from search_jobs.screening import patterns_of
 from search_jobs.space import LATE
 from search_jobs.stages import fresh, halves
 
@@ -71,6 +71,7 @@ class ModelTable:
     device: str = "cpu"
     dtype: str = "float32"
     budgets: tuple[float, ...] = BUDGETS
+    _known: dict[SolverName, BestTimesteps] = field(default_factory=dict)
 
     def run(self) -> dict[str, Any]:
         """Measure everything, the dearest cost first; `summary.json` is written anew after each."""
@@ -134,17 +135,22 @@ class ModelTable:
 
     def _retimed(self, schedule: Schedule) -> list[Schedule]:
         """A schedule at the best timesteps for as many of its solver's own steps, whatever late ones count."""
-        counts = schedule.counts()
-        chosen = dict.fromkeys(self.optimal.chosen(counts["full"] + counts["partial"], late) for late in LATE)
-        return [schedule.model_copy(update={"timesteps": timesteps}) for timesteps in chosen if timesteps]
+        counts, solver = schedule.counts(), schedule.solver.model_copy(update={"karras": False})  # whose levels leave no choice
+        chosen = dict.fromkeys(self._optimal(solver.name).chosen(counts["full"] + counts["partial"], late) for late in LATE)
+        changed = schedule.model_copy(update={"solver": solver}).model_dump()
+        return [Schedule.model_validate(changed | {"timesteps": timesteps}) for timesteps in chosen if timesteps]
+
+    def _optimal(self, solver: SolverName) -> BestTimesteps:
+        """By the errors of the solver's own steps along the teacher's path, of the images that the first search fitted on."""
+        if solver not in self._known:
+            best = self._fitted_on.best_timesteps(solver)
+            assert best is not None, "corrections are fitted on these images, and distilled models have no table"
+            self._known[solver] = best
+        return self._known[solver]
 
     @cached_property
-    def optimal(self) -> BestTimesteps:
-        """By the errors of the solver's own steps along the teacher's path, of the images that the first search fitted on."""
-        folder, config = self.folder / "searches" / "ours-0", self._config(OURS, 0)
-        best = Evaluator.open(config, folder).objective("search").best_timesteps(corrected=False)
-        assert best is not None, "corrections are fitted on these images, and distilled models have no table"
-        return best
+    def _fitted_on(self) -> Objective:
+        return Evaluator.open(self._config(OURS, 0), self.folder / "searches" / "ours-0").objective("search")
 
     def recipe(self, place: Place, schedule: Schedule) -> Recipe:
         """What images of a schedule are made by at a place."""
