@@ -123,19 +123,21 @@ def test_each_pattern_is_screened_and_the_best_of_them_in_every_setting(tmp_path
         assert one.rivals[budget] == best[:RIVALS]
 
 
-def test_the_first_children_are_the_best_of_it_as_many_as_a_generation_has(tmp_path: Path) -> None:
+def test_the_first_children_are_the_best_of_it_twice_as_many_as_a_generation_has(tmp_path: Path) -> None:
     one, toy = search(tmp_path)
     every = by_hand()
     one.by_hand(every)
     one.generation()
     first = [task.schedule for task in toy.tasks if task.stage == "screen" and task.fitting]
-    assert len(first) == CONFIG.population
+    count = 0
     for budget, group in every.items():
         best = sorted(group, key=lambda baseline: loss_of(baseline.schedule))
         patterns = list(dict.fromkeys(baseline.schedule.segments for baseline in best))
         asked = [schedule for schedule in first if budget - 0.2 < cost_of(schedule) <= budget]
-        expected = patterns[: CONFIG.population // len(every)]
+        expected = patterns[: LARGER * CONFIG.population // len(every)]
         assert [shape(schedule.segments) for schedule in asked] == [shape(pattern) for pattern in expected], "each pattern once"
+        count += len(expected)
+    assert CONFIG.population < count == len(first)
 
 
 def test_where_the_best_timesteps_are_known_the_first_children_have_them_or_their_own(tmp_path: Path) -> None:

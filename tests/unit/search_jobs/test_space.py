@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.flow import FlowLevels
 from engine.noise import NoiseLevels, Walk
 from engine.program import compile_program
 from registry.schedule import ModelRef, Segment, SolverName
@@ -97,15 +96,16 @@ def test_where_there_are_more_steps_or_fewer_half_of_the_children_are_at_the_bes
     assert shares["elsewhere"] < 0.12, "by a second change"
 
 
-def test_a_chosen_timestep_that_is_none_of_the_models_becomes_its_first() -> None:
-    """As with a shift that moves the levels of flow matching towards the image."""
-    levels = FlowLevels(1 - np.arange(1, 1001) / 1000, 1.0, "flow_prediction", {"euler": Walk("linspace", 0)})
-    errors = np.where((BEFORE < AT) & (AT < AFTER), 1.0, np.inf)[:4, :3, :4]
-    genome = Genome("euler", (Segment(),) * 3, (900, 800, 700))
-    meeting = space(levels=levels, best=BestTimesteps([1000, 500, 0], np.ones(4), errors))
-    assert meeting.retimed(genome, 0.0).timesteps == (1000, 500, 1)
-    nowhere = space(levels=levels, best=BestTimesteps([1000, 1, 0], np.ones(4), errors))
-    assert nowhere.retimed(genome, 0.0) is genome, "there is no room"
+@given(timesteps=st.lists(st.integers(-5, 30), min_size=1, max_size=34))
+def test_timesteps_that_meet_or_pass_the_last_are_moved_apart_as_long_as_there_is_room(timesteps: list[int]) -> None:
+    levels = NoiseLevels(np.linspace(0.999, 0.001, 31), 1.0, "epsilon", {"ddim": Walk("trailing", 0)})
+    apart = space(levels=levels)._descending(sorted(timesteps, reverse=True))
+    assert (apart is None) == (len(timesteps) > 31)
+    if apart is not None:
+        assert list(apart) == sorted(set(apart), reverse=True)
+        assert (len(apart), apart[-1] >= 0, apart[0] <= 30) == (len(timesteps), True, True)
+        if min(timesteps) >= 0 and len(set(timesteps)) == len(timesteps):
+            assert list(apart) == sorted(timesteps, reverse=True), "what is apart stays"
 
 
 def test_a_space_without_retiming_stays_on_the_grid() -> None:
