@@ -260,7 +260,7 @@ def evaluate(
     steps = teacher_steps or loaded.few_steps or TEACHER_STEPS
     scale = loaded.usual_guidance if guidance is None and loaded.few_steps else asked
     held_out = ["noise"] if all_prompts or len(set(texts)) < 2 else ["noise", "prompts"]
-    if real and prompts and not all_prompts:
+    if real and not all_prompts and len(set(texts)) > 1:
         err.print("--real: half of the prompts are held against real pictures of all, unless --all-prompts is given")
     pictures = real_gaussian(real, looks, shown) if real else None
     objective = Objective(

@@ -146,6 +146,10 @@ def _chosen(folder: Path, job: Job, budgets: Sequence[float]) -> dict[float, Sch
     if report["config"]["prompts_digest"] != job.config.prompts_digest:
         message = f"{folder} is a search on other prompts, which may be held out here; search again on those of {job.folder}"
         raise InvalidInput(message, param="twin")
+    for setting in ("teacher_steps", "guidance", "sizes"):
+        theirs, ours = report["config"].get(setting), job.config.model_dump(mode="json")[setting]
+        if theirs != ours and setting in report["config"]:
+            raise InvalidInput(f"{folder} is a search with {setting} {theirs}, and {job.folder} with {ours}", param="twin")
     if not report["budgets"]:
         raise NotFound(f"{folder} chose no schedule", param="run")
     chosen = {}

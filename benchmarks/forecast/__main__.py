@@ -109,8 +109,8 @@ class Comparison:
     def figures(self, recipe: Recipe) -> Mapping[str, Resampled]:
         """rFID and PSNR on the other images."""
         own, teacher = (self.store.measured(one, self.sample(REPORT)) for one in (recipe, Recipe(self.store.teacher)))
-        cache = self.store.folder / "figures" / f"{recipe.digest[:24]}-{self.images}-{self.store.guidance:g}.npz"
-        return figures(own, teacher, None, cache)
+        key = self.store.key(self.sample(REPORT))  # the teacher, guidance, features and prompts too
+        return figures(own, teacher, None, self.store.folder / "figures" / f"{recipe.digest[:24]}-{key}.npz")
 
 
 def candidates(baselines: Baselines, budget: float, steps: int, branches: list[Branch]) -> Iterator[tuple[str, Schedule]]:

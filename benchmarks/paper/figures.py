@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,8 @@ import numpy as np
 
 from benchmarks.paper.differences import PSNR, REAL, RFID, SCORE
 from benchmarks.paper.images import MeasuredImages, write_arrays
-from evaluation import Gaussian, frechet_distance, gaussian, psnr
-from evaluation.paired import Chosen, Estimate, Resampled, resampled
+from evaluation import Features, Gaussian, frechet_distance, gaussian, psnr
+from evaluation.paired import Chosen, Estimate, Resampled, resampled, swap_test
 
 Figures = Mapping[str, Resampled]
 
@@ -45,14 +45,45 @@ def figures(images: MeasuredImages, teacher: MeasuredImages, real: Gaussian | No
     return found
 
 
-def document(own: Figures, teacher: Figures, ours: Figures) -> dict[str, Any]:
-    """The figures as JSON: each with its interval, its distance and score less the teacher's, and ours against it."""
+def chances(images: MeasuredImages, teacher: MeasuredImages, real: Gaussian | None, cache: Path) -> dict[str, float]:
+    """How likely a difference to the teacher as large as that of its distance to real images, or its score, is by chance.
+
+    Kept in a file as `figures` are.
+    """
+    if not images.finite:
+        return {}
+    if cache.is_file():
+        with np.load(cache, allow_pickle=False) as kept:
+            return {name: float(kept[name]) for name in kept.files}
+    features, scores = (
+        np.concatenate(both) for both in zip(*((one.features, one.scores) for one in (images, teacher)), strict=True)
+    )
+    differences: dict[str, Callable[[Chosen, Chosen], float]] = {}
+    if real is not None:
+        differences[REAL] = lambda own, other: to_real(features[own]) - to_real(features[other])
+    if np.isfinite(scores).all():
+        differences[SCORE] = lambda own, other: float(scores[own].mean() - scores[other].mean())
+
+    def to_real(sample: Features) -> float:
+        assert real is not None
+        return frechet_distance(gaussian(sample), real)
+
+    found = {name: swap_test(difference, len(images.features)) for name, difference in differences.items()}
+    write_arrays(cache, {name: np.array(chance) for name, chance in found.items()})
+    return found
+
+
+def document(own: Figures, teacher: Figures, ours: Figures, by_chance: Mapping[str, float]) -> dict[str, Any]:
+    """The figures as JSON: each with its interval, its distance and score less the teacher's, and ours against it.
+
+    by_chance: of `chances`, which the differences to the teacher come with.
+    """
     less = {name: own[name].less(teacher[name]) for name in (REAL, SCORE) if name in own}
     ratios = {name: ours[name].over(own[name]) for name in (RFID, REAL) if name in own and name in ours}
     apart = {name: ours[name].less(own[name]) for name in (PSNR, SCORE) if name in own and name in ours}
     return {
         "figures": _as_json({name: one.estimate() for name, one in own.items()}),
-        "less_teacher": _as_json(less),
+        "less_teacher": {name: one | {"p": by_chance.get(name, 1.0)} for name, one in _as_json(less).items()},
         "ours_over_this": _as_json(ratios),
         "ours_less_this": _as_json(apart),
     }

@@ -75,7 +75,7 @@ class ImageStore:
         return float(((own.features - teacher.features) ** 2).sum(1).mean()) if own.finite else np.inf
 
     def _part(self, recipe: Recipe, part: Sample) -> MeasuredImages:
-        place = self.folder / self._key(part)
+        place = self.folder / self.key(part)
         file = place / f"{recipe.digest}.npz"
         if not file.is_file():
             teachers = self._teachers(place, part)
@@ -123,7 +123,7 @@ class ImageStore:
             images.append(self.model.decode(latents))
         return torch.cat(images)
 
-    def _key(self, part: Sample) -> str:
+    def key(self, part: Sample) -> str:
         """A name for all that a part's measurements depend on, the recipe apart."""
         parts: tuple[object, ...] = (self.model.ref.fingerprint, self.extractor.name, self.teacher.digest, self.guidance)
         if self.model.dtype != torch.float32:

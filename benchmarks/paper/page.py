@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from benchmarks.paper.contenders import OF_UNETS, OPTIMAL, OURS, PAPER
-from benchmarks.paper.differences import EYE, PSNR, REAL, RFID, SCORE, differences
+from benchmarks.paper.differences import CHANCE, EYE, PSNR, REAL, RFID, SCORE, differences
 from benchmarks.paper.pictures import front, strip
 from benchmarks.paper.subject import FULL, WITH_REAL, WITHOUT_REAL
 from models.bundled import BUNDLED
@@ -54,9 +54,10 @@ on these images, and the lowest and highest in parentheses.
 All of these choose as a search does, by how far images' features lie from those of the teacher's image of the same noise, on
 noise of their own; none of the figures here decides anything.
 
-Intervals are 95 % bootstrap intervals, paired by noise: where that of a ratio excludes 1, or of a difference 0, the two differ.
-There are dozens of them, so one in twenty does so by chance; of a hundred images a difference in accuracy of two or three is no
-more than that.
+Intervals are 95 % bootstrap intervals, paired by noise: where that of a ratio excludes 1, the two differ. For few images those
+of distances to real are too wide. So whether a schedule is worse than the teacher is decided by a permutation test, which
+exchanges its images with the teacher's of the same noise: **p** says how often they then differ as much. There are dozens of
+tests, and one in twenty finds a difference by chance.
 """
 
 OLDER = """**Older figures**: those of {models} are of searches that did not begin at chosen timesteps, and optimal timesteps
@@ -189,8 +190,8 @@ def _differences(summary: Summary) -> str:
     about = summary["about"]
     measures = ["distance to real images"] * about["real"] + [about["score"]] * bool(about["score"])
     lines = [
-        f"Worse than the teacher: in quality, where the paired interval of {' or '.join(measures) or 'a score'}, "
-        f"less the teacher's, excludes 0 in the wrong direction; to the eye, where PSNR is below {EYE:g} dB.\n",
+        f"Worse than the teacher: in quality, where {' or '.join(measures) or 'a score'} differs from the teacher's in the "
+        f"wrong direction with p < {CHANCE:g}; to the eye, where PSNR is below {EYE:g} dB.\n",
         "| | in quality, at | to the eye, at |\n|---|---|---|",
     ]
     for kind in _kinds(summary):
@@ -234,8 +235,9 @@ def _paired(entries: Sequence[Entry], against: str, name: str) -> str:
     paired = _middle(entries)[against].get(name)
     if not paired:
         return "not finite"
-    form = "{:.3f} ({:.3f}–{:.3f})" if against == "ours_over_this" else "{:+.3f} ({:+.3f} to {:+.3f})"
-    return form.format(paired["value"], paired["low"], paired["high"])
+    if against == "ours_over_this":
+        return f"{paired['value']:.3f} ({paired['low']:.3f}–{paired['high']:.3f})"
+    return f"{paired['value']:+.3f} ({paired['low']:+.3f} to {paired['high']:+.3f}; p {paired['p']:.2g})"
 
 
 def _schedule(entries: Sequence[Entry]) -> str:

@@ -32,7 +32,7 @@ from benchmarks.paper.contenders import (
     strongest,
 )
 from benchmarks.paper.differences import RFID
-from benchmarks.paper.figures import Figures, document, figures
+from benchmarks.paper.figures import Figures, chances, document, figures
 from benchmarks.paper.images import ImageStore, MeasuredImages, write_arrays
 from benchmarks.paper.subject import SPEEDUPS, Effort, Subject
 from engine.branches import BlockPairs
@@ -205,7 +205,9 @@ class ModelTable:
                     "steps": recipe.schedule.counts(),
                     "cost": self._cost(recipe.schedule),
                     "middle": place.seed is None or place == middle[place.budget, place.kind],
-                    **document(known[place], reference, known[ours] if ours else {}),
+                    **document(
+                        known[place], reference, known[ours] if ours else {}, self._chances(recipe, images[place], teacher)
+                    ),
                 }
             )
         shown = {self.store.teacher.digest: teacher.shown}
@@ -214,14 +216,21 @@ class ModelTable:
         return {
             "about": self._about(sample, teacher),
             "speedups": [1 / budget for budget in self.budgets],
-            "teacher": {"digest": self.store.teacher.digest, **document(reference, reference, {})},
+            "teacher": {"digest": self.store.teacher.digest, **document(reference, reference, {}, {})},
             "entries": entries,
         }
 
     def _figures(self, recipe: Recipe, images: MeasuredImages, teacher: MeasuredImages) -> Figures:
+        return figures(images, teacher, self.real, self._file(recipe, images, "balanced"))
+
+    def _chances(self, recipe: Recipe, images: MeasuredImages, teacher: MeasuredImages) -> dict[str, float]:
+        return chances(images, teacher, self.real, self._file(recipe, images, "swapped"))
+
+    def _file(self, recipe: Recipe, images: MeasuredImages, kind: str) -> Path:
+        """Where what follows from a recipe's images is kept."""
         real = hashlib.sha256(b"".join(part.tobytes() for part in self.real)).hexdigest()[:12] if self.real else "alone"
-        names = (recipe.digest[:24], len(images.errors), self.effort.part, real, "balanced")
-        return figures(images, teacher, self.real, self.folder / "figures" / ("-".join(map(str, names)) + ".npz"))
+        names = (recipe.digest[:24], len(images.errors), self.effort.part, real, kind)
+        return self.folder / "figures" / ("-".join(map(str, names)) + ".npz")
 
     def _about(self, sample: Sample, teacher: MeasuredImages) -> dict[str, Any]:
         """What was measured, with what, where and when."""

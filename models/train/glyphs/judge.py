@@ -4,7 +4,7 @@
     python -m models.train.glyphs.judge draw models/glyphs-ldm --guidance 2 --count 4960 --out runs/ldm-2.npy
     python -m models.train.glyphs.judge compare models/glyphs-ldm runs/ldm-2.npy --out runs/ldm-2
 
-Distances are in the features of MODEL/features, between as many pictures on both sides unless it says otherwise.
+Distances are in the features of MODEL/features, to all held-out pictures; of `compare`'s lines each is of as many pictures.
 """
 
 from __future__ import annotations

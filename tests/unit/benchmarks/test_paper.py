@@ -106,6 +106,7 @@ def test_every_kind_is_in_the_table_that_is_as_cheap(undisturbed: tuple[Path, di
         assert entry["cost"] <= 0.5
         assert {"rfid", "psnr", "to_real"} == entry["figures"].keys(), "an unconditional model has no score"
         assert entry["figures"]["rfid"]["low"] < entry["figures"]["rfid"]["high"]
+        assert 0 < entry["less_teacher"]["to_real"]["p"] <= 1
     ours = [entry for entry in entries if entry["kind"] == OURS]
     assert all(entry["ours_over_this"]["rfid"] == {"value": 1, "low": 1, "high": 1} for entry in ours), "against itself"
     assert undisturbed[1]["teacher"]["figures"]["rfid"]["value"] == pytest.approx(0, abs=1e-6)
@@ -299,16 +300,16 @@ def test_what_a_transformer_computes_of_a_partial_step_says_what_it_competes_as(
     assert kinds(1, 0, "cached fewer-step dpmsolver++") == ["uniform caching on fewer steps", *taylor]
 
 
-def entry(speedup: float, low: float | None, high: float | None = None, psnr: float = 40.0) -> dict[str, Any]:
-    less = {} if low is None else {"to_real": {"value": low, "low": low, "high": low if high is None else high}}
-    return {"speedup": speedup, "figures": {"psnr": {"value": psnr}}, "less_teacher": less}
+def entry(speedup: float, less: float | None, p: float = 0.01, psnr: float = 40.0) -> dict[str, Any]:
+    to_real = {} if less is None else {"to_real": {"value": less, "p": p}}
+    return {"speedup": speedup, "figures": {"psnr": {"value": psnr}}, "less_teacher": to_real}
 
 
-def test_images_differ_where_the_paired_interval_leaves_zero_in_the_wrong_direction() -> None:
-    assert differences([entry(2, -1, 1), entry(5, 0.1, 1), entry(8, 0.2, 1)]) == ([5, 8], [])
-    assert differences([entry(2, -2, -1), entry(5, -1, 1)]) == ([], []), "nearer than the teacher is no fault"
-    assert differences([entry(8, 0.1, 1, 20.0), entry(2, None, psnr=29.9)]) == ([8], [2, 8])
-    worse = {"speedup": 2, "figures": {"psnr": {"value": 50}}, "less_teacher": {"score": {"low": -3, "high": -1}}}
+def test_images_differ_where_a_difference_in_the_wrong_direction_is_none_of_chance() -> None:
+    assert differences([entry(2, 0.1, 0.3), entry(5, 0.1), entry(8, 0.2)]) == ([5, 8], [])
+    assert differences([entry(2, -1), entry(5, 0.0)]) == ([], []), "nearer than the teacher is no fault"
+    assert differences([entry(8, 0.1, psnr=20.0), entry(2, None, psnr=29.9)]) == ([8], [2, 8])
+    worse = {"speedup": 2, "figures": {"psnr": {"value": 50}}, "less_teacher": {"score": {"value": -3, "p": 0.04}}}
     assert differences([worse]) == ([2], [])
     assert differences([{"speedup": 3, "figures": {}, "less_teacher": {}}]) == ([3], [3]), "not finite"
 

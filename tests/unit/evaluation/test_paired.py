@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
+from scipy.stats import binomtest
 
-from evaluation import frechet_distance
-from evaluation.paired import Estimate, Resampled, resampled
+from evaluation import frechet_distance, gaussian
+from evaluation.paired import Chosen, Estimate, Resampled, resampled, swap_test
 
 DIMENSIONS, IMAGES = 4, 300
 Sample = NDArray[np.float64]
@@ -80,9 +81,38 @@ def test_an_estimate_without_bias_is_the_percentiles_and_one_with_bias_is_moved(
     assert (moved.low, moved.high) == pytest.approx((plain.low, plain.high))
 
 
+@pytest.mark.parametrize(("lost", "won"), [(1, 0), (3, 0), (6, 0), (9, 1), (5, 4)])
+def test_of_won_and_lost_images_it_is_the_sign_test(lost: int, won: int) -> None:
+    less = np.zeros(100)
+    less[:lost], less[lost : lost + won] = -1, 1
+    scores = np.concatenate([less, np.zeros(100)])
+    p = swap_test(lambda own, other: float(scores[own].mean() - scores[other].mean()), 100, 4000)
+    assert p == pytest.approx(binomtest(won, lost + won).pvalue, abs=0.03)
+
+
+def test_equal_schedules_differ_about_as_often_as_it_says_and_unequal_ones_mostly() -> None:
+    """In a distance to a third sample of as many images as would make the bootstrap blind: hardly more than dimensions."""
+    rng, count, dimensions = np.random.default_rng(5), 40, 24
+    real = gaussian(rng.standard_normal((5000, dimensions)))
+
+    def found(shift: float) -> bool:
+        shared = rng.standard_normal((count, dimensions))
+        own, other = (shared + 0.3 * rng.standard_normal(shared.shape) + move for move in (shift, 0.0))
+
+        images = np.concatenate([own, other])
+
+        def difference(first: Chosen, second: Chosen) -> float:
+            return frechet_distance(gaussian(images[first]), real) - frechet_distance(gaussian(images[second]), real)
+
+        return swap_test(difference, count, 60) < 0.05
+
+    assert np.mean([found(0.0) for _ in range(60)]) <= 0.15
+    assert np.mean([found(0.25) for _ in range(20)]) >= 0.6
+
+
 @pytest.mark.parametrize("lost", [1, 2])
 def test_a_few_lost_of_a_hundred_are_no_difference_whichever_they_are(lost: int) -> None:
-    """By the sign test two of two are none, p = 0.5: an interval that excluded 0 would tell one image from another."""
+    """An interval that excluded 0 would tell one image from another."""
     rng = np.random.default_rng(4)
     for _ in range(20):
         won = np.ones(100)
