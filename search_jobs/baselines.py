@@ -17,7 +17,7 @@ from engine.noise import NoiseLevels
 from registry.errors import FlexiError
 from registry.schedule import KARRAS, MAX_TEACHER_STEPS, Branch, ModelRef, Schedule, Segment, Solver, SolverName, Spacing
 
-BRANCHES = 4  # of a UNet at most: deeper ones cost more than the full step that they save
+BRANCHES = 4  # of a UNet at most, the cheapest: on emoji64 the others cost 0.69 to 0.95 of the full step that they replace
 SOLVERS: tuple[SolverName, ...] = ("ddim", "dpmsolver++")
 CENTRES, POWERS = (0.3, 0.5), (1.2, 1.4)  # of non-uniform DeepCache, the first as a share of the trajectory
 

@@ -3,9 +3,10 @@
 A corrected step from the teacher's latent x_i, with the clean latent x₀_i predicted there and the one x₀_p predicted at the
 computed step before, lands on the combination of the three that is nearest to the teacher's latent x_j: corrections are fitted
 so (`search_jobs.fit`; where x₀ is clipped, the clipped one counts as the solver has it, and with guidance a fit has one number
-more, so that the error is an upper bound). What is left of the distance is the step's local error. It takes inner products of
-what the teacher's path holds, and no network. The sum of the steps' errors is smallest on the shortest way through the pairs
-(p, i), which dynamic programming finds exactly.
+more, so that the error is an upper bound). What is left of the distance is the step's local error, and with it a share of what
+the step takes of its predictions: they are made off the path, and two that are close together are taken many times. It needs
+inner products of what the teacher's path holds, and no network. The sum of the steps' errors is smallest on the shortest way
+through the pairs (p, i), which dynamic programming finds exactly.
 
 Watson et al. (arXiv 2106.03802) choose timesteps so by the terms of a bound on the likelihood, GITS (arXiv 2405.11326) and OSS
 (arXiv 2503.21774) by the errors of a solver's own steps, which are known as well; a search's steps are the corrected ones, of
@@ -28,6 +29,7 @@ from registry.schedule import SolverName
 from search_jobs.fit import RIDGE
 from search_jobs.path import TeacherPath
 
+OFF = 1e-4  # squared, relative: how far predictions are taken to be from the path's, where corrected steps are made of them
 FAINT = 1e-9  # signal that counts as some: pure noise has none, and no step lands there
 MOST_POINTS = 64  # of the teacher's steps are tried, at even distances where it has more: errors take the cube of them
 
@@ -112,7 +114,7 @@ def _inner_products(path: TeacherPath, points: Trajectory, start: Tensor, chosen
 
 
 def _fitted(inner: Floats, alphas: Floats, clips: bool) -> Floats:
-    """Errors (n + 1, n, n + 1) of the best linear steps: what least squares leave of each target."""
+    """Errors (n + 1, n, n + 1) of the best linear steps: what they leave of each target, and what predictions are off."""
     points = len(alphas) - 1
     errors = np.full((points + 1, points, points + 1), np.inf)
     for before in range(-1, points):
@@ -123,7 +125,8 @@ def _fitted(inner: Floats, alphas: Floats, clips: bool) -> Floats:
             within, weight = inner[np.ix_(known, known)], inner.diagonal()[known]
             across = inner[np.ix_(known, targets)] - inner[np.ix_(known, [points + at])] * kept
             weights = np.linalg.solve(within + np.diag(np.where(weight > 0, RIDGE * weight, 1)), across)
-            errors[before + 1, at, at + 1 :] = _left(inner, [*known, points + at], targets, np.vstack([weights, kept]))
+            off = OFF * (weights[1:] ** 2 * weight[1:, None]).sum(0)
+            errors[before + 1, at, at + 1 :] = _left(inner, [*known, points + at], targets, np.vstack([weights, kept])) + off
     return errors
 
 

@@ -22,7 +22,7 @@ RUNGS = ("screen", "search", "select")  # of the ladder that children climb
 FITTED = ("screen", "search")  # where a schedule gets its corrections; later stages take them as they are
 EXTRAPOLATED = "search"  # where it gets extrapolations too, which take UNet calls of their own: `screen` discards without
 STAGES = 4  # that draw noise of their own, so a search of seed s draws from 4 s + 1 to 4 s + 4
-FRESH = STAGES * (MAX_SEED + 1) + 1  # the first draw that is no search's
+FRESH = STAGES * (MAX_SEED + 1) + 1  # the first draw that is no search's, by its numbers: torch takes 32 bits of them
 
 
 class Stage(NamedTuple):

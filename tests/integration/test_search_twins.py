@@ -1,6 +1,7 @@
 """A search held against another one of the same model: small, with random weights."""
 
 import gc
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -75,6 +76,18 @@ def test_a_twin_of_another_seed_is_measured_on_images_that_neither_was_fitted_on
 def test_a_twin_on_other_prompts_is_refused(own: Searched) -> None:
     with pytest.raises(InvalidInput, match="stranger is a search on other prompts") as caught:
         compare(own.job, [CEILING], [own.place / "stranger"])
+    assert caught.value.param == "twin"
+
+
+@pytest.mark.parametrize(("setting", "theirs"), [("teacher_steps", 8), ("guidance", 7.5), ("sizes", ["16x32"])])
+def test_a_twin_of_another_teacher_is_refused(own: Searched, tmp_path: Path, setting: str, theirs: object) -> None:
+    """Whose costs and images are others."""
+    report = json.loads((own.place / "twin" / "report.json").read_text())
+    report["config"][setting] = theirs
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "report.json").write_text(json.dumps(report))
+    with pytest.raises(InvalidInput, match=f"other is a search with {setting}") as caught:
+        compare(own.job, [CEILING], [tmp_path / "other"])
     assert caught.value.param == "twin"
 
 
