@@ -15,12 +15,13 @@ from registry.errors import Conflict, InvalidInput, NotFound, Overloaded, StoreU
 from server.access.keys import Key
 from server.errors import DeadlineExceeded, GenerationFailed, MarkingFailed, NotReady, QuotaExceeded
 from server.jobs import job_run, runner
-from server.jobs.job_store import ENDED, OPEN
+from server.jobs.job_store import ENDED, IDEMPOTENT, OPEN
 from server.jobs.jobs import JobLimits
 from server.jobs.leases import HOLDERS
 from server.jobs.leftovers import Leftovers
 from server.jobs.record import ImageJob
 from server.jobs.runner import MAX_ATTEMPTS
+from server.storage import sweeper
 from server.storage.async_store import AsyncStore
 from server.storage.kept_files import FOLDER
 from server.storage.sweeper import GRACE, Sweeper
@@ -434,12 +435,51 @@ def test_all_that_jobs_leave_is_gone_when_its_time_is_over(store):
         await worker.die()
         own = AsyncStore(lambda: store)
         leftovers = Leftovers(own, lambda: now)
-        sweeper = Sweeper(own, [FOLDER, OPEN, ENDED], [leftovers.sweep], lambda: now)
-        assert await sweeper.sweep() == 0
+        broom = Sweeper(own, [FOLDER, OPEN, ENDED], [leftovers.sweep], lambda: now)
+        assert await broom.sweep() == 0
         assert len(keys(store, "_")) == 5  # a file, an end, an open job, an idempotency key and a beat
-        assert await sweeper.sweep() == 1, "the beat stands still"
+        assert await broom.sweep() == 1, "the beat stands still"
         now += LIMITS.seconds + LIMITS.keep_seconds + GRACE + 1
-        assert await sweeper.sweep() == 4
+        assert await broom.sweep() == 4
         assert keys(store, "") == []
 
     asyncio.run(go())
+
+
+def test_an_idempotency_key_that_cannot_be_read_keeps_nothing_else_in_the_store(store, caplog):
+    async def go():
+        now = time.time()
+        worker = Worker(store, clock=lambda: now)
+        await worker.end_of(await worker.bring(idempotency=("k", b"x")))
+        damaged = f"{IDEMPOTENT}anna/{'0' * 64}.json"
+        store.create(damaged, b'{"job_id": "job-of-tomorrow"}')
+        leftovers = Leftovers(AsyncStore(lambda: store), lambda: now)
+        assert await leftovers.sweep() == 0
+        now += LIMITS.seconds + LIMITS.keep_seconds + GRACE + 1
+        assert await leftovers.sweep() == 1
+        assert keys(store, IDEMPOTENT) == [damaged]
+
+    asyncio.run(go())
+    assert sum("idempotency key is left alone" in record.getMessage() for record in caplog.records) == 1
+
+
+def test_a_sweeper_goes_on_after_whatever_goes_wrong(store, monkeypatch, caplog):
+    async def go():
+        monkeypatch.setattr(sweeper, "PAUSE", 0.0)
+        tries, went_on = iter([StoreUnavailable("away", param="registry"), ZeroDivisionError()]), asyncio.Event()
+
+        async def other():
+            if error := next(tries, None):
+                raise error
+            went_on.set()
+            return 0
+
+        task = asyncio.create_task(Sweeper(AsyncStore(lambda: store), [], [other]).follow())
+        waits = asyncio.create_task(went_on.wait())
+        await asyncio.wait([task, waits], return_when=asyncio.FIRST_COMPLETED)
+        task.cancel()
+        waits.cancel()
+        assert went_on.is_set()
+
+    asyncio.run(go())
+    assert sum(record.exc_info is not None for record in caplog.records) == 1, "a fault of ours shows where it is"
