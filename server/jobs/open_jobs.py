@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from time import monotonic
 
 from server.jobs.job_store import OpenJob
@@ -76,11 +76,9 @@ class OpenJobs:
         now = self._clock()
         return [known for known in self if known.job.holder is None and known.job.deadline <= now]
 
-    def export(self, running: Mapping[str, object]) -> None:
+    def export(self) -> None:
         """Say in metrics what there is."""
-        here = sum(place in self._jobs for place in running)
-        elsewhere = sum(known.job.state == "running" and known.job.place not in running for known in self)
-        metrics.jobs.labels("queued").set(len(self._jobs) - here - elsewhere)
-        metrics.jobs.labels("running").set(here + elsewhere)
-        waiting = [self._clock() - known.job.created for known in self if known.job.place not in running]
+        waiting = [self._clock() - known.job.created for known in self if known.job.state == "queued"]
+        metrics.jobs.labels("queued").set(len(waiting))
+        metrics.jobs.labels("running").set(len(self._jobs) - len(waiting))
         metrics.oldest_job_seconds.set(max(waiting, default=0.0))

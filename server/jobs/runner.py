@@ -87,7 +87,7 @@ class JobRunner:
                 log.exception("looking for jobs failed")
             else:
                 self._faults.mended("store")
-            self.known.export(self._running)
+            self.known.export()
             with suppress(TimeoutError):
                 async with asyncio.timeout(max(0.0, next_look - monotonic())):
                     await self._wake.wait()
