@@ -52,13 +52,16 @@ class JobStore:
         job = was.job.model_copy(update=changes)
         return OpenJob(job, await self.store.swap(OPEN + job.place, job.document(), was.etag))
 
-    async def end(self, end: JobEnd) -> bool:
-        """Say how a job ended; False where somebody has said it before."""
+    async def end(self, end: JobEnd) -> JobEnd:
+        """Say how a job ended. Returns how it did: this very object, or another where somebody else has said it before."""
+        key, said = ENDED + end.job.place, end.document()
         try:
-            await self.store.create(ENDED + end.job.place, end.document())
+            await self.store.create(key, said)
         except Conflict:
-            return False
-        return True
+            first = await self.store.get(key)
+            if first.data != said:  # it may have been said here, and the answer was lost
+                return JobEnd.read(key, first.data)
+        return end
 
     async def ended(self, place: str) -> JobEnd | None:
         """How a job ended; None if it has not."""
