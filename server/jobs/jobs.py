@@ -6,10 +6,11 @@ import hashlib
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from registry.document import canonical
-from registry.errors import Conflict, InvalidInput, NotFound, Overloaded, Unsupported
+from registry.errors import Conflict, FlexiError, InvalidInput, NotFound, Overloaded, Unsupported
 from server.access.keys import Key
 from server.api import GenerateRequest
 from server.errors import Cancelled
@@ -129,15 +130,13 @@ class Jobs:
         return [job for job in found if job], more
 
     async def cancel(self, owner: str, job_id: str) -> ImageJob | JobEnd:
-        """End a job, wherever it runs; one that has ended stays as it is. Raises `NotFound`."""
+        """End a job, wherever it runs; one that has ended stays as it is. Raises `NotFound`, `StoreUnavailable`."""
         found = await self.find(owner, job_id)
-        if isinstance(found, JobEnd):
-            return found
-        end = self._run.failed(found, Cancelled())
-        self.runner.stop(found.place)
-        await self.runner.finish(end)
-        await self._store.close(found)  # also with a webhook: whoever runs the job sees it there
-        return await self.find(owner, job_id)
+        end = found if isinstance(found, JobEnd) else await self.runner.end(self._run.failed(found, Cancelled()))
+        if end.state == "cancelled":
+            with suppress(FlexiError):  # it has ended: whoever comes upon its open record does the rest
+                await self.runner.drop(end.job)
+        return end
 
 
 def digest_of(endpoint: str, body: object, webhook: str | None) -> bytes:

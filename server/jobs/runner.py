@@ -12,10 +12,10 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from time import monotonic
-from typing import TypeVar
 
 from registry.errors import Conflict, FlexiError, Overloaded, StoreUnavailable, Tampered
 from server.errors import GenerationFailed, NotReady
@@ -23,18 +23,18 @@ from server.jobs.job_run import JobRun
 from server.jobs.job_store import JobStore, OpenJob
 from server.jobs.leases import Lease, OtherHolders
 from server.jobs.open_jobs import OpenJobs
+from server.jobs.patience import Patience
 from server.jobs.record import ImageJob, JobEnd
 from server.jobs.webhooks import WebhookSender
 from server.telemetry import metrics
 from server.telemetry.faults import Faults
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 MAX_ATTEMPTS = 3  # workers that may die on a job before it counts as the job's fault
 BEATS = 3  # in the time of a lease
 CLOSE_SECONDS = 5.0  # for giving back what this worker holds
-RETRY_SECONDS = 2.0  # after the store did not take a record
+RETRY_SECONDS = 2.0  # after something here could not serve a job, and did not say when it can
 MODEL_SECONDS = 30.0  # after a model could not serve a job: as long as a failed one waits for its next load
 
 
@@ -74,6 +74,7 @@ class JobRunner:
         self._holding = asyncio.Lock()  # while it is decided whether this worker holds anything
         self._beat: asyncio.Task[None] | None = None
         self._faults = Faults(log)
+        self._patience = Patience(clock)
 
     async def follow(self, seconds: float) -> None:
         """Look for work for ever, with pauses of so many seconds, or as soon as there is something new here."""
@@ -106,9 +107,15 @@ class JobRunner:
         before = self.known.places() | self._running.keys()
         listed = set(await self._store.places())
         for place in before - listed:  # what was added meanwhile may not be listed yet
-            self.stop(place)
+            self.known.forget(place)
+            if task := self._running.get(place):
+                task.cancel()
         for place in listed - self.known.places():
             await self._read(place)
+        for job in [known.job for known in self.known if known.job.webhook and known.job.place in self._running]:
+            with suppress(Tampered):
+                if (end := await self._store.ended(job.place)) and end.state == "cancelled":  # it is open for its webhook
+                    await self.drop(job)
         others = {known.job.holder for known in self.known if known.job.holder} - {self._lease.holder}
         self._lost = {self._lease.holder} | await self._others.gone(others)
 
@@ -122,18 +129,26 @@ class JobRunner:
                 return
             await self._claim(known)
 
-    def stop(self, place: str) -> None:
-        """Somebody has ended this job: it needs no more work."""
-        self.known.forget(place)
-        if task := self._running.get(place):
-            task.cancel()
-
-    async def finish(self, end: JobEnd) -> None:
-        """Say how a job ended, unless somebody has; then call its webhook, and close it. It waits for a store that is away."""
-        said = await self._insist(end.job, lambda: self._store.end(end))
+    async def end(self, end: JobEnd) -> JobEnd:
+        """Say how a job ended; returns how it did, if somebody has said that before. Raises `StoreUnavailable`."""
+        said = await self._store.end(end)
         if said is end:
             self._count(end)
-        await self._conclude(said or end)
+        return said
+
+    async def drop(self, job: ImageJob) -> None:
+        """Make nothing more for a job that was cancelled, and close it. Raises `StoreUnavailable`.
+
+        Where its webhook is owed, whoever holds it will close it: this worker, if nobody does.
+        """
+        if task := self._running.get(job.place):
+            task.cancel()
+            await asyncio.wait([task])
+        if not job.webhook:
+            await self._store.close(job)
+            self.known.forget(job.place)
+        elif (known := await self._store.open(job.place)) and known.job.holder in (None, self._lease.holder):
+            await self._claim(known)
 
     async def close(self) -> None:
         """Give back what is not done, for others to begin at once, as far as the store takes it in a few seconds."""
@@ -169,6 +184,8 @@ class JobRunner:
         """Take a job in hand, whatever is left to do for it."""
         job, place = known.job, known.job.place
         async with self._holding:
+            if place in self._in_hand:
+                return
             if self._beat is None:
                 await self._lease.renew()
                 self._beat = asyncio.create_task(self._keep_beating())
@@ -193,10 +210,13 @@ class JobRunner:
         """Whatever is left to do for a job."""
         job = claimed.job
         try:
-            if end := await self._insist(job, lambda: self._store.ended(job.place)):  # somebody has said so, and then died, say
+            end = await self._patience.insist(
+                job, partial(self._store.ended, job.place)
+            )  # it was cancelled, or its worker died
+            if end is None and (made := await self._made(claimed)):
+                end = await self._patience.insist(job, partial(self.end, made))
+            if end:
                 await self._conclude(end)
-            elif end := await self._made(claimed):
-                await self.finish(end)
         except FlexiError as error:  # this version cannot read how it ended
             self._leave_alone(job.place, error)
         except Exception:
@@ -214,7 +234,7 @@ class JobRunner:
             of_model = isinstance(error, NotReady) and error.param == "model"
             seconds = MODEL_SECONDS if of_model else getattr(error, "retry_after", RETRY_SECONDS)
             self.known.pause(job.owner.name, seconds, job.request.model if of_model else None)
-            await self._insist(job, lambda: self._give_back(claimed))
+            await self._patience.insist(job, partial(self._give_back, claimed))
             return None
         except FlexiError as error:
             return self._run.failed(job, error)
@@ -227,7 +247,7 @@ class JobRunner:
         if end.job.webhook and self._webhooks:
             self._deliver(end, self._webhooks)
         else:
-            await self._insist(end.job, lambda: self._store.close(end.job))
+            await self._patience.insist(end.job, partial(self._store.close, end.job))
         self.known.forget(end.job.place)
 
     async def _give_back(self, known: OpenJob) -> None:
@@ -246,24 +266,12 @@ class JobRunner:
                 await webhooks.deliver(str(end.job.webhook), end)
             except Exception:
                 log.exception("a webhook was not called", extra={"fields": {"job": end.job.id}})
-            await self._insist(end.job, lambda: self._store.close(end.job))
+            with suppress(StoreUnavailable):  # until there is nothing to close any more
+                await self._patience.insist(end.job, partial(self._store.close, end.job))
             self.known.forget(place)
 
         task = self._delivering[place] = asyncio.create_task(deliver())
         task.add_done_callback(lambda _: self._delivering.pop(place, None))
-
-    async def _insist(self, job: ImageJob, work: Callable[[], Awaitable[T | None]]) -> T | None:
-        """The result of work on the store, tried until the job's records would be gone: None then."""
-        while self._clock() < job.until:
-            try:
-                done = await work()
-            except StoreUnavailable as error:
-                self._faults.failed("record", f"what became of jobs waits in memory, the store does not take it: {error}")
-                await asyncio.sleep(RETRY_SECONDS)
-            else:
-                self._faults.mended("record")
-                return done
-        return None
 
     async def _keep_beating(self) -> None:
         """While this worker holds anything. A beat that the store does not take is tried again with the next one."""

@@ -14,7 +14,7 @@ from memory_store import MemoryStore
 from registry.errors import Conflict, InvalidInput, NotFound, Overloaded, StoreUnavailable, Unsupported
 from server.access.keys import Key
 from server.errors import DeadlineExceeded, GenerationFailed, MarkingFailed, NotReady, QuotaExceeded
-from server.jobs import job_run, runner
+from server.jobs import patience, runner
 from server.jobs.job_store import ENDED, IDEMPOTENT, OPEN
 from server.jobs.jobs import JobLimits
 from server.jobs.leases import HOLDERS
@@ -53,7 +53,7 @@ class Hooks:
 
 @pytest.fixture(autouse=True)
 def _hurried(monkeypatch):
-    for module in (runner, job_run):
+    for module in (runner, patience):
         monkeypatch.setattr(module, "RETRY_SECONDS", 0.01)
 
 
@@ -220,7 +220,9 @@ def test_while_the_store_is_away_what_is_done_waits_and_nothing_is_made_twice(st
 @pytest.mark.parametrize("here", [True, False], ids=["its own worker", "another worker"])
 def test_a_cancelled_job_stops_wherever_it_runs(store, here, webhook):
     async def go():
-        worker, other = (Worker(store, webhooks=Hooks()) for _ in range(2))
+        hooks = Hooks()
+        hooks.may.set()
+        worker, other = (Worker(store, webhooks=hooks) for _ in range(2))
         worker.go.clear()
         kept = await worker.bring(webhook=webhook)
         await worker.turn()
@@ -228,6 +230,8 @@ def test_a_cancelled_job_stops_wherever_it_runs(store, here, webhook):
         end = await (worker if here else other).jobs.cancel("anonymous", kept.id)
         assert (end.state, end.error.code) == ("cancelled", "cancelled")
         await worker.runner.look()
+        await asyncio.sleep(0.01)
+        await worker.turn()
         await asyncio.sleep(0.01)
         assert worker.runner._running == {}
         worker.go.set()
