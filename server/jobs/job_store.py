@@ -87,13 +87,24 @@ class JobStore:
 
     async def remember(self, owner: str, sha256: str, meant: Idempotence) -> Idempotence:
         """What an idempotency key means: this, or what it was made to mean before."""
-        key = f"{IDEMPOTENT}{owner}/{sha256}.json"
         try:
-            await self.store.create(key, meant.document())
+            await self.store.create(_idempotent(owner, sha256), meant.document())
         except Conflict:
-            return Idempotence.read(key, (await self.store.get(key)).data)
+            return await self.meant(owner, sha256) or meant
         return meant
+
+    async def meant(self, owner: str, sha256: str) -> Idempotence | None:
+        """What an idempotency key means; None for one that did not come before."""
+        key = _idempotent(owner, sha256)
+        try:
+            return Idempotence.read(key, (await self.store.get(key)).data)
+        except NotFound:
+            return None
 
     async def _job(self, place: str) -> ImageJob | None:
         found = await self.open(place)
         return found and found.job
+
+
+def _idempotent(owner: str, sha256: str) -> str:
+    return f"{IDEMPOTENT}{owner}/{sha256}.json"

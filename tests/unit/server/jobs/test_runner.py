@@ -315,6 +315,29 @@ def test_a_key_has_so_many_open_jobs_at_most_and_others_have_theirs(store):
     asyncio.run(go())
 
 
+def test_a_job_that_was_brought_before_is_answered_whatever_would_be_said_of_a_new_one(store):
+    async def go():
+        worker = Worker(store, webhooks=Hooks())
+        kept = await worker.bring(webhook="http://127.0.0.1/done", idempotency=("k", b"x"))
+        for _ in range(LIMITS.most - 1):
+            await worker.bring()
+        end = await worker.end_of(kept)
+        for _ in range(LIMITS.most - worker.runner.known.count("anonymous")):
+            await worker.bring()
+        none = Worker(store, limits=JobLimits(0, 1, 1))
+        for other in (worker, none):
+            with pytest.raises((Overloaded, Unsupported)):
+                await other.bring()
+            assert await other.bring(webhook="http://127.0.0.1/done", idempotency=("k", b"x")) == end
+            with pytest.raises(Conflict, match="Idempotency-Key"):
+                await other.bring(idempotency=("k", b"other"))
+            with pytest.raises((Overloaded, Unsupported)):
+                await other.bring(idempotency=("k2", b"x"))
+        assert len(keys(store, IDEMPOTENT)) == 1, "a key that brought no job is free"
+
+    asyncio.run(go())
+
+
 def test_owners_take_turns_and_one_whose_quota_is_used_up_holds_up_nobody(store):
     async def go():
         worker = Worker(store, together=1, limits=JobLimits(99, 3600, 3600))
