@@ -100,8 +100,8 @@ class Jobs:
     ) -> ImageJob | JobEnd:
         """Keep a new job, and return it; or the one that the same idempotency key has brought before.
 
-        new: makes it, or raises what is wrong with it; not called for one that was brought before. idempotency: the key, and what
-        was asked, in bytes. Raises `StoreUnavailable`, and `Conflict` where the key has come with something else.
+        new: makes it, or raises what is wrong with it; not called for one that was brought before. idempotency: the key, and
+        what was asked, in bytes. Raises `StoreUnavailable`, and `Conflict` where the key has come with something else.
         """
         if idempotency is None:
             return await self._keep(await new())

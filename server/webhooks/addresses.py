@@ -13,11 +13,14 @@ from collections.abc import Awaitable, Callable
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from urllib.parse import urlsplit
 
+import httpx
+
 from registry.errors import InvalidInput
 
 MAX_URL = 2048  # characters
 ALLOWED_BY = "FLEXI_WEBHOOK_PRIVATE"  # of jobs' webhooks, which clients name
 _TRANSLATED = IPv6Network("64:ff9b::/96")  # NAT64, RFC 6052: an IPv4 address in its last 32 bits
+_UNICAST = IPv6Network("2000::/3")  # RFC 4291: whatever else `is_global` does not know is not of the public internet
 
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 """(host, port) -> its addresses."""
@@ -31,7 +34,8 @@ def checked_url(url: str, private: bool, allowed_by: str = ALLOWED_BY) -> str:
     try:
         parts = urlsplit(url)
         port = parts.port
-    except ValueError:
+        httpx.URL(url).host.encode("idna")  # as whoever calls it and the resolver will read the name
+    except (ValueError, httpx.InvalidURL):
         raise InvalidInput("give a URL as in https://shop.example.com/done", param="webhook") from None
     schemes = ("https", "http") if private else ("https",)
     if parts.scheme not in schemes or not parts.hostname or port == 0 or not url.isascii() or any(c.isspace() for c in url):
@@ -68,6 +72,7 @@ def is_public(address: IPv4Address | IPv6Address) -> bool:
             return is_public(inside)
         if address in _TRANSLATED:
             return is_public(IPv4Address(int(address) & 0xFFFFFFFF))
+        return address.is_global and address in _UNICAST
     return address.is_global and not address.is_multicast
 
 

@@ -58,7 +58,7 @@ class Delivery:
             return f"no answer in {SECONDS:g} s"
         except FlexiError as error:
             return error.text
-        except (OSError, httpx.HTTPError, httpx.InvalidURL) as error:
+        except (OSError, httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
             return type(error).__name__
         return "" if 200 <= status < 300 else str(status)
 
