@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from urllib.parse import urlsplit
 
@@ -21,6 +23,7 @@ MAX_URL = 2048  # characters
 ALLOWED_BY = "FLEXI_WEBHOOK_PRIVATE"  # of jobs' webhooks, which clients name
 _TRANSLATED = IPv6Network("64:ff9b::/96")  # NAT64, RFC 6052: an IPv4 address in its last 32 bits
 _UNICAST = IPv6Network("2000::/3")  # RFC 4291: whatever else `is_global` does not know is not of the public internet
+_NAMES = ThreadPoolExecutor(16, "names")  # a name server that hangs keeps only names waiting; the loop's own threads make files
 
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 """(host, port) -> its addresses."""
@@ -61,7 +64,8 @@ async def public_address(host: str, port: int, private: bool, resolve: Resolve, 
 
 async def resolved(host: str, port: int) -> list[str]:
     """What the system's resolver says. Raises `OSError`."""
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    ask = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+    found = await asyncio.get_running_loop().run_in_executor(_NAMES, ask)
     return [str(entry[4][0]).partition("%")[0] for entry in found]
 
 
