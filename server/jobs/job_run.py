@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from registry.errors import FlexiError
 from server.api import ErrorBody, GenerateRequest, GenerateResponse
 from server.errors import Cancelled, DeadlineExceeded
-from server.jobs.patience import Patience
+from server.jobs.insistence import Insistence
 from server.jobs.record import EndState, ImageJob, JobEnd
 from server.requests.context import RequestContext
 from server.storage.kept_files import KeptFiles
@@ -36,7 +36,7 @@ class JobRun:
         self._generate = generate
         self._files = files
         self._clock = clock
-        self._patience = Patience(clock)
+        self._insistence = Insistence(clock)
 
     async def __call__(self, job: ImageJob) -> JobEnd:
         """How it ended, by success. Raises what `generate` raises; while the store is away, files wait in memory."""
@@ -50,7 +50,7 @@ class JobRun:
         made = await self._generate(request, context, _never())
         keep = self._files.keep
         files = [
-            await self._patience.insist(job, partial(keep, b64decode(image), made.output_format, job.until))
+            await self._insistence.insist(job, partial(keep, b64decode(image), made.output_format, job.until))
             for image in made.images
         ]
         result = made.model_copy(update={"images": []})

@@ -19,11 +19,11 @@ from time import monotonic
 
 from registry.errors import Conflict, FlexiError, Overloaded, StoreUnavailable, Tampered
 from server.errors import GenerationFailed, NotReady
+from server.jobs.insistence import Insistence
 from server.jobs.job_run import JobRun
 from server.jobs.job_store import JobStore, OpenJob
 from server.jobs.leases import Lease, OtherHolders
 from server.jobs.open_jobs import OpenJobs
-from server.jobs.patience import Patience
 from server.jobs.record import ImageJob, JobEnd
 from server.jobs.webhooks import WebhookSender
 from server.telemetry import metrics
@@ -74,7 +74,7 @@ class JobRunner:
         self._holding = asyncio.Lock()  # while it is decided whether this worker holds anything
         self._beat: asyncio.Task[None] | None = None
         self._faults = Faults(log)
-        self._patience = Patience(clock)
+        self._insistence = Insistence(clock)
 
     async def follow(self, seconds: float) -> None:
         """Look for work for ever, with pauses of so many seconds, or as soon as there is something new here."""
@@ -210,11 +210,11 @@ class JobRunner:
         """Whatever is left to do for a job."""
         job = claimed.job
         try:
-            end = await self._patience.insist(
+            end = await self._insistence.insist(
                 job, partial(self._store.ended, job.place)
             )  # it was cancelled, or its worker died
             if end is None and (made := await self._made(claimed)):
-                end = await self._patience.insist(job, partial(self.end, made))
+                end = await self._insistence.insist(job, partial(self.end, made))
             if end:
                 await self._conclude(end)
         except FlexiError as error:  # this version cannot read how it ended
@@ -234,7 +234,7 @@ class JobRunner:
             of_model = isinstance(error, NotReady) and error.param == "model"
             seconds = MODEL_SECONDS if of_model else getattr(error, "retry_after", RETRY_SECONDS)
             self.known.pause(job.owner.name, seconds, job.request.model if of_model else None)
-            await self._patience.insist(job, partial(self._give_back, claimed))
+            await self._insistence.insist(job, partial(self._give_back, claimed))
             return None
         except FlexiError as error:
             return self._run.failed(job, error)
@@ -247,7 +247,7 @@ class JobRunner:
         if end.job.webhook and self._webhooks:
             self._deliver(end, self._webhooks)
         else:
-            await self._patience.insist(end.job, partial(self._store.close, end.job))
+            await self._insistence.insist(end.job, partial(self._store.close, end.job))
         self.known.forget(end.job.place)
 
     async def _give_back(self, known: OpenJob) -> None:
@@ -267,7 +267,7 @@ class JobRunner:
             except Exception:
                 log.exception("a webhook was not called", extra={"fields": {"job": end.job.id}})
             with suppress(StoreUnavailable):  # until there is nothing to close any more
-                await self._patience.insist(end.job, partial(self._store.close, end.job))
+                await self._insistence.insist(end.job, partial(self._store.close, end.job))
             self.known.forget(place)
 
         task = self._delivering[place] = asyncio.create_task(deliver())

@@ -9,7 +9,7 @@ from job_workers import Worker, takes_the_rest
 from lossy_store import LossyStore
 
 from registry.errors import StoreUnavailable
-from server.jobs import patience, runner
+from server.jobs import insistence, runner
 from server.jobs.job_store import ENDED, OPEN
 from server.jobs.record import ImageJob
 
@@ -32,7 +32,7 @@ class Hooks:
 
 @pytest.fixture(autouse=True)
 def _hurried(monkeypatch):
-    for module in (runner, patience):
+    for module in (runner, insistence):
         monkeypatch.setattr(module, "RETRY_SECONDS", 0.001)
 
 

@@ -10,7 +10,7 @@ from job_workers import Worker
 from lossy_store import LossyStore, one_of
 
 from registry.errors import Overloaded, StoreUnavailable
-from server.jobs import patience, runner
+from server.jobs import insistence, runner
 from server.jobs.job_store import ENDED, OPEN
 from server.storage.kept_files import FOLDER
 from server.telemetry import metrics
@@ -31,7 +31,7 @@ class Hooks:
 
 @pytest.fixture(autouse=True)
 def _hurried(monkeypatch):
-    for module in (runner, patience):
+    for module in (runner, insistence):
         monkeypatch.setattr(module, "RETRY_SECONDS", 0.001)
 
 

@@ -14,7 +14,7 @@ from memory_store import MemoryStore
 from registry.errors import Conflict, InvalidInput, NotFound, Overloaded, StoreUnavailable, Unsupported
 from server.access.keys import Key
 from server.errors import DeadlineExceeded, GenerationFailed, MarkingFailed, NotReady, QuotaExceeded
-from server.jobs import patience, runner
+from server.jobs import insistence, runner
 from server.jobs.job_store import ENDED, IDEMPOTENT, OPEN
 from server.jobs.jobs import JobLimits
 from server.jobs.leases import HOLDERS
@@ -53,7 +53,7 @@ class Hooks:
 
 @pytest.fixture(autouse=True)
 def _hurried(monkeypatch):
-    for module in (runner, patience):
+    for module in (runner, insistence):
         monkeypatch.setattr(module, "RETRY_SECONDS", 0.01)
 
 

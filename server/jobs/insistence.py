@@ -18,7 +18,7 @@ T = TypeVar("T")
 RETRY_SECONDS = 2.0
 
 
-class Patience:
+class Insistence:
     """Tries work on the store until it is done."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
