@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from time import monotonic
+from email.utils import parsedate_to_datetime
+from math import isfinite
+from time import monotonic, time
 from typing import Any
 
 import httpx
@@ -12,9 +14,12 @@ import httpx
 from registry.errors import FlexiError
 from server.batch.output_folder import OutputFolder
 from server.batch.throttle import Throttle
-from server.errors import Unauthorized
+from server.errors import DeadlineExceeded, Unauthorized
 
-LATER = {408, 429, 502, 503, 504}  # not the line's fault
+LATER = {408, 429, 502, 503}  # not the line's fault
+BUSY = LATER | {DeadlineExceeded.status}
+TIMES_OVER = 12  # that a line may take longer than a request may; clients that keep a server busy let it, too
+UNKNOWN = "unknown"  # the code of what is no error of ours
 RETRY_AFTER = 5.0  # seconds, where a server does not say
 ANSWER_SECONDS = 320.0  # longer than any request may take
 PATIENCE = 600.0  # seconds that a server may be away
@@ -66,10 +71,14 @@ class Batch:
             await asyncio.wait(workers)
 
     async def _make(self, line: int, body: dict[str, Any], width: int) -> None:
+        times_over = 0
         while True:
             async with self._throttle.turn():
                 reply = await self._asked(body)
-            if reply is not None:
+            if reply is None:
+                continue
+            times_over += reply.status_code == DeadlineExceeded.status
+            if reply.status_code != DeadlineExceeded.status or body.get("deadline_ms") or times_over == TIMES_OVER:
                 break
         if reply.status_code == 200:
             await asyncio.to_thread(self._folder.done, line, reply.json(), width)
@@ -82,18 +91,38 @@ class Batch:
         try:
             reply = await self._client.post("/generate", json=body, timeout=ANSWER_SECONDS)
         except httpx.TransportError as error:
-            if monotonic() > self._answered + self._patience:
-                raise ServerAway(f"no answer for {self._patience:g} s ({type(error).__name__})", param="url") from None
+            self._missed(type(error).__name__)
             self._throttle.refused(self._retry_after)
             return None
-        self._answered = monotonic()
+        busy = reply.status_code in BUSY
+        if busy and _error_of(reply)["code"] == UNKNOWN:  # a proxy speaks, and not the server
+            self._missed(f"status {reply.status_code}")
+        else:
+            self._answered = monotonic()
         if reply.status_code == Unauthorized.status:
             raise Unauthorized(str(_error_of(reply)["message"]), param="key")
-        if reply.status_code in LATER:
-            self._throttle.refused(float(reply.headers.get("Retry-After", self._retry_after)))
-            return None
-        self._throttle.served(float(reply.headers.get("X-Flexi-Queue-Seconds", 0)))
-        return reply
+        if busy:
+            self._throttle.refused(seconds_of(reply.headers.get("Retry-After"), self._retry_after))
+        elif seconds := reply.headers.get("X-Flexi-Queue-Seconds"):
+            self._throttle.served(float(seconds))
+        return None if reply.status_code in LATER else reply
+
+    def _missed(self, why: str) -> None:
+        if monotonic() > self._answered + self._patience:
+            raise ServerAway(f"no answer for {self._patience:g} s ({why})", param="url")
+
+
+def seconds_of(retry_after: str | None, default: float) -> float:
+    """How long a server asks to be left alone: seconds, or until a date (RFC 9110, 10.2.3); `default` if it says neither."""
+    said = retry_after or ""
+    try:
+        seconds = float(said)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(said).timestamp() - time()
+        except ValueError:
+            return default
+    return max(0.0, seconds) if isfinite(seconds) else default
 
 
 def _error_of(reply: httpx.Response) -> dict[str, Any]:
@@ -102,4 +131,4 @@ def _error_of(reply: httpx.Response) -> dict[str, Any]:
         error: dict[str, Any] = reply.json()["error"]
         return {key: error[key] for key in ("code", "message", "param")}
     except (ValueError, KeyError, TypeError):
-        return {"code": "unknown", "message": f"status {reply.status_code}, and no error of this project's", "param": None}
+        return {"code": UNKNOWN, "message": f"status {reply.status_code}, and no error of this project's", "param": None}

@@ -89,11 +89,14 @@ async def add_job(body: JobRequest, request: Request, response: Response, app: L
     idempotency = request.headers.get(IDEMPOTENCY)
     if idempotency is not None and not re.fullmatch(IDEMPOTENCY_PATTERN, idempotency):
         raise InvalidInput("at most 255 printable ASCII characters", param=IDEMPOTENCY)
-    wanted, wants_urls = _wanted(app, body, request)
-    predicted = await _predicted(app, wanted, context.request_id, key)
-    job = app.jobs.new(key, body.endpoint, wanted, body.webhook, wants_urls, predicted)
+
+    async def new() -> ImageJob:
+        wanted, wants_urls = _wanted(app, body, request)
+        predicted = await _predicted(app, wanted, context.request_id, key)
+        return app.jobs.new(key, body.endpoint, wanted, body.webhook, wants_urls, predicted)
+
     asked = (idempotency, digest_of(body.endpoint, body.body, body.webhook)) if idempotency else None
-    kept = await app.jobs.add(job, asked)
+    kept = await app.jobs.add(key.name, new, asked)
     view = await _view(app, request, kept)
     response.headers["Location"] = f"{router.prefix}/{view.id}"
     return view

@@ -6,16 +6,17 @@ import asyncio
 import time
 from base64 import b64decode
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, Protocol
 
-from registry.errors import FlexiError, StoreUnavailable
+from registry.errors import FlexiError
 from server.api import ErrorBody, GenerateRequest, GenerateResponse
 from server.errors import Cancelled, DeadlineExceeded
+from server.jobs.insistence import Insistence
 from server.jobs.record import EndState, ImageJob, JobEnd
 from server.requests.context import RequestContext
 from server.storage.kept_files import KeptFiles
 
-RETRY_SECONDS = 2.0  # after the store did not take a file
 ENDS: dict[type[FlexiError], EndState] = {Cancelled: "cancelled", DeadlineExceeded: "expired"}
 
 
@@ -35,6 +36,7 @@ class JobRun:
         self._generate = generate
         self._files = files
         self._clock = clock
+        self._insistence = Insistence(clock)
 
     async def __call__(self, job: ImageJob) -> JobEnd:
         """How it ended, by success. Raises what `generate` raises; while the store is away, files wait in memory."""
@@ -46,7 +48,11 @@ class JobRun:
         if request.deadline_ms:
             request = request.model_copy(update={"deadline_ms": max(1, round(1000 * left))})
         made = await self._generate(request, context, _never())
-        files = [await self._kept(job, b64decode(image), made) for image in made.images]
+        keep = self._files.keep
+        files = [
+            await self._insistence.insist(job, partial(keep, b64decode(image), made.output_format, job.until))
+            for image in made.images
+        ]
         result = made.model_copy(update={"images": []})
         return JobEnd(job=job, state="succeeded", ended=self._clock(), result=result, files=tuple(files))
 
@@ -54,16 +60,6 @@ class JobRun:
         """How it ended, by this error."""
         said = ErrorBody(code=error.code, message=error.message, param=error.param, request_id=job.id)
         return JobEnd(job=job, state=ENDS.get(type(error), "failed"), ended=self._clock(), error=said)
-
-    async def _kept(self, job: ImageJob, file: bytes, made: GenerateResponse) -> str:
-        """Its id. The MACs are spent: it is tried until the job's records would be gone."""
-        while True:
-            try:
-                return await self._files.keep(file, made.output_format, job.until)
-            except StoreUnavailable:
-                if self._clock() >= job.until:
-                    raise
-                await asyncio.sleep(RETRY_SECONDS)
 
 
 async def _never() -> None:

@@ -52,13 +52,16 @@ class JobStore:
         job = was.job.model_copy(update=changes)
         return OpenJob(job, await self.store.swap(OPEN + job.place, job.document(), was.etag))
 
-    async def end(self, end: JobEnd) -> bool:
-        """Say how a job ended; False where somebody has said it before."""
+    async def end(self, end: JobEnd) -> JobEnd:
+        """Say how a job ended. Returns how it did: this very object, or another where somebody else has said it before."""
+        key, said = ENDED + end.job.place, end.document()
         try:
-            await self.store.create(ENDED + end.job.place, end.document())
+            await self.store.create(key, said)
         except Conflict:
-            return False
-        return True
+            first = await self.store.get(key)
+            if first.data != said:  # it may have been said here, and the answer was lost
+                return JobEnd.read(key, first.data)
+        return end
 
     async def ended(self, place: str) -> JobEnd | None:
         """How a job ended; None if it has not."""
@@ -84,13 +87,24 @@ class JobStore:
 
     async def remember(self, owner: str, sha256: str, meant: Idempotence) -> Idempotence:
         """What an idempotency key means: this, or what it was made to mean before."""
-        key = f"{IDEMPOTENT}{owner}/{sha256}.json"
         try:
-            await self.store.create(key, meant.document())
+            await self.store.create(_idempotent(owner, sha256), meant.document())
         except Conflict:
-            return Idempotence.read(key, (await self.store.get(key)).data)
+            return await self.meant(owner, sha256) or meant
         return meant
+
+    async def meant(self, owner: str, sha256: str) -> Idempotence | None:
+        """What an idempotency key means; None for one that did not come before."""
+        key = _idempotent(owner, sha256)
+        try:
+            return Idempotence.read(key, (await self.store.get(key)).data)
+        except NotFound:
+            return None
 
     async def _job(self, place: str) -> ImageJob | None:
         found = await self.open(place)
         return found and found.job
+
+
+def _idempotent(owner: str, sha256: str) -> str:
+    return f"{IDEMPOTENT}{owner}/{sha256}.json"

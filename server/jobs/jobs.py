@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from registry.document import canonical
-from registry.errors import Conflict, InvalidInput, NotFound, Overloaded, Unsupported
+from registry.errors import Conflict, FlexiError, InvalidInput, NotFound, Overloaded, Unsupported
 from server.access.keys import Key
 from server.api import GenerateRequest
 from server.errors import Cancelled
@@ -94,27 +95,24 @@ class Jobs:
             predicted_seconds=predicted,
         )
 
-    async def add(self, job: ImageJob, idempotency: tuple[str, bytes] | None = None) -> ImageJob | JobEnd:
-        """Keep a job, and return it; or the one that the same idempotency key has brought before.
+    async def add(
+        self, owner: str, new: Callable[[], Awaitable[ImageJob]], idempotency: tuple[str, bytes] | None = None
+    ) -> ImageJob | JobEnd:
+        """Keep a new job, and return it; or the one that the same idempotency key has brought before.
 
-        idempotency: the key, and what was asked, in bytes. Raises `StoreUnavailable`, and `Conflict` where the key has come
-        with something else.
+        new: makes it, or raises what is wrong with it; not called for one that was brought before. idempotency: the key, and
+        what was asked, in bytes. Raises `StoreUnavailable`, and `Conflict` where the key has come with something else.
         """
-        if idempotency:
-            asked, digest = idempotency[0], hashlib.sha256(idempotency[1]).hexdigest()
-            place = hashlib.sha256(asked.encode()).hexdigest()
-            meant = await self._store.remember(job.owner.name, place, Idempotence(job_id=job.id, digest=digest))
-            if meant.digest != digest:
-                raise Conflict("it came with another job before: take a new one", param="Idempotency-Key")
-            job = job.model_copy(update={"id": meant.job_id})
-            if known := await self._store.find(job.place):
-                return known
-        try:
-            added = await self._store.add(job)
-        except Conflict:  # the same idempotency key, twice at once
-            return await self.find(job.owner.name, job.id)
-        self.runner.added(added)
-        return job
+        if idempotency is None:
+            return await self._keep(await new())
+        place, digest = hashlib.sha256(idempotency[0].encode()).hexdigest(), hashlib.sha256(idempotency[1]).hexdigest()
+        meant = await self._store.meant(owner, place)
+        if known := meant and await self._brought(owner, meant, digest):
+            return known
+        job = await new()
+        meant = await self._store.remember(owner, place, Idempotence(job_id=job.id, digest=digest))
+        known = None if meant.job_id == job.id else await self._brought(owner, meant, digest)  # somebody was first meanwhile
+        return known or await self._keep(job.model_copy(update={"id": meant.job_id}))
 
     async def find(self, owner: str, job_id: str) -> ImageJob | JobEnd:
         """An owner's job. Raises `NotFound`."""
@@ -129,15 +127,27 @@ class Jobs:
         return [job for job in found if job], more
 
     async def cancel(self, owner: str, job_id: str) -> ImageJob | JobEnd:
-        """End a job, wherever it runs; one that has ended stays as it is. Raises `NotFound`."""
+        """End a job, wherever it runs; one that has ended stays as it is. Raises `NotFound`, `StoreUnavailable`."""
         found = await self.find(owner, job_id)
-        if isinstance(found, JobEnd):
-            return found
-        end = self._run.failed(found, Cancelled())
-        self.runner.stop(found.place)
-        await self.runner.finish(end)
-        await self._store.close(found)  # also with a webhook: whoever runs the job sees it there
-        return await self.find(owner, job_id)
+        end = found if isinstance(found, JobEnd) else await self.runner.end(self._run.failed(found, Cancelled()))
+        if end.state == "cancelled":
+            with suppress(FlexiError):  # it has ended: whoever comes upon its open record does the rest
+                await self.runner.drop(end.job)
+        return end
+
+    async def _keep(self, job: ImageJob) -> ImageJob | JobEnd:
+        try:
+            added = await self._store.add(job)
+        except Conflict:  # the same idempotency key, twice at once
+            return await self.find(job.owner.name, job.id)
+        self.runner.added(added)
+        return job
+
+    async def _brought(self, owner: str, meant: Idempotence, digest: str) -> ImageJob | JobEnd | None:
+        """The job that an idempotency key means; None for one that was not kept yet, or not any more."""
+        if meant.digest != digest:
+            raise Conflict("it came with another job before: take a new one", param="Idempotency-Key")
+        return await self._store.find(f"{owner}/{meant.job_id}.json")
 
 
 def digest_of(endpoint: str, body: object, webhook: str | None) -> bytes:

@@ -24,24 +24,36 @@ class Lease:
         self._store = store
         self._key = f"{HOLDERS}{self.holder}.json"
         self._beats = 0
-        self._etag = ""
+        self._etag = ""  # of the newest beat; empty where there is none, or where it is not known
+        self._may_be_there = False
 
     async def renew(self) -> None:
-        """Write the next beat. Raises `StoreUnavailable`."""
+        """Write the next beat. Raises `StoreUnavailable`, and `Conflict` where others remove it in this moment."""
         self._beats += 1
-        beat = b'{"beat": %d}' % self._beats
+        self._may_be_there = True
         try:
-            self._etag = await (
-                self._store.swap(self._key, beat, self._etag) if self._etag else self._store.create(self._key, beat)
-            )
-        except Conflict:  # others took it for dead, and may have its jobs; who ends one first, ends it
-            self._etag = ""
+            await self._write()
+        except Conflict:  # an answer was lost; or others took it for dead, and may have its jobs: who ends one first, ends it
+            self._etag = await self._found()
+            await self._write()
 
     async def release(self) -> None:
         """Hold nothing any more."""
-        if self._etag:
-            self._etag = ""
+        if self._may_be_there:
+            self._may_be_there, self._etag = False, ""
             await self._store.delete(self._key)
+
+    async def _write(self) -> None:
+        beat = b'{"beat": %d}' % self._beats
+        self._etag = await (
+            self._store.swap(self._key, beat, self._etag) if self._etag else self._store.create(self._key, beat)
+        )
+
+    async def _found(self) -> str:
+        try:
+            return (await self._store.get(self._key)).etag
+        except NotFound:
+            return ""
 
 
 class OtherHolders:

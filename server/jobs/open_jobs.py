@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from time import monotonic
 
 from server.jobs.job_store import OpenJob
@@ -51,36 +51,37 @@ class OpenJobs:
         self._paused[owner, model] = monotonic() + seconds
 
     def next(
-        self, running: Collection[str], gone: Collection[str], serves: Callable[[str | None], bool] = lambda _: True
+        self, in_hand: Collection[str], lost: Collection[str], serves: Callable[[str | None], bool] = lambda _: True
     ) -> OpenJob | None:
         """A job to run: the oldest of the owner of whom the fewest run here. None where there is none.
 
-        running: places of those that this worker has in hand. gone: holders that have lost theirs. serves: whether this server
-        has a job's model; others' jobs are for other servers.
+        in_hand, lost: see `_free`. serves: whether this server has a job's model; others' jobs are for other servers.
         """
         now = monotonic()
         self._paused = {paused: until for paused, until in self._paused.items() if until > now}
-        share = Counter(place.partition("/")[0] for place in running)
-        free = [
+        share = Counter(place.partition("/")[0] for place in in_hand)
+        ready = [
             known
-            for known in self
-            if known.job.place not in running
-            and serves(known.job.request.model)
+            for known in self._free(in_hand, lost)
+            if serves(known.job.request.model)
             and not {(known.job.owner.name, None), (known.job.owner.name, known.job.request.model)} & self._paused.keys()
-            and (known.job.holder is None or known.job.holder in gone)
         ]
-        return min(free, key=lambda known: (share[known.job.owner.name], known.job.created), default=None)
+        return min(ready, key=lambda known: (share[known.job.owner.name], known.job.created), default=None)
 
-    def overdue(self) -> list[OpenJob]:
-        """Jobs that wait, and whose time is over."""
+    def overdue(self, in_hand: Collection[str], lost: Collection[str]) -> list[OpenJob]:
+        """Jobs that are free, and whose time is over."""
         now = self._clock()
-        return [known for known in self if known.job.holder is None and known.job.deadline <= now]
+        return [known for known in self._free(in_hand, lost) if known.job.deadline <= now]
 
-    def export(self, running: Mapping[str, object]) -> None:
+    def _free(self, in_hand: Collection[str], lost: Collection[str]) -> Iterator[OpenJob]:
+        """Jobs that nobody is at. in_hand: places of those that this worker is at. lost: holders that are at none but these."""
+        return (
+            known for known in self if known.job.place not in in_hand and (known.job.holder is None or known.job.holder in lost)
+        )
+
+    def export(self) -> None:
         """Say in metrics what there is."""
-        here = sum(place in self._jobs for place in running)
-        elsewhere = sum(known.job.state == "running" and known.job.place not in running for known in self)
-        metrics.jobs.labels("queued").set(len(self._jobs) - here - elsewhere)
-        metrics.jobs.labels("running").set(here + elsewhere)
-        waiting = [self._clock() - known.job.created for known in self if known.job.place not in running]
+        waiting = [self._clock() - known.job.created for known in self if known.job.state == "queued"]
+        metrics.jobs.labels("queued").set(len(waiting))
+        metrics.jobs.labels("running").set(len(self._jobs) - len(waiting))
         metrics.oldest_job_seconds.set(max(waiting, default=0.0))

@@ -1,6 +1,7 @@
 """Runs jobs: takes open ones from the store, has their images made as background work, says in the store how they ended.
 
-A worker claims a job by compare-and-swap. If it dies, its beat stands still (`server.jobs.leases`), and another one, or the
+A worker claims a job by compare-and-swap. A claim whose answer was lost is taken up at the next look, which finds this worker's
+name on a job that it is not at. If a worker dies, its beat stands still (`server.jobs.leases`), and another one, or the
 same server after a restart, claims the job again. A job ends by a record that is made once; of two workers that both believe in
 their claim, one ends it, and the other's images are thrown away.
 """
@@ -11,13 +12,14 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from time import monotonic
-from typing import TypeVar
 
 from registry.errors import Conflict, FlexiError, Overloaded, StoreUnavailable, Tampered
 from server.errors import GenerationFailed, NotReady
+from server.jobs.insistence import Insistence
 from server.jobs.job_run import JobRun
 from server.jobs.job_store import JobStore, OpenJob
 from server.jobs.leases import Lease, OtherHolders
@@ -28,12 +30,11 @@ from server.telemetry import metrics
 from server.telemetry.faults import Faults
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 MAX_ATTEMPTS = 3  # workers that may die on a job before it counts as the job's fault
 BEATS = 3  # in the time of a lease
 CLOSE_SECONDS = 5.0  # for giving back what this worker holds
-RETRY_SECONDS = 2.0  # after the store did not take a record
+RETRY_SECONDS = 2.0  # after something here could not serve a job, and did not say when it can
 MODEL_SECONDS = 30.0  # after a model could not serve a job: as long as a failed one waits for its next load
 
 
@@ -66,11 +67,14 @@ class JobRunner:
         self._others = OtherHolders(store.store, lease_seconds)
         self._running: dict[str, asyncio.Task[None]] = {}
         self._delivering: dict[str, asyncio.Task[None]] = {}
-        self._gone: set[str] = set()  # other workers, as of the last look
+        self._lost = {
+            self._lease.holder
+        }  # who is at none of the jobs that name it, but for those in hand here; by the last look
         self._wake = asyncio.Event()
         self._holding = asyncio.Lock()  # while it is decided whether this worker holds anything
         self._beat: asyncio.Task[None] | None = None
         self._faults = Faults(log)
+        self._insistence = Insistence(clock)
 
     async def follow(self, seconds: float) -> None:
         """Look for work for ever, with pauses of so many seconds, or as soon as there is something new here."""
@@ -87,7 +91,7 @@ class JobRunner:
                 log.exception("looking for jobs failed")
             else:
                 self._faults.mended("store")
-            self.known.export(self._running)
+            self.known.export()
             with suppress(TimeoutError):
                 async with asyncio.timeout(max(0.0, next_look - monotonic())):
                     await self._wake.wait()
@@ -103,42 +107,48 @@ class JobRunner:
         before = self.known.places() | self._running.keys()
         listed = set(await self._store.places())
         for place in before - listed:  # what was added meanwhile may not be listed yet
-            self.stop(place)
+            self.known.forget(place)
+            if task := self._running.get(place):
+                task.cancel()
         for place in listed - self.known.places():
             await self._read(place)
-        holders = {known.job.holder for known in self.known if known.job.holder} - {self._lease.holder}
-        self._gone = await self._others.gone(holders)
+        for job in [known.job for known in self.known if known.job.webhook and known.job.place in self._running]:
+            with suppress(Tampered):
+                if (end := await self._store.ended(job.place)) and end.state == "cancelled":  # it is open for its webhook
+                    await self.drop(job)
+        others = {known.job.holder for known in self.known if known.job.holder} - {self._lease.holder}
+        self._lost = {self._lease.holder} | await self._others.gone(others)
 
     async def fill(self) -> None:
         """Claim as many jobs as there is room for, and those whose time is over. Raises `StoreUnavailable`."""
-        for overdue in self.known.overdue():
-            async with self._holding:
-                await self._claim(overdue)
+        for overdue in self.known.overdue(self._in_hand, self._lost):
+            await self._claim(overdue)
         while len(self._running) < self._together:
-            in_hand = self._running.keys() | self._delivering.keys()
-            known = self.known.next(in_hand, self._gone, self._serves)
+            known = self.known.next(self._in_hand, self._lost, self._serves)
             if known is None:
                 return
-            async with self._holding:
-                await self._claim(known)
+            await self._claim(known)
 
-    def stop(self, place: str) -> None:
-        """Somebody has ended this job: it needs no more work."""
-        self.known.forget(place)
-        if task := self._running.get(place):
-            task.cancel()
-
-    async def finish(self, end: JobEnd) -> None:
-        """Say how a job ended, unless somebody has; then call its webhook, and close it. It waits for a store that is away."""
-        if await self._insist(end.job, lambda: self._store.end(end)):
+    async def end(self, end: JobEnd) -> JobEnd:
+        """Say how a job ended; returns how it did, if somebody has said that before. Raises `StoreUnavailable`."""
+        said = await self._store.end(end)
+        if said is end:
             self._count(end)
-        else:
-            end = await self._insist(end.job, lambda: self._store.ended(end.job.place)) or end
-        if end.job.webhook and self._webhooks:
-            self._deliver(end, self._webhooks)
-        else:
-            await self._insist(end.job, lambda: self._store.close(end.job))
-        self.known.forget(end.job.place)
+        return said
+
+    async def drop(self, job: ImageJob) -> None:
+        """Make nothing more for a job that was cancelled, and close it. Raises `StoreUnavailable`.
+
+        Where its webhook is owed, whoever holds it will close it: this worker, if nobody does.
+        """
+        if task := self._running.get(job.place):
+            task.cancel()
+            await asyncio.wait([task])
+        if not job.webhook:
+            await self._store.close(job)
+            self.known.forget(job.place)
+        elif (known := await self._store.open(job.place)) and known.job.holder in (None, self._lease.holder):
+            await self._claim(known)
 
     async def close(self) -> None:
         """Give back what is not done, for others to begin at once, as far as the store takes it in a few seconds."""
@@ -153,86 +163,115 @@ class JobRunner:
                         await self._give_back(known)
                 await self._lease.release()
 
+    @property
+    def _in_hand(self) -> set[str]:
+        """Places of the jobs that this worker is at."""
+        return {*self._running, *self._delivering}
+
     async def _read(self, place: str) -> None:
         try:
             if known := await self._store.open(place):
                 self.known.put(known)
         except Tampered as error:
-            self._faults.failed(place, f"a job is left alone: {error}")
+            self._leave_alone(place, error)
+
+    def _leave_alone(self, place: str, error: FlexiError) -> None:
+        """Until the next look, which finds it again."""
+        self._faults.failed(place, f"a job is left alone: {error}")
+        self.known.forget(place)
 
     async def _claim(self, known: OpenJob) -> None:
         """Take a job in hand, whatever is left to do for it."""
-        job = known.job
-        if self._beat is None:
-            await self._lease.renew()
-            self._beat = asyncio.create_task(self._keep_beating())
-        try:
-            claimed = await self._store.replace(
-                known, state="running", holder=self._lease.holder, attempts=job.attempts + 1, started=self._clock()
-            )
-        except Conflict:  # it is somebody else's, or over: the next look tells
-            self.known.forget(job.place)
-            return
-        self.known.put(claimed)
-        log.info("job begun", extra={"fields": {"job": job.id, "key": job.owner.name, "attempts": claimed.job.attempts}})
-        task = asyncio.create_task(self._work(claimed))
-        self._running[job.place] = task
-        task.add_done_callback(lambda _: self._left(job.place))
+        job, place = known.job, known.job.place
+        async with self._holding:
+            if place in self._in_hand:
+                return
+            if self._beat is None:
+                await self._lease.renew()
+                self._beat = asyncio.create_task(self._keep_beating())
+            attempts = job.attempts + (job.holder != self._lease.holder)
+            try:
+                claimed = await self._store.replace(
+                    known, state="running", holder=self._lease.holder, attempts=attempts, started=self._clock()
+                )
+            except Conflict:  # it is somebody else's, or over, or an answer was lost and it is ours: the next look tells
+                self.known.forget(place)
+                return
+            self.known.put(claimed)
+            log.info("job begun", extra={"fields": {"job": job.id, "key": job.owner.name, "attempts": attempts}})
+            self._running[place] = asyncio.create_task(self._work(claimed))
+            self._running[place].add_done_callback(lambda _: self._left(place))
 
     def _left(self, place: str) -> None:
         self._running.pop(place, None)
         self._wake.set()
 
     async def _work(self, claimed: OpenJob) -> None:
+        """Whatever is left to do for a job."""
         job = claimed.job
         try:
-            if job.attempts > 1 and (end := await self._store.ended(job.place)):  # only its webhook is left
-                await self.finish(end)
-                return
+            end = await self._insistence.insist(
+                job, partial(self._store.ended, job.place)
+            )  # it was cancelled, or its worker died
+            if end is None and (made := await self._made(claimed)):
+                end = await self._insistence.insist(job, partial(self.end, made))
+            if end:
+                await self._conclude(end)
+        except FlexiError as error:  # this version cannot read how it ended
+            self._leave_alone(job.place, error)
+        except Exception:
+            log.exception("a job is left alone", extra={"fields": {"job": job.id}})
+            self.known.forget(job.place)
+
+    async def _made(self, claimed: OpenJob) -> JobEnd | None:
+        """How it ends here; None for one that was given back."""
+        job = claimed.job
+        try:
             if job.attempts > MAX_ATTEMPTS:
                 raise GenerationFailed(f"{MAX_ATTEMPTS} workers ended while they were at this job")
-            end = await self._run(job)
+            return await self._run(job)
         except (NotReady, StoreUnavailable, Overloaded) as error:  # not the job's fault
             of_model = isinstance(error, NotReady) and error.param == "model"
             seconds = MODEL_SECONDS if of_model else getattr(error, "retry_after", RETRY_SECONDS)
             self.known.pause(job.owner.name, seconds, job.request.model if of_model else None)
-            await self._insist(job, lambda: self._give_back(claimed))
-            return
+            await self._insistence.insist(job, partial(self._give_back, claimed))
+            return None
         except FlexiError as error:
-            end = self._run.failed(job, error)
+            return self._run.failed(job, error)
         except Exception:
             log.exception("a job failed", extra={"fields": {"job": job.id}})
-            end = self._run.failed(job, FlexiError("internal error"))
-        await self.finish(end)
+            return self._run.failed(job, FlexiError("internal error"))
+
+    async def _conclude(self, end: JobEnd) -> None:
+        """What is left to do when it is said how a job ended."""
+        if end.job.webhook and self._webhooks:
+            self._deliver(end, self._webhooks)
+        else:
+            await self._insistence.insist(end.job, partial(self._store.close, end.job))
+        self.known.forget(end.job.place)
 
     async def _give_back(self, known: OpenJob) -> None:
         """Let anybody begin the job anew."""
-        with suppress(Conflict):
+        try:
             self.known.put(await self._store.replace(known, state="queued", holder=None, attempts=known.job.attempts - 1))
+        except Conflict:  # others took this worker for dead, or an answer was lost and it is done
+            self.known.forget(known.job.place)
 
     def _deliver(self, end: JobEnd, webhooks: WebhookSender) -> None:
         """Beside everything else, for it may take an hour. The job stays open, so that whoever finds it dead goes on."""
         place = end.job.place
 
         async def deliver() -> None:
-            await webhooks.deliver(str(end.job.webhook), end)
-            await self._insist(end.job, lambda: self._store.close(end.job))
+            try:
+                await webhooks.deliver(str(end.job.webhook), end)
+            except Exception:
+                log.exception("a webhook was not called", extra={"fields": {"job": end.job.id}})
+            with suppress(StoreUnavailable):  # until there is nothing to close any more
+                await self._insistence.insist(end.job, partial(self._store.close, end.job))
+            self.known.forget(place)
 
         task = self._delivering[place] = asyncio.create_task(deliver())
         task.add_done_callback(lambda _: self._delivering.pop(place, None))
-
-    async def _insist(self, job: ImageJob, work: Callable[[], Awaitable[T | None]]) -> T | None:
-        """The result of work on the store, tried until the job's records would be gone: None then."""
-        while self._clock() < job.until:
-            try:
-                done = await work()
-            except StoreUnavailable as error:
-                self._faults.failed("record", f"what became of jobs waits in memory, the store does not take it: {error}")
-                await asyncio.sleep(RETRY_SECONDS)
-            else:
-                self._faults.mended("record")
-                return done
-        return None
 
     async def _keep_beating(self) -> None:
         """While this worker holds anything. A beat that the store does not take is tried again with the next one."""

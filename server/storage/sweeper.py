@@ -46,6 +46,8 @@ class Sweeper:
                 await self.sweep()
             except FlexiError as error:
                 self._faults.failed("store", f"what has had its time stays in the store: {error}")
+            except Exception:
+                log.exception("sweeping failed")
             else:
                 self._faults.mended("store")
 

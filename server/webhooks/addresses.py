@@ -10,14 +10,20 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from urllib.parse import urlsplit
+
+import httpx
 
 from registry.errors import InvalidInput
 
 MAX_URL = 2048  # characters
 ALLOWED_BY = "FLEXI_WEBHOOK_PRIVATE"  # of jobs' webhooks, which clients name
 _TRANSLATED = IPv6Network("64:ff9b::/96")  # NAT64, RFC 6052: an IPv4 address in its last 32 bits
+_UNICAST = IPv6Network("2000::/3")  # RFC 4291: whatever else `is_global` does not know is not of the public internet
+_NAMES = ThreadPoolExecutor(16, "names")  # a name server that hangs keeps only names waiting; the loop's own threads make files
 
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 """(host, port) -> its addresses."""
@@ -31,7 +37,8 @@ def checked_url(url: str, private: bool, allowed_by: str = ALLOWED_BY) -> str:
     try:
         parts = urlsplit(url)
         port = parts.port
-    except ValueError:
+        httpx.URL(url).host.encode("idna")  # as whoever calls it and the resolver will read the name
+    except (ValueError, httpx.InvalidURL):
         raise InvalidInput("give a URL as in https://shop.example.com/done", param="webhook") from None
     schemes = ("https", "http") if private else ("https",)
     if parts.scheme not in schemes or not parts.hostname or port == 0 or not url.isascii() or any(c.isspace() for c in url):
@@ -57,7 +64,8 @@ async def public_address(host: str, port: int, private: bool, resolve: Resolve, 
 
 async def resolved(host: str, port: int) -> list[str]:
     """What the system's resolver says. Raises `OSError`."""
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    ask = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+    found = await asyncio.get_running_loop().run_in_executor(_NAMES, ask)
     return [str(entry[4][0]).partition("%")[0] for entry in found]
 
 
@@ -68,6 +76,7 @@ def is_public(address: IPv4Address | IPv6Address) -> bool:
             return is_public(inside)
         if address in _TRANSLATED:
             return is_public(IPv4Address(int(address) & 0xFFFFFFFF))
+        return address.is_global and address in _UNICAST
     return address.is_global and not address.is_multicast
 
 

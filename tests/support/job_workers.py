@@ -58,8 +58,10 @@ class Worker:
         self.engine = engine
 
     async def bring(self, prompt="x", key=ANONYMOUS, webhook=None, idempotency=None, **fields) -> ImageJob | JobEnd:
-        new = self.jobs.new(key, "/generate", GenerateRequest(prompt=prompt, **fields), webhook, True, 1.0)
-        return await self.jobs.add(new, idempotency)
+        async def new():
+            return self.jobs.new(key, "/generate", GenerateRequest(prompt=prompt, **fields), webhook, True, 1.0)
+
+        return await self.jobs.add(key.name, new, idempotency)
 
     async def turn(self):
         await self.runner.look()

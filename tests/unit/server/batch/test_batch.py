@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 
 import httpx
 import pytest
 
 from registry.errors import Conflict, InvalidInput, Tampered
-from server.batch.batch import Batch, ServerAway
+from server.batch.batch import TIMES_OVER, Batch, ServerAway, seconds_of
 from server.batch.output_folder import PROGRESS, RESULTS, OutputFolder
 from server.batch.prompts_file import PromptsFile
 from server.batch.throttle import LONG, Throttle
@@ -154,6 +156,56 @@ def test_a_server_that_goes_away_for_a_while_is_waited_for_and_one_that_stays_aw
     server.says = lambda prompt: httpx.ConnectError("no")
     with pytest.raises(ServerAway, match="no answer for 0 s"):
         run(server, prompts, tmp_path / "other", patience=0.0)
+
+
+def test_a_line_ends_when_its_own_time_is_over_or_when_it_took_too_long_too_often(prompts, tmp_path):
+    prompts.write_text('{"prompt": "short", "deadline_ms": 1}\n"long"\n"well"\n')
+    server = Server()
+    over = lambda: refusal(504, "deadline_exceeded", **{"X-Should-Retry": "false"})  # noqa: E731
+    server.says = lambda prompt: over() if prompt in ("short", "long") else None
+    results = run(server, prompts, tmp_path / "out")
+    assert [result.get("error", {}).get("code") for result in results] == ["deadline_exceeded", "deadline_exceeded", None]
+    assert server.prompts == ["long"] * TIMES_OVER + ["short", "well"]
+
+
+@pytest.mark.parametrize(
+    ("said", "seconds"),
+    [
+        ("7", 7.0), ("0.5", 0.5), ("-3", 0.0), ("soon", 5.0), ("nan", 5.0), ("inf", 5.0), (None, 5.0), ("", 5.0),
+        (format_datetime(datetime.now(UTC) - timedelta(days=1), usegmt=True), 0.0),
+    ],
+)  # fmt: skip
+def test_how_long_to_wait_is_read_as_seconds_or_as_a_date(said, seconds):
+    assert seconds_of(said, 5.0) == seconds
+
+
+def test_a_date_to_come_is_waited_for():
+    then = format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)
+    assert 3590 < seconds_of(then, 5.0) <= 3600
+
+
+@pytest.mark.parametrize("status", [502, 503, 504])
+def test_a_proxy_that_speaks_for_a_server_that_is_gone_is_no_server(prompts, tmp_path, status):
+    server = Server()
+    server.says = lambda prompt: httpx.Response(status, text="<html>Bad gateway</html>", headers={"Retry-After": "0"})
+    with pytest.raises(ServerAway, match=str(status)):
+        run(server, prompts, tmp_path / "out", patience=0.0)
+    left = [3]
+
+    def says(prompt):
+        left[0] -= 1
+        return refusal(503, "not_ready", **{"Retry-After": "0"}) if left[0] >= 0 else None
+
+    server.says = says
+    assert len(run(server, prompts, tmp_path / "other", patience=0.0)) == len(LINES), "one that starts has answered"
+
+
+def test_an_error_says_nothing_of_the_servers_queue(prompts, tmp_path):
+    server = Server()
+    server.says = lambda prompt: refusal(400)
+    throttle = Throttle(8)
+    run(server, prompts, tmp_path / "out", throttle)
+    assert throttle.limit == 1
 
 
 def test_a_wrong_key_ends_the_batch_and_is_no_lines_error(prompts, tmp_path):

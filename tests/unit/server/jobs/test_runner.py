@@ -14,16 +14,18 @@ from memory_store import MemoryStore
 from registry.errors import Conflict, InvalidInput, NotFound, Overloaded, StoreUnavailable, Unsupported
 from server.access.keys import Key
 from server.errors import DeadlineExceeded, GenerationFailed, MarkingFailed, NotReady, QuotaExceeded
-from server.jobs import job_run, runner
-from server.jobs.job_store import ENDED, OPEN
+from server.jobs import insistence, runner
+from server.jobs.job_store import ENDED, IDEMPOTENT, OPEN
 from server.jobs.jobs import JobLimits
 from server.jobs.leases import HOLDERS
 from server.jobs.leftovers import Leftovers
 from server.jobs.record import ImageJob
 from server.jobs.runner import MAX_ATTEMPTS
+from server.storage import sweeper
 from server.storage.async_store import AsyncStore
 from server.storage.kept_files import FOLDER
 from server.storage.sweeper import GRACE, Sweeper
+from server.telemetry import metrics
 
 
 class FlakyStore(MemoryStore):
@@ -51,7 +53,7 @@ class Hooks:
 
 @pytest.fixture(autouse=True)
 def _hurried(monkeypatch):
-    for module in (runner, job_run):
+    for module in (runner, insistence):
         monkeypatch.setattr(module, "RETRY_SECONDS", 0.01)
 
 
@@ -218,7 +220,9 @@ def test_while_the_store_is_away_what_is_done_waits_and_nothing_is_made_twice(st
 @pytest.mark.parametrize("here", [True, False], ids=["its own worker", "another worker"])
 def test_a_cancelled_job_stops_wherever_it_runs(store, here, webhook):
     async def go():
-        worker, other = (Worker(store, webhooks=Hooks()) for _ in range(2))
+        hooks = Hooks()
+        hooks.may.set()
+        worker, other = (Worker(store, webhooks=hooks) for _ in range(2))
         worker.go.clear()
         kept = await worker.bring(webhook=webhook)
         await worker.turn()
@@ -226,6 +230,8 @@ def test_a_cancelled_job_stops_wherever_it_runs(store, here, webhook):
         end = await (worker if here else other).jobs.cancel("anonymous", kept.id)
         assert (end.state, end.error.code) == ("cancelled", "cancelled")
         await worker.runner.look()
+        await asyncio.sleep(0.01)
+        await worker.turn()
         await asyncio.sleep(0.01)
         assert worker.runner._running == {}
         worker.go.set()
@@ -305,6 +311,29 @@ def test_a_key_has_so_many_open_jobs_at_most_and_others_have_theirs(store):
         await worker.bring()
         with pytest.raises(Unsupported, match="FLEXI_MAX_JOBS"):
             await Worker(store, limits=JobLimits(0, 1, 1)).bring()
+
+    asyncio.run(go())
+
+
+def test_a_job_that_was_brought_before_is_answered_whatever_would_be_said_of_a_new_one(store):
+    async def go():
+        worker = Worker(store, webhooks=Hooks())
+        kept = await worker.bring(webhook="http://127.0.0.1/done", idempotency=("k", b"x"))
+        for _ in range(LIMITS.most - 1):
+            await worker.bring()
+        end = await worker.end_of(kept)
+        for _ in range(LIMITS.most - worker.runner.known.count("anonymous")):
+            await worker.bring()
+        none = Worker(store, limits=JobLimits(0, 1, 1))
+        for other in (worker, none):
+            with pytest.raises((Overloaded, Unsupported)):
+                await other.bring()
+            assert await other.bring(webhook="http://127.0.0.1/done", idempotency=("k", b"x")) == end
+            with pytest.raises(Conflict, match="Idempotency-Key"):
+                await other.bring(idempotency=("k", b"other"))
+            with pytest.raises((Overloaded, Unsupported)):
+                await other.bring(idempotency=("k2", b"x"))
+        assert len(keys(store, IDEMPOTENT)) == 1, "a key that brought no job is free"
 
     asyncio.run(go())
 
@@ -434,12 +463,77 @@ def test_all_that_jobs_leave_is_gone_when_its_time_is_over(store):
         await worker.die()
         own = AsyncStore(lambda: store)
         leftovers = Leftovers(own, lambda: now)
-        sweeper = Sweeper(own, [FOLDER, OPEN, ENDED], [leftovers.sweep], lambda: now)
-        assert await sweeper.sweep() == 0
+        broom = Sweeper(own, [FOLDER, OPEN, ENDED], [leftovers.sweep], lambda: now)
+        assert await broom.sweep() == 0
         assert len(keys(store, "_")) == 5  # a file, an end, an open job, an idempotency key and a beat
-        assert await sweeper.sweep() == 1, "the beat stands still"
+        assert await broom.sweep() == 1, "the beat stands still"
         now += LIMITS.seconds + LIMITS.keep_seconds + GRACE + 1
-        assert await sweeper.sweep() == 4
+        assert await broom.sweep() == 4
         assert keys(store, "") == []
+
+    asyncio.run(go())
+
+
+def test_an_idempotency_key_that_cannot_be_read_keeps_nothing_else_in_the_store(store, caplog):
+    async def go():
+        now = time.time()
+        worker = Worker(store, clock=lambda: now)
+        await worker.end_of(await worker.bring(idempotency=("k", b"x")))
+        damaged = f"{IDEMPOTENT}anna/{'0' * 64}.json"
+        store.create(damaged, b'{"job_id": "job-of-tomorrow"}')
+        leftovers = Leftovers(AsyncStore(lambda: store), lambda: now)
+        await leftovers.sweep()
+        assert len(keys(store, IDEMPOTENT)) == 2
+        now += LIMITS.seconds + LIMITS.keep_seconds + GRACE + 1
+        await leftovers.sweep()
+        assert keys(store, IDEMPOTENT) == [damaged]
+
+    asyncio.run(go())
+    assert sum("idempotency key is left alone" in record.getMessage() for record in caplog.records) == 1
+
+
+def test_a_sweeper_goes_on_after_whatever_goes_wrong(store, monkeypatch, caplog):
+    async def go():
+        monkeypatch.setattr(sweeper, "PAUSE", 0.0)
+        tries, went_on = iter([StoreUnavailable("away", param="registry"), ZeroDivisionError()]), asyncio.Event()
+
+        async def other():
+            if error := next(tries, None):
+                raise error
+            went_on.set()
+            return 0
+
+        task = asyncio.create_task(Sweeper(AsyncStore(lambda: store), [], [other]).follow())
+        waits = asyncio.create_task(went_on.wait())
+        await asyncio.wait([task, waits], return_when=asyncio.FIRST_COMPLETED)
+        task.cancel()
+        waits.cancel()
+        assert went_on.is_set()
+
+    asyncio.run(go())
+    assert sum(record.exc_info is not None for record in caplog.records) == 1, "a fault of ours shows where it is"
+
+
+def test_the_oldest_job_that_waits_is_neither_one_that_runs_nor_one_whose_webhook_is_owed(store):
+    async def go():
+        now = time.time()
+        here, other = (Worker(store, together=1, webhooks=Hooks(), clock=lambda: now) for _ in range(2))
+
+        async def seen(worker):
+            """Jobs that wait, jobs that run, and since when the oldest waits."""
+            await worker.runner.look()
+            worker.runner.known.export()
+            gauges = metrics.jobs.labels("queued"), metrics.jobs.labels("running"), metrics.oldest_job_seconds
+            return [gauge._value.get() for gauge in gauges]
+
+        await here.end_of(await here.bring(webhook="http://127.0.0.1/done"))
+        here.go.clear()
+        await here.bring()
+        await here.turn()
+        now += 100
+        assert [await seen(here), await seen(other)] == [[0, 2, 0]] * 2
+        await here.bring()
+        now += 10
+        assert [await seen(here), await seen(other)] == [[1, 2, 10]] * 2
 
     asyncio.run(go())

@@ -7,6 +7,9 @@ import base64
 import hashlib
 import hmac
 import json
+import socket
+import ssl
+import threading
 import time
 from ipaddress import ip_address
 
@@ -16,11 +19,13 @@ from webhook_receiver import Receiver
 
 from registry.errors import InvalidInput
 from server.jobs.webhooks import WebhookSender
-from server.webhooks.addresses import checked_url, is_public, public_address
+from server.webhooks import delivery
+from server.webhooks.addresses import checked_url, is_public, public_address, resolved
 from server.webhooks.delivery import Delivery
 from server.webhooks.signature import signed, webhook_secret
 
 SECRET = b"k" * 24
+NO_HOSTS = ["a..b.com", ".example.com", f"{'a' * 64}.com", "xn--zzzz", "xn--a", "[::1%25eth0]", "[v1.x]"]
 
 
 @pytest.fixture
@@ -124,7 +129,8 @@ def test_the_address_that_was_checked_is_the_one_that_is_called(receiver):
     [
         "127.0.0.1", "0.0.0.0", "10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "224.0.0.1",
         "255.255.255.255", "::", "::1", "fe80::1", "fc00::1", "ff02::1", "::ffff:127.0.0.1", "::ffff:169.254.169.254",
-        "2002:7f00:1::", "64:ff9b::7f00:1",
+        "2002:7f00:1::", "64:ff9b::7f00:1", "fec0::1", "::127.0.0.1", "::1.1.1.1", "64:ff9b:1::1", "5f00::1", "4000::1",
+        "2001:db8::1", "2001::1",
     ],
 )  # fmt: skip
 def test_addresses_that_are_not_public(address):
@@ -153,9 +159,67 @@ def _always(address):
     [
         "", "x", "ftp://a.example/", "http://a.example/", "https://", "https://u:p@a.example/", "https://a.example:0/",
         "https://a.example:x/", "https://[", "https://a b.example/", "https://\u00fc.example/", "https://a.example/\n",
-        "javascript:alert(1)",
+        "javascript:alert(1)", *(f"https://{host}/" for host in NO_HOSTS),
     ],
 )  # fmt: skip
 def test_what_is_no_url_to_call_is_refused_when_the_job_comes(url):
     with pytest.raises(InvalidInput, match="webhook: "):
         checked_url(url, private=False)
+
+
+@pytest.mark.parametrize(
+    "host", ["example.com.", "a_b.example", "xn--bcher-kva.example", f"{'a' * 63}.com", "1.1.1.1", "[2606:4700::1111]"]
+)
+def test_what_may_be_a_name_is_taken(host):
+    assert checked_url(f"https://{host}/", private=False)
+
+
+@pytest.mark.parametrize("host", NO_HOSTS)
+def test_a_delivery_to_what_is_no_name_fails_and_does_not_break(host):
+    """Jobs of earlier versions have such URLs."""
+    assert not deliver(f"http://{host}/")
+
+
+def test_so_many_calls_are_made_at_once_at_most_and_those_that_wait_for_their_next_try_hold_up_none(monkeypatch):
+    monkeypatch.setattr(delivery, "CALLS", 3)
+
+    async def go():
+        now, most, tries = 0, 0, 0
+
+        async def resolve(host, port):
+            nonlocal now, most, tries
+            now, tries = now + 1, tries + 1
+            most = max(most, now)
+            for _ in range(3):
+                await asyncio.sleep(0)
+            now -= 1
+            raise OSError("no such name")
+
+        calls = Delivery(SECRET, private=True, resolve=resolve, pauses=(3600.0,))
+        tasks = [asyncio.create_task(calls.deliver("http://a.example/", str(i), b"")) for i in range(20)]
+        while tries < 20:
+            await asyncio.sleep(0)
+        assert most == 3
+        for task in tasks:
+            task.cancel()
+
+    asyncio.run(go())
+
+
+def test_names_are_looked_up_in_threads_that_make_no_image_files(monkeypatch):
+    def getaddrinfo(host, port, **options):
+        return [(None, None, None, "", (threading.current_thread().name, port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    (thread,) = asyncio.run(resolved("a.example", 80))
+    assert thread.startswith("names")
+
+
+def test_certificates_are_read_once(receiver, monkeypatch):
+    server, made = receiver(200), []
+    create = ssl.create_default_context
+    monkeypatch.setattr(ssl, "create_default_context", lambda *args, **options: made.append(1) or create(*args, **options))
+    delivery.tls.cache_clear()
+    for _ in range(3):
+        assert deliver(server.url)
+    assert len(made) == 1
