@@ -44,7 +44,7 @@ SEARCH = (
     "--generations",
     1,
     "--population",
-    24,
+    16,
     "--select",
     16,
     "--finals",
