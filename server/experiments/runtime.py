@@ -127,7 +127,7 @@ class ExperimentRuntime(RequestObserver, ComparisonObserver):
 
 def outcome_of(context: RequestContext, plan: Plan, seconds: float, time: datetime) -> OutcomeEvent:
     """The event of a request whose plan has an assignment. Without results nothing is known of what was executed."""
-    assignment, counts, usage = plan.assignment, plan.entry.schedule.counts(), context.usage
+    assignment, usage = plan.assignment, context.usage
     assert assignment is not None, "only a request under an experiment has an event"
     return OutcomeEvent(
         time=time,
@@ -151,6 +151,6 @@ def outcome_of(context: RequestContext, plan: Plan, seconds: float, time: dateti
         macs_planned=plan.macs,
         macs_executed=usage.macs,
         unet_rows=sum(spec.unet_rows for spec in plan.specs),
-        steps_planned=len(plan.to_make) * (counts["full"] + counts["partial"]),
+        steps_planned=sum(len(plan.specs[image].program.steps) for image in plan.to_make),
         steps_executed=usage.computed_steps,
     )
