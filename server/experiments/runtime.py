@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import random
 from collections.abc import Callable
 from datetime import datetime
 
@@ -25,7 +23,7 @@ from server.requests.generation import RequestObserver
 from server.requests.plan import Plan
 from server.requests.shadow import ComparisonObserver
 from server.telemetry import metrics
-from server.tiers.watch import JITTER
+from server.tiers.looks import keep_looking
 
 log = logging.getLogger(__name__)
 
@@ -57,9 +55,7 @@ class ExperimentRuntime(RequestObserver, ComparisonObserver):
 
     async def follow(self, seconds: float) -> None:
         """Look at the registry and at the guardrails for ever, with pauses of about so many seconds."""
-        while True:
-            await asyncio.to_thread(self.refresh)
-            await asyncio.sleep(seconds * random.uniform(1 - JITTER, 1 + JITTER))
+        await keep_looking(self.refresh, seconds)
 
     def close(self) -> None:
         """Write down what is left. Blocks."""

@@ -53,6 +53,7 @@ from server.telemetry.served import begin as served_as
 from server.telemetry.served import serving
 from server.telemetry.start import Start
 from server.tiers.active import ActiveSchedules
+from server.tiers.looks import look
 from server.tiers.model_names import ModelNames
 from server.tiers.observer import RegistryObserver
 from server.tiers.warnings import in_one_line, tier_warnings
@@ -117,7 +118,7 @@ class ModelOpener:
             waits("the model is compiled, which takes minutes unless FLEXI_COMPILE_CACHE holds it")
             await asyncio.to_thread(compile_model, settings, model, others, chunks)
             passed("compile")
-        while (name := served.given_name or await asyncio.to_thread(names.find)) is None:
+        while (name := served.given_name or await look(names.find)) is None:
             waits(names.fault or "the registry is read")
             await asyncio.sleep(settings.watch_seconds)
         if taken := next((other for other in self.models if other is not served and other.model and other.name == name), None):
@@ -141,7 +142,7 @@ class ModelOpener:
             """Without an answer of the registry, or a kept one, a server is of no use to anybody."""
             return (watch.refresh() or watch.restore()) and bool(schedules.served() or not settings.require_tiers)
 
-        while not await asyncio.to_thread(has_tiers):
+        while not await look(has_tiers):
             unserved = in_one_line(tier_warnings(schedules, settings.default_tier))
             waits(watch.fault or f"FLEXI_REQUIRE_TIERS wants a tier of the registry: {unserved}")
             await asyncio.sleep(settings.watch_seconds)
