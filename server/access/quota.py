@@ -36,7 +36,7 @@ class Quotas:
             return
         if macs > limit:
             message = f"the request needs {macs:,} MACs, and the key {key.name} may use {limit:,} in a minute"
-            raise InvalidInput(f"{message}: ask for fewer images or a cheaper tier")
+            raise InvalidInput(f"{message}: ask for fewer images or a cheaper tier", param="macs_per_minute")
         with self._lock:
             now = self._clock()
             full_at = max(now, self._full_at.get(key.name, now)) + MINUTE * macs / limit

@@ -81,10 +81,13 @@ class FairQueue(Generic[Q]):
             self._changed.notify()
 
     def put_back(self, tasks: Sequence[Q]) -> None:
-        """Tasks that had to leave the engine: they are the next ones again."""
+        """Tasks that had to leave the engine: they are the next ones again. A client's is charged when it is taken again."""
         with self._changed:
             for task in tasks:
-                self._deque_of(task).appendleft(task)
+                waiting = self._deque_of(task)
+                waiting.appendleft(task)
+                if waiting is self._clients:
+                    self._shares.give_back(task, task.remaining_macs)
 
     def take(self, fits: Callable[[Q], bool], limit: int) -> list[Q]:
         """At most `limit` clients' tasks, as far as there is room: `fits` takes it for a task, or says that there is none.

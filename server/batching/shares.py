@@ -72,6 +72,10 @@ class TierShares:
         self._newest[tier] = macs
         self._overtook[tier] = choice.overtakes
 
+    def give_back(self, task: Waiting, macs: int) -> None:
+        """It was charged for so much, and does not come in after all."""
+        self.accounts[task.tier] -= macs
+
     def _greet(self, tiers: Collection[str]) -> None:
         """Tiers that were away start at the smallest account of those that were not."""
         floor = min((self.accounts[tier] for tier in tiers if tier in self._present), default=0.0)

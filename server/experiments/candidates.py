@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import random
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import NamedTuple
@@ -22,7 +20,7 @@ from server.requests.shadow_candidate import ActiveCandidate, CandidatePair, Can
 from server.telemetry import metrics
 from server.telemetry.faults import Faults
 from server.tiers.active import ActiveSchedule, ActiveSchedules
-from server.tiers.watch import JITTER
+from server.tiers.looks import keep_looking
 
 log = logging.getLogger(__name__)
 
@@ -62,9 +60,7 @@ class ActiveCandidates(Candidates):
 
     async def follow(self, seconds: float) -> None:
         """Look at the registry for ever, with pauses of about so many seconds."""
-        while True:
-            await asyncio.to_thread(self.refresh)
-            await asyncio.sleep(seconds * random.uniform(1 - JITTER, 1 + JITTER))
+        await keep_looking(self.refresh, seconds)
 
     def active(self) -> list[ActiveCandidate]:
         """Those that images are made with now, sorted by tier."""

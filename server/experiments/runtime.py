@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import random
 from collections.abc import Callable
 from datetime import datetime
 
@@ -25,7 +23,7 @@ from server.requests.generation import RequestObserver
 from server.requests.plan import Plan
 from server.requests.shadow import ComparisonObserver
 from server.telemetry import metrics
-from server.tiers.watch import JITTER
+from server.tiers.looks import keep_looking
 
 log = logging.getLogger(__name__)
 
@@ -57,9 +55,7 @@ class ExperimentRuntime(RequestObserver, ComparisonObserver):
 
     async def follow(self, seconds: float) -> None:
         """Look at the registry and at the guardrails for ever, with pauses of about so many seconds."""
-        while True:
-            await asyncio.to_thread(self.refresh)
-            await asyncio.sleep(seconds * random.uniform(1 - JITTER, 1 + JITTER))
+        await keep_looking(self.refresh, seconds)
 
     def close(self) -> None:
         """Write down what is left. Blocks."""
@@ -127,7 +123,7 @@ class ExperimentRuntime(RequestObserver, ComparisonObserver):
 
 def outcome_of(context: RequestContext, plan: Plan, seconds: float, time: datetime) -> OutcomeEvent:
     """The event of a request whose plan has an assignment. Without results nothing is known of what was executed."""
-    assignment, counts, usage = plan.assignment, plan.entry.schedule.counts(), context.usage
+    assignment, usage = plan.assignment, context.usage
     assert assignment is not None, "only a request under an experiment has an event"
     return OutcomeEvent(
         time=time,
@@ -151,6 +147,6 @@ def outcome_of(context: RequestContext, plan: Plan, seconds: float, time: dateti
         macs_planned=plan.macs,
         macs_executed=usage.macs,
         unet_rows=sum(spec.unet_rows for spec in plan.specs),
-        steps_planned=len(plan.to_make) * (counts["full"] + counts["partial"]),
+        steps_planned=sum(len(plan.specs[image].program.steps) for image in plan.to_make),
         steps_executed=usage.computed_steps,
     )

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field, JsonValue, ValidationError
 from pydantic_core import from_json
 from starlette.datastructures import FormData, Headers, UploadFile
-from starlette.formparsers import MultiPartException
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from typing_extensions import override
 
@@ -57,8 +57,10 @@ async def edits_request(request: Request) -> EditsRequest:
         try:
             async with request.form(max_files=8, max_fields=MAX_FIELDS, max_part_size=MAX_TEXT) as form:
                 said = await _fields(form)
-        except MultiPartException as error:
-            raise InvalidInput(error.message, param="body") from None
+        except HTTPException as error:  # as starlette says within an app that a form is broken
+            raise InvalidInput(error.detail, param="body") from None
+        except UnicodeError as error:  # of what its `charset` names, which is whatever Python has a codec for
+            raise InvalidInput(f"cannot be decoded: {error}", param="body") from None
     else:
         body = await request.body()
         if not body:

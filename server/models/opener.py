@@ -53,6 +53,7 @@ from server.telemetry.served import begin as served_as
 from server.telemetry.served import serving
 from server.telemetry.start import Start
 from server.tiers.active import ActiveSchedules
+from server.tiers.looks import look
 from server.tiers.model_names import ModelNames
 from server.tiers.observer import RegistryObserver
 from server.tiers.warnings import in_one_line, tier_warnings
@@ -117,7 +118,7 @@ class ModelOpener:
             waits("the model is compiled, which takes minutes unless FLEXI_COMPILE_CACHE holds it")
             await asyncio.to_thread(compile_model, settings, model, others, chunks)
             passed("compile")
-        while (name := served.given_name or await asyncio.to_thread(names.find)) is None:
+        while (name := served.given_name or await look(names.find)) is None:
             waits(names.fault or "the registry is read")
             await asyncio.sleep(settings.watch_seconds)
         if taken := next((other for other in self.models if other is not served and other.model and other.name == name), None):
@@ -132,7 +133,8 @@ class ModelOpener:
         loras = served.loras = await asyncio.to_thread(self._loras.offered, served.folder, model)
         sets = served.adapter_sets = AdapterSets(served.adapted, served.admission, settings.loras_mib * 2**20)
         registry = ModelRegistry(settings, name, self.open_once, self._trusted)
-        schedules = ActiveSchedules(lambda: registry.catalog, model, teacher_steps(settings, model), others)
+        steps = teacher_steps(settings, model)
+        schedules = await asyncio.to_thread(ActiveSchedules, lambda: registry.catalog, model, steps, others)
         observer = RegistryEvents(name, settings.registry, self.announcer.tell) if self.announcer else RegistryObserver()
         last_good, default = registry.last_good, settings.default_tier
         watch = Watch(schedules, lambda: registry.catalog, last_good, default, names.elsewhere, observer)
@@ -141,14 +143,13 @@ class ModelOpener:
             """Without an answer of the registry, or a kept one, a server is of no use to anybody."""
             return (watch.refresh() or watch.restore()) and bool(schedules.served() or not settings.require_tiers)
 
-        while not await asyncio.to_thread(has_tiers):
+        while not await look(has_tiers):
             unserved = in_one_line(tier_warnings(schedules, settings.default_tier))
             waits(watch.fault or f"FLEXI_REQUIRE_TIERS wants a tier of the registry: {unserved}")
             await asyncio.sleep(settings.watch_seconds)
         passed("registry")
-        served.bytes = model.weight_bytes + bytes_within(
-            model, FULL_WAVES * settings.max_wave_rows, self._cache, others, chunks
-        )
+        rows = FULL_WAVES * settings.max_wave_rows
+        served.bytes = model.weight_bytes + await asyncio.to_thread(bytes_within, model, rows, self._cache, others, chunks)
         schedules.prepare = served.prepare
         if start:
             waits("the model is warming up")
@@ -157,11 +158,12 @@ class ModelOpener:
             served.loaded(load_seconds + time.monotonic() - begin)
             passed("warm_up")
         features = await asyncio.to_thread(lambda: self._features)
+        syntax = settings.prompt_syntax if model.prompts.takes_chunks else PLAIN
+        prompts = await asyncio.to_thread(PromptReader, model.prompts, chunks, syntax)
+        # Whatever may fail is above: a model that is opened again must leave no threads that record for nobody.
         learns = learning(settings, registry, schedules, model, served, sets, features, observer)
         resident = Resident(self._residence, served) if len(self.models) > 1 else None
         forecast = resident.forecast if resident else served.forecast
-        syntax = settings.prompt_syntax if model.prompts.takes_chunks else PLAIN
-        prompts = PromptReader(model.prompts, chunks, syntax)
         choice = LoraChoice(loras, settings.loras_on_schedules, sets.seconds)
         planner = Planner(schedules, learns.experiments.active, model, forecast, settings, others, prompts, choice)
         if overruled := planner.default_guidance.overruled():

@@ -139,9 +139,11 @@ class Residence:
             model.state, self._began = "loading", monotonic()
             log.info("loading", extra={"fields": {"model": model.name, "bytes": model.bytes}})
             await self._load_or_make_room(model)
-        except FlexiError as error:
-            log.error("the model %s could not be loaded: %s", model.name, error)
-            model.failed(error.message)
+        except Exception as error:  # whatever it is, other models are loaded
+            unforeseen = None if isinstance(error, FlexiError) else error
+            reason = f"{type(error).__name__}: {error}" if unforeseen else str(error)
+            log.error("the model %s could not be loaded: %s", model.name, reason, exc_info=unforeseen)
+            model.failed(reason)
             self._failed_at[model] = monotonic()
             model.count()
             return
@@ -180,8 +182,10 @@ class Residence:
                 await self._changed.wait_for(lambda: self._free(model))
             victim = self._free(model)[0]
             victim.state, self._leaving = "unloaded", None
-        await self._unload(victim)
-        victim.count()
+        try:
+            await self._unload(victim)
+        finally:
+            victim.count()
         log.info("unloaded", extra={"fields": {"model": victim.name, "bytes": victim.bytes, "for": model.name}})
 
     def _free(self, model: ServedModel) -> list[ServedModel]:

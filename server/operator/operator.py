@@ -15,6 +15,7 @@ from registry.experiments.catalog import DeclaredExperiment, ExperimentCatalog
 from registry.experiments.declaration import BY_RATIO, ExperimentState
 from registry.records import Alias
 from registry.site.views import ShownDifference, ShownExperiments, ShownFront, ShownMoves, ShownSchedule
+from registry.tiers import moved_meanwhile
 from registry.writer import Writer
 from server.api import UnservedTier
 from server.config import Settings
@@ -116,7 +117,10 @@ class Operator:
             catalog = _catalog(registry, actor)
             if catalog.approvals.guards(tier):
                 made = second_person.request(catalog, tier, ref, reason, moves=moves)
-                return request_view(next(one for one in second_person.open_requests(catalog) if one.request.id == made.id))
+                waiting = next((one for one in second_person.open_requests(catalog) if one.request.id == made.id), None)
+                if waiting is None:
+                    raise moved_meanwhile(tier, catalog.alias(tier))
+                return request_view(waiting)
             return catalog.promote(tier, ref, reason, moves=moves)
 
         return await self._done(served, actor, "promote", act)

@@ -67,7 +67,7 @@ class Questions:
         if self._waiting >= WAITING:
             raise Overloaded(f"{WAITING} questions of operators wait already", retry_after=BUSY_SECONDS)
         self._waiting += 1
-        work = asyncio.get_running_loop().run_in_executor(self._threads, question)
+        work = asyncio.get_running_loop().run_in_executor(self._threads, _ask, question)
         work.add_done_callback(self._done)
         try:
             async with asyncio.timeout(self._seconds):
@@ -91,3 +91,10 @@ class Questions:
         self._waiting -= 1
         if not work.cancelled():
             work.exception()  # nobody may be left to look at it
+
+
+def _ask(question: Callable[[], T]) -> T:
+    try:
+        return question()
+    except StopIteration as error:  # no future takes it: whoever waits for the answer would wait for ever
+        raise RuntimeError("a question ended with StopIteration") from error

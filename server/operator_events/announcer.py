@@ -46,12 +46,12 @@ class Announcer:
         self._arrived = asyncio.Event()
 
     def tell(self, event: OperatorEvent) -> None:
-        """Have it told, once by this process."""
+        """Have it told, once by this process. One for which there is no room is not known: it may be told again later."""
         with self._lock:
             if event.id in self._known:
                 return
-            self._known[event.id] = True
             if fits := len(self._waiting) < WAITING:
+                self._known[event.id] = True
                 self._waiting.append(event)
         if not fits:
             self._ended(event, "dropped", f"{WAITING} wait already")

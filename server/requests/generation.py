@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -28,6 +29,8 @@ from server.requests.repeats import Repeats
 from server.requests.response import response
 from server.requests.running import Patience, RunningRequests, gather, while_wanted
 from server.telemetry import metrics
+
+log = logging.getLogger(__name__)
 
 OUTCOMES: dict[type[FlexiError], str] = {
     Cancelled: "cancelled",
@@ -67,7 +70,10 @@ class RequestObserver(Protocol):
     """Something that wants to know what became of requests."""
 
     def ended(self, context: RequestContext, plan: Plan, seconds: float) -> None:
-        """Called at the end of each request that has a plan: `context.code` says how it ended, `seconds` how long it took."""
+        """Called at the end of each request that has a plan: `context.code` says how it ended, `seconds` how long it took.
+
+        What it raises is logged, and changes no answer.
+        """
 
 
 class Generation:
@@ -248,7 +254,7 @@ class Generation:
             for warning in plan.warnings:
                 metrics.warnings_total.labels(warning.code).inc()
             for observer in self._observers:
-                observer.ended(context, plan, seconds)
+                _tell(observer, context, plan, seconds)
         elif outcome in ("cancelled", "deadline"):
             metrics.request_seconds.labels(metrics.CUSTOM, metrics.NO_ARM, outcome).observe(seconds)
 
@@ -259,6 +265,13 @@ class _Arrival:
 
     image: int
     made: int | tuple[int, Tensor] | Future[ImageResult]
+
+
+def _tell(observer: RequestObserver, context: RequestContext, plan: Plan, seconds: float) -> None:
+    try:
+        observer.ended(context, plan, seconds)
+    except Exception:  # the request has its answer already
+        log.exception("an observer failed", extra={"fields": {"request_id": context.request_id}})
 
 
 def _observe_forecast(plan: Plan, seconds: float) -> None:

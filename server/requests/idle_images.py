@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from typing import Any
 
-from registry.errors import FlexiError
+from registry.errors import FlexiError, InvalidInput
 from server.access.keys import Key
 from server.access.quota import Quotas
 from server.batching.image_task import ImageResult, ImageSpec
@@ -56,14 +56,15 @@ class IdleImages:
     ) -> None:
         """Begin a work for which these images are made. `count` is called once with how it went.
 
-        That is `ok`, `failed`, `given_up`; `dropped` where too many wait, `over_budget` where the minute's MACs are spent.
+        That is `ok`, `failed`, `given_up`; `dropped` where too many wait, `over_budget` where the minute's MACs are spent, or
+        would not do for these images alone.
         """
         if len(self._tasks) >= PENDING:
             count("dropped")
             return
         try:
             self._quotas.take(self._key, sum(map(self._macs, specs)))
-        except QuotaExceeded:  # the next one may be within it
+        except (QuotaExceeded, InvalidInput):  # the next one may be within it
             count("over_budget")
             return
         task = asyncio.create_task(self._run(work, count, specs[0].request_id))
@@ -89,6 +90,9 @@ class IdleImages:
             raise
         except FlexiError as error:
             log.warning("a shadow image failed: %s", error, extra={"fields": {"request_id": request_id}})
+            count("failed")
+        except Exception:  # a bug: of this image alone
+            log.exception("a shadow image failed", extra={"fields": {"request_id": request_id}})
             count("failed")
         else:
             count("ok")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -17,13 +15,13 @@ from server.telemetry import metrics
 from server.telemetry.faults import Faults
 from server.tiers.active import ActiveSchedule, ActiveSchedules
 from server.tiers.last_good import KeptTier, LastGood
+from server.tiers.looks import keep_looking, pause
 from server.tiers.observer import RegistryObserver
 from server.tiers.warnings import in_one_line, tier_warnings
 
 log = logging.getLogger(__name__)
 
 REGISTRY, DISK, UNSERVED = "the registry", "the disk", "all tiers"  # what may fail besides a tier, whose name has no space
-JITTER = 0.2  # of the pause, either way: servers that started together do not ask together for ever
 
 
 class Watch:
@@ -58,9 +56,8 @@ class Watch:
 
     async def follow(self, seconds: float) -> None:
         """Refresh for ever, with pauses of about so many seconds."""
-        while True:
-            await asyncio.sleep(seconds * random.uniform(1 - JITTER, 1 + JITTER))
-            await asyncio.to_thread(self.refresh)
+        await pause(seconds)  # it was looked at before
+        await keep_looking(self.refresh, seconds)
 
     def refresh(self) -> bool:
         """Look at the registry once. On failure everything stays as it is, is logged and counted, and False comes back.

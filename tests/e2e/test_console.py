@@ -397,6 +397,14 @@ def test_a_site_is_a_page_that_needs_no_server(chromium, guarded, tmp_path):
         assert violations(page) == []
 
 
+def test_a_page_that_is_opened_behind_another_one_is_there_when_it_is_looked_at(chromium, guarded, tmp_path):
+    CliRunner().invoke(registry_app, ["site", str(tmp_path / "site"), "--registry", str(guarded.registry)])
+    with visiting(chromium, tmp_path.as_uri(), viewport=WIDE) as page:
+        page.add_init_script("Object.defineProperty(document, 'hidden', {get: () => true})")
+        page.goto((tmp_path / "site" / "index.html").as_uri())
+        expect(tier(page, "draft")).to_be_visible()
+
+
 def test_a_site_of_no_model_yet_has_reports_of_searches(chromium, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "report.html").write_text("<h1>a search</h1>")

@@ -8,10 +8,11 @@ import json
 import re
 import shlex
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -20,7 +21,7 @@ from api_keys import keys
 from browser import NARROW, WIDE, overflow, violations, violations_everywhere, visiting
 from cut_off import cut_off
 from PIL import Image
-from playwright.sync_api import Browser, Locator, Page, expect
+from playwright.sync_api import Browser, Locator, Page, Route, expect
 from served import PATIENCE, SETTINGS, publish
 from served import tiers as published
 
@@ -240,6 +241,84 @@ def test_tiers_are_compared_with_their_cost_and_how_close_they_are(page, guarded
     assert violations_everywhere(page) == []
     page.set_viewport_size(NARROW)
     assert overflow(page) <= 0
+
+
+def test_a_comparison_outlives_a_tier_that_is_no_longer_offered(page):
+    page.route("**/v1/tiers", lambda route: fulfilled_with(route, lambda told: told["tiers"][1:]))
+    page.get_by_role("button", name="Compare all tiers").click()
+    page.get_by_role("heading", name="Look closer").wait_for()
+    expect(card(page, "draft")).to_have_count(0)  # it was asked again at the end
+    tile = page.locator("figure", has=page.get_by_role("heading", name="draft", exact=True))
+    expect(tile).to_contain_text("cheaper")
+
+
+def fulfilled_with(route: Route, tiers: Callable[[dict[str, Any]], list[dict[str, Any]]], **others: object) -> None:
+    """The server's answer about its own model, with some of it changed."""
+    told = route.fetch(url=route.request.url.partition("?")[0]).json()
+    route.fulfill(json=told | others | {"tiers": tiers(told)})
+
+
+@pytest.fixture
+def beside_another(page: Page) -> Page:
+    """The page of a server that has a second model, `other`, which is the first one with one tier, `single`."""
+
+    def both(route: Route) -> None:
+        told = route.fetch().json()
+        route.fulfill(json=told | {"data": [*told["data"], {**told["data"][0], "id": "other", "root": "other"}]})
+
+    def generations(route: Route) -> None:
+        body = route.request.post_data_json
+        if body.pop("model", "") == "other":
+            body["tier"] = "fast"
+        route.continue_(post_data=json.dumps(body))
+
+    def single(told: dict[str, Any]) -> list[dict[str, Any]]:
+        return [{**told["tiers"][1], "tier": "single"}]
+
+    page.route("**/v1/models", both)
+    page.route("**/v1/tiers?model=other", lambda route: fulfilled_with(route, single, model="other"))
+    page.route("**/v1/schedules/*?model=other", lambda route: route.continue_(url=route.request.url.partition("?")[0]))
+    page.route("**/v1/images/generations", generations)
+    page.reload()
+    page.get_by_label("Model", exact=True).wait_for()
+    return page
+
+
+def test_another_model_leaves_no_comparison_behind_and_is_compared_by_its_own_tiers(beside_another):
+    page, model = beside_another, beside_another.get_by_label("Model", exact=True)
+    tiles = page.get_by_role("region", name="Comparison").get_by_role("figure")
+    model.select_option("other")
+    card(page, "single").wait_for()
+    page.get_by_role("button", name="Compare all tiers").click()
+    page.get_by_role("link", name="Download single").wait_for()
+    model.select_option("emoji64")
+    card(page, "draft").wait_for()
+    expect(tiles).to_have_count(0)
+    page.get_by_role("button", name=re.compile("all tiers.*same again")).click()
+    page.get_by_role("link", name="Download single").wait_for()
+    expect(tiles).to_have_count(1)
+    expect(model).to_have_value("other")
+
+
+def test_a_model_that_was_left_shows_no_fault_when_its_answer_comes_late(beside_another):
+    page, model, late = beside_another, beside_another.get_by_label("Model", exact=True), list[Route]()
+    page.route("**/v1/tiers?model=other", lambda route: late.append(route))
+    page.evaluate("""() => {  // says when the page has drawn what it makes of an answer that is no JSON
+      const json = Response.prototype.json;
+      Response.prototype.json = function () {
+        const said = json.call(this);
+        const drawn = () => requestAnimationFrame(() => setTimeout(() => (document.body.dataset.late = "drawn")));
+        said.catch(() => setTimeout(drawn));
+        return said;
+      };
+    }""")
+    model.select_option("other")
+    model.select_option("emoji64")
+    page.get_by_role("button", name="Compare all tiers").click()  # enabled again once emoji64's answer is there
+    page.get_by_role("heading", name="Look closer").wait_for()
+    late[0].fulfill(content_type="text/plain", body="no JSON")
+    page.wait_for_function("() => document.body.dataset.late")
+    assert page.get_by_role("alert").count() == 0  # at once: the next answer would take it away
 
 
 def test_a_key_is_asked_for_and_kept_in_this_tab_only(chromium, guarded):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -43,19 +44,27 @@ class Asset:
 
     @cached_property
     def etag(self) -> str:
-        """Of the content; it is the same on every server that has it."""
-        return f'"{sha256(self.content).hexdigest()[:32]}"'
+        """Of the content; it is the same on every server that has it. Weak, as it is the same zipped (RFC 9110, 8.8.1)."""
+        return f'W/"{sha256(self.content).hexdigest()[:32]}"'
 
     def answer(self, request: Request) -> Response:
         """The file, zipped where the browser takes that; 304 where it has it already: it asks each time (RFC 9111, 5.2.2.4)."""
         headers = SAFETY | {"Cache-Control": "no-cache", "ETag": self.etag, "Vary": "Accept-Encoding"}
         known = request.headers.get("if-none-match", "")
-        if self.etag in [tag.strip().removeprefix("W/") for tag in known.split(",")]:
+        if self.etag in [tag.strip() for tag in known.split(",")]:
             return Response(status_code=304, headers=headers)
-        codings = [coding.partition(";")[0].strip() for coding in request.headers.get("accept-encoding", "").split(",")]
-        if "gzip" in codings and len(self.zipped) < len(self.content):
+        if _takes_gzip(request.headers.get("accept-encoding", "")) and len(self.zipped) < len(self.content):
             return Response(self.zipped, media_type=self.media_type, headers=headers | {"Content-Encoding": "gzip"})
         return Response(self.content, media_type=self.media_type, headers=headers)
+
+
+def _takes_gzip(accepted: str) -> bool:
+    """Whether a browser that accepts these codings takes gzip (RFC 9110, 12.5.3)."""
+    weights = dict[str, str]()
+    for coding in accepted.lower().split(","):
+        name, _, weight = coding.partition(";")
+        weights[name.strip()] = weight.strip()
+    return not re.fullmatch(r"q=0(\.0*)?", weights.get("gzip", weights.get("*", "q=0")))
 
 
 def asset(path: Path) -> Asset:

@@ -30,11 +30,11 @@ export function useAsked(source, path, seconds) {
   useEffect(() => {
     let timer = 0;
     let over = false;
-    const round = async () => {
-      if (!document.hidden) await again();
-      if (!over && seconds && source.live) timer = window.setTimeout(round, seconds * 1000);
+    const round = async (/** @type {boolean} */ asks) => {
+      if (asks) await again();
+      if (!over && seconds && source.live) timer = window.setTimeout(() => round(!document.hidden), seconds * 1000);
     };
-    void round();
+    void round(true); // the first answer may be the only one: a page may be opened where nobody looks yet
     return () => {
       over = true;
       window.clearTimeout(timer);

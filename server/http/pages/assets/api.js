@@ -36,6 +36,11 @@ export class ApiError extends Error {
     this.requestId = error.request_id ?? "";
     this.retryAfter = retryAfter;
   }
+
+  /** Whatever was raised, as such an answer: the page's own fault where the server said nothing. @param {unknown} fault */
+  static of(fault) {
+    return fault instanceof ApiError ? fault : new ApiError(0, { code: "page_fault", message: String(fault) });
+  }
 }
 
 /** The connection broke: nobody knows what became of the request. */

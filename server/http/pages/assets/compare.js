@@ -2,7 +2,7 @@
 import { macs, time } from "./format.js";
 import { pixelsOf, psnr } from "./pixels.js";
 import { CopyAs, Frame, fileName, Progress, Unmet } from "./result.js";
-import { isUnderWay } from "./run.js";
+import { isUnderWay, tierOf } from "./run.js";
 import { Gain, wholeOf } from "./tiers.js";
 import { html, useEffect, useState } from "./ui.js";
 
@@ -40,10 +40,10 @@ function useFidelity(runs) {
 }
 
 /**
- * @param {{runs: Run[], tiers: Tier[], strips: Strips, withKey: boolean, onCancel: () => void,
+ * @param {{runs: Run[], strips: Strips, withKey: boolean, onCancel: () => void,
  *   onAgain: (wish: import("./request.js").Wish) => void, say: (text: string) => void}} props
  */
-export function Comparison({ runs, tiers, strips, withKey, onCancel, onAgain, say }) {
+export function Comparison({ runs, strips, withKey, onCancel, onAgain, say }) {
   const [picked, pick] = useState(runs[0]?.wish.tier ?? "");
   const fidelity = useFidelity(runs);
   const done = runs.filter((run) => run.state === "done");
@@ -57,14 +57,14 @@ export function Comparison({ runs, tiers, strips, withKey, onCancel, onAgain, sa
     </div>
     <div class="compared">
       ${runs.map((run) => {
-        const tier = /** @type {Tier} */ (tiers.find((one) => one.tier === run.wish.tier));
+        const tier = /** @type {Tier} */ (tierOf(run));
         const picture = /** @type {import("./run.js").Picture} */ (run.pictures[0]);
         const db = fidelity[run.id];
         return html`<figure class="card compared-one" key=${run.id}>
           <${Frame} run=${run} picture=${picture} alt=${`${subject}, with ${tier.tier}`} />
           <figcaption class="stack tight">
             <div><h3>${tier.tier}</h3><${Gain} tier=${tier} /></div>
-            <${Progress} run=${run} picture=${picture} strips=${strips} whole=${wholeOf(tiers)} name=${`Steps of ${tier.tier}`} />
+            <${Progress} run=${run} picture=${picture} strips=${strips} whole=${wholeOf(run.offered)} name=${`Steps of ${tier.tier}`} />
             <dl class="compared-facts small">
               <div><dt>MACs</dt><dd>${macs(run.plan?.macs ?? tier.macs)}</dd></div>
               <div><dt>Took</dt><dd>${run.state === "done" ? time(run.milliseconds) : "–"}</dd></div>

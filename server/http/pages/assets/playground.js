@@ -1,5 +1,5 @@
 // The playground: a page to try the tiers.
-import { key } from "./api.js";
+import { ApiError, key } from "./api.js";
 import { Comparison } from "./compare.js";
 import { Form } from "./form.js";
 import { percent, time } from "./format.js";
@@ -11,15 +11,14 @@ import { thumbnail } from "./pixels.js";
 import { Problem, useCountdown, waitOf } from "./problem.js";
 import { AUTO } from "./request.js";
 import { Result } from "./result.js";
-import { beginning, cancel, follow, isUnderWay } from "./run.js";
-import { useServer } from "./server.js";
-import { TierCards, wholeOf } from "./tiers.js";
+import { beginning, cancel, follow, isUnderWay, tierOf } from "./run.js";
+import { tiersOf, useServer } from "./server.js";
+import { TierCards } from "./tiers.js";
 import { html, render, useEffect, useRef, useState } from "./ui.js";
 
 /** @typedef {import("./request.js").Wish} Wish */
 /** @typedef {import("./run.js").Run} Run */
 /** @typedef {import("./api.js").Tiers} Tiers */
-/** @typedef {import("./api.js").ApiError} ApiError */
 
 const ALL = "all tiers"; // what the history calls a comparison
 
@@ -77,12 +76,6 @@ function Playground() {
     setUntil(waitOf(fault));
   };
 
-  /** @param {Wish} asked @param {(run: Run) => void} show @returns {Promise<Run>} */
-  const make = (asked, show) => {
-    const tier = tiers?.tiers.find((one) => one.tier === asked.tier) ?? tiers?.tiers[0];
-    return follow(beginning(asked), tier ? tier.steps.full + tier.steps.partial : 1, show);
-  };
-
   /** On a small screen the images are far below the button. */
   const begin = () => {
     setProblem(null);
@@ -92,11 +85,14 @@ function Playground() {
     });
   };
 
-  const generate = async (/** @type {Wish} */ asked) => {
+  /** @param {Wish} asked @param {Tiers} offer  of the asked model */
+  const generate = async (asked, offer) => {
     begin();
     setCompared([]);
     say(`Asked for ${asked.prompt || "an image"}, with ${asked.tier}.`);
-    const done = await make(asked, setRun);
+    const first = beginning(asked, offer.tiers);
+    const steps = (tierOf(first) ?? offer.tiers[0])?.steps;
+    const done = await follow(first, steps ? steps.full + steps.partial : 1, setRun);
     if (done.error) return fail(done.error);
     say(`Done in ${time(done.milliseconds)}, for ${percent(done.answer.relative_cost)} of the original's work.`);
     const picture = await thumbnail(done.pictures[0]?.url ?? "");
@@ -104,15 +100,15 @@ function Playground() {
     look();
   };
 
-  const compare = async (/** @type {Wish} */ asked) => {
-    if (!tiers) return;
+  /** @param {Wish} asked @param {Tiers} offer  of the asked model */
+  const compare = async (asked, offer) => {
     begin();
     setRun(null);
     stopped.current = false;
     const guidance =
       asked.guidance ??
-      (tiers.guides ? (tiers.tiers.find((tier) => tier.tier === tiers.default)?.default_guidance ?? null) : null);
-    const runs = tiers.tiers.map((tier) => beginning({ ...asked, tier: tier.tier, count: 1, guidance }));
+      (offer.guides ? (offer.tiers.find((tier) => tier.tier === offer.default)?.default_guidance ?? null) : null);
+    const runs = offer.tiers.map((tier) => beginning({ ...asked, tier: tier.tier, count: 1, guidance }, offer.tiers));
     setCompared(runs);
     say(`Comparing ${runs.length} tiers.`);
     let last = "";
@@ -141,9 +137,22 @@ function Playground() {
     const now = run ?? compared.find(isUnderWay);
     if (now) cancel(now);
   };
-  const again = (/** @type {Wish} */ asked, tier = "") => {
+  /** @param {Wish} asked  maybe of another model than is shown: the history has them all */
+  const again = async (asked, tier = "") => {
     setWish(asked);
-    return tier === ALL ? compare(asked) : generate(asked);
+    try {
+      const offer = tiers && fits && asked.model === wish.model ? tiers : await tiersOf(asked.model);
+      return tier === ALL ? compare(asked, offer) : generate(asked, offer);
+    } catch (fault) {
+      fail(ApiError.of(fault));
+    }
+  };
+  /** To another model, with nothing drawn: what is there is not its own. */
+  const turnTo = (/** @type {string} */ model) => {
+    change({ model });
+    setRun(null);
+    setCompared([]);
+    setProblem(null);
   };
 
   if (error?.status === 401) {
@@ -156,7 +165,7 @@ function Playground() {
     models.length > 1 &&
     html`<div class="field model">
       <label for="model">Model</label>
-      <select id="model" value=${wish.model || tiers.model} disabled=${busy && fits} onChange=${(/** @type {any} */ event) => change({ model: event.target.value })}>
+      <select id="model" value=${wish.model || tiers.model} disabled=${busy && fits} onChange=${(/** @type {any} */ event) => turnTo(event.target.value)}>
         ${models.map((name) => html`<option value=${name}>${name}</option>`)}
       </select>
     </div>`;
@@ -166,7 +175,7 @@ function Playground() {
     <${TierCards} tiers=${tiers.tiers} strips=${strips} chosen=${wish.tier} onChoose=${(/** @type {string} */ tier) => change({ tier })} />
     <div class="work">
       <div class="stack">
-        <${Form} wish=${wish} tiers=${tiers} onChange=${change} onSubmit=${() => generate(wish)} onCompare=${() => compare(wish)} busy=${busy} seconds=${seconds} />
+        <${Form} wish=${wish} tiers=${tiers} onChange=${change} onSubmit=${() => generate(wish, tiers)} onCompare=${() => compare(wish, tiers)} busy=${busy} seconds=${seconds} />
         ${
           key.get() &&
           html`<button type="button" class="quiet" onClick=${() => {
@@ -177,9 +186,9 @@ function Playground() {
       </div>
       <div class="stack stage" ref=${stage}>
         ${problem && html`<${Problem} error=${problem} seconds=${seconds} auto=${run?.wish.tier === AUTO} />`}
-        ${run && html`<${Result} run=${run} strips=${strips} whole=${wholeOf(tiers.tiers)} withKey=${key.get() !== ""} onCancel=${stop} onAgain=${again} say=${say} />`}
-        ${compared.length > 0 && html`<${Comparison} runs=${compared} tiers=${tiers.tiers} strips=${strips} withKey=${key.get() !== ""} onAgain=${again} onCancel=${stop} say=${say} />`}
-        ${!run && compared.length === 0 && !problem && html`<${Empty} tiers=${tiers} strips=${strips} subject=${wish.prompt} disabled=${busy || seconds > 0 || (tiers.prompt_kind === "text" && !wish.prompt)} onCompare=${() => compare(wish)} />`}
+        ${run && html`<${Result} run=${run} strips=${strips} withKey=${key.get() !== ""} onCancel=${stop} onAgain=${again} say=${say} />`}
+        ${compared.length > 0 && html`<${Comparison} runs=${compared} strips=${strips} withKey=${key.get() !== ""} onAgain=${again} onCancel=${stop} say=${say} />`}
+        ${!run && compared.length === 0 && !problem && html`<${Empty} tiers=${tiers} strips=${strips} subject=${wish.prompt} disabled=${busy || seconds > 0 || (tiers.prompt_kind === "text" && !wish.prompt)} onCompare=${() => compare(wish, tiers)} />`}
         <${Kept} kept=${kept} models=${models} busy=${busy || seconds > 0} onAgain=${again} onForget=${() => {
           forget();
           setKept([]);

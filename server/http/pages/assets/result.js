@@ -3,6 +3,7 @@ import { counted, macs, percent, time } from "./format.js";
 import { asCurl, asOpenAI, asPython } from "./request.js";
 import { isUnderWay } from "./run.js";
 import { Strip } from "./strip.js";
+import { wholeOf } from "./tiers.js";
 import { html, useState } from "./ui.js";
 
 /** @typedef {import("./run.js").Run} Run */
@@ -124,11 +125,12 @@ export function fileName(wish, picture, tier) {
 }
 
 /**
- * @param {{run: Run, strips: Strips, whole: number, withKey: boolean, onCancel: () => void, onAgain: (wish: Wish) => void,
+ * @param {{run: Run, strips: Strips, withKey: boolean, onCancel: () => void, onAgain: (wish: Wish) => void,
  *   say: (text: string) => void}} props
  */
-export function Result({ run, strips, whole, withKey, onCancel, onAgain, say }) {
+export function Result({ run, strips, withKey, onCancel, onAgain, say }) {
   const busy = isUnderWay(run);
+  const whole = wholeOf(run.offered);
   const subject = run.wish.prompt || "an image";
   const exact = { ...run.wish, tier: run.plan?.tier ?? run.wish.tier };
   if (run.state === "failed" && run.pictures.every((picture) => !picture.url)) return null; // why is said above

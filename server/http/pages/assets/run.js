@@ -3,6 +3,7 @@ import { ApiError, ask, ConnectionLost, eventsOf } from "./api.js";
 import { streamBody, streamPath } from "./request.js";
 
 /** @typedef {import("./request.js").Wish} Wish */
+/** @typedef {import("./api.js").Tier} Tier */
 /**
  * @typedef {Object} Picture  one image of a run
  * @property {string} url  of the newest preview, or of the image; empty before there is one
@@ -25,6 +26,7 @@ import { streamBody, streamPath } from "./request.js";
  * @typedef {Object} Run
  * @property {string} id
  * @property {Wish} wish
+ * @property {Tier[]} offered  by the model when it was asked: it may mean others by their names later, or another model be shown
  * @property {AbortController} connection
  * @property {"asking" | "running" | "done" | "failed"} state
  * @property {Plan | null} plan
@@ -37,13 +39,14 @@ import { streamBody, streamPath } from "./request.js";
 
 const MAX_PREVIEWS = 3;
 
-/** @param {Wish} wish @returns {Run} */
-export function beginning(wish) {
+/** @param {Wish} wish @param {Tier[]} offered @returns {Run} */
+export function beginning(wish, offered) {
   const pictures = Array.from({ length: wish.count }, (_, i) => ({ url: "", step: 0, done: false, seed: wish.seed + i }));
   const id = `page-${crypto.getRandomValues(new Uint32Array(3)).join("-")}`;
   return {
     id,
     wish,
+    offered,
     connection: new AbortController(),
     state: "asking",
     plan: null,
@@ -103,6 +106,11 @@ export async function follow(run, computed, show) {
  */
 export async function cancel(run) {
   await ask(`v1/requests/${run.id}`, { method: "DELETE" }).catch(() => run.connection.abort());
+}
+
+/** The tier that a run asked for by its name; none where it is `auto`. @param {Run} run @returns {Tier | undefined} */
+export function tierOf(run) {
+  return run.offered.find((one) => one.tier === run.wish.tier);
 }
 
 /** @param {Run} run @returns {boolean} */

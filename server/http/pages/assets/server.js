@@ -9,6 +9,16 @@ import { useCallback, useEffect, useRef, useState } from "./ui.js";
 const AGAIN = 2000; // milliseconds between two questions whether the server is ready
 const FRESH = 30_000; // after so many the predicted times are asked for again
 
+/** What a model offers; "" is the server's own. @param {string} model @returns {Promise<Tiers>} */
+export function tiersOf(model) {
+  return json(`v1/tiers${queryOf(model)}`);
+}
+
+/** @param {string} model @returns {string} */
+function queryOf(model) {
+  return model ? `?model=${encodeURIComponent(model)}` : "";
+}
+
 /** What the server has: its models, the tiers of one of them, and their schedules. @param {string} model */
 export function useServer(model) {
   const [tiers, setTiers] = useState(/** @type {Tiers | null} */ (null));
@@ -20,15 +30,14 @@ export function useServer(model) {
   wanted.current = model;
 
   const look = useCallback(async () => {
-    const query = model ? `?model=${encodeURIComponent(model)}` : "";
     try {
-      const found = /** @type {Tiers} */ (await json(`v1/tiers${query}`));
+      const found = await tiersOf(model);
       if (wanted.current !== model) return; // the visitor went on to another one meanwhile
       setTiers(found);
       setError(null);
       for (const { digest } of found.tiers.filter((tier) => !known.current.has(tier.digest))) {
         known.current.add(digest);
-        json(`v1/schedules/${digest}${query}`).then(
+        json(`v1/schedules/${digest}${queryOf(model)}`).then(
           (one) => setStrips((before) => ({ ...before, [digest]: stepsOf(one.schedule) })),
           () => known.current.delete(digest),
         );
@@ -36,7 +45,8 @@ export function useServer(model) {
       const listed = /** @type {import("./api.js").Model[]} */ ((await json("v1/models")).data);
       setModels([...new Set(listed.map((one) => one.root))]);
     } catch (fault) {
-      setError(fault instanceof ApiError ? fault : new ApiError(0, { code: "page_fault", message: String(fault) }));
+      if (wanted.current !== model) return;
+      setError(ApiError.of(fault));
     }
   }, [model]);
 

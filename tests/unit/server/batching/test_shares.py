@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from simulated_engine import CPU, GPU, MIX, TIERS, Device, Image, balanced, flood, simulate, traffic
 
+from server.batching.fair_queue import FairQueue
 from server.batching.shares import TierShares
+
+
+@dataclass(eq=False)
+class Queued(Image):
+    """An image of 100 MACs that a real queue holds."""
+
+    spec: SimpleNamespace = field(kw_only=True)
+    remaining_macs: int = 100
 
 
 def test_shares_let_in_who_can_still_make_it() -> None:
@@ -90,6 +101,21 @@ def test_a_tier_that_was_away_has_saved_nothing_up() -> None:
         shares.charge(shares.next([Image("best", 0.0)], 0.0), 100)
     shares.next([Image("best", 0.0), late], 9.0)
     assert shares.accounts["draft"] == shares.accounts["best"]
+
+
+def test_who_has_to_go_back_to_the_queue_is_charged_once() -> None:
+    """And background work, which is never charged, gets nothing back."""
+    shares = TierShares(balanced())
+    queue = FairQueue[Queued](shares)
+    client, background = (Queued("fast", 0.0, spec=SimpleNamespace(background=behind, idle=False)) for behind in (False, True))
+    queue.put([client])
+    for _ in range(3):
+        assert queue.take(lambda task: True, 1) == [client]
+        assert shares.accounts == {"fast": 100}
+        queue.put_back([client])
+        assert shares.accounts == {"fast": 0}
+    queue.put_back([background])
+    assert shares.accounts == {"fast": 0}
 
 
 def test_equal_tiers_come_in_as_they_came() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import io
 import logging
 from collections import Counter
 from datetime import UTC, datetime, timedelta
@@ -11,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from memory_store import MemoryStore
+from PIL import Image
 from server_model import small_model
 
 from registry.catalog import Catalog
@@ -25,6 +28,7 @@ from server.batching.image_task import ImageResult
 from server.experiments.active import ActiveExperiments
 from server.experiments.assign import arm_of, hashed_unit
 from server.experiments.events import read, write
+from server.experiments.guardrails import guardrail_values
 from server.experiments.runtime import ExperimentRuntime
 from server.loras.adapter_set import AdapterSet, LoraUse
 from server.request_fields import LoraWish
@@ -99,7 +103,7 @@ class Site:
         return asyncio.run(self.planner.plan(GenerateRequest(prompt="a", **fields), request_id, ANONYMOUS))
 
     def end(self, plan, outcome="ok", steps=None, seconds=2.0):
-        black, counts = torch.zeros(8, 8, 3, dtype=torch.uint8), steps or Counter(plan.entry.schedule.counts())
+        black, counts = torch.zeros(8, 8, 3, dtype=torch.uint8), steps or Counter(plan.specs[0].program.counts)
         result = ImageResult(black, plan.macs, counts, 0.5, 1.0)
         context = RequestContext(plan.request_id, plan=plan, code=outcome, results={0: result} if outcome == "ok" else {})
         self.runtime.ended(context, plan, seconds)
@@ -155,6 +159,19 @@ def test_the_event_of_a_request(site):
     site.end(site.plan(unit="u", num_images=3))
     site.end(site.plan(unit="u", num_images=3, guidance_scale=1.0))
     assert [event.unet_rows for _, event in site.recorder] == [2, 6, 3]
+
+
+def test_an_edit_that_runs_a_part_of_its_schedule_has_no_unplanned_steps(site):
+    experiment = site.start()
+    unit = next(unit for unit in map(str, range(20)) if arm_of(experiment, unit).name == "control")
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "PNG")
+    plan = site.plan(unit=unit, image=base64.b64encode(file.getvalue()).decode(), strength=0.3)
+    assert len(plan.specs[0].program.steps) < len(plan.entry.program.steps)
+    site.end(plan)
+    ((_, event),) = site.recorder
+    assert event.steps_planned == event.steps_executed
+    assert guardrail_values(event)["unplanned_steps"] == 0
 
 
 def test_loras_move_no_unit_to_another_arm_and_are_in_its_event(site):

@@ -270,6 +270,22 @@ def test_where_a_tier_takes_a_second_person_promote_asks_and_another_key_approve
     assert console.act("/requests/0123456789ab/approve", 404, reason="seen")["error"]["code"] == "not_found"
 
 
+def test_a_request_for_a_tier_that_moves_meanwhile_is_a_conflict(console, monkeypatch):
+    console.catalog.promote("balanced", WORSE.digest)
+    console.catalog.approvals.set_policy(["balanced"], {"balanced": (FIRST.digest,)}, 24, "", None)
+    plain = operator.second_person.request
+
+    def overtaken(*given, **named):
+        made = plain(*given, **named)
+        console.catalog.rollback("balanced", "somebody else")
+        return made
+
+    monkeypatch.setattr(operator.second_person, "request", overtaken)
+    error = console.act("/tiers/balanced/promote", 409, schedule="2", reason="cheaper", moves=2)["error"]
+    assert error["code"] == "conflict"
+    assert "rollback to version 1" in error["message"]
+
+
 @pytest.mark.parametrize("action", ["promote", "rollback"])
 def test_who_saw_an_older_state_is_refused_and_told_what_happened(console, action):
     console.catalog.promote("balanced", WORSE.digest, "an experiment of mine")

@@ -192,6 +192,24 @@ def test_a_model_that_cannot_be_loaded_says_why_takes_nobody_with_it_and_is_trie
     run(scene)
 
 
+def test_a_fault_of_any_kind_is_of_the_model_that_was_wanted_and_others_are_loaded_later(caplog):
+    async def scene(site):
+        async def unload(model):
+            raise RuntimeError("the device is gone")
+
+        plain, site.residence._unload = site.residence._unload, unload
+        await site.use(0)
+        await site.use(1)
+        with pytest.raises(NotReady, match="the model c cannot be served: RuntimeError: the device is gone"):
+            await site.use(2)
+        site.residence._unload = plain
+        await site.use(0)
+        assert site.models[0].state == "loaded"
+
+    run(scene)
+    assert "Traceback" in caplog.text
+
+
 def test_a_model_larger_than_the_memory_is_refused_naming_the_limit():
     async def scene(site):
         with pytest.raises(NotReady, match="it takes 30 MiB, and FLEXI_MODELS_MIB allows 20"):

@@ -114,6 +114,19 @@ def test_a_fault_is_an_answer_too(question):
     run(questions, going)
 
 
+def test_a_question_that_finds_its_iterator_empty_is_answered_too(question):
+    """Which no future can hold, so that its question would have waited for ever."""
+    questions = Questions(seconds=5.0)
+    question.fault = StopIteration()
+
+    async def going():
+        for _ in range(WAITING + 1):
+            with pytest.raises(RuntimeError):
+                await questions.fresh(question)
+
+    run(questions, going)
+
+
 def test_only_so_many_wait_and_what_hangs_is_given_up(question):
     questions = Questions(seconds=0.2)
     question.go_on.clear()

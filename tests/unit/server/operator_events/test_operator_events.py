@@ -137,6 +137,9 @@ def test_what_does_not_fit_the_queue_is_dropped_and_counted_and_nobody_waits(mon
     for number in range(5):
         one.tell(event(number))  # nobody follows
     assert outcomes()["dropped"] - before == 2
+    one._waiting.clear()
+    one.tell(event(4))  # as the next look at the registry does
+    assert [waiting.id for waiting in one._waiting] == [event(4).id], "there is room now"
     one.close()
 
 

@@ -127,6 +127,19 @@ def answer(generation, gone=never, **fields):
     return asyncio.run(generation.answer(request, RequestContext("id-1", ANONYMOUS), gone()))
 
 
+def test_an_observer_that_fails_changes_no_answer_and_keeps_nothing_from_the_others(model, renderer, observer, caplog):
+    class Broken(RequestObserver):
+        @override
+        def ended(self, context, plan, seconds):
+            raise InvalidInput("of this alone")
+
+    generation = generating(model, renderer, observer)
+    generation._observers = [Broken(), observer]
+    assert answer(generation).tier == "reference"
+    assert observer == [("reference", "ok", 1)]
+    assert "of this alone" in caplog.text
+
+
 def test_the_answer(generation, renderer):
     response = answer(generation, num_images=3, seed=5)
     assert [spec.seed for spec in renderer.specs] == [5, 6, 7]

@@ -172,6 +172,27 @@ def test_the_budget_is_kept(model, schedules, engine):
     assert len(comparisons) == 2
 
 
+def test_a_budget_of_less_than_one_image_makes_none_and_is_nobodys_fault(model, schedules, engine):
+    comparisons, over_budget = ComparisonLog(), metrics.shadow_images_total.labels("over_budget")._value
+    before = over_budget.get()
+    (answer,) = served(model, schedules, engine, shadowing(engine, schedules, comparisons, budget=1), {"prompt": "a"})
+    assert answer.tier == "fast"
+    assert comparisons == []
+    assert over_budget.get() == before + 1
+
+
+def test_a_comparison_that_fails_in_any_way_is_counted(model, schedules, engine):
+    class Broken(ComparisonObserver):
+        @override
+        def compared(self, plan, comparison):
+            raise RuntimeError("disk full")
+
+    failed = metrics.shadow_images_total.labels("failed")._value
+    before = failed.get()
+    served(model, schedules, engine, shadowing(engine, schedules, Broken()), {"prompt": "a"})
+    assert failed.get() == before + 1
+
+
 def test_what_waits_is_bounded(model, schedules, monkeypatch):
     monkeypatch.setattr(idle_images, "PENDING", 2)
 

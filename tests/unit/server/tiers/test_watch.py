@@ -99,7 +99,7 @@ class TestFollowing:
                 raise asyncio.CancelledError
 
         _, watch = site.server()
-        monkeypatch.setattr("server.tiers.watch.asyncio.sleep", sleep)
+        monkeypatch.setattr("server.tiers.looks.asyncio.sleep", sleep)
         with pytest.raises(asyncio.CancelledError):
             asyncio.run(watch.follow(5))
         assert 4 <= min(pauses) < 4.5 < 5.5 < max(pauses) <= 6

@@ -73,9 +73,20 @@ def test_a_file_has_its_type_and_comes_zipped_where_that_is_taken(client: TestCl
 def test_a_browser_that_has_a_file_is_not_sent_it_again(client: TestClient) -> None:
     first = client.get("/")
     assert first.headers["cache-control"] == "no-cache"
-    again = client.get("/", headers={"if-none-match": f'"other", W/{first.headers["etag"]}'})
+    again = client.get("/", headers={"if-none-match": f'"other", {first.headers["etag"]}'})
     assert (again.status_code, again.content) == (304, b"")
     assert client.get("/", headers={"if-none-match": '"other"'}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("accepted", "zipped"),
+    [("gzip", True), ("GZIP;q=0.001", True), ("*", True), ("*;q=0", False), ("br", False), ("", False), ("gzip;q=0", False),
+     ("gzip; q=0.0, *", False), ("gzip, *;q=0", True)],
+)  # fmt: skip
+def test_gzip_is_for_who_takes_it(client: TestClient, accepted: str, zipped: bool) -> None:
+    answer = client.get(FOLDER + "ui.js", headers={"accept-encoding": accepted})
+    assert ("content-encoding" in answer.headers) == zipped
+    assert answer.headers["etag"].startswith('W/"'), "a strong one would be of these bytes alone"
 
 
 @pytest.mark.parametrize(
