@@ -117,11 +117,13 @@ def _save(picture: Figure, path: Path) -> None:
 
 
 def read(out: Path) -> dict[str, Measured]:
-    """The summaries by model; a full one goes before a quick one."""
+    """The summaries by model; a full one goes before a quick one, and those of earlier versions, without p-values, are none."""
     found: dict[str, Measured] = {}
     for path in sorted(out.glob(f"*/{SUMMARY}")):
         summary = json.loads(path.read_bytes())
         model = summary["about"]["model"]
+        if not all("p" in less for entry in summary["entries"] for less in entry["less_teacher"].values()):
+            continue
         if model not in found or summary["about"]["effort"] == "full":
             found[model] = Measured(summary, path.parent)
     return found
