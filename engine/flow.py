@@ -73,6 +73,10 @@ class FlowLevels(NoiseLevels):
     dynamic: DynamicShift | None = None
 
     @override
+    def remaining(self, steps: int, strength: float) -> int:
+        return steps - int(steps - steps * strength)  # rounded up, as diffusers' pipelines of these models do it
+
+    @override
     def of_tokens(self, tokens: int) -> FlowLevels:
         return self if self.dynamic is None else replace(self, shift=self.dynamic.of(tokens))
 

@@ -92,6 +92,10 @@ class NoiseLevels:
         """Whether clean latents are bounded: those of pixel models mostly are."""
         return math.isfinite(self.clip)
 
+    def remaining(self, steps: int, strength: float) -> int:
+        """How many of a trajectory's steps run from an image, where steps · strength may be no whole number."""
+        return int(steps * strength)
+
     def of_tokens(self, tokens: int) -> NoiseLevels:
         """Those of images of so many patches: the same, but where the model's makers walk larger images through more noise.
 

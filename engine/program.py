@@ -75,7 +75,7 @@ class Program:
         full steps, no correction is its own, and the next full step's deep feature is not extrapolated, as what was reused
         before it is of another place. A multistep solver begins anew.
         """
-        return self._started(first_place(self.schedule.solver.teacher_steps, strength))
+        return self._started(first_place(self.levels, self.schedule.solver.teacher_steps, strength))
 
     def begin(self, noise: Tensor, source: EncodedSource | None) -> Tensor:
         """The latents that the first step sees, of unit noise and, where it starts from images, of them."""
@@ -121,15 +121,15 @@ class Program:
         return program
 
 
-def first_place(steps: int, strength: float) -> int:
-    """The first of the trajectory's steps that an image runs which starts from another one: as in diffusers, the last
-    ⌊steps · strength⌋ remain; at least one does, where diffusers raises.
+def first_place(levels: NoiseLevels, steps: int, strength: float) -> int:
+    """The first of the trajectory's steps that an image runs which starts from another one: the last `levels.remaining`
+    of them run, as in diffusers; at least one does, where diffusers may raise.
 
     Raises `InvalidInput` for a strength that is none.
     """
     if not 0 < strength <= 1:
         raise InvalidInput(f"must be above 0 and at most 1, got {strength:g}", param="strength")
-    return steps - max(1, int(steps * strength))
+    return steps - max(1, levels.remaining(steps, strength))
 
 
 def compile_program(schedule: Schedule, levels: NoiseLevels, branches: Branches) -> Program:
