@@ -48,13 +48,13 @@ def number_of(file: TensorFile, name: str, value: Any) -> float:
 
 
 def settings_of(file: TensorFile) -> Mapping[str, Any]:
-    """peft's settings: by component (diffusers writes them into the header), or for all (peft's own file beside it)."""
+    """peft's settings: by component, or for all. diffusers writes them into the header, peft into a file beside it."""
     if METADATA in file.metadata:
         try:
             flat = json.loads(file.metadata[METADATA])
             nested: dict[str, dict[str, Any]] = defaultdict(dict)
             for key, value in flat.items():
-                component, _, setting = str(key).partition(".")
+                component, _, setting = str(key).rpartition(".")  # none of a network that was saved alone
                 nested[component][setting] = value
         except (AttributeError, ValueError, RecursionError) as error:
             raise Unsupported(f"{file.path}: {METADATA} in its header is no JSON object: {error}", param="lora") from error

@@ -233,6 +233,26 @@ def test_pefts_settings_count_where_alpha_stands_in_no_tensor(tmp_path: Path, wa
         assert change.factor == pytest.approx(factor)
 
 
+@pytest.mark.parametrize("prefix", ["unet.", ""], ids=["of a pipeline", "of a UNet alone"])
+@pytest.mark.parametrize(
+    ("said", "factor"),
+    [
+        ({"lora_alpha": 8}, 8 / RANK),
+        ({"lora_alpha": 8, "use_rslora": True}, 8 / RANK**0.5),
+        ({"lora_alpha": 8, "alpha_pattern": {"attn2.to_v": 5}}, 5 / RANK),
+    ],
+)
+def test_what_diffusers_writes_into_the_header_counts(
+    tmp_path: Path, wanted: Wanted, layers: dict[str, Layer], prefix: str, said: dict[str, Any], factor: float
+) -> None:
+    """`save_lora_weights` of a pipeline names the component of settings and tensors, `save_lora_adapter` of a UNet does not."""
+    down, up = halves(wanted["unet"][f"{ATTENTION}.weight"])
+    tensors = {f"{prefix}{ATTENTION}.lora_A.weight": down, f"{prefix}{ATTENTION}.lora_B.weight": up}
+    header = json.dumps({f"{prefix}{name}": value for name, value in said.items()})
+    (change,) = read_lora(saved(tmp_path, tensors, lora_adapter_metadata=header), 1.0, layers, wanted).changes.values()
+    assert change.factor == pytest.approx(factor)
+
+
 def test_a_scale_stands_behind_the_last_colon(tmp_path: Path) -> None:
     assert parse_lora("a/style.safetensors:0.8") == (Path("a/style.safetensors"), 0.8)
     assert parse_lora("style.safetensors") == (Path("style.safetensors"), 1.0)
