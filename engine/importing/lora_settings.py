@@ -26,9 +26,10 @@ def are_beside(file: TensorFile) -> bool:
 def alpha_of(file: TensorFile, said: Mapping[str, Any], layer: Layer, stem: str, rank: int) -> float:
     """α of a layer, where no tensor says it: the rank, unless the trainer's settings say another. Raises `Unsupported`."""
     own = of_component(said, layer.component)
+    inside = stem.removeprefix(PEFT).removeprefix(f"{layer.component}.")  # what the layer is called in its network
     try:
         for pattern, alpha in (own.get("alpha_pattern") or {}).items():
-            if re.match(rf"(.*\.)?({pattern})$", stem):  # as peft matches it
+            if re.match(rf"(.*\.)?({pattern})$", inside):  # as peft matches it
                 return number_of(file, "alpha_pattern", alpha)
     except (AttributeError, re.error) as error:
         message = f"{file.path}: alpha_pattern must say α by regular expressions: {reason(error)}"

@@ -239,6 +239,8 @@ def test_pefts_settings_count_where_alpha_stands_in_no_tensor(tmp_path: Path, wa
     [
         ({"lora_alpha": 8}, 8 / RANK),
         ({"lora_alpha": 8, "use_rslora": True}, 8 / RANK**0.5),
+        ({"lora_alpha": 8, "alpha_pattern": {f"^{ATTENTION}": 5}}, 5 / RANK),
+        ({"lora_alpha": 8, "alpha_pattern": {"^attn2.to_v": 5}}, 8 / RANK),
         ({"lora_alpha": 8, "alpha_pattern": {"attn2.to_v": 5}}, 5 / RANK),
     ],
 )
