@@ -15,6 +15,7 @@ from engine.image_size import ImageSize
 from registry.errors import InvalidInput
 
 FORMATS = ("PNG", "JPEG", "WEBP")
+PHOTO = "MPO"  # what Pillow calls a JPEG with a preview or a second view behind it: the first picture is meant
 MAX_PIXELS = 16 * 2**20
 MAX_SIDE = 16384
 OPAQUE_FROM = 128  # of 255: what is less is transparent
@@ -60,7 +61,7 @@ def opened(data: bytes, field: str) -> InputImage:
             warnings.simplefilter("ignore")  # of Pillow, about sizes that are refused below and odd metadata
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 _refuse_size(image, field)  # of the header: nothing is decoded yet
-                if getattr(image, "n_frames", 1) > 1:
+                if image.format != PHOTO and getattr(image, "n_frames", 1) > 1:
                     raise InvalidInput("must be one picture, not an animation", param=field)
                 image.load()
                 upright = ImageOps.exif_transpose(image)

@@ -59,6 +59,18 @@ def test_it_stands_upright():
     assert got.pixels.shape == (6, 4, 3)
 
 
+def test_of_a_photo_with_further_pictures_behind_it_the_first_is_the_picture():
+    """As many phones and cameras write JPEGs: a preview or a second view follows, and Pillow calls the file MPO."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    first, further = Image.fromarray(RED), Image.new("RGB", (6, 4), "blue")
+    data = file(first, "MPO", save_all=True, append_images=[further], exif=exif)
+    assert data[:3] == file(first, "JPEG")[:3]
+    got = opened(data, "image").pixels
+    assert got.shape == (6, 4, 3)
+    assert np.abs(got.astype(int) - (255, 0, 0)).max() <= 20
+
+
 def test_what_is_transparent_is_told_and_keeps_its_colours():
     levels = np.dstack([RED, np.full((4, 6), 255, dtype=np.uint8)])
     assert opened(file(Image.fromarray(levels)), "image").clear is None
@@ -110,3 +122,4 @@ def test_no_bytes_are_more_than_refused(data):
 
 
 DAMAGED = [file(Image.fromarray(RED), name) for name in ("PNG", "JPEG", "WEBP")]
+DAMAGED.append(file(Image.fromarray(RED), "MPO", save_all=True, append_images=[Image.fromarray(RED)]))
