@@ -66,20 +66,20 @@ class Catalog:
     def publish(self, schedule: Schedule, note: str = "") -> Version:
         """Keep a schedule and give it the next version number.
 
-        Publishing the same document again changes nothing and returns the version it has. Another document with the
-        same digest (the same behaviour, described by another cost, fidelity or provenance) leaves the first one in its
-        place and only makes a new version record, so that the act and its note are kept.
+        Publishing a document again that is there changes nothing and returns the first version it has. One that was removed
+        is put back, and another document with the same digest (the same behaviour, described by another cost, fidelity or
+        provenance) leaves the first one in its place: both make a new version record, so that the act and its note are kept.
         """
         checked(_TEXT, note, "note")
         if schedule.model.name != self.model:
             raise InvalidInput(f"{schedule.model.name} is not {self.model}", param="model.name")
-        kept = schedule if self._put(schedule) else self.schedule(schedule.digest)
-        if kept != schedule and self.version_log.of(schedule.digest):
-            version = self.version_log.publish_again(schedule.digest, note)
-        else:
-            version = self.version_log.publish(schedule.digest, note)
-        if kept is not schedule:
-            self._put(kept)
+        known = self.version_log.of(schedule.digest) is not None
+        if not known and self._put(schedule):
+            return self.version_log.publish(schedule.digest, note)
+        kept = self._kept(schedule.digest)
+        again = known and kept != schedule
+        version = (self.version_log.publish_again if again else self.version_log.publish)(schedule.digest, note)
+        self._put(kept or schedule)  # after its record: what is there without one of this period, a collection takes
         return version
 
     def schedule(self, digest: str) -> Schedule:
@@ -248,6 +248,13 @@ class Catalog:
         except Conflict:
             return False
         return True
+
+    def _kept(self, digest: str) -> Schedule | None:
+        """The schedule in its place; None where there is none."""
+        try:
+            return self.schedule(digest)
+        except NotFound:
+            return None
 
     def _document(self, digest: str) -> bytes:
         try:

@@ -102,13 +102,13 @@ def test_what_is_there_stays(source: Catalog, target: Catalog) -> None:
     assert Verification(target).damage == []
 
 
-def test_a_schedule_that_gc_took_is_put_back_under_its_number(source: Catalog, target: Catalog) -> None:
+def test_a_schedule_that_gc_took_is_put_back_and_its_old_number_means_it_again(source: Catalog, target: Catalog) -> None:
     bundle = Bundle.of(source, ["1"])
     list(bundle.publish(target))
     target.publish(B)
     target.store.delete(target.schedule_key(A.digest))
-    assert outcomes(bundle, target) == [(A.digest[:8], "put back: version 1")]
-    assert target.resolve(1).schedule == A
+    assert outcomes(bundle, target) == [(A.digest[:8], "put back: version 3")]
+    assert target.resolve(1).schedule == target.resolve(3).schedule == A
 
 
 def tar(path: Path, members: dict[str, bytes], kind: bytes = tarfile.REGTYPE) -> Path:

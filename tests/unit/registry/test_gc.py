@@ -83,8 +83,8 @@ def test_takes_what_nothing_names(catalog: Catalog, store: Crowded) -> None:
 def test_numbers_are_not_used_again(catalog: Catalog) -> None:
     collect(catalog)
     assert catalog.publish(schedule(8)).number == 5
-    assert catalog.publish(B).number == 2
-    assert catalog.resolve(2).schedule == B
+    assert catalog.publish(B).number == 6
+    assert catalog.resolve(2).schedule == catalog.resolve(6).schedule == B
     assert Verification(catalog).findings == []
 
 
@@ -102,6 +102,38 @@ def test_keeps_what_was_published_lately(catalog: Catalog) -> None:
     catalog.publish(B.model_copy(update={"cost": Cost(macs=1, rows=1, relative=0.9)}), "described again")
     assert collect(catalog) == {A.digest, C.digest, D.digest}
     assert collect(catalog, days=0) == {schedule(8).digest, B.digest}
+
+
+def test_keeps_what_was_removed_and_published_again_lately(catalog: Catalog) -> None:
+    collect(catalog)
+    found = GarbageCollector(catalog, DAYS)
+    leftover = found.find()
+    again = catalog.publish(B, "used after all")
+    assert (again.number, again.digest, again.note) == (5, B.digest, "used after all")
+    assert catalog.publish(B).number == 2, "now it is there, and publishing it once more changes nothing"
+    assert found.remove(leftover) == []
+    pass_days(catalog, DAYS - 1)
+    assert collect(catalog) == set()
+    pass_days(catalog, 2)
+    assert collect(catalog) == {B.digest}
+    assert Verification(catalog).findings == []
+
+
+def test_wherever_publishing_again_dies_the_next_attempt_is_kept(catalog: Catalog, store: Crowded) -> None:
+    collect(catalog)
+    before = dict(store._objects)
+    for writes in count():
+        store._objects, store.writes = dict(before), writes
+        someone = Catalog(store, "emoji64", clock=catalog.writer.clock)
+        try:
+            someone.publish(B)
+            break
+        except Killed:
+            store.writes = None
+        assert Verification(someone).damage == []
+        someone.publish(B)
+        assert collect(someone) == set()
+    assert writes == 2  # the record, the document
 
 
 def test_keeps_what_a_tier_meant_lately_and_the_way_back(catalog: Catalog) -> None:

@@ -242,7 +242,7 @@ def test_gc_tells_before_it_removes(shell: Shell) -> None:
     assert "would be removed: 1" in shell.run("gc", "--dry-run", "--days", "0").stdout
     assert "were removed: 1" in shell.run("gc", "--days", "0").stdout
     assert "removed by garbage collection" in shell.fails("show", "3")
-    assert "version 3" in shell.run("publish", third).stdout
+    assert "version 4" in shell.run("publish", third).stdout
     shell.run("gc", "--days", "-1", code=2)
 
 
