@@ -254,6 +254,7 @@ def test_servers_are_scaled_before_they_refuse(monkeypatch):
     settings = accepts(monkeypatch, environment("overlays/gpu", server("overlays/gpu")))
     assert float(trigger["metadata"]["threshold"]) < settings.max_queue_seconds
     assert "flexi_queue_seconds" in trigger["metadata"]["query"]
+    assert trigger["metadata"]["ignoreNullValues"] == "false", "or no figures are no load, and the fallback never counts"
     target = named("overlays/gpu-canary", "ScaledObject")["spec"]["scaleTargetRef"]
     assert target == {"apiVersion": "argoproj.io/v1alpha1", "kind": "Rollout", "name": "flexiffusion"}
     for root in SERVERS:
