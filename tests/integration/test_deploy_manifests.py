@@ -240,6 +240,13 @@ def test_all_three_ways_to_scrape_are_one():
     ]
 
 
+@pytest.mark.parametrize("kind", ["PodMonitor", "PrometheusRule"])
+def test_the_operator_selects_what_is_for_it(kind):
+    """kube-prometheus-stack takes what has the name of its Helm release as a label, and nothing else, unless told otherwise."""
+    assert named("overlays/gpu", kind)["metadata"]["labels"] == {"release": "kube-prometheus-stack"}
+    assert "release" not in named("overlays/gpu", "Deployment")["metadata"].get("labels", {})
+
+
 def test_a_release_is_judged_by_alerts_that_exist_and_wake_somebody():
     alerts = {
         rule["alert"]: rule for group in prometheus_rule()["spec"]["groups"] for rule in group["rules"] if "alert" in rule
