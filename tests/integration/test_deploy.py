@@ -69,6 +69,8 @@ def test_the_proxy_before_the_workers_waits_longer_than_requests_may_take_and_as
         line.partition("#")[0].strip() for line in text.splitlines()
     }, "without the second, most bodies are not there yet when the answer is, and cannot be sent again"
     assert re.findall(r"unix@\$\{FLEXI_SOCKETS\}/(\d+)\.sock", text) == [str(number) for number in range(1, 9)]
+    # As the server reads a path: decoded once, and without what stands behind #, which a parser may leave in.
+    assert "http-request deny deny_status 404 if { path,url_dec -m beg /metrics }" in text
     if program := shutil.which("haproxy"):
         done = subprocess.run([program, "-c", "-f", file], capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
