@@ -21,7 +21,7 @@ STEP = 1.1  # what brackets without a number multiply or divide by
 MAX_WEIGHT = 4.0  # of nested brackets together; from 2 on images fall apart
 MAX_LOWERED = 16  # parts of a weight below 1: each runs the text encoders once more
 
-_TOKEN = re.compile(r"\\[\\()\[\]]|:\s*(?P<weight>[+-]?[\d.]+)\s*\)|[()\[\]|:]|[^\\()\[\]|:]+|\\")
+_TOKEN = re.compile(r"\\[\\()\[\]:|]|:\s*(?P<weight>[+-]?[\d.]+)\s*\)|[()\[\]|:]|[^\\()\[\]|:]+|\\")
 _ELSEWHERE = re.compile(r"(?P<lora><(?:lora|lyco|hypernet):[^>]*>)|\b(?P<word>AND|BREAK)\b")
 _ESCAPE = "write \\{0} where it is text"
 

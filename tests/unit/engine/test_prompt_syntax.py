@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 
 import pytest
@@ -30,6 +31,8 @@ def weights(prompt: str) -> list[tuple[str, float]]:
         ("(big (red:1.5) heart:0.5)", [("big ", 0.5), ("red", 0.75), (" heart", 0.5)]),
         (r"\(red\) \[heart\] \\ a\b", [(r"(red) [heart] \ a\b", 1)]),
         ("a:b | c", [("a:b | c", 1)]),
+        (r"[a\|b\:c] d\|e", [("a|b:c", 1 / STEP), (" d|e", 1)]),
+        (r"(a\:1.3)", [("a:1.3", STEP)]),
         ("(a: b)", [("a: b", STEP)]),
         ("(a)(b)", [("ab", STEP)]),
     ],
@@ -66,6 +69,22 @@ def test_what_cannot_be_read_is_refused_by_its_place(prompt: str, message: str) 
     with pytest.raises(InvalidInput, match=message) as refused:
         parts(prompt, "webui")
     assert refused.value.param == "prompt"
+
+
+@given(st.text("ab(:)[]\\|1.3 ", max_size=20))
+def test_whoever_does_what_the_errors_say_has_a_prompt_in_the_end(prompt: str) -> None:
+    for _ in range(len(prompt) + 1):
+        try:
+            parts(prompt, "webui")
+        except InvalidInput as error:
+            advice = re.search(r"^(.) at character (\d+) .*write (\\.) where it is text$", error.text)
+            if "the weight" in error.text:  # there is another number to write, or none
+                return
+            assert advice
+            sign, place, escaped = advice[1], int(advice[2]) - 1, advice[3]
+            assert (prompt[place], escaped) == (sign, f"\\{sign}")
+            prompt = prompt[:place] + escaped + prompt[place + 1 :]
+    parts(prompt, "webui")
 
 
 @given(st.text("ab(:)[]\\|1.3 ", max_size=40))
