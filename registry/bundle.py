@@ -24,6 +24,8 @@ from registry.stores.base import KEY
 
 MANIFEST = "manifest.json"
 LARGEST = 2**26  # bytes of a member
+LARGEST_SUM = 2**30  # bytes of all members: they are held in memory
+_CHANGED = "{} was cut or changed after it was written, first at {}"
 
 
 class Manifest(Record):
@@ -86,33 +88,34 @@ class Bundle:
     @classmethod
     def read(cls, path: Path) -> Bundle:
         """Read a file. Raises `InvalidInput` where it is no bundle, `Tampered` where it is not as it was written."""
-        members = {}
-        try:
-            with tarfile.open(path) as tar:
-                for member in tar:
-                    if not member.isfile() or not KEY.fullmatch(member.name) or member.size > LARGEST:
-                        raise InvalidInput(f"{path} holds {member.name!r}, which belongs in no bundle", param="bundle")
-                    file = tar.extractfile(member)
-                    members[member.name] = file.read() if file else b""
-        except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
-            reason = str(error).splitlines()[0].rstrip(": ")
-            raise InvalidInput(f"{path} cannot be read as a tar file: {reason}", param="bundle") from error
-        if MANIFEST not in members:
-            raise InvalidInput(f"{path} has no {MANIFEST}: export did not make it", param="bundle")
-        written = Manifest.read(f"{path}: {MANIFEST}", members.pop(MANIFEST)).sha256
-        actual = _sha256(members)
-        if actual != written:
-            key = min(key for key in actual.keys() | written.keys() if actual.get(key) != written.get(key))
-            raise Tampered(f"{path} was cut or changed after it was written, first at {key}", param="bundle")
+        found = _members(path)
+        name, data = next(found, ("", b""))
+        if name != MANIFEST:
+            raise InvalidInput(f"{path} has no {MANIFEST} at its beginning: export did not make it", param="bundle")
+        written = Manifest.read(f"{path}: {MANIFEST}", data).sha256
+        members: dict[str, bytes] = {}
+        for name, data in found:
+            if written.get(name) != _sha256(data):
+                raise Tampered(_CHANGED.format(path, name), param="bundle")
+            members[name] = data
+        if missing := sorted(written.keys() - members.keys()):
+            raise Tampered(_CHANGED.format(path, missing[0]), param="bundle")
         return cls(members)
 
     def write(self, path: Path) -> None:
-        """Write a new file, compressed if its name ends in gz; the same contents make the same tar. Raises `InvalidInput`."""
+        """Write a new file, compressed if its name ends in gz; the same contents make the same tar.
+
+        Raises `InvalidInput` for what cannot be written, and for more than `read` reads.
+        """
         mode = "x:gz" if path.suffix in (".gz", ".tgz") else "x"
-        manifest = Manifest(sha256=_sha256(self.members)).document()
+        manifest = Manifest(sha256={key: _sha256(data) for key, data in self.members.items()}).document()
+        contents = {MANIFEST: manifest, **dict(sorted(self.members.items()))}
+        size = 0
+        for key, data in contents.items():
+            size = _refuse_large(path, key, len(data), size)
         try:
             with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]  # typeshed wants a literal
-                for key, data in ((MANIFEST, manifest), *sorted(self.members.items())):
+                for key, data in contents.items():
                     member = tarfile.TarInfo(key)
                     member.size = len(data)
                     tar.addfile(member, io.BytesIO(data))
@@ -182,5 +185,31 @@ def _name(key: str) -> str:
     return key.rpartition("/")[2].removesuffix(".json")
 
 
-def _sha256(members: Mapping[str, bytes]) -> dict[str, str]:
-    return {key: hashlib.sha256(data).hexdigest() for key, data in members.items()}
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _members(path: Path) -> Iterator[tuple[str, bytes]]:
+    """What a file holds, one after the other. Raises `InvalidInput` at what no bundle holds."""
+    try:
+        with tarfile.open(path) as tar:
+            size = 0
+            for member in tar:
+                if not member.isfile() or not KEY.fullmatch(member.name):
+                    raise InvalidInput(f"{path} holds {member.name!r}, which belongs in no bundle", param="bundle")
+                size = _refuse_large(path, member.name, member.size, size)
+                file = tar.extractfile(member)
+                yield member.name, file.read() if file else b""
+    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
+        reason = str(error).splitlines()[0].rstrip(": ")
+        raise InvalidInput(f"{path} cannot be read as a tar file: {reason}", param="bundle") from error
+
+
+def _refuse_large(path: Path, key: str, size: int, before: int) -> int:
+    """The bytes of a bundle with this member, of those before it. Raises `InvalidInput` where they are too many."""
+    if size > LARGEST:
+        raise InvalidInput(f"{path}: {key} has {size} bytes; a file of a bundle has at most {LARGEST} bytes", param="bundle")
+    if before + size > LARGEST_SUM:
+        message = f"{path}: the files of a bundle have at most {LARGEST_SUM} bytes together: export fewer schedules at a time"
+        raise InvalidInput(message, param="bundle")
+    return before + size

@@ -149,6 +149,36 @@ def test_a_tar_file_of_another_kind_is_refused(tmp_path: Path, name: str, messag
         Bundle.read(tar(tmp_path / "b.tar", {name: b""}))
 
 
+@pytest.mark.parametrize(("limit", "size"), [("LARGEST", 4000), ("LARGEST_SUM", 6000)])
+def test_what_an_import_would_refuse_is_not_exported(
+    source: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, size: int
+) -> None:
+    source.attach(A.digest, "picture.png", bytes(5000))
+    bundle = Bundle.of(source)
+    bundle.write(tmp_path / "b.tar")
+    monkeypatch.setattr(f"registry.bundle.{limit}", size)
+    for refused in (lambda: Bundle.read(tmp_path / "b.tar"), lambda: bundle.write(tmp_path / "c.tar")):
+        with pytest.raises(InvalidInput, match=f"at most {size} bytes") as error:
+            refused()
+        assert ("picture.png" in error.value.text) == (limit == "LARGEST")
+    assert not (tmp_path / "c.tar").exists()
+
+
+def test_what_no_manifest_names_is_refused_before_what_follows_is_read(source: Catalog, tmp_path: Path) -> None:
+    Bundle.of(source, ["1"]).write(tmp_path / "b.tar")
+    with tarfile.open(tmp_path / "b.tar") as file:
+        members = {member.name: file.extractfile(member).read() for member in file}  # type: ignore[union-attr]
+    stray = {"emoji64/artifacts/stray": b"?"}
+    for name, order, why in (
+        ("stray.tar", {"manifest.json": members["manifest.json"]} | stray | members, "first at emoji64/artifacts/stray"),
+        ("late.tar", {key: members[key] for key in sorted(members)}, "has no manifest.json at its beginning"),
+    ):
+        path = tar(tmp_path / name, order)
+        path.write_bytes(path.read_bytes()[: -tarfile.RECORDSIZE // 2])  # who reads on comes upon a damaged end
+        with pytest.raises(FlexiError, match=why):
+            Bundle.read(path)
+
+
 def test_a_bundle_holds_what_it_names(source: Catalog) -> None:
     members = dict(Bundle.of(source).members)
     del members[SCHEDULE]
