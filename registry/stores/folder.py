@@ -22,7 +22,8 @@ class FolderStore(ObjectStore):
     """A folder, safe among threads and processes (on a network file system if that has locks and hard links).
 
     New bytes are written to a hidden temporary file beside the target and flushed to the disk before they get the
-    object's name: `create` by a hard link, which fails if the name exists; `swap` by a rename under the folder's lock.
+    object's name: `create` by a hard link, which fails if the name exists; `swap` by a rename under the folder's lock, which
+    `delete` takes, too.
     """
 
     def __init__(self, root: Path) -> None:
@@ -57,12 +58,13 @@ class FolderStore(ObjectStore):
     def swap(self, key: str, data: bytes, etag: str) -> str:
         path = self._path(key)
         with self._translated("write", key):
-            if not path.is_file():  # a missing object must not leave folders behind
-                raise moved(key)
-            with locked(self.root / ".lock"):
-                if etag_of(path.read_bytes()) != etag:
-                    raise moved(key)
-                replace_file(path, data)
+            try:
+                with locked(self.root / ".lock"):
+                    if etag_of(path.read_bytes()) != etag:
+                        raise moved(key)
+                    replace_file(path, data)
+            except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+                raise moved(key) from None
         return etag_of(data)
 
     @override
@@ -70,7 +72,8 @@ class FolderStore(ObjectStore):
         path = self._path(key)
         with self._translated("delete", key), suppress(FileNotFoundError, NotADirectoryError):
             # its folder stays, even an empty one: another process may be about to write there
-            path.unlink()
+            with locked(self.root / ".lock"):  # or a swap that saw it brings it back
+                path.unlink()
             flush_folder(path.parent)
 
     @override

@@ -8,7 +8,8 @@ import multiprocessing.pool
 import os
 import uuid
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from memory_store import MemoryStore
 
 from registry.errors import Conflict, FlexiError, InvalidInput, NotFound, StoreUnavailable
+from registry.files import locked, replace_file
 from registry.stores.address import open_store
 from registry.stores.base import ObjectStore
 from registry.stores.folder import FolderStore
@@ -317,6 +319,40 @@ class TestFolder:
                 store.create("m/new", b"new")
         monkeypatch.undo()
         self._holds_only(tmp_path, {"m/old": b"old"})
+
+    def test_an_object_that_goes_before_a_swap_is_a_conflict(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        store = FolderStore(tmp_path)
+        etag = store.create("m/a", b"1")
+
+        @contextmanager
+        def late(path: Path) -> Iterator[None]:
+            monkeypatch.undo()
+            store.delete("m/a")
+            with locked(path):
+                yield
+
+        monkeypatch.setattr("registry.stores.folder.locked", late)
+        with pytest.raises(Conflict):
+            store.swap("m/a", b"2", etag)
+        assert list(store.list("")) == []
+
+    def test_an_object_that_is_deleted_during_a_swap_does_not_come_back(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store = FolderStore(tmp_path)
+        etag = store.create("m/a", b"1")
+        with ThreadPoolExecutor(1) as pool:
+            deletes = list[Future[None]]()
+
+            def late(path: Path, data: bytes) -> None:
+                deletes.append(pool.submit(store.delete, "m/a"))
+                wait(deletes, timeout=0.3)  # it waits for the swap
+                replace_file(path, data)
+
+            monkeypatch.setattr("registry.stores.folder.replace_file", late)
+            store.swap("m/a", b"2", etag)
+            deletes[0].result()
+        assert list(store.list("")) == []
 
     def test_hides_files_that_are_no_objects(self, tmp_path: Path) -> None:
         store = FolderStore(tmp_path)
