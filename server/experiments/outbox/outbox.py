@@ -148,8 +148,8 @@ def _each_stream(files: Iterable[MirroredFile], send: Callable[[MirroredFile], N
                 send(file)
             except (FlexiError, OSError) as error:
                 errors[stream] = error
-    for error in errors.values():
-        raise error
+    if errors:
+        raise next(iter(errors.values()))
 
 
 def _whole_lines(path: Path) -> int:
