@@ -46,8 +46,8 @@ class EditsRequest(ImagesRequest):
     strength: Strength = None
 
     @override
-    def generate_request(self, names: Any, max_images: int, headers: Headers) -> GenerateRequest:
-        request = super().generate_request(names, max_images, headers)
+    def generate_request(self, names: Any, tiers: Any, max_images: int, headers: Headers) -> GenerateRequest:
+        request = super().generate_request(names, tiers, max_images, headers)
         return request.model_copy(update={"image": self.image, "mask": self.mask, "strength": self.strength})
 
 

@@ -186,7 +186,7 @@ async def _made(
     served = app.served(body.model)
     generation = served.generation
     serve_as(served.counted_as)
-    wanted = body.generate_request(served.names, app.settings.max_images, request.headers)
+    wanted = body.generate_request(served.names, served.schedules.names(), app.settings.max_images, request.headers)
     if not body.stream:
         await files.refuse_unkept(app, wanted)
         made = await generation.answer(wanted, context, disconnected(request))
