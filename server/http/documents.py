@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from server import VERSION
 from server.api import REFUSED, REQUEST_ID, ErrorView, GenerateResponse
 from server.http.body import FORM
-from server.http.edits import FORM_SCHEMA, EditsRequest
+from server.http.edits import EditsRequest, form_schema
 from server.http.job_request import FITTING, JobRequest
 from server.http.openai import ImagesRequest
 from server.http.unit import HEADER, PATTERN
@@ -94,12 +94,13 @@ UNIT: Object = {  # for the `openapi_extra` of a route
         }
     ]
 }
+EDITS_FORM = "EditsForm"
 EDITS_BODY: Object = {
     "requestBody": {
         "required": True,
         "content": {
             "application/json": {"schema": {"$ref": REF.format(model=EditsRequest.__name__)}},
-            FORM: {"schema": FORM_SCHEMA},
+            FORM: {"schema": {"$ref": REF.format(model=EDITS_FORM)}},
         },
     }
 }
@@ -133,6 +134,7 @@ def document(app: FastAPI, generate: type[RequestBody], narrowed: dict[str, Obje
         schemas[body.__name__] = body.published_schema()
         for field in narrowed.keys() & body.model_fields.keys():
             schemas[body.__name__]["properties"][field]["anyOf"][0] |= narrowed[field]
+    schemas[EDITS_FORM] = form_schema(schemas[EditsRequest.__name__])
     schemas[generate.__name__]["not"] = REFUSED
     schemas[JobRequest.__name__] |= FITTING
     spec["paths"] |= _of_bentoml()

@@ -27,15 +27,6 @@ MAX_TEXT = 128 * 1024  # bytes of a field that is no file
 SWITCHES: dict[str, JsonValue] = {"true": True, "false": False}
 BOOLEANS = ("stream", "lossless", "progress")
 OBJECTS = ("loras",)  # which a form has as JSON
-FORM_SCHEMA: dict[str, JsonValue] = {  # in JSON Schema; the other fields are those of the JSON body, as texts
-    "type": "object",
-    "properties": {
-        "image": {"type": "string", "format": "binary"},
-        "mask": {"type": "string", "format": "binary"},
-        "prompt": {"type": "string", "minLength": 1},
-    },
-    "required": ["image", "prompt"],
-}
 
 
 class EditsRequest(ImagesRequest):
@@ -71,6 +62,21 @@ async def edits_request(request: Request) -> EditsRequest:
     except ValidationError as error:
         fault = first_fault(error)
         raise InvalidInput(fault.text, param=fault.param or "body") from None
+
+
+def form_schema(body: dict[str, Any]) -> dict[str, Any]:
+    """JSON Schema of the form, from that of the JSON body: the same fields, of which no one can be null."""
+    return body | {"title": "EditsForm", "properties": {name: _in_form(name, of) for name, of in body["properties"].items()}}
+
+
+def _in_form(name: str, of: dict[str, Any]) -> dict[str, Any]:
+    about = {key: of[key] for key in ("title", "description", "default") if of.get(key) is not None}
+    given = of["anyOf"][0] if "anyOf" in of else {key: value for key, value in of.items() if key not in about}
+    if name in FILES:
+        return about | {"type": "string", "format": "binary"}
+    if name in OBJECTS:
+        return about | {"type": "string", "contentMediaType": "application/json", "contentSchema": given}
+    return about | given
 
 
 async def _fields(form: FormData) -> dict[str, Any]:
