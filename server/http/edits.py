@@ -27,6 +27,7 @@ MAX_TEXT = 128 * 1024  # bytes of a field that is no file
 SWITCHES: dict[str, JsonValue] = {"true": True, "false": False}
 BOOLEANS = ("stream", "lossless", "progress")
 OBJECTS = ("loras",)  # which a form has as JSON
+LORAS = '[{"name": "grey", "scale": 0.8}]'
 
 
 class EditsRequest(ImagesRequest):
@@ -87,6 +88,8 @@ async def _fields(form: FormData) -> dict[str, Any]:
             if "image" in fields:
                 raise InvalidInput("this server starts from one image: several cannot be combined", param="image")
             name = "image"
+        if (of := name.partition("[")[0]) in OBJECTS and of != name:  # as clients send a list of objects
+            raise InvalidInput("in a form it is one text field with JSON, such as " + LORAS, param=of)
         if isinstance(value, UploadFile):
             if name not in FILES:
                 raise InvalidInput("a file where none is taken", param=name[:64])

@@ -51,6 +51,15 @@ def test_a_form_that_cannot_be_read_is_refused_and_why(client: TestClient, chars
     assert said in error["message"]
 
 
+@pytest.mark.parametrize("name", [b"loras[][name]", b"loras[0][scale]", b"loras[]"])
+def test_loras_in_brackets_are_refused_with_what_a_form_takes(client: TestClient, name: bytes) -> None:
+    body = form((b"prompt", b"cat"), (b"image", b"AA=="), (name, b"grey"))
+    answer = client.post("/", content=body, headers={"content-type": "multipart/form-data; boundary=x"})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, "loras")
+    assert error["message"].startswith("loras: in a form it is one text field with JSON, such as [{")
+
+
 def test_the_schema_of_the_form_has_every_field_that_a_form_may_have(client: TestClient) -> None:
     schema = form_schema(EditsRequest.published_schema())
     jsonschema_rs.meta.validate(schema)
