@@ -29,7 +29,8 @@ Object = dict[str, Any]
 WHY = {
     400: "A field outside its limits, or a body that is not JSON",
     401: "No API key, or one that is not in force",
-    403: "The schedule is not signed by a trusted key, or the key does not have the role of an operator",
+    403: "The schedule is not signed by a trusted key, a second person must approve the promotion, or the key does not have "
+    "the role of an operator",
     404: "There is no such thing",
     408: "The body did not come in time",
     409: "Cancelled by DELETE /v1/requests/{request_id}; or a LoRA's file was changed; or of a job, its Idempotency-Key came "
@@ -37,8 +38,9 @@ WHY = {
     413: "The body is too long",
     415: "The body is of another kind than this route takes",
     429: "The queue is full, or the key's quota is used up",
-    500: "A fault of the server, or an object in its store that is not what it should be",
-    503: "The server is loading or stopping, the registry is away, or images cannot be marked as they should be",
+    500: "A fault of the server, images that cannot be marked as they should be, or an object in its store that is not what it "
+    "should be",
+    503: "The server is loading or stopping, or the registry is away",
     504: "Not done in time",
 }
 COMMON = (500, 503)
