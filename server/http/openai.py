@@ -12,7 +12,7 @@ from starlette.datastructures import Headers
 from engine.guidance import MAX_SCALE
 from registry.document import misfit
 from registry.errors import InvalidInput, NotFound
-from server.api import AUTO, MAX_DEADLINE, MAX_PROMPT, REF, GenerateRequest, GenerateResponse, together
+from server.api import AUTO, MAX_DEADLINE, MAX_PROMPT, GenerateRequest, GenerateResponse, together
 from server.http.unit import unit_of
 from server.request_body import CLIENTS, GIVEN, WHOLE, RequestBody
 from server.request_fields import (
@@ -23,6 +23,7 @@ from server.request_fields import (
     OutputCompression,
     OutputFormat,
     ResponseFormat,
+    ScheduleRef,
     Seed,
     Size,
     Syntax,
@@ -92,7 +93,7 @@ class ImagesRequest(RequestBody):
     user: Annotated[str | None, Field(max_length=128, description="User or session, by an older name.")] = None
     seed: Seed = None
     tier: Annotated[str | None, Field(min_length=1, max_length=64, description="A tier by name, instead of `quality`.")] = None
-    schedule: Annotated[str | None, Field(pattern=REF, description="A version number or a digest, instead of both.")] = None
+    schedule: Annotated[ScheduleRef | None, Field(description="A version number or a digest, instead of both.")] = None
     negative_prompt: Annotated[str, Field(max_length=MAX_PROMPT, description="What to keep away from.")] = ""
     guidance_scale: Annotated[float | None, Field(ge=0, le=MAX_SCALE, description="How strongly the prompt pulls.")] = None
     prompt_syntax: Syntax = None
