@@ -21,7 +21,7 @@ def artifacts(folder: Path) -> list[Path]:
     return [folder / name for name in ARTIFACTS if (folder / name).is_file()]
 
 
-class PublishedTier(NamedTuple):
+class SearchedTier(NamedTuple):
     """A tier of a search, and the version that it means now; `promoted` is false while that takes a second person."""
 
     tier: str
@@ -31,7 +31,7 @@ class PublishedTier(NamedTuple):
 
 def publish(
     report: dict[str, Any], artifacts: Sequence[Path], catalog: Catalog, key: SigningKey | None = None
-) -> list[PublishedTier]:
+) -> list[SearchedTier]:
     """Publish every tier's schedule and `reference`, the teacher, then move the tiers to them, but those that a policy guards.
 
     With a key each schedule is signed before any tier moves.
@@ -54,7 +54,7 @@ def publish(
             catalog.sign(schedule, key)
         for file in artifacts if tier != "reference" else ():
             catalog.attach(schedule.digest, file.name, file.read_bytes())
-    return [PublishedTier(tier, version, _promote(catalog, tier, version, job)) for tier, version in versions.items()]
+    return [SearchedTier(tier, version, _promote(catalog, tier, version, job)) for tier, version in versions.items()]
 
 
 def _promote(catalog: Catalog, tier: str, version: Version, job: str) -> bool:
