@@ -19,6 +19,7 @@ from engine.commands.generate import generate
 from engine.image_size import sizes_in
 from engine.importing.command import import_checkpoint
 from engine.named_unet import named_unet
+from engine.prompt_syntax import MAX_CHUNKS
 from registry.commands.command_line import command_line
 from registry.errors import InvalidInput
 from registry.schedule import Branch, parse_branch, said
@@ -40,6 +41,9 @@ def warm(
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
     max_wave_rows: Annotated[int, typer.Option(help="As the server's FLEXI_MAX_WAVE_ROWS.")] = 16,
     sizes: Annotated[str, typer.Option(help="As the server's FLEXI_SIZES.")] = "",
+    prompt_chunks: Annotated[
+        int, typer.Option(min=1, max=MAX_CHUNKS, help="As the server's FLEXI_PROMPT_CHUNKS, where prompts are read in chunks.")
+    ] = 3,
     cache: Annotated[Path, typer.Option(help="As the server's FLEXI_COMPILE_CACHE.")] = Path(".flexi/compile"),
 ) -> None:
     """Compile all that a server with these settings compiles, and keep it in a folder, so that servers start quickly."""
@@ -51,7 +55,8 @@ def warm(
     compiling.cache_in(cache)
     print(f"compiling {model} for {device}: minutes, if {cache} does not have it yet", file=sys.stderr)
     loaded = loading.load(model, device, dtype, compiled=True)
-    compiled = compiling.warm(loaded, max_wave_rows, others=loaded.other_sizes(sizes_in(sizes)))
+    chunks = prompt_chunks if loaded.prompts.takes_chunks else 1
+    compiled = compiling.warm(loaded, max_wave_rows, others=loaded.other_sizes(sizes_in(sizes)), chunks=chunks)
     print(f"graphs     {compiled.graphs}, {compiled.cached} of them from the cache")
     print(f"seconds    {compiled.seconds:.1f}")
     print(f"cache      {compiling.cache_bytes(cache) / 2**20:.1f} MiB in {cache}")

@@ -148,8 +148,12 @@ def publish(
         Path | None, typer.Option(help="A private key (python -m registry keygen): sign what is published.")
     ] = None,
 ) -> None:
-    """Publish a finished search's tiers to a registry and move the tiers to them."""
+    """Publish a finished search's tiers to a registry and move the tiers to them.
+
+    Where a policy guards a tier, its schedule is published, and what requests the promotion is printed.
+    """
     from registry.catalog import Catalog
+    from registry.commands.options import approved_tiers
     from registry.signing import SigningKey
     from registry.stores.address import open_store
     from search_jobs.publish import artifacts
@@ -158,11 +162,13 @@ def publish(
 
     search_report = read(folder).report
     key = SigningKey.read(sign) if sign else None
-    catalog = Catalog(open_store(registry), search_report["model"]["name"])
-    for alias in publish_report(search_report, artifacts(folder), catalog, key):
-        described = search_report["tiers"].get(alias.tier, {}).get("schedule", {}).get("validated")
+    catalog = Catalog(open_store(registry), search_report["model"]["name"], approved_tiers=approved_tiers())
+    for tier, version, promoted in publish_report(search_report, artifacts(folder), catalog, key):
+        described = search_report["tiers"].get(tier, {}).get("schedule", {}).get("validated")
         scale = _said(described) if described else ""
-        out.print(f"{alias.tier:10} version {alias.version}  {alias.digest[:12]}{scale}")
+        out.print(f"{tier:10} version {version.number}  {version.digest[:12]}{scale}")
+        if not promoted:
+            out.print(f"           not promoted, it takes a second person: python -m registry promote {tier} {version.number}")
     out.print("requests that name no guidance_scale get that of their tier; at the teacher, that of the default tier")
 
 

@@ -4,7 +4,7 @@ A corrected step from the teacher's latent x_i, with the clean latent x₀_i pre
 computed step before, lands on the combination of the three that is nearest to the teacher's latent x_j: corrections are fitted
 so (`search_jobs.fit`; where x₀ is clipped, the clipped one counts as the solver has it, and with guidance a fit has one number
 more, so that the error is an upper bound). What is left of the distance is the step's local error, and with it a share of what
-the step takes of its predictions: they are made off the path, and two that are close together are taken many times. It needs
+the step takes of its predictions: two that are close together would be taken hundreds of times, which no fit does. It needs
 inner products of what the teacher's path holds, and no network. The sum of the steps' errors is smallest on the shortest way
 through the pairs (p, i), which dynamic programming finds exactly.
 
@@ -29,7 +29,7 @@ from registry.schedule import SolverName
 from search_jobs.fit import RIDGE
 from search_jobs.path import TeacherPath
 
-OFF = 1e-4  # squared, relative: how far predictions are taken to be from the path's, where corrected steps are made of them
+OFF = 1e-6  # squared, relative: how far predictions are taken to be from the path's, where corrected steps are made of them
 FAINT = 1e-9  # signal that counts as some: pure noise has none, and no step lands there
 MOST_POINTS = 64  # of the teacher's steps are tried, at even distances where it has more: errors take the cube of them
 
@@ -72,7 +72,7 @@ class BestTimesteps:
         """`count` of the timesteps, the first of them included; None where there are not so many.
 
         late: a step's error counts signal^late times, by where it lands. At 0 all count alike; the larger it is, the more those
-        with little noise left do, as networks mend what went wrong before.
+        with little noise left do, as networks mend what went wrong before; below 0 those do that decide what an image becomes.
         """
         points = len(self.timesteps)
         if not 1 <= count <= points:

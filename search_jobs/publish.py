@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from registry.catalog import Catalog
-from registry.errors import InvalidInput
-from registry.records import Alias
+from registry.errors import InvalidInput, NeedsApproval
+from registry.records import Version
 from registry.schedule import Schedule
 from registry.signing import SigningKey
 from search_jobs.config import WORST
@@ -21,10 +21,20 @@ def artifacts(folder: Path) -> list[Path]:
     return [folder / name for name in ARTIFACTS if (folder / name).is_file()]
 
 
-def publish(report: dict[str, Any], artifacts: Sequence[Path], catalog: Catalog, key: SigningKey | None = None) -> list[Alias]:
-    """Publish every tier's schedule and `reference`, the teacher, and move the tiers to them. Returns the aliases.
+class SearchedTier(NamedTuple):
+    """A tier of a search, and the version that it means now; `promoted` is false while that takes a second person."""
 
-    With a key each schedule is signed before its tier moves.
+    tier: str
+    version: Version
+    promoted: bool
+
+
+def publish(
+    report: dict[str, Any], artifacts: Sequence[Path], catalog: Catalog, key: SigningKey | None = None
+) -> list[SearchedTier]:
+    """Publish every tier's schedule and `reference`, the teacher, then move the tiers to them, but those that a policy guards.
+
+    With a key each schedule is signed before any tier moves.
 
     Artifacts are create-only and belong to a digest: where an earlier run made the same schedule, the first ones stay.
     Raises `InvalidInput` where a tier's schedule made images that are not finite.
@@ -37,12 +47,19 @@ def publish(report: dict[str, Any], artifacts: Sequence[Path], catalog: Catalog,
     for tier, schedule in wanted.items():
         if schedule.fidelity and schedule.fidelity.rfid == WORST:
             raise InvalidInput(f"a held-out image of tier {tier} is not finite, so nothing is published", param="run")
-    aliases = []
+    versions = dict[str, Version]()
     for tier, schedule in wanted.items():
-        version = catalog.publish(schedule, note=f"{tier} of search job {job}")
+        versions[tier] = catalog.publish(schedule, note=f"{tier} of search job {job}")
         if key:
             catalog.sign(schedule, key)
         for file in artifacts if tier != "reference" else ():
             catalog.attach(schedule.digest, file.name, file.read_bytes())
-        aliases.append(catalog.promote(tier, version.number, reason=f"search job {job}"))
-    return aliases
+    return [SearchedTier(tier, version, _promote(catalog, tier, version, job)) for tier, version in versions.items()]
+
+
+def _promote(catalog: Catalog, tier: str, version: Version, job: str) -> bool:
+    try:
+        catalog.promote(tier, version.number, reason=f"search job {job}")
+    except NeedsApproval:
+        return False
+    return True

@@ -17,7 +17,7 @@ from registry.schedule import MAX_TEACHER_STEPS, ModelRef, Schedule, Segment, So
 from search_jobs.best_timesteps import BestTimesteps
 from search_jobs.branch_moves import first, mover
 
-LATE = (0.0, 0.5, 1.0, 2.0)  # what late steps count where timesteps are chosen at once: no model says which is best
+LATE = (-0.25, 0.0, 0.5, 1.0)  # what late steps count where timesteps are chosen at once: no model says which is best
 RECHOSEN = 0.5  # how often that is done where there are more steps than before, or fewer
 
 

@@ -20,6 +20,7 @@ from server.request_fields import (
     OutputCompression,
     OutputFormat,
     ResponseFormat,
+    ScheduleRef,
     Seed,
     Size,
     Strength,
@@ -30,7 +31,6 @@ from server.request_fields import (
 MAX_PROMPT = 4000  # characters, as Unicode code points: what OpenAI's dall-e-3 takes
 MAX_DEADLINE = 24 * 3600 * 1000  # milliseconds
 AUTO = "auto"  # the tier that the server chooses itself
-REF = r"^([0-9]{1,7}|[0-9a-f]{8,64})$"  # never a tier's name: those mean something else tomorrow
 REQUEST_ID = r"^[A-Za-z0-9._-]{1,64}$"
 
 
@@ -58,11 +58,8 @@ class GenerateRequest(RequestBody):
         ),
     ] = None
     schedule: Annotated[
-        str | None,
-        Field(
-            pattern=REF,
-            description="A version number, a digest, or a digest's first 8 hex digits or more.",
-        ),
+        ScheduleRef | None,
+        Field(description="A version number, a digest, or a digest's first 8 hex digits or more."),
     ] = None
     model: Annotated[str | None, Field(max_length=128, description="A name of GET /v1/models; without it, the first.")] = None
     seed: Seed = None

@@ -1,12 +1,14 @@
 """What the bodies of requests have in common: bounds, what counts as not given, and words for fields that people expect.
 
-Clients that come from other programs send null or an empty string for what is not set, and fields of their own. The first
-mean what leaving the field out means; the second are refused, and the refusal says what to use instead.
+Clients that come from other programs send null or an empty string for what is not set, false for what only other routes do,
+and fields of their own. The first mean what leaving the field out means; the last are refused, and the refusal says what to use
+instead.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, GetJsonSchemaHandler, JsonValue, model_validator
@@ -16,6 +18,8 @@ from registry.document import misfit
 
 CLIENTS = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, hide_input_in_errors=True)
 NOTHING: dict[str, JsonValue] = {"enum": [None, ""]}  # JSON Schema of what counts as not given
+OFF: dict[str, JsonValue] = {"enum": [None, "", False]}  # and of a switch that a route lacks
+SWITCHES = ("progress", "stream")
 GIVEN: dict[str, JsonValue] = {"not": NOTHING}
 
 INSTEAD: dict[str, tuple[str, ...]] = {  # the fields that mean the same; a body has one of them
@@ -91,14 +95,23 @@ class RequestBody(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _without_what_is_not_given(cls, body: Any) -> Any:
-        """Without nulls and empty strings where a field may be absent. Refuses fields that there are not."""
-        if not isinstance(body, dict):
+        """Without nulls and empty strings where a field may be absent. Refuses fields that there are not, and what has none."""
+        if isinstance(body, cls):
             return body
-        given = {name: value for name, value in body.items() if not (_is_nothing(value) and cls._may_be_absent(name))}
+        if not isinstance(body, dict):
+            needed = [name for name, field in cls.model_fields.items() if field.is_required()]
+            raise ValueError(f"must be an object with {', '.join(needed)}")
+        given = {name: value for name, value in body.items() if not cls._asks_for_nothing(name, value)}
         for name in given:
             if name not in cls.model_fields:
                 raise misfit(f"not a field here: {cls._advice(name)}", name)
         return given
+
+    @classmethod
+    def _asks_for_nothing(cls, name: str, value: object) -> bool:
+        if value is False:
+            return name in SWITCHES and name not in cls.model_fields
+        return value in (None, "") and cls._may_be_absent(name)
 
     @classmethod
     def _may_be_absent(cls, name: str) -> bool:
@@ -123,11 +136,12 @@ class RequestBody(BaseModel):
     @classmethod
     def published_schema(cls) -> dict[str, Any]:
         """JSON Schema, with the foreign fields that may only be empty: `patternProperties`, which BentoML's cannot hold."""
-        others = sorted((_INSTEAD.keys() | _ADVICE.keys()) - cls.model_fields.keys())
-        pattern = f"^({'|'.join(map(re.escape, others))})$"
+        others = (_INSTEAD.keys() | _ADVICE.keys()) - cls.model_fields.keys()
+        lacking = others & {*SWITCHES}
         schema = cls.model_json_schema()
         whole: dict[str, Any] = _inlined(schema, schema.pop("$defs", {}))
-        return whole | {"patternProperties": {pattern: NOTHING}}
+        kinds = {_one_of(names): kind for names, kind in ((others - lacking, NOTHING), (lacking, OFF)) if names}
+        return whole | {"patternProperties": kinds}
 
 
 def _inlined(schema: Any, parts: dict[str, Any]) -> Any:
@@ -142,8 +156,8 @@ def _inlined(schema: Any, parts: dict[str, Any]) -> Any:
     return {key: _inlined(value, parts) for key, value in schema.items()}
 
 
-def _is_nothing(value: object) -> bool:
-    return value is None or value == ""
+def _one_of(names: Iterable[str]) -> str:
+    return f"^({'|'.join(map(re.escape, sorted(names)))})$"
 
 
 def _or_nothing(schema: dict[str, Any]) -> dict[str, Any]:

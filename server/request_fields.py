@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 from typing_extensions import override
 
 from engine.prompt_syntax import PromptSyntax
@@ -31,6 +32,24 @@ Seed = Annotated[
     AfterValidator(lambda seed: None if seed == -1 else seed),
 ]
 
+REF = r"^([0-9]{1,7}|[0-9a-f]{8,64})$"  # never a tier's name: those mean something else tomorrow
+LAST_VERSION = 9_999_999  # that such a reference can name
+
+
+def _reference(given: object) -> str:
+    number = isinstance(given, int) and not isinstance(given, bool) and given <= LAST_VERSION  # a longer one may lack zeros
+    ref = str(given) if number else given
+    if not isinstance(ref, str) or not re.fullmatch(REF, ref):
+        raise ValueError("must be a version number, a digest or a digest's first 8 hex digits or more; a tier goes into tier")
+    return ref
+
+
+ScheduleRef = Annotated[
+    str,
+    BeforeValidator(_reference),
+    WHOLE,
+    WithJsonSchema({"type": ["string", "integer"], "pattern": REF, "minimum": 0, "maximum": LAST_VERSION}),
+]
 Size = Annotated[
     str | None,
     Field(

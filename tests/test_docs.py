@@ -2,16 +2,27 @@
 
 import json
 import re
+from fnmatch import fnmatchcase
 from pathlib import Path
 
+import typer
 from prometheus_client.metrics import MetricWrapperBase
 
+from registry import verify
+from registry.__main__ import app as registry_commands
+from registry.experiments.declaration import Experiment
 from server import config
+from server.experiments import events
+from server.http import openai
+from server.jobs import job_store
+from server.operator_events import announcer
 from server.requests import warnings
+from server.storage import kept_files
 from server.telemetry import metrics
 
 ROOT = Path(__file__).parent.parent
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
+SERVERS_FOLDERS = {job_store.FOLDER, kept_files.FOLDER, announcer.FOLDER}  # of no model
 
 
 def test_every_setting_is_documented_with_its_default_and_no_other_is() -> None:
@@ -21,6 +32,63 @@ def test_every_setting_is_documented_with_its_default_and_no_other_is() -> None:
     for name, default in fields.items():
         shown = rows[name].strip("`").removesuffix(".0")
         assert shown == ("–" if default in (None, "", ()) else str(default).removesuffix(".0")), name
+
+
+def test_every_limit_of_a_setting_stands_in_its_row() -> None:
+    rows = dict(re.findall(r"^\| `(FLEXI_\w+)` \| .+? \| (.+) \|$", OPERATIONS, re.MULTILINE))
+    limits = 0
+    for name, field in config.Settings.model_fields.items():
+        for rule in field.metadata:
+            for kind in ("ge", "gt", "le", "lt", "max_length"):
+                limit = getattr(rule, kind, None)
+                if limit is not None:
+                    shown = str(limit).removesuffix(".0")
+                    row = rows[f"FLEXI_{name.upper()}"]
+                    assert re.search(rf"(?<![\d.]){re.escape(shown)}(?!\.?\d)", row), f"{name}: {kind} {shown}"
+                    limits += 1
+    assert limits > 40
+
+
+def test_every_command_of_the_registry_stands_in_its_table() -> None:
+    section = OPERATIONS.split("\n## Registry\n")[1].split("\n## ")[0]
+    table = section.split("| command | what it does |\n|---|---|\n")[1].split("\n\n")[0]
+    shown = [name for row in table.splitlines() for name in re.findall(r"`(\w+)", row.split(" | ")[0])]
+    group = typer.main.get_command(registry_commands)
+    assert isinstance(group, typer.core.TyperGroup)
+    assert sorted(shown) == sorted(group.commands)
+    (silent,) = re.findall(r"for scripts \((.+?) only print one line\)", section)
+    without = {name for name, command in group.commands.items() if "as_json" not in {option.name for option in command.params}}
+    assert set(re.findall(r"`(\w+)`", silent)) == without
+
+
+def test_what_is_where_has_every_folder_of_a_registry() -> None:
+    table = OPERATIONS.split("**What is where**")[1].split("\n\n")[1]
+    shown = set(re.findall(r"`\{model\}/(\w+)/", table)) | set(re.findall(r"`(_\w+/)…`", table))
+    assert shown == {*verify.RECORDS, *verify.OF_EXPERIMENTS, *verify.BESIDE} | SERVERS_FOLDERS
+
+
+def test_the_bucket_policy_lets_servers_write_what_they_write_and_nothing_else() -> None:
+    (policy,) = [json.loads(one) for one in re.findall(r"```json\n(.+?)```", OPERATIONS, re.DOTALL) if '"Statement"' in one]
+    actions = {
+        resource.removeprefix("arn:aws:s3:::BUCKET/PREFIX/"): str(statement["Action"])
+        for statement in policy["Statement"]
+        if statement["Sid"].startswith("Servers")
+        for resource in statement["Resource"]
+    }
+
+    def may(action: str, key: str) -> bool:
+        return any(action in actions[resource] for resource in actions if fnmatchcase(key, resource))
+
+    streams = (events.stream("fewer"), events.pair_stream("balanced"), events.FEEDBACK, events.FIDELITY)
+    assert {stream.split("/")[0] for stream in streams} == {*verify.OF_EXPERIMENTS} - {"approvals", "holds"}
+    for key in ("experiments/fewer/state.json", *(f"{stream}/2026-11-29/1.jsonl" for stream in streams)):
+        assert may("s3:PutObject", f"emoji64/{key}"), key
+    for folder in SERVERS_FOLDERS:
+        assert may("s3:PutObject", f"{folder}one"), folder
+        assert may("s3:DeleteObject", f"{folder}one"), folder
+    folders = {*verify.RECORDS, *verify.BESIDE, "approvals", "holds"}
+    for key in (*(f"{folder}/one.json" for folder in folders), "candidates/balanced/state.json"):
+        assert not may("s3:PutObject", f"emoji64/{key}"), key
 
 
 def test_every_metric_is_documented_with_its_labels_and_no_other_is() -> None:
@@ -42,6 +110,22 @@ def test_every_warning_of_the_server_is_documented() -> None:
     codes = {value for name, value in vars(warnings).items() if name.isupper() and isinstance(value, str)}
     assert shown == codes | {"safety_checker_not_run"}
     assert codes >= warnings.NOT_OF_THE_IMAGE != set()
+
+
+def test_every_quality_of_openai_is_documented_with_its_tier() -> None:
+    (said,) = re.findall(r"`quality` chooses the tier: (.+?)\.\n", (ROOT / "docs" / "api.md").read_text())
+    pairs = re.findall(r"((?:`\w+`[^`]*?)+?) (?:is|are) `(\w+)`", said)
+    assert {quality: tier for words, tier in pairs for quality in re.findall(r"`(\w+)`", words)} == openai.TIERS
+
+
+def test_every_field_of_a_declaration_is_in_its_table_and_all_that_must_be_there_in_the_example() -> None:
+    text = (ROOT / "docs" / "experiments.md").read_text()
+    example = next(json.loads(one) for one in re.findall(r"```json\n(.+?)```", text, re.DOTALL))
+    rows = set(re.findall(r"^\| `(\w+)` \|", text.split("\n## Declare\n")[1].split("\n## ")[0], re.MULTILINE))
+    plain = {"format", "name", "version", "tier", "arms", "unit"}  # what the text around says
+    assert Experiment.model_fields.keys() == rows - {"weight"} | plain
+    required = {name for name, field in Experiment.model_fields.items() if field.is_required()}
+    assert required <= example.keys()
 
 
 def test_links_between_documents_lead_somewhere() -> None:

@@ -89,8 +89,10 @@ class Recorder:
             return
         try:
             store = self._open_store()
-            self._send_abandoned(self._outbox, store)
-            self._outbox.send(store, self._prefix, last=last)
+            try:
+                self._send_abandoned(self._outbox, store)
+            finally:
+                self._outbox.send(store, self._prefix, last=last)
         except (FlexiError, OSError) as error:
             self._failed("store", f"events wait on disk, the registry does not take them: {error}")
             return

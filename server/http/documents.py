@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from server import VERSION
 from server.api import REFUSED, REQUEST_ID, ErrorView, GenerateResponse
 from server.http.body import FORM
-from server.http.edits import FORM_SCHEMA, EditsRequest
+from server.http.edits import EditsRequest, form_schema
 from server.http.job_request import FITTING, JobRequest
 from server.http.openai import ImagesRequest
 from server.http.unit import HEADER, PATTERN
@@ -29,7 +29,8 @@ Object = dict[str, Any]
 WHY = {
     400: "A field outside its limits, or a body that is not JSON",
     401: "No API key, or one that is not in force",
-    403: "The schedule is not signed by a trusted key, or the key does not have the role of an operator",
+    403: "The schedule is not signed by a trusted key, a second person must approve the promotion, or the key does not have "
+    "the role of an operator",
     404: "There is no such thing",
     408: "The body did not come in time",
     409: "Cancelled by DELETE /v1/requests/{request_id}; or a LoRA's file was changed; or of a job, its Idempotency-Key came "
@@ -37,8 +38,9 @@ WHY = {
     413: "The body is too long",
     415: "The body is of another kind than this route takes",
     429: "The queue is full, or the key's quota is used up",
-    500: "A fault of the server, or an object in its store that is not what it should be",
-    503: "The server is loading or stopping, the registry is away, or images cannot be marked as they should be",
+    500: "A fault of the server, images that cannot be marked as they should be, or an object in its store that is not what it "
+    "should be",
+    503: "The server is loading or stopping, or the registry is away",
     504: "Not done in time",
 }
 COMMON = (500, 503)
@@ -94,12 +96,13 @@ UNIT: Object = {  # for the `openapi_extra` of a route
         }
     ]
 }
+EDITS_FORM = "EditsForm"
 EDITS_BODY: Object = {
     "requestBody": {
         "required": True,
         "content": {
             "application/json": {"schema": {"$ref": REF.format(model=EditsRequest.__name__)}},
-            FORM: {"schema": FORM_SCHEMA},
+            FORM: {"schema": {"$ref": REF.format(model=EDITS_FORM)}},
         },
     }
 }
@@ -133,6 +136,7 @@ def document(app: FastAPI, generate: type[RequestBody], narrowed: dict[str, Obje
         schemas[body.__name__] = body.published_schema()
         for field in narrowed.keys() & body.model_fields.keys():
             schemas[body.__name__]["properties"][field]["anyOf"][0] |= narrowed[field]
+    schemas[EDITS_FORM] = form_schema(schemas[EditsRequest.__name__])
     schemas[generate.__name__]["not"] = REFUSED
     schemas[JobRequest.__name__] |= FITTING
     spec["paths"] |= _of_bentoml()

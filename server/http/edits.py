@@ -27,15 +27,7 @@ MAX_TEXT = 128 * 1024  # bytes of a field that is no file
 SWITCHES: dict[str, JsonValue] = {"true": True, "false": False}
 BOOLEANS = ("stream", "lossless", "progress")
 OBJECTS = ("loras",)  # which a form has as JSON
-FORM_SCHEMA: dict[str, JsonValue] = {  # in JSON Schema; the other fields are those of the JSON body, as texts
-    "type": "object",
-    "properties": {
-        "image": {"type": "string", "format": "binary"},
-        "mask": {"type": "string", "format": "binary"},
-        "prompt": {"type": "string", "minLength": 1},
-    },
-    "required": ["image", "prompt"],
-}
+LORAS = '[{"name": "grey", "scale": 0.8}]'
 
 
 class EditsRequest(ImagesRequest):
@@ -46,8 +38,8 @@ class EditsRequest(ImagesRequest):
     strength: Strength = None
 
     @override
-    def generate_request(self, names: Any, max_images: int, headers: Headers) -> GenerateRequest:
-        request = super().generate_request(names, max_images, headers)
+    def generate_request(self, names: Any, tiers: Any, max_images: int, headers: Headers) -> GenerateRequest:
+        request = super().generate_request(names, tiers, max_images, headers)
         return request.model_copy(update={"image": self.image, "mask": self.mask, "strength": self.strength})
 
 
@@ -73,6 +65,21 @@ async def edits_request(request: Request) -> EditsRequest:
         raise InvalidInput(fault.text, param=fault.param or "body") from None
 
 
+def form_schema(body: dict[str, Any]) -> dict[str, Any]:
+    """JSON Schema of the form, from that of the JSON body: the same fields, of which no one can be null."""
+    return body | {"title": "EditsForm", "properties": {name: _in_form(name, of) for name, of in body["properties"].items()}}
+
+
+def _in_form(name: str, of: dict[str, Any]) -> dict[str, Any]:
+    about = {key: of[key] for key in ("title", "description", "default") if of.get(key) is not None}
+    given = of["anyOf"][0] if "anyOf" in of else {key: value for key, value in of.items() if key not in about}
+    if name in FILES:
+        return about | {"type": "string", "format": "binary"}
+    if name in OBJECTS:
+        return about | {"type": "string", "contentMediaType": "application/json", "contentSchema": given}
+    return about | given
+
+
 async def _fields(form: FormData) -> dict[str, Any]:
     """The form's fields as JSON would have them: files in base64, numbers and switches as such."""
     fields = dict[str, Any]()
@@ -81,6 +88,8 @@ async def _fields(form: FormData) -> dict[str, Any]:
             if "image" in fields:
                 raise InvalidInput("this server starts from one image: several cannot be combined", param="image")
             name = "image"
+        if (of := name.partition("[")[0]) in OBJECTS and of != name:  # as clients send a list of objects
+            raise InvalidInput("in a form it is one text field with JSON, such as " + LORAS, param=of)
         if isinstance(value, UploadFile):
             if name not in FILES:
                 raise InvalidInput("a file where none is taken", param=name[:64])

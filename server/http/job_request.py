@@ -8,12 +8,12 @@ from pydantic import Field
 
 from server.http.openai import ImagesRequest
 from server.jobs.record import Endpoint
-from server.request_body import NOTHING, RequestBody
+from server.request_body import NOTHING, OFF, RequestBody
 from server.webhooks.addresses import MAX_URL
 
 IMAGES: Endpoint = "/v1/images/generations"
 REF = "#/components/schemas/"
-WITHOUT_STREAM: dict[str, Any] = {"properties": {"stream": {"enum": [*NOTHING["enum"], False]}}}  # type: ignore[misc]
+WITHOUT_STREAM: dict[str, Any] = {"properties": {"stream": OFF}}
 WITHOUT_IMAGE: dict[str, Any] = {"properties": dict.fromkeys(("image", "mask", "strength"), NOTHING)}
 FITTING: dict[str, Any] = {  # JSON Schema: whose body it is. Only a whole document has what it refers to
     "if": {"properties": {"endpoint": {"const": IMAGES}}, "required": ["endpoint"]},

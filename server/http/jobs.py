@@ -146,7 +146,7 @@ def _wanted(app: App, job: JobRequest, request: Request) -> tuple[GenerateReques
         if asked.stream:
             raise InvalidInput("a job has no stream", param="stream")
         served = app.served(asked.model)
-        wanted = asked.generate_request(served.names, most, request.headers)
+        wanted = asked.generate_request(served.names, served.schedules.names(), most, request.headers)
         return wanted.model_copy(update={"priority": BACKGROUND, "model": served.name}), asked.response_format != "b64_json"
     except ValidationError as error:
         fault = first_fault(error)

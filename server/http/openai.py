@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
@@ -11,8 +11,8 @@ from starlette.datastructures import Headers
 
 from engine.guidance import MAX_SCALE
 from registry.document import misfit
-from registry.errors import InvalidInput
-from server.api import AUTO, MAX_DEADLINE, MAX_PROMPT, REF, GenerateRequest, GenerateResponse, together
+from registry.errors import InvalidInput, NotFound
+from server.api import AUTO, MAX_DEADLINE, MAX_PROMPT, GenerateRequest, GenerateResponse, together
 from server.http.unit import unit_of
 from server.request_body import CLIENTS, GIVEN, WHOLE, RequestBody
 from server.request_fields import (
@@ -23,6 +23,7 @@ from server.request_fields import (
     OutputCompression,
     OutputFormat,
     ResponseFormat,
+    ScheduleRef,
     Seed,
     Size,
     Syntax,
@@ -67,7 +68,10 @@ class ImagesRequest(RequestBody):
     size: Size = None
     quality: Annotated[
         Quality | None,
-        Field(description="low, medium, high and max are the tiers draft, balanced, best and reference; auto is `auto`."),
+        Field(
+            description="low, medium (or standard), high (or hd, xhigh) and max are the tiers draft, balanced, best and "
+            "reference; auto is `auto`."
+        ),
     ] = None
     response_format: Annotated[
         ResponseFormat | None,
@@ -89,7 +93,7 @@ class ImagesRequest(RequestBody):
     user: Annotated[str | None, Field(max_length=128, description="User or session, by an older name.")] = None
     seed: Seed = None
     tier: Annotated[str | None, Field(min_length=1, max_length=64, description="A tier by name, instead of `quality`.")] = None
-    schedule: Annotated[str | None, Field(pattern=REF, description="A version number or a digest, instead of both.")] = None
+    schedule: Annotated[ScheduleRef | None, Field(description="A version number or a digest, instead of both.")] = None
     negative_prompt: Annotated[str, Field(max_length=MAX_PROMPT, description="What to keep away from.")] = ""
     guidance_scale: Annotated[float | None, Field(ge=0, le=MAX_SCALE, description="How strongly the prompt pulls.")] = None
     prompt_syntax: Syntax = None
@@ -125,16 +129,23 @@ class ImagesRequest(RequestBody):
             return not self.stream and "dall-e-" in (self.model or "")
         return self.response_format == "url"
 
-    def generate_request(self, names: Sequence[str], max_images: int, headers: Headers) -> GenerateRequest:
-        """The same in this server's own words. Raises `InvalidInput` for what this server or its model does not do.
+    def generate_request(
+        self, names: Sequence[str], tiers: Collection[str], max_images: int, headers: Headers
+    ) -> GenerateRequest:
+        """The same in this server's own words.
 
-        `names`: what the model may be called, its own name first.
+        Raises `InvalidInput` for what this server or its model does not do, `NotFound` for a quality whose tier there is not.
+        names: what the model may be called, its own name first. tiers: those in force.
         """
         if self.model not in (None, *names):
             raise InvalidInput(unknown_model(names), param="model")
         if (self.n or 1) > max_images:
             raise InvalidInput(f"the limit is {max_images}", param="n")
         tier = None if self.schedule else self.tier or TIERS[self.quality or "auto"]
+        if self.quality and not self.tier and tier not in (None, AUTO, *tiers):
+            raise NotFound(
+                f"{self.quality} means the tier {tier}, which is not here; there are {sorted(tiers)}", param="quality"
+            )
         return GenerateRequest(
             prompt=self.prompt,
             negative_prompt=self.negative_prompt,

@@ -13,7 +13,7 @@ from registry.records import Alias
 from registry.site.reader import VERSIONS
 from registry.site.views import ShownDifference, ShownExperiments, ShownFront, ShownMoves, ShownSchedule
 from registry.tiers import OTHER_MEANING
-from server.api import AUTO, REF
+from server.api import AUTO
 from server.app import App
 from server.http.cors import OPERATOR_ROUTES
 from server.http.documents import COMMON, errors
@@ -22,6 +22,7 @@ from server.http.operator_access import Acting, Looking, why_not
 from server.operator.second_person import RequestView
 from server.operator.views import OperatorTiers, OperatorView, ReportView, ServerWork, ShadowView
 from server.request_body import CLIENTS, WHOLE
+from server.request_fields import REF
 
 router = APIRouter(prefix=OPERATOR_ROUTES, tags=["operators"])
 

@@ -15,7 +15,6 @@ from engine.prompts import prompt_kind
 from registry.errors import FlexiError, NotFound
 from server.access.keys import ANONYMOUS
 from server.api import (
-    REF,
     Accepted,
     ArmView,
     CancelView,
@@ -39,6 +38,7 @@ from server.http.opening import loaded_app
 from server.http.sse import EventStream
 from server.loras.offered_loras import OfferedLora
 from server.models.served_model import ServedModel
+from server.request_fields import REF
 from server.requests.context import RequestContext
 from server.requests.running import disconnected, while_wanted
 from server.requests.usage import milliseconds
@@ -186,7 +186,7 @@ async def _made(
     served = app.served(body.model)
     generation = served.generation
     serve_as(served.counted_as)
-    wanted = body.generate_request(served.names, app.settings.max_images, request.headers)
+    wanted = body.generate_request(served.names, served.schedules.names(), app.settings.max_images, request.headers)
     if not body.stream:
         await files.refuse_unkept(app, wanted)
         made = await generation.answer(wanted, context, disconnected(request))

@@ -58,6 +58,7 @@ class Marker:
         """Raise `MarkingFailed` where nothing can be marked, before anybody spends MACs on an image that nobody may get."""
         self._warn()
         if self._clock() >= self._ends.timestamp():
+            metrics.marked_files_total.labels("failed").inc()
             raise MarkingFailed(f"the certificate of {self._name} expired at {self._ends:%Y-%m-%d %H:%M} UTC")
 
     def mark(self, file: bytes, file_format: FileFormat, facts: Mapping[str, str], *, edited: bool) -> bytes:

@@ -93,6 +93,10 @@ class ActiveSchedules:
         """Everything in force, cheapest first."""
         return sorted(self._tiers.values(), key=lambda entry: entry.relative_cost)
 
+    def names(self) -> list[str]:
+        """Of the tiers in force, `reference` included."""
+        return list(self._tiers)
+
     def served(self) -> list[str]:
         """The tiers in force that come from the registry, `reference` excepted: it is the teacher, whoever made it."""
         return [name for name, entry in self._tiers.items() if entry.version and name != REFERENCE]

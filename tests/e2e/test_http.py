@@ -256,6 +256,13 @@ def test_openapi_says_what_holds_for_this_server(client):
     assert openai["n"]["anyOf"][0]["maximum"] == 4
     assert openai["model"]["anyOf"][0]["enum"] == ["emoji64", *ALIASES]
     assert openai["size"]["anyOf"][0]["enum"] == asked["size"]["anyOf"][0]["enum"] == ["auto", "64x64", OTHER_SIZE]
+    content = document["paths"]["/v1/images/edits"]["post"]["requestBody"]["content"]
+    form = schemas[content["multipart/form-data"]["schema"]["$ref"].rpartition("/")[2]]["properties"]
+    assert (form["image"]["format"], form["n"]["maximum"], form["size"]["enum"]) == (
+        "binary",
+        4,
+        openai["size"]["anyOf"][0]["enum"],
+    )
     for path in GENERATES:
         (header,) = document["paths"][path]["post"]["parameters"]
         assert (header["in"], header["name"]) == ("header", "X-Flexi-Unit")

@@ -195,6 +195,10 @@ def test_the_warm_up_compiles_for_the_servers_settings():
     assert warm.container["image"] == server("overlays/gpu").container["image"]
     cache = environment("warm", warm)["FLEXI_COMPILE_CACHE"]
     assert f"--cache={cache}" in [word.replace("$(FLEXI_COMPILE_CACHE)", cache) for word in warm.container["args"]]
+    parameters = get_command(engine.__main__.app).commands["warm"].params
+    settings = {f"{one.opts[0]}=$({name})" for one in parameters for name in re.findall(r"As the server's (\w+)", one.help)}
+    assert settings
+    assert settings <= {*warm.container["args"]}
 
 
 def test_dask_workers_and_the_search_find_the_scheduler():

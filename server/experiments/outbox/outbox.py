@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
+from registry.errors import FlexiError
 from registry.stores.base import ObjectStore
 from server.experiments.outbox.event_counts import EventCounts, count_lost
 from server.experiments.outbox.mirrored_file import MirroredFile
@@ -66,29 +67,42 @@ class Outbox:
     def send(self, store: ObjectStore, prefix: str, *, last: bool = False) -> None:
         """Bring what is new to the store, the oldest first, and delete the files that are finished: all of them, if `last`.
 
-        Raises `FlexiError` and `OSError`; the rest waits.
+        Raises `FlexiError` and `OSError` when all has been tried; a stream that fails waits, and holds up no other one.
         """
-        with self._lock:
-            files = list(self._files)
-        for file in files:
+
+        def send(file: MirroredFile) -> None:
             size, finished = self._sendable(file, last)
             file.mirror(store, prefix, size)
             if finished:
                 self._drop(file)
 
+        with self._lock:
+            files = list(self._files)
+        _each_stream(files, send)
+
     def send_abandoned(self, store: ObjectStore, prefix: str) -> Iterator[int]:
         """Send what dead processes left; how many events each of them had accepted and never written.
 
-        Raises `FlexiError` and `OSError`; the rest waits for the next call.
+        Raises `FlexiError` and `OSError` when all has been tried; what fails waits for the next call.
         """
+
+        def send(file: MirroredFile) -> None:
+            file.mirror(store, prefix, _whole_lines(file.path))
+            file.path.unlink()
+
+        failed: FlexiError | OSError | None = None
         for folder in self._folder.abandoned():
             with closing(folder):
-                for file in folder.files():
-                    file.mirror(store, prefix, _whole_lines(file.path))
-                    file.path.unlink()
+                try:
+                    _each_stream(folder.files(), send)
+                except (FlexiError, OSError) as error:
+                    failed = error
+                    continue
                 lost = count_lost(folder.counts)
                 folder.remove()
             yield lost
+        if failed:
+            raise failed
 
     def close(self) -> None:
         """Leave what was not sent to the next process. Nothing may be written or sent after it."""
@@ -120,6 +134,22 @@ class Outbox:
             self._files.remove(file)
             with suppress(OSError):  # another file of that day is there
                 file.path.parent.rmdir()
+
+
+def _each_stream(files: Iterable[MirroredFile], send: Callable[[MirroredFile], None]) -> None:
+    """Send each stream's files in their order, up to the first that fails: a store may refuse one stream and take the others.
+
+    Raises the first stream's error, after all of them.
+    """
+    errors = dict[Path, FlexiError | OSError]()
+    for file in files:
+        if (stream := file.path.parent.parent) not in errors:
+            try:
+                send(file)
+            except (FlexiError, OSError) as error:
+                errors[stream] = error
+    if errors:
+        raise next(iter(errors.values()))
 
 
 def _whole_lines(path: Path) -> int:

@@ -28,6 +28,7 @@ from engine.decoders import Autoencoder
 from engine.image_size import ImageSize
 from engine.model import Model
 from registry.errors import Unsupported
+from server.config import Settings
 
 FOLDERS: dict[str, Callable[[Path, Mapping[str, Any]], Path]] = {
     "as Stable Diffusion": model_folders.sd,
@@ -187,6 +188,19 @@ def test_the_command_says_what_it_compiled(counter: CompileCounter, tmp_path: Pa
     assert result.exit_code == 0, result.output
     assert f"graphs     {counter.frame_count}, 0 of them from the cache" in result.output
     assert "MiB in" in result.output
+
+
+@pytest.mark.parametrize(
+    ("options", "most"), [([], Settings.model_fields["prompt_chunks"].default), (["--prompt-chunks", "2"], 2)]
+)
+def test_the_command_compiles_for_every_length_of_prompt_that_the_server_has(
+    options: list[str], most: int, counter: CompileCounter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths = set[int]()
+    monkeypatch.setattr(compiling, "_run_steps", lambda model, rows, size, length: lengths.add(length))
+    result = CliRunner().invoke(app, ["warm", "--device", "cpu", "--cache", str(tmp_path / "cache"), *options])
+    assert result.exit_code == 0, result.output
+    assert lengths == {*range(1, most + 1)}
 
 
 def test_the_command_refuses_a_wave_that_no_server_has() -> None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from memory_store import MemoryStore
 from schedule_strategies import schedule
+from typer.testing import CliRunner
 
 from registry.catalog import Catalog
 from registry.errors import InvalidInput
 from registry.schedule import Fidelity, Schedule
 from registry.signing import SigningKey, TrustedKeys
+from search_jobs.__main__ import app
 from search_jobs.config import WORST
 from search_jobs.publish import publish
 
@@ -30,6 +34,33 @@ def test_a_tier_whose_images_are_not_finite_is_not_published_nor_is_any_other() 
     with pytest.raises(InvalidInput, match="a held-out image of tier best is not finite, so nothing is published"):
         publish(report, [], Catalog(store, "emoji64", author="test"))
     assert list(store.list("")) == []
+
+
+REPORT = {
+    "provenance": {"job": "1"},
+    "model": {"name": "emoji64"},
+    "tiers": {
+        name: {"schedule": json.loads(made.document())} for name, made in (("best", schedule(5)), ("fast", schedule(3, 6)))
+    },
+    "teacher": {"schedule": json.loads(schedule(steps=5).document())},
+}
+
+
+def test_a_tier_that_takes_a_second_person_is_published_and_the_others_are_moved() -> None:
+    catalog = Catalog(MemoryStore(), "emoji64", author="test", approved_tiers=["best"])
+    done = publish(REPORT, [], catalog)
+    moved = [(one.tier, one.version.number, one.promoted) for one in done]
+    assert moved == [("best", 1, False), ("fast", 2, True), ("reference", 3, True)]
+    assert (catalog.tiers(), [version.number for version in catalog.versions()]) == (["fast", "reference"], [1, 2, 3])
+
+
+def test_the_command_prints_what_requests_the_promotion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLEXI_APPROVED_TIERS", "best")
+    monkeypatch.setattr("search_jobs.report.read", lambda folder: SimpleNamespace(report=REPORT))
+    done = CliRunner().invoke(app, ["publish", str(tmp_path), "--registry", str(tmp_path / "registry")])
+    assert done.exit_code == 0, done.output
+    assert "it takes a second person: python -m registry promote best 1\n" in done.output
+    assert "promote fast" not in done.output
 
 
 def test_with_a_key_all_that_is_published_is_signed() -> None:

@@ -149,7 +149,7 @@ def test_where_the_best_timesteps_are_known_the_first_children_have_them_or_thei
     one.by_hand(every)
     one.generation()
     first = [task.schedule for task in toy.tasks if task.stage == "screen" and task.fitting]
-    assert len(first) == LARGER * 12
+    assert 12 < len(first) <= LARGER * 12
     for budget, group in every.items():
         asked = [schedule for schedule in first if budget - 0.2 < cost_of(schedule) <= budget]
         patterns = dict.fromkeys(s.schedule.segments for s in sorted(group, key=lambda s: loss_of(s.schedule)))

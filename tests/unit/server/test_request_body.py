@@ -153,6 +153,47 @@ def test_the_schema_says_which_fields_fit_together(fields):
     assert schema_takes(ImagesRequest, **fields) == isinstance(read(ImagesRequest, **fields), ImagesRequest)
 
 
+@pytest.mark.parametrize("body", BODIES)
+@pytest.mark.parametrize(
+    ("given", "means"),
+    [
+        (7, "7"), (7.0, "7"), (0, "0"), (9_999_999, "9999999"), ("12", "12"), ("0a1b2c3d", "0a1b2c3d"),
+        ("fast", None), (10_000_000, None), (-1, None), (7.5, None), (True, None), ("7\n", None), ([7], None),
+    ],
+)  # fmt: skip
+def test_a_schedule_is_a_version_number_or_a_digest_and_a_refusal_says_so(body, given, means):
+    assert schema_takes(body, schedule=given) == (means is not None)
+    if means:
+        assert read(body, schedule=given).schedule == means
+    else:
+        said = "must be a version number, a digest or a digest's first 8 hex digits or more; a tier goes into tier"
+        assert read(body, schedule=given) == (said, "schedule")
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_what_is_no_object_is_refused_with_what_it_must_have(body):
+    assert read(body, loras=["grey"]) == ("must be an object with name", "loras.0")
+    for validate in (body.model_validate, lambda sent: body.model_validate_json(json.dumps(sent))):
+        with pytest.raises(ValidationError) as refused:
+            validate(["red heart"])
+        assert first_fault(refused.value) == ("must be an object with prompt", "")
+
+
+@pytest.mark.parametrize("name", ["stream", "progress"])
+def test_a_switch_that_is_off_asks_for_nothing(name):
+    assert read(GenerateRequest, **{name: False}) == read(GenerateRequest)
+    assert schema_takes(GenerateRequest, **{name: False})
+    for value in (True, 0):
+        assert read(GenerateRequest, **{name: value}).param == name
+        assert not schema_takes(GenerateRequest, **{name: value})
+
+
+@pytest.mark.parametrize("name", ["disable_safety_checker", "wait", "partial_images"])
+def test_what_is_false_for_another_program_may_be_a_wish(name):
+    assert read(GenerateRequest, **{name: False}).param == name
+    assert not schema_takes(GenerateRequest, **{name: False})
+
+
 def test_what_other_programs_call_a_loras_fields_is_told_by_its_own_name() -> None:
     for word, own in (("weight", "scale"), ("strength", "scale"), ("path", "name"), ("model", "name")):
         with pytest.raises(ValidationError, match=f"not a field here: use {own}"):

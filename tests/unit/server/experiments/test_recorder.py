@@ -44,6 +44,7 @@ class Store(MemoryStore):
     """May be away, or take a write and lose the answer."""
 
     away = deaf = False
+    denied = "nothing"  # the beginning of keys that may not be written
 
     def create(self, key, data):
         return self._answer(super().create, key, data)
@@ -51,10 +52,10 @@ class Store(MemoryStore):
     def swap(self, key, data, etag):
         return self._answer(super().swap, key, data, etag)
 
-    def _answer(self, write, *args):
-        if self.away:
+    def _answer(self, write, key, *args):
+        if self.away or key.startswith(self.denied):
             raise StoreUnavailable("away")
-        etag = write(*args)
+        etag = write(key, *args)
         if self.deaf:
             raise StoreUnavailable("the answer was lost")
         return etag
@@ -98,6 +99,27 @@ def test_nothing_is_lost_and_nothing_comes_twice_while_the_store_is_away(make, s
     it.close()
     assert (stored(store), lost()) == ([f"r{i}" for i in range(6)], before)
     assert list((tmp_path / "outbox").iterdir()) == []
+
+
+@pytest.mark.parametrize("abandoned", [False, True], ids=["of this process", "of one that died"])
+def test_a_stream_that_the_store_denies_waits_and_holds_up_no_other(make, store, abandoned):
+    it, store.denied = make(), "m/candidates"
+    if abandoned:
+        store.away = True
+    for i, stream in enumerate(("candidates/fast/events", "feedback", "experiments/a/events", "candidates/fast/events")):
+        it.record(stream, rating(i))
+    it.write()
+    it.send()
+    if abandoned:
+        it.close()
+        it, store.away = make(), False
+        it.record("feedback", rating(4))
+        it.write()
+        it.send()
+    assert (stored(store, "m/feedback"), stored(store, "m/experiments")) == (["r1", "r4"][: 1 + abandoned], ["r2"])
+    store.denied = "nothing"
+    it.send()
+    assert stored(store, "m/candidates") == ["r0", "r3"]
 
 
 def test_what_the_store_did_not_take_is_sent_after_the_next_start(make, store):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
+import jsonschema_rs
 import pytest
 from fastapi import FastAPI, Request
 from starlette.testclient import TestClient
 
 from registry.errors import FlexiError
 from server.errors import problem
-from server.http.edits import edits_request
+from server.http.edits import EditsRequest, edits_request, form_schema
 
 FIELD = b'--x\r\nContent-Disposition: form-data; name="%s"\r\n\r\n%s\r\n'
 
@@ -46,6 +49,37 @@ def test_a_form_that_cannot_be_read_is_refused_and_why(client: TestClient, chars
     error = answer.json()["error"]
     assert (answer.status_code, error["code"], error["param"]) == (400, "invalid_input", "body")
     assert said in error["message"]
+
+
+@pytest.mark.parametrize("name", [b"loras[][name]", b"loras[0][scale]", b"loras[]"])
+def test_loras_in_brackets_are_refused_with_what_a_form_takes(client: TestClient, name: bytes) -> None:
+    body = form((b"prompt", b"cat"), (b"image", b"AA=="), (name, b"grey"))
+    answer = client.post("/", content=body, headers={"content-type": "multipart/form-data; boundary=x"})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, "loras")
+    assert error["message"].startswith("loras: in a form it is one text field with JSON, such as [{")
+
+
+def test_the_schema_of_the_form_has_every_field_that_a_form_may_have(client: TestClient) -> None:
+    schema = form_schema(EditsRequest.published_schema())
+    jsonschema_rs.meta.validate(schema)
+    fields = schema["properties"]
+    assert (fields.keys(), schema["required"]) == (EditsRequest.model_fields.keys(), ["prompt", "image"])
+    assert all(of["description"] and None not in of.get("enum", []) for of in fields.values())
+    assert [name for name, of in fields.items() if of.get("format") == "binary"] == ["image", "mask"]
+    assert (fields["n"]["type"], fields["stream"]["type"], fields["strength"]["maximum"]) == ("integer", "boolean", 1)
+    (example,) = fields["loras"]["contentSchema"]["examples"]
+    texts = {
+        "prompt": "cat",
+        "image": "AA==",
+        "n": "2",
+        "seed": "7",
+        "stream": "true",
+        "strength": "0.5",
+        "loras": json.dumps(example),
+    }
+    body = form(*((name.encode(), text.encode()) for name, text in texts.items()))
+    assert client.post("/", content=body, headers={"content-type": "multipart/form-data; boundary=x"}).json() == "cat"
 
 
 def test_a_form_of_another_charset_is_read(client: TestClient) -> None:

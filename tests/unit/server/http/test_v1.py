@@ -23,7 +23,7 @@ from server.access.quota import Quotas
 from server.batching.image_task import ImageResult
 from server.errors import GenerationFailed
 from server.experiments.active import ActiveExperiments
-from server.http import v1
+from server.http import openai, v1
 from server.http.drain import Drain
 from server.http.edge import Edge
 from server.requests.generation import Generation, RequestObserver
@@ -214,6 +214,16 @@ def test_a_unit_outside_its_limits(app, observer, header):
     error = reply.json()["error"]
     assert (reply.status_code, error["param"], observer) == (400, "X-Flexi-Unit", [])
     assert "128" in error["message"]
+
+
+@pytest.mark.parametrize(("quality", "stream"), [("low", False), ("standard", True)])
+def test_a_quality_whose_tier_there_is_not_is_refused_by_its_own_name(app, quality, stream):
+    reply = post(quality=quality, stream=stream)
+    error = reply.json()["error"]
+    assert (reply.status_code, error["code"], error["param"]) == (404, "not_found", "quality")
+    assert error["message"].startswith(f"quality: {quality} means the tier {openai.TIERS[quality]}, which is not here")
+    for fields in ({"quality": "max"}, {"quality": "auto"}, {"quality": "auto", "tier": "reference"}):
+        assert post(**fields).status_code == 200
 
 
 @pytest.mark.parametrize("name", ["complexity", "frame_count", "frame_duration_ms", "style", "svg"])

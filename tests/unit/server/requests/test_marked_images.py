@@ -5,13 +5,17 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 import threading
 
 import c2pa
 import numpy as np
 import pytest
+import yaml
 from painted import Painter, answered, file_of, generation_of, streamed
 from PIL import Image
+from places import ROOT
+from prometheus_client import REGISTRY
 from server_model import small_model
 
 from server.access.keys import Key
@@ -120,6 +124,20 @@ def test_an_expired_certificate_refuses_a_request_before_it_costs_anything(model
         ask(marking(model, marker, painter, quotas=quotas), key=key)
     assert painter.specs == []
     quotas.take(key, 2**50)  # all of it is there
+
+
+def test_a_request_that_an_expired_certificate_refuses_counts_in_what_the_alert_asks_for(model, credential):
+    rules = yaml.safe_load((ROOT / "deploy/prometheus/rules/alerts.yml").read_text())["groups"]
+    (expr,) = (rule["expr"] for group in rules for rule in group["rules"] if rule.get("alert") == "FlexiMarkingFails")
+    (asked,) = re.findall(r'(flexi_\w+)\{(\w+)="(\w+)"\}', expr)
+
+    def counted():
+        return REGISTRY.get_sample_value(asked[0], dict([asked[1:]])) or 0
+
+    before = counted()
+    with pytest.raises(MarkingFailed):
+        answered(marking(model, Marker(credential, clock=lambda: credential.ends.timestamp())))
+    assert counted() == before + 1
 
 
 @pytest.mark.parametrize("ask", [answered, lambda *given, **fields: raised(streamed(*given, **fields))])
