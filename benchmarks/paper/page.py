@@ -29,18 +29,19 @@ HEAD = """# Results
 Fidelity at five costs, of everything that could be there instead. `make paper` writes this page (or `python -m benchmarks.paper
 page`) from what it measured; nothing in it is typed by hand, and what was not measured says so.
 
-**Speed-up** is in MACs of the network, a UNet or a transformer: 5.1× is at most 1/5.1 of the teacher's. **rFID** is the Fréchet
-distance to the teacher's images of the same prompts and noise, **PSNR** the pixel error to them, **distance to real** the
-Fréchet distance to real images that no training saw. Distances compare only within a model: same features, same number of
+**Speed-up** is in MACs of the network, a UNet or a transformer: 5.1× is at most 1/5.1 of the teacher's. 2.6× and 5.1× are what
+Flexiffusion's paper (arXiv 2409.17566) says of LDM-4-G and of Stable Diffusion v1.5 at nearly equal quality. **rFID** is the
+Fréchet distance to the teacher's images of the same prompts and noise, **PSNR** the pixel error to them, **distance to real**
+the Fréchet distance to real images that no training saw. Distances compare only within a model: same features, same number of
 images. Every set of images has the same noise, and no schedule was chosen on it. Prompts are those that no search saw; of a
 model with real images all its classes, for the real ones are of all.
 
 What is **set by hand** is the best that a user can set: the most steps that the cost affords, or fewer where those are better;
-caching of every branch of a UNet (the four cheapest), on the teacher's steps at the smallest interval that the cost affords, on
-fewer steps at intervals of 2, 3, 4, 5, 6, 8 and 10; all of it as the makers set the solver, the best of it with all three
-timestep spacings and on Karras' levels too, and clipping where the makers clip. A transformer's partial steps compute the first
-n and the last m blocks (**n+m**) and reuse the residual of the others, with n and m of 0, 1, 2, 4 and 8 as far as its blocks
-go: first-block cache at a fixed interval is 1+0, DBCache's fixed masks are n+0 and n+n, NVIDIA's static defaults are 0+m. A
+caching of a UNet's four cheapest branches, on the teacher's steps at the smallest interval that the cost affords, on fewer
+steps at intervals of 2, 3, 4, 5, 6, 8 and 10; all of it as the makers set the solver, the best of it with all three timestep
+spacings and on Karras' levels too, and clipping where the makers clip. A transformer's partial steps compute the first n and
+the last m blocks (**n+m**) and reuse the residual of the others, with n and m of 0, 1, 2, 4 and 8 as far as its blocks go:
+first-block cache at a fixed interval is 1+0, DBCache's fixed masks are n+0 and n+n, NVIDIA's static defaults are 0+m. A
 **Taylor forecast** (TaylorSeer, arXiv 2503.06923) adds, at 0+0, at each n+0 and at every interval, not the last residual but
 its Taylor series over the timesteps, with differences between full steps as derivatives. It keeps one or two residuals more,
 and no schedule of ours has it.
