@@ -171,8 +171,8 @@ def test_a_model_that_was_measured_elsewhere_keeps_its_section(part: Path, tmp_p
         assert f"]({name})" in joined
     assert page.write(tmp_path / "elsewhere", docs).read_text() == joined
     assert "Older figures" not in joined
-    (docs / page.PAGE).write_text(joined.replace(OPTIMAL, "something else"))
-    assert "those of pixels are of searches that did not begin at" in page.write(tmp_path / "elsewhere", docs).read_text()
+    (docs / page.PAGE).write_text(joined.replace(page.NEWER, "where an interval"))
+    assert "those of pixels were measured before rivals" in page.write(tmp_path / "elsewhere", docs).read_text()
 
 
 def test_a_page_of_nothing_says_that_nothing_is_measured(tmp_path: Path) -> None:
