@@ -61,8 +61,8 @@ exchanges its images with the teacher's of the same noise: **p** says how often 
 tests, and one in twenty finds a difference by chance.
 """
 
-OLDER = """**Older figures**: those of {models} were measured before rivals might cache at longer intervals or be what is best at
-a lower cost, and before a permutation test said what is worse: there a 95 % interval that excludes 0 does, which for so few
+OLDER = """**Older figures**: those of {models} were measured before rivals might cache at longer intervals or be what is best
+at a lower cost, and before a permutation test said what is worse: there a 95 % interval that excludes 0 does, which for so few
 images errs both ways.
 """
 NEWER = "with p <"  # in every section since
