@@ -67,9 +67,8 @@ class JobRunner:
         self._others = OtherHolders(store.store, lease_seconds)
         self._running: dict[str, asyncio.Task[None]] = {}
         self._delivering: dict[str, asyncio.Task[None]] = {}
-        self._lost = {
-            self._lease.holder
-        }  # who is at none of the jobs that name it, but for those in hand here; by the last look
+        # Who is at none of the jobs that name it, but for those in hand here; by the last look.
+        self._lost = {self._lease.holder}
         self._wake = asyncio.Event()
         self._holding = asyncio.Lock()  # while it is decided whether this worker holds anything
         self._beat: asyncio.Task[None] | None = None
@@ -210,9 +209,8 @@ class JobRunner:
         """Whatever is left to do for a job."""
         job = claimed.job
         try:
-            end = await self._insistence.insist(
-                job, partial(self._store.ended, job.place)
-            )  # it was cancelled, or its worker died
+            # It was cancelled, or a worker died after it said so.
+            end = await self._insistence.insist(job, partial(self._store.ended, job.place))
             if end is None and (made := await self._made(claimed)):
                 end = await self._insistence.insist(job, partial(self.end, made))
             if end:
