@@ -44,7 +44,7 @@ SEARCH = (
     "--generations",
     1,
     "--population",
-    16,
+    24,
     "--select",
     16,
     "--finals",
