@@ -15,11 +15,11 @@ import typer
 
 from registry.schedule import Schedule
 from search_jobs.config import JobConfig
-from search_jobs.evaluator import Evaluator, prompts_of
+from search_jobs.evaluator import Evaluator
 from search_jobs.job import CONFIG
 from search_jobs.objective import Objective
 from search_jobs.report.run import read
-from search_jobs.stages import figures_at, fit_at, fresh, halves
+from search_jobs.stages import figures_at, fit_at
 
 
 def fitted(objective: Objective, schedule: Schedule, extrapolating: bool) -> Schedule:
@@ -27,21 +27,6 @@ def fitted(objective: Objective, schedule: Schedule, extrapolating: bool) -> Sch
     for sampler in objective.samplers:
         sampler.extrapolating = extrapolating
     return objective.evaluate(schedule, fitting=True).schedule
-
-
-def fresh_objective(evaluator: Evaluator, config: JobConfig, images: int) -> Objective:
-    """Of so many images of noise and prompts that no search sees, with intervals."""
-    prompts = prompts_of(config.prompts, evaluator.model.prompts)
-    sample = fresh(halves(prompts)[1], images, 0)
-    return Objective(
-        evaluator.model,
-        evaluator.extractor,
-        sample,
-        config.teacher_steps,
-        config.guidance,
-        bootstrap=True,
-        pieces=evaluator.pieces,
-    )
 
 
 def main(
@@ -59,7 +44,7 @@ def main(
         raise typer.BadParameter("are at the search's own scale", param_hint="--fresh")
     search = evaluator.objective("search" if own else fit_at(guidance or 0))
     if images:
-        figures = fresh_objective(evaluator, config, images)
+        figures = evaluator.fresh(images, bootstrap=True)
     else:
         figures = evaluator.objective("held-out" if own else figures_at(guidance or 0))
     print(f"{len(search.noise)} images to fit, {len(figures.noise)} others, guidance {figures.guidance:g}")

@@ -23,15 +23,14 @@ from engine.guidance import OFF, USUAL
 from registry.commands.command_line import run_command
 from registry.schedule import Schedule
 from search_jobs.config import JobConfig, digest_of
-from search_jobs.evaluator import EvaluationTask, prompts_of
+from search_jobs.evaluator import EvaluationTask
 from search_jobs.job import Job, write_json
 from search_jobs.ledger import Ledger
 from search_jobs.measurement import Measurement
-from search_jobs.objective import Objective
 from search_jobs.optimiser import Point, hypervolume
 from search_jobs.progress import ProgressBars
 from search_jobs.report.style import SEARCHED, WIDTH, dress, figure, save
-from search_jobs.stages import RUNGS, fresh, halves
+from search_jobs.stages import RUNGS
 
 STEPS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)  # of the usual number of images: a line of the table each
 Line = tuple[int, dict[float, Schedule]]  # after so many images what a search would choose for each budget
@@ -112,20 +111,9 @@ def lines(job: Job, limits: Sequence[int]) -> list[Line]:
 
 def measured(job: Job, schedules: Sequence[Schedule], count: int, folder: Path) -> dict[str, Measurement]:
     """The figures of schedules on images that no search saw, by digest; those in the folder are not made again."""
-    evaluator, stage = job.evaluator, f"fresh {count}"
-    ledger, prompts = Ledger(folder / "fresh.jsonl"), prompts_of(job.config.prompts, evaluator.model.prompts)
-    sample = fresh(halves(prompts)[1], count, 0)
+    stage, ledger = f"fresh {count}", Ledger(folder / "fresh.jsonl")
     job.progress.begin("teacher, fresh noise", count)
-    objective = Objective(
-        evaluator.model,
-        evaluator.extractor,
-        sample,
-        job.config.teacher_steps,
-        job.config.guidance,
-        cache=folder / f"teacher-{stage}.pt",
-        progress=job.progress.advance,
-        pieces=evaluator.pieces,
-    )
+    objective = job.evaluator.fresh(count, cache=folder / f"teacher-{stage}.pt", progress=job.progress.advance)
     job.progress.begin("fresh noise", count * len(schedules))
     measurements = {}
     for task in (EvaluationTask(stage, schedule, fitting=False) for schedule in schedules):

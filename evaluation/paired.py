@@ -22,8 +22,7 @@ from evaluation.features import Features
 
 RESAMPLES = 200
 ENDS = (0.025, 0.975)  # of a 95 % interval
-
-SWAPS = 400
+SWAPS = 400  # of a test: p is told to a hundredth or so
 
 Chosen = NDArray[np.int64]  # indices of images, (n,)
 
@@ -71,10 +70,8 @@ class Resampled:
 def resampled(figures: Callable[[Chosen], Mapping[str, float]], count: int, resamples: int = RESAMPLES) -> dict[str, Resampled]:
     """What `figures` says of a sample of `count` images, and of resamples: the same ones for every schedule of that sample."""
     whole = figures(np.arange(count))
-    drawn = [
-        figures(chosen)
-        for chosen in np.random.default_rng(0).permutation(np.tile(np.arange(count), resamples)).reshape(-1, count)
-    ]
+    balanced = np.random.default_rng(0).permutation(np.tile(np.arange(count), resamples)).reshape(resamples, count)
+    drawn = [figures(chosen) for chosen in balanced]
     return {name: Resampled(value, np.array([resample[name] for resample in drawn])) for name, value in whole.items()}
 
 

@@ -22,7 +22,7 @@ from search_jobs.config import JobConfig, read_prompts
 from search_jobs.memory import memory_of
 from search_jobs.objective import Evaluation, Objective
 from search_jobs.pieces import Pieces
-from search_jobs.stages import RUNGS, Stage, stages
+from search_jobs.stages import RUNGS, Stage, fresh, halves, stages
 
 LEDGER = "ledger.jsonl"
 
@@ -100,6 +100,26 @@ class Evaluator:
                 size=None if definition.size is None else self.model.other_size(definition.size),
             )
         return self._objectives[stage]
+
+    def fresh(
+        self,
+        images: int,
+        bootstrap: bool = False,
+        cache: Path | None = None,
+        progress: Callable[[int], None] = lambda images: None,
+    ) -> Objective:
+        """Of so many images of noise that no search draws, on the prompts that none sees; the rest as `Objective` says."""
+        return Objective(
+            self.model,
+            self.extractor,
+            fresh(halves(prompts_of(self.config.prompts, self.model.prompts))[1], images, 0),
+            self.config.teacher_steps,
+            self.config.guidance,
+            bootstrap=bootstrap,
+            cache=cache,
+            progress=progress,
+            pieces=self.pieces,
+        )
 
     def prompts(self) -> dict[str, int]:
         """How many `prompts` are drawn, and how many of them are `cut` after the `tokens` that the model reads."""

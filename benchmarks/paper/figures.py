@@ -55,9 +55,8 @@ def chances(images: MeasuredImages, teacher: MeasuredImages, real: Gaussian | No
     if cache.is_file():
         with np.load(cache, allow_pickle=False) as kept:
             return {name: float(kept[name]) for name in kept.files}
-    features, scores = (
-        np.concatenate(both) for both in zip(*((one.features, one.scores) for one in (images, teacher)), strict=True)
-    )
+    features = np.concatenate([images.features, teacher.features])
+    scores = np.concatenate([images.scores, teacher.scores])
     differences: dict[str, Callable[[Chosen, Chosen], float]] = {}
     if real is not None:
         differences[REAL] = lambda own, other: to_real(features[own]) - to_real(features[other])

@@ -22,6 +22,21 @@ from server.storage.kept_files import KeptFiles
 LIMITS = JobLimits(most=3, seconds=3600, keep_seconds=3600)
 
 
+class Hooks:
+    """Delivers webhooks when it `may`, and keeps what it delivered: URL, job, and how that ended."""
+
+    def __init__(self, may=True):
+        self.calls: list[tuple[str, str, str]] = []
+        self.may = asyncio.Event()
+        if may:
+            self.may.set()
+
+    async def deliver(self, url, end):
+        await self.may.wait()
+        self.calls.append((url, end.job.id, end.state))
+        return True
+
+
 class Worker:
     """One of several over a store. Its engine makes a file of each prompt, or does what `engine` does."""
 

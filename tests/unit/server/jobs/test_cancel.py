@@ -5,40 +5,13 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from job_workers import Worker, takes_the_rest
-from lossy_store import LossyStore
+from job_workers import Hooks, Worker, takes_the_rest
 
 from registry.errors import StoreUnavailable
-from server.jobs import insistence, runner
 from server.jobs.job_store import ENDED, OPEN
 from server.jobs.record import ImageJob
 
 URL = "http://127.0.0.1/done"
-
-
-class Hooks:
-    """Delivers when it may, and keeps what it delivered."""
-
-    def __init__(self, may=True):
-        self.calls, self.may = [], asyncio.Event()
-        if may:
-            self.may.set()
-
-    async def deliver(self, url, end):
-        await self.may.wait()
-        self.calls.append((url, end.job.id, end.state))
-        return True
-
-
-@pytest.fixture(autouse=True)
-def _hurried(monkeypatch):
-    for module in (runner, insistence):
-        monkeypatch.setattr(module, "RETRY_SECONDS", 0.001)
-
-
-@pytest.fixture
-def store():
-    return LossyStore()
 
 
 async def until_closed(store, *workers):

@@ -6,38 +6,15 @@ import asyncio
 from contextlib import suppress
 
 import pytest
-from job_workers import Worker
+from job_workers import Hooks, Worker
 from lossy_store import LossyStore, one_of
 
 from registry.errors import Overloaded, StoreUnavailable
-from server.jobs import insistence, runner
 from server.jobs.job_store import ENDED, OPEN
 from server.storage.kept_files import FOLDER
 from server.telemetry import metrics
 
 WRITES = 9  # one more than a job has: a beat, claimed, given back, claimed again, a file, ended, removed, another beat
-
-
-class Hooks:
-    """Counts calls."""
-
-    def __init__(self):
-        self.calls = []
-
-    async def deliver(self, url, end):
-        self.calls.append((end.job.id, end.state))
-        return True
-
-
-@pytest.fixture(autouse=True)
-def _hurried(monkeypatch):
-    for module in (runner, insistence):
-        monkeypatch.setattr(module, "RETRY_SECONDS", 0.001)
-
-
-@pytest.fixture
-def store():
-    return LossyStore()
 
 
 def counted() -> float:
@@ -71,7 +48,7 @@ def test_a_job_survives_any_write(store, kind, number, webhook):
         assert (end.state, end.job.attempts) == ("succeeded", 1), "no worker has died"
         assert len(worker.asked) == 2, "nothing is made twice"
         assert counted() == before + 1
-        assert set(hooks.calls) == ({(kept.id, "succeeded")} if webhook else set())
+        assert set(hooks.calls) == ({(webhook, kept.id, "succeeded")} if webhook else set())
         assert len(list(store.list(ENDED))) == 1
 
     asyncio.run(go())
