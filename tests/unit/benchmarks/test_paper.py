@@ -36,6 +36,7 @@ from benchmarks.paper.table import ModelTable
 from registry.errors import NotFound
 from registry.schedule import Blocks, ModelRef, Schedule, Segment, Solver
 from search_jobs.baselines import Baseline
+from search_jobs.best_timesteps import BestTimesteps
 from search_jobs.screening import PATTERNS
 from search_jobs.stages import halves
 
@@ -335,3 +336,16 @@ def test_optimal_timesteps_are_for_the_best_of_each_kind_that_has_timesteps_to_c
     assert [one.name for one in candidates[::4]] == [f"{kind}, optimal" for kind in kinds]
     assert [one.name for one in candidates[3::4]] == list(kinds), "and at their own timesteps"
     assert {one.family for one in candidates} == {OPTIMAL}
+
+
+def test_what_walks_karras_levels_leaves_them_for_optimal_timesteps(tmp_path: Path) -> None:
+    """On those a schedule's own timesteps would decide nothing."""
+    before, at, after = np.ogrid[-1:3, 0:3, 0:4]
+    errors = np.where((before < at) & (at < after), 1.0, np.inf)
+    measured = table(Subject("toy", tmp_path, None, tmp_path, None, 1), tmp_path, Counting())
+    measured._known["dpmsolver++"] = BestTimesteps([900, 600, 300], np.ones(4), errors)
+    model = ModelRef(name="toy", family="unet2d", fingerprint="sha256:" + "0" * 64)
+    solver = Solver(name="dpmsolver++", teacher_steps=2, spacing="trailing", karras=True)
+    found = measured._retimed(Schedule(model=model, solver=solver, segments=(Segment(),) * 2))
+    assert found
+    assert all(not one.solver.karras and one.timesteps and one.timesteps[0] == 900 for one in found)
