@@ -19,9 +19,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from engine.guidance import OFF, USUAL
+from engine.guidance import OFF
+from engine.loading import usual
 from registry.commands.command_line import run_command
 from registry.schedule import Schedule
+from search_jobs.commands.options import guidance_scale
 from search_jobs.config import JobConfig, digest_of
 from search_jobs.evaluator import EvaluationTask
 from search_jobs.job import Job, write_json
@@ -58,7 +60,7 @@ def main(
     fitted: Annotated[int, typer.Option(help="Images that corrections are fitted on.")] = 12,
     select: int = 24,
     teacher_steps: int = 50,
-    guidance: Annotated[float | None, typer.Option(help="Scale [default: 3, or 1 without prompts].")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Scale [default: the model's own, or 1 without prompts].")] = None,
     budget: Annotated[
         list[float] | None, typer.Option(help="Cost to aim at; repeat [default: a search's tiers and budgets].")
     ] = None,
@@ -70,7 +72,7 @@ def main(
         "model": str(model), "prompts": str(prompts or ""), "prompts_digest": digest_of(prompts) if prompts else "",
         "features": str(looks), "features_digest": digest_of(looks), "generations": 0, "population": population,
         "screen": screen, "images": fitted, "select": select, "teacher_steps": teacher_steps,
-        "guidance": guidance if guidance is not None else USUAL if prompts else OFF,
+        "guidance": guidance_scale(guidance, usual(model).guidance, prompts),
         **({"budgets": budget, "tiers": {}} if budget else {}),
     }  # fmt: skip
     limits = [round(step * images) for step in STEPS if step <= times]

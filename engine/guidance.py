@@ -6,7 +6,7 @@ from registry.schedule import Schedule
 
 MAX_SCALE = 30.0  # of a search, and of a request
 OFF = 1.0
-USUAL = 3.0  # where neither a schedule nor anybody says one
+USUAL_CLASSES = 3.0  # of CompVis' notebook for LDM-4-G: no pipeline of diffusers says one for it
 USUAL_FLUX = 3.5  # the same of FLUX.1-dev, which takes it as an input: of diffusers' pipeline for it
 USUAL_EMBEDDED = 8.5  # the same where the UNet takes it as an input: of diffusers' pipeline for latent consistency models
 

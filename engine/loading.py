@@ -31,6 +31,7 @@ from engine.prompts import ClassPrompts, NoPrompts, Prompts
 from engine.schedulers import nearest_solver, noise_levels
 from engine.stored_file import readable
 from engine.text_loading import text_prompts
+from engine.usual_guidance import card_guidance, usual_guidance
 from engine.weights import read_weights_to
 from registry.errors import InvalidInput, Unsupported
 from registry.schedule import ModelRef, SolverName
@@ -100,30 +101,29 @@ def load(
         notices=plan.notices,
         own_solver=plan.own_solver,
         few_steps=plan.few_steps,
+        usual_guidance=plan.guidance if prompts.guides else OFF,
         fixed_size=files.decoder is None or not files.component("text_encoder"),
         texts_elsewhere=texts != torch_device,
         earlier_fingerprint=cache(files.earlier_fingerprint),
     )
 
 
-class Distilled(NamedTuple):
-    """What a distilled model is drawn with: the number of steps that it was taught, and its usual guidance scale."""
+class Usual(NamedTuple):
+    """What a model is drawn with: of a distilled one the steps that it was taught, and the guidance scale."""
 
-    steps: int
+    few_steps: int | None
     guidance: float
 
 
-def distilled(folder: str | Path, name: str | None = None) -> Distilled | None:
-    """Whether the model in this folder is a distilled one, by its configurations alone: no weights are read.
+def usual(folder: str | Path, name: str | None = None) -> Usual:
+    """What the model in this folder is drawn with, by its configurations alone: no weights are read.
 
-    name: the model's, where one was given. Raises what `load` raises of them.
+    name: the model's, where one was given. guidance: where prompts guide it. Raises what `load` raises of them.
     """
     files = Folder(folder)
     with readable(files.root, "model"):
         plan = _planned(files, given_name(name) if name else None)
-    if plan.few_steps is None:
-        return None
-    return Distilled(plan.few_steps, plan.family.usual_guidance(plan.config) or OFF)
+    return Usual(plan.few_steps, plan.guidance)
 
 
 class _Places(NamedTuple):
@@ -143,6 +143,7 @@ class _Plan:
     levels: NoiseLevels
     own_solver: SolverName
     few_steps: int | None
+    guidance: float
     notices: tuple[Notice, ...]
 
 
@@ -158,8 +159,10 @@ def _planned(files: Folder, name: str | None = None) -> _Plan:
     own_solver = nearest_solver(files.component("scheduler"))
     taught = few_steps(files, name or folder_name(files.root, ""), levels, own_solver)
     files.check()
-    said = (*notices(files), *filter(None, [taught.notice]))
-    return _Plan(pipeline, family, config, levels, own_solver, taught.steps, said)
+    card = card_guidance(files.root)
+    guidance = usual_guidance(card.scale, family.usual_guidance(config), taught.steps is not None, pipeline.guidance)
+    said = (*notices(files), *filter(None, [taught.notice, card.notice]))
+    return _Plan(pipeline, family, config, levels, own_solver, taught.steps, guidance, said)
 
 
 def _levels(files: Folder, pipeline: Pipeline) -> NoiseLevels:

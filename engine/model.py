@@ -14,9 +14,8 @@ from engine.condition import Condition, embedded
 from engine.decoders import Decoded, Decoder, to_images, to_levels
 from engine.denoiser import Denoiser
 from engine.device import to_device
-from engine.families.table import family_of
 from engine.fresh_noise import FreshNoise
-from engine.guidance import OFF, USUAL
+from engine.guidance import OFF
 from engine.image_size import ImageSize
 from engine.macs import StepMacs, count_steps, example
 from engine.noise import NoiseLevels
@@ -40,6 +39,7 @@ class Model:
     notices: what its folder asks for and nobody here does. own_solver: the solver nearest to the scheduler of its folder.
     few_steps: of a distilled model (LCM, Turbo, Lightning, Hyper), the number of steps that it was taught to take; its images
     are those of `solver(teacher_solver, few_steps)` at `usual_guidance`, and many steps or guidance of two rows spoil them.
+    usual_guidance: the scale where nobody says one, as `engine.usual_guidance` has it; 1 where nothing guides.
     texts_elsewhere: its text encoders are on another device than all the rest.
     """
 
@@ -54,6 +54,7 @@ class Model:
     notices: tuple[Notice, ...] = ()
     own_solver: SolverName = "ddim"
     few_steps: int | None = None
+    usual_guidance: float = OFF
     fixed_size: bool = False
     texts_elsewhere: bool = False
     earlier_fingerprint: Callable[[], str] | None = None  # as `earlier` says
@@ -67,13 +68,6 @@ class Model:
     def embeds_guidance(self) -> bool:
         """Whether the guidance scale is an input of the UNet, as of latent consistency models: then it takes no second row."""
         return self._condition.guidance is not None
-
-    @property
-    def usual_guidance(self) -> float:
-        """The scale where nobody says one: of models that embed it, diffusers' for them; of other distilled ones, none."""
-        config = self.network.config
-        embedded = family_of(config).usual_guidance(config)
-        return embedded or (OFF if self.few_steps or not self.prompts.guides else USUAL)
 
     def rows(self, guidance: float) -> int:
         """UNet rows of an image at this scale: two where it is guided away from something."""

@@ -10,6 +10,7 @@ from engine import text_layouts as layouts
 from engine.components import NETWORKS
 from engine.flow_pipeline import PLAINLY, Walked
 from engine.folder import Folder
+from engine.guidance import USUAL_CLASSES
 from engine.notice import Notice
 from registry.errors import Unsupported
 
@@ -29,7 +30,7 @@ class Pipeline:
 
     scheduler: what its constructor sets in the configuration of its scheduler. flow: what it hands to one of flow matching.
     decoder: what it does not look at in the configuration of its autoencoder. old_size: what it takes a smaller `sample_size`
-    for, in latent pixels, where the UNet was saved before diffusers 0.9.
+    for, in latent pixels, where the UNet was saved before diffusers 0.9. guidance: the scale that its call has by default.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Pipeline:
     decoder: tuple[str, ...] = (*PER_CHANNEL, SHIFT)
     old_size: int | None = None
     flow: Walked = PLAINLY
+    guidance: float = 7.5
 
     def mended(self, unet: Mapping[str, Any]) -> dict[str, Any]:
         """A network's configuration as this pipeline understands it."""
@@ -46,20 +48,20 @@ class Pipeline:
 
 
 TEXT = Pipeline("StableDiffusionPipeline", {"clip_sample": False, "steps_offset": 1}, old_size=64)
-TWO_TEXTS = Pipeline("StableDiffusionXLPipeline", decoder=(SHIFT,))
-LATENT = Pipeline("LDMPipeline")
-PIXEL = Pipeline("DDIMPipeline")
-CONSISTENCY = Pipeline("LatentConsistencyModelPipeline")
-DIT = Pipeline("DiTPipeline")
-PIXART = Pipeline("PixArtAlphaPipeline")
-SIGMA = Pipeline("PixArtSigmaPipeline")
-SD3 = Pipeline("StableDiffusion3Pipeline", decoder=PER_CHANNEL, flow=Walked(by_size=True))
-FLUX = Pipeline("FluxPipeline", decoder=PER_CHANNEL, flow=Walked(evenly=True, by_size=True))
+TWO_TEXTS = Pipeline("StableDiffusionXLPipeline", decoder=(SHIFT,), guidance=5.0)
+LATENT = Pipeline("LDMPipeline", guidance=USUAL_CLASSES)
+PIXEL = Pipeline("DDIMPipeline", guidance=USUAL_CLASSES)
+CONSISTENCY = Pipeline("LatentConsistencyModelPipeline", guidance=8.5)
+DIT = Pipeline("DiTPipeline", guidance=4.0)
+PIXART = Pipeline("PixArtAlphaPipeline", guidance=4.5)
+SIGMA = Pipeline("PixArtSigmaPipeline", guidance=4.5)
+SD3 = Pipeline("StableDiffusion3Pipeline", decoder=PER_CHANNEL, flow=Walked(by_size=True), guidance=7.0)
+FLUX = Pipeline("FluxPipeline", decoder=PER_CHANNEL, flow=Walked(evenly=True, by_size=True), guidance=3.5)
 # They start from an image or from noise; without a mask an inpainting UNet paints everywhere.
 _FROM_IMAGES = (
     Pipeline("StableDiffusionImg2ImgPipeline", TEXT.scheduler, old_size=64),
     Pipeline("StableDiffusionInpaintPipeline", {"steps_offset": 1}, old_size=64),
-    Pipeline("StableDiffusionXLImg2ImgPipeline", decoder=(SHIFT,)),
+    Pipeline("StableDiffusionXLImg2ImgPipeline", decoder=(SHIFT,), guidance=5.0),
     Pipeline("StableDiffusionXLInpaintPipeline", decoder=(SHIFT,)),
 )
 _TWO_STREAMS = (("StableDiffusion3", SD3), ("Flux", FLUX))
@@ -76,8 +78,7 @@ _PLAIN = (
     SD3,
     FLUX,
     *(replace(pipeline, name=f"{start}{way}Pipeline") for start, pipeline in _TWO_STREAMS for way in ("Img2Img", "Inpaint")),
-    Pipeline("DDPMPipeline"),
-    Pipeline("PNDMPipeline"),
+    *(replace(PIXEL, name=name) for name in ("DDPMPipeline", "PNDMPipeline")),
     *_FROM_IMAGES,
 )
 SERVED = {pipeline.name: pipeline for pipeline in _PLAIN}

@@ -16,6 +16,7 @@ from registry.schedule import ModelRef, Schedule, Segment, Solver
 from registry.stores.address import open_store
 
 MODEL = Path("models/emoji64")
+GUIDANCE = 3.0  # of every request: two rows of the UNet
 TIERS = ("draft", "balanced", "reference")  # the cheapest first
 WEIGHTS = (6, 3, 1)  # most want it cheap, one in ten wants the teacher
 FEWER = dict(zip(TIERS, (10, 20, 50), strict=True))  # full steps of a mix that any sampler can run

@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 
-from engine.guidance import USUAL
 from loadtests.card import Card
 from loadtests.clients import Tally, drive
 from loadtests.competitor import loaded
@@ -30,7 +29,7 @@ from loadtests.contenders import Contender, contenders, running
 from loadtests.fluid import FluidLimit
 from loadtests.h100 import CARDS
 from loadtests.measured_card import measured
-from loadtests.mixes import MODEL, TierMix, mixes
+from loadtests.mixes import GUIDANCE, MODEL, TierMix, mixes
 from loadtests.simulated import label
 from loadtests.standings import device_goals, faults, goals, standings, table
 from registry.commands.command_line import argument_parser, run_program
@@ -160,7 +159,7 @@ async def asked(entrant: Contender, address: str, clients: int, seed: int, argum
     """One round of one server."""
 
     def body(wanted: dict[str, Any]) -> dict[str, Any]:
-        return entrant.body(wanted | {"guidance_scale": USUAL})
+        return entrant.body(wanted | {"guidance_scale": GUIDANCE})
 
     return await drive(address, body, clients, arguments.warm_up, arguments.seconds, seed)
 

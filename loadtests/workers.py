@@ -25,14 +25,13 @@ from typing import Any
 import httpx
 import psutil
 
-from engine.guidance import USUAL
 from examples.launch import RunningService, free_port, started, wait_until_ready
 from loadtests.capacity.curves import read_curves
 from loadtests.capacity.images import TierPlan
 from loadtests.clients import Tally, drive
 from loadtests.connections import at_once, idle_workers, one_by_one
 from loadtests.fluid import FluidLimit
-from loadtests.mixes import TIERS, WEIGHTS, TierMix, mixes
+from loadtests.mixes import GUIDANCE, TIERS, WEIGHTS, TierMix, mixes
 from loadtests.simulated import label
 from loadtests.virtual_workers import Route, fewest_under_way, flow, in_turn, pinned
 from registry.commands.command_line import argument_parser, run_program
@@ -157,7 +156,7 @@ async def driven(address: str, workers: int, seed: int, arguments: Any) -> Tally
 
 def guided(wanted: dict[str, Any]) -> dict[str, Any]:
     """The request as ours takes it, with guidance."""
-    return wanted | {"guidance_scale": USUAL}
+    return wanted | {"guidance_scale": GUIDANCE}
 
 
 def processor_seconds(server: RunningService) -> float:

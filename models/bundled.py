@@ -13,10 +13,9 @@ SEED = 7
 
 @dataclass(frozen=True)
 class BundledModel:
-    """A model, the guidance scale of its card (1 is none), other scales for it, and prompts that show it well."""
+    """A model, scales to see it at beside its card's, and prompts that show it well."""
 
     name: str
-    guidance: float
     scales: Sequence[float]
     prompts: Sequence[str]
 
@@ -28,7 +27,7 @@ class BundledModel:
     def search_options(self) -> list[object]:
         """Options of `search_jobs run` that belong to the model."""
         prompts = self.folder / "prompts.txt"
-        return ["--model", self.folder, *(["--prompts", prompts, "--guidance", self.guidance] if prompts.is_file() else [])]
+        return ["--model", self.folder, *(["--prompts", prompts] if prompts.is_file() else [])]
 
     def requests(self) -> list[dict[str, object]]:
         """A few prompts to show, all with one seed; a model that ignores its only prompt gets several seeds."""
@@ -40,9 +39,9 @@ class BundledModel:
 BUNDLED = {
     model.name: model
     for model in (
-        BundledModel("emoji64", 3.0, (1, 7.5), ("tiger face", "hamburger", "strawberry", "penguin")),
-        BundledModel("glyphs-ldm", 3.0, (1, 5), ("R", "g", "5", "Q")),
-        BundledModel("glyphs-ddpm", 1.0, (), ("anything",)),
-        BundledModel("glyphs-dit", 3.0, (1, 5), ("R", "g", "5", "Q")),
+        BundledModel("emoji64", (1, 7.5), ("tiger face", "hamburger", "strawberry", "penguin")),
+        BundledModel("glyphs-ldm", (1, 5), ("R", "g", "5", "Q")),
+        BundledModel("glyphs-ddpm", (), ("anything",)),
+        BundledModel("glyphs-dit", (1, 5), ("R", "g", "5", "Q")),
     )
 }

@@ -10,13 +10,22 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from engine.compile_choice import CompileChoice
-from engine.guidance import MAX_SCALE, OFF, USUAL, meant
-from engine.image_size import ImageSize
 from engine.model_name import given_name
 from registry.commands.command_line import command_line
 from registry.errors import InvalidInput
 from registry.stores.address import DEFAULT_ADDRESS
+from search_jobs.commands.evaluate import evaluate
+from search_jobs.commands.options import (
+    FEATURES_HELP,
+    Batch,
+    Compile,
+    Guidance,
+    ModelName,
+    Registry,
+    Run,
+    Sizes,
+    guidance_scale,
+)
 from search_jobs.progress import ProgressBars
 
 app = command_line(
@@ -24,21 +33,7 @@ app = command_line(
 )
 out = Console(width=None if sys.stdout.isatty() else 110)
 err = Console(stderr=True)
-
-Run = Annotated[Path, typer.Argument(help="The run folder.")]
-ModelName = Annotated[str | None, typer.Option(help="What schedules call the model [default: made of its folder's name].")]
-Guidance = Annotated[float | None, typer.Option(help="Scale, 0 to 30; 1 or less is off [default: 3, or 1 without prompts].")]
-Sizes = Annotated[
-    list[str] | None,
-    typer.Option("--size", help="WIDTHxHEIGHT in pixels; repeat: the first one decides [default: the model's own]."),
-]
-Batch = Annotated[
-    int | None,
-    typer.Option(min=1, max=1024, help="Images in a UNet call, at most [default: 8; on a GPU 64, or what its memory holds]."),
-]
-Compile = Annotated[CompileChoice, typer.Option("--compile", help="torch.compile; auto: on GPUs.")]
-FEATURES_HELP = "A CLIP or classifier folder, or FID's InceptionV3 weights [default: MODEL/features, else MODEL/clip]."
-Registry = Annotated[str, typer.Option(envvar="FLEXI_REGISTRY", help="A folder or s3://bucket/prefix.")]
+app.command()(evaluate)
 
 
 @app.command()
@@ -106,12 +101,12 @@ def run(
     if name is not None:
         given_name(name)
     looks, usual = features or bundled(model), settings_of(model, name)
-    guidance = usual.pop("guidance", None) if guidance is None else guidance
+    scale = guidance_scale(guidance, usual["guidance"], prompts)
     steps = {} if teacher_steps is None else {"teacher_steps": teacher_steps}
     config = {
         "model": str(model), "name": name, "prompts": str(prompts or ""),
         "features": str(looks), "features_digest": digest_of(looks),
-        **usual, **steps, "guidance": _scale(guidance, prompts),
+        **usual, **steps, "guidance": scale,
         **({"scales": scales} if scales else {}), "scaled": scaled, "sizes": sizes or [],
         "screen": screen, "images": images, "select": select, "finals": finals, "heldout": heldout,
         "generations": generations, "population": population, "seed": seed,
@@ -218,67 +213,6 @@ def compare(
         out.print(table(document))
 
 
-@app.command()
-def evaluate(
-    schedule: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A schedule document.")],
-    model: Annotated[Path, typer.Option(help="A diffusers pipeline folder.")],
-    prompts: Annotated[Path | None, typer.Option(help="A text file, one prompt or class a line.")] = None,
-    features: Annotated[Path | None, typer.Option(help=FEATURES_HELP)] = None,
-    real: Annotated[
-        Path | None, typer.Option(help="A folder of real images, or their statistics: adds the distance to them.")
-    ] = None,
-    name: ModelName = None,
-    all_prompts: Annotated[
-        bool, typer.Option("--all-prompts", help="Not half of the file: for one that no search saw, or with --real.")
-    ] = False,
-    images: Annotated[int, typer.Option(min=2, max=100_000)] = 32,
-    teacher_steps: Annotated[
-        int | None, typer.Option(min=4, max=900, help="Steps of the teacher (DDIM) [default: 50, or a distilled model's own].")
-    ] = None,
-    guidance: Guidance = None,
-    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels [default: the model's own].")] = None,
-    seed: Annotated[int, typer.Option(min=0, max=1_000_000, help="Of the noise, which is no search's.")] = 0,
-    batch: Batch = None,
-    device: str = "cpu",
-    dtype: str = "float32",
-    compiled: Compile = "auto",
-) -> None:
-    """Measure one schedule against the teacher and print the figures as JSON; with --real, the teacher's own as well.
-
-    Noise is that of no search. Prompts are the half of the file that a search on it holds out; a search on another file may
-    have seen them. Real pictures are of all that the model draws: a distance to them is of all prompts only.
-    """
-    from evaluation import bundled, extractor
-    from evaluation.real import real_gaussian
-    from registry.schedule import Schedule
-    from search_jobs.config import TEACHER_STEPS
-    from search_jobs.evaluator import cut_prompts, opened, prompts_of
-    from search_jobs.objective import Objective
-    from search_jobs.stages import fresh, halves
-
-    asked, document = _scale(guidance, prompts), Schedule.parse(schedule.read_bytes())
-    loaded, looks = opened(str(model), device, dtype, name, compiled), extractor(features or bundled(model), device)
-    texts = prompts_of(prompts, loaded.prompts)
-    sample = fresh(texts if all_prompts else halves(texts)[1], images, seed)
-    if cut := cut_prompts(loaded.prompts, texts):
-        err.print(f"{cut} of {len(texts)} prompts are longer than the {loaded.prompts.tokens} tokens that the model reads")
-    shown = ImageSize.parse(size) if size else loaded.image_size
-    steps = teacher_steps or loaded.few_steps or TEACHER_STEPS
-    scale = loaded.usual_guidance if guidance is None and loaded.few_steps else asked
-    held_out = ["noise"] if all_prompts or len(set(texts)) < 2 else ["noise", "prompts"]
-    if real and not all_prompts and len(set(texts)) > 1:
-        err.print("--real: half of the prompts are held against real pictures of all, unless --all-prompts is given")
-    pictures = real_gaussian(real, looks, shown) if real else None
-    objective = Objective(
-        loaded, looks, sample, steps, scale, batch, bootstrap=True, real=pictures, size=loaded.other_size(shown)
-    )
-    figures = {"features": looks.name, "size": str(shown), "held_out": held_out, "prompts_cut": cut}
-    figures |= objective.evaluate(document).measurement.document()
-    if pictures is not None:
-        figures["teacher_to_real"] = objective.measure(objective.teacher, objective.teacher_outputs.images).to_real
-    print(json.dumps(figures))
-
-
 def _show(folder: Path) -> None:
     from search_jobs.report import at_other_scales, read, speed, table, write
 
@@ -298,14 +232,6 @@ def _said(validated: dict[str, Any]) -> str:
     scales = validated["guidance"]
     default = validated.get("default_guidance", scales[0])
     return f"  guidance {default:g}" + (f" ({scales[0]:g} to {scales[-1]:g})" if len(scales) > 1 else "")
-
-
-def _scale(guidance: float | None, prompts: Path | None) -> float:
-    """The guidance scale that was asked for, else 3, or 1 without prompts. Raises `InvalidInput` outside of the limits."""
-    scale = guidance if guidance is not None else USUAL if prompts else OFF
-    if not 0 <= scale <= MAX_SCALE:
-        raise InvalidInput(f"must be from 0 to {MAX_SCALE:g}, got {scale:g}", param="guidance")
-    return meant(scale)
 
 
 def _ceiling(text: str) -> tuple[str, float]:

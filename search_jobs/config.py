@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from engine.compile_choice import CompileChoice
-from engine.guidance import MAX_SCALE, OFF, USUAL
+from engine.guidance import MAX_SCALE, OFF
 from engine.image_size import ImageSize
 from registry.document import Document, Name, first_fault, misfit
 from registry.errors import InvalidInput
@@ -40,7 +40,7 @@ class JobConfig(Document):
     features: str
     features_digest: str = Field(default="", description="SHA-256 of the features' files: other weights are another job")
     teacher_steps: int = Field(default=TEACHER_STEPS, ge=FEWEST_STEPS, le=900)
-    guidance: float = Field(default=USUAL, ge=OFF, le=MAX_SCALE)
+    guidance: float = Field(ge=OFF, le=MAX_SCALE)
     scales: tuple[float, ...] = Field(
         default=SCALES, max_length=32, description="guidance scales that what is chosen gets corrections for, beside `guidance`"
     )

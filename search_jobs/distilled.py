@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.guidance import OFF
-from engine.loading import distilled
+from engine.loading import usual
 from engine.model import Model
 from registry.errors import InvalidInput
 from registry.schedule import SolverName
@@ -25,15 +25,15 @@ def solvers(model: Model) -> tuple[SolverName, ...]:
 
 
 def settings_of(folder: Path, name: str | None) -> dict[str, Any]:
-    """A search's settings for the model in a folder where nobody says others: none but for a distilled one.
+    """A search's settings for the model in a folder where nobody says others: its guidance scale, and all of a distilled one's.
 
     No weights are read. Raises `InvalidInput` for a model of too few steps.
     """
-    taught_to = distilled(folder, name)
-    if taught_to is None:
-        return {}
-    refuse_few(name or folder.name, taught_to.steps)
-    return {"teacher_steps": taught_to.steps, "guidance": taught_to.guidance, "tiers": TIERS, "budgets": ()}
+    steps, guidance = usual(folder, name)
+    if steps is None:
+        return {"guidance": guidance}
+    refuse_few(name or folder.name, steps)
+    return {"teacher_steps": steps, "guidance": guidance, "tiers": TIERS, "budgets": ()}
 
 
 def usual_budgets(config: JobConfig) -> list[float]:

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 
 from engine.folder import Folder
 from engine.guidance import MAX_SCALE, meant
-from engine.loading import distilled
+from engine.loading import usual
 from engine.model import Model
 from registry.errors import FlexiError, InvalidInput
 from registry.schedule import MAX_TEACHER_STEPS
@@ -109,11 +109,11 @@ def rivals(config: JobConfig, folders: Sequence[Path], steps: Sequence[int], sca
     taken = []
     for folder, count, scale in zip(folders, _each("steps", steps, folders), _each("guidance", scales, folders), strict=True):
         try:
-            taught = distilled(folder)
+            taught = usual(folder)
         except FlexiError as error:
             raise InvalidInput(f"{folder}: {error}", param="rival") from error
-        count = count if count is not None else taught.steps if taught else config.teacher_steps
-        scale = scale if scale is not None else taught.guidance if taught else config.guidance
+        count = count if count is not None else taught.few_steps or config.teacher_steps
+        scale = scale if scale is not None else taught.guidance if taught.few_steps else config.guidance
         if not 1 <= count <= MAX_TEACHER_STEPS:
             raise InvalidInput(f"must be from 1 to {MAX_TEACHER_STEPS}, got {count}", param="rival_steps")
         if not 0 <= scale <= MAX_SCALE:

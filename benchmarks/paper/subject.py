@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engine.guidance import OFF, USUAL
-from models.bundled import BUNDLED
+from engine.guidance import OFF, meant
+from engine.loading import usual
 from registry.errors import NotFound
 
 SPEEDUPS = (2.0, 2.6, 5.1, 8.0, 12.0)  # 2.6 and 5.1 are what the paper says of LDM-4-G and Stable Diffusion v1.5
@@ -38,17 +38,14 @@ class Subject:
         if looks is None:
             raise NotFound(f"{model} holds neither features nor clip: name a folder", param="features")
         prompts = model / "prompts.txt"
-        own_real, own = (
-            looks / "real.npz",
-            next((one for one in BUNDLED.values() if one.folder.resolve() == model.resolve()), None),
-        )
+        own_real = looks / "real.npz"
         return cls(
             model.resolve().name,
             model,
             prompts if prompts.is_file() else None,
             looks,
             real or (own_real if own_real.is_file() else None),
-            guidance if guidance is not None else own.guidance if own else USUAL if prompts.is_file() else OFF,
+            meant(guidance) if guidance is not None else usual(model).guidance if prompts.is_file() else OFF,
         )
 
 

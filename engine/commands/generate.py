@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from engine.model import Model
     from engine.source import SourceImage
 
-GUIDANCE = 7.5  # as diffusers' pipelines for Stable Diffusion have it
 TEACHER = "teacher"
 
 
@@ -152,9 +151,8 @@ def _read_schedule(file: Path) -> Schedule:
 
 def _usual_scale(model: Model, document: Schedule) -> float:
     """The guidance scale where nobody says one."""
-    usual = GUIDANCE if model.prompts.guides and not (model.few_steps or model.embeds_guidance) else model.usual_guidance
-    own = default_scale(document, usual)
-    return usual if own is None else own
+    own = default_scale(document, model.usual_guidance)
+    return model.usual_guidance if own is None else own
 
 
 def _guided(model: Model, scale: float, negative: str) -> bool:

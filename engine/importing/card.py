@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-CARD = "README.md"
+from engine.usual_guidance import CARD
+
 TOOLS = ("diffusers", "transformers", "safetensors", "torch")
 CHECKER = "There is no safety checker in this folder: nobody looks at images before they go out. Put one behind the service."
 LICENSE = "The licences of these files hold for this folder too; what they allow is not recorded here."
@@ -23,9 +24,22 @@ class SourceFile:
     sha256: str
 
 
-def write_card(folder: Path, name: str, what: str, sources: Iterable[SourceFile], command: str, notes: Sequence[str]) -> None:
-    """what: the kind of model, in words. command: what was typed. notes: what whoever uses it should know."""
+def write_card(
+    folder: Path,
+    name: str,
+    what: str,
+    sources: Iterable[SourceFile],
+    command: str,
+    notes: Sequence[str],
+    guidance: float | None = None,
+) -> None:
+    """what: the kind of model, in words. command: what was typed. notes: what whoever uses it should know.
+
+    guidance: the scale that the card of the imported folder says, if it says one.
+    """
+    said = [] if guidance is None else ["---", "inference:", "  parameters:", f"    guidance_scale: {guidance:g}", "---", ""]
     lines = [
+        *said,
         f"# {name}",
         "",
         f"{what}, imported {datetime.now(UTC):%Y-%m-%d %H:%M} UTC as diffusers saves a pipeline.",

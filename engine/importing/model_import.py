@@ -32,6 +32,7 @@ from engine.importing.tensor_file import TensorFile, named, open_tensors
 from engine.importing.whole_folder import refuse_full, save_weights, whole_folder
 from engine.pipelines import refuse_foreign
 from engine.stored_file import readable
+from engine.usual_guidance import card_guidance
 from registry.errors import FlexiError, InvalidInput, NotFound
 
 WEIGHTS = {True: "model.safetensors", False: "diffusion_pytorch_model.safetensors"}  # transformers' and diffusers' own names
@@ -102,7 +103,8 @@ def import_model(options: ImportOptions) -> Imported:
             save_weights(changed, folder / name / WEIGHTS[name in TOKENIZERS])
         what = _what(source)
         notes = tuple(_notes(source, loras, leftovers))
-        write_card(folder, options.out.absolute().name, what, _sources(source, vae, loras), options.command(), notes)
+        guidance = card_guidance(source.folder.root).scale if isinstance(source, PipelineFolder) else None
+        write_card(folder, options.out.absolute().name, what, _sources(source, vae, loras), options.command(), notes, guidance)
     return Imported(what, notes, Folder(options.out).fingerprint())
 
 

@@ -27,7 +27,16 @@ from search_jobs.dask_executor import DaskExecutor
 from search_jobs.executor import EvaluationTask, Evaluator, LocalExecutor
 from search_jobs.job import Job
 
-SMALL = {"teacher_steps": 4, "screen": 2, "images": 2, "scales": (1.0,), "scaled": 2, "tiers": {"fast": 0.8}, "budgets": ()}
+SMALL = {
+    "guidance": 3.0,
+    "teacher_steps": 4,
+    "screen": 2,
+    "images": 2,
+    "scales": (1.0,),
+    "scaled": 2,
+    "tiers": {"fast": 0.8},
+    "budgets": (),
+}
 CONFIG = JobConfig.parse({"model": "models/emoji64", "features": "models/emoji64/clip", **SMALL})
 
 

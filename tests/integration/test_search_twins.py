@@ -41,7 +41,7 @@ def search(place: Path, name: str, prompts: str, seed: int, **more: object) -> S
     config = JobConfig.parse(
         {
             "model": str(place / "model"), "features": str(CLIP), "prompts": str(place / prompts),
-            "prompts_digest": digest_of(place / prompts), "teacher_steps": 4, "correct": False, "seed": seed,
+            "prompts_digest": digest_of(place / prompts), "teacher_steps": 4, "guidance": 3.0, "correct": False, "seed": seed,
             "screen": 2, "images": 2, "select": 2, "finals": 2, "heldout": 4, "generations": 0,
             "tiers": {"fast": CEILING}, "budgets": (), **more,
         }

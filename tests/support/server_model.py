@@ -63,4 +63,5 @@ def small_model(unet) -> Model:
         device=torch.device("cpu"),
         dtype=torch.float32,
         latent_shape=(4, 8, 8),
+        usual_guidance=3.0,
     )

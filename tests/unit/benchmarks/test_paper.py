@@ -194,7 +194,8 @@ def test_a_model_is_measured_with_what_lies_beside_its_weights(tmp_path: Path) -
     assert (bare.features.name, bare.prompts, bare.real, bare.guidance) == ("features", None, None, 1)
     (tmp_path / "prompts.txt").touch()
     (tmp_path / "features" / "real.npz").touch()
-    whole = Subject.of(tmp_path)
+    assert Subject.of(ROOT / "models" / "emoji64").guidance == 3, "its card's"
+    whole = Subject.of(tmp_path, guidance=3)
     assert (whole.prompts, whole.real, whole.guidance) == (tmp_path / "prompts.txt", tmp_path / "features" / "real.npz", 3)
 
 

@@ -119,7 +119,8 @@ def test_a_schedule_of_several_scales_is_run_where_it_was_made_for_and_told_outs
 def test_a_distilled_model_draws_as_it_was_taught_and_what_its_folder_asks_for_is_told(
     model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    distilled = replace(model, few_steps=2, own_solver="euler", notices=(Notice("code", "the folder has a safety checker"),))
+    notices = (Notice("code", "the folder has a safety checker"),)
+    distilled = replace(model, few_steps=2, own_solver="euler", usual_guidance=1.0, notices=notices)
     monkeypatch.setattr(loading, "load", lambda *_, **__: distilled)
     result = call("generate", "--prompt", "cat", "--out", tmp_path / "x.png")
     assert "steps      2 computed of the teacher's 2: 2 full, 0 partial\n" in result.stdout

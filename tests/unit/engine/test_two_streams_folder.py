@@ -18,7 +18,7 @@ from engine.denoising_task import DenoisingTask
 from engine.families.flux import packed
 from engine.folder_check import check
 from engine.image_size import ImageSize
-from engine.loading import distilled, load
+from engine.loading import load, usual
 from engine.model import Model
 from engine.policy import FCFS
 from engine.sampler import generate
@@ -106,11 +106,11 @@ def test_without_a_shift_factor_latents_are_not_shifted(folders: dict[str, Path]
 def test_a_model_knows_its_guidance_and_its_size(folders: dict[str, Path], models: dict[str, Model]) -> None:
     sd3, dev, schnell = (models[name] for name in ("sd3", "dev", "schnell"))
     assert [model.ref.family for model in (sd3, dev)] == ["sd3-transformer2d", "flux-transformer2d"]
-    assert [model.usual_guidance for model in (sd3, dev, schnell)] == [3.0, 3.5, 1.0]
+    assert [model.usual_guidance for model in (sd3, dev, schnell)] == [7.0, 3.5, 1.0]
     assert [model.rows(4.0) for model in (sd3, dev)] == [2, 1]
     assert [model.prompts.guides for model in (sd3, dev, schnell)] == [True, True, False]
     assert (dev.few_steps, schnell.few_steps) == (None, 4), "by its name, and as it takes no scale"
-    assert distilled(folders["schnell"]) == (4, 1.0)
+    assert [usual(folders[name]) for name in ("sd3", "schnell")] == [(None, 7.0), (4, 1.0)]
     assert [model.teacher_solver for model in (sd3, dev, schnell)] == ["euler"] * 3
     assert dev.image_size == ImageSize(16, 16)
     assert dev.size_multiple == 4

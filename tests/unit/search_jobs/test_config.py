@@ -10,7 +10,7 @@ from registry.errors import InvalidInput
 from search_jobs.config import MAX_SEED, JobConfig, digest_of, read_prompts
 from search_jobs.stages import fresh, halves, stages
 
-PATHS = {"model": "m", "prompts": "p", "features": "f"}
+PATHS = {"model": "m", "prompts": "p", "features": "f", "guidance": 3.0}
 PROMPTS = [f"prompt {i}" for i in range(40)]
 
 
@@ -109,6 +109,9 @@ def test_a_configuration_of_before_models_had_names_is_the_same_job(tmp_path: Pa
 
 
 def test_a_configuration_of_before_extrapolations_had_none() -> None:
-    given_today, of_before = JobConfig(model="m", features="f", extrapolate=True), JobConfig(model="m", features="f")
+    given_today, of_before = (
+        JobConfig(model="m", features="f", guidance=3, extrapolate=True),
+        JobConfig(model="m", features="f", guidance=3),
+    )
     assert of_before.extrapolate, "of a search that begins today"
     assert (given_today.as_kept().extrapolate, of_before.as_kept().extrapolate) == (True, False)

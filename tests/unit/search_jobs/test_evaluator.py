@@ -35,7 +35,8 @@ def measured(run: Path, ref: ModelRef) -> None:
 
 def opened(model: Path, run: Path, name: str | None = None) -> ModelRef:
     torch.set_num_threads(1)
-    config = JobConfig(model=str(model), features=str(EMOJI / "clip"), prompts=str(EMOJI / "prompts.txt"), name=name)
+    clip, prompts = str(EMOJI / "clip"), str(EMOJI / "prompts.txt")
+    config = JobConfig(model=str(model), features=clip, prompts=prompts, name=name, guidance=3)
     return Evaluator.open(config, run).model.ref
 
 

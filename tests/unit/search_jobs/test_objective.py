@@ -221,7 +221,7 @@ def test_a_search_says_once_that_its_decoder_runs_in_float32(tmp_path: Path) -> 
     folder = model_folders.scaled(model_folders.emoji(tmp_path / "emoji64"), 3e4)
     (tmp_path / "prompts.txt").write_text("red heart\ncat face\n")
     config = JobConfig(
-        model=str(folder), prompts=str(tmp_path / "prompts.txt"), features=CLIP, dtype="float16", teacher_steps=8,
+        model=str(folder), prompts=str(tmp_path / "prompts.txt"), features=CLIP, dtype="float16", guidance=3, teacher_steps=8,
         tiers={"fast": 0.5}, budgets=(), screen=2, images=2, select=2, finals=2, heldout=2,
     )  # fmt: skip
     said = Said()

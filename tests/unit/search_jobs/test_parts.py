@@ -26,7 +26,7 @@ from search_jobs.objective import Evaluation, Sample
 from search_jobs.schedule_walk import MacsSpent
 from search_jobs.stages import stages
 
-PATHS = {"model": "m", "prompts": "p", "features": "f"}
+PATHS = {"model": "m", "prompts": "p", "features": "f", "guidance": 3.0}
 
 
 def test_frechet_distance_is_the_textbook_formula_where_that_one_is_stable() -> None:

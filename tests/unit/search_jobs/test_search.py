@@ -38,7 +38,7 @@ LEVELS = NoiseLevels(np.linspace(0.999, 0.001, 1000), 1.0, "epsilon", dict.fromk
 SPACE = Space(MODEL, LEVELS, branches=4, teacher_steps=20, solvers=("ddim",), segments=(2, 10))
 BUDGETS = {"dear": 0.4, "cheap": 0.2}
 CONFIG = JobConfig(
-    model="m", features="f", teacher_steps=20, screen=2, images=3, select=4, finals=5, population=8, generations=3,
+    model="m", features="f", guidance=3, teacher_steps=20, screen=2, images=3, select=4, finals=5, population=8, generations=3,
     tiers=BUDGETS, budgets=(), scales=(),
 )  # fmt: skip
 

@@ -37,7 +37,7 @@ def model(tiny_config):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         unet = UNet2DConditionModel(**tiny_config, time_cond_proj_dim=6).eval().requires_grad_(False)
-    return replace(small_model(unet), own_solver="lcm", few_steps=4)
+    return replace(small_model(unet), own_solver="lcm", few_steps=4, usual_guidance=8.5)
 
 
 @pytest.fixture(scope="module")

@@ -257,7 +257,7 @@ def test_what_a_format_cannot_do_is_said(planner, name, quality, lossless):
 
 
 def test_a_distilled_model_is_served_without_guidance_and_says_so_where_some_is_asked_for(model):
-    distilled = planning(replace(model, few_steps=4), {"draft": ()})
+    distilled = planning(replace(model, few_steps=4, usual_guidance=1.0), {"draft": ()})
     assert (planned(distilled, tier="draft").specs[0].guidance, codes(planned(distilled, tier="draft"))) == (1.0, [])
     plan = planned(distilled, tier="draft", guidance_scale=7.5)
     assert (plan.specs[0].guidance, codes(plan)) == (7.5, ["guidance_on_distilled_model"])

@@ -1,0 +1,1 @@
+"""Commands of a search that are one noun each, and the options that several have."""
