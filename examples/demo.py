@@ -58,7 +58,7 @@ SEARCH = (
     "--batch",
     32,
 )
-USERS = 480  # of the experiment; the report wants 200 in each arm
+USERS, FEWEST = 300, 120  # of the experiment, and those that the report wants in each arm
 PLAYGROUND = "http://127.0.0.1:3000/"
 REPEATS = 3  # latency is the median of so many requests
 
@@ -252,7 +252,7 @@ def declared(name: str, control: str, cheaper: str) -> dict[str, Any]:
         "ramp": [{"share": 100}],
         "primary": {"metric": "macs", "minimal_effect": 0.05},
         "guardrails": [{"metric": "errors", "compare": "difference", "limit": 0.05}],
-        "minimum_units": 200,
+        "minimum_units": FEWEST,
         "maximum_units": 100_000,
         "end": "2099-01-01T00:00:00Z",
     }
@@ -264,7 +264,7 @@ def wait_for_fidelity(client: httpx.Client, patience: float = 90.0) -> None:
     counted = [f'flexi_fidelity_psnr_count{{arm="{arm}",tier="fast"}}' for arm in ("control", "cheaper")]
     while time.monotonic() < until and not all(line in client.get("/metrics").text for line in counted):
         time.sleep(1)
-    time.sleep(8)
+    time.sleep(6)  # events are sent every 5 s
 
 
 def visit(client: httpx.Client, model: BundledModel, user: int) -> str:
