@@ -25,7 +25,7 @@ from server.jobs.job_store import JobStore, OpenJob
 from server.jobs.leases import Lease, OtherHolders
 from server.jobs.open_jobs import OpenJobs
 from server.jobs.record import ImageJob, JobEnd
-from server.jobs.webhooks import WebhookSender
+from server.jobs.webhooks import WebhookSender, not_delivered
 from server.telemetry import metrics
 from server.telemetry.faults import Faults
 
@@ -245,6 +245,8 @@ class JobRunner:
         if end.job.webhook and self._webhooks:
             self._deliver(end, self._webhooks)
         else:
+            if end.job.webhook:  # a server that calls some took the job
+                not_delivered(end, "FLEXI_WEBHOOK_SECRET is not set here")
             await self._insistence.insist(end.job, partial(self._store.close, end.job))
         self.known.forget(end.job.place)
 

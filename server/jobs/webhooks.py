@@ -23,13 +23,18 @@ class WebhookSender:
 
     async def deliver(self, url: str, end: JobEnd) -> bool:
         """Call until a receiver says 2xx; False when that has been tried often enough."""
-        job = end.job
-        fault = await self._delivery.deliver(url, job.id, event_of(end))
-        metrics.webhooks_total.labels("failed" if fault else "ok").inc()
+        fault = await self._delivery.deliver(url, end.job.id, event_of(end))
         if fault:
-            fields = {"job": job.id, "key": job.owner.name, "why": fault}
-            log.warning("a webhook was not delivered", extra={"fields": fields})
+            not_delivered(end, fault)
+        else:
+            metrics.webhooks_total.labels("ok").inc()
         return not fault
+
+
+def not_delivered(end: JobEnd, why: str) -> None:
+    """Count and log that nobody was told of this end."""
+    metrics.webhooks_total.labels("failed").inc()
+    log.warning("a webhook was not delivered", extra={"fields": {"job": end.job.id, "key": end.job.owner.name, "why": why}})
 
 
 def event_of(end: JobEnd) -> bytes:

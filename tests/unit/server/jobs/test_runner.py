@@ -500,3 +500,17 @@ def test_the_oldest_job_that_waits_is_neither_one_that_runs_nor_one_whose_webhoo
         assert [await seen(here), await seen(other)] == [[1, 2, 10]] * 2
 
     asyncio.run(go())
+
+
+def test_a_worker_that_calls_no_webhooks_says_whom_it_did_not_tell(store, caplog):
+    async def go():
+        brought = await Worker(store, webhooks=Hooks()).bring(webhook="http://127.0.0.1/done")
+        failed = metrics.webhooks_total.labels("failed")
+        before = failed._value.get()
+        assert (await Worker(store).end_of(brought)).state == "succeeded"
+        (record,) = (record for record in caplog.records if record.message == "a webhook was not delivered")
+        assert record.fields == {"job": brought.id, "key": "anonymous", "why": "FLEXI_WEBHOOK_SECRET is not set here"}
+        assert failed._value.get() == before + 1
+        assert keys(store, OPEN) == []
+
+    asyncio.run(go())
