@@ -21,9 +21,10 @@ from rich.table import Table
 
 from engine.guidance import OFF
 from engine.loading import usual
+from evaluation import bundled
 from registry.commands.command_line import run_command
 from registry.schedule import Schedule
-from search_jobs.commands.options import guidance_scale
+from search_jobs.commands.options import FEATURES_HELP, guidance_scale
 from search_jobs.config import JobConfig, digest_of
 from search_jobs.evaluator import EvaluationTask
 from search_jobs.job import Job, write_json
@@ -46,9 +47,7 @@ def main(
         Path, typer.Option("--out", file_okay=False, help="A folder for everything; the same command on it goes on.")
     ],
     prompts: Annotated[Path | None, typer.Option(help="A text file, one prompt or class a line.")] = None,
-    features: Annotated[
-        Path | None, typer.Option(help="A CLIP folder, or a file of FID's InceptionV3; default: MODEL/clip.")
-    ] = None,
+    features: Annotated[Path | None, typer.Option(help=FEATURES_HELP)] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Searches.")] = 3,
     images: Annotated[int, typer.Option(min=10, help="The usual number of images of a search, baselines' included.")] = 5000,
     times: Annotated[float, typer.Option(min=1, max=100, help="So many times as many are made.")] = 10,
@@ -60,19 +59,19 @@ def main(
     fitted: Annotated[int, typer.Option(help="Images that corrections are fitted on.")] = 12,
     select: int = 24,
     teacher_steps: int = 50,
-    guidance: Annotated[float | None, typer.Option(help="Scale [default: the model's own, or 1 without prompts].")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Scale [default: the model's own].")] = None,
     budget: Annotated[
         list[float] | None, typer.Option(help="Cost to aim at; repeat [default: a search's tiers and budgets].")
     ] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Only say how many MACs it would take.")] = False,
 ) -> None:
     """Search longer than one usually does and say what it brought; writes progress.json and progress.png."""
-    looks = features or model / "clip"
+    looks = features or bundled(model)
     config = {
         "model": str(model), "prompts": str(prompts or ""), "prompts_digest": digest_of(prompts) if prompts else "",
         "features": str(looks), "features_digest": digest_of(looks), "generations": 0, "population": population,
         "screen": screen, "images": fitted, "select": select, "teacher_steps": teacher_steps,
-        "guidance": guidance_scale(guidance, usual(model).guidance, prompts),
+        "guidance": guidance_scale(guidance, usual(model).guidance),
         **({"budgets": budget, "tiers": {}} if budget else {}),
     }  # fmt: skip
     limits = [round(step * images) for step in STEPS if step <= times]

@@ -101,7 +101,7 @@ def load(
         notices=plan.notices,
         own_solver=plan.own_solver,
         few_steps=plan.few_steps,
-        usual_guidance=plan.guidance if prompts.guides else OFF,
+        usual_guidance=plan.guidance if prompts.guides else OFF,  # a FLUX that takes no scale has texts too
         fixed_size=files.decoder is None or not files.component("text_encoder"),
         texts_elsewhere=texts != torch_device,
         earlier_fingerprint=cache(files.earlier_fingerprint),
@@ -159,10 +159,20 @@ def _planned(files: Folder, name: str | None = None) -> _Plan:
     own_solver = nearest_solver(files.component("scheduler"))
     taught = few_steps(files, name or folder_name(files.root, ""), levels, own_solver)
     files.check()
-    card = card_guidance(files.root)
-    guidance = usual_guidance(card.scale, family.usual_guidance(config), taught.steps is not None, pipeline.guidance)
-    said = (*notices(files), *filter(None, [taught.notice, card.notice]))
+    guidance, notice = OFF, None
+    if _guides(files, family, config):
+        distilled, embedded = taught.steps is not None, family.usual_guidance(config)
+        guidance, notice = usual_guidance(card_guidance(files.root), embedded, distilled, pipeline.guidance)
+    said = (*notices(files), *filter(None, [taught.notice, notice]))
     return _Plan(pipeline, family, config, levels, own_solver, taught.steps, guidance, said)
+
+
+def _guides(files: Folder, family: Family, config: dict[str, Any]) -> bool:
+    """Whether there is something to guide away from, by the configurations alone."""
+    if files.component("text_encoder") or files.component("class_embedder"):
+        return True
+    prompts = family.prompts(config, torch.device("meta"), lambda _: {})
+    return prompts is not None and prompts.guides
 
 
 def _levels(files: Folder, pipeline: Pipeline) -> NoiseLevels:

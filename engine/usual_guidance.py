@@ -2,44 +2,53 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import NamedTuple
 
 from engine.guidance import MAX_SCALE, OFF, meant
 from engine.notice import Notice
 
+log = logging.getLogger(__name__)
+
 CARD = "README.md"
 PLACE = ("inference", "parameters", "guidance_scale")  # where the metadata of a card on the Hub has it
 
 
 class CardGuidance(NamedTuple):
-    """scale: the one that a card says, if it says a possible one. notice: what is to be said of an impossible one."""
+    """What a card says: a possible scale, or a notice of an impossible one, or nothing."""
 
     scale: float | None = None
     notice: Notice | None = None
 
 
-def usual_guidance(said: float | None, embedded: float | None, distilled: bool, pipeline: float) -> float:
-    """The scale of a model that can be guided.
+def usual_guidance(card: CardGuidance, embedded: float | None, distilled: bool, pipeline: float) -> tuple[float, Notice | None]:
+    """The scale of a model that can be guided, and what is to be said of the card's.
 
-    said: by its card. embedded: diffusers' for a network that takes the scale as an input. distilled: to few steps without
-    guidance. pipeline: diffusers' for its pipeline.
+    card: what its card says. embedded: diffusers' for a network that takes the scale as an input. distilled: to few steps, and
+    unless it takes the scale as an input, without guidance, whatever a card says, which may be that of the model that it was
+    made of. pipeline: diffusers' for its pipeline.
     """
-    if said is not None:
-        return meant(said)
-    return embedded or (OFF if distilled else pipeline)
+    scale, notice = card
+    if distilled and embedded is None:
+        above = scale is not None and scale > OFF
+        return OFF, _ignored(f"{CARD} says guidance_scale {scale:g} of a distilled model") if above else notice
+    if scale is not None:
+        return meant(scale), notice
+    return (pipeline if embedded is None else embedded), notice
 
 
 def card_guidance(root: Path) -> CardGuidance:
     """What the metadata of the card in a model's folder says of the scale, as the Hub's cards say it:
 
     `inference: {parameters: {guidance_scale: 3}}` in the YAML at the beginning of README.md. A card changes no image, so it is
-    no part of a fingerprint, and one that cannot be read stops nothing: a notice says so.
+    no part of a fingerprint, and one that cannot be read stops nothing: the log says so.
     """
     try:
         said = _said(root / CARD)
     except (OSError, ValueError) as error:  # UnicodeDecodeError is a ValueError
-        return CardGuidance(notice=_ignored(f"{CARD} cannot be read ({error})"))
+        log.warning("the metadata of %s cannot be read, and so no guidance_scale in it: %s", root / CARD, error)
+        return CardGuidance()
     if said is None:
         return CardGuidance()
     if isinstance(said, bool) or not isinstance(said, int | float) or not 0 <= said <= MAX_SCALE:  # nor is nan
@@ -63,4 +72,4 @@ def _said(card: Path) -> object:
 
 
 def _ignored(what: str) -> Notice:
-    return Notice("card_guidance_ignored", f"{what}: the usual scale of the pipeline is taken")
+    return Notice("card_guidance_ignored", f"{what}: it is not taken")

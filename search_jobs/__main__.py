@@ -101,7 +101,7 @@ def run(
     if name is not None:
         given_name(name)
     looks, usual = features or bundled(model), settings_of(model, name)
-    scale = guidance_scale(guidance, usual["guidance"], prompts)
+    scale = guidance_scale(guidance, usual["guidance"])
     steps = {} if teacher_steps is None else {"teacher_steps": teacher_steps}
     config = {
         "model": str(model), "name": name, "prompts": str(prompts or ""),

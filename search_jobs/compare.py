@@ -79,7 +79,9 @@ def compare(job: Job, budgets: Sequence[float], twins: Sequence[Path] = (), riva
 
 def table(document: dict[str, Any]) -> Table:
     """The comparison for the terminal: a line per schedule; the ratio is the searched rFID over this one's, paired by image."""
-    grid = Table(title=f"{document['heldout_images']} held-out images: other prompts and other noise than any choice saw")
+    grid = Table(
+        title=f"{document['heldout_images']} held-out images: noise, and prompts where there are several, that no choice saw"
+    )
     grid.title_justify = "left"
     for column in ("budget", "schedule", "cost", "rFID", "95 %", "PSNR dB", "CLIP", "searched / this"):
         grid.add_column(column, justify="left" if column == "schedule" else "right", no_wrap=column != "schedule")

@@ -17,6 +17,7 @@ from engine.loading import load
 from engine.model import Model
 from engine.prompts import Prompts
 from evaluation import Extractor, extractor
+from registry.errors import InvalidInput
 from registry.schedule import ModelRef, Schedule
 from search_jobs.config import JobConfig, read_prompts
 from search_jobs.memory import memory_of
@@ -30,10 +31,12 @@ LEDGER = "ledger.jsonl"
 def prompts_of(file: str | Path | None, read: Prompts) -> list[str]:
     """What a model draws: the prompts of a file, else all its classes, else the empty prompt; two at least, to be split.
 
-    Raises `InvalidInput` for a file that holds too few.
+    Raises `InvalidInput` for a file that holds too few, and without one for a model that draws texts.
     """
     if file:
         return read_prompts(file)
+    if read.reads_texts:
+        raise InvalidInput("the model draws texts: name a file of such as your users write, one a line", param="prompts")
     drawn = list(read.classes) or [""]
     return drawn if len(drawn) > 1 else drawn * 2
 

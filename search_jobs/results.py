@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
-from itertools import accumulate
+from itertools import accumulate, takewhile
 from pathlib import Path
 from typing import Any
 
 from registry.schedule import Cost, Fidelity, Schedule, Validated
 from search_jobs.baselines import Baseline
 from search_jobs.choice import BudgetChoice
+from search_jobs.config import WORST
 from search_jobs.evaluator import EvaluationTask, Evaluator
 from search_jobs.objective import Evaluation, save_samples
 from search_jobs.optimiser import Point, front, hypervolume
@@ -23,6 +24,25 @@ from search_jobs.search import Search
 from search_jobs.stages import RUNGS, figures_at, figures_at_size
 
 WORST_POINT = (1.0, 100.0)  # the corner of the hypervolume: the teacher's cost, and a loss that only ruined images have
+
+
+def held_scales(own: float, by_guidance: Sequence[Mapping[str, Any]]) -> list[float]:
+    """The guidance scales around a search's own that a schedule holds at, the smallest first.
+
+    That is up to the first one on each side where its held-out rFID is above that of what is set by hand at its cost: between
+    two of these scales the schedule is used, too. by_guidance: the figures at each other scale, the smallest first.
+    """
+    held = [own]
+    below = [at for at in reversed(by_guidance) if at["guidance"] < own]
+    above = [at for at in by_guidance if at["guidance"] > own]
+    for side in (below, above):
+        held += [at["guidance"] for at in takewhile(_holds, side)]
+    return sorted(held)
+
+
+def _holds(at: Mapping[str, Any]) -> bool:
+    measured, by_hand = at["held-out"]["rfid"], at.get("strongest_baseline", {"rfid": WORST})["rfid"]
+    return bool(measured < WORST and measured <= by_hand)
 
 
 @dataclass
@@ -84,15 +104,16 @@ class SearchResults:
         }
 
     def _budget(self, choice: BudgetChoice, provenance: dict[str, Any]) -> dict[str, Any]:
+        by_guidance = [{"guidance": s} | self._at(figures_at(s), choice) for s in self.config.other_scales]
         return {
             "ceiling": choice.ceiling,
             **self.entry(choice.searched),  # what was measured before it had corrections for other scales
             **self.entry(choice.schedule),
             "strongest_baseline": self.entry(choice.baseline.schedule) if choice.baseline else None,
             "against_baseline": self._against(*choice.schedules()),
-            "by_guidance": [{"guidance": s} | self._at(figures_at(s), choice) for s in self.config.other_scales],
+            "by_guidance": by_guidance,
             "by_size": [{"size": str(s)} | self._at(figures_at_size(s), choice) for s in self.config.other_sizes],
-            "schedule": self._published(choice.schedule, provenance),
+            "schedule": self._published(choice.schedule, provenance, held_scales(self.config.guidance, by_guidance)),
         }
 
     def _against(self, *schedules: Schedule) -> dict[str, dict[str, float]]:
@@ -123,20 +144,21 @@ class SearchResults:
     def _by_hand(self) -> dict[str, Baseline]:
         return {baseline.schedule.digest: baseline for baselines in self.search.rivals.values() for baseline in baselines}
 
-    def _published(self, schedule: Schedule, provenance: dict[str, Any]) -> dict[str, Any]:
-        """The schedule as it goes to the registry: what it costs at the model's own size, and does to held-out images."""
+    def _published(self, schedule: Schedule, provenance: dict[str, Any], scales: Sequence[float]) -> dict[str, Any]:
+        """The schedule as it goes to the registry: what it costs at the model's own size, and does to held-out images.
+
+        scales: of guidance, at which it holds.
+        """
         evaluation = self.ledger.get(EvaluationTask("held-out", schedule, fitting=False))
         assert evaluation is not None, "what is chosen is evaluated before the results are written"
         measurement, objective, model = evaluation.measurement, self.evaluator.objective("held-out"), self.evaluator.model
         program, rows = model.compile(schedule), objective.rows
-        own = self.config.guidance
-        scales = sorted({own, *(fitted.guidance for fitted in schedule.scaled_corrections or ())})
         described = schedule.model_copy(
             update={
                 "validated": Validated(
                     sizes=(self.config.size or model.image_size, *self.config.other_sizes),
                     guidance=tuple(scales),
-                    default_guidance=own if len(scales) > 1 else None,
+                    default_guidance=self.config.guidance if len(scales) > 1 else None,
                 ),
                 "cost": Cost(
                     macs=model.macs.of_program(program, rows),

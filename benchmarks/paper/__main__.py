@@ -39,7 +39,7 @@ def run(
     teacher_steps: Annotated[int | None, typer.Option(min=4, max=900, help="Steps of the teacher [default: 50].")] = None,
     guidance: Annotated[
         float | None,
-        typer.Option(help="Scale [default: the model's own, or 1 without prompts]."),
+        typer.Option(help="Scale [default: the model's own]."),
     ] = None,
     features: Annotated[Path | None, typer.Option(help="Features [default: MODEL/features, else MODEL/clip].")] = None,
     real: Annotated[

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engine.guidance import OFF, meant
+from engine.guidance import meant
 from engine.loading import usual
 from registry.errors import NotFound
 
@@ -45,7 +45,7 @@ class Subject:
             prompts if prompts.is_file() else None,
             looks,
             real or (own_real if own_real.is_file() else None),
-            meant(guidance) if guidance is not None else usual(model).guidance if prompts.is_file() else OFF,
+            usual(model).guidance if guidance is None else meant(guidance),
         )
 
 

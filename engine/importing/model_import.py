@@ -103,7 +103,7 @@ def import_model(options: ImportOptions) -> Imported:
             save_weights(changed, folder / name / WEIGHTS[name in TOKENIZERS])
         what = _what(source)
         notes = tuple(_notes(source, loras, leftovers))
-        guidance = card_guidance(source.folder.root).scale if isinstance(source, PipelineFolder) else None
+        guidance = _card(source)
         write_card(folder, options.out.absolute().name, what, _sources(source, vae, loras), options.command(), notes, guidance)
     return Imported(what, notes, Folder(options.out).fingerprint())
 
@@ -146,6 +146,14 @@ def _origin(source: ImportSource, vae: TensorFile | None, name: str) -> tuple[Pa
     if vae is not None and name == "vae":
         return vae.path, "vae"
     return source.folder.root if isinstance(source, PipelineFolder) else source.files[0].path, "source"
+
+
+def _card(source: ImportSource) -> float | None:
+    """The usual guidance of the folder that is imported, or that a single file is like, where its card says one."""
+    if isinstance(source, SingleFile):
+        return card_guidance(source.config.root).scale if source.config else None
+    assert isinstance(source, PipelineFolder)
+    return card_guidance(source.folder.root).scale
 
 
 def _what(source: ImportSource) -> str:

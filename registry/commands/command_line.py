@@ -101,7 +101,7 @@ def command_line(help: str, epilog: str = EXIT_CODES) -> typer.Typer:
 
 def run_command(main: Callable[..., int | None]) -> None:
     """Run a function as a program: its parameters are typer's options, its errors one line, what it returns the exit code."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app = typer.Typer(rich_markup_mode="markdown", add_completion=False, pretty_exceptions_enable=False)
     app.command(cls=OneLineErrorsCommand)(main)
     app()
 

@@ -56,7 +56,7 @@ def evaluate(
 
     document, wanted = Schedule.parse(schedule.read_bytes()), usual(model, name).guidance
     own = default_scale(document, wanted)
-    scale = guidance_scale(guidance, wanted if own is None else own, prompts)
+    scale = guidance_scale(guidance, wanted if own is None else own)
     loaded, looks = opened(str(model), device, dtype, name, compiled), extractor(features or bundled(model), device)
     texts = prompts_of(prompts, loaded.prompts)
     sample = fresh(texts if all_prompts else halves(texts)[1], images, seed)

@@ -8,14 +8,12 @@ from typing import Annotated
 import typer
 
 from engine.compile_choice import CompileChoice
-from engine.guidance import MAX_SCALE, OFF, meant
+from engine.guidance import MAX_SCALE, meant
 from registry.errors import InvalidInput
 
 Run = Annotated[Path, typer.Argument(help="The run folder.")]
 ModelName = Annotated[str | None, typer.Option(help="What schedules call the model [default: made of its folder's name].")]
-Guidance = Annotated[
-    float | None, typer.Option(help="Scale, 0 to 30; 1 or less is off [default: the model's own, or 1 without --prompts].")
-]
+Guidance = Annotated[float | None, typer.Option(help="Scale, 0 to 30; 1 or less is off [default: the model's own].")]
 Sizes = Annotated[
     list[str] | None,
     typer.Option("--size", help="WIDTHxHEIGHT in pixels; repeat: the first one decides [default: the model's own]."),
@@ -29,12 +27,9 @@ FEATURES_HELP = "A CLIP or classifier folder, or FID's InceptionV3 weights [defa
 Registry = Annotated[str, typer.Option(envvar="FLEXI_REGISTRY", help="A folder or s3://bucket/prefix.")]
 
 
-def guidance_scale(asked: float | None, usual: float, prompts: Path | None) -> float:
-    """The guidance scale that was asked for, else the usual one, or none without prompts.
-
-    Raises `InvalidInput` outside of the limits.
-    """
-    scale = asked if asked is not None else usual if prompts else OFF
+def guidance_scale(asked: float | None, usual: float) -> float:
+    """The guidance scale that was asked for, else the usual one. Raises `InvalidInput` outside of the limits."""
+    scale = usual if asked is None else asked
     if not 0 <= scale <= MAX_SCALE:
         raise InvalidInput(f"must be from 0 to {MAX_SCALE:g}, got {scale:g}", param="guidance")
     return meant(scale)

@@ -18,7 +18,7 @@ from search_jobs.report.run import FinishedRun
 from search_jobs.report.samples import all_targets, one_target
 from search_jobs.report.strips import strips
 from search_jobs.report.style import DPI, save
-from search_jobs.report.table import elsewhere, lines
+from search_jobs.report.table import elsewhere, lines, scales_lost
 from search_jobs.report.verdict import sentence, summary
 
 PAGE = "report.html"
@@ -56,6 +56,8 @@ def _html(run: FinishedRun, pictures: Mapping[str, Path]) -> str:
         summary=summary(run.shown, report),
         sentences=[(target, sentence(target)) for target in run.targets],
         lines=lines(run),
+        held_out=run.held_out,
+        lost=scales_lost(run),
         elsewhere=[(title, rows) for title, by in ELSEWHERE.items() if (rows := elsewhere(run, by))],
         compared=EqualCostComparison.of(run.compared) if run.compared else None,
         facts=_facts(report),

@@ -46,6 +46,12 @@ class FinishedRun:
         """Steps of the teacher: what a schedule's computed steps are out of."""
         return int(self.report["teacher"]["schedule"]["solver"]["teacher_steps"])
 
+    @property
+    def held_out(self) -> str:
+        """What of the held-out images the search has not seen: their noise, and of a model that reads prompts those, too."""
+        several = self.report.get("prompts", {}).get("prompts", 2) > 1  # which old reports do not say
+        return "other prompts and other noise" if several else "other noise"
+
     @cached_property
     def compared(self) -> dict[str, Any] | None:
         """compare.json: this search against every family of baselines and other searches, if that was measured."""

@@ -14,7 +14,7 @@ from search_jobs.report.figures import decimals, figure, interval, macs
 from search_jobs.report.run import FinishedRun
 from search_jobs.report.targets import CostTarget, Entry
 
-TITLE = "Held-out: {} images, other prompts and other noise than the search's"
+TITLE = "Held-out: {} images, {} than the search's"
 
 
 class TableLine(NamedTuple):
@@ -44,7 +44,7 @@ def lines(run: FinishedRun) -> list[TableLine]:
 
 def table(run: FinishedRun) -> Table:
     """The table for the terminal; it fits 110 columns."""
-    title = TITLE.format(run.report["config"]["heldout"])
+    title = TITLE.format(run.report["config"]["heldout"], run.held_out)
     grid = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for column in ("tier", "ceiling", "schedule"):
         grid.add_column(column, no_wrap=column != "schedule", overflow="fold")
@@ -75,18 +75,37 @@ def at_other_scales(run: FinishedRun) -> Table | None:
             both = (at.get("held-out"), at.get("strongest_baseline"))
             cells.append(" / ".join(figure(held["rfid"]) for held in both if held))
         grid.add_row(Text(target.label), *cells)
+    if lost := scales_lost(run):
+        said = "; ".join(f"{tier} {', '.join(f'{scale:g}' for scale in scales)}" for tier, scales in lost.items())
+        grid.caption, grid.caption_justify = Text(f"Left out of what a tier is validated for: {said}"), "left"
     return grid
 
 
+def scales_lost(run: FinishedRun) -> dict[str, list[float]]:
+    """By tier, the guidance scales that were measured and that its document leaves out; tiers that hold at all are left out."""
+    lost = {}
+    for target in run.targets:
+        validated = target.entry["schedule"].get("validated") or {}
+        measured = [at["guidance"] for at in target.entry.get("by_guidance", ())]
+        if scales := [scale for scale in measured if scale not in validated.get("guidance", measured)]:
+            lost[target.label] = scales
+    return lost
+
+
 def elsewhere(run: FinishedRun, by: str) -> list[tuple[str, list[tuple[str, str]]]]:
-    """What held at other sizes or scales: (tier, [(where, rFID and PSNR there / by hand)]). by: `by_size`, `by_guidance`."""
-    rows = []
+    """What was measured at other sizes or scales: (tier, [(where, rFID and PSNR there / by hand)]).
+
+    by: `by_size`, `by_guidance`.
+    """
+    rows, lost = [], scales_lost(run)
     for target in run.targets:
         cells = []
         for at in target.entry.get(by, ()):
             held = [figures for name in ("held-out", "strongest_baseline") if (figures := at.get(name))]
             where = at["size"] if by == "by_size" else f"{at['guidance']:g}"
-            cells.append((where, " / ".join(f"{figure(one['rfid'])}, {decimals(one['psnr'], 1)} dB" for one in held)))
+            left_out = by == "by_guidance" and at["guidance"] in lost.get(target.label, ())
+            figures = " / ".join(f"{figure(one['rfid'])}, {decimals(one['psnr'], 1)} dB" for one in held)
+            cells.append((where, figures + " (not validated)" * left_out))
         if cells:
             rows.append((target.label, cells))
     return rows

@@ -17,7 +17,7 @@ class DefaultGuidance:
         self._set = wanted
         self._usual = model.usual_guidance
         without = model.few_steps and not model.embeds_guidance  # as distilled models do
-        self._wanted = self._usual if wanted is None and without else wanted and meant(wanted)
+        self._wanted = OFF if wanted is None and without else wanted and meant(wanted)
         self._default_tier = default_tier
 
     def of(self, entry: ActiveSchedule) -> float:

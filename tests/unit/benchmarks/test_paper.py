@@ -190,7 +190,7 @@ def test_a_model_is_measured_with_what_lies_beside_its_weights(tmp_path: Path) -
         Subject.of(tmp_path)
     (tmp_path / "features").mkdir()
     (tmp_path / "clip").mkdir()
-    bare = Subject.of(tmp_path)
+    bare = Subject.of(tmp_path, guidance=1)
     assert (bare.features.name, bare.prompts, bare.real, bare.guidance) == ("features", None, None, 1)
     (tmp_path / "prompts.txt").touch()
     (tmp_path / "features" / "real.npz").touch()

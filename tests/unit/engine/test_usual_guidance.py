@@ -16,7 +16,7 @@ from engine.guidance import OFF, USUAL_CLASSES
 from engine.importing.model_import import ImportOptions, import_model
 from engine.loading import load, usual
 from engine.pipelines import SERVED
-from engine.usual_guidance import card_guidance, usual_guidance
+from engine.usual_guidance import CardGuidance, card_guidance, usual_guidance
 
 CARD = "---\ninference:\n  parameters:\n    guidance_scale: {}\n---\n# A model\n"
 
@@ -52,8 +52,15 @@ def test_the_bundled_models_say_theirs(name: str) -> None:
     assert usual(ROOT / "models" / name).guidance == 3.0
 
 
-def test_a_model_that_nothing_guides_has_no_scale() -> None:
-    assert load(ROOT / "models" / "glyphs-ddpm").usual_guidance == OFF
+@pytest.mark.parametrize("make", ["sd", "sdxl", "lcm", "ddpm", "ldm", "classes", "labels", "dit", "pixart"])
+def test_by_its_configurations_alone_it_has_the_scale_that_it_has_when_it_is_loaded(
+    tmp_path: Path, tiny_config: dict[str, Any], make: str
+) -> None:
+    takes_a_unet = make in ("sd", "sdxl", "lcm", "classes")
+    folder = getattr(model_folders, make)(tmp_path / make, *([tiny_config] * takes_a_unet))
+    loaded = load(folder)
+    assert usual(folder) == (loaded.few_steps, loaded.usual_guidance)
+    assert (loaded.usual_guidance > OFF) == loaded.prompts.guides
 
 
 @pytest.mark.parametrize(("written", "scale"), [("3", 3.0), ("7.5", 7.5), ("0", 0.0), ("30", 30.0), ("1e0", None)])
@@ -73,13 +80,15 @@ def test_an_impossible_scale_is_said_and_not_taken(plain: Path, written: str) ->
 
 
 @pytest.mark.parametrize("card", [b"---\na: [\n---\n", b"---\n- a\n---\n", b"\xff\xfe---", b"---\nat: 2026-99-99\n---\n"])
-def test_a_card_that_cannot_be_read_is_said_and_stops_nothing(plain: Path, card: bytes) -> None:
+def test_a_card_that_cannot_be_read_stops_nothing_and_is_for_the_log_alone(
+    plain: Path, card: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
     (plain / "README.md").write_bytes(card)
-    said = card_guidance(plain)
-    assert said.scale is None
-    assert said.notice is not None
-    assert said.notice.message.startswith("README.md cannot be read (")
-    assert "\n" not in said.notice.message
+    assert card_guidance(plain) == (None, None)
+    (said,) = caplog.messages
+    assert f"the metadata of {plain / 'README.md'} cannot be read" in said
+    assert "\n" not in said
+    assert load(plain, weights=False).notices == ()
     assert usual(plain).guidance == 7.5
 
 
@@ -91,10 +100,26 @@ def test_a_card_that_says_nothing_of_it_says_nothing(tmp_path: Path, card: str) 
 
 @pytest.mark.parametrize(
     ("said", "embedded", "distilled", "scale"),
-    [(0.0, None, True, OFF), (2.0, 8.5, True, 2.0), (None, 8.5, True, 8.5), (None, None, True, OFF), (None, None, False, 5.0)],
+    [(2.0, 8.5, True, 2.0), (None, 8.5, True, 8.5), (None, None, True, OFF), (None, None, False, 5.0), (0.0, None, False, OFF)],
 )
 def test_what_comes_first(said: float | None, embedded: float | None, distilled: bool, scale: float) -> None:
-    assert usual_guidance(said, embedded, distilled, 5.0) == scale
+    assert usual_guidance(CardGuidance(said), embedded, distilled, 5.0) == (scale, None)
+
+
+@pytest.mark.parametrize(("said", "told"), [(0.0, False), (1.0, False), (7.5, True)])
+def test_a_distilled_model_is_not_guided_because_the_card_of_the_one_it_was_made_of_says_so(said: float, told: bool) -> None:
+    scale, notice = usual_guidance(CardGuidance(said), None, distilled=True, pipeline=7.5)
+    assert scale == OFF
+    assert (notice is not None) == told
+    if notice:
+        assert (notice.code, "guidance_scale 7.5 of a distilled model" in notice.message) == ("card_guidance_ignored", True)
+
+
+def test_a_card_of_a_model_that_nothing_guides_is_nobodys_business(tmp_path: Path) -> None:
+    folder = model_folders.ddpm(tmp_path / "ddpm")
+    (folder / "README.md").write_text(CARD.format(3))
+    assert usual(folder) == (None, OFF)
+    assert load(folder, weights=False).notices == ()
 
 
 def test_an_import_of_a_folder_keeps_what_its_card_says(plain: Path, tmp_path: Path) -> None:

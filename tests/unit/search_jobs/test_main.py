@@ -108,7 +108,6 @@ def test_run_asks_of_a_distilled_model_what_it_was_taught_unless_told_otherwise(
     folder, asked = tmp_path / name, list[JobConfig]()
     shutil.copytree(MODEL, folder)
     if name != "emoji64":
-        (folder / "README.md").unlink()  # whose card says emoji64's scale
         model_folders.change(folder / "scheduler" / "scheduler_config.json", timestep_spacing="trailing")
 
     def job(config: JobConfig, *_: object) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from schedule_strategies import schedule
 from scipy.linalg import sqrtm
+from server_model import FakeText
 
 from engine.model import Model
 from engine.prompts import ClassPrompts, NoPrompts
@@ -184,6 +185,8 @@ def test_without_a_file_all_classes_are_drawn_or_nothing_twice(tmp_path: Path) -
     assert prompts_of(None, cats) == ["0", "cat"]
     assert prompts_of("", replace(cats, count=1)) == ["0", "0"], "to be split"
     assert prompts_of(None, NoPrompts()) == ["", ""]
+    with pytest.raises(InvalidInput, match=r"^prompts: the model draws texts"):
+        prompts_of(None, FakeText())
     (tmp_path / "prompts.txt").write_text("cat\n0\n")
     assert prompts_of(tmp_path / "prompts.txt", cats) == ["cat", "0"]
 

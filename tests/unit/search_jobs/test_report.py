@@ -30,6 +30,7 @@ from search_jobs.report.compare import EqualCostComparison
 from search_jobs.report.figures import figure, interval, macs, power
 from search_jobs.report.front import front
 from search_jobs.report.strips import cells
+from search_jobs.report.table import at_other_scales
 from search_jobs.report.targets import CostTarget, targets
 from search_jobs.report.verdict import sentence, summary, verdict
 
@@ -195,13 +196,42 @@ def test_the_page_says_what_held_at_other_sizes_and_scales_and_nothing_where_the
     elsewhere = {"held-out": there, "strongest_baseline": by_hand}
     for entry in (report["tiers"]["best"], report["budgets"][2]):
         entry["by_size"] = [{"size": "512x768"} | elsewhere, {"size": "64x96", "held-out": there}]
-        entry["by_guidance"] = [{"guidance": 7.5} | elsewhere]
+        entry["by_guidance"] = [
+            {"guidance": 5.0} | elsewhere,
+            {"guidance": 7.5, "held-out": by_hand, "strongest_baseline": there},
+        ]
+        entry["schedule"]["validated"] = {"sizes": [[64, 64]], "guidance": [3.0, 5.0], "default_guidance": 3.0}
     folder = kept(tmp_path / "run", report)
     write(read(folder))
     text = Page(folder / "report.html").text
-    for expected in ("At every other size", "512x768", "64x96", "0.0777, 30.2 dB / 0.999, 30.2 dB", "guidance scale", "7.5"):
+    for expected in (
+        "At every other size",
+        "512x768",
+        "64x96",
+        "0.0777, 30.2 dB / 0.999, 30.2 dB",
+        "guidance scale",
+        "0.999, 30.2 dB / 0.0777, 30.2 dB (not validated)",
+    ):
         assert expected in text
+    assert text.count("dB (not validated)") == 1
     assert "At every other" not in Page(run / "report.html").text
+
+
+def test_the_table_says_at_which_guidance_scales_a_tier_is_not_validated(tmp_path: Path) -> None:
+    report = document()
+    report["config"]["scaled"] = 2
+    assert at_other_scales(read(kept(tmp_path / "before", report))) is None
+    there, by_hand = measured(0.0777, 0.07, 0.08, 0.3), measured(0.999, 0.9, 1.1, 0.31)
+    for entry in (*report["tiers"].values(), *report["budgets"]):
+        entry["by_guidance"] = [{"guidance": 7.5, "held-out": by_hand, "strongest_baseline": there}]
+        entry["schedule"]["validated"] = {"sizes": [[64, 64]], "guidance": [3.0, 7.5], "default_guidance": 3.0}
+    scales = at_other_scales(read(kept(tmp_path / "all", report)))
+    assert scales is not None
+    assert scales.caption is None
+    report["tiers"]["best"]["schedule"]["validated"]["guidance"] = [3.0]
+    scales = at_other_scales(read(kept(tmp_path / "one", report)))
+    assert scales is not None
+    assert str(scales.caption) == "Left out of what a tier is validated for: best 7.5"
 
 
 def test_what_others_wrote_is_text_and_never_markup(run: Path) -> None:

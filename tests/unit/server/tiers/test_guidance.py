@@ -79,7 +79,6 @@ def test_a_distilled_model_is_not_guided_unless_it_was_validated_so_or_somebody_
     assert defaults(distilled, {})[0] == {"reference": 1.0}
     assert defaults(distilled, {"best": (1.5,)})[0] == {"best": 1.5, "reference": 1.0}
     assert defaults(distilled, {}, wanted=2.0)[0] == {"reference": 2.0}
-    assert defaults(replace(model, few_steps=4, usual_guidance=1.5), {})[0] == {"reference": 1.5}, "as its card says"
 
 
 def test_the_teacher_that_is_made_up_has_a_distilled_models_steps_and_solver_and_another_wish_is_said(model, caplog):
