@@ -25,7 +25,7 @@ serve: $(VENV)/.runtime ## serve a bundled model (MODEL=…), or several (MODELS
 search: $(VENV)/.runtime ## a longer search than the demo's, into .flexi/runs/MODEL, published to .flexi/registry
 	$(BIN)/python -m examples.search --model $(MODEL)
 
-paper: $(VENV)/.runtime ## the paper's table on every bundled model, into .flexi/paper and docs/results.md (hours; resumes; OPTIONS=--quick: minutes)
+paper: $(VENV)/.runtime ## the paper's table on every bundled model, into .flexi/paper and docs/results.md (hours; resumes; OPTIONS=--quick: minutes, and all into .flexi/paper)
 	$(BIN)/python -m benchmarks.paper run $(OPTIONS)
 
 test: $(VENV)/.dev node_modules/.installed $(CLIENTS) ## the whole test suite (14 to 31 minutes on 2 cores); JOBS=1 one file after the other

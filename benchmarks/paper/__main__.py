@@ -18,9 +18,12 @@ from registry.errors import InvalidInput
 app = command_line(help="The paper's table, in small: measure it, and write its page.")
 err = Console(stderr=True)
 
-OUT = Path(".flexi/paper")
+OUT, DOCS = Path(".flexi/paper"), Path("docs")
 Out = Annotated[Path, typer.Option("--out", file_okay=False, help="What is measured, a folder for each model.")]
-Docs = Annotated[Path, typer.Option(file_okay=False, help="Where results.md and its pictures go.")]
+Docs = Annotated[
+    Path | None,
+    typer.Option(file_okay=False, help="Where results.md and its pictures go [default: docs; with --quick what is measured]."),
+]
 
 
 @app.command()
@@ -45,7 +48,7 @@ def run(
     real: Annotated[
         Path | None, typer.Option(help="A folder of real pictures, or a file of their features [default: FEATURES/real.npz].")
     ] = None,
-    docs: Docs = Path("docs"),
+    docs: Docs = None,
     device: str = "cpu",
     dtype: str = "float32",
 ) -> None:
@@ -56,7 +59,7 @@ def run(
     from models.bundled import BUNDLED, MODELS
     from search_jobs.progress import ProgressBars
 
-    usual = QUICK if quick else FULL
+    usual, pages = QUICK if quick else FULL, docs or (to if quick else DOCS)
     steps = teacher_steps or usual.teacher_steps
     effort = replace(usual, images=images or usual.images, seeds=seeds or usual.seeds, teacher_steps=steps)
     if (features or real) and len(model or ()) != 1:
@@ -71,8 +74,8 @@ def run(
         with ProgressBars(err) as bars:
             place = to / (subject.name if not quick else f"{subject.name}-quick")
             ModelTable(subject, effort, place, bars, command.strip(), device, dtype).run()
-        write(to, docs)
-    print(write(to, docs))
+        write(to, pages)
+    print(write(to, pages))
 
 
 def _without(arguments: Sequence[str], *options: str) -> list[str]:
@@ -87,11 +90,11 @@ def _without(arguments: Sequence[str], *options: str) -> list[str]:
 
 
 @app.command()
-def page(to: Out = OUT, docs: Docs = Path("docs")) -> None:
+def page(to: Out = OUT, docs: Docs = None) -> None:
     """Write the page of what is measured so far."""
     from benchmarks.paper.page import write
 
-    print(write(to, docs))
+    print(write(to, docs or DOCS))
 
 
 if __name__ == "__main__":

@@ -26,8 +26,8 @@ Entry = Mapping[str, Any]
 
 HEAD = """# Results
 
-Fidelity at five costs, of everything that could be there instead. `make paper` writes this page (or `python -m benchmarks.paper
-page`) from what it measured; nothing in it is typed by hand, and what was not measured says so.
+Fidelity at five costs, of ours and of the kinds of schedules below that could be there instead. `make paper` writes this page
+(or `python -m benchmarks.paper page`) from what it measured; nothing in it is typed by hand, and what was not measured says so.
 
 **Speed-up** is in MACs of the network, a UNet or a transformer: 5.1× is at most 1/5.1 of the teacher's. 2.6× and 5.1× are what
 Flexiffusion's paper (arXiv 2409.17566) says of LDM-4-G and of Stable Diffusion v1.5 at nearly equal quality. **rFID** is the
@@ -36,10 +36,11 @@ the Fréchet distance to real images that no training saw. Distances compare onl
 images. Every set of images has the same noise, and no schedule was chosen on it. Prompts are those that no search saw; of a
 model with real images all its classes, for the real ones are of all.
 
-What is **set by hand** is the best that a user can set: the most steps that the cost affords, or fewer where those are better;
+What is **set by hand** is the best of these kinds: the most steps that the cost affords, or fewer where those are better;
 caching of a UNet's four cheapest branches, on the teacher's steps at the smallest interval that the cost affords, on fewer
 steps at intervals of 2, 3, 4, 5, 6, 8 and 10; all of it as the makers set the solver, the best of it with all three timestep
-spacings and on Karras' levels too, and clipping where the makers clip. A transformer's partial steps compute the first n and
+spacings and on Karras' levels too, and clipping where the makers clip. Other solvers (UniPC, DEIS, Heun), merged tokens and
+caches that decide while they run are not among them. A transformer's partial steps compute the first n and
 the last m blocks (**n+m**) and reuse the residual of the others, with n and m of 0, 1, 2, 4 and 8 as far as its blocks go:
 first-block cache at a fixed interval is 1+0, DBCache's fixed masks are n+0 and n+n, NVIDIA's static defaults are 0+m. A
 **Taylor forecast** (TaylorSeer, arXiv 2503.06923) adds, at 0+0, at each n+0 and at every interval, not the last residual but
@@ -50,15 +51,20 @@ dynamic programming chooses by the errors of the solver's own steps along the te
 (arXiv 2503.21774) do, from the teacher's first step on; late steps count in four ways. Our searches begin with timesteps that
 are chosen so by the errors of corrected steps.
 **The paper's space** is the literal one (partial steps directly after full ones, no timesteps or corrections of their own),
-searched as ours is, and then tried in every setting of its solver. Of several searches the table shows the middle one by rFID
+searched as ours is, and then tried in every setting of its solver: what such a search finds, not the best that the space
+holds, and here and there a schedule set by hand that lies in it is better. **Ours** has timesteps of its own and corrections
+fitted in closed form, which no rival has, beside the choice of full, partial and null steps; where it has no partial steps
+(n+0 in the table of schedules), all of its gain is theirs. Of several searches the table shows the middle one by rFID
 on these images, and the lowest and highest in parentheses.
 All of these choose as a search does, by how far images' features lie from those of the teacher's image of the same noise, on
 noise of their own; none of the figures here decides anything.
 
-Intervals are 95 % bootstrap intervals, paired by noise: where that of a ratio excludes 1, the two differ. For few images those
-of distances to real are too wide. So whether a schedule is worse than the teacher is decided by a permutation test, which
-exchanges its images with the teacher's of the same noise: **p** says how often they then differ as much. There are dozens of
-tests, and one in twenty finds a difference by chance.
+Intervals are 95 % bootstrap intervals, paired by noise: where that of a ratio excludes 1, the two differ. They speak of these
+two schedules on other images; another search finds another schedule. For few images those of distances to real are too wide.
+So whether a schedule is worse than the teacher is decided by a permutation test, which exchanges its images with the teacher's
+of the same noise: **p** says how often they then differ as much, to about a hundredth. There are dozens of tests: by chance one
+in twenty finds a difference, and one in forty one for the worse. Few images show large harm only, so that nothing is found says
+little, of ours as of a rival.
 """
 
 OLDER = """**Older figures**: those of {models} were measured before rivals might cache at longer intervals or be what is best
@@ -153,6 +159,8 @@ def _model(summary: Summary, picture: str) -> Iterator[str]:
         yield "There are no real images at hand for this model, so no distance to any.\n"
     yield _table("rFID of ours over this one's", summary, lambda entries: _paired(entries, "ours_over_this", RFID), (OURS,))
     if about["real"]:
+        title = "Distance to real images, ours over this one's"
+        yield _table(title, summary, lambda entries: _paired(entries, "ours_over_this", REAL), (OURS,))
         yield _table(
             "Distance to real images, less the teacher's", summary, lambda entries: _paired(entries, "less_teacher", REAL)
         )
@@ -196,14 +204,15 @@ def _differences(summary: Summary) -> str:
     measures = ["distance to real images"] * about["real"] + [about["score"]] * bool(about["score"])
     lines = [
         f"Worse than the teacher: in quality, where {' or '.join(measures) or 'a score'} differs from the teacher's in the "
-        f"wrong direction with p < {CHANCE:g}; to the eye, where PSNR is below {EYE:g} dB.\n",
-        "| | in quality, at | to the eye, at |\n|---|---|---|",
+        f"wrong direction with p < {CHANCE:g}; to the eye, where PSNR is below {EYE:g} dB. Different in quality, where one of "
+        "them differs in any direction.\n",
+        "| | worse in quality, at | different in quality, at | worse to the eye, at |\n|---|---|---|---|",
     ]
     for kind in _kinds(summary):
         entries = [entry for entry in summary["entries"] if entry["kind"] == kind and entry["middle"]]
         last = max((entry["speedup"] for entry in entries), default=0.0)  # of some kinds there is nothing as cheap
-        quality, eye = (", ".join(f"{speedup:g}×" for speedup in at) or f"none up to {last:g}×" for at in differences(entries))
-        cells = (quality if measures else NONE, eye) if entries else (NOT_MEASURED, NOT_MEASURED)
+        said = [", ".join(f"{speedup:g}×" for speedup in at) or f"none up to {last:g}×" for at in differences(entries)]
+        cells = [*(said[:2] if measures else [NONE] * 2), said[2]] if entries else [NOT_MEASURED] * 3
         lines.append(f"| {kind} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

@@ -43,7 +43,7 @@ def generate(
     seed: Annotated[int, typer.Option(help="Of the first image; the next ones count up.")] = 0,
     guidance: Annotated[
         float | None,
-        typer.Option(help="Classifier-free guidance; 1 or less is off [default: where the schedule was validated, 7.5, or 1]."),
+        typer.Option(help="Classifier-free guidance; 1 or less is off [default: the schedule's, or the model's own]."),
     ] = None,
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels [default: the model's own].")] = None,
     image: Annotated[Path | None, typer.Option(help="A picture to start from; its transparent parts are painted anew.")] = None,

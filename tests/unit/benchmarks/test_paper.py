@@ -308,12 +308,14 @@ def entry(speedup: float, less: float | None, p: float = 0.01, psnr: float = 40.
 
 
 def test_images_differ_where_a_difference_in_the_wrong_direction_is_none_of_chance() -> None:
-    assert differences([entry(2, 0.1, 0.3), entry(5, 0.1), entry(8, 0.2)]) == ([5, 8], [])
-    assert differences([entry(2, -1), entry(5, 0.0)]) == ([], []), "nearer than the teacher is no fault"
-    assert differences([entry(8, 0.1, psnr=20.0), entry(2, None, psnr=29.9)]) == ([8], [2, 8])
+    assert differences([entry(2, 0.1, 0.3), entry(5, 0.1), entry(8, 0.2)]) == ([5, 8], [5, 8], [])
+    assert differences([entry(2, -1), entry(5, 0.0, 0.9)]) == ([], [2], []), (
+        "nearer than the teacher is no fault, but different"
+    )
+    assert differences([entry(8, 0.1, psnr=20.0), entry(2, None, psnr=29.9)]) == ([8], [8], [2, 8])
     worse = {"speedup": 2, "figures": {"psnr": {"value": 50}}, "less_teacher": {"score": {"value": -3, "p": 0.04}}}
-    assert differences([worse]) == ([2], [])
-    assert differences([{"speedup": 3, "figures": {}, "less_teacher": {}}]) == ([3], [3]), "not finite"
+    assert differences([worse]) == ([2], [2], [])
+    assert differences([{"speedup": 3, "figures": {}, "less_teacher": {}}]) == ([3], [3], [3]), "not finite"
 
 
 def test_the_command_that_the_page_tells_says_nothing_of_where_things_went() -> None:
