@@ -15,8 +15,9 @@ from pydantic import ValidationError
 from registry.document import first_fault
 from registry.errors import InvalidInput
 from registry.files import replace_file
-from registry.schedule import Schedule
+from registry.schedule import Schedule, SolverName
 from search_jobs.baselines import Baseline, Baselines
+from search_jobs.best_timesteps import BestTimesteps
 from search_jobs.choice import at_scales, choices
 from search_jobs.config import PACE, JobConfig
 from search_jobs.dask_executor import DaskExecutor
@@ -101,12 +102,14 @@ class Job:
 
     def search(self, evaluations: Evaluations) -> Search:
         """The search. Where its space has timesteps, it knows the best ones on the path of the images that corrections are
-        fitted on."""
-        space = self.space
+        fitted on, and where corrections are fitted, those of each solver's own steps as well."""
+        space, own = self.space, dict[SolverName, BestTimesteps]()
         if space.retime:
-            solver = None if self.config.correct else space.levels.plain_solver
-            space = replace(space, best=self.evaluator.objective(FITTED[-1]).best_timesteps(solver))
-        return Search(self.config, space, evaluations, self.cost)
+            best_for = self.evaluator.objective(FITTED[-1]).best_timesteps
+            space = replace(space, best=best_for(None if self.config.correct else space.levels.plain_solver))
+            named = solvers(self.evaluator.model) if self.config.correct and space.best else ()
+            own = {name: best for name in named if (best := best_for(name))}
+        return Search(self.config, space, evaluations, self.cost, own)
 
     def by_hand(self) -> dict[float, list[Baseline]]:
         """The baselines of each budget."""

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from math import inf
 
 from engine.model import Model
-from registry.schedule import Schedule
+from registry.schedule import Schedule, SolverName
 from search_jobs.baselines import Baseline
+from search_jobs.best_timesteps import BestTimesteps
 from search_jobs.config import JobConfig
 from search_jobs.distilled import solvers
 from search_jobs.evaluations import Evaluations
@@ -16,6 +17,7 @@ from search_jobs.optimiser import Evolution
 from search_jobs.screening import screened, strongest
 from search_jobs.space import LATE, Space
 
+PLAIN_LATE = LATE[:2]  # what late steps count where steps are the solver's own: one more than alike
 LARGER = 2  # times a generation are the first children: most of what can be set by hand is several by its timesteps
 
 
@@ -44,17 +46,28 @@ def space_of(model: Model, config: JobConfig) -> Space:
 class Search:
     """Finds the best schedules of each budget: `by_hand` first, then `run`.
 
-    rivals: of each budget the strongest baselines, the best first. It decides by its space, with the teacher's path in it, by
+    rivals: of each budget the strongest baselines, the best first. plain: of each budget the best uncorrected schedule at
+    timesteps of its own, if any. It decides by its space, with the teacher's path in it, by
     what it measures and by its configuration alone, so one that was killed and finds all of that again takes the same way.
     """
 
-    def __init__(self, config: JobConfig, space: Space, evaluations: Evaluations, cost_of: Callable[[Schedule], float]) -> None:
+    def __init__(
+        self,
+        config: JobConfig,
+        space: Space,
+        evaluations: Evaluations,
+        cost_of: Callable[[Schedule], float],
+        own: Mapping[SolverName, BestTimesteps] | None = None,
+    ) -> None:
+        """own: the best timesteps for the steps of these solvers, as they are without corrections."""
+        self.own = own or {}
         self.config, self.space, self.evaluations = config, space, evaluations
         self.ladder = Ladder(config, space, evaluations)
         self.evolution = Evolution(
             space, lambda genome: cost_of(space.schedule(genome)), config.ceilings, config.population, config.seed
         )
         self.rivals: dict[float, list[Baseline]] = {}
+        self.plain: dict[float, list[Schedule]] = {}
 
     def by_hand(self, every: Mapping[float, Sequence[Baseline]]) -> None:
         """Find the strongest of each budget's baselines. The best are the first children.
@@ -64,11 +77,31 @@ class Search:
         """
         ranked = screened(self.evaluations, every)
         self.rivals = strongest(self.evaluations, ranked)
+        self.plain = self._plain(every)
         for baselines in ranked.values():
             genomes = [genome for baseline in baselines if (genome := self.space.adopt(baseline.schedule)) is not None]
             children = [self.space.retimed(genome, late) for genome in genomes for late in LATE]
             children[1:1] = genomes[:1]
             self.evolution.initial += list(dict.fromkeys(children))[: max(1, LARGER * self.config.population // len(every))]
+
+    def _plain(self, every: Mapping[float, Sequence[Baseline]]) -> dict[float, list[Schedule]]:
+        """Of each budget the best schedule of full steps alone at the best timesteps for its solver's own steps, uncorrected.
+
+        Corrections bring latents nearer to the teacher's, and images mostly. Of very few steps those do not always follow.
+        """
+        groups = {
+            budget: [
+                Schedule.model_validate(one.schedule.model_dump() | {"timesteps": timesteps})
+                for one in baselines
+                if not one.schedule.branches and (own := self.own.get(one.schedule.solver.name))
+                for late in PLAIN_LATE
+                if (timesteps := own.chosen(one.schedule.computed, late))
+            ]
+            for budget, baselines in every.items()
+        }
+        of_all = [schedule for schedules in groups.values() for schedule in schedules]
+        losses = self.evaluations.losses("uncorrected, screen", "screen", of_all) if of_all else {}
+        return {budget: sorted(group, key=lambda one: losses[one.digest])[:1] for budget, group in groups.items()}
 
     def run(self) -> None:
         """All generations of the configuration, or those until somebody interrupts one; the first must be whole."""
@@ -90,6 +123,9 @@ class Search:
         return len(children)
 
     def finalists(self) -> dict[float, list[Schedule]]:
-        """The best schedules of each budget, with their corrections, the best first."""
+        """The best schedules of each budget, with their corrections, the best first; the best one without comes last."""
         fitted, best, count = self.ladder.fitted, self.evolution.best, self.config.finalists
-        return {budget: [fitted[point.genome] for point in best(budget)[:count]] for budget in self.config.ceilings}
+        return {
+            budget: [*(fitted[point.genome] for point in best(budget)[:count]), *self.plain.get(budget, ())]
+            for budget in self.config.ceilings
+        }

@@ -1,5 +1,6 @@
 """The search on a toy whose losses are known: what can be set by hand comes first, and each schedule is measured once."""
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import model_folders
 import numpy as np
+import pytest
 from places import ROOT
 from typing_extensions import override
 
@@ -28,7 +30,7 @@ from search_jobs.measurement import Measurement
 from search_jobs.objective import Evaluation
 from search_jobs.prefix_caching import MacsSpent
 from search_jobs.screening import PATTERNS, RIVALS
-from search_jobs.search import LARGER, Search, space_of
+from search_jobs.search import LARGER, PLAIN_LATE, Search, space_of
 from search_jobs.space import LATE, Space
 from search_jobs.stages import stages
 
@@ -97,11 +99,13 @@ class Silent:
     def advance(self, images: int) -> None: ...
 
 
-def search(folder: Path, config: JobConfig = CONFIG, space: Space = SPACE) -> tuple[Search, Toy]:
+def search(
+    folder: Path, config: JobConfig = CONFIG, space: Space = SPACE, own: Mapping[SolverName, BestTimesteps] | None = None
+) -> tuple[Search, Toy]:
     folder.mkdir(exist_ok=True)
     toy = Toy()
     evaluations = Evaluations(Ledger(folder / "ledger.jsonl"), toy, stages(config, ["a", "b"]), Silent())
-    return Search(config, space, evaluations, cost_of), toy
+    return Search(config, space, evaluations, cost_of, own), toy
 
 
 def test_each_pattern_is_screened_and_the_best_of_them_in_every_setting(tmp_path: Path) -> None:
@@ -206,6 +210,48 @@ def test_a_tier_is_the_best_of_the_finals_by_hand_or_not(tmp_path: Path) -> None
         assert choice.schedule == choice.baseline.schedule
 
 
+def even(points: int) -> BestTimesteps:
+    """Along a path on which a step costs the square of its length: the best timesteps are even."""
+    errors = np.full((points + 1, points, points + 1), np.inf)
+    for before in range(-1, points):
+        for at in range(before + 1, points):
+            errors[before + 1, at, at + 1 :] = (np.arange(at + 1, points + 1) - at) ** 2
+    return BestTimesteps([1000 - 50 * i for i in range(points)], np.linspace(0, 1, points + 1), errors)
+
+
+@pytest.mark.parametrize("plain_loss", [0.0, 1000.0])
+def test_an_uncorrected_schedule_at_the_best_timesteps_of_its_solver_is_a_finalist_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plain_loss: float
+) -> None:
+    """Of full steps alone, the best of each budget, and it takes the tier where it is better than what was found."""
+
+    usual = loss_of
+
+    def loss(schedule: Schedule) -> float:
+        return plain_loss if schedule.timesteps and not schedule.corrections else usual(schedule)
+
+    monkeypatch.setattr(sys.modules[__name__], "loss_of", loss)
+    solver, every = Solver(name="ddim", teacher_steps=4, spacing="trailing"), by_hand()
+    four = Schedule(model=MODEL, solver=solver, segments=(Segment(),) * 4)
+    every[0.2].append(Baseline("fewer-step ddim", "4 steps ddim", four))
+    one, _ = search(tmp_path, own={"ddim": even(20)})
+    one.by_hand(every)
+    assert one.plain[0.4] == [], "no schedule of full steps alone was among these"
+    (plain,) = one.plain[0.2]
+    assert (plain.segments, plain.solver, plain.corrections) == (four.segments, four.solver, None)
+    assert plain.timesteps in {even(20).chosen(4, late) for late in PLAIN_LATE}
+    one.run()
+    assert one.finalists()[0.2][-1] == plain
+    cheap, dear = choices(one.evaluations, one.finalists(), one.rivals)
+    assert (cheap.schedule == plain) == (plain_loss == 0)
+    assert dear.schedule.corrections is not None
+    without, _ = search(tmp_path / "without")
+    without.by_hand(every)
+    without.run()
+    assert without.plain == {0.2: [], 0.4: []}
+    assert without.evolution.history == one.evolution.history, "what the search finds does not depend on it"
+
+
 def test_the_space_has_one_solver_where_corrections_make_them_alike_and_else_both(model: Model, tmp_path: Path) -> None:
     assert space_of(model, CONFIG).solvers == ("ddim",)
     for change in ("correct", "retime"):
@@ -224,7 +270,9 @@ def test_a_job_gives_its_search_the_teachers_path_where_timesteps_are_free_and_i
         config = JobConfig.parse({**given, "tiers": {"half": 0.5}, "budgets": (), **changes})
         job = Job(config, tmp_path / str(len(list(tmp_path.iterdir()))), Silent())
         with job.executor() as executor:
-            return job.search(job.evaluations(executor)).space.best
+            made = job.search(job.evaluations(executor))
+        assert set(made.own) == (set(SOLVERS) if made.space.best and job.config.correct else set())
+        return made.space.best
 
     pixels, prompts = model_folders.ddpm(tmp_path / "pixels"), tmp_path / "prompts.txt"
     prompts.write_text("red heart\ncat face\n")
