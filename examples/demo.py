@@ -58,7 +58,7 @@ SEARCH = (
     "--batch",
     32,
 )
-USERS, FEWEST = 300, 120  # of the experiment, and those that the report wants in each arm
+USERS, FEWEST = 480, 200  # of the experiment, and those that the report wants in each arm
 PLAYGROUND = "http://127.0.0.1:3000/"
 REPEATS = 3  # latency is the median of so many requests
 
