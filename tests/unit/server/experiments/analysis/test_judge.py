@@ -17,7 +17,7 @@ from registry.errors import Tampered
 from registry.experiments.declaration import Experiment
 from server.experiments import events
 from server.experiments.analysis import judge, report, statistics
-from server.experiments.analysis.comparison import compare
+from server.experiments.analysis.comparison import RESOLUTION, compare, resolution
 from server.experiments.analysis.summary import ArmSummary, summarise
 from server.experiments.events import Event, FidelityEvent, OutcomeEvent, RatingEvent
 
@@ -38,6 +38,17 @@ def made(
         for _ in range(2):
             extra = change(arm, len(recorded)) if change else {}
             recorded.append(outcome(len(recorded), arm, unit, service_seconds=own * dice.lognormal(0, cv), **extra))
+    return recorded
+
+
+def learned(metric: str, control: float, cheaper: float) -> list[Event]:
+    """400 requests an arm, alike but for their later ratings or fidelities, which have about these values."""
+    dice, recorded = np.random.default_rng(0), list[Event]()
+    for i in range(800):
+        arm, value = (("control", control), ("cheaper", cheaper))[i % 2]
+        recorded.append(outcome(i, arm, i))
+        about, fields = value * dice.uniform(0.9, 1.1), {"time": LATER, "request_id": f"r{i}"}
+        recorded.append(RatingEvent(rating=about, **fields) if metric == "rating" else FidelityEvent(psnr=about, **fields))
     return recorded
 
 
@@ -89,6 +100,16 @@ def test_a_summary_counts_by_unit_and_only_this_version() -> None:
     assert (float(control.moments["rating"].s), float(control.moments["rating"].n)) == (1, 1)
     assert float(cheaper.moments["psnr"].s) == 30
     assert "rating" not in cheaper.moments
+
+
+def test_the_percentile_of_seconds_is_of_finished_requests() -> None:
+    dice = np.random.default_rng(0)
+    seconds = [float(one) for one in dice.lognormal(0, 1, 100)]
+    recorded: list[Event] = [outcome(i, "control", i, service_seconds=one) for i, one in enumerate(seconds)]
+    recorded += [outcome(i, "control", i, outcome="engine_failed", service_seconds=1000) for i in range(100, 150)]
+    control, cheaper = summarise(experiment(), recorded)
+    assert control.service_p95 == pytest.approx(np.percentile(seconds, 95))
+    assert cheaper.service_p95 is None
 
 
 def test_requests_with_the_same_id_are_counted_apart() -> None:
@@ -147,10 +168,38 @@ def test_a_clear_gain_ships() -> None:
     assert gain.low < 0.1 < gain.high
 
 
+@pytest.mark.parametrize(
+    ("metric", "effect", "control", "better", "worse"),
+    [("rating", 0.05, 0.5, 0.7, 0.3), ("psnr", 0.5, 30.0, 35.0, 25.0)],
+    ids=["rating", "psnr"],
+)
+def test_of_ratings_and_psnr_more_is_better(metric: str, effect: float, control: float, better: float, worse: float) -> None:
+    one = experiment(primary={"metric": metric, "minimal_effect": effect})
+    more, less = verdict(one, learned(metric, control, better)), verdict(one, learned(metric, control, worse))
+    assert (more.conclusion, less.conclusion) == ("ship", "stop")
+    assert (more.findings[0].decision, less.findings[0].decision) == ("ship", "control_better")
+    for judged, gain in ((more, better - control), (less, worse - control)):
+        assert judged.findings[0].gain is not None
+        assert judged.findings[0].gain.estimate == pytest.approx(gain, rel=0.1)
+
+
 def test_a_clear_loss_stops_and_so_does_a_gain_that_is_too_small() -> None:
     slower, same = verdict(experiment(), made(400, faster=1.1)), verdict(experiment(), made(3000))
     assert (slower.conclusion, slower.findings[0].decision) == ("stop", "control_better")
     assert (same.conclusion, same.findings[0].decision) == ("stop", "no_effect")
+
+
+@pytest.mark.parametrize(
+    ("primary", "slower", "wanted"),
+    [(DECLARATION["primary"], 1.03, 0.0), (NO_WORSE, 1.08, -0.05)],
+    ids=["superior", "not_inferior"],
+)
+def test_a_sure_loss_is_one_however_little_it_is(primary: dict[str, Any], slower: float, wanted: float) -> None:
+    """It lies beyond what was wanted, by less than another margin."""
+    (found,) = verdict(experiment(primary=primary), made(1000, faster=slower)).findings
+    assert found.gain is not None
+    assert wanted - 0.05 < found.gain.low < found.gain.high < wanted
+    assert found.decision == "control_better"
 
 
 def test_no_worse_ships_only_where_that_was_the_goal() -> None:
@@ -158,6 +207,14 @@ def test_no_worse_ships_only_where_that_was_the_goal() -> None:
     assert (judged.conclusion, judged.arm) == ("ship_not_inferior", "cheaper")
     assert "by the margin of 0.05" in judged.reason
     assert verdict(experiment(primary=NO_WORSE), made(3000, faster=1.2)).conclusion == "stop"
+
+
+def test_a_gain_that_is_not_sure_is_called_no_worse_and_a_sure_one_a_gain() -> None:
+    unsure, sure = (verdict(experiment(primary=NO_WORSE), made(1000, faster=faster)) for faster in (0.999, 0.9))
+    gain = unsure.findings[0].gain
+    assert gain is not None
+    assert gain.low < 0 < gain.estimate
+    assert (unsure.conclusion, sure.conclusion) == ("ship_not_inferior", "ship")
 
 
 def test_too_few_units_conclude_nothing() -> None:
@@ -179,6 +236,14 @@ def test_a_sample_ratio_mismatch_blocks_even_a_clear_gain() -> None:
                    lost).conclusion != "sample_ratio_mismatch"  # fmt: skip
 
 
+@pytest.mark.parametrize(("weights", "units"), [((1, 1), 10), ((3, 1), 20), ((1, 3), 20)], ids=["1:1", "3:1", "1:3"])
+def test_the_sample_ratio_is_tested_once_every_arm_expects_five_units(weights: tuple[int, int], units: int) -> None:
+    arms = [arm | {"weight": weight} for arm, weight in zip(DECLARATION["arms"], weights, strict=True)]
+    one, recorded = experiment(arms=arms), [outcome(i, "control", i) for i in range(units)]
+    assert judge.mismatch(one, summarise(one, recorded[:-1])) is None
+    assert judge.mismatch(one, summarise(one, recorded)) is not None
+
+
 def test_a_gain_waits_for_its_guardrails_and_harm_stops_it() -> None:
     one = experiment(guardrails=GUARDED)
 
@@ -193,6 +258,29 @@ def test_a_gain_waits_for_its_guardrails_and_harm_stops_it() -> None:
     assert verdict(one, made(3000, faster=0.8)).conclusion == "ship"
 
 
+def test_less_psnr_than_a_guardrail_allows_is_harm_and_more_is_none() -> None:
+    one = experiment(guardrails=[{"metric": "psnr", "compare": "difference", "limit": 3.0}])
+    less, more = verdict(one, learned("psnr", 30.0, 22.0)), verdict(one, learned("psnr", 22.0, 30.0))
+    assert less.findings[0].decision == "harm"
+    assert more.findings[0].decision == "no_effect", "of the seconds, which are the same"
+
+
+@pytest.mark.parametrize(
+    ("guardrail", "tau"),
+    [
+        ({"metric": "errors", "compare": "difference", "limit": 0.2}, 0.2),
+        ({"metric": "macs", "compare": "ratio", "limit": 1.3}, 0.3),
+        ({"metric": "macs", "compare": "value", "limit": 7.0}, RESOLUTION["macs"]),
+    ],
+    ids=["difference", "ratio", "value"],
+)
+def test_an_interval_is_tightest_about_its_guardrails_limit(guardrail: dict[str, Any], tau: float) -> None:
+    one = experiment(guardrails=[guardrail])
+    assert resolution(one, guardrail["metric"]) == pytest.approx(tau)
+    assert resolution(one, "psnr") == RESOLUTION["psnr"], "of which it says nothing"
+    assert resolution(one, "service_seconds") == one.primary.minimal_effect
+
+
 def test_it_ends_without_a_decision() -> None:
     late = verdict(experiment(), made(210, cv=1.0), AFTER_ALL)
     full = verdict(experiment(maximum_units=205), made(210, cv=1.0))
@@ -201,15 +289,16 @@ def test_it_ends_without_a_decision() -> None:
     assert "maximum of 205 units" in full.reason
 
 
-def test_of_two_good_arms_the_better_one_ships() -> None:
+@pytest.mark.parametrize("best", ["cheaper", "cheapest"])
+def test_of_two_good_arms_the_better_one_ships(best: str) -> None:
     arms = [*DECLARATION["arms"], {"name": "cheapest", "digest": "2" * 64, "weight": 1}]
     one, dice = experiment(arms=arms), np.random.default_rng(0)
-    speeds = {"control": 1.0, "cheaper": 0.9, "cheapest": 0.8}
+    speeds = {"control": 1.0, "cheaper": 0.9, "cheapest": 0.9} | {best: 0.8}
     recorded: list[Event] = [
         outcome(i, name, i, service_seconds=speeds[name] * dice.lognormal(0, 0.1))
         for i, name in enumerate(name for _ in range(500) for name in speeds)
     ]
-    assert verdict(one, recorded).arm == "cheapest"
+    assert verdict(one, recorded).arm == best
 
 
 def test_several_arms_share_alpha() -> None:
