@@ -13,7 +13,7 @@ import pytest
 from experiment_shell import NAME, SCHEDULES, Shell
 from experiments import DECLARATION, outcome
 from places import ROOT
-from schedule_strategies import MODEL
+from schedule_strategies import MODEL, schedule
 
 from registry.__main__ import app as registry_app
 from registry.errors import Conflict
@@ -81,6 +81,28 @@ def test_a_ramp_does_not_go_on_with_harm(shell: Shell) -> None:
     shell.saw({"control": 300})
     shell.keep([outcome(1000 + i, "cheaper", 1000 + i, outcome="generation_failed") for i in range(300)])
     assert "limit of errors" in shell.fails("ramp", NAME)
+
+
+def test_a_ramp_counts_the_units_of_the_smallest_arm(shell: Shell) -> None:
+    shell.running(ramp=[{"share": 1, "units": 100}, {"share": 5}])
+    shell.saw({"control": 130, "cheaper": 95})
+    assert "95 of 100 units" in shell.fails("ramp", NAME)
+
+
+def test_a_ramp_does_not_go_on_with_harm_while_another_arm_collects(shell: Shell) -> None:
+    third = schedule(4)
+    shell.catalog.publish(third)
+    digests = {name: one.digest for name, one in SCHEDULES.items()} | {"harmful": third.digest}
+    shell.running(
+        ramp=[{"share": 1}, {"share": 5}],
+        arms=[{"name": name, "digest": digest, "weight": 1} for name, digest in digests.items()],
+        guardrails=[{"metric": "errors", "compare": "difference", "limit": 0.05}],
+        minimum_units=5000,
+    )
+    shell.saw({"control": 300, "cheaper": 300})
+    shell.keep([outcome(1000 + i, "harmful", 1000 + i, outcome="generation_failed") for i in range(300)])
+    assert json.loads(shell.run("report", NAME, "--json").stdout)["verdict"]["outcome"] == "collecting"
+    assert "harmful is worse than control by more than the limit of errors" in shell.fails("ramp", NAME)
 
 
 def test_of_two_who_ramp_at_once_one_is_refused(shell: Shell) -> None:
