@@ -147,6 +147,19 @@ def test_an_explicit_schedule_bypasses_and_is_recorded_as_such(site):
     assert (stream, event.enrolment, event.unit) == ("experiments/x/events", "bypass", None)
 
 
+def test_background_work_is_in_no_experiment(site):
+    experiment = site.start()
+    units = [str(i) for i in range(20)]
+    assert {arm_of(experiment, unit).name for unit in units} == {"control", "cheap"}
+    for unit in units:
+        plan = site.plan(unit=unit, priority="background")
+        assert (plan.assignment, plan.entry.digest) == (None, site.digests["fast"])
+    plan = site.plan(unit="u", priority="background", schedule=site.digests["cheap"])
+    assert (plan.assignment, plan.entry.digest) == (None, site.digests["cheap"]), "it bypasses nothing either"
+    site.end(plan)
+    assert site.recorder == []
+
+
 def test_the_event_of_a_request(site):
     site.start()
     plan = site.plan(unit="u")
