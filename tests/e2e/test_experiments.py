@@ -6,8 +6,9 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from examples.launch import serving
 from registry.catalog import Catalog
 from registry.corrections import Correction
 from registry.experiments.catalog import ExperimentCatalog
-from registry.experiments.declaration import Experiment
+from registry.experiments.declaration import Experiment, Transition
 from registry.schedule import Schedule, Segment, Solver
 from registry.stores.address import open_store
 from server.experiments.assign import arm_of, enrolled
@@ -208,31 +209,41 @@ def test_a_candidate_is_made_beside_what_the_tier_means_and_no_client_gets_it(la
     lab.until(lambda: f'{info},tier="{tier}",version="4"}} 0.0' in lab.metrics(), "the server does not follow")
 
 
+@pytest.fixture(scope="module")
+def roll_back(lab: Laboratory, prometheus: Prometheus) -> Callable[[str], Transition]:
+    """Lets an arm do harm until the server rolls it back, once for the module; and how that stands in its history."""
+
+    @cache
+    def roll_back(harm: str) -> Transition:
+        lab.declare(harm, harm, guardrails=[RAILS[harm] | {"minimum_sample": 10, "consecutive": 1}])
+        lab.start(harm)
+        experiments, i, harmed = ExperimentCatalog(lab.catalog.store, "emoji64"), 0, 0.0
+        end = time.monotonic() + 240
+        while experiments.state(harm).status == "running":
+            assert time.monotonic() < end, "the guardrail did not trip"
+            reply = lab.ask(f"u{i}", num_images=2)
+            time.sleep(1.0 if harm == "ruined" else 0.0)  # the teacher's images are made in idle time
+            harmed = harmed or (time.time() if reply.status_code != 200 or reply.json()["arm"] == harm else 0.0)
+            i += 1
+        newest = experiments.state(harm).history[-1]
+        print(f"{harm}: {newest.time.timestamp() - harmed:.1f} s from the first harm, {i} requests: {newest.reason}")  # noqa: T201
+        lab.until(lambda: lab.running() == [], "it is rolled back and runs")
+        return newest
+
+    return roll_back
+
+
 @pytest.mark.parametrize("harm", RAILS)
-def test_an_arm_that_does_harm_is_rolled_back(lab, harm):
+def test_an_arm_that_does_harm_is_rolled_back(lab, roll_back, harm):
     """By the server itself, with the evidence in the experiment's history, the metrics and the log."""
-    rail = RAILS[harm] | {"minimum_sample": 10, "consecutive": 1}
-    lab.declare(harm, harm, guardrails=[rail])
-    lab.start(harm)
-    experiments, i, harmed = ExperimentCatalog(lab.catalog.store, "emoji64"), 0, 0.0
-    end = time.monotonic() + 240
-    while experiments.state(harm).status == "running":
-        assert time.monotonic() < end, "the guardrail did not trip"
-        reply = lab.ask(f"u{i}", num_images=2)
-        time.sleep(1.0 if harm == "ruined" else 0.0)  # the teacher's images are made in idle time
-        harmed = harmed or (time.time() if reply.status_code != 200 or reply.json()["arm"] == harm else 0.0)
-        i += 1
-    state = experiments.state(harm)
-    newest = state.history[-1]
+    newest, metric = roll_back(harm), RAILS[harm]["metric"]
     assert (newest.action, newest.status) == ("roll_back", "rolled_back")
     assert newest.evidence is not None
-    assert (newest.evidence["arm"], newest.evidence["metric"]) == (harm, rail["metric"])
-    print(f"{harm}: {newest.time.timestamp() - harmed:.1f} s from the first harm, {i} requests: {newest.reason}")  # noqa: T201
-    lab.until(lambda: lab.running() == [], "it is rolled back and runs")
+    assert (newest.evidence["arm"], newest.evidence["metric"]) == (harm, metric)
     for unit in range(6):
         answer = lab.ask(f"u{unit}").json()
         assert (answer["arm"], answer["schedule"]) == (None, lab.schedules["draft"].digest)
-    assert f'flexi_rollbacks_total{{arm="{harm}",experiment="{harm}",metric="{rail["metric"]}"}} 1.0' in lab.metrics()
+    assert f'flexi_rollbacks_total{{arm="{harm}",experiment="{harm}",metric="{metric}"}} 1.0' in lab.metrics()
     assert f"the experiment {harm} is rolled back" in lab.log.read_text()
 
 
@@ -283,7 +294,10 @@ def test_the_dashboard_shows_what_arms_did(prometheus, panel):
     shows(prometheus, panel)
 
 
-def test_the_dashboard_shows_every_roll_back(prometheus):
+def test_the_dashboard_shows_every_roll_back(prometheus, roll_back):
+    for harm in RAILS:
+        roll_back(harm)
+    prometheus.wait_for_scrape(after=time.time())
     (panel,) = [panel for panel in PANELS if panel.title.startswith("Rolled back")]
     (expr,) = panel.asked().values()
     assert prometheus.query(expr) == {(harm, harm, rail["metric"]): 1 for harm, rail in RAILS.items()}
