@@ -124,6 +124,14 @@ def test_a_rollback_takes_one_person(office: Office) -> None:
     assert office.of("ada").rollback("balanced").digest == ONE.digest
 
 
+def test_an_approval_promotes_once_and_a_rollback_does_not_renew_it(office: Office) -> None:
+    office.approve("ben", office.request("ada"))
+    office.of("ada").rollback("balanced")
+    with pytest.raises(NeedsApproval):
+        office.of("ada").promote("balanced", OTHER.digest)
+    assert office.meant == ONE.digest
+
+
 def test_a_promotion_that_was_cut_off_after_the_second_voice_is_made_up(
     office: Office, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,6 +195,50 @@ def test_a_server_takes_what_two_trusted_keys_signed_and_refuses_the_rest() -> N
     office.of("ada").rollback("balanced")
     assert office.meant == OTHER.digest
     assert server.takes(), "one person rolls back to what two had approved"
+
+
+def approved_and_rolled_back() -> tuple[Office, list[str]]:
+    """An office of signatures in which two had promoted the second schedule, and the keys of that request and its voices."""
+    office = Office(signed=True)
+    request = office.request("ada", KEYS["ada"])
+    office.approve("ben", request, KEYS["ben"])
+    assert Server(office).takes()
+    office.of("ada").rollback("balanced")
+    return office, [key for key in office.store.list(f"{MODEL.name}/approvals/requests/") if request in key]
+
+
+def copied(office: Office, keys: list[str], part: str, into: str) -> None:
+    """Who can write to the bucket lays documents elsewhere, as they are."""
+    assert len(keys) == 3, "a request and two voices"
+    for key in keys:
+        assert key.count(part) == 1
+        office.store.create(key.replace(part, into), office.store.get(key).data)
+
+
+def test_a_server_refuses_a_second_promotion_by_the_approval_of_the_first() -> None:
+    office, _ = approved_and_rolled_back()
+    behind_its_back(office, OTHER.digest, 2)
+    assert not Server(office).takes()
+
+
+def test_an_approval_copied_to_a_later_move_counts_for_nothing() -> None:
+    office, keys = approved_and_rolled_back()
+    copied(office, keys, "/000001-", "/000003-")
+    with pytest.raises(NeedsApproval):
+        office.of("ada").promote("balanced", OTHER.digest)
+    behind_its_back(office, OTHER.digest, 2)
+    assert not Server(office).takes()
+
+
+def test_an_approval_copied_to_another_model_counts_for_nothing() -> None:
+    office, keys = approved_and_rolled_back()
+    copied(office, keys, f"{MODEL.name}/", "another/")
+    another = Catalog(office.store, "another", author="mallory", clock=office.clock)
+    for digest, number in ((ONE.digest, 1), (OTHER.digest, 2)):
+        another.tier_aliases.move("promote", "balanced", lambda _, to=(digest, number): Target(digest=to[0], version=to[1]), "")
+    trusting = Catalog(office.store, "another", author="server", trusted=TRUSTED, approved_tiers=["balanced"])
+    with pytest.raises(Untrusted, match="has no second person"):
+        trusting.approvals.check(trusting.alias("balanced"))
 
 
 def test_two_persons_can_stand_for_a_move_afterwards() -> None:
