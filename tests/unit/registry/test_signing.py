@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import stat
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from registry.__main__ import app
 from registry.catalog import Catalog
 from registry.errors import Conflict, InvalidInput, NotFound, Tampered, Untrusted
 from registry.schedule import Cost
-from registry.signing import Signature, SigningKey, TrustedKeys
+from registry.signing import Signature, SigningKey, TrustedKeys, fits
 from registry.stores.folder import FolderStore
 
 ONE, OTHER = schedule(5), schedule(3, 6)
@@ -152,6 +153,18 @@ class TestSignature:
             forged = Signature(key=made.key, signature=base64.b64encode(changed).decode())
             with pytest.raises(Tampered):
                 trusted.check("it", b"document", lambda by, forged=forged: forged.document())
+
+    def test_is_made_for_stored_documents_and_a_bare_one_of_their_hash_is_refused(self) -> None:
+        """Whoever checks it without this project needs these very bytes: none of them may ever change."""
+        public, digest = KEY._private.public_key(), hashlib.sha256(b"document").digest()
+        made = base64.b64decode(KEY.sign(b"document").signature)
+        public.verify(made, b"flexiffusion-serve stored document, SHA-256\n" + digest)
+        for message in (b"document", digest):  # signed for something else, by a tool that was asked to
+            raw = KEY._private.sign(message)
+            bare = Signature(key=KEY.id, signature=base64.b64encode(raw).decode())
+            with pytest.raises(Tampered, match="does not fit"):
+                TrustedKeys({KEY.id: public}).check("it", b"document", lambda by, bare=bare: bare.document())
+            assert not fits(public, raw, b"document")
 
 
 class TestFiles:
