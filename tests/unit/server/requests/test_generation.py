@@ -170,8 +170,12 @@ def test_files_are_made_in_the_format_that_was_asked_for(generation, name, quali
 
 
 def test_a_seed_is_drawn_and_returned(generation, renderer):
-    response = answer(generation)
-    assert response.seed == renderer.specs[0].seed
+    returned, rendered = [], []
+    for _ in range(8):
+        returned.append(answer(generation).seed)
+        rendered.append(renderer.specs[0].seed)
+    assert returned == rendered
+    assert len(set(returned)) == 8
 
 
 def test_a_tier_that_there_is_not_is_refused(generation):
