@@ -159,6 +159,29 @@ def test_idle_work_of_one_model_waits_for_the_clients_of_another(models, engines
     finish(thread, [background])
 
 
+@pytest.mark.parametrize("kind", [{"background": True}, {"idle": True}], ids=["background", "idle"])
+def test_work_that_yields_does_not_even_come_in_while_another_model_has_clients(models, engines, thread, kind):
+    """It would take memory, and its texts' encoding the clients' time."""
+    clients = engines[1].submit([spec(models[1], seed) for seed in range(3)])
+    (yielding,) = engines[0].submit([replace(spec(models[0], 1), tier="shadow", **kind)])
+    steps = 0
+    while not all(future.done() for future in clients):
+        thread.take_step()
+        assert not engines[0].images
+        steps += 1
+    assert steps > 1
+    finish(thread, [yielding])
+
+
+def test_idle_work_does_not_even_come_in_while_another_model_has_background_work(models, engines, thread):
+    (background,) = engines[1].submit([replace(spec(models[1], 2), background=True)])
+    (idle,) = engines[0].submit([replace(spec(models[0], 1), tier="shadow", idle=True)])
+    thread.take_step()
+    assert engines[1].images
+    assert not engines[0].images
+    finish(thread, [background, idle])
+
+
 def test_a_deadline_that_can_be_met_goes_before_the_other_models_turn(models, engines, thread, monkeypatch):
     engines[0].submit([spec(models[0], seed, MIXES[1]) for seed in range(8)])
     for _ in range(2):
