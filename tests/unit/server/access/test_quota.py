@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from time import sleep
 
 import pytest
 from hypothesis import given
@@ -110,8 +111,23 @@ def test_a_changed_limit_holds_at_once():
         quotas.take(Key("shop", 6000, None), 1)
 
 
+class Late(dict):
+    """Other threads come in between what is read and what is written then."""
+
+    def get(self, *arguments):
+        value = super().get(*arguments)
+        sleep(0.0005)
+        return value
+
+    def __getitem__(self, name):
+        value = super().__getitem__(name)
+        sleep(0.0005)
+        return value
+
+
 def test_threads_together_take_no_more_than_there_is():
     quotas = Quotas(Clock())
+    quotas._full_at = Late()
 
     def take(_: int) -> int:
         try:
@@ -121,4 +137,13 @@ def test_threads_together_take_no_more_than_there_is():
         return 7
 
     with ThreadPoolExecutor(16) as pool:
-        assert sum(pool.map(take, range(500))) == 600 // 7 * 7
+        assert sum(pool.map(take, range(200))) == 600 // 7 * 7
+
+
+def test_all_that_threads_give_back_is_there_again():
+    quotas = Quotas(Clock())
+    quotas._full_at = Late()
+    quotas.take(KEY, 600)
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda _: quotas.give_back(KEY, 6), range(100)))
+    quotas.take(KEY, 600)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from time import sleep
 
 import pytest
 from hypothesis import given
@@ -66,6 +69,40 @@ def test_the_waiting_time_is_what_must_go_before_it_fits():
     with pytest.raises(Overloaded) as refused:
         admission.enter("b", 2000)
     assert refused.value.retry_after == pytest.approx(20)
+
+
+class Late(Counter):
+    """Other threads come in between what is read and what is written then."""
+
+    @override
+    def __getitem__(self, key):
+        value = super().__getitem__(key)
+        sleep(0.0005)
+        return value
+
+
+def with_threads(work):
+    """What comes of each of a hundred calls in sixteen threads."""
+    with ThreadPoolExecutor(16) as pool:
+        return list(pool.map(work, range(100)))
+
+
+def test_threads_together_enter_no_more_than_the_bound_and_all_that_is_done_is_forgotten():
+    admission = Admission(max_seconds=60, pace=1.0)
+    admission._macs[False] = Late()
+
+    def enter(_):
+        try:
+            admission.enter("anna", 1)
+        except Overloaded:
+            return 0
+        return 1
+
+    assert sum(with_threads(enter)) == admission.seconds == 60
+    with_threads(lambda _: admission.add("bert", 1))
+    assert admission.seconds == 160
+    with_threads(lambda _: admission.done("bert", 1))
+    assert admission.seconds == 60
 
 
 @dataclass
