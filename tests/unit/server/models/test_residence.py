@@ -137,8 +137,12 @@ def test_a_model_in_demand_stays_as_long_as_its_load_is_worth():
     run(scene)
 
 
-def test_requests_that_wait_for_a_load_count_for_the_queue_and_know_how_long_it_takes():
+def test_requests_that_wait_for_a_load_count_for_the_queue_and_know_how_long_it_takes(monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr(residence, "monotonic", lambda: now)
+
     async def scene(site):
+        nonlocal now
         await site.use(0)
         site.models[0].load_seconds = 5.0
         site.gate.clear()
@@ -146,9 +150,11 @@ def test_requests_that_wait_for_a_load_count_for_the_queue_and_know_how_long_it_
         waiting = asyncio.create_task(site.use(1))
         await settle()
         assert site.admission.seconds == 0, "its pace is not known yet"
-        assert 4 < site.residence.seconds(site.models[1]) <= 5.0
-        assert 9 < site.residence.seconds(site.models[2]) <= 10.0, "it comes after the other"
-        with pytest.raises(Overloaded, match=r"being loaded, for 10.0 s more"):
+        assert site.residence.seconds(site.models[1]) == pytest.approx(5.0)
+        now += 1.0
+        assert site.residence.seconds(site.models[1]) == pytest.approx(4.0)
+        assert site.residence.seconds(site.models[2]) == pytest.approx(9.0), "it comes after the other"
+        with pytest.raises(Overloaded, match=r"being loaded, for 9\.0 s more"):
             await site.residence.enter(site.models[2], made_plan())
         site.gate.set()
         await waiting
