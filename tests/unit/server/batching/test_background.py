@@ -113,6 +113,25 @@ def test_only_as_much_of_it_leaves_as_clients_need_room_for_and_begins_anew(mode
     assert engine._admission.seconds == engine._admission.background_seconds == 0
 
 
+@pytest.mark.parametrize("kind", ["background", "idle"])
+def test_those_leave_first_that_lose_least_and_idle_work_before_background_work_whatever_it_loses(model, engine, kind):
+    """One is a step further than the other."""
+    (further,) = engine.submit([replace(client(model, 1), **{kind: True})])
+    engine.take_step()
+    (other,) = engine.submit([background(model, 2)])
+    while len(engine._images) < 2:
+        engine.take_step()
+    (first, second) = engine._images
+    assert (first.future, second.future) == (further, other)
+    assert first.macs > second.macs > 0
+    leaves, stays = (second, first) if kind == "background" else (first, second)
+    assert engine._images.yielding == [leaves, stays]
+    alone = engine.submit([client(model, seed) for seed in range(10, 17)])  # seven of eight places
+    engine.take_step()
+    assert [task for task in engine._images if task.yields] == [stays]
+    finish(engine, [*alone, further, other])
+
+
 def test_it_has_a_bound_of_its_own_and_keeps_no_client_out(model):
     admission = Admission(max_seconds=1, pace=1.0)
     engine = Stepped(model, admission, max_wave_rows=4)
