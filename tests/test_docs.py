@@ -5,6 +5,7 @@ import re
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+import numpy as np
 import typer
 from prometheus_client.metrics import MetricWrapperBase
 
@@ -16,9 +17,10 @@ from server.experiments import events
 from server.http import openai
 from server.jobs import job_store
 from server.operator_events import announcer
-from server.requests import warnings
+from server.requests import fidelity, warnings
 from server.storage import kept_files
 from server.telemetry import metrics
+from server.webhooks import delivery
 
 ROOT = Path(__file__).parent.parent
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
@@ -126,6 +128,21 @@ def test_every_field_of_a_declaration_is_in_its_table_and_all_that_must_be_there
     assert Experiment.model_fields.keys() == rows - {"weight"} | plain
     required = {name for name, field in Experiment.model_fields.items() if field.is_required()}
     assert required <= example.keys()
+
+
+def test_a_webhook_is_called_again_when_its_page_says() -> None:
+    (said,) = re.findall(r"is made again after (.+?); 410 ends it", (ROOT / "docs" / "api.md").read_text())
+    units = {"s": 1, "min": 60, "an hour": 3600}
+    times = re.findall(r"(?:(\d+) )?(s|min|an hour)\b", said)
+    assert len(times) == len(re.split(r", | and ", said))
+    assert tuple(int(count or 1) * units[unit] for count, unit in times) == delivery.PAUSES
+
+
+def test_the_running_rfid_begins_when_its_page_says() -> None:
+    (fewest,) = re.findall(r"from (\d+) images of an arm on, the running rFID", (ROOT / "docs" / "experiments.md").read_text())
+    window = fidelity.FeatureWindow("of one schedule")
+    computed = [window.add(np.eye(3)[i % 3], np.eye(3)[i % 3]) is not None for i in range(int(fewest))]
+    assert computed == [False] * (int(fewest) - 1) + [True]
 
 
 def test_links_between_documents_lead_somewhere() -> None:
