@@ -21,6 +21,15 @@ def test_what_one_search_holds_out_no_search_of_any_seed_sees(seed: int, other: 
     assert not seen & set(first["held-out"].sample.prompts)
 
 
+@given(st.integers(0, MAX_SEED))
+def test_stages_that_decide_and_report_share_no_noise_but_screen_begins_search(seed: int) -> None:
+    seeds = {name: stage.sample.seeds for name, stage in stages(JobConfig.parse({**PATHS, "seed": seed}), PROMPTS).items()}
+    own = [set(seeds[name]) for name in ("search", "select", "finals", "held-out")]
+    assert all(own)
+    assert sum(map(len, own)) == len(set.union(*own))
+    assert seeds["screen"] == seeds["search"][: len(seeds["screen"])] != []
+
+
 def test_halves_are_disjoint_and_make_the_whole() -> None:
     seen, unseen = halves(PROMPTS)
     assert sorted(seen + unseen) == sorted(PROMPTS)

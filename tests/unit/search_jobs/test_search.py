@@ -75,10 +75,11 @@ def by_hand() -> dict[float, list[Baseline]]:
 
 
 class Toy(Executor):
-    """Losses by formula."""
+    """Losses by formula: one for all stages but those that `of_stage` has another for."""
 
     def __init__(self) -> None:
         self.tasks: list[EvaluationTask] = []
+        self.of_stage: dict[str, Callable[[Schedule], float]] = {}
 
     @override
     def evaluate(self, tasks: Sequence[EvaluationTask], done: Callable[[int], None]) -> Iterator[tuple[int, Evaluation]]:
@@ -87,7 +88,8 @@ class Toy(Executor):
             schedule = task.schedule
             if task.fitting:
                 schedule = schedule.model_copy(update={"corrections": (Correction(guidance=1.1),) * schedule.computed})
-            measurement = Measurement(cost_of(schedule), 1, loss_of(schedule), 0.1, 30.0, None, 2)
+            loss = self.of_stage.get(task.stage, loss_of)(schedule)
+            measurement = Measurement(cost_of(schedule), 1, loss, 0.1, 30.0, None, 2)
             yield i, Evaluation(schedule, measurement, MacsSpent(1, 0))
 
 
@@ -195,15 +197,37 @@ def test_a_longer_search_begins_as_a_shorter_one(tmp_path: Path) -> None:
     assert len(long.evolution.history) > len(short.evolution.history)
 
 
-def test_a_tier_is_the_best_of_the_finals_by_hand_or_not(tmp_path: Path) -> None:
-    one, _ = search(tmp_path)
+def test_a_child_that_reached_the_last_rung_has_the_mean_loss_over_its_images_and_those_of_the_rung_before(
+    tmp_path: Path,
+) -> None:
+    one, toy = search(tmp_path)
+    toy.of_stage |= {"search": lambda schedule: 3 * loss_of(schedule), "select": lambda schedule: loss_of(schedule) + 20}
+    one.by_hand(by_hand())
+    points = one.ladder.climb("children", one.evolution.ask())
+    assert {point.rung for point in points} == {0, 1, 2}
+    for point in points:
+        loss = loss_of(one.ladder.fitted[point.genome])
+        losses = [loss, 3 * loss, (CONFIG.images * 3 * loss + CONFIG.select * (loss + 20)) / (CONFIG.images + CONFIG.select)]
+        assert point.loss == pytest.approx(losses[point.rung])
+
+
+@pytest.mark.parametrize("hand", [1000, -1000])
+def test_a_tier_is_the_best_of_the_finals_by_hand_or_not(tmp_path: Path, hand: float) -> None:
+    """There all that was found comes in the opposite order, and what is set by hand lies far behind it or far ahead."""
+    one, toy = search(tmp_path)
     one.by_hand(by_hand())
     one.run()
-    chosen = choices(one.evaluations, one.finalists(), one.rivals)
+    found, rivals = one.finalists(), {budget: [rival.schedule for rival in best] for budget, best in one.rivals.items()}
+    losses: dict[str, float] = {schedule.digest: -place for best in found.values() for place, schedule in enumerate(best)}
+    losses |= {schedule.digest: hand - place for best in rivals.values() for place, schedule in enumerate(best)}
+    toy.of_stage["finals"] = lambda schedule: losses[schedule.digest]
+    chosen = choices(one.evaluations, found, one.rivals)
     assert [choice.ceiling for choice in chosen] == sorted(BUDGETS.values())
     for choice in chosen:
-        assert choice.baseline == one.rivals[choice.ceiling][0]
-        assert choice.schedule == one.finalists()[choice.ceiling][0]
+        last = found[choice.ceiling][-1], rivals[choice.ceiling][-1]
+        assert min(len(found[choice.ceiling]), len(rivals[choice.ceiling])) > 1
+        assert choice.baseline == one.rivals[choice.ceiling][-1]
+        assert choice.schedule == last[hand < 0]
     nothing: dict[float, list[Schedule]] = {budget: [] for budget in one.rivals}
     for choice in choices(one.evaluations, nothing, one.rivals):
         assert choice.baseline is not None
