@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from places import ROOT
 from torch import Tensor, nn
+from transformers import CLIPImageProcessor
 
 from evaluation import Clip, Extractor, Features, Inception, extractor, frechet_distance, gaussian
 from evaluation import inception as inception_module
@@ -108,12 +109,29 @@ def test_clip_features_do_not_depend_on_the_batch(clip: Extractor, monkeypatch: 
     np.testing.assert_allclose(clip.images(images), whole, atol=1e-5)
 
 
-def test_clip_takes_images_of_any_shape(clip: Extractor) -> None:
-    small = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    twice = small.repeat_interleave(2, 2).repeat_interleave(2, 3)
-    cosine = (clip.images(small) * clip.images(twice)).sum(1) / np.linalg.norm(clip.images(small), axis=1) ** 2
-    np.testing.assert_allclose(cosine, 1, atol=0.1)
-    assert clip.images(torch.rand(1, 3, 96, 64)).shape == (1, 128)
+def test_clip_sees_images_as_its_own_processor_normalises_them(clip: Extractor) -> None:
+    images = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert isinstance(clip, Clip)
+    assert images.shape[-1] == clip.size, "nothing to resize"
+    processor = CLIPImageProcessor.from_pretrained(CLIP)
+    values = processor(list(images), return_tensors="pt", do_rescale=False, do_resize=False, do_center_crop=False).pixel_values
+    with torch.inference_mode():
+        want = clip.model.visual_projection(clip.model.vision_model(pixel_values=values).pooler_output)
+    np.testing.assert_allclose(clip.images(images), want.numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(128, 128), (96, 64), (32, 160)])
+def test_clip_takes_images_of_any_shape_as_a_whole(clip: Extractor, shape: tuple[int, int]) -> None:
+    """A quarter of each is white, whatever its shape: what was cropped or padded would be another picture."""
+
+    def quarter_white(height: int, width: int) -> Tensor:
+        top, left = torch.zeros(2, 3, height, width)
+        top[:, : height // 4], left[..., : width // 4] = 1, 1
+        return torch.stack([top, left])
+
+    want, got = clip.images(quarter_white(64, 64)), clip.images(quarter_white(*shape))
+    cosine = (want * got).sum(1) / np.linalg.norm(want, axis=1) / np.linalg.norm(got, axis=1)
+    assert cosine.min() > 0.999
 
 
 def test_clip_reads_long_prompts_and_says_nothing_about_no_prompts(clip: Extractor) -> None:
