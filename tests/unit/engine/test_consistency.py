@@ -20,7 +20,9 @@ from engine.guidance import USUAL_EMBEDDED
 from engine.loading import load
 from engine.macs import count_steps
 from engine.model import Model
+from engine.program import Program
 from engine.sampler import generate
+from engine.source import EncodedSource
 from engine.waves import Waves
 from registry.errors import InvalidInput, Unsupported
 from registry.schedule import Schedule, Segment, teacher
@@ -38,10 +40,20 @@ def lcm(folder: Path) -> Model:
     return load(folder)
 
 
-def latents(model: Model, schedule: Schedule, prompt: str, seed: int, guidance: float) -> Tensor:
+def latents(
+    model: Model, program: Program, prompt: str, seed: int, guidance: float, source: EncodedSource | None = None
+) -> Tensor:
     """What the plain loop makes of one image."""
     fresh, condition = stacked([model.noises(seed)]), model.encode([prompt], guidance)
-    return generate(model.network, model.compile(schedule), fresh(0), condition, None, guidance, fresh)[0]
+    of_one = None if source is None else EncodedSource(source.latent[None], None if source.kept is None else source.kept[None])
+    return generate(model.network, program, fresh(0), condition, None, guidance, fresh, of_one)[0]
+
+
+def half_kept(model: Model) -> EncodedSource:
+    """An image to start from, of which the left half stays."""
+    kept = torch.zeros(1, *model.latent_shape[1:], dtype=torch.bool)
+    kept[..., : model.latent_shape[2] // 2] = True
+    return EncodedSource(model.noises(100)(0), kept)
 
 
 def of_segments(model: Model, *segments: Segment, steps: int) -> Schedule:
@@ -63,7 +75,7 @@ def test_its_images_are_the_pipelines_of_the_same_seed(folder: Path, lcm: Model,
     pipeline.set_progress_bar_config(disable=True)
     options = {"guidance_scale": guidance, "num_inference_steps": steps, "output_type": "latent"}
     want = pipeline("red heart", generator=torch.Generator().manual_seed(7), **options).images[0]
-    got = latents(lcm, lcm.teacher(steps), "red heart", 7, guidance)
+    got = latents(lcm, lcm.compile(lcm.teacher(steps)), "red heart", 7, guidance)
     torch.testing.assert_close(got, want, rtol=0, atol=1e-4)
 
 
@@ -80,7 +92,7 @@ def test_its_schedulers_settings_are_honoured(tmp_path: Path, tiny_config: Mappi
     pipeline, model = DiffusionPipeline.from_pretrained(made), load(made)
     pipeline.set_progress_bar_config(disable=True)
     want = pipeline("tomato", generator=torch.Generator().manual_seed(3), num_inference_steps=3, output_type="latent").images[0]
-    got = latents(model, model.teacher(3), "tomato", 3, USUAL_EMBEDDED)
+    got = latents(model, model.compile(model.teacher(3)), "tomato", 3, USUAL_EMBEDDED)
     torch.testing.assert_close(got, want, rtol=0, atol=1e-4)
 
 
@@ -102,7 +114,7 @@ def test_the_plain_pipeline_on_such_a_unet_is_the_same_model(
     pipeline.set_progress_bar_config(disable=True)
     options = {"guidance_scale": 5.0, "num_inference_steps": 4, "output_type": "latent"}
     want = pipeline("cat", generator=torch.Generator().manual_seed(1), **options).images[0]
-    torch.testing.assert_close(latents(model, model.teacher(4), "cat", 1, 5.0), want, rtol=0, atol=1e-4)
+    torch.testing.assert_close(latents(model, model.compile(model.teacher(4)), "cat", 1, 5.0), want, rtol=0, atol=1e-4)
 
 
 def test_a_jump_lands_with_the_noise_that_the_teacher_lands_with(lcm: Model) -> None:
@@ -118,19 +130,25 @@ def test_a_jump_lands_with_the_noise_that_the_teacher_lands_with(lcm: Model) -> 
 
 
 def test_images_of_any_company_are_those_of_the_plain_loop(lcm: Model) -> None:
-    """Other schedules, steps, seeds and guidance scales beside them, and a wave that fails as a whole once."""
+    """Other schedules, steps, seeds and guidance scales beside them, some that start from an image, of which they keep a part,
+    and a wave that fails as a whole once."""
     schedules = [
         lcm.teacher(4),
         of_segments(lcm, Segment(partial=(1,), branch=2), Segment(partial=(1,), branch=2), steps=4),
         of_segments(lcm, Segment(partial=(2,), branch=1), steps=4),
         Schedule(model=lcm.ref, solver=lcm.solver("ddim", 4), segments=(Segment(),) * 4),
     ]
-    cases = [(schedule, seed, scale) for seed, schedule in enumerate(schedules) for scale in (1.0, 4.0, 8.5)]
-    waves = Waves[DenoisingTask](lcm.network, lcm.slots(len(cases)))
+    scales = (1.0, 4.0, 8.5)
+    programs = [(lcm.compile(schedule), seed, scale) for seed, schedule in enumerate(schedules) for scale in scales]
+    cases: list[tuple[Program, int, float, EncodedSource | None]] = [(*one, None) for one in programs]
+    for program, seed, scale in programs[: 2 * len(scales)]:
+        cases.append((program.starting(0.5 if scale < 8 else 1.0), seed, scale, half_kept(lcm)))
+        assert any(step.noise for step in cases[-1][0].steps), "a stochastic solver"
+    waves = Waves[DenoisingTask](lcm.network, lcm.slots(2 * len(cases)))
     tasks = []
-    for schedule, seed, scale in cases:
+    for program, seed, scale, source in cases:
         noises = lcm.noises(seed)
-        tasks.append(DenoisingTask(lcm.compile(schedule), fresh=noises))
+        tasks.append(DenoisingTask(program, fresh=noises, masked=source is not None, source=source))
         waves.add(tasks[-1], noises(0), lcm.encode(["red heart"], scale))
         waves.tick()
     real, failures = lcm.network.full, iter([True])
@@ -148,11 +166,11 @@ def test_images_of_any_company_are_those_of_the_plain_loop(lcm: Model) -> None:
         del lcm.network.full
     assert next(failures, None) is None, "no wave failed"
     got = []
-    for (schedule, seed, scale), task in zip(cases, tasks, strict=True):
+    for (program, seed, scale, source), task in zip(cases, tasks, strict=True):
         assert task.latent is not None
-        torch.testing.assert_close(task.latent, latents(lcm, schedule, "red heart", seed, scale), rtol=0, atol=1e-4)
+        torch.testing.assert_close(task.latent, latents(lcm, program, "red heart", seed, scale, source), rtol=0, atol=1e-4)
         got.append(task.latent)
-    for one, other in zip(got[::3], got[1::3], strict=True):
+    for one, other in zip(got[:: len(scales)], got[1 :: len(scales)], strict=True):
         assert (one - other).abs().max() > 1e-3, "the guidance scale plays no part"
 
 
