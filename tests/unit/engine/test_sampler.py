@@ -26,6 +26,7 @@ from registry.schedule import ModelRef, Schedule, Segment, Solver, SolverName, t
 
 PROMPTS = ["red heart", "cat face"]
 FAMILIES = {"ddim": DDIMScheduler, "dpmsolver++": DPMSolverMultistepScheduler}
+SAME = 1e-5  # seen: 3.4e-6; the README says 4e-6
 REF = ModelRef(name="toy", family="unet2d-condition", fingerprint="sha256:" + "0" * 64)
 
 
@@ -68,7 +69,7 @@ def test_the_teacher_is_diffusers_pipeline(
     program = model.compile(teacher(model.ref, model.solver(solver, steps)))
     negative = model.negative(["", "blue"]) if guidance > 1 else None
     got = generate(model.network, program, noise, model.encode(PROMPTS), negative, guidance)
-    assert (got - want).abs().max().item() <= 1e-4
+    assert (got - want).abs().max().item() <= SAME
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -88,7 +89,7 @@ def test_the_teacher_is_diffusers_pipeline_at_other_sizes(model: Model, pipeline
     ).images
     program = model.compile(teacher(model.ref, model.solver("ddim", 10)))
     got = generate(model.network, program, noise, model.encode(PROMPTS, size=size), model.negative(["", ""], size), 3.0)
-    assert (got - want).abs().max().item() <= 1e-4
+    assert (got - want).abs().max().item() <= SAME
     assert model.decode(got).shape == (2, 3, *size)
 
 
