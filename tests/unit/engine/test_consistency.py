@@ -179,6 +179,7 @@ def test_its_steps_are_counted_with_the_embedded_scale(lcm: Model, tiny_config: 
     plain = count_steps(config, lcm.latent_shape, lcm.prompts.tokens)
     projection = 6 * tiny_config["block_out_channels"][0]  # six numbers to as many as the time is first embedded in
     assert lcm.macs.full.macs == plain.full.macs + projection
+    assert lcm.macs.partial.keys() == plain.partial.keys() != set()
     assert all(lcm.macs.partial[branch].macs == macs.macs + projection for branch, macs in plain.partial.items())
     program = lcm.compile(lcm.teacher(4))
     assert lcm.macs.of_program(program, lcm.rows(8.5)) == 4 * lcm.macs.full.macs

@@ -110,6 +110,7 @@ def test_averaged_weights_are_taken_where_they_are_asked_for(tiny_folder: Path, 
     imported(file, "--config", tiny_folder, "--out", tmp_path / "plain")
     imported(file, "--config", tiny_folder, "--ema", "--out", tmp_path / "ema")
     plain, averaged = weights(tmp_path / "plain"), weights(tmp_path / "ema")
+    assert any(name.startswith("unet.") for name in plain)
     for name, tensor in plain.items():
         assert torch.equal(averaged[name], tensor * 0.5 if name.startswith("unet.") else tensor)
     assert "ema" in refused(file_without_ema(tiny_folder, tmp_path), "--config", tiny_folder, "--ema", "--out", tmp_path / "no")

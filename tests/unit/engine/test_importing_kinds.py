@@ -64,6 +64,7 @@ def test_files_of_the_published_sizes_are_known_and_fit_the_configurations_that_
     source.write_configs(tmp_path / "out")
     made = Folder(tmp_path / "out")
     assert fitting_unet(made)["sample_size"] == {768: 64, 1024: 96, 2048: 128}[width]
+    assert {"unet", "vae", "text_encoder"} <= {*networks(made)}
     for component in networks(made):
         wanted = expected(made, component)
         there = spelt(source.weights(component, made, values=False), wanted)

@@ -137,6 +137,7 @@ def test_an_unconditional_unet_is_counted_too() -> None:
 def test_a_deeper_branch_costs_more_and_never_as_much_as_a_full_step(sd15: StepMacs, ldm4g: StepMacs) -> None:
     for counted in (sd15, ldm4g):
         steps = [*counted.partial.values(), counted.full]
+        assert len(steps) == 13, "twelve branches"
         for cheaper, dearer in pairwise(steps):
             assert cheaper.macs < dearer.macs
             assert cheaper.paper_macs < dearer.paper_macs

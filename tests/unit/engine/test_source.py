@@ -213,7 +213,7 @@ def test_it_begins_where_the_strength_says_with_a_full_step_of_first_order(
 
 
 def test_no_partial_step_runs_before_a_full_one_has_kept_its_feature(model: Model) -> None:
-    whole = model.compile(of(model, *SEGMENTS))
+    whole, partial = model.compile(of(model, *SEGMENTS)), 0
     for remain in range(1, 21):
         kept = 0
         for step in whole.starting(remain / 20).steps:
@@ -221,6 +221,8 @@ def test_no_partial_step_runs_before_a_full_one_has_kept_its_feature(model: Mode
                 kept = step.branch
             else:
                 assert step.branch == kept
+                partial += 1
+    assert partial
 
 
 def test_steps_behind_the_start_keep_their_corrections(model: Model) -> None:

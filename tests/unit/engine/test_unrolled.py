@@ -148,6 +148,7 @@ def test_a_stale_cache_is_noticed_at_every_branch(tiny: UNet2DConditionModel) ->
     network = UnrolledUNet(tiny)
     _, stale = network.full(2 * sample, timesteps.flip(0), condition, keep=range(1, network.branches + 1))
     full, _ = network.full(sample, timesteps, condition)
+    assert sorted(stale) == [*range(1, network.branches + 1)]
     for branch, feature in stale.items():
         partial = network.partial(sample, timesteps, condition, branch, feature)
         assert (partial - full).abs().max() > 1e-3, branch
