@@ -17,7 +17,7 @@ from search_jobs.optimiser import Evolution
 from search_jobs.screening import screened, strongest
 from search_jobs.space import LATE, Space
 
-PLAIN_LATE = LATE[:2]  # what late steps count where steps are the solver's own: one more than alike
+ALIKE = 0.0  # what late steps count where steps are the solver's own: no more and no less than early ones
 LARGER = 2  # times a generation are the first children: most of what can be set by hand is several by its timesteps
 
 
@@ -94,13 +94,12 @@ class Search:
                 Schedule.model_validate(one.schedule.model_dump() | {"timesteps": timesteps})
                 for one in baselines
                 if not one.schedule.branches and (own := self.own.get(one.schedule.solver.name))
-                for late in PLAIN_LATE
-                if (timesteps := own.chosen(one.schedule.computed, late))
+                if (timesteps := own.chosen(one.schedule.computed, ALIKE))
             ]
             for budget, baselines in every.items()
         }
         of_all = [schedule for schedules in groups.values() for schedule in schedules]
-        losses = self.evaluations.losses("uncorrected, screen", "screen", of_all) if of_all else {}
+        losses = self.evaluations.losses("uncorrected, search", "search", of_all) if of_all else {}
         return {budget: sorted(group, key=lambda one: losses[one.digest])[:1] for budget, group in groups.items()}
 
     def run(self) -> None:

@@ -30,7 +30,7 @@ from search_jobs.measurement import Measurement
 from search_jobs.objective import Evaluation
 from search_jobs.prefix_caching import MacsSpent
 from search_jobs.screening import PATTERNS, RIVALS
-from search_jobs.search import LARGER, PLAIN_LATE, Search, space_of
+from search_jobs.search import ALIKE, LARGER, Search, space_of
 from search_jobs.space import LATE, Space
 from search_jobs.stages import stages
 
@@ -263,7 +263,7 @@ def test_an_uncorrected_schedule_at_the_best_timesteps_of_its_solver_is_a_finali
     assert one.plain[0.4] == [], "no schedule of full steps alone was among these"
     (plain,) = one.plain[0.2]
     assert (plain.segments, plain.solver, plain.corrections) == (four.segments, four.solver, None)
-    assert plain.timesteps in {even(20).chosen(4, late) for late in PLAIN_LATE}
+    assert plain.timesteps == even(20).chosen(4, ALIKE)
     one.run()
     assert one.finalists()[0.2][-1] == plain
     cheap, dear = choices(one.evaluations, one.finalists(), one.rivals)
