@@ -37,7 +37,8 @@ SMALL = {
     "tiers": {"fast": 0.8},
     "budgets": (),
 }
-CONFIG = JobConfig.parse({"model": "models/emoji64", "features": "models/emoji64/clip", **SMALL})
+FILES = {"model": "models/emoji64", "features": "models/emoji64/clip", "prompts": "models/emoji64/prompts.txt"}
+CONFIG = JobConfig.parse({**FILES, **SMALL})
 
 
 class Silent:

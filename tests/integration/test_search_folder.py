@@ -18,6 +18,10 @@ from search_jobs.lock import lock
 MODEL = (
     "--model",
     "models/emoji64",
+    "--prompts",
+    "models/emoji64/prompts.txt",
+    "--guidance",
+    "1",
     "--teacher-steps",
     "10",
     "--tier",
@@ -72,7 +76,7 @@ def test_a_second_process_is_kept_out_until_the_first_one_ends_even_by_a_kill(tm
 def test_a_configuration_of_another_version_is_named_with_its_field(
     change: Callable[[dict[str, Any]], Any], said: str, tmp_path: Path
 ) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(change({"model": "m", "features": "f"})))
+    (tmp_path / "config.json").write_text(json.dumps(change({"model": "m", "features": "f", "guidance": 1})))
     assert error(tmp_path) == f"out: {tmp_path / 'config.json'} is no configuration of this version: {said}"
 
 
