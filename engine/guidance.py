@@ -17,7 +17,7 @@ def meant(scale: float) -> float:
 
 
 def validated_scales(schedule: Schedule) -> tuple[float, ...]:
-    """The scales at which the schedule's document says that it was measured, the smallest first; () where it says none.
+    """The scales for which the schedule's document says that it is validated, the smallest first; () where it says none.
 
     Numbers that no request could ask for are left out: the document is not part of what a digest vouches for.
     """
@@ -43,6 +43,12 @@ def default_scale(schedule: Schedule, wanted: float) -> float | None:
     if said is not None and 0 <= said <= MAX_SCALE:
         return meant(said)
     return nearest(scales, wanted) if scales else None
+
+
+def scale_for(schedule: Schedule, usual: float) -> float:
+    """The scale where nobody says one: the schedule's, as `default_scale` has it, else the model's usual one."""
+    own = default_scale(schedule, usual)
+    return usual if own is None else own
 
 
 def nearest(scales: tuple[float, ...], wanted: float) -> float:

@@ -30,6 +30,7 @@ from engine.pipelines import Pipeline, notices, pipeline_of, refuse_foreign
 from engine.prompts import ClassPrompts, NoPrompts, Prompts
 from engine.schedulers import nearest_solver, noise_levels
 from engine.stored_file import readable
+from engine.text_layouts import FLUX, text_layout
 from engine.text_loading import text_prompts
 from engine.usual_guidance import card_guidance, usual_guidance
 from engine.weights import read_weights_to
@@ -101,7 +102,7 @@ def load(
         notices=plan.notices,
         own_solver=plan.own_solver,
         few_steps=plan.few_steps,
-        usual_guidance=plan.guidance if prompts.guides else OFF,  # a FLUX that takes no scale has texts too
+        usual_guidance=plan.guidance,
         fixed_size=files.decoder is None or not files.component("text_encoder"),
         texts_elsewhere=texts != torch_device,
         earlier_fingerprint=cache(files.earlier_fingerprint),
@@ -118,7 +119,7 @@ class Usual(NamedTuple):
 def usual(folder: str | Path, name: str | None = None) -> Usual:
     """What the model in this folder is drawn with, by its configurations alone: no weights are read.
 
-    name: the model's, where one was given. guidance: where prompts guide it. Raises what `load` raises of them.
+    name: the model's, where one was given. Raises what `load` raises of them.
     """
     files = Folder(folder)
     with readable(files.root, "model"):
@@ -168,7 +169,9 @@ def _planned(files: Folder, name: str | None = None) -> _Plan:
 
 
 def _guides(files: Folder, family: Family, config: dict[str, Any]) -> bool:
-    """Whether there is something to guide away from, by the configurations alone."""
+    """Whether prompts guide, as `Prompts.guides` of the loaded model says it, by the configurations alone."""
+    if text_layout(files) is FLUX:
+        return bool(config["guidance_embeds"])
     if files.component("text_encoder") or files.component("class_embedder"):
         return True
     prompts = family.prompts(config, torch.device("meta"), lambda _: {})

@@ -131,6 +131,28 @@ def count_steps(config: Mapping[str, Any], latent_shape: tuple[int, int, int], t
     return StepMacs(parameters, full, partial, features, network.branches)
 
 
+class CountedMacs:
+    """The MACs of one network's steps by the shape of its latents and the chunks of its contexts.
+
+    Each is counted once, which takes a moment.
+    """
+
+    def __init__(self, config: Mapping[str, Any], tokens: int) -> None:
+        """tokens: of one chunk of context."""
+        self._config, self._tokens = config, tokens
+        self._counted: dict[tuple[tuple[int, int, int], int], StepMacs] = {}
+
+    def at(self, latent_shape: tuple[int, int, int], chunks: int = 1) -> StepMacs:
+        """Of one row of these latents, with so many chunks of context."""
+        if (latent_shape, chunks) not in self._counted:
+            if chunks == 1:
+                counted = count_steps(self._config, latent_shape, self._tokens)
+            else:
+                counted = self.at(latent_shape).longer((chunks - 1) * self._tokens)
+            self._counted[latent_shape, chunks] = counted
+        return self._counted[latent_shape, chunks]
+
+
 def count_unet(
     network: UnrolledUNet, latent_shape: tuple[int, int, int], condition: Condition
 ) -> tuple[Macs, Mapping[Branch, Macs], Mapping[Branch, tuple[int, ...]]]:

@@ -17,13 +17,13 @@ from engine.device import to_device
 from engine.fresh_noise import FreshNoise
 from engine.guidance import OFF
 from engine.image_size import ImageSize
-from engine.macs import StepMacs, count_steps, example
+from engine.macs import CountedMacs, StepMacs, example
 from engine.noise import NoiseLevels
 from engine.notice import Notice
 from engine.program import Program, compile_program
 from engine.prompt_syntax import PLAIN, PromptSyntax
 from engine.prompts import Prompts
-from engine.slots import Kind, SlotLayout, SlotMemory, slot_bytes
+from engine.slots import SlotLayout, SlotMemory, slot_bytes
 from engine.source import pictured
 from engine.weights import networks
 from registry.errors import InvalidInput
@@ -312,26 +312,15 @@ class Model:
         """One row of the kind that the network takes, without memory."""
         return example(self.network.config, self.prompts.tokens, self.latent_shape)
 
-    @cached_property
+    @property
     def macs(self) -> StepMacs:
         """MACs of one UNet row for each kind of step, at this model's own size."""
-        return count_steps(self.network.config, self.latent_shape, self.prompts.tokens)
+        return self.macs_at(None)
 
     def macs_at(self, size: ImageSize | None, chunks: int = 1) -> StepMacs:
-        """MACs of one UNet row for each kind of step, at a size and with so many chunks of context.
-
-        Counted once for each size, which takes a moment.
-        """
-        if size is None and chunks == 1:
-            return self.macs
-        if (size, chunks) not in self._macs:
-            if chunks == 1:
-                counted = count_steps(self.network.config, self.latent_shape_at(size), self.prompts.tokens)
-            else:
-                counted = self.macs_at(size).longer((chunks - 1) * self.prompts.tokens)
-            self._macs[size, chunks] = counted
-        return self._macs[size, chunks]
+        """MACs of one UNet row for each kind of step, at a size and with so many chunks of context."""
+        return self._macs.at(self.latent_shape_at(size), chunks)
 
     @cached_property
-    def _macs(self) -> dict[Kind, StepMacs]:
-        return {}
+    def _macs(self) -> CountedMacs:
+        return CountedMacs(self.network.config, self.prompts.tokens)

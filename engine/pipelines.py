@@ -10,7 +10,7 @@ from engine import text_layouts as layouts
 from engine.components import NETWORKS
 from engine.flow_pipeline import PLAINLY, Walked
 from engine.folder import Folder
-from engine.guidance import USUAL_CLASSES
+from engine.guidance import USUAL_CLASSES, USUAL_EMBEDDED, USUAL_FLUX
 from engine.notice import Notice
 from registry.errors import Unsupported
 
@@ -51,12 +51,12 @@ TEXT = Pipeline("StableDiffusionPipeline", {"clip_sample": False, "steps_offset"
 TWO_TEXTS = Pipeline("StableDiffusionXLPipeline", decoder=(SHIFT,), guidance=5.0)
 LATENT = Pipeline("LDMPipeline", guidance=USUAL_CLASSES)
 PIXEL = Pipeline("DDIMPipeline", guidance=USUAL_CLASSES)
-CONSISTENCY = Pipeline("LatentConsistencyModelPipeline", guidance=8.5)
+CONSISTENCY = Pipeline("LatentConsistencyModelPipeline", guidance=USUAL_EMBEDDED)
 DIT = Pipeline("DiTPipeline", guidance=4.0)
 PIXART = Pipeline("PixArtAlphaPipeline", guidance=4.5)
 SIGMA = Pipeline("PixArtSigmaPipeline", guidance=4.5)
 SD3 = Pipeline("StableDiffusion3Pipeline", decoder=PER_CHANNEL, flow=Walked(by_size=True), guidance=7.0)
-FLUX = Pipeline("FluxPipeline", decoder=PER_CHANNEL, flow=Walked(evenly=True, by_size=True), guidance=3.5)
+FLUX = Pipeline("FluxPipeline", decoder=PER_CHANNEL, flow=Walked(evenly=True, by_size=True), guidance=USUAL_FLUX)
 # They start from an image or from noise; without a mask an inpainting UNet paints everywhere.
 _FROM_IMAGES = (
     Pipeline("StableDiffusionImg2ImgPipeline", TEXT.scheduler, old_size=64),

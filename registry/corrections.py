@@ -46,8 +46,8 @@ class ScaledCorrections(Document):
 def at_scale(fits: Sequence[ScaledCorrections], guidance: float) -> tuple[Correction, ...]:
     """The corrections for images of this scale, of fits at ascending ones.
 
-    Between two scales at which they were fitted each number is taken linearly, past the last ones it is that of the last:
-    measured, that is never worse than a fit at the very scale, and past them better than none.
+    Between two scales at which they were fitted each number is taken linearly, past the last ones it is that of the last
+    (docs/measurements.md has both beside the corrections of one scale and none).
     """
     above = next((i for i, fitted in enumerate(fits) if fitted.guidance >= guidance), None)
     if above is None:

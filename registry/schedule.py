@@ -75,7 +75,8 @@ class Solver(Document):
 
 
 class Validated(Document):
-    """Where the schedule's fidelity was measured: image sizes (height, width) in pixels and guidance scales.
+    """Where the schedule holds: image sizes (height, width) in pixels at which it was measured, and guidance scales at which it
+    was, by a search of today only those at which it is no worse than what is set by hand.
 
     `default_guidance` is the scale that it was made for, where it was measured at several.
     """

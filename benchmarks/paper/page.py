@@ -52,10 +52,10 @@ dynamic programming chooses by the errors of the solver's own steps along the te
 are chosen so by the errors of corrected steps.
 **The paper's space** is the literal one (partial steps directly after full ones, no timesteps or corrections of their own),
 searched as ours is, and then tried in every setting of its solver: what such a search finds, not the best that the space
-holds, and here and there a schedule set by hand that lies in it is better. **Ours** has timesteps of its own and corrections
-fitted in closed form, which no rival has, beside the choice of full, partial and null steps; where it has no partial steps
-(n+0 in the table of schedules), all of its gain is theirs. Of several searches the table shows the middle one by rFID
-on these images, and the lowest and highest in parentheses.
+holds, and here and there a schedule set by hand that lies in it is better.
+**Ours** has, beside the choice of full, partial and null steps, timesteps of its own and mostly corrections fitted in closed
+form, which no rival has; where it has no partial steps (n+0 in the table of schedules), all of its gain is theirs. Of several
+searches the table shows the middle one by rFID on these images, and the lowest and highest in parentheses.
 All of these choose as a search does, by how far images' features lie from those of the teacher's image of the same noise, on
 noise of their own; none of the figures here decides anything.
 

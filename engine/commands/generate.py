@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from engine.guidance import OFF, covers, default_scale, meant, validated_scales
+from engine.guidance import OFF, covers, meant, scale_for, validated_scales
 from engine.image_size import ImageSize, covers_size
 from engine.prompt_syntax import MAX_CHUNKS, PLAIN, PromptSyntax
 from registry.errors import FlexiError, InvalidInput, NotFound
@@ -89,7 +89,7 @@ def generate(
     other = loaded.other_size(at)
     document = _teacher(loaded, solver, steps) if schedule == TEACHER else _read_schedule(Path(schedule))
     program, whole = loaded.compile(document, other), loaded.compile(teacher(loaded.ref, document.solver), other)
-    scale = meant(guidance) if guidance is not None else _usual_scale(loaded, document)
+    scale = meant(guidance) if guidance is not None else scale_for(document, loaded.usual_guidance)
     texts = [prompt, negative] if _guided(loaded, scale, negative) else [prompt]
     start = None if image is None else _Start.of(loaded, image, mask, at, strength)
     if start:
@@ -147,12 +147,6 @@ def _read_schedule(file: Path) -> Schedule:
     if not file.is_file():
         raise NotFound(f"there is no file {file} (and the only name known is {TEACHER})", param="schedule")
     return Schedule.parse(file.read_bytes())
-
-
-def _usual_scale(model: Model, document: Schedule) -> float:
-    """The guidance scale where nobody says one."""
-    own = default_scale(document, model.usual_guidance)
-    return model.usual_guidance if own is None else own
 
 
 def _guided(model: Model, scale: float, negative: str) -> bool:

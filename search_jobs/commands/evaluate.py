@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from engine.guidance import default_scale
+from engine.guidance import scale_for
 from engine.image_size import ImageSize
 from search_jobs.commands.options import FEATURES_HELP, Batch, Compile, Guidance, ModelName, guidance_scale
 
@@ -54,9 +54,8 @@ def evaluate(
     from search_jobs.objective import Objective
     from search_jobs.stages import fresh, halves
 
-    document, wanted = Schedule.parse(schedule.read_bytes()), usual(model, name).guidance
-    own = default_scale(document, wanted)
-    scale = guidance_scale(guidance, wanted if own is None else own)
+    document = Schedule.parse(schedule.read_bytes())
+    scale = guidance_scale(guidance, scale_for(document, usual(model, name).guidance))
     loaded, looks = opened(str(model), device, dtype, name, compiled), extractor(features or bundled(model), device)
     texts = prompts_of(prompts, loaded.prompts)
     sample = fresh(texts if all_prompts else halves(texts)[1], images, seed)

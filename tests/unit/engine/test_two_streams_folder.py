@@ -110,7 +110,7 @@ def test_a_model_knows_its_guidance_and_its_size(folders: dict[str, Path], model
     assert [model.rows(4.0) for model in (sd3, dev)] == [2, 1]
     assert [model.prompts.guides for model in (sd3, dev, schnell)] == [True, True, False]
     assert (dev.few_steps, schnell.few_steps) == (None, 4), "by its name, and as it takes no scale"
-    assert [usual(folders[name]) for name in ("sd3", "schnell")] == [(None, 7.0), (4, 1.0)]
+    assert [usual(folders[name]) for name in ("sd3", "dev", "schnell")] == [(None, 7.0), (None, 3.5), (4, 1.0)]
     assert [model.teacher_solver for model in (sd3, dev, schnell)] == ["euler"] * 3
     assert dev.image_size == ImageSize(16, 16)
     assert dev.size_multiple == 4
@@ -132,6 +132,7 @@ def test_a_flux_of_no_name_that_takes_no_scale_is_said_to_be_perhaps_distilled(
     other = Path(shutil.copytree(folders["schnell"], tmp_path / "pictures"))
     loaded = load(other, weights=False)
     assert loaded.few_steps is None
+    assert usual(other) == (None, 1.0) == (None, loaded.usual_guidance), "there is nothing to guide by"
     assert [notice.code for notice in loaded.notices] == ["perhaps_distilled"]
 
 

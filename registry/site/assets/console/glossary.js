@@ -238,7 +238,7 @@ export const GLOSSARY = {
  "upcast": "of a decoder: it runs in the next wider type (float16, bfloat16, float32), because it overflowed in the one that was set",
  "usage": "what a request's finished images took, added up",
  "usual guidance": "a model's own scale, where no request, schedule or setting says one: of its model card, or diffusers' default for its pipeline",
- "validated": "of a guidance scale or size: the schedule's document says that it was measured there",
+ "validated": "of a guidance scale or size: the schedule's document says that it holds there: it was measured, and at a scale was no worse than by hand",
  "variant": "other weights of a component beside the plain ones, by a word in their names (fp16); loaded where there are no plain ones",
  "verdict": "what an experiment's report concludes, and why",
  "version": "the dense number under which a registry recorded the publication of a schedule",
