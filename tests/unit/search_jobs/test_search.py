@@ -1,6 +1,5 @@
 """The search on a toy whose losses are known: what can be set by hand comes first, and each schedule is measured once."""
 
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -245,20 +244,18 @@ def even(points: int) -> BestTimesteps:
 
 @pytest.mark.parametrize("plain_loss", [0.0, 1000.0])
 def test_an_uncorrected_schedule_at_the_best_timesteps_of_its_solver_is_a_finalist_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plain_loss: float
+    tmp_path: Path, plain_loss: float
 ) -> None:
     """Of full steps alone, the best of each budget, and it takes the tier where it is better than what was found."""
 
-    usual = loss_of
-
     def loss(schedule: Schedule) -> float:
-        return plain_loss if schedule.timesteps and not schedule.corrections else usual(schedule)
+        return plain_loss if schedule.timesteps and not schedule.corrections else loss_of(schedule)
 
-    monkeypatch.setattr(sys.modules[__name__], "loss_of", loss)
     solver, every = Solver(name="ddim", teacher_steps=4, spacing="trailing"), by_hand()
     four = Schedule(model=MODEL, solver=solver, segments=(Segment(),) * 4)
     every[0.2].append(Baseline("fewer-step ddim", "4 steps ddim", four))
-    one, _ = search(tmp_path, own={"ddim": even(20)})
+    one, toy = search(tmp_path, own={"ddim": even(20)})
+    toy.of_stage["finals"] = loss
     one.by_hand(every)
     assert one.plain[0.4] == [], "no schedule of full steps alone was among these"
     (plain,) = one.plain[0.2]
