@@ -100,6 +100,7 @@ def lines(job: Job, limits: Sequence[int]) -> list[Line]:
         evaluations = job.evaluations(executor)
         search = job.search(evaluations)
         search.by_hand(job.by_hand())
+        search.begin(job.even())
         found: list[Line] = [(evaluations.images, {budget: best[0].schedule for budget, best in search.rivals.items() if best})]
         search.generation()
         for limit in limits:

@@ -83,16 +83,23 @@ class Baselines:
         return Schedule(model=self.model, solver=self.solver(solver, full * every), segments=(segment,) * full)
 
     def strongest(self, budget: float, teacher_steps: int, every: Sequence[int] = (2, 3)) -> Iterator[Baseline]:
-        """The dearest schedules that the budget affords, as the makers set the solvers.
+        """The dearest schedules that the budget affords, as the makers set the solvers: `even` ones, and uniform DeepCache."""
+        yield from self.even(budget, teacher_steps, self.solvers, every)
+        yield from self._deepcache(budget, teacher_steps)
 
-        One per kind, branch and interval of `every` between full steps.
+    def even(
+        self, budget: float, teacher_steps: int, solvers: Sequence[SolverName], every: Sequence[int]
+    ) -> Iterator[Baseline]:
+        """The dearest even patterns of steps that the budget affords: fewer steps, and caching on fewer steps.
+
+        One per solver, branch and interval of `every` between full steps.
         """
-        for solver in self.solvers:
+        for solver in solvers:
             for schedule in self._dearest(budget, lambda full, s=solver: self.uniform(s, full, 1, 1), teacher_steps):  # type: ignore[misc]
                 steps = schedule.solver.teacher_steps
                 yield Baseline(f"fewer-step {solver}", f"{steps} steps {solver}", schedule)
             for interval in every:
-                for branch in self._branches:
+                for branch in self.usual:
 
                     def cached(full: int, s: SolverName = solver, n: int = interval, b: Branch = branch) -> Schedule:
                         return self.uniform(s, full, n, b)
@@ -101,7 +108,6 @@ class Baselines:
                         full = len(schedule.segments)
                         name = f"{full}+{full * (interval - 1)} s={branch} {solver}"
                         yield Baseline(f"cached fewer-step {solver}", name, schedule)
-        yield from self._deepcache(budget, teacher_steps)
 
     def every_setting(self, budget: float, teacher_steps: int, every: Sequence[int] = (2, 3, 4, 5)) -> Iterator[Baseline]:
         """As `strongest`, in each of the solvers' settings, and non-uniform DeepCache besides: all that a user could try."""
@@ -115,7 +121,8 @@ class Baselines:
         yield from uneven_ones.values()
 
     @property
-    def _branches(self) -> Sequence[Branch]:
+    def usual(self) -> Sequence[Branch]:
+        """The branches that are tried."""
         return usual_branches(self.branches, BRANCHES)
 
     @property
@@ -135,7 +142,7 @@ class Baselines:
         """Uniform DeepCache of the teacher's trajectory: the smallest interval that the budget affords, for every branch."""
         if self.levels.plain_solver not in self.solvers:
             return
-        for branch in self._branches:
+        for branch in self.usual:
             for every in range(2, teacher_steps + 1):
                 full = min(round(teacher_steps / every), MAX_TEACHER_STEPS // every)
                 schedule = self.uniform(self.levels.plain_solver, full, every, branch)
@@ -146,7 +153,7 @@ class Baselines:
     def _non_uniform(self, budget: float, solver: Solver) -> Iterator[Baseline]:
         """Non-uniform DeepCache: all steps of the teacher's trajectory, as many of them full as the budget affords."""
         setting = "" if solver.spacing == self.levels.walks[solver.name].spacing else f", {solver.spacing}"
-        for branch, centre, power in product(self._branches, CENTRES, POWERS):
+        for branch, centre, power in product(self.usual, CENTRES, POWERS):
 
             def cached(full: int, b: Branch = branch, c: float = centre, p: float = power) -> Schedule | None:
                 return self._at(solver, uneven(solver.teacher_steps, full, c, p), b)

@@ -20,6 +20,7 @@ SCALES = (1.0, 2.0, 3.0, 5.0, 7.5, 10.0)
 MAX_SEED = 1_000_000
 WORST = 1e30  # the loss of images that are not finite; a number, because infinity is no JSON
 BUDGETS = (1 / 2, 1 / 3, 1 / 5, 1 / 8, 1 / 12)
+Mean = Literal["geometric", "arithmetic"]
 PACE = ("batch", "together", "share_mib", "compiled")  # settings that say how fast a job goes, not what it finds
 
 
@@ -66,6 +67,7 @@ class JobConfig(Document):
     retime: bool = Field(default=True, description="whether the search moves timesteps off the solver's own grid")
     correct: bool = Field(default=True, description="whether schedules get corrections")
     extrapolate: bool = Field(default=True, description="whether corrections extrapolate deep features where they drift")
+    mean: Mean = Field(default="geometric", description="of an image's squared distances to the teacher's: the loss")
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
     batch: int | None = Field(default=None, ge=1, le=1024, description="images in a UNet call, at most")
     together: int | None = Field(default=None, ge=1, le=10_000, description="schedules that share UNet calls, at most")
@@ -146,8 +148,9 @@ class JobConfig(Document):
             raise InvalidInput(fault.text, param=fault.param) from error
 
     def as_kept(self) -> Self:
-        """What these settings mean in a run folder: before there were extrapolations, none were fitted."""
-        return self if "extrapolate" in self.model_fields_set else self.model_copy(update={"extrapolate": False})
+        """What these settings mean in a run folder: before there were extrapolations, or geometric means, there were none."""
+        earlier = {"extrapolate": False, "mean": "arithmetic"}
+        return self.model_copy(update={name: value for name, value in earlier.items() if name not in self.model_fields_set})
 
     def refuse_changed_files(self) -> None:
         """Raises `InvalidInput` where the prompts or the features are not what they were when the search began."""

@@ -101,6 +101,7 @@ class Evaluator:
                 progress=progress,
                 pieces=self.pieces,
                 size=None if definition.size is None else self.model.other_size(definition.size),
+                mean=config.mean,
             )
         return self._objectives[stage]
 
@@ -122,6 +123,7 @@ class Evaluator:
             cache=cache,
             progress=progress,
             pieces=self.pieces,
+            mean=self.config.mean,
         )
 
     def prompts(self) -> dict[str, int]:

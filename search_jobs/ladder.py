@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from registry.schedule import Schedule
 from search_jobs.config import JobConfig
 from search_jobs.evaluations import Evaluations
+from search_jobs.measurement import pooled
 from search_jobs.optimiser import Child, Point, survivors
 from search_jobs.space import Genome, Space
 from search_jobs.stages import RUNGS
@@ -22,10 +23,11 @@ class Ladder:
     evaluations: Evaluations
     fitted: dict[Genome, Schedule] = field(default_factory=dict)
 
-    def climb(self, part: str, children: Sequence[Child]) -> list[Point]:
+    def climb(self, part: str, children: Sequence[Child], least: int = 1) -> list[Point]:
         """Each child with its loss on the highest rung that it reached: a part of the job.
 
-        On the last rung the loss is the mean over that rung's images and those of the rung before.
+        least: so many of a budget's children climb on at least. On the last rung the loss is that on its images and those of
+        the rung before.
         """
         self.evaluations.progress.begin(part, self.images(len(children)))
         points: dict[Genome, Point] = {}
@@ -38,10 +40,10 @@ class Ladder:
                 fitted[genome], measurement = evaluation.schedule, evaluation.measurement
                 loss = measurement.loss
                 if stage == "select":
-                    before, weights = points[genome].loss, (self.config.images, self.config.select)
-                    loss = (weights[0] * before + weights[1] * loss) / sum(weights)
+                    images = self.config.images, self.config.select
+                    loss = pooled((points[genome].loss, loss), images, self.config.mean)
                 points[genome] = Point(genome, measurement.cost, loss, rung)
-            climbing = survivors(climbing, lambda genome: points[genome].loss, self.config.share)
+            climbing = survivors(climbing, lambda genome: points[genome].loss, self.config.share, least)
         self.fitted |= fitted  # of a whole generation, or of none of it
         return list(points.values())
 

@@ -25,8 +25,8 @@ from evaluation.paired import resampled
 from registry.errors import InvalidInput
 from registry.schedule import STOCHASTIC, Schedule, SolverName
 from search_jobs.best_timesteps import BestTimesteps
-from search_jobs.config import WORST
-from search_jobs.measurement import Measurement, intervals, rounded
+from search_jobs.config import WORST, Mean
+from search_jobs.measurement import Measurement, intervals, paired_loss, rounded
 from search_jobs.memory import memory_of
 from search_jobs.path import walk
 from search_jobs.pieces import Pieces, UNetInPieces, usual_extent
@@ -85,6 +85,7 @@ class Objective:
         progress: Callable[[int], None] = lambda images: None,
         pieces: Pieces | None = None,
         size: ImageSize | None = None,
+        mean: Mean = "geometric",
     ) -> None:
         """A UNet call has at most `batch` images (two rows each with guidance), of at most `together` schedules.
 
@@ -92,11 +93,11 @@ class Objective:
         fitting: corrections can be fitted here, on all images of the sample, which therefore are one batch; extrapolating: with
         extrapolations. memory: bytes for the UNet calls that other schedules may share, all batches together. real: of features
         of real images. The first few images of every schedule are kept in the folder `samples`. `progress` is told of the
-        teacher's images. size: of the images; None is the model's own.
+        teacher's images. size: of the images; None is the model's own. mean: of squared distances, which is the loss.
         """
         self.model, self.extractor, self.sample, self.guidance = model, extractor, sample, guidance
         self.samples, self.bootstrap, self.real, self.progress = samples, bootstrap, real, progress
-        self.extrapolating = extrapolating
+        self.extrapolating, self.mean = extrapolating, mean
         usual = usual_extent(model.device)
         self.batch = max(len(sample.seeds) if fitting else 0, batch or usual.batch)
         self.together, self.pieces = together or usual.together, pieces or Pieces(memory_of(model.device))
@@ -143,17 +144,16 @@ class Objective:
 
     def measure_images(self, images: Tensor, cost: float, macs: int) -> Measurement:
         """The figures of images (n, 3, H, W) of this sample, whoever made them, each at so many MACs and this relative cost."""
-        features = self._features(images)
+        features, teachers = self._features(images), self.features
         if not (finite(images).all() and np.isfinite(features).all()):  # it overflows: it loses, the search goes on
             return Measurement(cost, macs, WORST, WORST, 0.0, None, len(images))
         errors = ((images - self.teacher_outputs.images) ** 2).flatten(1).mean(1).numpy().astype(np.float64)
-        distances = ((features - self.features) ** 2).sum(1)
         recognised = self.extractor.recognised(images, self.sample.prompts)
 
         def figures(chosen: NDArray[np.int64]) -> dict[str, float]:
             by_name = {
-                "loss": float(distances[chosen].mean()),
-                "rfid": frechet_distance(features[chosen], self.features[chosen]),
+                "loss": paired_loss(features[chosen], teachers[chosen], self.mean),
+                "rfid": frechet_distance(features[chosen], teachers[chosen]),
                 "psnr": psnr(errors[chosen].mean()),
             }
             if self.texts is not None:

@@ -14,12 +14,15 @@ its history takes the same path as one that was not.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import NamedTuple
 
-from search_jobs.space import Genome, Space
+from search_jobs.space import LATE, Genome, Space
+
+PARENTS, RELATED = 4, 2  # of a budget may have children, and of these so many of one origin
 
 
 class Child(NamedTuple):
@@ -60,19 +63,23 @@ def hypervolume(points: Sequence[Point], worst: tuple[float, float]) -> float:
     return area
 
 
-def survivors(children: Sequence[Child], loss_of: Callable[[Genome], float], share: float) -> list[Child]:
-    """The best `share` of each budget's children, at least one, in their old order; a child goes on for the budgets it won."""
+def survivors(children: Sequence[Child], loss_of: Callable[[Genome], float], share: float, least: int = 1) -> list[Child]:
+    """The best `share` of each budget's children, and at least so many, in their old order.
+
+    A child goes on for the budgets it won.
+    """
     won: dict[Genome, list[float]] = {}
     for budget in dict.fromkeys(budget for child in children for budget in child.budgets):
         rivals = sorted((child.genome for child in children if budget in child.budgets), key=loss_of)
-        for genome in rivals[: max(1, round(share * len(rivals)))]:
+        for genome in rivals[: max(least, round(share * len(rivals)))]:
             won.setdefault(genome, []).append(budget)
     return [Child(child.genome, tuple(won[child.genome])) for child in children if child.genome in won]
 
 
 @dataclass
 class Evolution:
-    """`initial` genomes are asked first; then each generation has `population` children that aim at the budgets in turn.
+    """`initial` genomes are asked first, then the best of these at other timesteps and on other solvers; after that each
+    generation has `population` children that aim at the budgets in turn.
 
     `cost_of` is known without running anything. `parents`: how many of the best affordable points may have children; only
     points of the highest rung seen are parents.
@@ -83,10 +90,11 @@ class Evolution:
     budgets: Sequence[float]
     population: int = 10
     seed: int = 0
-    parents: int = 4
+    parents: int = PARENTS
     initial: list[Genome] = field(default_factory=list)
     history: list[Point] = field(default_factory=list)
     generation: int = 0
+    _origins: dict[Genome, Genome] = field(default_factory=dict)
 
     def ask(self) -> list[Child]:
         """The children of this generation, none of which was evaluated before."""
@@ -94,6 +102,8 @@ class Evolution:
         if self.generation == 0:
             fresh = [genome for genome in dict.fromkeys(self.initial) if genome not in seen]
             return [Child(genome, self._smallest(genome)) for genome in fresh]
+        if self.generation == 1 and (variants := self._variants(seen)):
+            return variants
         rng = Random(f"{self.seed}/{self.generation}")
         children: list[Child] = []
         for i in range(self.population):
@@ -111,9 +121,35 @@ class Evolution:
         self.generation += 1
 
     def best(self, budget: float) -> list[Point]:
-        """The points of the highest rung that the budget affords, the best first."""
+        """The points of the highest rung that the budget affords, the best first.
+
+        No more than `RELATED` of one origin, and then the rest: relatives are alike, and what chose them may be mistaken.
+        """
         top = max((point.rung for point in self.history), default=0)
-        return sorted((p for p in self.history if p.rung == top and p.cost <= budget), key=lambda p: p.loss)
+        ranked = sorted((p for p in self.history if p.rung == top and p.cost <= budget), key=lambda p: p.loss)
+        before, count = list[int](), Counter[Genome]()
+        for point in ranked:
+            before.append(count[self._origin(point.genome)])
+            count[self._origin(point.genome)] += 1
+        return [ranked[i] for i in sorted(range(len(ranked)), key=lambda i: before[i] >= RELATED)]
+
+    def _origin(self, genome: Genome) -> Genome:
+        """The initial genome that one comes from."""
+        return self._origins.get(genome, genome)
+
+    def _variants(self, seen: set[Genome]) -> list[Child]:
+        """The best of each budget at the best timesteps for as many steps, whatever late steps count, and on every solver."""
+        children: list[Child] = []
+        for budget in self.budgets:
+            for parent in [point.genome for point in self.best(budget)[: self.parents]]:
+                variants = [self.space.retimed(parent, late) for late in LATE]
+                variants += [parent._replace(solver=solver) for solver in self.space.solvers]
+                for genome in dict.fromkeys(variants):
+                    if genome not in seen and self.cost_of(genome) <= budget:
+                        seen.add(genome)
+                        self._origins[genome] = self._origin(parent)
+                        children.append(Child(genome, (budget,)))
+        return children
 
     def _smallest(self, genome: Genome) -> tuple[float, ...]:
         """The smallest budget that affords a genome, if there is one: it would be a poor rival for larger ones."""
@@ -124,10 +160,11 @@ class Evolution:
         """A new genome within the budget; None when the attempts run out, as in a space that is exhausted."""
         parents = self.best(budget)[: self.parents]
         for _ in range(attempts if parents else 0):
-            child = rng.choice(parents).genome
+            parent = child = rng.choice(parents).genome
             if rng.random() < 0.2:
                 child = self.space.crossover(child, rng.choice(parents).genome, rng)
             child = self.space.mutate(child, rng)
             if child not in seen and self.cost_of(child) <= budget:
+                self._origins[child] = self._origin(parent)
                 return child
         return None

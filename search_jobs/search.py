@@ -13,12 +13,13 @@ from search_jobs.config import JobConfig
 from search_jobs.distilled import solvers
 from search_jobs.evaluations import Evaluations
 from search_jobs.ladder import Ladder
-from search_jobs.optimiser import Evolution
+from search_jobs.optimiser import PARENTS, Evolution
 from search_jobs.screening import screened, strongest
-from search_jobs.space import LATE, Space
+from search_jobs.space import Space
 
 ALIKE = 0.0  # what late steps count where steps are the solver's own: no more and no less than early ones
-LARGER = 2  # times a generation are the first children: most of what can be set by hand is several by its timesteps
+INTERVALS = (2, 3, 4, 5)  # between full steps, of the even patterns that a search begins with
+PATTERNS = 16  # of them for each budget, about
 
 
 def space_of(model: Model, config: JobConfig) -> Space:
@@ -70,19 +71,19 @@ class Search:
         self.plain: dict[float, list[Schedule]] = {}
 
     def by_hand(self, every: Mapping[float, Sequence[Baseline]]) -> None:
-        """Find the strongest of each budget's baselines. The best are the first children.
-
-        Corrections change how baselines rank, but what is best with them is among the best few without. Each comes at the best
-        timesteps for as many steps, whatever late steps count, and the very best at its own as well.
-        """
-        ranked = screened(self.evaluations, every)
-        self.rivals = strongest(self.evaluations, ranked)
+        """Find the strongest of each budget's baselines: what is found is held against them."""
+        self.rivals = strongest(self.evaluations, screened(self.evaluations, every))
         self.plain = self._plain(every)
-        for baselines in ranked.values():
-            genomes = [genome for baseline in baselines if (genome := self.space.adopt(baseline.schedule)) is not None]
-            children = [self.space.retimed(genome, late) for genome in genomes for late in LATE]
-            children[1:1] = genomes[:1]
-            self.evolution.initial += list(dict.fromkeys(children))[: max(1, LARGER * self.config.population // len(every))]
+
+    def begin(self, even: Mapping[float, Sequence[Schedule]]) -> None:
+        """The first children: even patterns of steps, at the best timesteps for as many.
+
+        Corrections mend most of what caching does to an image and little of what few steps do, so patterns rank otherwise with
+        them than without: what is best by hand is no good place to begin.
+        """
+        adopted = {budget: [self.space.adopt(schedule) for schedule in of_budget] for budget, of_budget in even.items()}
+        genomes = [genome for of_budget in adopted.values() for genome in of_budget if genome]
+        self.evolution.initial += [self.space.retimed(genome, ALIKE) for genome in genomes]
 
     def _plain(self, every: Mapping[float, Sequence[Baseline]]) -> dict[float, list[Schedule]]:
         """Of each budget the best schedule of full steps alone at the best timesteps for its solver's own steps, uncorrected.
@@ -118,7 +119,8 @@ class Search:
         What comes of it does not depend on how many follow.
         """
         number, children = self.evolution.generation, self.evolution.ask()
-        self.evolution.tell(self.ladder.climb(f"generation {number}" if number else "from baselines", children))
+        part, least = (f"generation {number}", 1) if number else ("even patterns", PARENTS)
+        self.evolution.tell(self.ladder.climb(part, children, least))
         return len(children)
 
     def finalists(self) -> dict[float, list[Schedule]]:

@@ -22,6 +22,7 @@ from engine.sampler import generate
 from evaluation import Extractor, Features
 from registry.files import replace_file
 from registry.schedule import Schedule
+from search_jobs.measurement import paired_loss
 from search_jobs.objective import Sample
 
 SHOWN = 4  # images of a sample that are kept as such, for pictures
@@ -70,9 +71,9 @@ class ImageStore:
         return MeasuredImages(*(np.concatenate(column) for column in zip(*parts, strict=True)))._replace(shown=parts[0].shown)
 
     def loss(self, recipe: Recipe, sample: Sample) -> float:
-        """Mean squared distance of features to the teacher's images of the same noise, which few images suffice to rank by."""
+        """As a search ranks: distances of features to the teacher's images of the same noise."""
         own, teacher = self.measured(recipe, sample), self.measured(Recipe(self.teacher), sample)
-        return float(((own.features - teacher.features) ** 2).sum(1).mean()) if own.finite else np.inf
+        return paired_loss(own.features, teacher.features) if own.finite else np.inf
 
     def _part(self, recipe: Recipe, part: Sample) -> MeasuredImages:
         place = self.folder / self.key(part)

@@ -27,9 +27,10 @@ from search_jobs.job import Job
 from search_jobs.ledger import Ledger
 from search_jobs.measurement import Measurement
 from search_jobs.objective import Evaluation
+from search_jobs.optimiser import PARENTS
 from search_jobs.prefix_caching import MacsSpent
 from search_jobs.screening import PATTERNS, RIVALS
-from search_jobs.search import ALIKE, LARGER, Search, space_of
+from search_jobs.search import ALIKE, Search, space_of
 from search_jobs.space import LATE, Space
 from search_jobs.stages import stages
 
@@ -109,6 +110,13 @@ def search(
     return Search(config, space, evaluations, cost_of, own), toy
 
 
+def begun(one: Search, every: Mapping[float, Sequence[Baseline]]) -> Search:
+    """What can be set by hand is known, and the first children are the same patterns on the first solver."""
+    one.by_hand(every)
+    one.begin({budget: [b.schedule for b in of if b.schedule.solver.name == SOLVERS[0]] for budget, of in every.items()})
+    return one
+
+
 def test_each_pattern_is_screened_and_the_best_of_them_in_every_setting(tmp_path: Path) -> None:
     """DPM-Solver++ is behind DDIM here: of most patterns nobody needs to know by how much."""
     one, toy = search(tmp_path)
@@ -128,50 +136,67 @@ def test_each_pattern_is_screened_and_the_best_of_them_in_every_setting(tmp_path
         assert one.rivals[budget] == best[:RIVALS]
 
 
-def test_the_first_children_are_the_best_of_it_twice_as_many_as_a_generation_has(tmp_path: Path) -> None:
+def test_the_first_children_are_all_even_patterns_and_of_each_budget_several_come_to_the_last_rung(tmp_path: Path) -> None:
     one, toy = search(tmp_path)
     every = by_hand()
-    one.by_hand(every)
+    begun(one, every)
+    assert not any(task.fitting for task in toy.tasks)
     one.generation()
-    first = [task.schedule for task in toy.tasks if task.stage == "screen" and task.fitting]
-    count = 0
     for budget, group in every.items():
-        best = sorted(group, key=lambda baseline: loss_of(baseline.schedule))
-        patterns = list(dict.fromkeys(baseline.schedule.segments for baseline in best))
-        asked = [schedule for schedule in first if budget - 0.2 < cost_of(schedule) <= budget]
-        expected = patterns[: LARGER * CONFIG.population // len(every)]
-        assert [shape(schedule.segments) for schedule in asked] == [shape(pattern) for pattern in expected], "each pattern once"
-        count += len(expected)
-    assert CONFIG.population < count == len(first)
+        patterns = list(dict.fromkeys(shape(baseline.schedule.segments) for baseline in group))
+        of = {stage: tried(toy, stage, budget) for stage in ("screen", "search", "select")}
+        assert [shape(schedule.segments) for schedule in of["screen"]] == patterns, "each pattern once"
+        best = sorted(of["screen"], key=loss_of)
+        assert len(patterns) > PARENTS > round(CONFIG.share * len(patterns))
+        for stage in ("search", "select"):
+            assert {one.segments for one in of[stage]} == {one.segments for one in best[:PARENTS]}
 
 
-def test_where_the_best_timesteps_are_known_the_first_children_have_them_or_their_own(tmp_path: Path) -> None:
+def tried(toy: Toy, stage: str, budget: float) -> list[Schedule]:
+    """The children that were measured in a stage; budgets are 0.2 apart."""
+    of_stage = [task.schedule for task in toy.tasks if task.stage == stage and (task.fitting or stage == "select")]
+    return [schedule for schedule in of_stage if budget - 0.2 < cost_of(schedule) <= budget]
+
+
+def test_patterns_rank_by_what_they_are_worth_corrected(tmp_path: Path) -> None:
+    """Here corrections turn the order round: by hand the dearest are the best, and children are the cheapest."""
+    one, toy = search(tmp_path)
+    toy.of_stage["screen"] = lambda schedule: cost_of(schedule) if schedule.corrections else loss_of(schedule)
+    begun(one, by_hand()).generation()
+    for budget, rivals in one.rivals.items():
+        costs = sorted(cost_of(schedule) for schedule in tried(toy, "screen", budget))
+        assert {cost_of(schedule) for schedule in tried(toy, "search", budget)} <= set(costs[:PARENTS])
+        assert cost_of(rivals[0].schedule) > costs[PARENTS]
+
+
+def test_where_the_best_timesteps_are_known_all_are_tried_of_the_best_patterns(tmp_path: Path) -> None:
+    """First late steps count as early ones, then, of the best patterns, less and more. Further generations are mutations."""
     before, at, after = np.ogrid[-1:20, 0:20, 0:21]
     errors = np.where((before < at) & (at < after), np.random.default_rng(0).exponential(size=(21, 20, 21)), np.inf)
     best = BestTimesteps(list(range(999, 199, -40)), np.linspace(0.1, 1, 21), errors)
-    one, toy = search(tmp_path, CONFIG.model_copy(update={"population": 12}), replace(SPACE, best=best))
-    every = by_hand()
-    one.by_hand(every)
-    one.generation()
+    one, toy = search(tmp_path, space=replace(SPACE, best=best))
+    begun(one, by_hand()).generation()
     first = [task.schedule for task in toy.tasks if task.stage == "screen" and task.fitting]
-    assert 12 < len(first) <= LARGER * 12
-    for budget, group in every.items():
-        asked = [schedule for schedule in first if budget - 0.2 < cost_of(schedule) <= budget]
-        patterns = dict.fromkeys(s.schedule.segments for s in sorted(group, key=lambda s: loss_of(s.schedule)))
-        for place, pattern in enumerate(list(patterns)[:2]):
-            count = sum(1 + len(segment.partial) for segment in pattern)
-            chosen = [best.chosen(count, late) for late in LATE]
-            times = [schedule.timesteps for schedule in asked if shape(schedule.segments) == shape(pattern)]
-            assert times[0] == chosen[0], "the best first"
-            assert set(chosen) <= set(times)
-            assert place == 0 or set(times) <= set(chosen)
-            assert place > 0 or times[1] not in chosen, "the very best at its own, too"
+    assert all(schedule.timesteps == best.chosen(schedule.computed, ALIKE) for schedule in first)
+    parents = {budget: one.evolution.best(budget)[:PARENTS] for budget in sorted(BUDGETS.values())}
+    one.generation()
+    second = [task.schedule for task in toy.tasks if task.stage == "screen" and task.fitting][len(first) :]
+    expected = {
+        (point.genome.segments, timesteps)
+        for points in parents.values()
+        for point in points
+        for late in LATE
+        if (timesteps := best.chosen(point.genome.computed, late)) != point.genome.timesteps
+    }
+    assert {(schedule.segments, schedule.timesteps) for schedule in second} == expected
+    one.generation()
+    third = [task.schedule for task in toy.tasks if task.stage == "screen" and task.fitting][len(first) + len(second) :]
+    assert len(third) == CONFIG.population
 
 
 def test_a_search_goes_on_from_its_ledger_and_ends_alike(tmp_path: Path) -> None:
     whole, toy = search(tmp_path / "whole")
-    whole.by_hand(by_hand())
-    whole.run()
+    begun(whole, by_hand()).run()
     lines = (tmp_path / "whole" / "ledger.jsonl").read_text().splitlines(keepends=True)
     assert len(lines) == len(toy.tasks)
     for kept in (1, len(lines) // 3, len(lines) - 1):
@@ -179,8 +204,7 @@ def test_a_search_goes_on_from_its_ledger_and_ends_alike(tmp_path: Path) -> None
         folder.mkdir()
         (folder / "ledger.jsonl").write_text("".join(lines[:kept]))
         again, rest = search(folder)
-        again.by_hand(by_hand())
-        again.run()
+        begun(again, by_hand()).run()
         assert again.evolution.history == whole.evolution.history
         assert again.evaluations.images == whole.evaluations.images == 2 * len(toy.tasks)
         assert len(rest.tasks) == len(lines) - kept, "nothing is measured twice"
@@ -190,23 +214,23 @@ def test_a_longer_search_begins_as_a_shorter_one(tmp_path: Path) -> None:
     short, _ = search(tmp_path / "short")
     long, _ = search(tmp_path / "long", CONFIG.model_copy(update={"generations": 6}))
     for one in (short, long):
-        one.by_hand(by_hand())
-        one.run()
+        begun(one, by_hand()).run()
     assert long.evolution.history[: len(short.evolution.history)] == short.evolution.history
     assert len(long.evolution.history) > len(short.evolution.history)
 
 
-def test_a_child_that_reached_the_last_rung_has_the_mean_loss_over_its_images_and_those_of_the_rung_before(
+def test_a_child_that_reached_the_last_rung_has_the_loss_on_its_images_and_those_of_the_rung_before(
     tmp_path: Path,
 ) -> None:
     one, toy = search(tmp_path)
     toy.of_stage |= {"search": lambda schedule: 3 * loss_of(schedule), "select": lambda schedule: loss_of(schedule) + 20}
-    one.by_hand(by_hand())
+    begun(one, by_hand())
     points = one.ladder.climb("children", one.evolution.ask())
     assert {point.rung for point in points} == {0, 1, 2}
     for point in points:
         loss = loss_of(one.ladder.fitted[point.genome])
-        losses = [loss, 3 * loss, (CONFIG.images * 3 * loss + CONFIG.select * (loss + 20)) / (CONFIG.images + CONFIG.select)]
+        images = CONFIG.images + CONFIG.select
+        losses = [loss, 3 * loss, (3 * loss) ** (CONFIG.images / images) * (loss + 20) ** (CONFIG.select / images)]
         assert point.loss == pytest.approx(losses[point.rung])
 
 
@@ -214,8 +238,7 @@ def test_a_child_that_reached_the_last_rung_has_the_mean_loss_over_its_images_an
 def test_a_tier_is_the_best_of_the_finals_by_hand_or_not(tmp_path: Path, hand: float) -> None:
     """There all that was found comes in the opposite order, and what is set by hand lies far behind it or far ahead."""
     one, toy = search(tmp_path)
-    one.by_hand(by_hand())
-    one.run()
+    begun(one, by_hand()).run()
     found, rivals = one.finalists(), {budget: [rival.schedule for rival in best] for budget, best in one.rivals.items()}
     losses: dict[str, float] = {schedule.digest: -place for best in found.values() for place, schedule in enumerate(best)}
     losses |= {schedule.digest: hand - place for best in rivals.values() for place, schedule in enumerate(best)}
@@ -256,7 +279,7 @@ def test_an_uncorrected_schedule_at_the_best_timesteps_of_its_solver_is_a_finali
     every[0.2].append(Baseline("fewer-step ddim", "4 steps ddim", four))
     one, toy = search(tmp_path, own={"ddim": even(20)})
     toy.of_stage["finals"] = loss
-    one.by_hand(every)
+    begun(one, every)
     assert one.plain[0.4] == [], "no schedule of full steps alone was among these"
     (plain,) = one.plain[0.2]
     assert (plain.segments, plain.solver, plain.corrections) == (four.segments, four.solver, None)
@@ -267,8 +290,7 @@ def test_an_uncorrected_schedule_at_the_best_timesteps_of_its_solver_is_a_finali
     assert (cheap.schedule == plain) == (plain_loss == 0)
     assert dear.schedule.corrections is not None
     without, _ = search(tmp_path / "without")
-    without.by_hand(every)
-    without.run()
+    begun(without, every).run()
     assert without.plain == {0.2: [], 0.4: []}
     assert without.evolution.history == one.evolution.history, "what the search finds does not depend on it"
 
