@@ -31,7 +31,7 @@ from search_jobs.objective import Evaluation, Objective
 from search_jobs.progress import Progress
 from search_jobs.results import SearchResults
 from search_jobs.screening import K, screened, strongest
-from search_jobs.search import INTERVALS, PATTERNS, Search, space_of
+from search_jobs.search import Search, intervals, space_of
 from search_jobs.stages import FITTED, figures_at, figures_at_size
 from search_jobs.throughput import Throughput
 
@@ -117,11 +117,10 @@ class Job:
         return {budget: list(self.baselines.strongest(budget, self.config.teacher_steps)) for budget in self.config.ceilings}
 
     def even(self) -> dict[float, list[Schedule]]:
-        """The even patterns that a search of each budget begins with: fewer intervals where there are many branches."""
-        steps, solver = self.config.teacher_steps, self.space.solvers[:1]
-        intervals = INTERVALS[: max(2, PATTERNS // len(self.baselines.usual))]
+        """The even patterns that a search of each budget begins with."""
+        steps, solver, every = self.config.teacher_steps, self.space.solvers[:1], intervals(len(self.baselines.usual))
         return {
-            budget: [one.schedule for one in self.baselines.even(budget, steps, solver, intervals)]
+            budget: [one.schedule for one in self.baselines.even(budget, steps, solver, every)]
             for budget in self.config.ceilings
         }
 

@@ -129,11 +129,11 @@ class Evolution:
         ranked = sorted((p for p in self.history if p.rung == top and p.cost <= budget), key=lambda p: p.loss)
         before, count = list[int](), Counter[Genome]()
         for point in ranked:
-            before.append(count[self._origin(point.genome)])
-            count[self._origin(point.genome)] += 1
+            before.append(count[self.origin(point.genome)])
+            count[self.origin(point.genome)] += 1
         return [ranked[i] for i in sorted(range(len(ranked)), key=lambda i: before[i] >= RELATED)]
 
-    def _origin(self, genome: Genome) -> Genome:
+    def origin(self, genome: Genome) -> Genome:
         """The initial genome that one comes from."""
         return self._origins.get(genome, genome)
 
@@ -147,7 +147,7 @@ class Evolution:
                 for genome in dict.fromkeys(variants):
                     if genome not in seen and self.cost_of(genome) <= budget:
                         seen.add(genome)
-                        self._origins[genome] = self._origin(parent)
+                        self._origins[genome] = self.origin(parent)
                         children.append(Child(genome, (budget,)))
         return children
 
@@ -165,6 +165,6 @@ class Evolution:
                 child = self.space.crossover(child, rng.choice(parents).genome, rng)
             child = self.space.mutate(child, rng)
             if child not in seen and self.cost_of(child) <= budget:
-                self._origins[child] = self._origin(parent)
+                self._origins[child] = self.origin(parent)
                 return child
         return None

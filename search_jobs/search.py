@@ -22,6 +22,11 @@ INTERVALS = (2, 3, 4, 5)  # between full steps, of the even patterns that a sear
 PATTERNS = 16  # of them for each budget, about
 
 
+def intervals(branches: int) -> Sequence[int]:
+    """Those of the even patterns that a search begins with: fewer where there are many branches, but two at least."""
+    return INTERVALS[: max(2, PATTERNS // branches)]
+
+
 def space_of(model: Model, config: JobConfig) -> Space:
     """All schedules that a search may choose.
 

@@ -1,7 +1,7 @@
 """What a user could set by hand: every pattern in every setting of the solvers, within the budget."""
 
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -30,6 +30,15 @@ def baselines(levels: NoiseLevels) -> Baselines:
 @pytest.fixture(scope="module", params=[LATENT, PIXELS], ids=["latent", "pixels"])
 def offered(request: pytest.FixtureRequest) -> tuple[NoiseLevels, list[Baseline]]:
     return request.param, list(baselines(request.param).every_setting(0.3, 50, every=(2, 3)))
+
+
+def test_even_patterns_are_what_is_strongest_without_deepcache_on_one_solver() -> None:
+    one = baselines(LATENT)
+    every = [each for each in one.strongest(0.3, 50, every=(2, 4)) if each.family != "uniform DeepCache"]
+    assert list(one.even(0.3, 50, ("ddim",), every=(2, 4))) == [each for each in every if each.schedule.solver.name == "ddim"]
+    segments = [each.schedule.segments for each in one.even(0.3, 50, ("ddim",), every=(2, 4))]
+    assert {len(of) * (1 + len(of[0].partial)) <= 50 and len(set(of)) for of in segments} == {1}
+    assert {(1 + len(of[0].partial), of[0].branch) for of in segments} == {(1, 1), *product((2, 4), range(1, BRANCHES + 1))}
 
 
 def test_every_kind_comes_in_every_setting_of_its_solver_and_within_the_budget(

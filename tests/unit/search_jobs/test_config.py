@@ -117,10 +117,11 @@ def test_a_configuration_of_before_models_had_names_is_the_same_job(tmp_path: Pa
     assert JobConfig.model_validate(before) == now
 
 
-def test_a_configuration_of_before_extrapolations_had_none() -> None:
+def test_a_configuration_of_before_extrapolations_and_geometric_means_had_neither() -> None:
     given_today, of_before = (
-        JobConfig(model="m", features="f", guidance=3, extrapolate=True),
+        JobConfig(model="m", features="f", guidance=3, extrapolate=True, mean="geometric"),
         JobConfig(model="m", features="f", guidance=3),
     )
-    assert of_before.extrapolate, "of a search that begins today"
-    assert (given_today.as_kept().extrapolate, of_before.as_kept().extrapolate) == (True, False)
+    assert (of_before.extrapolate, of_before.mean) == (True, "geometric"), "of a search that begins today"
+    assert given_today.as_kept() == given_today
+    assert (of_before.as_kept().extrapolate, of_before.as_kept().mean) == (False, "arithmetic")

@@ -1,5 +1,6 @@
 """Evolution knows numbers only; these tests give it a toy problem whose answer is known."""
 
+from dataclasses import replace
 from random import Random
 
 import numpy as np
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from engine.noise import NoiseLevels, Walk
 from registry.schedule import ModelRef, Segment, SolverName
-from search_jobs.optimiser import Child, Evolution, Point, front, hypervolume, survivors
+from search_jobs.optimiser import PARENTS, RELATED, Child, Evolution, Point, front, hypervolume, survivors
 from search_jobs.space import Genome, Space
 
 MODEL = ModelRef(name="toy", family="unet2d-condition", fingerprint="sha256:" + "0" * 64)
@@ -109,18 +110,43 @@ def test_only_points_of_the_highest_rung_have_children() -> None:
     assert evolution.best(0.15) == []
 
 
+def test_the_best_are_of_more_than_one_origin() -> None:
+    """One pattern's descendants are better than anything else: two of them come first, and the rest after the others."""
+    lucky, other = START[0], Genome("ddim", (Segment(partial=(9,), branch=1),) * 5)
+    evolution = Evolution(SPACE, cost_of, [1.0], population=10, initial=[lucky, other])
+    evolution.tell([Point(lucky, 0.1, 1.0), Point(other, 0.1, 100.0)])
+    loss = 1.0
+    for _ in range(4):
+        children = evolution.ask()
+        losses = {child.genome: (loss := loss * 0.9) for child in children if evolution.origin(child.genome) == lucky}
+        evolution.tell([Point(c.genome, cost_of(c.genome), losses.get(c.genome, 50.0)) for c in children])
+    best = evolution.best(1.0)
+    assert [evolution.origin(point.genome) for point in best[: RELATED + 2]] == [lucky] * RELATED + [other] * 2
+    assert sorted(best, key=lambda point: point.loss)[RELATED + 2].loss < best[RELATED].loss, "relatives were passed over"
+    assert {point.genome for point in best} == {point.genome for point in evolution.history}, "and none is lost"
+
+
+def test_the_second_generation_is_the_best_on_every_solver() -> None:
+    both = replace(SPACE, solvers=SOLVERS[:2])
+    others = [Genome("ddim", (Segment(partial=(o,), branch=1),) * 5) for o in range(1, 9)]
+    evolution = Evolution(both, cost_of, [1.0], population=10, initial=others)
+    evolution.tell([Point(child.genome, 0.1, float(i)) for i, child in enumerate(evolution.ask())])
+    assert [child.genome for child in evolution.ask()] == [one._replace(solver="dpmsolver++") for one in others[:PARENTS]]
+    assert evolution.ask()[0].budgets == (1.0,)
+
+
 CHILDREN = [
     Child(Genome("ddim", (Segment(partial=(o,), branch=1),) * 5), (0.1, 0.2) if o < 7 else (0.2,)) for o in range(1, 10)
 ]
 
 
-@given(st.permutations(range(9)), st.floats(0.01, 1))
-def test_the_best_share_of_each_budgets_children_survives(losses: list[int], share: float) -> None:
+@given(st.permutations(range(9)), st.floats(0.01, 1), st.integers(1, 12))
+def test_the_best_share_of_each_budgets_children_survives(losses: list[int], share: float, least: int) -> None:
     loss_of = {child.genome: float(loss) for child, loss in zip(CHILDREN, losses, strict=True)}
-    left = survivors(CHILDREN, lambda genome: loss_of[genome], share)
+    left = survivors(CHILDREN, lambda genome: loss_of[genome], share, least)
     for budget, count in ((0.1, 6), (0.2, 9)):
         expected = sorted(loss_of[child.genome] for child in CHILDREN if budget in child.budgets)[
-            : max(1, round(share * count))
+            : max(least, round(share * count))
         ]
         assert sorted(loss_of[child.genome] for child in left if budget in child.budgets) == expected
     assert all(child.budgets for child in left)

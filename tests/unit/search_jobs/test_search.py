@@ -30,7 +30,7 @@ from search_jobs.objective import Evaluation
 from search_jobs.optimiser import PARENTS
 from search_jobs.prefix_caching import MacsSpent
 from search_jobs.screening import PATTERNS, RIVALS
-from search_jobs.search import ALIKE, Search, space_of
+from search_jobs.search import ALIKE, Search, intervals, space_of
 from search_jobs.space import LATE, Space
 from search_jobs.stages import stages
 
@@ -150,6 +150,13 @@ def test_the_first_children_are_all_even_patterns_and_of_each_budget_several_com
         assert len(patterns) > PARENTS > round(CONFIG.share * len(patterns))
         for stage in ("search", "select"):
             assert {one.segments for one in of[stage]} == {one.segments for one in best[:PARENTS]}
+
+
+@pytest.mark.parametrize(
+    ("branches", "expected"), [(1, (2, 3, 4, 5)), (4, (2, 3, 4, 5)), (5, (2, 3, 4)), (16, (2, 3)), (90, (2, 3))]
+)
+def test_a_search_begins_with_about_as_many_patterns_of_any_model(branches: int, expected: Sequence[int]) -> None:
+    assert intervals(branches) == expected
 
 
 def tried(toy: Toy, stage: str, budget: float) -> list[Schedule]:
