@@ -54,7 +54,7 @@ def main(
     fresh_images: Annotated[
         int, typer.Option("--fresh", min=2, help="Images of noise that decides nothing, of each schedule.")
     ] = 256,
-    population: Annotated[int, typer.Option(min=1, help="Children in a generation; twice as many in the first.")] = 30,
+    population: Annotated[int, typer.Option(min=1, help="Children in a generation, from the third on.")] = 30,
     screen: int = 4,
     fitted: Annotated[int, typer.Option(help="Images that corrections are fitted on.")] = 12,
     select: int = 24,

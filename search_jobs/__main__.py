@@ -65,7 +65,7 @@ def run(
     finals: Annotated[int, typer.Option(help="Images that decide among finalists.")] = 32,
     heldout: Annotated[int, typer.Option(help="Images of the final figures.")] = 48,
     generations: int = 4,
-    population: Annotated[int, typer.Option(help="Children in a generation; twice as many in the first.")] = 30,
+    population: Annotated[int, typer.Option(help="Children in a generation, from the third on.")] = 30,
     paper: Annotated[
         bool, typer.Option("--paper", help="The paper's literal form: no free offsets, timesteps or corrections.")
     ] = False,

@@ -127,11 +127,12 @@ class Evolution:
         """
         top = max((point.rung for point in self.history), default=0)
         ranked = sorted((p for p in self.history if p.rung == top and p.cost <= budget), key=lambda p: p.loss)
-        before, count = list[int](), Counter[Genome]()
+        related, first, rest = Counter[Genome](), list[Point](), list[Point]()
         for point in ranked:
-            before.append(count[self.origin(point.genome)])
-            count[self.origin(point.genome)] += 1
-        return [ranked[i] for i in sorted(range(len(ranked)), key=lambda i: before[i] >= RELATED)]
+            origin = self.origin(point.genome)
+            (first if related[origin] < RELATED else rest).append(point)
+            related[origin] += 1
+        return first + rest
 
     def origin(self, genome: Genome) -> Genome:
         """The initial genome that one comes from."""
