@@ -29,6 +29,7 @@ from search_jobs.measurement import Measurement
 from search_jobs.objective import Objective
 from search_jobs.progress import ProgressBars
 from search_jobs.search import ALIKE
+from search_jobs.space import Space
 
 BUDGETS = (1 / 12, 1 / 8, 1 / 5.1, 1 / 2.6)
 MEANS: tuple[Mean, ...] = ("geometric", "arithmetic")
@@ -60,10 +61,10 @@ def main(
     known = {}
     with TemporaryDirectory() as folder, ProgressBars(err) as bars:
         job = Job(JobConfig.parse(config), Path(folder), bars)
-        fresh = job.evaluator.fresh(fresh_images)
+        fresh, space = job.evaluator.fresh(fresh_images), job.search(job.evaluations(job.executor())).space
         for cost, schedules in sorted(job.even().items(), reverse=True):
             bars.begin(f"patterns of at most {cost:.3f}", len(schedules) * fresh_images)
-            known[cost] = list(measured(job, fresh, schedules))
+            known[cost] = list(measured(job, space, fresh, schedules))
     ways = list(next(iter(known.values()))[0].losses)
     out.print("| cost | patterns | ρ: " + ", ".join(ways) + " | the best three: rFID |\n" + "|---" * 4 + "|", soft_wrap=True)
     for cost, patterns in known.items():
@@ -78,16 +79,16 @@ def main(
         to.write_text(json.dumps(everything, indent=1))
 
 
-def measured(job: Job, fresh: Objective, schedules: Sequence[Schedule]) -> Iterator[Pattern]:
+def measured(job: Job, space: Space, fresh: Objective, schedules: Sequence[Schedule]) -> Iterator[Pattern]:
     """Every pattern that the space holds, fitted on the search's images."""
     few, more = (job.evaluator.objective(stage) for stage in ("screen", "search"))
-    space = job.search(job.evaluations(job.executor())).space
     for plain in schedules:
         genome = space.adopt(plain)
         if genome is None:
             continue
         retimed = space.schedule(space.retimed(genome, ALIKE))
-        losses = {"as it is, 4": few.evaluate(plain).measurement.loss}
+        as_it_is = few.evaluate(plain).measurement
+        losses = {f"as it is, {as_it_is.images}": as_it_is.loss}
         for mean in MEANS:
             few.mean = more.mean = mean  # its UNet calls are kept, so the second evaluation makes none
             fitted = [objective.evaluate(retimed, fitting=True) for objective in (few, more)]

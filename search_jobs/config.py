@@ -67,7 +67,7 @@ class JobConfig(Document):
     retime: bool = Field(default=True, description="whether the search moves timesteps off the solver's own grid")
     correct: bool = Field(default=True, description="whether schedules get corrections")
     extrapolate: bool = Field(default=True, description="whether corrections extrapolate deep features where they drift")
-    mean: Mean = Field(default="geometric", description="of an image's squared distances to the teacher's: the loss")
+    mean: Mean = Field(default="geometric", description="of the images' squared distances to the teacher's: the loss")
     seed: int = Field(default=0, ge=0, le=MAX_SEED)
     batch: int | None = Field(default=None, ge=1, le=1024, description="images in a UNet call, at most")
     together: int | None = Field(default=None, ge=1, le=10_000, description="schedules that share UNet calls, at most")

@@ -81,8 +81,7 @@ class Evolution:
     """`initial` genomes are asked first, then the best of these at other timesteps and on other solvers; after that each
     generation has `population` children that aim at the budgets in turn.
 
-    `cost_of` is known without running anything. `parents`: how many of the best affordable points may have children; only
-    points of the highest rung seen are parents.
+    `cost_of` is known without running anything. Only points of the highest rung seen are parents.
     """
 
     space: Space
@@ -90,7 +89,6 @@ class Evolution:
     budgets: Sequence[float]
     population: int = 10
     seed: int = 0
-    parents: int = PARENTS
     initial: list[Genome] = field(default_factory=list)
     history: list[Point] = field(default_factory=list)
     generation: int = 0
@@ -142,7 +140,7 @@ class Evolution:
         """The best of each budget at the best timesteps for as many steps, whatever late steps count, and on every solver."""
         children: list[Child] = []
         for budget in self.budgets:
-            for parent in [point.genome for point in self.best(budget)[: self.parents]]:
+            for parent in [point.genome for point in self.best(budget)[:PARENTS]]:
                 variants = [self.space.retimed(parent, late) for late in LATE]
                 variants += [parent._replace(solver=solver) for solver in self.space.solvers]
                 for genome in dict.fromkeys(variants):
@@ -159,7 +157,7 @@ class Evolution:
 
     def _child(self, budget: float, seen: set[Genome], rng: Random, attempts: int = 100) -> Genome | None:
         """A new genome within the budget; None when the attempts run out, as in a space that is exhausted."""
-        parents = self.best(budget)[: self.parents]
+        parents = self.best(budget)[:PARENTS]
         for _ in range(attempts if parents else 0):
             parent = child = rng.choice(parents).genome
             if rng.random() < 0.2:

@@ -17,14 +17,14 @@ from search_jobs.optimiser import PARENTS, Evolution
 from search_jobs.screening import screened, strongest
 from search_jobs.space import Space
 
-ALIKE = 0.0  # what late steps count where steps are the solver's own: no more and no less than early ones
+ALIKE = 0.0  # what late steps count at first, and where steps are the solver's own: no more and no less than early ones
 INTERVALS = (2, 3, 4, 5)  # between full steps, of the even patterns that a search begins with
-PATTERNS = 16  # of them for each budget, about
+EVEN = 16  # of them for each budget, about
 
 
 def intervals(branches: int) -> Sequence[int]:
     """Those of the even patterns that a search begins with: fewer where there are many branches, but two at least."""
-    return INTERVALS[: max(2, PATTERNS // branches)]
+    return INTERVALS[: max(2, EVEN // branches)]
 
 
 def space_of(model: Model, config: JobConfig) -> Space:
@@ -50,7 +50,7 @@ def space_of(model: Model, config: JobConfig) -> Space:
 
 
 class Search:
-    """Finds the best schedules of each budget: `by_hand` first, then `run`.
+    """Finds the best schedules of each budget: `by_hand` and `begin` first, then `run`.
 
     rivals: of each budget the strongest baselines, the best first. plain: of each budget the best uncorrected schedule at
     timesteps of its own, if any. It decides by its space, with the teacher's path in it, by
