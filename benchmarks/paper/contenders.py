@@ -14,6 +14,7 @@ from search_jobs.screening import PATTERNS
 
 PAPER, OURS = "the paper's space", "ours"
 OPTIMAL = "optimal timesteps"  # what is set by hand, at those that are best for its solver's own steps
+CORRECTED = "set by hand, corrected"  # the best of all that, with corrections as ours has them: what remains is the search's
 FEWER = {  # families of baselines without caching, and what the table calls them
     "fewer-step ddim": "fewer DDIM steps",
     "fewer-step euler": "fewer Euler steps",
@@ -49,6 +50,7 @@ class Place(NamedTuple):
 
 Loss = Callable[[Place, Schedule], float]
 Retimed = Callable[[Schedule], Sequence[Schedule]]
+Corrected = Callable[[Sequence[Schedule]], Sequence[Schedule]]
 
 
 def kinds_of(baseline: Baseline) -> list[str]:
@@ -96,6 +98,16 @@ def at_optimal_timesteps(chosen: Mapping[Place, Baseline], retimed: Retimed) -> 
         if place.kind in (*FEWER.values(), BOTH):
             found = [Baseline(OPTIMAL, f"{one.name}, optimal", schedule) for schedule in retimed(one.schedule)]
             places.setdefault(Place(place.budget, OPTIMAL), []).extend([*found, one._replace(family=OPTIMAL)])
+    return places
+
+
+def with_corrections(chosen: Mapping[Place, Baseline], corrected: Corrected) -> dict[Place, list[Baseline]]:
+    """At each cost all that was chosen of what is set by hand, with corrections. Forecasts have none: they are no schedules."""
+    candidates = {(place.budget, one.schedule): one for place, one in chosen.items() if place.kind not in (*ORDERS, PAPER)}
+    fitted = dict(zip(candidates, corrected([one.schedule for one in candidates.values()]), strict=True))
+    places: dict[Place, list[Baseline]] = {}
+    for at, one in candidates.items():
+        places.setdefault(Place(at[0], CORRECTED), []).append(Baseline(CORRECTED, f"{one.name}, corrected", fitted[at]))
     return places
 
 

@@ -13,6 +13,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from benchmarks.paper.contenders import (
     BACK,
     BOTH,
+    CORRECTED,
     ENDS,
     FEWER,
     FIRST,
@@ -46,6 +47,7 @@ LOOKS = {  # marker and colour of each kind
     BOTH: FAMILIES["cached fewer-step ddim"],
     **dict(zip(ORDERS, (("h", "#a23b5f"), ("H", "#7d2b48")), strict=True)),
     OPTIMAL: ("X", "#8a5a2b"),
+    CORRECTED: ("*", "#c08a3e"),
     PAPER: ("o", "#6b7783"),
     OURS: ("*", SEARCHED),
 }
@@ -115,7 +117,7 @@ def strip(summary: Summary, shown: Path) -> Figure:
     for column, speedup in enumerate(speedups):
         here = [entry for entry in summary["entries"] if entry["speedup"] == speedup and entry["middle"] and entry["figures"]]
         ours = next((entry for entry in here if entry["kind"] == OURS), None)
-        rivals = (entry for entry in here if entry["kind"] != OURS)
+        rivals = (entry for entry in here if entry["kind"] not in (CORRECTED, OURS))
         rival = min(rivals, key=lambda entry: float(entry["figures"][RFID]["value"]), default=None)
         for row in range(rows):
             cell, entry = grid[row][column], (None, ours, rival)[row % 3]

@@ -7,7 +7,7 @@ import json
 import os
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ import torch
 
 from benchmarks.forecast.forecasts import Recipe
 from benchmarks.paper.contenders import (
+    CORRECTED,
     FEWER,
     OF_TRANSFORMERS,
     OF_UNETS,
@@ -30,9 +31,11 @@ from benchmarks.paper.contenders import (
     in_every_setting,
     patterns_of,
     strongest,
+    with_corrections,
 )
 from benchmarks.paper.differences import RFID
 from benchmarks.paper.figures import Figures, chances, document, figures
+from benchmarks.paper.first_search import FirstSearch
 from benchmarks.paper.images import ImageStore, MeasuredImages, write_arrays
 from benchmarks.paper.subject import SPEEDUPS, Effort, Subject
 from engine.branches import BlockPairs
@@ -40,15 +43,13 @@ from engine.loading import load
 from evaluation import Gaussian, extractor
 from evaluation.real import real_gaussian
 from registry.errors import Unsupported
-from registry.schedule import Schedule, SolverName
+from registry.schedule import Schedule
 from search_jobs.baselines import Baseline, Baselines, usual_solvers
-from search_jobs.best_timesteps import BestTimesteps
 from search_jobs.config import JobConfig, digest_of, read_prompts
-from search_jobs.evaluator import Evaluator, prompts_of
+from search_jobs.evaluator import prompts_of
 from search_jobs.job import Job, write_json
-from search_jobs.objective import Objective, Sample
+from search_jobs.objective import Sample
 from search_jobs.progress import Progress
-from search_jobs.space import LATE
 from search_jobs.stages import fresh, halves
 
 SUMMARY, SHOWN = "summary.json", "shown.npz"
@@ -71,7 +72,6 @@ class ModelTable:
     device: str = "cpu"
     dtype: str = "float32"
     budgets: tuple[float, ...] = BUDGETS
-    _known: dict[SolverName, BestTimesteps] = field(default_factory=dict)
 
     def run(self) -> dict[str, Any]:
         """Measure everything, the dearest cost first; `summary.json` is written anew after each."""
@@ -131,26 +131,13 @@ class ModelTable:
         self.progress.begin(f"{self.subject.name}: by hand", len(patterns) * self.effort.screen)
         looks = [lambda place, one, on=on: self.store.loss(self.recipe(place, one), on) for on in (few, more)]
         rivals = strongest(places, *looks)
-        return chosen | rivals | strongest(at_optimal_timesteps(rivals, self._retimed), *looks)
-
-    def _retimed(self, schedule: Schedule) -> list[Schedule]:
-        """A schedule at the best timesteps for as many of its solver's own steps, whatever late ones count."""
-        counts, solver = schedule.counts(), schedule.solver.model_copy(update={"karras": False})  # whose levels leave no choice
-        chosen = dict.fromkeys(self._optimal(solver.name).chosen(counts["full"] + counts["partial"], late) for late in LATE)
-        changed = schedule.model_copy(update={"solver": solver}).model_dump()
-        return [Schedule.model_validate(changed | {"timesteps": timesteps}) for timesteps in chosen if timesteps]
-
-    def _optimal(self, solver: SolverName) -> BestTimesteps:
-        """By the errors of the solver's own steps along the teacher's path, of the images that the first search fitted on."""
-        if solver not in self._known:
-            best = self._fitted_on.best_timesteps(solver)
-            assert best is not None, "corrections are fitted on these images, and distilled models have no table"
-            self._known[solver] = best
-        return self._known[solver]
+        rivals |= strongest(at_optimal_timesteps(rivals, self._first.retimed), *looks)
+        return chosen | rivals | strongest(with_corrections(rivals, self._first.corrected), *looks)
 
     @cached_property
-    def _fitted_on(self) -> Objective:
-        return Evaluator.open(self._config(OURS, 0), self.folder / "searches" / "ours-0").objective("search")
+    def _first(self) -> FirstSearch:
+        config = self._config(OURS, 0)
+        return FirstSearch(config, self.folder / "searches" / "ours-0", self.folder, self.progress)
 
     def recipe(self, place: Place, schedule: Schedule) -> Recipe:
         """What images of a schedule are made by at a place."""
@@ -260,11 +247,11 @@ class ModelTable:
         }
 
     def _kinds(self) -> list[str]:
-        """What can be set by hand for this model, whether there is something as cheap or not."""
+        """What is neither searched nor the paper's space for this model, whether there is something as cheap or not."""
         baselines = self.baselines
         possible = OF_TRANSFORMERS if isinstance(baselines.branches, BlockPairs) else OF_UNETS
         missing = {label for family, label in FEWER.items() if family.removeprefix("fewer-step ") not in baselines.solvers}
-        return [kind for kind in (*possible, OPTIMAL) if kind not in missing]
+        return [kind for kind in (*possible, OPTIMAL, CORRECTED) if kind not in missing]
 
 
 def _middle(known: Mapping[Place, Figures], budget: float, space: str) -> Place | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,23 +21,31 @@ from places import ROOT
 from benchmarks.paper import page
 from benchmarks.paper.__main__ import _without
 from benchmarks.paper.contenders import (
+    BOTH,
+    CORRECTED,
     OF_TRANSFORMERS,
     OF_UNETS,
     OPTIMAL,
+    ORDERS,
     OURS,
     PAPER,
+    UNIFORM,
     Place,
     at_optimal_timesteps,
     kinds_of,
     strongest,
+    with_corrections,
 )
 from benchmarks.paper.differences import differences
+from benchmarks.paper.first_search import FirstSearch
 from benchmarks.paper.subject import Effort, Subject
 from benchmarks.paper.table import ModelTable
+from registry.corrections import Correction
 from registry.errors import NotFound
-from registry.schedule import Blocks, ModelRef, Schedule, Segment, Solver
+from registry.schedule import Blocks, ModelRef, Schedule, Segment, Solver, SolverName
 from search_jobs.baselines import Baseline
 from search_jobs.best_timesteps import BestTimesteps
+from search_jobs.config import JobConfig
 from search_jobs.screening import PATTERNS
 from search_jobs.stages import halves
 
@@ -102,7 +111,9 @@ def part(undisturbed: tuple[Path, dict[str, Any], int], tmp_path: Path) -> Path:
 
 def test_every_kind_is_in_the_table_that_is_as_cheap(undisturbed: tuple[Path, dict[str, Any], int]) -> None:
     entries = undisturbed[1]["entries"]
-    assert {entry["kind"] for entry in entries} == {*OF_UNETS, OPTIMAL, OURS, PAPER} - {"non-uniform DeepCache"}, "of 4 steps"
+    assert {entry["kind"] for entry in entries} == {*OF_UNETS, OPTIMAL, CORRECTED, OURS, PAPER} - {"non-uniform DeepCache"}, (
+        "of 4 steps"
+    )
     for entry in entries:
         assert entry["cost"] <= 0.5
         assert {"rfid", "psnr", "to_real"} == entry["figures"].keys(), "an unconditional model has no score"
@@ -275,7 +286,7 @@ def test_a_transformer_has_rivals_of_its_own(transformer: Subject, tmp_path: Pat
     monkeypatch.setattr(ModelTable, "_searched", lambda *_: {})
     measured = ModelTable(transformer, TINY, tmp_path / "dit", Counting(), "a command", budgets=(0.6,))
     entries = measured.run()["entries"]
-    kinds = [OPTIMAL, *(kind for kind in OF_TRANSFORMERS if kind != "fewer DDIM steps")]
+    kinds = [OPTIMAL, CORRECTED, *(kind for kind in OF_TRANSFORMERS if kind != "fewer DDIM steps")]
     assert {entry["kind"] for entry in entries} == {*kinds} - {"blocks at uneven intervals"}, "of 4 steps"
     assert all(entry["cost"] <= 0.6 for entry in entries)
     text = page.write(tmp_path, tmp_path / "docs").read_text()
@@ -341,14 +352,36 @@ def test_optimal_timesteps_are_for_the_best_of_each_kind_that_has_timesteps_to_c
     assert {one.family for one in candidates} == {OPTIMAL}
 
 
+def test_what_is_set_by_hand_is_corrected_once_a_cost_and_neither_forecasts_nor_the_papers_space() -> None:
+    model = ModelRef(name="toy", family="unet2d", fingerprint="sha256:" + "0" * 64)
+    solver = Solver(name="ddim", teacher_steps=4, spacing="trailing")
+    few, many = (Schedule(model=model, solver=solver, segments=(Segment(),) * 4, timesteps=(at, 9, 8, 7)) for at in (900, 800))
+    asked: list[Schedule] = []
+
+    def corrected(schedules: Sequence[Schedule]) -> list[Schedule]:
+        asked.extend(schedules)
+        return [one.model_copy(update={"corrections": (Correction(latent=0.1),) * 4}) for one in schedules]
+
+    kinds = [BOTH, OPTIMAL, UNIFORM, PAPER, *ORDERS]
+    chosen = {Place(0.5, kind): Baseline("family", kind, many if kind == UNIFORM else few) for kind in kinds}
+    chosen[Place(0.2, BOTH)] = Baseline("family", "cheap", few)
+    places = with_corrections(chosen, corrected)
+    assert asked == [few, many, few], "what stands in two places of a cost is fitted once"
+    assert {place: [one.name for one in group] for place, group in places.items()} == {
+        Place(0.5, CORRECTED): [f"{OPTIMAL}, corrected", f"{UNIFORM}, corrected"],
+        Place(0.2, CORRECTED): ["cheap, corrected"],
+    }
+    assert all(one.schedule.corrections for group in places.values() for one in group)
+
+
 def test_what_walks_karras_levels_leaves_them_for_optimal_timesteps(tmp_path: Path) -> None:
     """On those a schedule's own timesteps would decide nothing."""
     before, at, after = np.ogrid[-1:3, 0:3, 0:4]
     errors = np.where((before < at) & (at < after), 1.0, np.inf)
-    measured = table(Subject("toy", tmp_path, None, tmp_path, None, 1), tmp_path, Counting())
-    measured._known["dpmsolver++"] = BestTimesteps([900, 600, 300], np.ones(4), errors)
+    known: dict[SolverName, BestTimesteps] = {"dpmsolver++": BestTimesteps([900, 600, 300], np.ones(4), errors)}
+    first = FirstSearch(JobConfig(model="toy", features="toy", guidance=1), tmp_path, tmp_path, Counting(), known)
     model = ModelRef(name="toy", family="unet2d", fingerprint="sha256:" + "0" * 64)
     solver = Solver(name="dpmsolver++", teacher_steps=2, spacing="trailing", karras=True)
-    found = measured._retimed(Schedule(model=model, solver=solver, segments=(Segment(),) * 2))
+    found = first.retimed(Schedule(model=model, solver=solver, segments=(Segment(),) * 2))
     assert found
     assert all(not one.solver.karras and one.timesteps and one.timesteps[0] == 900 for one in found)
