@@ -29,7 +29,7 @@ class Ladder:
         least: so many of a budget's children climb on at least. On the last rung the loss is that on its images and those of
         the rung before.
         """
-        self.evaluations.progress.begin(part, self.images(len(children)))
+        self.evaluations.progress.begin(part, self.images(len(children), least))
         points: dict[Genome, Point] = {}
         climbing, fitted = list(children), dict[Genome, Schedule]()
         for rung, stage in enumerate(RUNGS):
@@ -47,10 +47,10 @@ class Ladder:
         self.fitted |= fitted  # of a whole generation, or of none of it
         return list(points.values())
 
-    def images(self, children: int) -> int:
+    def images(self, children: int, least: int = 1) -> int:
         """About how many images so many children take: how many climb on depends on the budgets that they share."""
         climbing, total = children, 0
         for stage in RUNGS:
             total += climbing * self.evaluations.images_of(stage)
-            climbing = min(climbing, max(len(self.config.ceilings), round(self.config.share * climbing)))
+            climbing = min(climbing, max(least * len(self.config.ceilings), round(self.config.share * climbing)))
         return total
