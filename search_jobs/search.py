@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import inf
 
 from engine.model import Model
@@ -15,7 +15,7 @@ from search_jobs.evaluations import Evaluations
 from search_jobs.ladder import Ladder
 from search_jobs.optimiser import PARENTS, Evolution
 from search_jobs.screening import screened, strongest
-from search_jobs.space import Space
+from search_jobs.space import Genome, Space
 
 ALIKE = 0.0  # what late steps count at first, and where steps are the solver's own: no more and no less than early ones
 INTERVALS = (2, 3, 4, 5)  # between full steps, of the even patterns that a search begins with
@@ -81,14 +81,19 @@ class Search:
         self.plain = self._plain(every)
 
     def begin(self, even: Mapping[float, Sequence[Schedule]]) -> None:
-        """The first children: even patterns of steps, at the best timesteps for as many.
+        """The first children: even patterns of steps, at the best timesteps for as many, and what is strongest by hand.
 
         Corrections mend most of what caching does to an image and little of what few steps do, so patterns rank otherwise with
-        them than without: what is best by hand is no good place to begin.
+        them than without: what is best by hand is no good place to begin, but with corrections it is a rival like any other.
         """
-        adopted = {budget: [self.space.adopt(schedule) for schedule in of_budget] for budget, of_budget in even.items()}
-        genomes = [genome for of_budget in adopted.values() for genome in of_budget if genome]
-        self.evolution.initial += [self.space.retimed(genome, ALIKE) for genome in genomes]
+        adopted = [self._adopted(schedules) for schedules in even.values()]
+        self.evolution.initial += [self.space.retimed(genome, ALIKE) for genomes in adopted for genome in genomes]
+        for budget, rivals in self.rivals.items():
+            self.evolution.initial += self._adopted([*(one.schedule for one in rivals), *self.plain.get(budget, ())])
+
+    def _adopted(self, schedules: Iterable[Schedule]) -> list[Genome]:
+        """The genes of those that the space can hold."""
+        return [genome for schedule in schedules if (genome := self.space.adopt(schedule))]
 
     def _plain(self, every: Mapping[float, Sequence[Baseline]]) -> dict[float, list[Schedule]]:
         """Of each budget the best schedule of full steps alone at the best timesteps for its solver's own steps, uncorrected.
