@@ -47,7 +47,7 @@ LOOKS = {  # marker and colour of each kind
     BOTH: FAMILIES["cached fewer-step ddim"],
     **dict(zip(ORDERS, (("h", "#a23b5f"), ("H", "#7d2b48")), strict=True)),
     OPTIMAL: ("X", "#8a5a2b"),
-    CORRECTED: ("*", "#c08a3e"),
+    CORRECTED: ("*", "#6fb3bf"),
     PAPER: ("o", "#6b7783"),
     OURS: ("*", SEARCHED),
 }
