@@ -84,7 +84,7 @@ class Search:
         """The first children: even patterns of steps, at the best timesteps for as many, and what is strongest by hand.
 
         Corrections mend most of what caching does to an image and little of what few steps do, so patterns rank otherwise with
-        them than without: what is best by hand is no good place to begin, but with corrections it is a rival like any other.
+        them than without: what is best by hand is not enough to begin with. Corrected it stands among the others.
         """
         adopted = [self._adopted(schedules) for schedules in even.values()]
         self.evolution.initial += [self.space.retimed(genome, ALIKE) for genomes in adopted for genome in genomes]
