@@ -41,7 +41,7 @@ SEARCH = (
     "--seed", 1, "--budget", 0, "--generations", 1, "--screen", 3, "--images", 8, "--select", 12, "--finals", 16,
     "--heldout", 24, "--scaled", 8, "--together", 8, "--batch", 32,
 )  # fmt: skip
-USERS, FEWEST = 260, 100  # of the experiment, and those that the report wants in each arm
+USERS, FEWEST = 480, 200  # of the experiment, and those that the report wants in each arm
 PLAYGROUND = "http://127.0.0.1:3000/"
 REPEATS = 3  # latency is the median of so many requests
 
