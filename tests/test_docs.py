@@ -9,6 +9,7 @@ import numpy as np
 import typer
 from prometheus_client.metrics import MetricWrapperBase
 
+from examples import demo
 from registry import verify
 from registry.__main__ import app as registry_commands
 from registry.experiments.declaration import Experiment
@@ -149,6 +150,12 @@ def test_links_between_documents_lead_somewhere() -> None:
     for page in (ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md"), *ROOT.glob("models/*/README.md")):
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} -> {target}"
+
+
+def test_the_demos_experiment_can_be_declared_and_has_users_enough() -> None:
+    experiment = Experiment.model_validate(demo.declared("demo", control="a" * 64, cheaper="b" * 64))
+    deviation = demo.USERS**0.5 / 2  # of the users of one arm of two
+    assert demo.USERS / 2 - 3 * deviation > experiment.minimum_units == demo.FEWEST
 
 
 def test_examples_of_json_are_json() -> None:
