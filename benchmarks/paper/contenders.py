@@ -106,8 +106,9 @@ def with_corrections(chosen: Mapping[Place, Baseline], corrected: Corrected) -> 
     candidates = {(place.budget, one.schedule): one for place, one in chosen.items() if place.kind not in (*ORDERS, PAPER)}
     fitted = dict(zip(candidates, corrected([one.schedule for one in candidates.values()]), strict=True))
     places: dict[Place, list[Baseline]] = {}
-    for at, one in candidates.items():
-        places.setdefault(Place(at[0], CORRECTED), []).append(Baseline(CORRECTED, f"{one.name}, corrected", fitted[at]))
+    for (budget, schedule), one in candidates.items():
+        found = Baseline(CORRECTED, f"{one.name}, corrected", fitted[budget, schedule])
+        places.setdefault(Place(budget, CORRECTED), []).append(found)
     return places
 
 

@@ -18,7 +18,7 @@ from search_jobs.progress import Progress
 from search_jobs.space import LATE
 from search_jobs.stages import FITTED
 
-CORRECTED = "corrected.jsonl"
+FITS = "corrected.jsonl"  # a ledger of the rivals that were fitted
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class FirstSearch:
     def corrected(self, schedules: Sequence[Schedule]) -> list[Schedule]:
         """Schedules with corrections as our searches fit them."""
         stage, executor = FITTED[-1], LocalExecutor(self._evaluator)
-        evaluations = Evaluations(Ledger(self.own / CORRECTED), executor, self._evaluator.stages, self.progress)
+        evaluations = Evaluations(Ledger(self.own / FITS), executor, self._evaluator.stages, self.progress)
         self.progress.begin("rivals corrected", len(schedules) * evaluations.images_of(stage))
         return [evaluation.schedule for evaluation in evaluations.of(stage, schedules, fitting=True)]
 

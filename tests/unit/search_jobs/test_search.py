@@ -190,8 +190,8 @@ def test_where_the_best_timesteps_are_known_all_are_tried_of_the_best_patterns(t
     begun(one, by_hand()).generation()
     first = [task.schedule for task in toy.tasks if task.stage == "screen" and task.fitting]
     asked = {(schedule.segments, schedule.timesteps) for schedule in first}
-    even = {(schedule.segments, best.chosen(schedule.computed, ALIKE)) for schedule in first}
-    assert asked == even | {(genome.segments, genome.timesteps) for genome in strongest_of(one)}
+    alike = {(schedule.segments, best.chosen(schedule.computed, ALIKE)) for schedule in first}
+    assert asked == alike | {(genome.segments, genome.timesteps) for genome in strongest_of(one)}
     parents = {budget: one.evolution.best(budget)[:PARENTS] for budget in sorted(BUDGETS.values())}
     one.generation()
     second = [task.schedule for task in toy.tasks if task.stage == "screen" and task.fitting][len(first) :]
