@@ -61,7 +61,7 @@ def _searched(axes: Axes, run: FinishedRun) -> None:
         if point := known.get(target.entry["digest"]):
             _star(axes, point["cost"], point["loss"], target)
     headline(axes, "On the search's images")
-    axes.set_ylabel("loss: squared feature distance to the teacher's image, geometric mean")
+    axes.set_ylabel("loss: squared feature distance to the teacher")
 
 
 def _columns(points: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:
