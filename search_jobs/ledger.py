@@ -9,15 +9,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from registry.errors import InvalidInput
 from registry.schedule import Schedule
 from search_jobs.evaluator import EvaluationTask
+from search_jobs.ledger_lines import ledger_lines, whole
 from search_jobs.measurement import Measurement
 from search_jobs.objective import Evaluation
 from search_jobs.schedule_walk import MacsSpent
@@ -76,18 +75,3 @@ class Ledger:
 def task_name(task: EvaluationTask) -> str:
     """What a ledger calls a task."""
     return f"{task.stage}/{'fitted' if task.fitting else 'as it is'}/{task.schedule.digest}"
-
-
-def ledger_lines(path: Path) -> list[str]:
-    """The lines of a ledger; none where there is no file. What is not UTF-8 in them fits nothing that is read of them."""
-    return path.read_text("utf-8", "surrogateescape").splitlines() if path.is_file() else []
-
-
-@contextmanager
-def whole(path: Path, number: int, param: str) -> Iterator[None]:
-    """Raises `InvalidInput` naming the line where it is no measurement."""
-    try:
-        yield
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        message = f"{path}, line {number}: no measurement of this version; remove the line, and it is measured again"
-        raise InvalidInput(message, param=param) from error

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from registry.errors import InvalidInput, NotFound
 from registry.foreign_errors import one_line
 from registry.schedule import Schedule
-from search_jobs.ledger import ledger_lines, whole
+from search_jobs.ledger_lines import ledger_lines, whole
 from search_jobs.report.documents import ComparisonDocument, ReportDocument, read_document
 from search_jobs.report.targets import CostTarget, Entry, targets
 

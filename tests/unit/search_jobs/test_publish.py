@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from memory_store import MemoryStore
+from places import ROOT
 from schedule_strategies import schedule
 from typer.testing import CliRunner
 
@@ -78,3 +81,8 @@ def test_with_a_key_all_that_is_published_is_signed() -> None:
         publish(report, [], Catalog(store, "emoji64", author="test"), key)
     careful = Catalog(store, "emoji64", trusted=TrustedKeys({key.id: private.public_key()}))
     assert [careful.resolve(tier).version for tier in ("fast", "best", "reference")] == [1, 2, 3]
+
+
+def test_reports_are_read_and_published_without_torch() -> None:
+    code = "import sys, search_jobs.__main__, search_jobs.publish, search_jobs.report; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
