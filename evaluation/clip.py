@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,7 +24,10 @@ BATCH = 64  # images or texts in one call: bounds memory
 
 
 class Clip(Extractor):
-    """Projected features of a transformers CLIP folder, in float32. Images of another shape are resized to its square."""
+    """Projected features of a transformers CLIP folder, in float32. Images of another shape are resized to its square.
+
+    `name` has a digest of what is read: the same files are the same features in whatever folder, and others are others.
+    """
 
     def __init__(self, folder: str | Path, device: str = "cpu") -> None:
         """Raises `NotFound` when the folder holds no CLIP model, `Unsupported` when it holds another or a broken one."""
@@ -53,7 +57,7 @@ class Clip(Extractor):
         if report["missing_keys"]:  # transformers would draw them at random
             missing = ", ".join(sorted(report["missing_keys"])[:3])
             raise Unsupported(f"the weights in {root} lack {missing}", param="features")
-        self.name = f"clip:{'/'.join(root.resolve().parts[-2:])}"  # as the hub names models: the last part may be only "clip"
+        self.name = f"clip:{_digest(root)}"
         self.device, self.mean, self.std = device, mean, std
         self.model = model.to(device).eval()
         self.size = int(self.model.config.vision_config.image_size)
@@ -91,6 +95,15 @@ def _files(root: Path) -> dict[str, Path]:
     for file in files.values():
         refuse_unusable(file, "features")
     return files
+
+
+def _digest(root: Path) -> str:
+    """Eight hex digits of what decides features: all that is read, whatever a variant of the weights is called."""
+    whole = hashlib.sha256()
+    for name, file in sorted({**_files(root), "preprocessor_config.json": root / "preprocessor_config.json"}.items()):
+        with file.open("rb") as stream:
+            whole.update(f"{name} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+    return whole.hexdigest()[:8]
 
 
 def _array(features: object) -> Features:

@@ -1,6 +1,7 @@
 """Feature extractors: what a path means, what they make of images, and the distance to real pictures."""
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from places import ROOT
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPImageProcessor
 
@@ -43,9 +45,22 @@ def changed(place: Path, file: str, **changes: Any) -> Path:
 # what a path means
 
 
-def test_a_folder_is_clip_and_its_name_says_which(clip: Extractor) -> None:
+def test_clip_is_called_by_what_is_in_its_folder_not_by_where_that_is(tmp_path: Path, clip: Extractor) -> None:
+    """So that distances of one CLIP are not held against statistics of another that lies in a folder of the same name."""
     assert isinstance(clip, Clip)
-    assert clip.name == "clip:emoji64/clip"
+    assert re.fullmatch(r"clip:[0-9a-f]{8}", clip.name)
+    moved = shutil.copytree(CLIP, tmp_path / "elsewhere")
+    assert extractor(str(moved)).name == clip.name
+    scaled = changed(tmp_path / "emoji64" / "clip", "preprocessor_config.json", image_mean=[0.4, 0.5, 0.5])
+    nudge(moved / "model.safetensors")
+    assert len({clip.name, extractor(str(scaled)).name, extractor(str(moved)).name}) == 3
+
+
+def nudge(weights: Path) -> None:
+    """Change one number of one tensor."""
+    tensors = load_file(weights)
+    next(iter(tensors.values())).view(-1)[0] += 1
+    save_file(tensors, weights, {"format": "pt"})
 
 
 def refused(path: Path) -> FlexiError:
@@ -88,7 +103,9 @@ def test_a_folder_that_holds_only_a_variant_is_read(tmp_path: Path, clip: Extrac
     folder = shutil.copytree(CLIP, tmp_path / "clip")
     (folder / "model.safetensors").rename(folder / "model.fp16.safetensors")
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    assert np.array_equal(extractor(str(folder)).images(images), clip.images(images))
+    variant = extractor(str(folder))
+    assert variant.name == clip.name
+    assert np.array_equal(variant.images(images), clip.images(images))
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json", "config.json", "preprocessor_config.json"])
