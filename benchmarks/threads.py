@@ -1,6 +1,6 @@
-"""python -m benchmarks.threads: how long a UNet call takes on a CPU, by its threads and by what idle threads do.
+"""python -m benchmarks.threads: how long a step takes on a CPU, by its threads and by what idle threads do.
 
-OpenMP's threads wait for one another hundreds of times in a call. Those that spin are there at once and take the core from
+OpenMP's threads wait for one another in every layer. Those that spin are there at once and take the core from
 others; those that sleep (OMP_WAIT_POLICY=passive) have to be woken, which on a virtual machine may take longer than a small
 layer. Run it where the model is to run, before setting FLEXI_THREADS.
 """

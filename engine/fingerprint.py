@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -30,12 +30,7 @@ def fingerprint(root: Path, files: Iterable[Path], kept_in: str = KEPT) -> str:
     seen = {name: before[path] for name, path in paths.items()}
     if kept := _kept(root / kept_in, seen):
         return kept
-    digest = hashlib.sha256()
-    for name, path in paths.items():
-        with path.open("rb") as stream:
-            content = hashlib.file_digest(stream, "sha256").hexdigest()
-        digest.update(f"{name} {content}\n".encode())
-    computed = f"sha256:{digest.hexdigest()}"
+    computed = f"sha256:{digest_of_files(paths)}"
     after = states(paths.values())
     if changed := [path for path, state in after.items() if before[path] != state]:
         raise Conflict(f"{changed[0]} was changed while it was read: try again", param="model")
@@ -45,6 +40,16 @@ def fingerprint(root: Path, files: Iterable[Path], kept_in: str = KEPT) -> str:
         with suppress(OSError):  # a folder that cannot be written to, or a full disk
             replace_file(root / kept_in, json.dumps(note).encode())
     return computed
+
+
+def digest_of_files(files: Mapping[str, Path]) -> str:
+    """SHA-256 (64 hex digits) over the names and contents of files, in their order."""
+    digest = hashlib.sha256()
+    for name, path in files.items():
+        with path.open("rb") as stream:
+            content = hashlib.file_digest(stream, "sha256").hexdigest()
+        digest.update(f"{name} {content}\n".encode())
+    return digest.hexdigest()
 
 
 def states(files: Iterable[Path]) -> dict[Path, list[int]]:

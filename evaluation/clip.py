@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from torch.nn import functional
 from typing_extensions import override
 
 from engine.config import reason
+from engine.fingerprint import digest_of_files
 from engine.folder import tokenizer_files
 from engine.stored_file import read_object, refuse_unusable
 from engine.weight_files import TRANSFORMERS, choose_weights
@@ -26,7 +26,8 @@ BATCH = 64  # images or texts in one call: bounds memory
 class Clip(Extractor):
     """Projected features of a transformers CLIP folder, in float32. Images of another shape are resized to its square.
 
-    `name` has a digest of what is read: the same files are the same features in whatever folder, and others are others.
+    `name` has a digest of what is read: the same files are the same features, whatever the folder or a variant of the weights
+    is called.
     """
 
     def __init__(self, folder: str | Path, device: str = "cpu") -> None:
@@ -47,7 +48,8 @@ class Clip(Extractor):
 
         transformers.utils.logging.disable_progress_bar()
         try:
-            with shown(_files(root)) as folder:
+            files = _files(root)
+            with shown(files) as folder:
                 model, report = transformers.CLIPModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
                 self.tokenizer = transformers.CLIPTokenizer.from_pretrained(folder)
         except FlexiError as error:
@@ -57,7 +59,8 @@ class Clip(Extractor):
         if report["missing_keys"]:  # transformers would draw them at random
             missing = ", ".join(sorted(report["missing_keys"])[:3])
             raise Unsupported(f"the weights in {root} lack {missing}", param="features")
-        self.name = f"clip:{_digest(root)}"
+        read = {**files, "preprocessor_config.json": root / "preprocessor_config.json"}
+        self.name = f"clip:{digest_of_files(dict(sorted(read.items())))[:8]}"
         self.device, self.mean, self.std = device, mean, std
         self.model = model.to(device).eval()
         self.size = int(self.model.config.vision_config.image_size)
@@ -95,15 +98,6 @@ def _files(root: Path) -> dict[str, Path]:
     for file in files.values():
         refuse_unusable(file, "features")
     return files
-
-
-def _digest(root: Path) -> str:
-    """Eight hex digits of what decides features: all that is read, whatever a variant of the weights is called."""
-    whole = hashlib.sha256()
-    for name, file in sorted({**_files(root), "preprocessor_config.json": root / "preprocessor_config.json"}.items()):
-        with file.open("rb") as stream:
-            whole.update(f"{name} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
-    return whole.hexdigest()[:8]
 
 
 def _array(features: object) -> Features:

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from evaluation import bundled
-from examples.launch import SMALL, serving
+from examples.launch import FOR_SMALL_MODELS, serving
 from models.bundled import BUNDLED, DEFAULT, BundledModel
 from registry.commands.command_line import argument_parser, run_program
 from registry.commands.display import COMPUTED_STEPS, computed_steps
@@ -61,8 +61,8 @@ def main() -> None:
     search(model)
     publish()
     say("3. Serve: one BentoML service, every tier of it in one process")
-    settings = {"FLEXI_MODEL": str(model.folder), "FLEXI_REGISTRY": str(REGISTRY), "FLEXI_WATCH_SECONDS": "1", **SMALL}
-    settings |= {
+    settings = {"FLEXI_MODEL": str(model.folder), "FLEXI_REGISTRY": str(REGISTRY), "FLEXI_WATCH_SECONDS": "1"}
+    settings |= FOR_SMALL_MODELS | {
         "FLEXI_SHADOW_SHARE": "0.2",
         "FLEXI_FEATURES": str(bundled(model.folder)),
     }  # sampled images against the teacher's

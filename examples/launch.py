@@ -20,8 +20,8 @@ from registry.errors import FlexiError
 
 ROOT = Path(__file__).resolve().parent.parent
 SERVICE = "server.service:Flexiffusion"
-# For the bundled models, whose layers are too small to share: on 2 cores images came in half the time (docs/measurements.md).
-SMALL = {"FLEXI_THREADS": os.environ.get("FLEXI_THREADS", "1")}
+# One thread makes an image of emoji64 in half the time that two take (docs/measurements.md, which says what others do).
+FOR_SMALL_MODELS = {"FLEXI_THREADS": os.environ.get("FLEXI_THREADS", "1")}
 END_SECONDS = 60  # longer than a worker takes at most: FLEXI_DRAIN_SECONDS, and then its last resort
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx
 
-from examples.launch import SMALL, serving
+from examples.launch import FOR_SMALL_MODELS, serving
 from models.bundled import BUNDLED, DEFAULT
 from registry.commands.command_line import argument_parser, run_program
 
@@ -26,7 +26,7 @@ def main() -> None:
     port, model = arguments.port, BUNDLED[names[0]]
     folders = {"FLEXI_MODELS": ",".join(str(BUNDLED[name].folder) for name in names)}
     settings = folders if len(names) > 1 else {"FLEXI_MODEL": str(model.folder)}
-    settings |= SMALL
+    settings |= FOR_SMALL_MODELS
     prompt = model.requests()[0]["prompt"]
     log = Path(".flexi/serve.log")
     print(f"Starting the service on port {port} (log: {log}) …", flush=True)
