@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+from pictures import contents
 from places import ROOT
 from prometheus_server import Prometheus, shows, watching
 from served import MODEL, PATIENCE, SETTINGS, TEACHER_STEPS, made, publish
@@ -198,7 +199,8 @@ def test_a_candidate_is_made_beside_what_the_tier_means_and_no_client_gets_it(la
     made = f'flexi_candidate_images_total{{outcome="ok",tier="{tier}"}}'
     lab.until(lambda: made in lab.metrics(), "nothing is made again")
     again = lab.ask(None, tier=tier).json()
-    assert (again["images"], again["schedule"]) == (before["images"], lab.schedules[tier].digest)
+    assert contents(again["images"]) == contents(before["images"])
+    assert again["schedule"] == lab.schedules[tier].digest
     lab.until(lambda: json.loads(lab.cli("shadow", "report", tier, "--json"))["pairs"], "nothing is recorded")
     (pair,) = json.loads(lab.cli("shadow", "report", tier, "--json"))["pairs"]
     assert (pair["digest"], pair["candidate"]) == (lab.schedules[tier].digest, candidate.digest)

@@ -12,6 +12,7 @@ import time
 import httpx
 import openai
 import pytest
+from pictures import opened
 from PIL import Image
 from served import OTHER_SIZE
 
@@ -22,10 +23,6 @@ PROMPT = "red heart"
 def api(server):
     with openai.OpenAI(base_url=f"{server.address}/v1", api_key="unused", max_retries=0, timeout=120) as client:
         yield client
-
-
-def opened(b64: str) -> Image.Image:
-    return Image.open(io.BytesIO(base64.b64decode(b64)))
 
 
 @pytest.mark.parametrize(
