@@ -29,6 +29,8 @@ COPY --chown=flexi search_jobs search_jobs
 COPY --chown=flexi server server
 COPY --chown=flexi models/emoji64 models/emoji64
 COPY --chown=flexi NOTICE LICENSE ./
+# With a root that is read-only, every worker that starts would compile them anew.
+RUN python -m compileall -q registry engine evaluation search_jobs server
 # Where volumes are mounted: a new one of Docker's takes its owner from here.
 RUN mkdir -p .flexi/state .flexi/compile .flexi/keys && chown -R flexi .flexi
 USER 10001

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from registry.errors import InvalidInput
+from search_jobs.__main__ import app
 from search_jobs.lock import lock
 
 MODEL = (
@@ -36,14 +38,14 @@ MODEL = (
 IMAGES = ("--screen", "2", "--images", "2", "--select", "2", "--finals", "2", "--heldout", "2", "--generations", "1000")
 
 
-def command(folder: Path, *more: str) -> list[str]:
-    return [sys.executable, "-m", "search_jobs", "run", *MODEL, *IMAGES, "--out", str(folder), *more]
+def arguments(folder: Path, *more: str) -> list[str]:
+    return ["run", *MODEL, *IMAGES, "--out", str(folder), *more]
 
 
 def error(folder: Path, *more: str) -> str:
     """The one line that the command ends with."""
-    done = subprocess.run(command(folder, *more), capture_output=True, text=True, check=False)
-    assert done.returncode == 1, done.stderr
+    done = CliRunner().invoke(app, arguments(folder, *more))
+    assert done.exit_code == 1, done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert "Traceback" not in done.stderr
     return line.removeprefix("error: ")
@@ -51,7 +53,8 @@ def error(folder: Path, *more: str) -> str:
 
 def test_a_second_process_is_kept_out_until_the_first_one_ends_even_by_a_kill(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    first = subprocess.Popen(command(folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "search_jobs", *arguments(folder)]
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         while not (folder / "ledger.jsonl").is_file():
             assert first.poll() is None, "it ended before a second one could come"

@@ -29,11 +29,12 @@ SCALES = ("--scale", "1", "--scale", "7.5", "--scaled", "2", "--size", "64x64", 
 TIERS = ("--tier", "best=0.7", "--tier", "fast=0.4", "--budget", "0")
 
 
-def arguments(folder: Path) -> list[str]:
+def arguments(folder: Path, elsewhere: tuple[str, ...] = SCALES) -> list[str]:
+    """elsewhere: where else than at the model's own guidance and size the tiers are measured."""
     prompts = folder.parent / "prompts.txt"
     prompts.write_text("\n".join(PROMPTS))
     line = ["run", "--model", "models/emoji64", "--prompts", str(prompts)]
-    return [*line, "--out", str(folder), *SMALL, *SCALES, *TIERS]
+    return [*line, "--out", str(folder), *SMALL, *elsewhere, *TIERS]
 
 
 def command(folder: Path) -> list[str]:
@@ -176,8 +177,10 @@ def test_a_search_that_was_killed_ends_where_an_undisturbed_one_ends(finished: P
 
 def test_ctrl_c_ends_the_search_and_leaves_what_it_found(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    line = [*command(folder), "--generations", "1000"]
-    process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    line = [*arguments(folder, ()), "--generations", "1000"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "search_jobs", *line], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     ledger = folder / "ledger.jsonl"
     # Into the generation after the baselines: only whole generations count.
     while not (ledger.is_file() and "screen/fitted/" in ledger.read_text().partition("select/")[2]):
