@@ -83,9 +83,12 @@ class Baselines:
         return Schedule(model=self.model, solver=self.solver(solver, full * every), segments=(segment,) * full)
 
     def strongest(self, budget: float, teacher_steps: int, every: Sequence[int] = (2, 3)) -> Iterator[Baseline]:
-        """The dearest schedules that the budget affords, as the makers set the solvers: `even` ones, and uniform DeepCache."""
-        yield from self.even(budget, teacher_steps, self.solvers, every)
-        yield from self._deepcache(budget, teacher_steps)
+        """The dearest schedules that the budget affords: `even` ones, and uniform DeepCache, as the makers set the solvers.
+
+        Those of full steps alone are in every setting, which decides as much as anything where steps are few.
+        """
+        for baseline in self._as_the_makers_set(budget, teacher_steps, every):
+            yield from (baseline,) if baseline.schedule.branches else self._in_every_setting(baseline)
 
     def even(
         self, budget: float, teacher_steps: int, solvers: Sequence[SolverName], every: Sequence[int]
@@ -110,15 +113,22 @@ class Baselines:
                         yield Baseline(f"cached fewer-step {solver}", name, schedule)
 
     def every_setting(self, budget: float, teacher_steps: int, every: Sequence[int] = (2, 3, 4, 5)) -> Iterator[Baseline]:
-        """As `strongest`, in each of the solvers' settings, and non-uniform DeepCache besides: all that a user could try."""
-        settings = {name: self.settings(name) for name in self.solvers}
-        for baseline in self.strongest(budget, teacher_steps, every):
-            yield from (baseline.on(solver) for solver in settings[baseline.schedule.solver.name])
+        """As `strongest`, all of them in every setting, and non-uniform DeepCache besides: all that a user could try."""
+        for baseline in self._as_the_makers_set(budget, teacher_steps, every):
+            yield from self._in_every_setting(baseline)
+        settings = self.settings(self.levels.plain_solver) if self.levels.plain_solver in self.solvers else ()
         uneven_ones: dict[Schedule, Baseline] = {}  # of which several rules may be one schedule
-        for solver in settings.get(self.levels.plain_solver, ()):
+        for solver in settings:
             for baseline in self._non_uniform(budget, solver.model_copy(update={"teacher_steps": teacher_steps})):
                 uneven_ones.setdefault(baseline.schedule, baseline)
         yield from uneven_ones.values()
+
+    def _as_the_makers_set(self, budget: float, teacher_steps: int, every: Sequence[int]) -> Iterator[Baseline]:
+        yield from self.even(budget, teacher_steps, self.solvers, every)
+        yield from self._deepcache(budget, teacher_steps)
+
+    def _in_every_setting(self, baseline: Baseline) -> Iterator[Baseline]:
+        return (baseline.on(solver) for solver in self.settings(baseline.schedule.solver.name))
 
     @property
     def usual(self) -> Sequence[Branch]:

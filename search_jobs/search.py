@@ -100,18 +100,19 @@ class Search:
 
         Corrections bring latents nearer to the teacher's, and images mostly. Of very few steps those do not always follow.
         """
-        groups = {
-            budget: [
-                Schedule.model_validate(one.schedule.model_dump() | {"timesteps": timesteps})
-                for one in baselines
-                if not one.schedule.branches and (own := self.own.get(one.schedule.solver.name))
-                if (timesteps := own.chosen(one.schedule.computed, ALIKE))
-            ]
-            for budget, baselines in every.items()
-        }
+        groups = {budget: self._retimed(baselines) for budget, baselines in every.items()}
         of_all = [schedule for schedules in groups.values() for schedule in schedules]
         losses = self.evaluations.losses("uncorrected, search", "search", of_all) if of_all else {}
         return {budget: sorted(group, key=lambda one: losses[one.digest])[:1] for budget, group in groups.items()}
+
+    def _retimed(self, baselines: Sequence[Baseline]) -> list[Schedule]:
+        """Those of full steps alone at the best timesteps for as many; the makers' own setting of each solver comes first."""
+        found: dict[tuple[SolverName, int], Schedule] = {}
+        for schedule in (one.schedule for one in baselines if not one.schedule.branches):
+            name, steps = schedule.solver.name, schedule.computed
+            if (name, steps) not in found and (own := self.own.get(name)) and (timesteps := own.chosen(steps, ALIKE)):
+                found[name, steps] = Schedule.model_validate(schedule.model_dump() | {"timesteps": timesteps})
+        return list(found.values())
 
     def run(self) -> None:
         """All generations of the configuration, or those until somebody interrupts one; the first must be whole."""

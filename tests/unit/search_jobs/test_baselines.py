@@ -34,11 +34,27 @@ def offered(request: pytest.FixtureRequest) -> tuple[NoiseLevels, list[Baseline]
 
 def test_even_patterns_are_what_is_strongest_without_deepcache_on_one_solver() -> None:
     one = baselines(LATENT)
+    makers = {one.solver(name, 2).spacing for name in ("ddim", "dpmsolver++")}
     every = [each for each in one.strongest(0.3, 50, every=(2, 4)) if each.family != "uniform DeepCache"]
-    assert list(one.even(0.3, 50, ("ddim",), every=(2, 4))) == [each for each in every if each.schedule.solver.name == "ddim"]
+    own = [each for each in every if {each.schedule.solver.spacing} == makers and not each.schedule.solver.karras]
+    assert list(one.even(0.3, 50, ("ddim",), every=(2, 4))) == [each for each in own if each.schedule.solver.name == "ddim"]
     segments = [each.schedule.segments for each in one.even(0.3, 50, ("ddim",), every=(2, 4))]
     assert {len(of) * (1 + len(of[0].partial)) <= 50 and len(set(of)) for of in segments} == {1}
     assert {(1 + len(of[0].partial), of[0].branch) for of in segments} == {(1, 1), *product((2, 4), range(1, BRANCHES + 1))}
+
+
+def test_a_search_is_held_against_full_steps_in_every_setting_and_against_others_in_the_makers_own() -> None:
+    settings: dict[tuple[str, bool], set[tuple[str, bool]]] = {}
+    for schedule in (each.schedule for each in baselines(LATENT).strongest(0.3, 50)):
+        solver, kind = schedule.solver, (schedule.solver.name, bool(schedule.branches))
+        settings.setdefault(kind, set()).add((solver.spacing, solver.karras))
+    spacings, makers = {("leading", False), ("trailing", False), ("linspace", False)}, {("leading", False)}
+    assert settings == {
+        ("ddim", False): spacings,
+        ("dpmsolver++", False): spacings | {("leading", True)},
+        ("ddim", True): makers,
+        ("dpmsolver++", True): makers,
+    }
 
 
 def test_every_kind_comes_in_every_setting_of_its_solver_and_within_the_budget(
