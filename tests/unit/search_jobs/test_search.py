@@ -291,10 +291,14 @@ def test_an_uncorrected_schedule_at_the_best_timesteps_of_its_solver_is_a_finali
     solver, every = Solver(name="ddim", teacher_steps=4, spacing="trailing"), by_hand()
     four = Schedule(model=MODEL, solver=solver, segments=(Segment(),) * 4)
     every[0.2].append(Baseline("fewer-step ddim", "4 steps ddim", four))
+    elsewhere = four.model_copy(update={"solver": solver.model_copy(update={"spacing": "linspace"})})
+    every[0.2].append(Baseline("fewer-step ddim", "4 steps ddim, linspace", elsewhere))
     one, toy = search(tmp_path, own={"ddim": even(20)})
     toy.of_stage["finals"] = loss
     begun(one, every)
     assert one.plain[0.4] == [], "no schedule of full steps alone was among these"
+    uncorrected = [task.schedule for task in toy.tasks if task.schedule.timesteps and not task.schedule.corrections]
+    assert len(uncorrected) == 1, "with timesteps of its own the spacing decides nothing"
     (plain,) = one.plain[0.2]
     assert (plain.segments, plain.solver, plain.corrections) == (four.segments, four.solver, None)
     assert plain.timesteps == even(20).chosen(4, ALIKE)

@@ -26,7 +26,7 @@ export const GLOSSARY = {
  "audit entry": "a document of its own, never changed, that tells one move",
  "automatic ramp": "ramp --auto: one look at an experiment, and at most one step of it, by what its declaration says",
  "background work": "images that somebody wants and nobody hurries: they run in waves of their own, while no other client's image is in flight",
- "baseline": "a schedule that a user could set by hand: a pattern that repeats, or DeepCache's non-uniform one, in any setting of a solver, without corrections; a search is held against those in the makers' setting",
+ "baseline": "a schedule that a user could set by hand: a pattern that repeats, or DeepCache's non-uniform one, in any setting of a solver, without corrections; a search is held against full steps alone in every setting, and against the others in the makers'",
  "batch (of prompts)": "a file of requests, made as background work of a running server",
  "beat": "the worker that has claimed a job; what it writes so that others see it live: jobs of one whose beat stands still are claimed again",
  "best timesteps": "of so many computed steps: those with the smallest sum of what is left, step by step, between the teacher's path and where a step from it lands; found without making an image",
