@@ -106,7 +106,7 @@ class Search:
         return {budget: sorted(group, key=lambda one: losses[one.digest])[:1] for budget, group in groups.items()}
 
     def _retimed(self, baselines: Sequence[Baseline]) -> list[Schedule]:
-        """Those of full steps alone at the best timesteps for as many; the makers' own setting of each solver comes first."""
+        """Full steps alone at the best timesteps for as many, one a solver: in the makers' setting, which comes first."""
         found: dict[tuple[SolverName, int], Schedule] = {}
         for schedule in (one.schedule for one in baselines if not one.schedule.branches):
             name, steps = schedule.solver.name, schedule.computed
