@@ -10,7 +10,7 @@ MODEL ?= emoji64
 export BENTOML_DO_NOT_TRACK := true
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
-# Empty is off. Where it is set, as many containers do, every process that make starts would compile all modules anew.
+# Empty is off. Where it is set, as containers often have it, every process that make starts would compile all modules anew.
 export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help demo test fuzz lint format serve search paper screenshots load peers soak gpu lock image up deploy-check clean

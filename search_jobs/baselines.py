@@ -7,6 +7,7 @@ arXiv 2312.00858, table 2), and uniform caching on a fewer-step solver is strong
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from itertools import pairwise, product
 from typing import NamedTuple, get_args
 
@@ -116,19 +117,22 @@ class Baselines:
         """As `strongest`, all of them in every setting, and non-uniform DeepCache besides: all that a user could try."""
         for baseline in self._as_the_makers_set(budget, teacher_steps, every):
             yield from self._in_every_setting(baseline)
-        settings = self.settings(self.levels.plain_solver) if self.levels.plain_solver in self.solvers else ()
         uneven_ones: dict[Schedule, Baseline] = {}  # of which several rules may be one schedule
-        for solver in settings:
+        for solver in self._settings.get(self.levels.plain_solver, ()):
             for baseline in self._non_uniform(budget, solver.model_copy(update={"teacher_steps": teacher_steps})):
                 uneven_ones.setdefault(baseline.schedule, baseline)
         yield from uneven_ones.values()
+
+    @cached_property
+    def _settings(self) -> dict[SolverName, list[Solver]]:
+        return {name: self.settings(name) for name in self.solvers}
 
     def _as_the_makers_set(self, budget: float, teacher_steps: int, every: Sequence[int]) -> Iterator[Baseline]:
         yield from self.even(budget, teacher_steps, self.solvers, every)
         yield from self._deepcache(budget, teacher_steps)
 
     def _in_every_setting(self, baseline: Baseline) -> Iterator[Baseline]:
-        return (baseline.on(solver) for solver in self.settings(baseline.schedule.solver.name))
+        return (baseline.on(solver) for solver in self._settings[baseline.schedule.solver.name])
 
     @property
     def usual(self) -> Sequence[Branch]:

@@ -6,7 +6,6 @@ import base64
 import io
 from collections.abc import Iterable
 
-import numpy as np
 from PIL import ExifTags, Image
 
 
@@ -14,9 +13,12 @@ def opened(b64: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(b64)))
 
 
-def contents(images: Iterable[str]) -> list[tuple[bytes, dict[str, str], dict[int, object]]]:
-    """Of each image: its levels, a PNG's texts, and EXIF."""
-    files = [opened(image) for image in images]
+def contents(images: Iterable[str]) -> list[tuple[object, ...]]:
+    """Of each image: its format, size and mode, its levels, a PNG's texts, and EXIF."""
     return [
-        (np.asarray(file).tobytes(), getattr(file, "text", {}), file.getexif().get_ifd(ExifTags.IFD.Exif)) for file in files
+        (
+            *(file.format, file.size, file.mode, file.tobytes()),
+            *(getattr(file, "text", {}), file.getexif().get_ifd(ExifTags.IFD.Exif)),
+        )
+        for file in map(opened, images)
     ]
