@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from scipy.stats import chisquare
-
 from registry.commands.command_line import run_command
 
 
@@ -63,6 +61,8 @@ def _arms(units: dict[str, int], limits: dict[str, Any]) -> Iterator[str]:
     if units.keys() != weights.keys():
         yield f"units were in the arms {sorted(units)}, declared are {sorted(weights)}"
     elif weights:
+        from scipy.stats import chisquare
+
         per_weight = sum(units.values()) / sum(weights.values())
         p = chisquare([units[arm] for arm in weights], [per_weight * weight for weight in weights.values()]).pvalue
         if p < limits["min_arms_p"]:

@@ -7,13 +7,16 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engine.folder import Folder
-from engine.model import Model
 from loadtests.card import FULL, numbered
 from registry.catalog import Catalog
 from registry.schedule import ModelRef, Schedule, Segment, Solver
 from registry.stores.address import open_store
+
+if TYPE_CHECKING:  # torch takes seconds to import, and what drives a service needs none
+    from engine.model import Model
 
 MODEL = Path("models/emoji64")
 GUIDANCE = 3.0  # of every request: two rows of the UNet

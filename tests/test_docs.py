@@ -90,7 +90,11 @@ def test_the_bucket_policy_lets_servers_write_what_they_write_and_nothing_else()
         assert may("s3:PutObject", f"{folder}one"), folder
         assert may("s3:DeleteObject", f"{folder}one"), folder
     folders = {*verify.RECORDS, *verify.BESIDE, "approvals", "holds"}
-    for key in (*(f"{folder}/one.json" for folder in folders), "candidates/balanced/state.json"):
+    for key in (
+        *(f"{folder}/one.json" for folder in folders),
+        "experiments/fewer/000001.json",
+        "candidates/balanced/state.json",
+    ):
         assert not may("s3:PutObject", f"emoji64/{key}"), key
 
 

@@ -29,7 +29,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 MISMATCH = 0.001  # a sample ratio with a smaller p-value blocks every conclusion
 
@@ -106,5 +105,7 @@ def ratio(control: Moments, arm: Moments, scale: float, alpha: float) -> Effect:
 
 def sample_ratio(units: ArrayLike, weights: Sequence[int]) -> Any:
     """p-value of the chi-squared test of units against the arms' weights; units (arms, …), p-values (…)."""
+    from scipy.stats import chisquare  # a second to import, which commands without figures need not wait for
+
     observed, parts = np.asarray(units, float), np.asarray(weights, float) / sum(weights)
-    return stats.chisquare(observed, np.multiply.outer(parts, observed.sum(axis=0)), axis=0).pvalue
+    return chisquare(observed, np.multiply.outer(parts, observed.sum(axis=0)), axis=0).pvalue

@@ -2,6 +2,8 @@
 
 import copy
 import json
+import subprocess
+import sys
 from collections import Counter
 
 import numpy as np
@@ -161,3 +163,8 @@ def test_each_fault_of_a_soak_is_told(happens, said):
     record = steady_record()
     happens(record)
     assert any(said in line for line in record.verdict())
+
+
+def test_what_drives_a_service_starts_without_torch():
+    code = "import sys, loadtests.run, loadtests.soak; sys.exit(any(m in sys.modules for m in ('torch', 'scipy')))"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
