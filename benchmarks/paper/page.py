@@ -12,13 +12,14 @@ from PIL import Image
 
 from benchmarks.paper.contenders import OF_UNETS, OURS, PAPER
 from benchmarks.paper.differences import CHANCE, EYE, PSNR, REAL, RFID, SCORE, differences
-from benchmarks.paper.pictures import front, strip
+from benchmarks.paper.front import Front, drawn, keep, kept
+from benchmarks.paper.strip import strip
 from benchmarks.paper.subject import FULL, WITH_REAL, WITHOUT_REAL
 from models.bundled import BUNDLED
 from search_jobs.report.figures import count, figure, macs
 from search_jobs.report.style import save
 
-SUMMARY, SHOWN, PAGE, FRONT = "summary.json", "shown.npz", "results.md", "results-front.png"
+SUMMARY, SHOWN, PAGE, FRONT = "summary.json", "shown.npz", "results.md", "results-front"
 NOT_MEASURED, NONE = "not measured", "–"
 
 Summary = Mapping[str, Any]
@@ -87,32 +88,37 @@ class Measured(NamedTuple):
 def write(out: Path, docs: Path) -> Path:
     """Write the page and its pictures of what is measured below `out`. Returns the page's path.
 
-    A model that is measured elsewhere keeps its section. Each has a front of its own then, beside the one of all that were
-    measured together, which stays as it is.
+    A model that is measured elsewhere keeps its section, and its panel.
     """
     docs.mkdir(parents=True, exist_ok=True)
     page, known = docs / PAGE, read(out)
-    kept = {model: text for model, text in _sections(page).items() if model not in known}
-    if known and not kept:
-        _save(front([one.summary for one in known.values()]), docs / FRONT)
+    elsewhere = {model: text for model, text in _sections(page).items() if model not in known}
+    models = [*dict.fromkeys((*BUNDLED, *known, *elsewhere))]
     parts = [HEAD]
-    if older := [model for model, text in kept.items() if NEWER not in text]:
+    if older := [model for model, text in elsewhere.items() if NEWER not in text]:
         parts.append(OLDER.format(models=" and ".join(older)))
-    if (docs / FRONT).is_file():
-        parts.append(f"![rFID against speed-up, a panel for each of the models that were measured together]({FRONT})\n")
-    for model in dict.fromkeys((*BUNDLED, *known, *kept)):
+    parts += _front(docs / FRONT, models, known)
+    for model in models:
         parts.append(f"## {model}\n")
         if model not in known:
-            parts.append(kept.get(model, f"{NOT_MEASURED.capitalize()}.\n"))
+            parts.append(elsewhere.get(model, f"{NOT_MEASURED.capitalize()}.\n"))
             continue
-        own, picture = f"results-{model}-front.png", f"results-{model}.png"
+        picture = f"results-{model}.png"
         _save(strip(known[model].summary, known[model].folder / SHOWN), docs / picture)
         parts += _model(known[model].summary, picture)
-        if kept:
-            _save(front([known[model].summary]), docs / own)
-            parts.append(f"![rFID against speed-up]({own})\n")
     page.write_text("\n".join(parts), encoding="utf-8")
     return page
+
+
+def _front(path: Path, models: Iterable[str], known: Mapping[str, Measured]) -> Iterator[str]:
+    """The figure of all models, with those measured elsewhere as they were: what it shows is kept beside it."""
+    figures, picture = path.with_suffix(".json"), path.with_suffix(".png")
+    fronts = kept(figures) | {model: Front.of(one.summary) for model, one in known.items()}
+    if fronts:
+        ordered = {model: fronts[model] for model in models if model in fronts}
+        keep(figures, ordered)
+        _save(drawn(ordered), picture)
+        yield f"![rFID against speed-up, a panel for each model]({picture.name})\n"
 
 
 def _sections(page: Path) -> dict[str, str]:

@@ -38,6 +38,7 @@ from benchmarks.paper.contenders import (
 )
 from benchmarks.paper.differences import differences
 from benchmarks.paper.first_search import FirstSearch
+from benchmarks.paper.front import Front, drawn, keep, kept
 from benchmarks.paper.subject import Effort, Subject
 from benchmarks.paper.table import ModelTable
 from registry.corrections import Correction
@@ -167,10 +168,12 @@ def test_the_page_shows_what_is_measured_and_says_what_is_not(
         assert f"]({name})" in text
 
 
-def test_a_model_that_was_measured_elsewhere_keeps_its_section(part: Path, tmp_path: Path) -> None:
+def test_a_model_that_was_measured_elsewhere_keeps_its_section_and_its_panel(part: Path, tmp_path: Path) -> None:
     docs = tmp_path / "docs"
     first = page.write(part, docs).read_text()
-    assert page.write(part, docs).read_text() == first, "measured together, nothing is kept"
+    assert page.write(part, docs).read_text() == first
+    (panel,) = kept(docs / "results-front.json").values()
+    keep(docs / "results-front.json", {"pixels": replace(panel, images=99)})
     summary = json.loads((part / "pixels" / page.SUMMARY).read_text())
     summary["about"]["model"] = "others"
     other = shutil.copytree(part / "pixels", tmp_path / "elsewhere" / "others")
@@ -178,13 +181,41 @@ def test_a_model_that_was_measured_elsewhere_keeps_its_section(part: Path, tmp_p
     joined = page.write(tmp_path / "elsewhere", docs).read_text()
     assert page._sections(docs / page.PAGE).keys() == {"pixels", "others"}
     assert first.partition("## pixels")[2].strip() in joined
-    for name in ("results-front.png", "results-others-front.png", "results-others.png"):
+    assert kept(docs / "results-front.json") == {"others": panel, "pixels": replace(panel, images=99)}
+    for name in ("results-front.png", "results-others.png"):
         assert (docs / name).is_file()
         assert f"]({name})" in joined
     assert page.write(tmp_path / "elsewhere", docs).read_text() == joined
     assert "Older figures" not in joined
     (docs / page.PAGE).write_text(joined.replace(page.NEWER, "where an interval"))
     assert "those of pixels were measured before rivals" in page.write(tmp_path / "elsewhere", docs).read_text()
+
+
+def test_a_panel_has_each_kinds_middle_search_and_a_band_from_the_lowest_to_the_highest() -> None:
+    entries = [
+        {"kind": OURS, "speedup": speedup, "figures": {"rfid": {"value": value}} if value else {}}
+        for speedup, values in ((8.0, (4.0, 2.0, 3.0)), (2.0, (0.2, 0.1, None)))
+        for value in values
+    ]
+    front = Front.of({"about": {"images": 6, "effort": "full"}, "speedups": [8.0, 2.0], "entries": entries})
+    (axes,) = drawn({"pixels": front}).axes
+    (line,), (band,) = axes.lines, axes.collections
+    assert line.get_xydata().tolist() == [[2, 0.2], [8, 3]]
+    assert {tuple(point) for point in band.get_paths()[0].vertices.tolist()} == {(2, 0.1), (2, 0.2), (8, 2), (8, 4)}
+    assert axes.get_title(loc="left") == "pixels (6 images)"
+
+
+def test_the_documents_figure_shows_what_their_tables_say() -> None:
+    sections, fronts = page._sections(ROOT / "docs" / page.PAGE), kept(ROOT / "docs" / "results-front.json")
+    assert sections.keys() == fronts.keys()
+    for model, front in fronts.items():
+        table = sections[model].split("| rFID to the teacher |")[1].split("\n\n")[0]
+        for kind, values in front.rfid.items():
+            (cells,) = [line.split(" | ")[1:] for line in table.splitlines() if line.replace("*", "").startswith(f"| {kind} |")]
+            shown = dict(zip(front.speedups, cells, strict=True))
+            for speedup, of_seeds in values.items():
+                middle = sorted(of_seeds)[len(of_seeds) // 2]
+                assert shown[float(speedup)].split()[0] == page._number(middle, None), (model, kind, speedup)
 
 
 def test_a_page_of_nothing_says_that_nothing_is_measured(tmp_path: Path) -> None:
