@@ -99,13 +99,16 @@ $(BIN)/pip:
 		{ echo "Python 3.11 or newer with its venv module is needed (Debian: apt install python3-venv); or: make PYTHON=…"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
+# Python compiles the modules that it imports, once; pip would compile all, which is nearly half of an installation.
+INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -r
+
 $(VENV)/.runtime: $(BIN)/pip requirements.lock
 	@echo "Installing the runtime into $(VENV) (torch is large: this takes minutes the first time)"
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(INSTALL) requirements.lock
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime requirements-dev.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.lock
+	$(INSTALL) requirements-dev.lock
 	@touch $@
 
 # For those who change the pages: types, style, and what the tests look at them with. Who serves them needs no node.

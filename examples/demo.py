@@ -39,7 +39,7 @@ OUT = Path("demo")
 # Schedules share UNet calls (`--together`): nobody resumes this run, so their last digits may depend on company.
 SEARCH = (
     "--seed", 1, "--budget", 0, "--generations", 1, "--screen", 3, "--images", 8, "--select", 12, "--finals", 16,
-    "--heldout", 24, "--scaled", 8, "--together", 8, "--batch", 32,
+    "--heldout", 24, "--scaled", 8, "--together", 32, "--batch", 16,
 )  # fmt: skip
 USERS, FEWEST = 480, 200  # of the experiment, and those that the report wants in each arm
 PLAYGROUND = "http://127.0.0.1:3000/"

@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 
-from examples.launch import serving
+from examples.launch import FOR_SMALL_MODELS, serving
 from loadtests import exported
 from loadtests.check import main as check
 from loadtests.client_stats import ClientStats
@@ -43,6 +43,7 @@ def main() -> int:
         arguments.registry = str(out / "registry")
         mixes()["partial"].publish(arguments.registry)
     settings = {"FLEXI_REGISTRY": arguments.registry, "FLEXI_STATE": str(out / "state"), "FLEXI_WATCH_SECONDS": "1"}
+    settings |= FOR_SMALL_MODELS
     settings |= {"FLEXI_SIZES": ",".join(profile["sizes"])} if "sizes" in profile else {}
     settings |= {"FLEXI_LORAS": profile["loras"]} if "loras" in profile else {}
     users, seconds = arguments.users or profile.get("users"), arguments.seconds or profile.get("seconds")

@@ -23,7 +23,7 @@ from typing import Any
 import httpx
 import psutil
 
-from examples.launch import started
+from examples.launch import FOR_SMALL_MODELS, started
 from loadtests import exported, visitors
 from loadtests.mixes import MODEL, mixes
 from loadtests.soak_record import SoakRecord
@@ -62,6 +62,7 @@ def main() -> int:
         digests = sorted({schedule.digest for mix in (first, second) for schedule in mix.schedules.values()})
         turns = [mix.schedules[MOVED].digest for mix in (second, first)]
         settings = {"FLEXI_REGISTRY": registry, "FLEXI_WATCH_SECONDS": "1", "FLEXI_STATE": str(arguments.out / "state")}
+        settings |= FOR_SMALL_MODELS
         with started(settings, arguments.out / "server.log") as served:
             family = psutil.Process(served.supervisor.pid).children(recursive=True)
             workers = [child for child in family if "_bentoml_impl.worker.service" in child.cmdline()]
