@@ -1,4 +1,4 @@
-"""A whole search on the bundled model, small: killed, resumed, published, resolved."""
+"""A whole search, small, on a tiny Stable Diffusion with random weights: killed, resumed, published, resolved."""
 
 import json
 import os
@@ -8,9 +8,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import model_folders
 import psutil
 import pytest
 from click.testing import Result
@@ -24,22 +26,28 @@ from search_jobs.results import held_scales
 
 PROMPTS = ["red heart", "cat face", "tomato", "sunflower " * 20]  # the last one is longer than the model reads
 IMAGES = ("--screen", "2", "--images", "2", "--select", "2", "--finals", "2", "--heldout", "2")
-SMALL = ("--teacher-steps", "6", *IMAGES, "--generations", "2", "--population", "4")
-SCALES = ("--scale", "1", "--scale", "7.5", "--scaled", "2", "--size", "64x64", "--size", "32x64")
+SMALL = ("--teacher-steps", "6", *IMAGES, "--generations", "2", "--population", "4", "--guidance", "3")
+ELSEWHERE = ("--scale", "1", "--scale", "7.5", "--scaled", "2", "--size", "16x16", "--size", "8x16")
 TIERS = ("--tier", "best=0.7", "--tier", "fast=0.4", "--budget", "0")
 
 
-def arguments(folder: Path, elsewhere: tuple[str, ...] = SCALES) -> list[str]:
-    """elsewhere: where else than at the model's own guidance and size the tiers are measured."""
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory, tiny_config: Mapping[str, Any]) -> Path:
+    """Of every run here: what is trained would be searched no otherwise, only longer."""
+    return model_folders.sd(tmp_path_factory.mktemp("model") / "tiny", tiny_config)
+
+
+def arguments(model: Path, folder: Path, elsewhere: tuple[str, ...] = ELSEWHERE) -> list[str]:
+    """elsewhere: where else than at the search's own guidance and size the tiers are measured."""
     prompts = folder.parent / "prompts.txt"
     prompts.write_text("\n".join(PROMPTS))
-    line = ["run", "--model", "models/emoji64", "--prompts", str(prompts)]
+    line = ["run", "--model", str(model), "--prompts", str(prompts), "--features", "models/emoji64/clip"]
     return [*line, "--out", str(folder), *SMALL, *elsewhere, *TIERS]
 
 
-def command(folder: Path) -> list[str]:
+def command(model: Path, folder: Path) -> list[str]:
     """For a process of its own, to be killed."""
-    return [sys.executable, "-m", "search_jobs", *arguments(folder)]
+    return [sys.executable, "-m", "search_jobs", *arguments(model, folder)]
 
 
 def here(*line: str, code: int = 0) -> Result:
@@ -50,9 +58,9 @@ def here(*line: str, code: int = 0) -> Result:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    ended = subprocess.run(command(folder), check=True, capture_output=True, text=True)
+    ended = subprocess.run(command(model, folder), check=True, capture_output=True, text=True)
     (folder.parent / "stderr.txt").write_text(ended.stderr)
     (folder.parent / "stdout.txt").write_text(ended.stdout)
     return folder
@@ -99,11 +107,11 @@ def test_what_was_chosen_has_corrections_and_figures_at_every_scale_that_was_ask
 def test_what_was_chosen_has_figures_at_every_size_and_says_that_it_was_measured_there(finished: Path) -> None:
     for tier in read(finished)["tiers"].values():
         (at,) = tier["by_size"]
-        assert (at["size"], at["held-out"]["images"], at["strongest_baseline"]["images"]) == ("32x64", 2, 2)
+        assert (at["size"], at["held-out"]["images"], at["strongest_baseline"]["images"]) == ("8x16", 2, 2)
         assert at["held-out"]["macs"] < 0.6 * tier["held-out"]["macs"], "half the pixels"
         schedule = Schedule.model_validate(tier["schedule"])
         assert schedule.validated is not None
-        assert schedule.validated.sizes == ((64, 64), (64, 32))
+        assert schedule.validated.sizes == ((16, 16), (16, 8))
         assert schedule.cost is not None
         assert schedule.cost.macs == tier["held-out"]["macs"], "that of the model's own size"
 
@@ -155,9 +163,9 @@ def test_it_leaves_pictures_of_the_front_and_of_each_tier(finished: Path) -> Non
     assert "<html" in (finished / "report.html").read_text()
 
 
-def test_a_search_that_was_killed_ends_where_an_undisturbed_one_ends(finished: Path, tmp_path: Path) -> None:
+def test_a_search_that_was_killed_ends_where_an_undisturbed_one_ends(model: Path, finished: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    process = subprocess.Popen(command(folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command(model, folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     ledger = folder / "ledger.jsonl"
     while not (ledger.is_file() and len(ledger.read_text().splitlines()) >= 5):
         assert process.poll() is None, "it ended before it could be killed"
@@ -166,7 +174,7 @@ def test_a_search_that_was_killed_ends_where_an_undisturbed_one_ends(finished: P
     process.wait()
     kept = ledger.read_text().splitlines()
 
-    here(*arguments(folder))
+    here(*arguments(model, folder))
     report = read(folder)
     assert ledger.read_text().splitlines()[: len(kept) - 1] == kept[:-1]  # nothing measured is measured again
     undisturbed = read(finished)
@@ -175,9 +183,9 @@ def test_a_search_that_was_killed_ends_where_an_undisturbed_one_ends(finished: P
     assert len(ledger.read_text().splitlines()) == len((finished / "ledger.jsonl").read_text().splitlines())
 
 
-def test_ctrl_c_ends_the_search_and_leaves_what_it_found(tmp_path: Path) -> None:
+def test_ctrl_c_ends_the_search_and_leaves_what_it_found(model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    line = [*arguments(folder, ()), "--generations", "1000"]
+    line = [*arguments(model, folder, ()), "--generations", "1000"]
     process = subprocess.Popen(
         [sys.executable, "-m", "search_jobs", *line], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -193,9 +201,11 @@ def test_ctrl_c_ends_the_search_and_leaves_what_it_found(tmp_path: Path) -> None
     assert len(report["evaluated"]) < 1000
 
 
-def test_workers_find_what_one_process_finds_even_if_one_is_killed(finished: Path, tmp_path: Path) -> None:
+def test_workers_find_what_one_process_finds_even_if_one_is_killed(model: Path, finished: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    process = subprocess.Popen([*command(folder), "--workers", "2"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [*command(model, folder), "--workers", "2"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     ledger = folder / "ledger.jsonl"
     while not (ledger.is_file() and len(ledger.read_text().splitlines()) >= 3):
         assert process.poll() is None, "it ended before a worker could be killed"
@@ -223,16 +233,16 @@ def test_compare_holds_the_search_against_every_kind_of_baseline(finished: Path,
     assert json.loads((folder / "compare.json").read_text()) == document
 
 
-def test_a_folder_of_another_configuration_is_refused_and_left_alone(finished: Path) -> None:
+def test_a_folder_of_another_configuration_is_refused_and_left_alone(model: Path, finished: Path) -> None:
     before = (finished / "config.json").read_bytes()
-    assert "another configuration" in here(*arguments(finished), "--seed", "9", code=1).stderr
+    assert "another configuration" in here(*arguments(model, finished), "--seed", "9", code=1).stderr
     assert (finished / "config.json").read_bytes() == before
 
 
 def test_what_is_published_is_what_the_registry_resolves(finished: Path, tmp_path: Path) -> None:
     for _ in range(2):  # publishing twice changes nothing
         here("publish", str(finished), "--registry", str(tmp_path / "registry"))
-    catalog = Catalog(FolderStore(tmp_path / "registry"), "emoji64")
+    catalog = Catalog(FolderStore(tmp_path / "registry"), "tiny")
     report = read(finished)
     for name, tier in report["tiers"].items():
         schedule = catalog.resolve(name).schedule
