@@ -16,10 +16,8 @@ from search_jobs.report.style import HALO, INK, figure
 IMAGES = 2  # of the same noise, in a strip
 FRAME = "#d5dae0"
 
-Summary = Mapping[str, Any]
 
-
-def strip(summary: Summary, shown: Path) -> Figure:
+def strip(summary: Mapping[str, Any], shown: Path) -> Figure:
     """A column for each speed-up; for each image three rows: the teacher, ours, the best rival there by rFID."""
     with np.load(shown, allow_pickle=False) as kept:
         images = {name: kept[name] for name in kept.files}

@@ -47,6 +47,7 @@ from registry.schedule import Blocks, ModelRef, Schedule, Segment, Solver, Solve
 from search_jobs.baselines import Baseline
 from search_jobs.best_timesteps import BestTimesteps
 from search_jobs.config import JobConfig
+from search_jobs.report.figures import count
 from search_jobs.screening import PATTERNS
 from search_jobs.stages import halves
 
@@ -205,17 +206,25 @@ def test_a_panel_has_each_kinds_middle_search_and_a_band_from_the_lowest_to_the_
     assert axes.get_title(loc="left") == "pixels (6 images)"
 
 
-def test_the_documents_figure_shows_what_their_tables_say() -> None:
+def test_the_documents_figure_shows_what_their_tables_say_and_nothing_else() -> None:
     sections, fronts = page._sections(ROOT / "docs" / page.PAGE), kept(ROOT / "docs" / "results-front.json")
     assert sections.keys() == fronts.keys()
     for model, front in fronts.items():
-        table = sections[model].split("| rFID to the teacher |")[1].split("\n\n")[0]
-        for kind, values in front.rfid.items():
-            (cells,) = [line.split(" | ")[1:] for line in table.splitlines() if line.replace("*", "").startswith(f"| {kind} |")]
-            shown = dict(zip(front.speedups, cells, strict=True))
-            for speedup, of_seeds in values.items():
-                middle = sorted(of_seeds)[len(of_seeds) // 2]
-                assert shown[float(speedup)].split()[0] == page._number(middle, None), (model, kind, speedup)
+        assert f"* {count(front.images)} images of each schedule" in sections[model]
+        heads, _, *rows = sections[model].split("| rFID to the teacher ")[1].split("\n\n")[0].splitlines()
+        speedups = [head.strip().removesuffix("×") for head in heads.strip("|").split("|")]
+        said = {
+            (kind.strip(" *"), speedup): cell.split()[0]
+            for kind, *cells in (row.strip("|").split("|") for row in rows)
+            for speedup, cell in zip(speedups, cells, strict=True)
+            if cell.strip() != "none as cheap"
+        }
+        shown = {
+            (kind, speedup): page._number(sorted(of_seeds)[len(of_seeds) // 2], None)
+            for kind, values in front.rfid.items()
+            for speedup, of_seeds in values.items()
+        }
+        assert shown == said, model
 
 
 def test_a_page_of_nothing_says_that_nothing_is_measured(tmp_path: Path) -> None:
