@@ -111,14 +111,18 @@ class Evaluator:
         bootstrap: bool = False,
         cache: Path | None = None,
         progress: Callable[[int], None] = lambda images: None,
+        guidance: float | None = None,
     ) -> Objective:
-        """Of so many images of noise that no search draws, on the prompts that none sees; the rest as `Objective` says."""
+        """Of so many images of noise that no search draws, on the prompts that none sees; the rest as `Objective` says.
+
+        guidance: another scale than the search's own.
+        """
         return Objective(
             self.model,
             self.extractor,
             fresh(halves(prompts_of(self.config.prompts, self.model.prompts))[1], images, 0),
             self.config.teacher_steps,
-            self.config.guidance,
+            self.config.guidance if guidance is None else guidance,
             bootstrap=bootstrap,
             cache=cache,
             progress=progress,
