@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path())
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    client = openai.OpenAI(base_url=f"{arguments.address}/v1", api_key=os.environ.get("FLEXI_CLIENT_KEY", "none"))
+    client = openai.OpenAI(base_url=f"{arguments.address}/v1", api_key=os.environ.get("FLEXIFFUSION_API_KEY", "none"))
 
     made = client.images.generate(prompt=arguments.prompt, n=2, extra_body={"tier": "auto", "deadline_ms": 5000, "seed": 7})
     about = made.model_extra or {}

@@ -35,7 +35,7 @@ Flexiffusion's paper (arXiv 2409.17566) says of LDM-4-G and of Stable Diffusion 
 Fréchet distance to the teacher's images of the same prompts and noise, **PSNR** the pixel error to them, **distance to real**
 the Fréchet distance to real images that no training saw. Distances compare only within a model: same features, same number of
 images. Every set of images has the same noise, and no schedule was chosen on it. Prompts are those that no search saw; of a
-model with real images all its classes, for the real ones are of all.
+model with real images all its classes, half of which every search saw, for the real ones are of all.
 
 What is **set by hand** is the best of these kinds: the most steps that the cost affords, or fewer where those are better;
 caching of a UNet's four cheapest branches, on the teacher's steps at the smallest interval that the cost affords, on fewer
@@ -49,7 +49,7 @@ its Taylor series over the timesteps, with differences between full steps as der
 and no schedule of ours has it.
 **Optimal timesteps** take the best of fewer steps and of caching on fewer steps further than by hand: to the timesteps that
 dynamic programming chooses by the errors of the solver's own steps along the teacher's path, as GITS (arXiv 2405.11326) and OSS
-(arXiv 2503.21774) do, from the teacher's first step on; late steps count in four ways. Our searches begin with timesteps that
+(arXiv 2503.21774) do, from the teacher's first step on; late steps count in [four ways](search.md#how-a-search-works). Our searches begin with timesteps that
 are chosen so by the errors of corrected steps.
 **Set by hand, corrected** is the best of all these but forecasts with corrections as ours has them, fitted on the images of our
 first search: it needs no search, and what lies between it and ours is what searching adds. As half of it is ours, it is not
@@ -164,6 +164,8 @@ def _model(summary: Summary, picture: str) -> Iterator[str]:
             continue
         of_teacher = f" (the teacher: {_number(teacher['value'], digits)})" if name in (REAL, SCORE) else ""
         yield _table(f"{title}{of_teacher}", summary, lambda entries, n=name, d=digits: _cell(entries, n, d))
+    if not score:
+        yield "Nobody asks this model for anything in particular, so whether that is what is drawn has no figure.\n"
     if not about["real"]:
         yield "There are no real images at hand for this model, so no distance to any.\n"
     yield _table("rFID of ours over this one's", summary, lambda entries: _paired(entries, "ours_over_this", RFID), (OURS,))

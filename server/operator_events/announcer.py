@@ -100,7 +100,7 @@ class Announcer:
         if outcome in ("ok", "failed"):
             metrics.webhooks_total.labels(outcome).inc()
         if why:
-            log.warning("operators were not told", extra={"fields": {"event": event.id, "type": event.type, "why": why}})
+            log.warning("operators were not told", extra={"fields": {"id": event.id, "type": event.type, "why": why}})
 
 
 def announcer_of(settings: Settings, open_store: Callable[[], ObjectStore]) -> Announcer | None:

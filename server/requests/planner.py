@@ -232,7 +232,8 @@ class Planner:
         """What is to be said of the scale that the request gets from its schedule."""
         unmet, validated = list[Notice](), validated_scales(entry.schedule)
         if validated and not covers(entry.schedule, guidance):
-            unmet.append(warnings.guidance_not_validated(guidance, validated, entry.schedule.scaled_corrections is not None))
+            fitted = [fit.guidance for fit in entry.schedule.scaled_corrections or ()]
+            unmet.append(warnings.guidance_not_validated(guidance, validated, fitted))
         rows = self.model.rows(guidance)
         if rows == 2 and self.model.few_steps:
             unmet.append(warnings.guidance_on_distilled_model(guidance, self.model.few_steps))

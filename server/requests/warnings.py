@@ -66,8 +66,8 @@ def negative_prompt_ignored(embedded: bool = False) -> Notice:
     return Notice(NEGATIVE_PROMPT_IGNORED, f"negative_prompt: {why}")
 
 
-def guidance_not_validated(scale: float, validated: Sequence[float], corrected: bool = False) -> Notice:
-    """validated: the scales of the schedule's document, the smallest first. corrected: its corrections are by scale."""
+def guidance_not_validated(scale: float, validated: Sequence[float], fitted: Sequence[float] = ()) -> Notice:
+    """validated: the scales of the schedule's document. fitted: those that it has corrections for. Both the smallest first."""
     known = ", ".join(f"{known:g}" for known in validated)
     if validated[0] < scale < validated[-1]:
         what = f"{scale:g} lies between scales at which the schedule was validated ({known}), and is not one of them"
@@ -75,9 +75,15 @@ def guidance_not_validated(scale: float, validated: Sequence[float], corrected: 
         where = "below" if scale < validated[0] else "above"
         off = ", no guidance," if scale == OFF else ""
         place = f"{scale:g}{off} is {where} what the schedule was validated at ({known})"
-        clamped = "; it runs with the corrections of the nearest of them" if corrected else ""
-        what = f"{place}: its images may be worse than its figures say{clamped}"
+        what = f"{place}: its images may be worse than its figures say{_beyond(scale, fitted)}"
     return Notice(GUIDANCE_NOT_VALIDATED, f"guidance_scale: {what}")
+
+
+def _beyond(scale: float, fitted: Sequence[float]) -> str:
+    """What past the last of its fits a schedule runs with: that fit. Between two nothing has to be said."""
+    if not fitted or fitted[0] <= scale <= fitted[-1]:
+        return ""
+    return f"; it runs with the corrections of {fitted[0] if scale < fitted[0] else fitted[-1]:g}"
 
 
 def guidance_on_distilled_model(scale: float, steps: int) -> Notice:

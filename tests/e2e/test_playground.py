@@ -444,7 +444,7 @@ def test_what_was_made_is_remembered_can_be_made_again_and_be_forgotten(page):
 
 
 def test_a_request_can_be_copied_as_a_program_that_makes_the_image(chromium, guarded, tmp_path, monkeypatch):
-    monkeypatch.setenv("FLEXI_KEY", guarded.boss)
+    monkeypatch.setenv("FLEXIFFUSION_API_KEY", guarded.boss)
     monkeypatch.chdir(tmp_path)
     with opened(chromium, guarded.address, guarded.boss, permissions=["clipboard-read", "clipboard-write"]) as page:
         page.get_by_label("Prompt", exact=True).fill('it\'s a "red" heart')

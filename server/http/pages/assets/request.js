@@ -81,7 +81,7 @@ function keywords(fields) {
 
 /** @param {Wish} wish @param {string} server @param {boolean} withKey @returns {string} */
 export function asCurl(wish, server, withKey) {
-  const key = withKey ? ` -H "Authorization: Bearer $FLEXI_KEY"` : "";
+  const key = withKey ? ` -H "Authorization: Bearer $FLEXIFFUSION_API_KEY"` : "";
   return `curl -s ${server}/generate${key} -H 'content-type: application/json' \\
   -d ${quoted(JSON.stringify(plainBody(wish)))} \\
   | python3 -c 'import base64, json, sys; open("image.png", "wb").write(base64.b64decode(json.load(sys.stdin)["images"][0]))'`;
@@ -89,7 +89,7 @@ export function asCurl(wish, server, withKey) {
 
 /** @param {Wish} wish @param {string} server @param {boolean} withKey @returns {string} */
 export function asPython(wish, server, withKey) {
-  const token = withKey ? `, token=os.environ["FLEXI_KEY"]` : "";
+  const token = withKey ? `, token=os.environ["FLEXIFFUSION_API_KEY"]` : "";
   return `import base64${withKey ? ", os" : ""}
 import bentoml
 
@@ -103,7 +103,7 @@ for i, image in enumerate(answer["images"]):
 export function asOpenAI(wish, server, withKey) {
   const { prompt, model, size, image, ...own } = common(wish);
   const fields = { prompt, ...(model ? { model } : {}), ...(size ? { size } : {}), n: wish.count };
-  const key = withKey ? `os.environ["FLEXI_KEY"]` : `"none"`;
+  const key = withKey ? `os.environ["FLEXIFFUSION_API_KEY"]` : `"none"`;
   const call = image ? `edit(image=open("picture.png", "rb"), ` : "generate(";
   return `import base64${withKey ? ", os" : ""}
 import openai

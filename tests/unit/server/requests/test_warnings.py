@@ -149,7 +149,27 @@ def test_a_schedule_with_corrections_by_scale_holds_between_them_and_says_where_
     (warning,) = planned(planner, tier="best", guidance_scale=9).warnings
     assert warning.code == "guidance_not_validated"
     assert "9 is above what the schedule was validated at (1, 3, 7.5)" in warning.message
-    assert warning.message.endswith("it runs with the corrections of the nearest of them")
+    assert warning.message.endswith("its images may be worse than its figures say; it runs with the corrections of 7.5")
+
+
+def test_a_scale_with_corrections_that_are_not_validated_is_said_and_takes_its_own(model):
+    """A tier is validated for the scales around its own at which it is no worse than by hand: less than it is fitted at."""
+    scales = (1.0, 2.0, 3.0, 7.5)
+    fits = tuple(ScaledCorrections(guidance=scale, corrections=(Correction(latent=scale),) * 4) for scale in scales)
+    where = Validated(sizes=(model.image_size,), guidance=(2.0, 3.0), default_guidance=3.0)
+    narrow = schedule(model, 4).model_copy(update={"scaled_corrections": fits, "validated": where})
+    catalog = Catalog(MemoryStore(), model.ref.name, author="test")
+    catalog.publish(narrow)
+    catalog.promote("best", narrow.digest)
+    schedules = ActiveSchedules(lambda: catalog, model, STEPS)
+    assert Watch(schedules, lambda: catalog).refresh()
+    planner = Planner(schedules, ActiveExperiments(lambda: None, schedules), model, lambda *_: 0.0, Settings())
+    for scale, end in ((5.0, "say"), (1.0, "say"), (9.0, "say; it runs with the corrections of 7.5")):
+        (warning,) = planned(planner, tier="best", guidance_scale=scale).warnings
+        assert warning.message.endswith(f"its images may be worse than its figures {end}")
+        assert narrow.corrections_at(scale) == narrow.corrections_at(min(scale, 7.5)), "which is what it runs with"
+    (at_five,) = {one.latent for one in narrow.corrections_at(5.0)}
+    assert at_five == 5.0, "between two fits each number is taken linearly, validated or not"
 
 
 def test_a_request_that_names_no_scale_gets_that_of_the_schedule_that_serves(model, planner):
