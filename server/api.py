@@ -54,7 +54,7 @@ class GenerateRequest(RequestBody):
         Field(
             min_length=1,
             max_length=64,
-            description="One of GET /v1/tiers, or `auto`: the dearest below `reference` that is predicted to keep `deadline_ms`.",
+            description="One of GET /v1/tiers, or `auto`: the dearest below `reference` predicted to keep `deadline_ms`.",
         ),
     ] = None
     schedule: Annotated[

@@ -49,8 +49,8 @@ its Taylor series over the timesteps, with differences between full steps as der
 and no schedule of ours has it.
 **Optimal timesteps** take the best of fewer steps and of caching on fewer steps further than by hand: to the timesteps that
 dynamic programming chooses by the errors of the solver's own steps along the teacher's path, as GITS (arXiv 2405.11326) and OSS
-(arXiv 2503.21774) do, from the teacher's first step on; late steps count in [four ways](search.md#how-a-search-works). Our searches begin with timesteps that
-are chosen so by the errors of corrected steps.
+(arXiv 2503.21774) do, from the teacher's first step on; late steps count in [four ways](search.md#how-a-search-works). Our
+searches begin with timesteps that are chosen so by the errors of corrected steps.
 **Set by hand, corrected** is the best of all these but forecasts with corrections as ours has them, fitted on the images of our
 first search: it needs no search, and what lies between it and ours is what searching adds. As half of it is ours, it is not
 among the rivals of the pictures.
