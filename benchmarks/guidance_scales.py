@@ -78,10 +78,9 @@ def ways(job: Job) -> dict[str, Ways]:
     of_tiers = {}
     for target in read(job.folder).shown:
         ours = Schedule.model_validate(target.entry["schedule"])
-        own = ours.corrections_at(job.config.guidance)
         of_tiers[target.label] = {
             OURS: [ours],
-            ONE: [ours.model_copy(update={"scaled_corrections": None, "corrections": own})],
+            ONE: [ours.for_scale(job.config.guidance)],
             NONE: [ours.model_copy(update={"scaled_corrections": None, "corrections": None})],
             HAND: [baseline.schedule for baseline in search.rivals[target.ceiling]],
         }

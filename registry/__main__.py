@@ -35,7 +35,7 @@ from registry.commands.display import (
 )
 from registry.commands.options import AsJson, Files, Key, Last, Model, Note, Reason, Ref, Registry, Tier, open_catalog
 from registry.diff import Difference
-from registry.errors import FlexiError
+from registry.errors import FlexiError, InvalidInput
 from registry.schedule import Schedule
 from registry.stores.address import DEFAULT_ADDRESS, open_store
 
@@ -102,6 +102,9 @@ def publish(
 ) -> None:
     """Keep schedules and give them version numbers. All files are checked before the first one is published."""
     schedules, key = [_read(path) for path in files], signing_key(sign)
+    for schedule, path in zip(schedules, files, strict=True):
+        if model and schedule.model.name != model:
+            raise InvalidInput(f"{path} is for {schedule.model.name}, not {model}", param="model.name")
     store = open_store(registry)
     versions = []
     for schedule in schedules:

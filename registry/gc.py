@@ -71,11 +71,24 @@ class GarbageCollector:
         for schedule, document in documents.items():
             if schedule.digest in named and document:
                 self._put_back(schedule.digest, document)
-        gone = [schedule for schedule in documents if schedule.digest not in named and not self._is_back(schedule.digest)]
-        for schedule in gone:
-            for key in schedule.beside:
-                self._store.delete(key)
-        return gone
+        return [schedule for schedule in documents if schedule.digest not in named and self._clear(schedule)]
+
+    def _clear(self, schedule: Garbage) -> bool:
+        """Remove what lies beside a removed document. False where it was published again: then all of it is as it was.
+
+        Who publishes, signs and attaches again finds what was there before, and leaves it.
+        """
+        taken: dict[str, bytes] = {}
+        for key in () if self._is_back(schedule.digest) else schedule.beside:
+            with suppress(NotFound):
+                taken[key] = self._store.get(key).data
+            self._store.delete(key)
+        if not self._is_back(schedule.digest):
+            return True
+        for key, data in taken.items():
+            with suppress(Conflict):
+                self._store.create(key, data)
+        return False
 
     def _take(self, digest: str) -> bytes | None:
         """Remove a document and return it; None if it is gone already. A record stays: who misses the document is told why."""

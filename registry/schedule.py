@@ -249,6 +249,12 @@ class Schedule(Document):
         """The corrections of the computed steps for images of this scale; None without any."""
         return self.corrections if self.scaled_corrections is None else at_scale(self.scaled_corrections, guidance)
 
+    def for_scale(self, guidance: float) -> Schedule:
+        """The schedule with the corrections of this scale alone: at any other, images differ."""
+        if self.scaled_corrections is None:
+            return self
+        return self.model_copy(update={"corrections": self.corrections_at(guidance), "scaled_corrections": None})
+
     @property
     def branches(self) -> set[Branch]:
         """Those of its partial steps."""

@@ -70,11 +70,15 @@ class SigningKey:
             public: (0o644, key._private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)),
             path: (0o600, key._private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())),
         }
+        made: list[Path] = []
         try:
             for file, (mode, pem) in halves.items():
                 with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as stream:
+                    made.append(file)
                     stream.write(pem)
         except OSError as error:
+            for file in made:
+                file.unlink()  # half a pair beside another one's half would be taken for it
             raise InvalidInput(f"cannot write {error.filename or path}: {error.strerror}", param="key") from error
         return key, public
 

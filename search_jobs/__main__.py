@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from engine.guidance import OFF
 from engine.model_name import given_name
 from registry.commands.command_line import command_line
 from registry.errors import InvalidInput
@@ -118,6 +119,9 @@ def run(
         **({"budgets": [cost for cost in budget if cost]} if budget else {}),
     }  # fmt: skip
     parsed = JobConfig.parse(config)
+    if {*(scales or ())} - {parsed.guidance} and not parsed.other_scales:
+        why = "no guidance" if parsed.guidance <= OFF else "no corrections"
+        raise InvalidInput(f"there is nothing to fit at other guidance scales: this search has {why}", param="scale")
     try:
         with ProgressBars(err) as bars:
             from search_jobs.job import Job

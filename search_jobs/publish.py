@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from registry.catalog import Catalog
-from registry.errors import InvalidInput, NeedsApproval
+from registry.errors import Conflict, InvalidInput, NeedsApproval, NotFound
 from registry.records import Version
 from registry.schedule import Schedule
 from registry.signing import SigningKey
@@ -34,10 +34,11 @@ def publish(
 ) -> list[SearchedTier]:
     """Publish every tier's schedule and `reference`, the teacher, then move the tiers to them, but those that a policy guards.
 
-    With a key each schedule is signed before any tier moves.
+    With a key each schedule is signed before any tier moves. To publish a search again changes nothing.
 
     Artifacts are create-only and belong to a digest: where an earlier run made the same schedule, the first ones stay.
-    Raises `InvalidInput` where a tier's schedule made images that are not finite.
+    Raises `InvalidInput` where a tier's schedule made images that are not finite, and, with a key, `Conflict` where one was
+    published with another description; nothing is published then.
     """
     job = report["provenance"]["job"]
     documents = {name: tier["schedule"] for name, tier in report["tiers"].items()} | {
@@ -47,14 +48,40 @@ def publish(
     for tier, schedule in wanted.items():
         if schedule.fidelity and schedule.fidelity.rfid == WORST:
             raise InvalidInput(f"a held-out image of tier {tier} is not finite, so nothing is published", param="run")
+        if key and _described_otherwise(catalog, schedule):
+            raise Conflict(
+                f"{schedule.digest[:8]}, tier {tier}, was published with another description: look at it and sign that one "
+                "(python -m registry sign), then publish without a key",
+                param="sign",
+            )
     versions = dict[str, Version]()
     for tier, schedule in wanted.items():
-        versions[tier] = catalog.publish(schedule, note=f"{tier} of search job {job}")
+        versions[tier] = _published(catalog, tier, schedule, note=f"{tier} of search job {job}")
         if key:
             catalog.sign(schedule, key)
         for file in artifacts if tier != "reference" else ():
             catalog.attach(schedule.digest, file.name, file.read_bytes())
     return [SearchedTier(tier, version, _promote(catalog, tier, version, job)) for tier, version in versions.items()]
+
+
+def _described_otherwise(catalog: Catalog, schedule: Schedule) -> bool:
+    """Whether the same behaviour is kept with another cost, fidelity or provenance, as another search found it."""
+    try:
+        return catalog.schedule(schedule.digest) != schedule
+    except NotFound:
+        return False
+
+
+def _published(catalog: Catalog, tier: str, schedule: Schedule, note: str) -> Version:
+    """The version that the tier means already, where this search published it before; else what publishing it gives.
+
+    A schedule that another search had described would get one more version each time.
+    """
+    if tier in catalog.tiers() and (alias := catalog.alias(tier)).digest == schedule.digest:
+        version = catalog.version(alias.version)
+        if version.note == note:
+            return version
+    return catalog.publish(schedule, note=note)
 
 
 def _promote(catalog: Catalog, tier: str, version: Version, job: str) -> bool:

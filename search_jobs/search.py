@@ -111,7 +111,9 @@ class Search:
         for schedule in (one.schedule for one in baselines if not one.schedule.branches):
             name, steps = schedule.solver.name, schedule.computed
             if (name, steps) not in found and (own := self.own.get(name)) and (timesteps := own.chosen(steps, ALIKE)):
-                found[name, steps] = Schedule.model_validate(schedule.model_dump() | {"timesteps": timesteps})
+                changed = schedule.model_dump() | {"timesteps": timesteps}
+                changed["solver"]["karras"] = False  # whose levels leave no choice of timesteps
+                found[name, steps] = Schedule.model_validate(changed)
         return list(found.values())
 
     def run(self) -> None:

@@ -119,8 +119,8 @@ class ImageStore:
         for start in range(0, len(part.seeds), self.batch):
             seeds, prompts = part.seeds[start : start + self.batch], part.prompts[start : start + self.batch]
             noise = torch.stack([self.model.noise(seed) for seed in seeds])
-            negative = self.model.negative([""]).expand(len(seeds)) if self.guidance > 1 else None
-            latents = generate(network, program, noise, self.model.encode(prompts), negative, self.guidance)
+            negative = self.model.negative([""]).expand(len(seeds)) if self.model.rows(self.guidance) == 2 else None
+            latents = generate(network, program, noise, self.model.encode(prompts, self.guidance), negative, self.guidance)
             images.append(self.model.decode(latents))
         return torch.cat(images)
 

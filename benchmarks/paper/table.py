@@ -225,7 +225,7 @@ class ModelTable:
             self.store,
             self.store.extractor.recognised(torch.zeros(1, 3, *self.store.model.image_size), sample.prompts[:1]),
         )
-        rows = 2 if self.subject.guidance > 1 else 1
+        rows = store.model.rows(self.subject.guidance)
         card = torch.cuda.get_device_name(self.device) if self.device.startswith("cuda") else None
         return {
             "model": self.subject.name,

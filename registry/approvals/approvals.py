@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from registry.signing import SigningKey, TrustedKeys
 
 PERSONS = 2  # that a promotion takes
+POLICY = "policy"  # what is approved where it is no request
 
 
 class PolicyWithVoices(NamedTuple):
@@ -100,6 +101,7 @@ class Approvals:
         if newest is None:
             raise NotFound("no change of the policy waits for a second person", param="approve")
         number = newest.policy.number
+        self._refuse_lost_voice(newest.policy.signed, key, POLICY)
         self._voices.add(self._key(f"policy/{number:06d}"), newest.policy.document(), reason, key)
         return next(found for found in self.policies() if found.policy.number == number)
 
@@ -114,24 +116,31 @@ class Approvals:
             raise NeedsApproval("a second person must approve this promotion: make a request", param=f"tier {tier}")
 
     def request(self, tier: str, target: Target, moves: int, reason: str, key: SigningKey | None = None) -> PromotionRequest:
-        """Ask for a second person, and speak for it oneself. An open one for the same is returned as it is."""
+        """Ask for a second person, and speak for it oneself. An open one for the same is returned as it is.
+
+        Where voices are signatures and there is no key, nobody has spoken yet. Raises `InvalidInput` for a key where they are
+        names.
+        """
+        policy, by = self.policy(), self._writer
+        signed = bool(policy and policy.signed)
+        if key:
+            self._refuse_lost_voice(signed, key, tier)
         for made in self._made(tier, moves, target.digest):
             if self._writer.clock() < made.until:
                 return made
-        policy, by = self.policy(), self._writer
         made = PromotionRequest(
             model=self._model, tier=tier, target=target, moves=moves, time=by.clock(),
             until=by.clock() + timedelta(hours=policy.hours if policy else 72), author=by.author, host=by.host, reason=reason,
         )  # fmt: skip
         self._store.create(self._place(made), made.document())
-        if key or not (policy and policy.signed):
+        if key or not signed:
             self._voices.add(self._place(made), made.document(), reason, key)
         return made
 
     def approve(self, request: PromotionRequest, moves: int, reason: str, key: SigningKey | None = None) -> Sequence[Voice]:
         """Speak for a request of a tier that has so many moves now; everybody who does. `Conflict`: somebody does already.
 
-        Raises `InvalidInput` for a stale one, and where names do not count.
+        Raises `InvalidInput` for a stale one, and for a name where signatures count, or the other way round.
         """
         if self._stale(request, moves):
             gone = (
@@ -139,10 +148,7 @@ class Approvals:
             )
             raise InvalidInput(f"{request.id} is stale, {gone}: make another one", param="request")
         policy = self.policy()
-        if policy and policy.signed and key is None:
-            raise InvalidInput(
-                f"voices are signatures here: python -m registry approve {request.id} --key KEY.pem", param="key"
-            )
+        self._refuse_lost_voice(bool(policy and policy.signed), key, request.id)
         try:
             self._voices.add(self._place(request), request.document(), reason, key)
         except Conflict:
@@ -190,6 +196,16 @@ class Approvals:
             if policy is None or alias.tier not in policy.tiers:
                 message += f", and no policy says what the tier meant before: python -m registry policy --tier {alias.tier}"
             raise Untrusted(message, param=f"tier {alias.tier}")
+
+    def _refuse_lost_voice(self, signed: bool, key: SigningKey | None, what: str) -> None:
+        """Raise `InvalidInput` for a name where signatures count, or a signature where names do: it would be lost silently."""
+        if signed and key is None:
+            raise InvalidInput(f"voices are signatures here: python -m registry approve {what} --key KEY.pem", param="key")
+        if key is not None and not signed and not self._voices.trusting:
+            message = "voices are names here, beside which a signature counts for nothing: leave the key out"
+            raise InvalidInput(
+                f"{message}, or make a policy of keys: python -m registry policy --tier … --key KEY.pem", param="key"
+            )
 
     def _approved(self, request: PromotionRequest) -> bool:
         return len(self._speakers(request)) >= PERSONS

@@ -20,6 +20,11 @@ class Voices:
     def __init__(self, store: ObjectStore, writer: Writer, trusted: TrustedKeys | None = None) -> None:
         self._store, self._writer, self._trusted = store, writer, trusted
 
+    @property
+    def trusting(self) -> bool:
+        """Whether keys are trusted here, so that their signatures alone count."""
+        return self._trusted is not None
+
     def add(self, key: str, document: bytes, reason: str, signer: SigningKey | None) -> Voice:
         """Speak for the document under `key`. Raises `Conflict` for who has spoken before."""
         by = self._writer

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from registry import second_person
-from registry.approvals.approvals import PolicyWithVoices
+from registry.approvals.approvals import POLICY, PolicyWithVoices
 from registry.approvals.records import PromotionRequest
 from registry.catalog import Catalog
 from registry.commands.display import minute, print_alias, print_json, print_table
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 HOURS = 72.0  # that a request is good for, if nothing is said
-POLICY = "policy"  # what `approve` takes in place of a request's id
 Signer = Annotated[
     Path | None, typer.Option("--key", help="Speak by this private key (Ed25519, PEM), not by name: see keygen.")
 ]

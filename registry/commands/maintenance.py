@@ -11,14 +11,16 @@ import typer
 from registry.bundle import Bundle
 from registry.catalog import Catalog
 from registry.commands.display import print_json, print_table
-from registry.commands.options import AsJson, Model, Registry, open_catalog
+from registry.commands.options import AsJson, Model, Registry, approved_tiers, open_catalog
 from registry.gc import GarbageCollector
 from registry.stores.address import DEFAULT_ADDRESS, open_store
 from registry.verify import Verification
 
 app = typer.Typer()
 
-Days = Annotated[float, typer.Option("--days", min=0, help="Keep what was published, or meant by a tier, in so many days.")]
+Days = Annotated[
+    float, typer.Option("--days", min=0, max=36_500, help="Keep what was published, or meant by a tier, in so many days.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only tell what would be removed.")]
 Trusted = Annotated[
     Path | None,
@@ -101,7 +103,7 @@ def import_(
     Nothing that is there is changed; to import again does nothing.
     """
     bundle = Bundle.read(file)
-    items = list(bundle.publish(Catalog(open_store(registry), bundle.model)))
+    items = list(bundle.publish(Catalog(open_store(registry), bundle.model, approved_tiers=approved_tiers())))
     if as_json:
         print_json({"model": bundle.model, "done": [item._asdict() for item in items]})
         return

@@ -80,6 +80,7 @@ _Budget = TypedDict(
 
 
 class _Config(TypedDict):
+    guidance: float
     prompts_digest: str
     heldout: int
     scaled: NotRequired[int]

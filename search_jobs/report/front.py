@@ -58,7 +58,8 @@ def _searched(axes: Axes, run: FinishedRun) -> None:
     known = {entry["digest"]: entry["search"] for entry in hand}
     known |= {point["digest"]: point for point in report["evaluated"]}
     for target in run.targets:
-        if point := known.get(target.entry["digest"]):
+        judged = run.schedule(target.entry)  # before it had corrections for other scales, which have a digest of their own
+        if judged and (point := known.get(judged.digest)):
             _star(axes, point["cost"], point["loss"], target)
     headline(axes, "On the search's images")
     axes.set_ylabel("loss: squared feature distance to the teacher")

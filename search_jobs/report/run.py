@@ -84,9 +84,12 @@ class FinishedRun:
         return images
 
     def schedule(self, entry: Entry) -> Schedule | None:
-        """The schedule of an entry: its own document, or the one that the ledger keeps beside the measurement."""
+        """The schedule of an entry: its own document, or the one that the ledger keeps beside the measurement.
+
+        With the corrections of the search's own guidance scale alone, as the search judged it.
+        """
         if "schedule" in entry:
-            return Schedule.model_validate(entry["schedule"])
+            return Schedule.model_validate(entry["schedule"]).for_scale(self.report["config"]["guidance"])
         return next(self._measured(entry["digest"]), None)
 
     def _measured(self, digest: str) -> Iterator[Schedule]:

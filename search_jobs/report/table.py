@@ -62,7 +62,8 @@ def at_other_scales(run: FinishedRun) -> Table | None:
     scales = run.report["budgets"][0].get("by_guidance") if run.report["budgets"] else None
     if not scales:
         return None
-    title = f"rFID at other guidance scales, {run.report['config']['scaled']} held-out images: tier / by hand"
+    config = run.report["config"]
+    title = f"rFID at other guidance scales, {min(config['scaled'], config['heldout'])} held-out images: tier / by hand"
     grid = Table(
         title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, min_width=len(title)
     )

@@ -48,9 +48,16 @@ class Family(NamedTuple):
     steps: int = 8
 
 
+def karras(folder: Path, unet: Mapping[str, Any]) -> Path:
+    """Stable Diffusion XL as many folders have it: on Karras' levels, which leave no choice of timesteps."""
+    model_folders.sdxl(folder, unet)
+    model_folders.change(folder / "scheduler" / "scheduler_config.json", use_karras_sigmas=True)
+    return folder
+
+
 FAMILIES = {
     "stable-diffusion": Family(model_folders.sd, TEXTS, 3.0, rows=2),
-    "stable-diffusion-xl": Family(model_folders.sdxl, TEXTS, 3.0, rows=2),
+    "stable-diffusion-xl": Family(karras, TEXTS, 3.0, rows=2),
     "class-conditional": Family(model_folders.classes, ["0", "1", "cat", "4"], 1.5, rows=2),
     "unconditional pixels": Family(lambda folder, _: model_folders.ddpm(folder), None, 1.0, rows=1),
     "labels": Family(lambda folder, _: model_folders.labels(folder), None, 1.0, rows=1),

@@ -14,10 +14,12 @@ import model_folders
 import numpy as np
 import pytest
 import torch
+import two_streams
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from PIL import Image
 from places import ROOT
 
+from benchmarks.forecast.forecasts import Recipe
 from benchmarks.paper import page
 from benchmarks.paper.__main__ import _without
 from benchmarks.paper.contenders import (
@@ -39,14 +41,19 @@ from benchmarks.paper.contenders import (
 from benchmarks.paper.differences import differences
 from benchmarks.paper.first_search import FirstSearch
 from benchmarks.paper.front import Front, drawn, keep, kept
+from benchmarks.paper.images import ImageStore
 from benchmarks.paper.subject import Effort, Subject
 from benchmarks.paper.table import ModelTable
+from engine.images import levels
+from engine.loading import load
+from evaluation import extractor
 from registry.corrections import Correction
 from registry.errors import NotFound
 from registry.schedule import Blocks, ModelRef, Schedule, Segment, Solver, SolverName
 from search_jobs.baselines import Baseline
 from search_jobs.best_timesteps import BestTimesteps
 from search_jobs.config import JobConfig
+from search_jobs.objective import Objective, Sample
 from search_jobs.report.figures import count
 from search_jobs.screening import PATTERNS
 from search_jobs.stages import halves
@@ -425,3 +432,16 @@ def test_what_walks_karras_levels_leaves_them_for_optimal_timesteps(tmp_path: Pa
     found = first.retimed(Schedule(model=model, solver=solver, segments=(Segment(),) * 2))
     assert found
     assert all(not one.solver.karras and one.timesteps and one.timesteps[0] == 900 for one in found)
+
+
+def test_a_model_that_takes_the_scale_as_an_input_is_measured_as_a_search_draws_it(tmp_path: Path) -> None:
+    """FLUX.1-dev: one row, and the scale beside it; never two rows away from an empty prompt."""
+    torch.set_num_threads(1)
+    model, looks = load(two_streams.flux(tmp_path / "flux")), extractor(ROOT / "models" / "emoji64" / "clip")
+    sample = Sample(("red heart", "cat face"), (1, 2))
+    searched = Objective(model, looks, sample, 4, 3.5)
+    store = ImageStore(model, looks, searched.teacher.schedule, 3.5, tmp_path / "images", part=2)
+    images = store.measured(Recipe(searched.teacher.schedule), sample)
+    theirs = levels(searched.teacher_outputs.images).numpy()
+    assert np.abs(images.shown.astype(int) - theirs.astype(int)).max() <= 1
+    assert searched.rows == 1

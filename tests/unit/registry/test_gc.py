@@ -7,6 +7,7 @@ from collections.abc import Callable
 from itertools import count
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from dying_store import Clock, DyingStore, Killed
 from schedule_strategies import schedule
 
@@ -14,6 +15,7 @@ from registry.catalog import Catalog
 from registry.errors import NotFound
 from registry.gc import GarbageCollector
 from registry.schedule import Cost, Schedule
+from registry.signing import SigningKey
 from registry.verify import Verification
 
 DAYS = 90
@@ -21,12 +23,13 @@ A, B, C, D = schedule(), schedule(5), schedule(3, 6), schedule(7)
 
 
 class Crowded(DyingStore):
-    """Lets others act in the moment before a schedule is deleted, and in the moment after."""
+    """Lets others act in the moment before something is deleted, and in the moment after."""
 
     def __init__(self) -> None:
         super().__init__()
         self.before: Callable[[], object] | None = None
         self.after: Callable[[], object] | None = None
+        self.where = "/schedules/"
 
     def delete(self, key: str) -> None:
         self._act("before", key)
@@ -35,7 +38,7 @@ class Crowded(DyingStore):
 
     def _act(self, when: str, key: str) -> None:
         act = getattr(self, when)
-        if act and "/schedules/" in key:
+        if act and self.where in key:
             setattr(self, when, None)
             act()
 
@@ -195,6 +198,29 @@ def test_leaves_what_is_published_again_meanwhile(catalog: Catalog, store: Crowd
     assert len(collect(catalog)) == 3  # which one came back after it was removed depends on the digests
     (back,) = {A.digest, B.digest, C.digest, D.digest} & set(_stems(store, "schedules"))
     assert store.get(f"emoji64/artifacts/{back}/report.json").data == b"{}"
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("beside", ["artifacts", "signatures"])
+def test_leaves_what_lies_beside_a_schedule_that_is_published_again_while_it_is_removed(
+    catalog: Catalog, store: Crowded, moment: str, beside: str
+) -> None:
+    """Who publishes, signs and attaches again finds the old files there, and leaves them: they must not go afterwards."""
+    key = SigningKey(Ed25519PrivateKey.generate())
+    catalog.sign(A, key)
+    before = {name: store.get(name).data for name in store.list("emoji64/") if A.digest in name and "/removed/" not in name}
+    someone = Catalog(store, "emoji64", clock=catalog.writer.clock)
+
+    def publish_again() -> None:
+        someone.publish(A)
+        someone.sign(A, key)
+        someone.attach(A.digest, "report.json", b"{}")
+        someone.promote("fast", A.digest)
+
+    setattr(store, moment, publish_again)
+    store.where = f"/{beside}/{A.digest}/"
+    assert A.digest not in collect(catalog)
+    assert {name: store.get(name).data for name in before} == before
 
 
 def _stems(store: Crowded, folder: str) -> list[str]:

@@ -152,6 +152,21 @@ def test_publish_checks_all_files_first(empty: Shell) -> None:
     assert not (empty.folder / "registry").exists()
 
 
+def test_publish_for_a_model_refuses_schedules_of_another_before_any_is_published(empty: Shell) -> None:
+    other = CHEAP.model_copy(update={"model": MODEL.model_copy(update={"name": "other"})})
+    files = [empty.file(MIDDLE, "a.json"), empty.file(other, "b.json")]
+    assert f"model.name: {files[1]} is for other, not emoji64" in empty.fails("publish", *files, "--model", "emoji64")
+    assert not (empty.folder / "registry").exists()
+
+
+def test_import_leaves_tiers_that_must_be_guarded_to_two_persons(shell: Shell) -> None:
+    bundle, there = str(shell.folder / "guarded.tar"), str(shell.folder / "guarded")
+    shell.run("export", bundle)
+    shell.environment["FLEXI_APPROVED_TIERS"] = "fast"
+    assert "tier fast: not promoted, it takes a second person" in shell.run("import", bundle, "--registry", there).stdout
+    assert shell.json("list", "--registry", there, "--model", "emoji64")["tiers"] == []
+
+
 def test_rollback_and_history(shell: Shell) -> None:
     assert "fast means version 1" in shell.run("rollback", "fast", "-m", "worse [after all]").stdout
     history = shell.json("history", "fast")

@@ -311,6 +311,27 @@ def test_the_audit_tells_all_of_it_and_verify_and_gc_know_it(office: Office) -> 
     assert Verification(office.of("ada")).findings == []
 
 
+def test_a_signature_where_names_count_is_refused_and_not_lost(office: Office) -> None:
+    with pytest.raises(InvalidInput, match="voices are names here"):
+        office.request("ada", KEYS["ada"])
+    request = office.request("ada")
+    with pytest.raises(InvalidInput, match="leave the key out"):
+        office.approve("ben", request, KEYS["ben"])
+    assert office.approve("ben", request).digest == OTHER.digest, "who was refused has not spoken yet"
+    office.of("ada").approvals.set_policy([], {}, 24, "nobody watches", None)
+    with pytest.raises(InvalidInput, match="voices are names here"):
+        office.of("ben").approvals.approve_policy("seen", KEYS["ben"])
+    assert office.of("ben").approvals.approve_policy("seen", None).in_force
+
+
+def test_a_name_where_signatures_count_for_a_policy_is_refused() -> None:
+    office = Office(signed=True)
+    office.of("ada").approvals.set_policy([], {}, 24, "nobody watches", KEYS["ada"])
+    with pytest.raises(InvalidInput, match="voices are signatures here: python -m registry approve policy --key"):
+        office.of("ben").approvals.approve_policy("seen", None)
+    assert office.of("ben").approvals.approve_policy("seen", KEYS["ben"]).in_force
+
+
 def test_the_command_lines(tmp_path: Path) -> None:
     catalog = Catalog(FolderStore(tmp_path / "registry"), MODEL.name)
     for one in (ONE, OTHER):

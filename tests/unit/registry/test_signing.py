@@ -181,6 +181,14 @@ class TestFiles:
             SigningKey.make(tmp_path / "release.pem")
         assert (tmp_path / "release.pem").read_bytes() == before
 
+    def test_where_the_private_half_is_in_the_way_no_public_one_is_left_beside_it(self, tmp_path: Path) -> None:
+        key, public = SigningKey.make(tmp_path / "release.pem")
+        public.rename(tmp_path / "at-the-server.pem")
+        with pytest.raises(InvalidInput, match=r"release\.pem: File exists"):
+            SigningKey.make(tmp_path / "release.pem")
+        assert not public.exists(), "whoever trusted it would refuse all that the key signs"
+        assert SigningKey.read(tmp_path / "release.pem").id == key.id
+
     def test_trusted_keys_come_from_a_folder_or_one_file(self, key: SigningKey, stranger: SigningKey, tmp_path: Path) -> None:
         folder = tmp_path / "trusted"
         folder.mkdir()

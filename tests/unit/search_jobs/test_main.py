@@ -136,6 +136,18 @@ def test_run_refuses_what_no_schedule_reaches_before_it_begins(tmp_path: Path) -
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [(("--guidance", 1), "no guidance"), (("--no-correct",), "no corrections"), (("--paper",), "no corrections")],
+)
+def test_run_refuses_scales_at_which_nothing_would_be_fitted(tmp_path: Path, options: Sequence[object], why: str) -> None:
+    line = ("run", "--model", MODEL, "--prompts", PROMPTS, "--out", tmp_path / "run", "--scale", 5)
+    result = call(*line, *options)
+    assert result.exit_code == 1
+    assert f"scale: there is nothing to fit at other guidance scales: this search has {why}" in said(result)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("command", ["run", "evaluate"])
 def test_a_name_that_is_none_is_refused_with_the_limit_before_it_begins(
     schedule: Path, tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch

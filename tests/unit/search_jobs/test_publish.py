@@ -17,7 +17,7 @@ from schedule_strategies import schedule
 from typer.testing import CliRunner
 
 from registry.catalog import Catalog
-from registry.errors import InvalidInput
+from registry.errors import Conflict, InvalidInput
 from registry.schedule import Fidelity, Schedule
 from registry.signing import SigningKey, TrustedKeys
 from search_jobs.__main__ import app
@@ -81,6 +81,25 @@ def test_with_a_key_all_that_is_published_is_signed() -> None:
         publish(report, [], Catalog(store, "emoji64", author="test"), key)
     careful = Catalog(store, "emoji64", trusted=TrustedKeys({key.id: private.public_key()}))
     assert [careful.resolve(tier).version for tier in ("fast", "best", "reference")] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_what_another_search_found_and_described_is_published_once_by_each(signed: bool) -> None:
+    """Two searches may choose the same schedule, such as one set by hand; what is kept is the first one's description."""
+    other = json.loads(json.dumps(REPORT)) | {"provenance": {"job": "2"}}
+    other["tiers"]["fast"]["schedule"]["provenance"] = {"job": "2"}
+    catalog, key = Catalog(MemoryStore(), "emoji64", author="test"), SigningKey(Ed25519PrivateKey.generate())
+    publish(REPORT, [], catalog)
+    if signed:
+        with pytest.raises(Conflict, match=r"tier fast, was published with another description"):
+            publish(other, [], catalog, key)
+        assert len(catalog.versions()) == 3, "nothing of it was published"
+        return
+    done = publish(other, [], catalog)
+    assert {one.tier: one.version.number for one in done}["fast"] == 4, "an act of its own"
+    moves = {tier: len(catalog.history(tier)) for tier in catalog.tiers()}
+    assert publish(other, [], catalog) == done
+    assert (len(catalog.versions()), {tier: len(catalog.history(tier)) for tier in catalog.tiers()}) == (4, moves)
 
 
 def test_reports_are_read_and_published_without_torch() -> None:

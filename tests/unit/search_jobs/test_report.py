@@ -20,7 +20,7 @@ from rich.console import Console
 from schedule_strategies import schedules
 from typer.testing import CliRunner
 
-from registry.corrections import Correction
+from registry.corrections import Correction, ScaledCorrections
 from registry.errors import InvalidInput, NotFound
 from registry.schedule import ModelRef, Schedule, Segment, Solver, teacher
 from search_jobs.__main__ import app
@@ -29,7 +29,7 @@ from search_jobs.report import FinishedRun, read, table, write
 from search_jobs.report.compare import EqualCostComparison
 from search_jobs.report.figures import figure, interval, macs, power
 from search_jobs.report.front import front
-from search_jobs.report.strips import cells
+from search_jobs.report.strips import cells, strips
 from search_jobs.report.table import at_other_scales
 from search_jobs.report.targets import CostTarget, targets
 from search_jobs.report.verdict import sentence, summary, verdict
@@ -88,7 +88,8 @@ def document() -> dict[str, Any]:
     stage = {"schedules": 3, "images": 1036, "macs": 2_748_000_000_000, "macs_shared": 0}
     return {
         "config": {
-            "prompts_digest": "", "heldout": 8, "screen": 2, "images": 4, "select": 4, "tiers": {"best": 1 / 3}, "retime": True,
+            "guidance": 3.0, "prompts_digest": "", "heldout": 8, "screen": 2, "images": 4, "select": 4,
+            "tiers": {"best": 1 / 3}, "retime": True,
         },
         "model": MODEL.model_dump(mode="json"),
         "space_size": "7.659e+26",
@@ -368,6 +369,27 @@ def test_cells_lie_at_the_timesteps_and_null_steps_between_them() -> None:
     starts = [cell.start for cell in cells(SEARCHED)]
     assert starts == pytest.approx([0, 0.0995, 0.199, 0.299, 0.399, 0.499, 0.599, 0.661, 0.723, 0.785, 0.847, 0.909], abs=1e-9)
     assert [cell.start for cell in cells(BY_HAND)] == [0, 0.25, 0.5, 0.75]
+
+
+def test_what_has_corrections_by_scale_is_drawn_as_the_search_judged_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its document has a digest of its own; on the search's images it is a star, and its strip has the line of factors."""
+    assert SEARCHED.corrections
+    fits = tuple(ScaledCorrections(guidance=scale, corrections=SEARCHED.corrections) for scale in (1.0, 3.0))
+    scaled = SEARCHED.model_copy(update={"corrections": None, "scaled_corrections": fits})
+    stars, lines = list[Any](), list[Any]()
+    monkeypatch.setattr("search_jobs.report.front._star", lambda *star: stars.append(star))
+    monkeypatch.setattr("search_jobs.report.strips._factors", lambda *line: lines.append(line))
+    drawn = []
+    for chosen in (SEARCHED, scaled):
+        found = budget(1 / 3, entry(chosen, measured(0.0456, 0.02, 0.5, 0.3)), chosen, None)
+        run = FinishedRun(tmp_path, {**document(), "budgets": [found], "tiers": {"best": found}})
+        front(run)
+        strips(run)
+        drawn.append((len(stars), len(lines)))
+    assert drawn[0] == (1, 1)
+    assert drawn[1] == (2, 2)
 
 
 def against(own: float, other: float | None, low: float = 0.0, high: float = 0.0, by_hand: str = "") -> CostTarget:
