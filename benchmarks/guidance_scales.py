@@ -31,7 +31,7 @@ from search_jobs.measurement import Measurement
 from search_jobs.objective import Objective
 from search_jobs.progress import ProgressBars
 from search_jobs.report import read
-from search_jobs.report.style import BY_HAND, INK, MUTED, SEARCHED, WIDTH, dress, figure, headline, save
+from search_jobs.report.style import BY_HAND, INK, MUTED, SEARCHED, WIDTH, decades, dress, figure, headline, save
 
 SCALES = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.5, 10.0)  # what a search fits by default, and two between
 OURS, ONE, NONE, HAND = "ours", "one scale", "none", "by hand"
@@ -182,6 +182,7 @@ def drawn(document: Mapping[str, Any]) -> Figure:
             axes.plot(at, rfid, label=way, **look)  # type: ignore[arg-type]  # None leaves a gap
         axes.set(yscale="log", xlabel="guidance scale")
         dress(axes, grid=False)
+        decades(axes.yaxis)
         for scale in document["fitted"]:
             axes.axvline(scale, c="#e3e7eb", lw=0.8, zorder=0)
         headline(axes, f"{tier['tier']}, {tier['cost']:.3f} of the cost")

@@ -28,9 +28,9 @@ class DenoisingTask:
     that, which takes a slot.
     network: with LoRAs, called `adapters`; without, it runs on the model's own.
     size: of the image; None is the model's own. chunks: of its context. deadline: in seconds of the policy's clock. yields: it
-    runs only in waves of such tasks, while no other task is in flight. position: how many of the program's steps have run.
-    waits: waves that went by since it last ran. slots: while it is in flight, one for each of its UNet rows, the conditional
-    one first; kept_slot: that of what it keeps.
+    runs only in waves of such tasks, while no other task is in flight. stands_back: it yields to others that yield, too.
+    position: how many of the program's steps have run. waits: waves that went by since it last ran. slots: while it is in
+    flight, one for each of its UNet rows, the conditional one first; kept_slot: that of what it keeps.
     latent (c, h, w): the result, once done. error: why it failed, if it did.
     """
 
@@ -48,6 +48,7 @@ class DenoisingTask:
     chunks: int = 1
     masked: bool = False
     source: EncodedSource | None = None
+    stands_back: bool = False
     kept_slot: int | None = None
     network: Denoiser | None = None
     adapters: str = ""

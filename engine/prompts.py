@@ -25,6 +25,7 @@ from engine.prompt_syntax import PLAIN, PromptSyntax
 from registry.errors import InvalidInput
 
 PromptKind = Literal["text", "class", "none"]
+QUOTED = 80  # characters of a prompt that an error repeats at most
 
 
 class Prompts(Protocol):
@@ -72,7 +73,8 @@ class Prompts(Protocol):
     def reading(self, prompt: str, most: int = 1, syntax: PromptSyntax = PLAIN) -> Reading:
         """How many chunks, `most` at most, a prompt takes, and its end that lies past them and is never read.
 
-        Safe to ask from any thread. Raises `InvalidInput` for a text that is not of this syntax.
+        Safe to ask from any thread. Raises `InvalidInput` for a text that is not of this syntax, and for what names no class
+        where the model draws classes; not for an empty prompt, which may be a negative one.
         """
         return Reading()
 
@@ -129,6 +131,12 @@ class ClassPrompts(Prompts):
             raise InvalidInput("this model has no class that means none, so guidance must be 1", param="guidance")
         return self.encode([prompt or str(self.null) for prompt in prompts])
 
+    @override
+    def reading(self, prompt: str, most: int = 1, syntax: PromptSyntax = PLAIN) -> Reading:
+        if prompt:
+            self._number(prompt)
+        return Reading()
+
     def _number(self, prompt: str) -> int:
         """The class number that a prompt says or names. Raises `InvalidInput`."""
         number = self.names.get(prompt, prompt)
@@ -138,7 +146,7 @@ class ClassPrompts(Prompts):
             label = -1
         if not 0 <= label < self.count:
             known = " or one of its names" if self.names else ""
-            message = f"this model draws classes, so say a number from 0 to {self.count - 1}{known}; got {prompt!r}"
+            message = f"this model draws classes, so say a number from 0 to {self.count - 1}{known}; got {prompt[:QUOTED]!r}"
             raise InvalidInput(message, param="prompt")
         return label
 
@@ -156,7 +164,9 @@ class NoPrompts(Prompts):
         """An empty condition. A prompt that says something is an error: it would be ignored."""
         for prompt in prompts:
             if prompt:
-                raise InvalidInput(f"this model is unconditional, so the prompt must be empty, got {prompt!r}", param="prompt")
+                raise InvalidInput(
+                    f"this model is unconditional, so the prompt must be empty, got {prompt[:QUOTED]!r}", param="prompt"
+                )
         return Condition()
 
     @override

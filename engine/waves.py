@@ -127,7 +127,7 @@ class Waves(Generic[T]):
         """
         if not self.tasks:
             return None
-        chosen = self.policy.choose([task for task in self.tasks if not task.yields] or self.tasks, now)
+        chosen = self.policy.choose(self._first, now)
         need, unet_rows, begin = chosen[0].need, sum(task.unet_rows for task in chosen), self.network.fence()
         launches = self._attempt(chosen)
         finished = [task for task in chosen if task.done and not task.error]
@@ -160,6 +160,15 @@ class Waves(Generic[T]):
         for task in bad:
             task.error = FloatingPointError("the latent is not finite")
         return replace(wave, tasks=[task for task in wave.tasks if task not in bad], failed=[*wave.failed, *bad])
+
+    @property
+    def _first(self) -> list[T]:
+        """Those that may run now: no task that yields while there is one that does not, and last those that stand back."""
+        return (
+            [task for task in self.tasks if not task.yields]
+            or [task for task in self.tasks if not task.stands_back]
+            or self.tasks
+        )
 
     def _advance(self, chosen: Sequence[T]) -> None:
         """Those that ran go to the back or leave; the others have waited one wave more."""

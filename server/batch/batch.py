@@ -95,7 +95,8 @@ class Batch:
             self._throttle.refused(self._retry_after)
             return None
         busy = reply.status_code in BUSY
-        if busy and _error_of(reply)["code"] == UNKNOWN:  # a proxy speaks, and not the server
+        foreign = busy and _error_of(reply)["code"] == UNKNOWN  # a proxy speaks, and not the server
+        if foreign:
             self._missed(f"status {reply.status_code}")
         else:
             self._answered = monotonic()
@@ -105,7 +106,7 @@ class Batch:
             self._throttle.refused(seconds_of(reply.headers.get("Retry-After"), self._retry_after))
         elif seconds := reply.headers.get("X-Flexi-Queue-Seconds"):
             self._throttle.served(float(seconds))
-        return None if reply.status_code in LATER else reply
+        return None if foreign or reply.status_code in LATER else reply
 
     def _missed(self, why: str) -> None:
         if monotonic() > self._answered + self._patience:

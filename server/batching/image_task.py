@@ -90,7 +90,7 @@ class ImageSpec:
 
     @property
     def yields(self) -> bool:
-        """Whether it runs only in waves of its like, while no other image is in flight."""
+        """Whether it runs only in waves of its like, while no client's image is in flight."""
         return self.idle or self.background
 
 
@@ -138,6 +138,7 @@ class ImageTask(DenoisingTask):
         guidance = spec.guidance if spec.unet_rows == 2 else None
         super().__init__(spec.program.at(spec.guidance), guidance, spec.size, spec.deadline, spec.yields, chunks=spec.chunks)
         self.masked = spec.keeps
+        self.stands_back = spec.idle  # its seconds are to be its own, and background work is wanted
         self.adapted = adapted
         if adapted:
             self.network, self.adapters = adapted.network, spec.adapters.key

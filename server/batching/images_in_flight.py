@@ -124,7 +124,8 @@ class ImagesInFlight:
                 if lost(error):
                     raise
                 if len(batch) == 1:
-                    log.exception("%s failed", doing, extra=log_fields(batch))
+                    unforeseen = None if isinstance(error, FlexiError) else error  # ours may quote the prompt
+                    log.error("%s failed", doing, exc_info=unforeseen, extra=log_fields(batch))
                     self.fail(batch, error, doing)
                     continue
                 for task in batch:

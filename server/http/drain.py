@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Any
 
 from server.errors import Stopping
+from server.requests.context import may_be_broken_off
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,8 @@ class Drain:
             async with asyncio.timeout(None) as limit:
                 self._running.add(limit)
                 try:
-                    yield
+                    with may_be_broken_off(limit.expired):
+                        yield
                 finally:
                     self._running.remove(limit)
         except TimeoutError:

@@ -158,7 +158,8 @@ class JobRunner:
         with suppress(TimeoutError, FlexiError):
             async with asyncio.timeout(CLOSE_SECONDS):
                 for place in [*self._running]:
-                    if known := await self._store.open(place):
+                    known = await self._store.open(place)
+                    if known and known.job.holder == self._lease.holder:  # else others took this worker for dead
                         await self._give_back(known)
                 await self._lease.release()
 

@@ -69,7 +69,9 @@ class Residence:
             self._clients[model].add(id(plan))  # until `leave`, which follows whatever happens
         if not self._may_begin(model):
             name, seconds, background = plan.key.name, plan.specs[0].key_seconds, plan.in_background
-            model.admission.enter(name, plan.macs, seconds, before=self.seconds(model), background=background)
+            # A load that would begin for this request does not count: one that takes longer than the bound never would.
+            before = self.seconds(model) if self._wanted else 0.0
+            model.admission.enter(name, plan.macs, seconds, before=before, background=background)
             self._waiting[model] += 1
             try:
                 if background:

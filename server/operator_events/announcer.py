@@ -18,6 +18,7 @@ from cachetools import LRUCache
 
 from registry.errors import Conflict, FlexiError
 from registry.stores.base import ObjectStore
+from registry.writer import now
 from server.config import Settings
 from server.operator_events.event import OperatorEvent
 from server.settings.registry import EVENTS_ALLOWED_BY
@@ -88,7 +89,9 @@ class Announcer:
     async def _claim(self, event: OperatorEvent) -> bool:
         """Whether it is this server's to tell."""
         try:
-            await self._claims.create(FOLDER + event.claim, json.dumps({"host": socket.gethostname()}).encode())
+            if any(map(event.is_claim, await self._claims.list(FOLDER))):
+                return False
+            await self._claims.create(FOLDER + event.claim(now()), json.dumps({"host": socket.gethostname()}).encode())
         except Conflict:
             return False
         except FlexiError as error:

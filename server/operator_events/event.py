@@ -15,6 +15,7 @@ from server.webhooks.delivery import event_body
 
 EventType = Literal["tier.promoted", "tier.rolled_back", "tier.stale", "experiment.rolled_back", "registry.stale"]
 KEPT = timedelta(days=7)  # how long it is kept who told an event
+DAY = timedelta(days=1)
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,18 @@ class OperatorEvent:
         """The same on every server that sees it: from its type and the audit entry."""
         return "evt_" + hashlib.sha256(f"{self.type} {self.source}".encode()).hexdigest()[:32]
 
-    @property
-    def claim(self) -> str:
-        """The name under which a server that tells it says so, for the others; it begins with the time at which it is swept."""
-        return f"{int((self.time + KEPT).timestamp()):08x}-{self.id}.json"
+    def claim(self, now: datetime) -> str:
+        """The name under which a server that tells it now says so. It begins with the time at which it is swept.
+
+        That is a week after the event, and later by the whole days that have passed since: an old move may be refused only now.
+        So servers that tell it on the same of its days make the same claim, and `is_claim` knows those of other days.
+        """
+        passed = max(now - self.time, timedelta(0)) // DAY * DAY
+        return f"{int((self.time + passed + KEPT).timestamp()):08x}-{self.id}.json"
+
+    def is_claim(self, name: str) -> bool:
+        """Whether this is the name under which a server, at whatever time, said that it tells it."""
+        return name.endswith(f"-{self.id}.json")
 
     @property
     def body(self) -> bytes:

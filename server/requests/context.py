@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
@@ -15,6 +18,7 @@ from server.requests.plan import Plan
 from server.requests.usage import Usage, milliseconds
 
 OK = "ok"  # how it ended, where it was not by an error's code
+_broken_off: ContextVar[Callable[[], bool]] = ContextVar("broken_off", default=lambda: False)
 
 
 @dataclass
@@ -82,3 +86,21 @@ class RequestContext:
         if usage.images:
             fields |= {"queue_ms": milliseconds(usage.queue_seconds), "denoise_ms": milliseconds(usage.denoise_seconds)}
         return fields
+
+
+@contextmanager
+def may_be_broken_off(stopped: Callable[[], bool]) -> Iterator[None]:
+    """Around a request: when it is cancelled, `stopped` says whether the stopping server did that. Else its client left.
+
+    It holds for the tasks that are begun within, too.
+    """
+    token = _broken_off.set(stopped)
+    try:
+        yield
+    finally:
+        _broken_off.reset(token)
+
+
+def broken_off() -> Callable[[], bool]:
+    """What says, of the request around this call, whether the stopping server has cancelled it."""
+    return _broken_off.get()

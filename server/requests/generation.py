@@ -19,8 +19,8 @@ from server.access.keys import ANONYMOUS
 from server.access.quota import Quotas
 from server.api import GenerateRequest, GenerateResponse
 from server.batching.image_task import ImageResult, ImageSpec, Preview, Progress
-from server.errors import Cancelled, ClientGone, DeadlineExceeded, GaveWay, QuotaExceeded
-from server.requests.context import OK, RequestContext
+from server.errors import Cancelled, ClientGone, DeadlineExceeded, GaveWay, QuotaExceeded, Stopping
+from server.requests.context import OK, RequestContext, broken_off
 from server.requests.image_files import ImageFiles
 from server.requests.made import ImageMade, Made, PreviewMade, RequestPlanned, StepMade
 from server.requests.plan import Plan
@@ -225,6 +225,7 @@ class Generation:
         context.request, context.arrived = request, monotonic()
         outcome, context.code = "error", FlexiError.code
         key = (context.key or ANONYMOUS).name
+        stopped = broken_off()  # asked for now, as a stream may be closed by a task that is not the request's
         with self.running.entered(key, context.request_id) as stop:
             try:
                 limit = self.planner.limit(request) if context.limit is None else context.limit
@@ -234,7 +235,8 @@ class Generation:
                 outcome, context.code = OUTCOMES.get(type(error), "error"), error.code
                 raise
             except (GeneratorExit, asyncio.CancelledError):
-                outcome, context.code = "cancelled", ClientGone.code
+                end = Stopping if stopped() else ClientGone
+                outcome, context.code = OUTCOMES.get(end, "error"), end.code
                 raise
             finally:
                 if context.plan:

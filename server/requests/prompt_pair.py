@@ -23,20 +23,29 @@ LONG = 500  # characters: reading more for its tokens would keep the event loop 
 
 @dataclass(frozen=True)
 class PromptPair:
-    """The prompts of a request as they are read. prompt: empty where the model reads none, which it had to be told."""
+    """The prompts of a request as they are read. prompt: empty where the model reads none, which it had to be told.
+
+    fault: what is wrong with the negative prompt, if anything is.
+    """
 
     syntax: PromptSyntax
     prompt: str
     negative: str
     readings: tuple[Reading, Reading]
     most: int
+    fault: str = ""
 
     def chunks(self, rows: int) -> int:
         """Of the context of an image of so many UNet rows: an unguided one does not see the negative prompt."""
         return max(reading.chunks for reading in self.readings[:rows])
 
     def cut(self, rows: int, tokens: int) -> list[Notice]:
-        """What is not read of the texts that are to be read. tokens: of a chunk."""
+        """What is not read of the texts that are to be read. tokens: of a chunk.
+
+        Raises `InvalidInput` for a negative prompt that is to be read and cannot be.
+        """
+        if self.fault and rows > 1:
+            raise InvalidInput(self.fault, param="negative_prompt")
         fields = zip(("prompt", "negative_prompt")[:rows], self.readings, strict=False)
         return [
             warnings.prompt_cut(field, read.cut, read.tokens or tokens, self.most, read.reader)
@@ -56,7 +65,10 @@ class PromptReader:
         self._prompts.reading(self._prompts.sample)  # the first time takes longest: no request waits for it
 
     async def read(self, request: GenerateRequest) -> PromptPair:
-        """Raises `InvalidInput` naming the field for a text that is not of the syntax, or a syntax that there is not."""
+        """Raises `InvalidInput` naming the field for a prompt that the model cannot read, or a syntax that there is not.
+
+        A fault of the negative prompt is noted: whether an image reads it depends on the guidance, which is not known yet.
+        """
         syntax = request.prompt_syntax or self.syntaxes[0]
         if syntax not in self.syntaxes:
             why = "T5 reads this model's texts, and weights are for CLIP's alone"
@@ -68,9 +80,12 @@ class PromptReader:
         reading = await self._reading("prompt", prompt, syntax)
         if reading.cut == prompt:
             prompt, reading = "", await self._reading("prompt", "", syntax)
-        return PromptPair(
-            syntax, prompt, negative, (reading, await self._reading("negative_prompt", negative, syntax)), self.most
-        )
+        away, fault = Reading(), ""
+        try:
+            away = await self._reading("negative_prompt", negative, syntax)
+        except InvalidInput as error:
+            fault = error.text
+        return PromptPair(syntax, prompt, negative, (reading, away), self.most, fault)
 
     async def _reading(self, field: str, text: str, syntax: PromptSyntax) -> Reading:
         if (text, syntax) not in self._readings:

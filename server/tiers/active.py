@@ -33,8 +33,9 @@ Begun = Callable[[Program], Program]
 class ActiveSchedule:
     """A schedule ready to run. `tier` is None when a request named the schedule itself.
 
-    `relative_cost` is its MACs over those of the teacher that is in force as `reference`. `signature` is the one that let it
-    pass where there are trusted keys.
+    `relative_cost` is its MACs over those of the teacher that is in force as `reference`; of an entry that is kept while the
+    teacher changes, as an experiment's arms are, only `ActiveSchedules.relative_cost` says it. `signature` is the one that let
+    it pass where there are trusted keys.
     """
 
     tier: str | None
@@ -210,8 +211,6 @@ class ActiveSchedules:
         It differs a little, as attention's share does. begun: what both run of their programs, at this size and from an image,
         if they start from one.
         """
-        if size is None and chunks == 1 and begun is None:
-            return entry.relative_cost
         ours, teachers = entry.program, self._tiers[REFERENCE].program
         if begun is not None:
             ours, teachers = begun(ours), begun(teachers)

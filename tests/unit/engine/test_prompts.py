@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from places import ROOT
 
 from engine.model import Model
-from engine.prompts import ClassPrompts, NoPrompts, prompt_kind
+from engine.prompts import QUOTED, ClassPrompts, NoPrompts, prompt_kind
 from engine.text_prompts import TextPrompts, TwoTextPrompts
+from registry.errors import InvalidInput
 
 EMOJI = ROOT / "models" / "emoji64"
 LONG = "Red heart on a white plate beside a small green tree under the big yellow sun in the sky today"
@@ -99,5 +100,25 @@ def test_looking_for_the_cut_leaves_the_encoders_tokenizer_as_it_was(model: Mode
 
 
 def test_of_a_class_nothing_is_cut_and_an_unconditional_model_reads_nothing() -> None:
-    assert ClassPrompts(10, torch.device("cpu")).cut("7" * 1000) == NoPrompts().cut("") == ""
+    assert ClassPrompts(10, torch.device("cpu")).cut("7") == NoPrompts().cut("") == ""
     assert NoPrompts().cut("red heart") == "red heart"
+
+
+@given(st.one_of(st.text(max_size=100), st.integers(-2, 6).map(str), st.sampled_from(["cat", "dog"])))
+@example("")
+def test_of_classes_exactly_those_prompts_are_read_that_can_be_encoded(prompt: str) -> None:
+    classes = ClassPrompts(4, torch.device("cpu"), null=3, names={"cat": 0, "dog": 2})
+    try:
+        classes.negative([prompt])
+    except InvalidInput:
+        with pytest.raises(InvalidInput, match=r"^prompt: this model draws classes, so say a number from 0 to 3 or one of"):
+            classes.reading(prompt)
+    else:
+        assert classes.reading(prompt).chunks == 1
+
+
+def test_what_names_no_class_is_shown_in_part() -> None:
+    for prompt in ("x" * 4000, "7" * 4000):
+        with pytest.raises(InvalidInput) as refused:
+            ClassPrompts(10, torch.device("cpu")).reading(prompt)
+        assert refused.value.text.endswith(f"got {prompt[:QUOTED]!r}")

@@ -627,6 +627,14 @@ def test_padding_is_counted_and_changes_nobodys_slot(network: UnrolledUNet) -> N
     assert all(map(torch.equal, before, (waves.slots.at().latent(slot) for slot in resting.slots)))
 
 
+def test_tasks_that_yield_run_while_no_other_is_there_and_those_that_stand_back_after_them(network: UnrolledUNet) -> None:
+    waves = waves_of(network)
+    back, yielding, first = (join(waves, (schedule_of(Segment(), Segment()), seed, 3.0)) for seed in range(3))
+    back.yields = yielding.yields = True
+    back.stands_back = True
+    assert [wave.tasks for wave in iter(waves.tick, None)] == [[task] for task in (first, yielding, back) for _ in range(2)]
+
+
 def test_a_lost_device_is_nobodys_fault(tiny: UNet2DConditionModel) -> None:
     class Lost(UnrolledUNet):
         def full(self, *rest: Any, **named: Any) -> tuple[Tensor, dict[int, Tensor]]:

@@ -200,6 +200,20 @@ def test_a_proxy_that_speaks_for_a_server_that_is_gone_is_no_server(prompts, tmp
     assert len(run(server, prompts, tmp_path / "other", patience=0.0)) == len(LINES), "one that starts has answered"
 
 
+@pytest.mark.parametrize("status", [502, 503, 504])
+def test_what_a_proxy_says_is_no_lines_error_however_often_it_says_so(prompts, tmp_path, status):
+    prompts.write_text('{"prompt": "short", "deadline_ms": 1}\n"long"\n')
+    server, left = Server(), {"short": TIMES_OVER + 1, "long": TIMES_OVER + 1}
+
+    def says(prompt):
+        left[prompt] -= 1
+        return httpx.Response(status, text="<html>Gateway</html>", headers={"Retry-After": "0"}) if left[prompt] >= 0 else None
+
+    server.says = says
+    assert not any("error" in result for result in run(server, prompts, tmp_path / "out"))
+    assert server.prompts == ["long"] * (TIMES_OVER + 2) + ["short"] * (TIMES_OVER + 2)
+
+
 def test_an_error_says_nothing_of_the_servers_queue(prompts, tmp_path):
     server = Server()
     server.says = lambda prompt: refusal(400)

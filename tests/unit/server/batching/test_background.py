@@ -113,11 +113,24 @@ def test_only_as_much_of_it_leaves_as_clients_need_room_for_and_begins_anew(mode
     assert engine._admission.seconds == engine._admission.background_seconds == 0
 
 
+def test_idle_work_lies_still_for_background_work_and_is_timed_by_its_own_waves_alone(model, engine):
+    (idle,) = engine.submit([replace(client(model, 1), idle=True)])
+    engine.take_step()
+    (task,) = engine._images
+    alone = task.wave_seconds
+    held = engine.submit([background(model, seed) for seed in range(2, 5)])  # more than one wave has room for
+    while not all(future.done() for future in held):
+        engine.take_step()
+        assert (task.position, task.wave_seconds) == (1, alone)
+    finish(engine, [idle])
+    assert idle.result().macs == held[0].result().macs, "no step ran twice"
+
+
 @pytest.mark.parametrize("kind", ["background", "idle"])
 def test_those_leave_first_that_lose_least_and_idle_work_before_background_work_whatever_it_loses(model, engine, kind):
-    """One is a step further than the other."""
+    """One is further than the other."""
     (further,) = engine.submit([replace(client(model, 1), **{kind: True})])
-    engine.take_step()
+    engine.take_steps(2)  # idle work takes none beside the other
     (other,) = engine.submit([background(model, 2)])
     while len(engine._images) < 2:
         engine.take_step()

@@ -14,6 +14,7 @@ from stepped_engine import Stepped
 
 from engine.images import levels
 from engine.program import Program
+from engine.prompts import ClassPrompts
 from engine.sampler import generate
 from engine.unrolled import UnrolledUNet
 from registry.errors import InvalidInput, Overloaded
@@ -144,6 +145,19 @@ def test_the_log_says_whose_image_failed_and_not_its_prompt(model, engine, monke
     finish(engine, engine.submit([poisoned, unlucky]))
     said = {record.getMessage(): record.fields for record in caplog.records}
     assert said == {"encoding failed": {"request_id": "poisoned"}, "denoising failed": {"request_id": "unlucky"}}
+    assert "a secret" not in caplog.text
+
+
+def test_an_error_that_quotes_the_prompt_is_told_to_its_client_and_not_to_the_log(model, caplog):
+    engine = Stepped(replace(model, prompts=ClassPrompts(4, model.device, torch.ones(4, 6), 3)), Admission(60), max_wave_rows=4)
+    good, bad = engine.submit([spec(model, prompt="1"), replace(spec(model, prompt="a secret"), request_id="unlucky")])
+    finish(engine, [good, bad])
+    assert good.exception() is None
+    with pytest.raises(InvalidInput, match="this model draws classes"):
+        bad.result()
+    assert [(record.getMessage(), record.fields) for record in caplog.records] == [
+        ("encoding failed", {"request_id": "unlucky"})
+    ]
     assert "a secret" not in caplog.text
 
 

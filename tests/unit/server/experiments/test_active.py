@@ -128,6 +128,19 @@ def test_an_enrolled_unit_gets_its_arm_and_the_tier_keeps_its_name(site):
         assert plan.entry.relative_cost == {"control": 0.5, "cheap": 0.25}[arm.name]
 
 
+def test_an_arms_cost_is_relative_to_the_teacher_in_force_as_its_tiers_is(site):
+    experiment = site.start()
+    arms = {arm_of(experiment, unit).name: unit for unit in map(str, range(20))}
+    longer = Schedule(model=site.model.ref, solver=site.model.solver("ddim", 8), segments=(Segment(),) * 8)
+    site.catalog.promote("reference", site.catalog.publish(longer).number)
+    site.watch.refresh()
+    site.runtime.refresh()
+    teacher, plans = site.plan(tier="reference"), {arm: site.plan(unit=unit) for arm, unit in arms.items()}
+    assert {arm: plan.relative_cost for arm, plan in plans.items()} == {"control": 0.25, "cheap": 0.125}
+    assert {plan.specs[0].teacher_macs for plan in plans.values()} == {teacher.macs}
+    assert site.plan(priority="background").relative_cost == 0.25, "the tier's own schedule, which control has too"
+
+
 def test_without_a_unit_nobody_is_enrolled_unless_requests_are_the_units(site):
     site.start()
     plan = site.plan()

@@ -8,18 +8,33 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 from places import ROOT
+from server_model import small_model
 from starlette.applications import Starlette
-from starlette.responses import PlainTextResponse, StreamingResponse
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
+from typing_extensions import override
 
+from server.access.quota import Quotas
+from server.api import GenerateRequest
+from server.errors import ClientGone, problem
+from server.experiments.active import ActiveExperiments
 from server.http import drain as module
+from server.http import image_events
 from server.http.drain import Drain
 from server.http.edge import Edge
+from server.http.sse import EventStream
+from server.requests.generation import Generation, RequestObserver
+from server.requests.planner import Planner
+from server.requests.running import disconnected
+from server.telemetry import metrics
+from server.tiers.active import ActiveSchedules
 
 
 @dataclass
@@ -27,15 +42,19 @@ class Call:
     """One request to an ASGI application, and what it answered."""
 
     path: str
+    reads: bool = True  # a client that does not takes the first event of a stream, and nothing after it
     messages: list[dict[str, Any]] = field(default_factory=list)
+    leaves: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def of(self, app: Any) -> Call:
         async def receive() -> dict[str, Any]:
-            await asyncio.sleep(3600)
-            raise AssertionError("nothing more comes")
+            await self.leaves.wait()
+            return {"type": "http.disconnect"}
 
         async def send(message: dict[str, Any]) -> None:
             self.messages.append(message)
+            if message.get("body") and not self.reads:
+                await asyncio.Event().wait()
 
         await app({"type": "http", "method": "GET", "path": self.path, "headers": [], "query_string": b""}, receive, send)
         return self
@@ -132,6 +151,99 @@ def test_what_takes_too_long_is_given_up(signals):
         await until(lambda: signals)
 
     asyncio.run(scene())
+
+
+class Settings:
+    request_seconds, default_tier, default_guidance = 60.0, "reference", 3.0
+
+
+class Engine:
+    """Is never done with an image."""
+
+    asked = False
+
+    def submit(self, specs: Any, preview: Any = None, progress: Any = None) -> list[Future[Any]]:
+        self.asked = True
+        return [Future() for _ in specs]
+
+
+class Codes(RequestObserver, list[str]):
+    """How each request ended, as observers are told."""
+
+    @override
+    def ended(self, context: Any, plan: Any, seconds: float) -> None:
+        self.append(context.code)
+
+
+@pytest.fixture
+def engine() -> Engine:
+    return Engine()
+
+
+@pytest.fixture
+def codes() -> Codes:
+    return Codes()
+
+
+@pytest.fixture
+def images(tiny, engine, codes) -> Starlette:
+    """Images that are never done: as one answer, and as events of which the first comes at once."""
+    model = small_model(tiny)
+    schedules = ActiveSchedules(lambda: None, model, 4)
+    planner = Planner(schedules, ActiveExperiments(lambda: None, schedules), model, lambda *_: 0.25, Settings())
+    generation = Generation(planner, engine, Quotas(), [codes])
+
+    async def whole(request: Request) -> Response:
+        try:
+            await generation.answer(GenerateRequest(prompt="x"), request.state.context, disconnected(request))
+        except ClientGone as error:
+            return problem(error)
+        raise AssertionError("it cannot be done")
+
+    async def events(request: Request) -> Response:
+        stream = generation.stream(GenerateRequest(prompt="x"), request.state.context, 0, progress=True)
+        return EventStream(image_events.events(await anext(stream), stream, "image_generation"))
+
+    return Starlette(routes=[Route("/whole", whole), Route("/events", events)])
+
+
+def counted(outcome: str) -> float:
+    samples = metrics.request_seconds.collect()[0].samples
+    return sum(one.value for one in samples if one.name.endswith("_count") and one.labels["outcome"] == outcome)
+
+
+@pytest.mark.parametrize(("path", "reads"), [("/whole", True), ("/events", True), ("/events", False)])
+def test_what_takes_too_long_was_not_given_up_by_its_client(signals, images, engine, codes, path, reads):
+    before = counted("error"), counted("cancelled")
+
+    async def scene() -> None:
+        drain = Drain()
+        drain.at_sigterm(60)
+        call = asyncio.create_task(Call(path, reads).of(Edge(images, drain)))
+        await until(lambda: engine.asked)
+        drain.begin(0.1)
+        await call
+        await until(lambda: signals)
+
+    asyncio.run(scene())
+    assert codes == ["stopping"]
+    assert (counted("error"), counted("cancelled")) == (before[0] + 1, before[1])
+
+
+@pytest.mark.parametrize("path", ["/whole", "/events"])
+def test_a_client_that_leaves_while_the_server_stops_gave_its_request_up(signals, images, engine, codes, path):
+    async def scene() -> None:
+        drain, call = Drain(), Call(path)
+        drain.at_sigterm(60)
+        asked = asyncio.create_task(call.of(Edge(images, drain)))
+        await until(lambda: engine.asked)
+        drain.begin(60)
+        call.leaves.set()
+        await asked
+        await until(lambda: signals)
+
+    asyncio.run(scene())
+    assert codes == ["client_gone"]
 
 
 def test_the_first_word_holds(signals):

@@ -162,6 +162,29 @@ def test_a_worker_that_ends_gives_back_what_it_holds_and_others_begin_at_once(st
     asyncio.run(go())
 
 
+def test_a_worker_that_was_taken_for_dead_gives_back_nothing_that_others_hold_now(store):
+    async def go():
+        first, second, third = Worker(store), takes_the_rest(Worker(store)), Worker(store)
+        first.go.clear()
+        second.go.clear()
+        kept = await first.bring()
+        await first.turn()
+        await first.running.wait()
+        for _ in range(2):
+            await second.turn()
+        await second.running.wait()
+        before = store.get(OPEN + kept.place)
+        await first.runner.close()
+        assert store.get(OPEN + kept.place) == before
+        await third.turn()
+        assert third.runner._running == {}, "the second one is at it"
+        second.go.set()
+        end = await second.end_of(kept)
+        assert (end.state, end.job.attempts) == ("succeeded", 2)
+
+    asyncio.run(go())
+
+
 @pytest.mark.parametrize("folder", [FOLDER, ENDED])
 def test_while_the_store_is_away_what_is_done_waits_and_nothing_is_made_twice(store, folder):
     async def go():

@@ -163,6 +163,40 @@ def test_requests_that_wait_for_a_load_count_for_the_queue_and_know_how_long_it_
     run(scene, max_seconds=8.0)
 
 
+@pytest.mark.parametrize("in_background", [False, True])
+@pytest.mark.parametrize("key_seconds", [None, 8.0])
+def test_a_load_longer_than_the_bound_begins_where_it_waits_for_no_other_and_counts_from_then_on(in_background, key_seconds):
+    async def scene(site):
+        model = site.models[0]
+        model.load_seconds = 75.0
+        site.gate.clear()
+        plans = [made_plan(in_background=in_background) for _ in range(2)]
+        for plan in plans:
+            plan.specs[0].key_seconds = key_seconds
+        waiting = asyncio.create_task(site.residence.enter(model, plans[0]))
+        await settle()
+        assert model.state == "loading"
+        with pytest.raises(Overloaded, match="the model is being loaded, for 7"):
+            await site.residence.enter(model, plans[1])
+        site.gate.set()
+        await waiting
+        await site.residence.enter(model, plans[1])
+        assert site.done == ["+a"]
+
+    run(scene, max_seconds=60.0 if key_seconds is None else 600.0)
+
+
+def test_a_load_longer_than_the_bound_begins_though_another_model_has_work():
+    async def scene(site):
+        await site.use(0)
+        site.admission.enter("bert", 50)
+        site.models[1].load_seconds = 75.0
+        await site.use(1)
+        assert site.done == ["+a", "+b"]
+
+    run(scene, max_seconds=60.0)
+
+
 def test_who_gives_up_waiting_owes_nothing_and_the_load_goes_on():
     async def scene(site):
         site.gate.clear()

@@ -12,6 +12,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from experiments import START, experiment
+from hypothesis import given
+from hypothesis import strategies as st
 from memory_store import MemoryStore
 from server_model import small_model
 from watched_site import TRUSTED, Site, Watched
@@ -21,10 +23,10 @@ from registry.errors import StoreUnavailable
 from registry.experiments.catalog import ExperimentCatalog
 from server.operator_events import announcer
 from server.operator_events.announcer import Announcer
-from server.operator_events.event import OperatorEvent
+from server.operator_events.event import KEPT, OperatorEvent
 from server.operator_events.registry_events import STALE, RegistryEvents
 from server.storage.async_store import AsyncStore
-from server.storage.sweeper import until_of
+from server.storage.sweeper import Sweeper, until_of
 from server.telemetry import metrics
 from server.tiers.last_good import LastGood
 from server.tiers.watch import Watch
@@ -60,8 +62,8 @@ class ReadOnly(MemoryStore):
         raise StoreUnavailable("the bucket may only be read")
 
 
-def event(number=1):
-    return OperatorEvent("tier.promoted", f"audit/{number}", datetime.now(UTC), {"tier": "fast"})
+def event(number=1, age=timedelta(0)):
+    return OperatorEvent("tier.promoted", f"audit/{number}", datetime.now(UTC) - age, {"tier": "fast"})
 
 
 def announced(url, told, servers=1, stores=None, calls=None):
@@ -143,11 +145,39 @@ def test_what_does_not_fit_the_queue_is_dropped_and_counted_and_nobody_waits(mon
     one.close()
 
 
-def test_a_claim_is_swept_a_week_after_its_event():
+@pytest.mark.parametrize("hours", [-1, 0, 23])
+def test_a_claim_is_swept_a_week_after_its_event(hours):
+    """Whatever time it is told at within its day, by clocks that differ: servers that tell it at once make one claim."""
     told = event()
-    until = until_of(told.claim)
+    assert until_of(told.claim(told.time + timedelta(hours=hours))) == int((told.time + timedelta(days=7)).timestamp())
+
+
+@given(st.timedeltas(timedelta(days=1), timedelta(days=4000)))
+def test_a_claim_of_what_happened_long_ago_is_kept_for_at_least_six_days_more(age):
+    told = event()
+    until = until_of(told.claim(told.time + age))
     assert until is not None
-    assert until == int((told.time + timedelta(days=7)).timestamp())
+    assert KEPT - timedelta(days=1, seconds=1) <= datetime.fromtimestamp(until, UTC) - (told.time + age) <= KEPT
+
+
+@pytest.mark.parametrize("days", [0.0, 6.99, 30.0])
+def test_a_server_that_starts_after_the_sweeper_came_does_not_tell_again_however_old_an_event_is(receiver, days):
+    server, told, store = receiver(204), event(age=timedelta(days=days)), MemoryStore()
+    assert announced(server.url, [told], stores=store) == {"ok": 1}
+    assert sweep(store) == 0
+    assert announced(server.url, [told], servers=2, stores=store) == {"elsewhere": 2}
+
+
+@pytest.mark.parametrize("before", [timedelta(hours=1), timedelta(hours=25), timedelta(days=5)])
+def test_who_told_an_old_event_is_found_days_later(receiver, before):
+    server, told, store = receiver(204), event(age=timedelta(days=30, hours=12)), MemoryStore()
+    store.create(announcer.FOLDER + told.claim(datetime.now(UTC) - before), b"{}")
+    assert sweep(store) == 0
+    assert announced(server.url, [told, event(2)], stores=store) == {"elsewhere": 1, "ok": 1}
+
+
+def sweep(store):
+    return asyncio.run(Sweeper(AsyncStore(lambda: store), [announcer.FOLDER]).sweep())
 
 
 def watching(site, trusted=None, clock=None):

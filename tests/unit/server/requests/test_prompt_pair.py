@@ -7,6 +7,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import torch
 from memory_store import MemoryStore
 from server_model import small_model
 
@@ -47,6 +48,10 @@ def forecasts():
 
 @pytest.fixture(scope="module")
 def planner(model, forecasts):
+    return planning(model, forecasts)
+
+
+def planning(model, forecasts):
     catalog = Catalog(MemoryStore(), model.ref.name, author="test")
     for tier, segments in (("draft", 1), ("best", 4)):
         published = Schedule(model=model.ref, solver=model.solver("ddim", STEPS), segments=(Segment(),) * segments)
@@ -145,6 +150,32 @@ def test_a_cut_is_said_with_the_text_encoder_that_cuts(model):
     pair = PromptPair(PLAIN, "x", "", (reading, Reading()), 1)
     (notice,) = pair.cut(2, 333)
     assert "CLIP, unlike T5, reads 77 tokens" in notice.message
+
+
+def drawing_classes(model, null):
+    return replace(model, prompts=ClassPrompts(4, model.device, torch.ones(4, 6), null, {"cat": 0}))
+
+
+@pytest.mark.parametrize("prompt", ["dog", "4", "-1", "x" * 4000])
+def test_what_names_no_class_is_refused_before_anything_is_charged_or_queued_naming_its_field(model, prompt):
+    planner = planning(drawing_classes(model, 3), [])
+    (spec,) = planned(planner, prompt="cat", negative_prompt="2").specs
+    assert (spec.prompt, spec.negative) == ("cat", "2")
+    assert planned(planner, prompt="1").specs[0].negative == ""
+    for fields in ({"prompt": prompt}, {"prompt": "cat", "negative_prompt": prompt}):
+        with pytest.raises(InvalidInput, match="this model draws classes, so say a number from 0 to 3") as refused:
+            planned(planner, **fields)
+        assert refused.value.param == [*fields][-1]
+        assert len(refused.value.message) < 250
+
+
+def test_a_negative_prompt_that_no_image_reads_may_be_anything(model, planner):
+    fields = {"guidance_scale": 1, "negative_prompt": "(blurred"}
+    for null in (3, None):
+        plan = planned(planning(drawing_classes(model, null), []), prompt="cat", **fields)
+        assert [warning.code for warning in plan.warnings] == ["negative_prompt_ignored"]
+    plan = planned(planner, prompt_syntax="webui", **fields)
+    assert [warning.code for warning in plan.warnings] == ["negative_prompt_ignored"]
 
 
 def test_prompts_that_are_no_texts_have_no_syntax_and_one_chunk(model):
