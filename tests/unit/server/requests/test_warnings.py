@@ -131,17 +131,22 @@ def test_a_scale_at_which_the_schedule_was_not_validated_is_said(planner, tier, 
     assert warning.message.startswith(f"guidance_scale: {words}")
 
 
+def planner_of_best(model, best):
+    """Where `best` means this schedule and there is no other tier."""
+    catalog = Catalog(MemoryStore(), model.ref.name, author="test")
+    catalog.publish(best)
+    catalog.promote("best", best.digest)
+    schedules = ActiveSchedules(lambda: catalog, model, STEPS)
+    assert Watch(schedules, lambda: catalog).refresh()
+    return Planner(schedules, ActiveExperiments(lambda: None, schedules), model, lambda *_: 0.0, Settings())
+
+
 def test_a_schedule_with_corrections_by_scale_holds_between_them_and_says_where_it_does_not(model):
     scales = (1.0, 3.0, 7.5)
     fits = tuple(ScaledCorrections(guidance=scale, corrections=(Correction(),) * 4) for scale in scales)
     where = Validated(sizes=(model.image_size,), guidance=scales, default_guidance=5.0)
     wide = schedule(model, 4).model_copy(update={"scaled_corrections": fits, "validated": where})
-    catalog = Catalog(MemoryStore(), model.ref.name, author="test")
-    catalog.publish(wide)
-    catalog.promote("best", wide.digest)
-    schedules = ActiveSchedules(lambda: catalog, model, STEPS)
-    assert Watch(schedules, lambda: catalog).refresh()
-    planner = Planner(schedules, ActiveExperiments(lambda: None, schedules), model, lambda *_: 0.0, Settings())
+    planner = planner_of_best(model, wide)
     for scale in (*scales, 2.5):
         assert codes(planned(planner, tier="best", guidance_scale=scale)) == []
     assert planned(planner, tier="best").specs[0].guidance == 5.0, "what it was made for"
@@ -158,12 +163,7 @@ def test_a_scale_with_corrections_that_are_not_validated_is_said_and_takes_its_o
     fits = tuple(ScaledCorrections(guidance=scale, corrections=(Correction(latent=scale),) * 4) for scale in scales)
     where = Validated(sizes=(model.image_size,), guidance=(2.0, 3.0), default_guidance=3.0)
     narrow = schedule(model, 4).model_copy(update={"scaled_corrections": fits, "validated": where})
-    catalog = Catalog(MemoryStore(), model.ref.name, author="test")
-    catalog.publish(narrow)
-    catalog.promote("best", narrow.digest)
-    schedules = ActiveSchedules(lambda: catalog, model, STEPS)
-    assert Watch(schedules, lambda: catalog).refresh()
-    planner = Planner(schedules, ActiveExperiments(lambda: None, schedules), model, lambda *_: 0.0, Settings())
+    planner = planner_of_best(model, narrow)
     for scale, end in ((5.0, "say"), (1.0, "say"), (9.0, "say; it runs with the corrections of 7.5")):
         (warning,) = planned(planner, tier="best", guidance_scale=scale).warnings
         assert warning.message.endswith(f"its images may be worse than its figures {end}")
