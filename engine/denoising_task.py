@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -94,3 +95,11 @@ class DenoisingTask:
     @cached_property
     def _needs(self) -> list[Need]:
         return [step.need.at(self.size, self.chunks, self.adapters) for step in self.program.steps]
+
+
+T = TypeVar("T", bound=DenoisingTask)
+
+
+def first_in_line(tasks: Sequence[T]) -> Sequence[T]:
+    """Those that may run now: none that yields while there is one that does not, and last those that stand back."""
+    return [task for task in tasks if not task.yields] or [task for task in tasks if not task.stands_back] or tasks

@@ -20,7 +20,7 @@ from torch import Tensor
 from engine.buckets import EXACT, Buckets
 from engine.condition import Condition
 from engine.denoiser import Denoiser
-from engine.denoising_task import DenoisingTask
+from engine.denoising_task import DenoisingTask, first_in_line
 from engine.device import DeviceLost, Fence, lost, to_host
 from engine.graphs import Graphs
 from engine.policy import FCFS, Policy
@@ -127,7 +127,7 @@ class Waves(Generic[T]):
         """
         if not self.tasks:
             return None
-        chosen = self.policy.choose(self._first, now)
+        chosen = self.policy.choose(first_in_line(self.tasks), now)
         need, unet_rows, begin = chosen[0].need, sum(task.unet_rows for task in chosen), self.network.fence()
         launches = self._attempt(chosen)
         finished = [task for task in chosen if task.done and not task.error]
@@ -160,15 +160,6 @@ class Waves(Generic[T]):
         for task in bad:
             task.error = FloatingPointError("the latent is not finite")
         return replace(wave, tasks=[task for task in wave.tasks if task not in bad], failed=[*wave.failed, *bad])
-
-    @property
-    def _first(self) -> list[T]:
-        """Those that may run now: no task that yields while there is one that does not, and last those that stand back."""
-        return (
-            [task for task in self.tasks if not task.yields]
-            or [task for task in self.tasks if not task.stands_back]
-            or self.tasks
-        )
 
     def _advance(self, chosen: Sequence[T]) -> None:
         """Those that ran go to the back or leave; the others have waited one wave more."""

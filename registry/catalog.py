@@ -124,6 +124,13 @@ class Catalog:
             if self.store.get(name).data != signature:
                 raise Tampered("is not the signature that this key makes: remove it first", param=name) from None
 
+    def is_signed(self, digest: str, key: SigningKey) -> bool:
+        """Whether this key has signed the schedule as it is kept."""
+        try:
+            return self.store.get(self._signature_key(digest, key.id)).data == key.sign(self._document(digest)).document()
+        except NotFound:
+            return False
+
     def version(self, number: int) -> Version:
         """The record of one version."""
         return self.version_log.get(number)

@@ -13,6 +13,7 @@ from registry.schedule import Schedule
 from registry.signing import SigningKey
 from search_jobs.config import WORST
 
+RECENT = 1000  # versions among which one is looked for that was made before: each is a read
 ARTIFACTS = ("report.json", "report.html", "pareto.png", "samples.png", "strips.png")
 
 
@@ -34,11 +35,11 @@ def publish(
 ) -> list[SearchedTier]:
     """Publish every tier's schedule and `reference`, the teacher, then move the tiers to them, but those that a policy guards.
 
-    With a key each schedule is signed before any tier moves. To publish a search again changes nothing.
+    With a key each schedule is signed before any tier moves. To publish a search again makes no further version.
 
     Artifacts are create-only and belong to a digest: where an earlier run made the same schedule, the first ones stay.
     Raises `InvalidInput` where a tier's schedule made images that are not finite, and, with a key, `Conflict` where one was
-    published with another description; nothing is published then.
+    published with another description that this key has not signed; nothing is published then.
     """
     job = report["provenance"]["job"]
     documents = {name: tier["schedule"] for name, tier in report["tiers"].items()} | {
@@ -48,16 +49,16 @@ def publish(
     for tier, schedule in wanted.items():
         if schedule.fidelity and schedule.fidelity.rfid == WORST:
             raise InvalidInput(f"a held-out image of tier {tier} is not finite, so nothing is published", param="run")
-        if key and _described_otherwise(catalog, schedule):
+        if key and _described_otherwise(catalog, schedule) and not catalog.is_signed(schedule.digest, key):
             raise Conflict(
-                f"{schedule.digest[:8]}, tier {tier}, was published with another description: look at it and sign that one "
-                "(python -m registry sign), then publish without a key",
+                f"{schedule.digest[:8]}, tier {tier}, was published with another description: look at it, sign that one "
+                f"(python -m registry sign {schedule.digest[:8]} --key KEY.pem), and publish again",
                 param="sign",
             )
     versions = dict[str, Version]()
     for tier, schedule in wanted.items():
-        versions[tier] = _published(catalog, tier, schedule, note=f"{tier} of search job {job}")
-        if key:
+        versions[tier] = _published(catalog, schedule, note=f"{tier} of search job {job}")
+        if key and not catalog.is_signed(schedule.digest, key):
             catalog.sign(schedule, key)
         for file in artifacts if tier != "reference" else ():
             catalog.attach(schedule.digest, file.name, file.read_bytes())
@@ -72,15 +73,15 @@ def _described_otherwise(catalog: Catalog, schedule: Schedule) -> bool:
         return False
 
 
-def _published(catalog: Catalog, tier: str, schedule: Schedule, note: str) -> Version:
-    """The version that the tier means already, where this search published it before; else what publishing it gives.
+def _published(catalog: Catalog, schedule: Schedule, note: str) -> Version:
+    """The version that this search made of the schedule before, where it did; else what publishing it gives.
 
-    A schedule that another search had described would get one more version each time.
+    What another search had described would get one more version each time.
     """
-    if tier in catalog.tiers() and (alias := catalog.alias(tier)).digest == schedule.digest:
-        version = catalog.version(alias.version)
-        if version.note == note:
-            return version
+    if _described_otherwise(catalog, schedule):
+        for version in reversed(catalog.versions(RECENT)):
+            if (version.digest, version.note) == (schedule.digest, note):
+                return version
     return catalog.publish(schedule, note=note)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import InvalidStateError
 from contextlib import suppress
 from time import monotonic
+from typing import Any
 
 from torch import Tensor
 
@@ -124,8 +125,7 @@ class ImagesInFlight:
                 if lost(error):
                     raise
                 if len(batch) == 1:
-                    unforeseen = None if isinstance(error, FlexiError) else error  # ours may quote the prompt
-                    log.error("%s failed", doing, exc_info=unforeseen, extra=log_fields(batch))
+                    log.error("%s failed", doing, **_said_of(error, batch))
                     self.fail(batch, error, doing)
                     continue
                 for task in batch:
@@ -173,6 +173,16 @@ def _shown(task: ImageTask, pixels: Tensor) -> Tensor:
     """Levels of its own memory, and in them the source's pixels wherever those were to stay."""
     edit = task.spec.edit
     return (edit.source.shown_in(pixels) if edit else pixels).clone()
+
+
+def _said_of(error: Exception, tasks: Iterable[ImageTask]) -> dict[str, Any]:
+    """What a log line says of an error: the traceback of what nobody foresaw, or which of ours it is, whose words may quote
+    the prompt."""
+    said = log_fields(tasks)
+    if not isinstance(error, FlexiError):
+        return {"exc_info": error, "extra": said}
+    said["fields"] |= {"code": error.code} | ({"param": error.param} if error.param else {})
+    return {"extra": said}
 
 
 def log_fields(tasks: Iterable[ImageTask]) -> dict[str, dict[str, str]]:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Protocol, TypeVar
 
+from engine.denoising_task import first_in_line
 from server.batching.image_task import ImageTask
 from server.batching.inflight_wave import InflightWave
 
@@ -26,7 +27,8 @@ class ModelTurns:
     Start-time fair queuing, as in `TierShares`, which says who of one model comes in: an account for each (model, tier) is
     charged what its images take in a wave, and one that was away starts again at the smallest account of those present. The
     next wave is of the model that has the smallest account; a deadline that can still be met goes first on credit, while its
-    account is no more than a wave above the smallest. Images that run while no client waits wait for all models' clients.
+    account is no more than a wave above the smallest. Images that run while no client waits wait for all models' clients, and
+    idle ones for all models' background work.
     """
 
     def __init__(self) -> None:
@@ -36,9 +38,9 @@ class ModelTurns:
 
     def next(self, inflight: Mapping[S, Collection[ImageTask]], now: float) -> S:
         """The model whose wave is next. inflight: the images in the waves of each, at least one."""
-        clients = {model: [task for task in tasks if not task.yields] for model, tasks in inflight.items()}
-        clients = {model: tasks for model, tasks in clients.items() if tasks}
-        wanting = clients or {model: list(tasks) for model, tasks in inflight.items()}
+        first = {id(task) for task in first_in_line([task for tasks in inflight.values() for task in tasks])}
+        kept = {model: [task for task in tasks if id(task) in first] for model, tasks in inflight.items()}
+        wanting = {model: tasks for model, tasks in kept.items() if tasks}
         classes = {(model, task.tier): model for model, tasks in wanting.items() for task in tasks}
         self._greet(classes.keys())
         least = min(classes, key=lambda one: self._accounts[one])

@@ -258,7 +258,7 @@ def test_a_release_is_judged_by_every_alert_that_wakes_somebody_but_those_of_sta
     queries = check.queries(objects("overlays/gpu-canary"))
     (names,) = [found for query in queries for found in re.findall(r'alertname=~"Flexi\((.+?)\)"', query)]
     wake = {name for name, rule in alerts.items() if rule["labels"]["severity"] == "page"}
-    assert {f"Flexi{name}" for name in names.split("|")} == wake - {"FlexiTargetDown", "FlexiEngineNotReady"}
+    assert {f"Flexi{name}" for name in names.split("|")} == wake - {"FlexiTargetDown", "FlexiNoServers", "FlexiEngineNotReady"}
 
 
 def test_servers_are_scaled_before_they_refuse(monkeypatch):

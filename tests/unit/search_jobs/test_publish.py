@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -91,15 +92,28 @@ def test_what_another_search_found_and_described_is_published_once_by_each(signe
     catalog, key = Catalog(MemoryStore(), "emoji64", author="test"), SigningKey(Ed25519PrivateKey.generate())
     publish(REPORT, [], catalog)
     if signed:
-        with pytest.raises(Conflict, match=r"tier fast, was published with another description"):
+        with pytest.raises(Conflict, match=r"tier fast, was published with another description") as refused:
             publish(other, [], catalog, key)
         assert len(catalog.versions()) == 3, "nothing of it was published"
-        return
-    done = publish(other, [], catalog)
+        (ref,) = re.findall(r"registry sign (\w+) --key", str(refused.value))
+        catalog.sign(catalog.resolve(ref).schedule, key)  # as the error says
+    done = publish(other, [], catalog, key if signed else None)
     assert {one.tier: one.version.number for one in done}["fast"] == 4, "an act of its own"
     moves = {tier: len(catalog.history(tier)) for tier in catalog.tiers()}
-    assert publish(other, [], catalog) == done
+    assert publish(other, [], catalog, key if signed else None) == done
     assert (len(catalog.versions()), {tier: len(catalog.history(tier)) for tier in catalog.tiers()}) == (4, moves)
+    if signed:
+        assert all(catalog.is_signed(one.version.digest, key) for one in done)
+
+
+def test_a_tier_that_waits_for_a_second_person_gets_no_version_each_time_it_is_published() -> None:
+    other = json.loads(json.dumps(REPORT)) | {"provenance": {"job": "2"}}
+    other["tiers"]["fast"]["schedule"]["provenance"] = {"job": "2"}
+    catalog = Catalog(MemoryStore(), "emoji64", author="test", approved_tiers=["fast"])
+    publish(REPORT, [], catalog)
+    done = publish(other, [], catalog)
+    assert [one.promoted for one in done if one.tier == "fast"] == [False]
+    assert publish(other, [], catalog) == done
 
 
 def test_reports_are_read_and_published_without_torch() -> None:

@@ -156,7 +156,7 @@ def test_an_error_that_quotes_the_prompt_is_told_to_its_client_and_not_to_the_lo
     with pytest.raises(InvalidInput, match="this model draws classes"):
         bad.result()
     assert [(record.getMessage(), record.fields) for record in caplog.records] == [
-        ("encoding failed", {"request_id": "unlucky"})
+        ("encoding failed", {"request_id": "unlucky", "code": "invalid_input", "param": "prompt"})
     ]
     assert "a secret" not in caplog.text
 

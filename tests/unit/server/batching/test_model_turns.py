@@ -68,3 +68,13 @@ def test_a_deadline_goes_first_though_its_model_had_a_wave_more(turns):
     assert turns.next(waiting, 0.0) is other
     hurried.hurried = True
     assert turns.next(waiting, 0.0) is hurried
+
+
+def test_idle_images_stand_back_for_background_work_of_other_models_too(turns):
+    idle, background = Sharer(), Sharer()
+    idle.task = SimpleNamespace(tier="shadow", yields=True, stands_back=True, unet_rows=2, deadline=9.0)
+    background.task = SimpleNamespace(tier="fast", yields=True, stands_back=False, unet_rows=2, deadline=9.0)
+    for _ in range(10):
+        turns.give(idle, background)
+    assert turns.had == {background: 10}
+    assert turns.give(idle) is idle
