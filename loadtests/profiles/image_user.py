@@ -11,6 +11,8 @@ from time import sleep
 from typing import Any
 
 from locust import HttpUser, events
+from requests import RequestException, Timeout
+from urllib3.exceptions import ReadTimeoutError
 
 from loadtests.client_stats import ClientStats
 
@@ -58,7 +60,7 @@ class ImageUser(HttpUser):
     def hang_up(self, name: str, seconds: float, **choice: Any) -> None:
         """Ask for an image and close the connection after `seconds`; what comes sooner is an answer like any other."""
         with self.client.post("/generate", json=self._body(choice), name=name, timeout=seconds, catch_response=True) as reply:
-            if reply.status_code == 0:
+            if _hung_up(reply.error):
                 stats.abandoned[name] += 1
                 reply.success()
             else:
@@ -80,7 +82,18 @@ class ImageUser(HttpUser):
         return {"prompt": random.choice(PROMPTS), "seed": random.randrange(2**31), **choice}
 
 
+def _hung_up(error: Exception | None) -> bool:
+    """Whether the client's own time was over; whatever else breaks a connection is the service's doing.
+
+    In the middle of an answer, requests raises no `Timeout` but a `ConnectionError` that holds urllib3's.
+    """
+    held = error.args if isinstance(error, RequestException) else ()
+    return isinstance(error, Timeout) or any(isinstance(one, ReadTimeoutError) for one in held)
+
+
 def _fault(reply: Any, choice: dict[str, Any]) -> str | None:
+    if reply.error:
+        return f"no answer: {reply.error}"
     if reply.status_code != 200:
         return f"status {reply.status_code}: {reply.text[:200]}"
     answer = reply.json()

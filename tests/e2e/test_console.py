@@ -302,6 +302,59 @@ def test_an_experiment_is_killed_in_the_page_and_traffic_really_moves(guarded, p
     expect(card.get_by_role("button", name="Kill …")).to_have_count(0)
 
 
+def test_a_guardrail_has_tripped_only_where_it_ended_the_version_that_is_shown(page):
+    draw = """async () => {
+      const {html, render} = await import("/assets/ui.js");
+      const {Experiments} = await import("/assets/console/experiments.js");
+      const time = "2026-11-01T00:00:00Z";
+      const evidence = {metric: "macs", compare: "ratio", limit: 1.2, arm: "cheap", seen: 1.31};
+      const entry = (version, action, status, more) => ({version, action, status, time, author: "ada", reason: "", ...more});
+      const ended = [entry(1, "roll_back", "rolled_back", {evidence}), entry(1, "start", "running")];
+      const anew = [entry(2, "ramp", "running", {evidence: {automatic: true}}), entry(2, "start", "running"), ...ended];
+      const arms = ["control", "cheap", "cheaper"].map((name) => ({name, digest: "0".repeat(64), weight: 1}));
+      const guardrails = [["ratio", 1.2], ["difference", 1e9]].map(([compare, limit]) => ({metric: "macs", compare, limit}));
+      const primary = {metric: "macs"}, ramp = [{share: 50}];
+      const declaration = {hypothesis: "", tier: "best", arms, control: "control", ramp, primary, guardrails, end: time};
+      const experiments = [["ended", ended], ["anew", anew]].map(([name, history]) =>
+        ({name, history, declaration, status: history[0].status, version: history[0].version, stage: 0, share: 50}));
+      const comparisons = [["cheap", 1.25], ["cheaper", 0.8]].map(([arm, estimate]) =>
+        ({metric: "macs", arm, value: 1, control: 1, ratio: {estimate, low: 0.5, high: 1.5}, difference: null}));
+      const report = {arms, comparisons, verdict: {outcome: "collecting", reason: ""}};
+      const get = async () => ({report, course: [], by_ratio: true, gate: null, events: 0, damaged: [], time});
+      const place = document.body.appendChild(document.createElement("div"));
+      const shown = {experiments, faults: []};
+      render(html`<${Experiments} experiments=${shown} source=${{live: true, get}} query="" mayAct=${false} />`, place);
+    }"""
+    page.evaluate(draw)
+    page.get_by_role("article", name="Experiment ended").get_by_text("Arms, guardrails and report").click()
+    ended, anew = (page.get_by_role("list", name=f"Guardrails of {name}").get_by_role("listitem") for name in ("ended", "anew"))
+    expect(ended).to_have_class(["bad", ""])
+    expect(ended.first).to_contain_text("tripped at 1.31")
+    expect(anew).to_have_class(["", ""])
+    expect(anew.first).to_contain_text("(now cheap: ×1.250 [×0.500, ×1.500]; cheaper: ×0.800 [×0.500, ×1.500])")
+    expect(anew.first).not_to_contain_text("tripped")
+
+
+def test_a_repeat_is_an_answer_too(page):
+    draw = """async () => {
+      const {html, render} = await import("/assets/ui.js"), {LiveView} = await import("/assets/console/live.js");
+      const steps = {full: 0, partial: 0, null: 0}, latency = {count: 0, sum: 0, bounds: [], counts: []};
+      let time = 0; // at each look a second later, with two answers more, and a refusal
+      const get = async () => {
+        time += 1;
+        const requests = {ok: time, repeat: time, rejected: time};
+        const tiers = [{tier: "best", requests, latency, images: 0, macs: 0, teacher_macs: 0, steps}];
+        const models = [{model: "emoji64", state: "loaded", queue_images: 0, inflight_images: 0, waves: [], tiers}];
+        return {time, of: "this process", queue_seconds: 0, background_seconds: 0, refused: {}, jobs: {}, models};
+      };
+      const place = document.body.appendChild(document.createElement("div"));
+      place.id = "repeats";
+      render(html`<${LiveView} source=${{get}} />`, place);
+    }"""
+    page.evaluate(draw)
+    expect(page.locator("#repeats .tile", has_text="answers")).to_contain_text("2.0 /s")
+
+
 def test_what_the_server_does_is_shown_as_it_does_it(guarded, page):
     for name in ("draft", "reference"):
         guarded.ask("/generate", prompt="red heart", tier=name, seed=1)

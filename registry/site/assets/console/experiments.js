@@ -151,23 +151,36 @@ function Arms({ experiment, report, open }) {
 /** @param {{experiment: Experiment, report: Report | null}} props */
 function Guardrails({ experiment, report }) {
   const { guardrails } = experiment.declaration;
-  const trip = experiment.history.find((entry) => entry.evidence)?.evidence;
   if (!guardrails.length) return html`<p class="small soft"><${Term} word="guardrail">Guardrails<//>: none.</p>`;
   return html`<ul class="plain small" aria-label=${`Guardrails of ${experiment.name}`}>
-    ${guardrails.map(
-      (
-        rail,
-      ) => html`<li class=${trip?.metric === rail.metric ? "bad" : ""}><${Term} word="guardrail" />: ${rail.metric} by ${rail.compare} at most ${rail.limit}
-      ${seen(rail, report)}${trip?.metric === rail.metric && html`; tripped at ${String(trip.seen)}`}</li>`,
-    )}
+    ${guardrails.map((rail) => {
+      const trip = tripOf(rail, experiment);
+      return html`<li class=${trip ? "bad" : ""}><${Term} word="guardrail" />: ${rail.metric} by ${rail.compare} at most ${rail.limit}
+      ${seen(rail, report)}${trip && html`; tripped at ${String(trip.seen)}`}</li>`;
+    })}
   </ul>`;
+}
+
+/**
+ * The evidence by which this guardrail ended the version shown. The history is of all versions, and ramps have evidence, too.
+ * @param {import("./types.js").Guardrail} rail @param {Experiment} experiment
+ */
+function tripOf(rail, { history, version }) {
+  const end = history.find((entry) => entry.action === "roll_back" && entry.version === version);
+  const { metric, compare, limit } = end?.evidence ?? {};
+  return metric === rail.metric && compare === rail.compare && limit === rail.limit ? end?.evidence : null;
 }
 
 /** @param {import("./types.js").Guardrail} rail @param {Report | null} report */
 function seen(rail, report) {
-  const found = report?.report.comparisons.find((one) => one.metric === rail.metric);
-  const interval = rail.compare === "ratio" ? found?.ratio : rail.compare === "difference" ? found?.difference : null;
-  return interval ? html`<span class="soft"> (now ${span(interval, rail.metric, rail.compare === "ratio")})</span>` : "";
+  const { arms, comparisons } = report?.report ?? { arms: [], comparisons: [] };
+  const spans = comparisons.flatMap((one) => {
+    if (one.metric !== rail.metric) return [];
+    const interval = rail.compare === "ratio" ? one.ratio : rail.compare === "difference" ? one.difference : null;
+    const arm = arms.length > 2 ? `${one.arm}: ` : "";
+    return interval ? [`${arm}${span(interval, rail.metric, rail.compare === "ratio")}`] : [];
+  });
+  return spans.length ? html`<span class="soft"> (now ${spans.join("; ")})</span>` : "";
 }
 
 /** @param {{experiment: Experiment, report: Report}} props */

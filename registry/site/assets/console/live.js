@@ -69,7 +69,8 @@ function Tiles({ seen, now }) {
   const waves = (/** @type {LiveModel} */ model, /** @type {"waves" | "rows"} */ what) =>
     model.waves.reduce((all, wave) => all + wave[what], 0);
   const refused = (/** @type {Live} */ live) => Object.values(live.refused).reduce((all, count) => all + count, 0);
-  const answered = (/** @type {Live} */ live) => sum(live, (model) => tiersOf(model, (tier) => tier.requests.ok ?? 0));
+  const answers = (/** @type {LiveTier} */ { requests }) => (requests.ok ?? 0) + (requests.repeat ?? 0); // some images made before
+  const answered = (/** @type {Live} */ live) => sum(live, (model) => tiersOf(model, answers));
   const rows = (/** @type {Live} */ a, /** @type {Live} */ b) =>
     share(
       sum(b, (m) => waves(m, "rows")) - sum(a, (m) => waves(m, "rows")),
