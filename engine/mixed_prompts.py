@@ -19,6 +19,7 @@ from engine.prompt_syntax import PLAIN, PromptSyntax
 from engine.prompts import Prompts
 from engine.t5_prompts import T5Text, refuse_chunks
 from engine.text_prompts import TextPrompts
+from registry.errors import InvalidInput
 
 
 class MixedPrompts(Prompts):
@@ -97,6 +98,12 @@ class FluxPrompts(MixedPrompts):
     def encode(self, prompts: Sequence[str], chunks: int = 1, syntax: PromptSyntax = PLAIN) -> Condition:
         refuse_chunks(chunks, syntax)
         return Condition(self.t5.states(prompts)[0], self.clip.pooled(prompts))
+
+    @override
+    def negative(self, prompts: Sequence[str], chunks: int = 1, syntax: PromptSyntax = PLAIN) -> Condition:
+        if not self.guides:
+            raise InvalidInput("this model takes no guidance scale, so guidance must be 1", param="guidance")
+        return super().negative(prompts, chunks, syntax)
 
     @override
     def reading(self, prompt: str, most: int = 1, syntax: PromptSyntax = PLAIN) -> Reading:

@@ -35,11 +35,13 @@ def named_unet(path: Path, size: tuple[int, int] | None = None, tokens: int | No
     """
     with readable(path, "path"):
         config = _written_config(path)
-        config = family_of(config).known(config)
+        family = family_of(config)
+        config = family.known(config)
         if (path / "model_index.json").is_file():
             config = pipeline_of(Folder(path)).mended(config)
         height, width = _latent_size(config, size)
-        return NamedUNet(config, (int(config["in_channels"]), height, width), _tokens(path, config, tokens))
+        channels = int(config["in_channels"]) if family is UNET else family.channels(config)  # FLUX packs four into one
+        return NamedUNet(config, (channels, height, width), _tokens(path, config, tokens))
 
 
 def _written_config(path: Path) -> dict[str, Any]:

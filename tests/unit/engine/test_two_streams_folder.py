@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 import two_streams
 from diffusers import FluxImg2ImgPipeline, FluxPipeline, StableDiffusion3Pipeline
+from engine_command import call
 from model_folders import change
 from torch import Tensor
 
@@ -116,6 +118,20 @@ def test_a_model_knows_its_guidance_and_its_size(folders: dict[str, Path], model
     assert dev.size_multiple == 4
     with pytest.raises(InvalidInput, match="multiples of 4"):
         dev.other_size(ImageSize(18, 16))
+
+
+def test_a_model_that_takes_no_scale_is_guided_away_from_nothing(models: dict[str, Model]) -> None:
+    with pytest.raises(InvalidInput, match="takes no guidance scale, so guidance must be 1") as refused:
+        drawn(models["schnell"], 3.5)
+    assert refused.value.param == "guidance"
+
+
+@pytest.mark.parametrize("name", ["sd3", "dev", "schnell"])
+def test_macs_on_the_command_line_are_the_models_own(folders: dict[str, Path], models: dict[str, Model], name: str) -> None:
+    """FLUX's configuration says how many channels a token of four latent pixels has."""
+    counted = call("macs", folders[name], "--json")
+    assert counted.exit_code == 0, counted.stderr
+    assert json.loads(counted.stdout)["full"]["macs"] == models[name].macs.full.macs
 
 
 def test_the_scale_is_part_of_the_condition_and_changes_the_image(models: dict[str, Model]) -> None:
