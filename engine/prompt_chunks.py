@@ -94,7 +94,7 @@ class ChunkTokenizer:
         return torch.tensor(rows)
 
     def kept(self, text: Sequence[Part], chunks: int) -> list[Part]:
-        """The parts as far as they are read."""
+        """The parts as far as they are read. A word longer than a chunk ends where it is cut, in a token of its own."""
         kept, left = list[Part](), spans(self._tokens(text).names, self._room)[:chunks][-1].end
         for part in text:
             offsets = self._tokens([part]).offsets
