@@ -47,6 +47,15 @@ class JobStore:
             return None
         return OpenJob(ImageJob.read(OPEN + place, stored.data), stored.etag)
 
+    async def again(self, was: OpenJob) -> OpenJob | None:
+        """An open job as it is now: `was` itself if nothing has changed, None if it is not open any more."""
+        key = OPEN + was.job.place
+        try:
+            stored = await self.store.get_if_changed(key, was.etag)
+        except NotFound:
+            return None
+        return OpenJob(ImageJob.read(key, stored.data), stored.etag) if stored else was
+
     async def replace(self, was: OpenJob, **changes: object) -> OpenJob:
         """Change an open job. Raises `Conflict` if it is not as it was any more."""
         job = was.job.model_copy(update=changes)

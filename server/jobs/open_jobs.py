@@ -12,7 +12,10 @@ from server.telemetry import metrics
 
 
 class OpenJobs:
-    """Records of open jobs by their place, as they were read last: others may have changed them since, which a swap notices."""
+    """Records of open jobs by their place, as they were read last: others may have changed them since, which a swap notices.
+
+    The one that was read longest ago comes first.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
@@ -27,6 +30,7 @@ class OpenJobs:
 
     def put(self, known: OpenJob) -> None:
         """This is what a job's record says now."""
+        self._jobs.pop(known.job.place, None)  # so that they are in the order in which they were read
         self._jobs[known.job.place] = known
 
     def forget(self, place: str) -> None:

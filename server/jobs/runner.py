@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 MAX_ATTEMPTS = 3  # workers that may die on a job before it counts as the job's fault
 BEATS = 3  # in the time of a lease
 CLOSE_SECONDS = 5.0  # for giving back what this worker holds
+READ_AGAIN = 8  # others' jobs at most in a look: what it costs is bounded, and of many each has its turn
 RETRY_SECONDS = 2.0  # after something here could not serve a job, and did not say when it can
 MODEL_SECONDS = 30.0  # after a model could not serve a job: as long as a failed one waits for its next load
 
@@ -109,8 +110,11 @@ class JobRunner:
             self.known.forget(place)
             if task := self._running.get(place):
                 task.cancel()
+        held = [known for known in self.known if known.job.holder and known.job.holder not in self._lost]
         for place in listed - self.known.places():
             await self._read(place)
+        for known in held[:READ_AGAIN]:  # whoever holds one may have given it back, which no listing shows
+            await self._read(known.job.place, known)
         for job in [known.job for known in self.known if known.job.webhook and known.job.place in self._running]:
             with suppress(Tampered):
                 if (end := await self._store.ended(job.place)) and end.state == "cancelled":  # it is open for its webhook
@@ -168,9 +172,10 @@ class JobRunner:
         """Places of the jobs that this worker is at."""
         return {*self._running, *self._delivering}
 
-    async def _read(self, place: str) -> None:
+    async def _read(self, place: str, was: OpenJob | None = None) -> None:
+        """was: as it is known here."""
         try:
-            if known := await self._store.open(place):
+            if known := await (self._store.again(was) if was else self._store.open(place)):
                 self.known.put(known)
         except Tampered as error:
             self._leave_alone(place, error)

@@ -11,7 +11,7 @@ from registry.experiments.candidates import CandidateState
 from registry.experiments.declaration import ExperimentState
 from registry.stores.base import ObjectStore
 from server.experiments import events
-from server.experiments.events import FEEDBACK, FIDELITY, Event, PairEvent, pair_stream, stream
+from server.experiments.events import FEEDBACK, FIDELITY, Event, OutcomeEvent, PairEvent, pair_stream, stream
 
 READERS = 10  # reads at a time, as many as boto3 keeps connections
 AHEAD = 64  # objects in memory
@@ -19,14 +19,23 @@ SKEW = timedelta(days=1)  # more than clocks differ by
 
 
 def stored_events(store: ObjectStore, model: str, state: ExperimentState, version: int, damaged: list[str]) -> Iterator[Event]:
-    """All events that may belong to a version of an experiment: of the days since it was first started, in no order.
+    """All events that may belong to a version of an experiment: of the days since it was first started, outcomes first.
 
-    A file that is damaged is left out from there on, and named in `damaged`.
+    Of what was learned later, which is kept for the whole model, only what is of this version's requests: other experiments
+    go on when it has ended. A file that is damaged is left out from there on, and named in `damaged`.
     """
     starts = [entry.time for entry in state.history if (entry.action, entry.version) == ("start", version)]
     if not starts:
         return
-    yield from _since(starts[0], store, [f"{model}/{name}/" for name in (stream(state.name), FEEDBACK, FIDELITY)], damaged)
+    prefixes = [f"{model}/{name}/" for name in (stream(state.name), FEEDBACK, FIDELITY)]
+    ids = set[str]()
+    for event in _since(starts[0], store, prefixes, damaged):  # in the order of the prefixes
+        if isinstance(event, OutcomeEvent):
+            if event.version == version:
+                ids.add(event.request_id)
+            yield event
+        elif event.request_id in ids:
+            yield event
 
 
 def stored_pairs(store: ObjectStore, model: str, state: CandidateState, damaged: list[str]) -> Iterator[PairEvent]:

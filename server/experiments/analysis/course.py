@@ -26,15 +26,19 @@ class CoursePoint:
 
 
 def course(experiment: Experiment, events: Sequence[Event], marks: int) -> list[CoursePoint]:
-    """One point for each treatment at so many times, which lie evenly from the first request to the last event.
+    """One point for each treatment at so many times, which lie evenly from the first request to the last event of its own.
 
-    Each is what a report would have said then: events that came later are not in it.
+    Each is what a report would have said then: events that came later are not in it. Those of other experiments, which go on
+    when this one has ended, may be among the events and move nothing.
     """
-    ordered, version = sorted(events, key=lambda event: event.time), (experiment.name, experiment.version)
-    own = [event.time for event in ordered if isinstance(event, OutcomeEvent) and (event.experiment, event.version) == version]
+    version = experiment.name, experiment.version
+    own = [event for event in events if isinstance(event, OutcomeEvent) and (event.experiment, event.version) == version]
     if not own:
         return []
-    first, last = own[0], ordered[-1].time
+    ids = {event.request_id for event in own}
+    learned = [event for event in events if not isinstance(event, OutcomeEvent) and event.request_id in ids]
+    ordered = sorted([*own, *learned], key=lambda event: event.time)
+    first, last = min(event.time for event in own), ordered[-1].time
     points, metric = list[CoursePoint](), experiment.primary.metric
     for mark in range(1, marks + 1):
         time = first + (last - first) * mark / marks if mark < marks else last

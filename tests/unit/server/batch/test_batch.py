@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
@@ -12,7 +13,7 @@ import httpx
 import pytest
 
 from registry.errors import Conflict, InvalidInput, Tampered
-from server.batch.batch import TIMES_OVER, Batch, ServerAway, seconds_of
+from server.batch.batch import TIMES_OVER, TRIES, Batch, ServerAway, seconds_of
 from server.batch.output_folder import PROGRESS, RESULTS, OutputFolder
 from server.batch.prompts_file import PromptsFile
 from server.batch.throttle import LONG, Throttle
@@ -44,8 +45,8 @@ class Server:
         return sorted(body["prompt"] for body in self.asked)
 
 
-def refusal(status: int, code: str = "invalid_input", **headers: str) -> httpx.Response:
-    error = {"code": code, "message": f"{code} it is", "param": None, "request_id": "r"}
+def refusal(status: int, code: str = "invalid_input", param: str | None = None, **headers: str) -> httpx.Response:
+    error = {"code": code, "message": f"{code} it is", "param": param, "request_id": "r"}
     return httpx.Response(status, json={"error": error}, headers=headers)
 
 
@@ -212,6 +213,81 @@ def test_what_a_proxy_says_is_no_lines_error_however_often_it_says_so(prompts, t
     server.says = says
     assert not any("error" in result for result in run(server, prompts, tmp_path / "out"))
     assert server.prompts == ["long"] * (TIMES_OVER + 2) + ["short"] * (TIMES_OVER + 2)
+
+
+def of_proxy(status: int) -> httpx.Response:
+    return httpx.Response(status, text="<html>Gateway</html>", headers={"Retry-After": "0"})
+
+
+def not_ready(param: str | None) -> httpx.Response:
+    return refusal(503, "not_ready", param, **{"Retry-After": "0"})
+
+
+@pytest.mark.parametrize("said", [lambda: not_ready("model"), lambda: not_ready(None), lambda: of_proxy(504)])
+@pytest.mark.parametrize("most", [1, 4])
+def test_a_line_that_is_never_answered_keeps_no_other_waiting(prompts, tmp_path, said, most):
+    """It comes first in the file, and again only when another one has had its turn."""
+    prompts.write_text("".join(f'"p{i}"\n' for i in range(9)))
+    server = Server()
+
+    def says(prompt):
+        if prompt != "p0":
+            return None
+        left = 9 - len({body["prompt"] for body in server.asked})
+        return said() if left else refusal(400)
+
+    server.says = says
+    results = run(server, prompts, tmp_path / "out", Throttle(most))
+    assert [result["line"] for result in results if "error" in result] == [1]
+    assert len(results) == 9
+    assert server.prompts.count("p0") <= 9
+
+
+def test_a_model_that_cannot_be_served_for_long_is_its_lines_error_and_no_other_lines(prompts, tmp_path):
+    lines = [{"prompt": f"b{i}", "model": "broken"} for i in range(3)] + [f"p{i}" for i in range(3)]
+    prompts.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    server = Server()
+    server.says = lambda prompt: not_ready("model") if prompt.startswith("b") else None
+    results = run(server, prompts, tmp_path / "out", patience=0.0)
+    assert [result.get("error", {}).get("param") for result in results] == ["model"] * 3 + [None] * 3
+    assert sum(prompt.startswith("b") for prompt in server.prompts) == TRIES + 2, "its other lines are asked for once more"
+    server.says, server.asked[:] = lambda prompt: None, []
+    assert not any("error" in result for result in run(server, prompts, tmp_path / "out", retry=True))
+    assert server.prompts == ["b0", "b1", "b2"]
+
+
+@pytest.mark.parametrize("param", ["model", None])
+def test_a_model_that_cannot_be_served_for_a_while_is_waited_for(prompts, tmp_path, param):
+    server, left = Server(), [3 * TRIES]
+
+    def says(prompt):
+        left[0] -= 1
+        return not_ready(param) if left[0] >= 0 else None
+
+    server.says = says
+    assert not any("error" in result for result in run(server, prompts, tmp_path / "out"))
+
+
+def test_the_time_for_which_a_model_is_waited_for_begins_anew_when_it_answers(prompts, tmp_path):
+    server, tries = Server(), Counter()
+
+    def says(prompt):
+        tries[prompt] += 1
+        return not_ready("model") if tries[prompt] < TRIES else None
+
+    server.says = says
+    assert not any("error" in result for result in run(server, prompts, tmp_path / "out", Throttle(1), patience=1.0))
+    assert set(tries.values()) == {TRIES}
+
+
+def test_a_line_that_takes_too_long_for_a_proxy_ends_so_where_others_are_made_meanwhile(prompts, tmp_path):
+    prompts.write_text("".join(f'"p{i}"\n' for i in range(3 * TIMES_OVER)))
+    server = Server()
+    server.says = lambda prompt: of_proxy(504) if prompt == "p0" else None
+    first, *others = run(server, prompts, tmp_path / "out", Throttle(1))
+    assert first["error"]["message"].startswith("status 504")
+    assert not any("error" in result for result in others)
+    assert server.prompts.count("p0") <= TIMES_OVER + 1
 
 
 def test_an_error_says_nothing_of_the_servers_queue(prompts, tmp_path):

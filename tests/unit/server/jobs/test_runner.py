@@ -18,7 +18,7 @@ from server.jobs.jobs import JobLimits
 from server.jobs.leases import HOLDERS
 from server.jobs.leftovers import Leftovers
 from server.jobs.record import ImageJob
-from server.jobs.runner import MAX_ATTEMPTS
+from server.jobs.runner import MAX_ATTEMPTS, READ_AGAIN
 from server.storage import sweeper
 from server.storage.async_store import AsyncStore
 from server.storage.kept_files import FOLDER
@@ -368,6 +368,49 @@ def test_a_model_that_is_away_holds_up_no_jobs_of_others(store):
         assert (await worker.end_of(runs)).state == "succeeded"
         assert isinstance(await worker.jobs.find("anonymous", waits.id), ImageJob)
         assert [request.model for request in worker.asked] == ["broken", "well"]
+
+    asyncio.run(go())
+
+
+def test_what_a_live_worker_gives_back_is_made_by_one_that_saw_it_held(store):
+    async def go():
+        first, second = Worker(store), Worker(store)
+
+        async def engine(request, context):
+            if request.model == "broken":
+                raise NotReady("the model broken cannot be served", param="model")
+            await asyncio.Event().wait()
+
+        first.engine = engine
+        first.go.clear()
+        await first.bring(key=Key("anna", None, None))  # for as long as it is at this one, it has a beat
+        kept = await first.bring(model="broken")
+        await first.turn()
+        await first.running.wait()
+        await second.turn()
+        assert {known.job.state for known in second.runner.known} == {"running"}
+        first.go.set()
+        end = await second.end_of(kept)
+        assert (end.state, end.job.attempts) == ("succeeded", 1)
+        assert [request.model for request in second.asked] == ["broken"]
+
+    asyncio.run(go())
+
+
+def test_of_many_jobs_that_others_hold_a_look_reads_some_again_and_every_one_has_its_turn(store, monkeypatch):
+    async def go():
+        first, second = (Worker(store, together=99, limits=JobLimits(99, 3600, 3600)) for _ in range(2))
+        first.go.clear()
+        places = [(await first.bring()).place for _ in range(2 * READ_AGAIN + 1)]
+        await first.turn()
+        await second.turn()
+        read, plain = [], store.get_if_changed
+        monkeypatch.setattr(store, "get_if_changed", lambda key, etag: read.append(key) or plain(key, etag))
+        for look in range(1, 4):
+            await second.turn()
+            assert sum(key.startswith(OPEN) for key in read) == look * READ_AGAIN
+        assert {key.removeprefix(OPEN) for key in read if key.startswith(OPEN)} == set(places)
+        await first.die()
 
     asyncio.run(go())
 

@@ -13,7 +13,7 @@ from registry.experiments.catalog import ExperimentCatalog
 from registry.writer import Writer
 from server.experiments import events
 from server.experiments.analysis import archive
-from server.experiments.events import RatingEvent
+from server.experiments.events import FidelityEvent, RatingEvent
 
 NAME = experiment().name
 PLACE = f"m/{events.stream(NAME)}"
@@ -66,9 +66,9 @@ def test_it_begins_at_the_day_of_the_first_start(site):
     for request, day in enumerate(("2028-06-01", "2029-12-30", "2029-12-31", "2030-01-01", "2030-01-05", "2031-01-01")):
         site.keep(f"{PLACE}/{day}", request)
         for place in (events.FEEDBACK, events.FIDELITY):
-            rating = RatingEvent(time=START, request_id=f"{place}{request}", rating=1)
+            rating = RatingEvent(time=START, request_id=f"r{request}", rating=1)
             site.store.create(f"m/{place}/{day}/box-00000001.jsonl", events.write([rating]))
-    assert site.stored() == sorted(f"{kind}{request}" for kind in ("r", "feedback", "fidelity") for request in range(2, 6))
+    assert site.stored() == sorted(f"r{request}" for _ in ("outcome", "feedback", "fidelity") for request in range(2, 6))
     assert len(site.store.read) == 12, "what is older is not even read"
 
 
@@ -81,6 +81,24 @@ def test_a_new_version_begins_at_its_own_start(site):
     for request, day in enumerate(("2030-01-01", "2030-01-11")):
         site.keep(f"{PLACE}/{day}", request)
     assert site.stored() == ["r1"]
+
+
+def test_what_was_learned_of_the_requests_of_others_is_not_in_it(site):
+    """The whole model keeps it in one place: an experiment that ended would have more events with every day."""
+    site.experiments.act(NAME, "start")
+    site.keep(f"{PLACE}/2030-01-02", 1)
+    site.store.create(f"{PLACE}/2030-01-02/box-00000002.jsonl", events.write([outcome(2, "control", 2, version=2)]))
+    for place in (events.FEEDBACK, events.FIDELITY):
+        found = [
+            event
+            for name in ("r1", "r2", "of-another")
+            for event in (
+                RatingEvent(time=START, request_id=name, rating=1),
+                FidelityEvent(time=START, request_id=name, psnr=30.0),
+            )
+        ]
+        site.store.create(f"m/{place}/2030-01-01/box-00000001.jsonl", events.write(found))
+    assert site.stored() == ["r1"] * 5 + ["r2"]
 
 
 def test_a_damaged_object_is_named_and_the_others_are_read(site):
