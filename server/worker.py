@@ -115,7 +115,9 @@ class Flexiffusion:
         metrics.engine_up.set(1)
         metrics.workers_up.set(1)
         while self._app.device_thread.alive:
+            metrics.engine_silent_seconds.set(self._app.device_thread.silent_seconds)
             await asyncio.sleep(0.2)
+        metrics.engine_silent_seconds.set(0)
         metrics.engine_up.set(0)
         metrics.workers_up.set(0)
         log.error("the engine is lost: this process ends, so that another one takes its place")

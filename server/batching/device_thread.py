@@ -23,6 +23,7 @@ from server.batching.inflight_wave import InflightWave
 from server.batching.member import Member
 from server.batching.model_turns import ModelTurns
 from server.batching.overlap import NAP, Overlap
+from server.batching.silence import Silence
 from server.errors import NotReady
 from server.telemetry.served import serving
 
@@ -61,6 +62,7 @@ class DeviceThread:
         self._joining, self._leaving = deque[_Joining](), deque[_Leaving]()
         self.failed_waves = FailedWaves()
         self._turns, self._overlap = ModelTurns(), Overlap()
+        self._silence, self._seen = Silence(), 0  # images in flight at the last look
         self._woken, self._closed = False, ""
         self._began = False  # whether any member ever was warm
         self.thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -69,6 +71,14 @@ class DeviceThread:
     def alive(self) -> bool:
         """Whether what is submitted will be worked on."""
         return self.thread.is_alive()
+
+    @property
+    def silent_seconds(self) -> float:
+        """How long the device has answered nothing of what it was asked; 0 while it is asked nothing, or warms a model up.
+
+        A thread that hangs in a call is alive.
+        """
+        return self._silence.seconds
 
     def join(self, member: Member) -> Future[None]:
         """Warm this member up, while the others go on, and take its steps from then on. The first one starts the thread.
@@ -127,10 +137,12 @@ class DeviceThread:
 
         Returns the wave that is now at work, if any. Raises `DeviceLost` and its like.
         """
+        self._look()
         self._come_and_go(at_work)
         self._capture()
         start = monotonic()
         self._each(lambda member: member.admit())
+        self._look()
         launched = self._launch()
         if launched:
             self._overlap.formed(start, at_work=at_work is not None)
@@ -158,6 +170,7 @@ class DeviceThread:
         if any(member.capturing for member in self._members) and alone.acquire(timeout=NAP):
             try:
                 self._each(lambda member: member.capture())
+                self._silence.begin()
             finally:
                 alone.release()
 
@@ -179,10 +192,19 @@ class DeviceThread:
         if at_work:
             with serving(at_work.member.counted_as):
                 at_work.member.land(at_work.inflight)
+            self._silence.begin()
         self._overlap.begins()
 
     def _advance(self) -> None:
         self._each(lambda member: member.advance())
+        self._look()
+
+    def _look(self) -> None:
+        """Who came was encoded, who went was decoded or given up; and where nobody is, nobody waits for the device yet."""
+        count = sum(len(member.images) for member in self._members)
+        if count != self._seen or not count:
+            self._silence.begin()
+        self._seen = count
 
     def _come_and_go(self, at_work: AtWork | None) -> None:
         """Let go who wants to leave and has nothing in flight, and warm up the next one by a piece."""
@@ -198,7 +220,7 @@ class DeviceThread:
             return
         member, pieces, warm = self._joining[0]
         try:
-            with serving(member.counted_as):
+            with serving(member.counted_as), self._silence.excused():
                 if next(pieces, self) is not self:
                     return
         except BaseException as error:  # whoever waits for it has it
@@ -230,6 +252,7 @@ class DeviceThread:
             with self.changed:
                 self._closed = self._closed or end
             self._each(lambda member: member.retire(end))
+            self._silence.end()
             for joining in self._joining:
                 with suppress(InvalidStateError):
                     joining.warm.set_exception(NotReady(end))
@@ -263,6 +286,7 @@ class DeviceThread:
                     if not self._closed:
                         self.changed.wait(NAP)
                 elif not (self._leaving or any(member.images for member in members)):
+                    self._silence.end()
                     self.changed.wait_for(
                         lambda: self._woken or self._closed or any(member.queue.has_tasks for member in self._members)
                     )

@@ -42,6 +42,11 @@ workers = Gauge("flexi_workers", "Worker processes, as set.", multiprocess_mode=
 workers_up = Gauge(
     "flexi_workers_up", "Worker processes whose engine's thread takes images, of all that live.", multiprocess_mode="livesum"
 )
+engine_silent_seconds = Gauge(
+    "flexi_engine_silent_seconds",
+    "How long the device has answered nothing of what the engine's thread asked; the most of all workers.",
+    multiprocess_mode="livemax",
+)
 queue_seconds = Gauge(
     "flexi_queue_seconds", "Predicted time for the work accepted and not done; the most of all workers.",
     multiprocess_mode="livemax",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -60,6 +61,28 @@ def check(answers: list[httpx.Response]) -> None:
         assert answer.json()["error"]["code"] in ("not_ready", "stopping")
         assert int(answer.headers["Retry-After"]) > 0
         assert "traceback" not in answer.text.lower()
+
+
+def silent_seconds(served: RunningService) -> float:
+    page = httpx.get(f"{served.address}/metrics", timeout=60).text
+    (seconds,) = re.findall(r"^flexi_engine_silent_seconds (.+)$", page, re.MULTILINE)
+    return float(seconds)
+
+
+def test_a_device_that_does_not_answer_is_on_the_page_until_it_does(served, faults):
+    assert silent_seconds(served) == 0
+    faults.write_text("silence")
+    until = time.monotonic() + PATIENCE
+    with ThreadPoolExecutor(1) as client:
+        answer = client.submit(httpx.post, f"{served.address}/generate", json=BODY, timeout=PATIENCE)
+        while silent_seconds(served) < 2:
+            assert time.monotonic() < until, "its thread hangs, and nobody is told"
+            assert not answer.done()
+            time.sleep(0.1)
+        assert answer.result().status_code == 200
+    while silent_seconds(served):
+        assert time.monotonic() < until
+        time.sleep(0.1)
 
 
 @pytest.mark.parametrize("fault", ["wave", "thread"])

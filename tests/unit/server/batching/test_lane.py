@@ -110,6 +110,20 @@ def test_a_decode_that_lands_late_blocks_no_wave_and_no_newcomer(model, engine, 
     assert not engine._decodes
 
 
+def test_a_decode_that_never_lands_is_a_silence_though_the_thread_goes_on(model, engine, gate, monkeypatch):
+    now = 0.0
+    monkeypatch.setattr("server.batching.silence.monotonic", lambda: now)
+    (future,) = engine.submit([spec(model, 1)])
+    engine.take_steps(3)
+    now = 200.0
+    engine.take_steps(3)
+    assert engine._device_thread.silent_seconds == 200
+    gate.is_open = True
+    engine.take_steps()
+    assert future.done()
+    assert engine._device_thread.silent_seconds == 0
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_images_and_previews_are_those_of_a_decoder_in_between(model, engine, gate, seed):
     dice, seen, results = random.Random(seed), {}, {}
