@@ -45,6 +45,7 @@ REGISTRY_SECONDS = 2.0  # how old what is shown of the registry may be
 REPORT_SECONDS = 60.0  # of an experiment's report, which reads all of its events
 WORK_SECONDS = 1.0
 MAX_EVENTS = 50_000  # that a report is made of here: more would keep the device's thread waiting for this process
+READ = 10  # times as many may be read for it: of what was learned later most is of other experiments
 MARKS = 6  # of an experiment's course
 
 
@@ -213,7 +214,8 @@ def _experiments(registry: ModelRegistry, actor: str) -> ExperimentCatalog:
 
 
 def _events(registry: ModelRegistry, declared: DeclaredExperiment, damaged: list[str]) -> list[Event]:
-    found = stored_events(registry.catalog.store, registry.model, declared.state, declared.experiment.version, damaged)
+    store, state, version = registry.catalog.store, declared.state, declared.experiment.version
+    found = stored_events(store, registry.model, state, version, damaged, most=MAX_EVENTS * READ)
     events = list(islice(found, MAX_EVENTS + 1))
     if len(events) > MAX_EVENTS:
         command = f"python -m server.experiments report {declared.state.name}"

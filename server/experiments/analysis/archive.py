@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 
-from registry.errors import Tampered
+from registry.errors import InvalidInput, Tampered
 from registry.experiments.candidates import CandidateState
 from registry.experiments.declaration import ExperimentState
 from registry.stores.base import ObjectStore
@@ -18,18 +18,25 @@ AHEAD = 64  # objects in memory
 SKEW = timedelta(days=1)  # more than clocks differ by
 
 
-def stored_events(store: ObjectStore, model: str, state: ExperimentState, version: int, damaged: list[str]) -> Iterator[Event]:
+def stored_events(
+    store: ObjectStore, model: str, state: ExperimentState, version: int, damaged: list[str], most: int | None = None
+) -> Iterator[Event]:
     """All events that may belong to a version of an experiment: of the days since it was first started, outcomes first.
 
     Of what was learned later, which is kept for the whole model, only what is of this version's requests: other experiments
     go on when it has ended. A file that is damaged is left out from there on, and named in `damaged`.
+    most: events that are read, others' too. Raises `InvalidInput` past them.
     """
     starts = [entry.time for entry in state.history if (entry.action, entry.version) == ("start", version)]
     if not starts:
         return
     prefixes = [f"{model}/{name}/" for name in (stream(state.name), FEEDBACK, FIDELITY)]
     ids = set[str]()
-    for event in _since(starts[0], store, prefixes, damaged):  # in the order of the prefixes
+    for read, event in enumerate(_since(starts[0], store, prefixes, damaged)):  # in the order of the prefixes
+        if read == most:
+            raise InvalidInput(
+                f"more than {most:,} events of this model are as young as it, too many to be read", param=state.name
+            )
         if isinstance(event, OutcomeEvent):
             if event.version == version:
                 ids.add(event.request_id)

@@ -9,6 +9,7 @@ import pytest
 from experiments import START, experiment, outcome
 from memory_store import MemoryStore
 
+from registry.errors import InvalidInput
 from registry.experiments.catalog import ExperimentCatalog
 from registry.writer import Writer
 from server.experiments import events
@@ -99,6 +100,19 @@ def test_what_was_learned_of_the_requests_of_others_is_not_in_it(site):
         ]
         site.store.create(f"m/{place}/2030-01-01/box-00000001.jsonl", events.write(found))
     assert site.stored() == ["r1"] * 5 + ["r2"]
+
+
+def test_no_more_is_read_than_may_be_whoever_it_is_of(site):
+    site.experiments.act(NAME, "start")
+    site.keep(f"{PLACE}/2030-01-01", 1)
+    rating = [RatingEvent(time=START, request_id=f"foreign-{place}", rating=1) for place in range(4)]
+    site.store.create(f"m/{events.FEEDBACK}/2030-01-01/box-00000001.jsonl", events.write(rating))
+    state = site.experiments.state(NAME)
+    read = archive.stored_events(site.store, "m", state, state.version, [], most=5)
+    assert [event.request_id for event in read] == ["r1"]
+    with pytest.raises(InvalidInput, match="more than 4 events of this model are as young as it") as refused:
+        list(archive.stored_events(site.store, "m", state, state.version, [], most=4))
+    assert refused.value.param == NAME
 
 
 def test_a_damaged_object_is_named_and_the_others_are_read(site):
