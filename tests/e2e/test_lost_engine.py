@@ -45,14 +45,14 @@ def is_ready(served: RunningService) -> bool:
 
 
 def refusals(served: RunningService, faults: Path, fault: str) -> list[httpx.Response]:
-    """The answers to three requests that are in flight when the device is lost."""
-    faults.write_text(fault)
+    """The answers to three requests that are in flight when the device is lost.
 
-    def ask(seed: int) -> httpx.Response:
-        return httpx.post(f"{served.address}/generate", json={**BODY, "seed": seed}, timeout=PATIENCE)
-
-    with ThreadPoolExecutor(3) as clients:
-        return list(clients.map(ask, range(3)))
+    One client sends them, for a new one takes a while to make: the process may have ended before the third comes.
+    """
+    with httpx.Client(base_url=served.address, timeout=PATIENCE) as client, ThreadPoolExecutor(3) as threads:
+        client.get("/livez")
+        faults.write_text(fault)
+        return list(threads.map(lambda seed: client.post("/generate", json={**BODY, "seed": seed}), range(3)))
 
 
 def check(answers: list[httpx.Response]) -> None:

@@ -32,8 +32,6 @@ MODEL = (
     "0",
     "--share-mib",
     "0",
-    "--scale",
-    "3",
 )
 IMAGES = ("--screen", "2", "--images", "2", "--select", "2", "--finals", "2", "--heldout", "2", "--generations", "1000")
 

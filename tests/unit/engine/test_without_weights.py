@@ -24,7 +24,8 @@ def test_a_model_without_weights_is_planned_like_the_loaded_one(name):
     assert told.weight_bytes == loaded.weight_bytes > 10**6
     assert told.slot_bytes() == loaded.slot_bytes()
     assert told.macs == loaded.macs
-    assert told.prompts.cut("word " * 100) == loaded.prompts.cut("word " * 100)
+    text = "word " * 100 if loaded.prompts.reads_texts else loaded.prompts.sample
+    assert told.prompts.cut(text) == loaded.prompts.cut(text)
     half = Schedule(model=told.ref, solver=told.solver("ddim", 4), segments=(Segment(partial=(1,), branch=2), Segment()))
     assert told.compile(half) == loaded.compile(half)
     loaded.drop_weights()

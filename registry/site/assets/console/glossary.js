@@ -209,6 +209,8 @@ export const GLOSSARY = {
  "set by hand": "on the results page: the best that is set by hand, at its own or at optimal timesteps, with corrections that are fitted to it and no search",
  "shadow teacher": "the teacher making sampled images again in idle time, from the same prompt and noise: the fidelity clients really got",
  "signature": "what a key says of every byte of a stored document (Ed25519): its holder vouches for it",
+ "silence": "how long the device has answered nothing of what the engine thread asked it",
+ "silent": "how long the device has answered nothing of what the engine thread asked it",
  "single file": "a whole model of Stable Diffusion in one file, by the names of its published implementation",
  "slot": "preallocated memory of one row: latent, the clean latent before, condition, cached deep feature, of one image size (its layout) and one length of context; or of what an image keeps of a source",
  "solver": "the update rule (ddim, dpmsolver++, euler, euler-ancestral, lcm)",
