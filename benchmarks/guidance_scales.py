@@ -1,10 +1,10 @@
 """python -m benchmarks.guidance_scales RUN: what a search's tiers are worth at guidance scales it fitted, between and beyond.
 
 Of each tier and scale, rFID to the teacher's images of that scale, of prompts and noise that no choice saw. Four ways: *ours*
-takes the corrections of the scale (`registry.corrections`), *one scale* those of the search's own scale at all, as documents
-from before have them, *none* the same steps without corrections, and *by hand* is the best of the strongest hand-set schedules
-under the same ceiling, those that the search was held against at its own scale. Which of them is best is said by the images
-that are measured, which favours it.
+takes the corrections of the scale (`registry.corrections`), *one scale* those of the search's own scale everywhere, as
+documents from before have them, *none* the same steps without corrections, and *by hand* is the best of the strongest hand-set
+schedules under the same ceiling, those that the search was held against at its own scale. Which of them is best is decided on
+the images that are measured, which favours it.
 Kill it whenever you like: the same command goes on where it was.
 """
 
@@ -31,7 +31,7 @@ from search_jobs.measurement import Measurement
 from search_jobs.objective import Objective
 from search_jobs.progress import ProgressBars
 from search_jobs.report import read
-from search_jobs.report.style import BY_HAND, INK, MUTED, SEARCHED, WIDTH, decades, dress, figure, headline, save
+from search_jobs.report.style import BY_HAND, INK, MUTED, RULE, SEARCHED, WIDTH, decades, dress, figure, headline, save
 
 SCALES = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.5, 10.0)  # what a search fits by default, and two between
 OURS, ONE, NONE, HAND = "ours", "one scale", "none", "by hand"
@@ -184,7 +184,7 @@ def drawn(document: Mapping[str, Any]) -> Figure:
         dress(axes, grid=False)
         decades(axes.yaxis)
         for scale in document["fitted"]:
-            axes.axvline(scale, c="#e3e7eb", lw=0.8, zorder=0)
+            axes.axvline(scale, c=RULE, lw=0.8, zorder=0)
         headline(axes, f"{tier['tier']}, {tier['cost']:.3f} of the cost")
     panels[0].set_ylabel(f"rFID, {document['model']}")
     handles, labels = panels[0].get_legend_handles_labels()
